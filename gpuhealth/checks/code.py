@@ -1,0 +1,96 @@
+"""What a finding code is: its defaults, how it clears, what it means. Checks make their outcomes from it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+import msgspec
+
+from gpuhealth.checks.history import History
+from gpuhealth.config import Settings
+from gpuhealth.model import NODE, Action, Clean, Evidence, Finding, Missing, NotChecked, Outcome, Severity
+from gpuhealth.readings import GpuReadings, NodeReadings
+
+
+class Clears(enum.StrEnum):
+    """The evidence that ends a finding."""
+
+    REREAD = "reread"  # read clean for clear_after seconds
+    RECOVERY = "recovery"  # the GPU's recovery action back to none, or a new boot
+    REBOOT = "reboot"  # a new boot id
+    EXPIRY = "expiry"  # an event that leaves nothing to read again: not repeated for clear_after seconds
+
+
+class Code(msgspec.Struct, frozen=True):
+    """One kind of finding."""
+
+    name: str
+    severity: Severity
+    action: Action
+    meaning: str
+    advice: str
+    quarantine: bool = False
+    drain: bool = False
+    essential: bool = False  # while it cannot be measured, the component's state is unknown
+    raise_after: float = 0.0  # seconds the fault must hold before it is a finding
+    clears: Clears = Clears.REREAD
+    clear_after: float = 30.0  # seconds
+
+    @property
+    def clears_when(self) -> str:
+        """The clearing rule in words."""
+        span = f"{self.clear_after:g} s"
+        return {
+            Clears.REREAD: f"read clean for {span}",
+            Clears.RECOVERY: "the GPU's recovery action is back to none, the node has rebooted, or a person says so",
+            Clears.REBOOT: "the node has rebooted, or a person says so",
+            Clears.EXPIRY: f"not repeated for {span}",
+        }[self.clears]
+
+    def found(
+        self,
+        gpu: GpuReadings | None,
+        message: str,
+        *,
+        now: datetime,
+        source: str,
+        reading: object = "",
+        threshold: object = "",
+        line: str = "",
+        severity: Severity | None = None,
+        action: Action | None = None,
+        component: str | None = None,
+        mig_instance: str = "",
+    ) -> Finding:
+        """A finding of this code on a GPU, or on the node where `gpu` is None."""
+        named = gpu.component if gpu else ""
+        return Finding(
+            code=self.name,
+            severity=severity or self.severity,
+            component=component or named or NODE,
+            message=message,
+            action=action or self.action,
+            evidence=Evidence(source, str(reading), str(threshold), now, line),
+            first_seen=now,
+            last_seen=now,
+            clears_when=self.clears_when,
+            gpu=named,
+            mig_instance=mig_instance,
+        )
+
+    def clean(self, gpu: GpuReadings | None) -> Clean:
+        """This code was looked for and not there."""
+        return Clean(self.name, gpu.component if gpu else NODE)
+
+    def not_checked(self, gpu: GpuReadings | None, reason: Missing) -> NotChecked:
+        """This code could not be looked for."""
+        return NotChecked(self.name, gpu.component if gpu else NODE, reason)
+
+
+class Check(msgspec.Struct, frozen=True):
+    """A subject's codes and the pure function that looks for them."""
+
+    codes: tuple[Code, ...]
+    run: Callable[[NodeReadings, Settings, History], Iterable[Outcome]]

@@ -1,0 +1,280 @@
+"""Settings: one YAML file, overridden by the environment; unknown keys are refused; an error is one sentence.
+
+`GPUHEALTH_CONFIG` names the file; `GPUHEALTH_NVML__WARN_AFTER=30s` overrides `nvml.warn_after`.
+Durations are written as Prometheus writes them (`10s`, `5m`, `1h30m`, `14d`) or as seconds, and held as seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gpuhealth.model import Severity
+
+ENVIRONMENT_PREFIX = "GPUHEALTH_"
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the text is one sentence that says what, where and what would be right."""
+
+
+def seconds(value: object) -> object:
+    """Seconds from `90`, `90s`, `1m30s`, `14d`; anything else is left for pydantic to refuse."""
+    if isinstance(value, str):
+        if _DURATION.fullmatch(value):
+            return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no duration (write 30s, 10m, 24h or 14d)") from None
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=False)]
+"""Seconds."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Roots(_Section):
+    """Where the node's trees are: a container mounts the host's elsewhere, a test makes its own."""
+
+    dev: Path = Path("/dev")
+    sys: Path = Path("/sys")
+    proc: Path = Path("/proc")
+    kmsg: Path = Path("/dev/kmsg")
+
+
+class Nvml(_Section):
+    """The NVML child process and its deadlines."""
+
+    warn_after: Duration = 20.0
+    critical_after: Duration = 60.0
+    reinit_interval: Duration = 60.0  # between nvmlInit attempts while a GPU is lost or the driver is away
+    max_replacements: NonNegativeInt = 1  # children started beside one that hangs
+
+
+class Kmsg(_Section):
+    """The kernel log."""
+
+    lookback: Duration = 600.0  # at the agent's very first start: older records are not raised
+
+
+class Ecc(_Section):
+    """Memory errors."""
+
+    new_for: Duration = 86400.0  # an uncorrectable error is critical this long after the count grew
+    corrected_per_hour: NonNegativeInt = 10_000
+
+
+class Xid(_Section):
+    """How XIDs are counted."""
+
+    coalesce: Duration = 5.0  # the same code on the same GPU within this time is one event
+    consequence: Duration = 60.0  # 43 and 45 this soon after another XID on the GPU are its consequence
+    repeat_window: Duration = 86400.0
+    repeats_critical: int = Field(default=3, ge=2)  # of a code that says "contact support"
+    app_faults: int = Field(default=3, ge=2)  # by different processes on one GPU within repeat_window
+    expire_after: Duration = 600.0  # what leaves nothing to read again ends when it has not come back
+
+
+class Thermal(_Section):
+    """Distance to the GPU's own slowdown or maximum operating temperature."""
+
+    margin_warning_celsius: NonNegativeInt = 5
+
+
+class Clocks(_Section):
+    """Throttling."""
+
+    window: Duration = 60.0
+    throttled_percent: float = Field(default=50.0, gt=0, le=100)
+    straggler_percent: float = Field(default=85.0, gt=0, le=100)  # of the median clock of the node's busy GPUs
+    busy_percent: int = Field(default=50, ge=1, le=100)  # utilization from which a GPU counts as under load
+
+
+class Pcie(_Section):
+    """The PCIe link."""
+
+    window: Duration = 60.0
+    replays_per_minute: NonNegativeInt = 30
+    correctable_per_minute: NonNegativeInt = 32
+
+
+class Nvlink(_Section):
+    """NVLinks: errors within the window, bit error rates at once."""
+
+    window: Duration = 600.0
+    errors: NonNegativeInt = 100
+    effective_ber: float = Field(default=1e-12, gt=0)
+
+
+class Memory(_Section):
+    """What a GPU with no process may still hold."""
+
+    leaked_bytes: NonNegativeInt = 1 << 30
+    retired_pages: NonNegativeInt = 60  # of the 63 that the table can use before the GPU is to be replaced
+
+
+class Http(_Section):
+    """Where /metrics, /healthz and /readyz are served."""
+
+    host: str = "0.0.0.0"
+    port: int = Field(default=9475, ge=0, le=65535)
+
+
+class Journal(_Section):
+    """What the node remembers."""
+
+    path: Path = Path("/var/lib/gpuhealth/journal.sqlite")
+    keep: Duration = 14 * 86400.0
+    max_entries: int = Field(default=100_000, ge=100)
+
+
+class Kubernetes(_Section):
+    """The cluster, where there is one."""
+
+    enabled: bool = True
+    kubeconfig: Path | None = None  # else the pod's service account
+    context: str | None = None
+    namespace: str = "gpuhealth"
+
+
+class FindingPolicy(_Section):
+    """What a deployment changes of a finding's defaults; None keeps the default."""
+
+    severity: Severity | None = None
+    quarantine: bool | None = None
+    drain: bool | None = None
+    raise_after: Duration | None = None
+    clear_after: Duration | None = None
+    ignore: bool = False
+
+
+class PoolPolicy(_Section):
+    """Finding policies for the nodes that carry all of these labels."""
+
+    node_labels: dict[str, str] = Field(min_length=1)
+    findings: dict[str, FindingPolicy]
+
+
+class Settings(BaseSettings):
+    """All settings, with the defaults that hold when nothing is said."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    node_name: str = Field(default_factory=socket.gethostname, min_length=1)
+    mode: Literal["observe", "taint", "cordon"] = "taint"
+    interval: Duration = Field(default=10.0, gt=0)
+    unknown_after: Duration = 120.0
+    expect_gpus: NonNegativeInt | None = None  # wins over what the node remembers
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    roots: Roots = Roots()
+    nvml: Nvml = Nvml()
+    kmsg: Kmsg = Kmsg()
+    ecc: Ecc = Ecc()
+    xid: Xid = Xid()
+    thermal: Thermal = Thermal()
+    clocks: Clocks = Clocks()
+    pcie: Pcie = Pcie()
+    nvlink: Nvlink = Nvlink()
+    memory: Memory = Memory()
+    http: Http = Http()
+    journal: Journal = Journal()
+    kubernetes: Kubernetes = Kubernetes()
+    findings: dict[str, FindingPolicy] = {}  # by code or pattern: "xid.94", "nvlink.*"
+    pools: tuple[PoolPolicy, ...] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings names it
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings names it
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, which comes as keyword arguments."""
+        return env_settings, init_settings
+
+    def policy(self, code: str, node_labels: dict[str, str] | None = None) -> FindingPolicy:
+        """What this deployment says of a finding code: pools over the general, the exact code over patterns."""
+        chosen: dict[str, Any] = {}
+        labels = node_labels or {}
+        pools = [p.findings for p in self.pools if p.node_labels.items() <= labels.items()]
+        for findings in [self.findings, *pools]:
+            patterns = [key for key in findings if key != code and fnmatchcase(code, key)]
+            for key in sorted(patterns, key=len):
+                chosen |= findings[key].model_dump(exclude_unset=True)
+            if code in findings:
+                chosen |= findings[code].model_dump(exclude_unset=True)
+        return FindingPolicy(**chosen)
+
+
+def load(path: Path | None = None, **overrides: Any) -> Settings:
+    """Settings from the file (or the one that GPUHEALTH_CONFIG names), the environment, then `overrides`.
+
+    Raises ConfigError with one sentence for a file that cannot be read, a key that is not known, a bad value.
+    """
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT_PREFIX) and name != f"{ENVIRONMENT_PREFIX}CONFIG":
+            if name.split("__")[0].upper() not in known:
+                raise ConfigError(f"environment variable {name} names no setting")
+    if path is None and (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
+        path = Path(named)
+    values = _file_values(path) if path else {}
+    try:
+        settings = Settings(**values)
+        return settings.model_copy(update=_validated(overrides)) if overrides else settings
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, path)) from None
+
+
+def _validated(overrides: dict[str, Any]) -> dict[str, Any]:
+    settings = Settings(**overrides)
+    return {name: getattr(settings, name) for name in overrides}
+
+
+def _file_values(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = f" line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""  # type: ignore[union-attr]
+        raise ConfigError(f"configuration {path}{where} is not valid YAML") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"configuration {path} must be a mapping of setting names to values")
+    return values
+
+
+def _sentence(error: ValidationError, path: Path | None) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    source = f"configuration {path}" if path else "configuration"
+    if first["type"] == "extra_forbidden":
+        return f"{source}: {where} is not a known setting"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{source}: {where}: {reason}, not {first['input']!r}" if "input" in first else f"{source}: {where}: {reason}"
