@@ -207,7 +207,7 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings names it
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings names it
@@ -237,9 +237,9 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     """
     known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
     for name in os.environ:
-        if name.startswith(ENVIRONMENT_PREFIX) and name != f"{ENVIRONMENT_PREFIX}CONFIG":
-            if name.split("__")[0].upper() not in known:
-                raise ConfigError(f"environment variable {name} names no setting")
+        ours = name.startswith(ENVIRONMENT_PREFIX) and name != f"{ENVIRONMENT_PREFIX}CONFIG"
+        if ours and name.split("__")[0].upper() not in known:
+            raise ConfigError(f"environment variable {name} names no setting")
     if path is None and (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
         path = Path(named)
     values = _file_values(path) if path else {}
@@ -277,4 +277,6 @@ def _sentence(error: ValidationError, path: Path | None) -> str:
     if first["type"] == "extra_forbidden":
         return f"{source}: {where} is not a known setting"
     reason = first["msg"].removeprefix("Value error, ")
-    return f"{source}: {where}: {reason}, not {first['input']!r}" if "input" in first else f"{source}: {where}: {reason}"
+    return (
+        f"{source}: {where}: {reason}, not {first['input']!r}" if "input" in first else f"{source}: {where}: {reason}"
+    )

@@ -106,7 +106,9 @@ class KernelRecord(msgspec.Struct, frozen=True):
 class KernelEvent(msgspec.Struct, frozen=True):
     """A kernel-log record (or an NVML event) that means something."""
 
-    kind: str  # xid, sxid, nvrm, aer, edac, mce, hung_task, soft_lockup, fs_readonly, io_error, oom, mlx5, segfault, link
+    kind: (
+        str  # xid, sxid, nvrm, aer, edac, mce, hung_task, soft_lockup, fs_readonly, io_error, oom, mlx5, segfault, ...
+    )
     line: str
     finding: str  # the finding's code, such as xid.79
     severity: Severity
