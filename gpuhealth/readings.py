@@ -172,6 +172,6 @@ class NodeReadings(msgspec.Struct, frozen=True):
     pci: Reading[tuple[PciDevice, ...]] = UNREAD
     device_nodes: Reading[tuple[int, ...]] = UNREAD  # N of every /dev/nvidiaN
     kernel_log: Reading[KernelLog] = UNREAD
-    live_pids: Reading[frozenset[int]] = UNREAD  # of the processes that hold a GPU, those that exist
+    live_pids: Reading[tuple[int, ...]] = UNREAD  # of the processes that hold a GPU, those that exist
     fabric_manager_running: Reading[bool] = UNREAD
     events: tuple[KernelEvent, ...] = ()

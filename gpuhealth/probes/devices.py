@@ -1,0 +1,64 @@
+"""Device nodes and processes: what /dev and /proc say of the GPUs and of those who use them."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from gpuhealth.model import Reading
+from gpuhealth.probes.pci import file_missing
+
+_DEVICE_NODE = re.compile(r"nvidia(\d+)")
+_FABRIC_MANAGER = "nv-fabricmanage"  # the kernel cuts a process' name to 15 characters
+_RESCAN_SECONDS = 60.0  # a scan of /proc costs 10 ms with 1,000 processes
+
+
+def device_nodes(dev: Path) -> Reading[tuple[int, ...]]:
+    """The N of every /dev/nvidiaN, ascending."""
+    try:
+        names = [entry.name for entry in dev.iterdir()]
+    except OSError as error:
+        return file_missing(error)
+    return tuple(sorted(int(match[1]) for name in names if (match := _DEVICE_NODE.fullmatch(name))))
+
+
+def live_pids(proc: Path, pids: Iterable[int]) -> Reading[tuple[int, ...]]:
+    """Those of the processes that exist. Looks at nothing of them: files of a process in D state can hang."""
+    wanted = sorted(set(pids))
+    try:
+        os.stat(proc / "self")  # noqa: PTH116 - a link that leads to another pid namespace still proves /proc
+    except OSError as error:
+        return file_missing(error)
+    return tuple(pid for pid in wanted if (proc / str(pid)).exists())
+
+
+class FabricManagerProbe:
+    """Whether nv-fabricmanager runs; its pid is remembered, so that /proc is scanned only when it is not there."""
+
+    def __init__(self, proc: Path) -> None:
+        self._proc = proc
+        self._pid: str | None = None
+        self._scanned_at = -_RESCAN_SECONDS
+
+    def read(self) -> Reading[bool]:
+        """True, False, or why /proc cannot be read."""
+        if self._pid and self._is_fabric_manager(self._pid):
+            return True
+        if self._pid is None and time.monotonic() - self._scanned_at < _RESCAN_SECONDS:
+            return False
+        self._scanned_at = time.monotonic()
+        try:
+            pids = [name for name in os.listdir(self._proc) if name.isdecimal()]  # noqa: PTH208 - names only
+        except OSError as error:
+            return file_missing(error)
+        self._pid = next((pid for pid in pids if self._is_fabric_manager(pid)), None)
+        return self._pid is not None
+
+    def _is_fabric_manager(self, pid: str) -> bool:
+        try:
+            return (self._proc / pid / "comm").read_text().startswith(_FABRIC_MANAGER)
+        except OSError:
+            return False  # it has ended

@@ -1,0 +1,55 @@
+"""One round of a node: every probe read once, all into one NodeReadings."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gpuhealth.config import Settings
+from gpuhealth.model import Missing, Reading
+from gpuhealth.probes.devices import FabricManagerProbe, device_nodes, live_pids
+from gpuhealth.probes.nvml import NvmlProbe
+from gpuhealth.probes.pci import PciProbe
+from gpuhealth.readings import NOT_SUPPORTED, KernelLog, NodeReadings, NvmlReadings
+
+
+def boot_id(proc: Path) -> str:
+    """The kernel's name for this boot; empty where it cannot be read."""
+    try:
+        return (proc / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class NodeProbe:
+    """Reads the node. The kernel log comes by itself and is read by probes/kmsg.py."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.nvml = NvmlProbe(settings.nvml)
+        self._pci = PciProbe(settings.roots.sys)
+        self._fabric_manager = FabricManagerProbe(settings.roots.proc)
+        self.boot_id = boot_id(settings.roots.proc)
+
+    async def read(self, wait_seconds: float, kernel_log: Reading[KernelLog]) -> NodeReadings:
+        """One round; NVML is waited for at most `wait_seconds`."""
+        nvml = await self.nvml.read(wait_seconds)
+        roots = self._settings.roots
+        pci = self._pci.read()
+        switches = not isinstance(pci, Missing) and any(device.is_nvswitch for device in pci)
+        return NodeReadings(
+            node=self._settings.node_name,
+            time=datetime.now(UTC),
+            boot_id=self.boot_id,
+            nvml=nvml,
+            pci=pci,
+            device_nodes=device_nodes(roots.dev),
+            kernel_log=kernel_log,
+            live_pids=live_pids(roots.proc, _pids(nvml)),
+            fabric_manager_running=self._fabric_manager.read() if switches else NOT_SUPPORTED,
+        )
+
+
+def _pids(nvml: NvmlReadings) -> list[int]:
+    holders = (gpu.compute_processes for gpu in nvml.gpus)
+    return [process.pid for held in holders if not isinstance(held, Missing) for process in held]

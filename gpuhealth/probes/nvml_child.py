@@ -1,0 +1,145 @@
+"""The process in which NVML calls are made: `python -m gpuhealth.probes.nvml_child`, started by probes/nvml.py.
+
+It reads one-line commands on standard input and answers in JSON lines on standard output; file descriptor 3 is a page
+shared with the parent that holds the name of the call being made. It ends when standard input does: the kernel then
+closes every /dev/nvidia* handle, which works also where nvmlShutdown would hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import sys
+import threading
+import time
+from typing import TypeAlias
+
+import msgspec
+
+from gpuhealth.model import Missing, MissingReason, Reading
+from gpuhealth.probes import nvml_reader
+from gpuhealth.readings import GpuReadings
+
+PROGRESS_FD = 3
+PROGRESS_BYTES = 256
+
+
+class Began(msgspec.Struct, frozen=True, tag=True):
+    """The round's first line."""
+
+    problem: Missing | None
+    driver_version: Reading[str]
+    nvml_version: Reading[str]
+    cuda_version: Reading[str]
+    count: Reading[int]
+
+
+class Gpu(msgspec.Struct, frozen=True, tag=True):
+    """One GPU of the round."""
+
+    readings: GpuReadings
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """The round's last line."""
+
+
+class XidSeen(msgspec.Struct, frozen=True, tag=True):
+    """An XID event from NVML: a code without text."""
+
+    xid: int
+    pci: str
+    uuid: str
+    time: float
+
+
+Message: TypeAlias = Began | Gpu | Ended | XidSeen
+
+
+class _Child:
+    def __init__(self, reinit_interval: float) -> None:
+        self._reinit_interval = reinit_interval
+        self._driver: nvml_reader.Driver | None = None
+        self._problem: Missing | None = Missing(MissingReason.ERROR, "not started")
+        self._started_at = -reinit_interval
+        self._lost = False
+        self._want_events = False
+        self._events: nvml_reader.XidEvents | None = None
+        self._encoder = msgspec.json.Encoder()
+        self._output = threading.Lock()
+        self._page = mmap.mmap(PROGRESS_FD, PROGRESS_BYTES)
+
+    def progress(self, call: str) -> None:
+        """Tells the parent which call is about to be made."""
+        self._page[:] = call.encode()[:PROGRESS_BYTES].ljust(PROGRESS_BYTES, b"\0")
+
+    def say(self, message: Message) -> None:
+        line = self._encoder.encode(message) + b"\n"
+        with self._output:
+            view = memoryview(line)
+            while view:
+                view = view[os.write(1, view) :]
+
+    def serve(self) -> None:
+        for line in sys.stdin.buffer:
+            command = line.strip()
+            if command == b"events":
+                self._want_events = True
+            elif command == b"read":
+                self.round()
+
+    def round(self) -> None:
+        self._restart_if_due()
+        driver = self._driver
+        if driver is None:
+            unread = self._problem or Missing(MissingReason.ERROR)
+            self.say(Began(self._problem, unread, unread, unread, unread))
+        else:
+            count = driver.count()
+            self.say(Began(None, driver.driver_version, driver.nvml_version, driver.cuda_version, count))
+            self._lost = isinstance(count, Missing)
+            if not isinstance(count, Missing):
+                for index in range(count):
+                    if _input_ended():
+                        return
+                    gpu = driver.read(index, count)
+                    self._lost |= gpu.error is not None
+                    self.say(Gpu(gpu))
+        self.progress("")
+        self.say(Ended())
+
+    def _restart_if_due(self) -> None:
+        """Starts NVML, again where it failed or a GPU is lost; not in every round, since starting can hang as well."""
+        if self._driver is not None and not self._lost:
+            return
+        if time.monotonic() - self._started_at < self._reinit_interval:
+            return
+        self._started_at = time.monotonic()
+        if self._events:
+            self._events.stop()
+            self._events = None
+        before = self._driver
+        if before is not None:
+            nvml_reader.stop(self.progress)
+        self._problem = nvml_reader.start(self.progress)
+        self._driver = None if self._problem else nvml_reader.Driver(self.progress, before)
+        if self._driver and self._want_events:
+            self._events = nvml_reader.XidEvents(lambda *seen: self.say(XidSeen(*seen)))
+
+
+def _input_ended() -> bool:
+    """Between two GPUs: the parent sends nothing during a round, so that input to read is its end."""
+    return bool(select.select([0], [], [], 0)[0])
+
+
+def main() -> None:
+    """Serves until standard input ends."""
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone
+        _Child(reinit_interval=float(sys.argv[1])).serve()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
