@@ -1,0 +1,167 @@
+"""What was seen and done on this node: SQLite on the node's own disk, bounded in time and size.
+
+Two tables: `entries` for people (`gpuhealth events`), `memory` for the agent's next start. Both are written in one
+transaction, so that after a crash the remembered kernel-log position never runs ahead of what was recorded.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    id INTEGER PRIMARY KEY,
+    time REAL NOT NULL,
+    kind TEXT NOT NULL,
+    code TEXT NOT NULL,
+    component TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    message TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS entries_by_time ON entries (time);
+CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+"""
+
+
+class JournalError(Exception):
+    """The journal cannot be read or written; the text says which and why."""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the node's history."""
+
+    time: datetime
+    kind: str  # raised, changed, cleared, kernel, act, agent
+    code: str
+    component: str
+    message: str
+    severity: str = ""
+    detail: str = ""  # JSON, or the raw kernel-log line
+
+
+class Journal:
+    """The journal of one node. Usable from any one thread at a time."""
+
+    def __init__(self, path: Path, keep_seconds: float, max_entries: int, read_only: bool = False) -> None:
+        """Opens the journal and makes it where it does not exist.
+
+        Raises JournalError. A file that is no journal is set aside, never overwritten: the node goes on with a new one.
+        """
+        self.path = path
+        self._keep_seconds = keep_seconds
+        self._max_entries = max_entries
+        self.set_aside: Path | None = None
+        try:
+            if not read_only:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = self._open(read_only)
+        except sqlite3.OperationalError as error:
+            raise JournalError(f"cannot open journal {path}: {error}") from None
+        except sqlite3.DatabaseError as error:
+            if read_only:
+                raise JournalError(f"{path} is no journal: {error}") from None
+            self.set_aside = path.with_suffix(f".damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+            path.rename(self.set_aside)
+            self._database = self._open(read_only)
+        except OSError as error:
+            raise JournalError(f"cannot make journal {path}: {error.strerror}") from None
+
+    def _open(self, read_only: bool) -> sqlite3.Connection:
+        mode = "ro" if read_only else "rwc"
+        # Autocommit; transactions are explicit. Another process may hold the lock for a moment: `gpuhealth events`.
+        database = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            timeout=5.0,
+            check_same_thread=False,
+        )
+        try:
+            if not read_only:
+                # A write-ahead log needs no fsync for every transaction; what a power cut can take, the kernel log
+                # of that boot is lost with.
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("PRAGMA synchronous=NORMAL")
+                database.executescript(_SCHEMA)
+                database.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            database.execute("SELECT count(*) FROM memory").fetchone()
+        except BaseException:
+            database.close()  # whatever went wrong, the file must be free to be set aside
+            raise
+        return database
+
+    def write(self, entries: Iterable[Entry] = (), memory: Mapping[str, bytes] | None = None) -> None:
+        """Adds entries and replaces remembered values, all or nothing. Raises JournalError."""
+        rows = [
+            (
+                entry.time.timestamp(),
+                entry.kind,
+                entry.code,
+                entry.component,
+                entry.severity,
+                entry.message,
+                entry.detail,
+            )
+            for entry in entries
+        ]
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                self._database.executemany(
+                    "INSERT INTO entries (time, kind, code, component, severity, message, detail)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    rows,
+                )
+                self._database.executemany("INSERT OR REPLACE INTO memory VALUES (?, ?)", (memory or {}).items())
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot write journal {self.path}: {error}") from None
+
+    def recall(self, key: str) -> bytes | None:
+        """A remembered value. Raises JournalError."""
+        try:
+            row = self._database.execute("SELECT value FROM memory WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot read journal {self.path}: {error}") from None
+        return None if row is None else bytes(row[0])
+
+    def entries(self, since: datetime | None = None, code: str = "*", limit: int = 1000) -> Iterator[Entry]:
+        """The newest `limit` entries since a time whose code matches a shell pattern, oldest first."""
+        query = (
+            "SELECT * FROM (SELECT id, time, kind, code, component, severity, message, detail FROM entries"
+            " WHERE time >= ? AND code GLOB ? ORDER BY id DESC LIMIT ?) ORDER BY id"
+        )
+        start = since.timestamp() if since else 0.0
+        try:
+            with closing(self._database.execute(query, (start, code, limit))) as rows:
+                for _, when, kind, name, component, severity, message, detail in rows:
+                    time = datetime.fromtimestamp(when, UTC)
+                    yield Entry(time, kind, name, component, message, severity, detail)
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot read journal {self.path}: {error}") from None
+
+    def prune(self, now: datetime) -> None:
+        """Drops entries that are too old or too many. Raises JournalError."""
+        try:
+            self._database.execute("DELETE FROM entries WHERE time < ?", (now.timestamp() - self._keep_seconds,))
+            self._database.execute(
+                "DELETE FROM entries WHERE id <= (SELECT max(id) FROM entries) - ?", (self._max_entries,)
+            )
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot prune journal {self.path}: {error}") from None
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._database.close()

@@ -1,0 +1,336 @@
+"""Findings over time: what is raised, what has cleared, and what follows for the node.
+
+Pure: outcomes, the time and the boot id come in, changes and a verdict come out. A finding is raised when it has held
+for its `raise_after`, and ends by its own rule only: read clean for a while, recovery action back to none, a new boot,
+not repeated. A check that could not be made neither raises nor ends anything; an essential one makes unknown.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from datetime import datetime
+
+import msgspec
+
+from gpuhealth import checks
+from gpuhealth.checks.code import Clears, Code
+from gpuhealth.checks.history import Baseline
+from gpuhealth.config import FindingPolicy, Settings
+from gpuhealth.model import (
+    Clean,
+    Coverage,
+    Finding,
+    GpuVerdict,
+    MigVerdict,
+    Missing,
+    NotChecked,
+    NotCovered,
+    Outcome,
+    Severity,
+    State,
+    Verdict,
+)
+from gpuhealth.readings import GpuReadings, NodeReadings
+
+# A GPU that asked for recovery and no longer does has been reset: this ends what only a reset can end.
+_RECOVERY_SIGNALS = ("gpu.recovery_action", "gpu.reset_required")
+
+Key = tuple[str, str]
+"""Code and component."""
+
+
+class Tracked(msgspec.Struct):
+    """One finding on its way from seen to cleared."""
+
+    finding: Finding
+    raised: bool
+    boot_id: str
+    clean_since: datetime | None = None
+    recovery_seen: bool = False
+
+
+class Ledger(msgspec.Struct):
+    """What is remembered between rounds and over a restart; `Findings` works on it."""
+
+    tracked: list[Tracked] = []
+
+
+class ChangeKind(enum.StrEnum):
+    """What happened to a finding."""
+
+    RAISED = "raised"
+    CHANGED = "changed"  # its severity
+    CLEARED = "cleared"
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A finding was raised, changed its severity or cleared; `reason` is the evidence for a clearing."""
+
+    kind: ChangeKind
+    finding: Finding
+    time: datetime
+    reason: str = ""
+
+
+class Quarantine(msgspec.Struct, frozen=True):
+    """Why the node should be out of service, and whether its pods should be moved."""
+
+    finding: Finding
+    drain: bool
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """A code's defaults with what the deployment changes of them."""
+
+    code: Code
+    policy: FindingPolicy
+
+    @property
+    def raise_after(self) -> float:
+        """Seconds."""
+        return self.code.raise_after if self.policy.raise_after is None else self.policy.raise_after
+
+    @property
+    def clear_after(self) -> float:
+        """Seconds."""
+        return self.code.clear_after if self.policy.clear_after is None else self.policy.clear_after
+
+    def quarantines(self, finding: Finding) -> bool:
+        """Critical findings of a quarantining code; any severity where the deployment says so outright."""
+        if self.policy.quarantine is not None:
+            return self.policy.quarantine
+        return self.code.quarantine and finding.severity is Severity.CRITICAL
+
+    def drains(self, finding: Finding) -> bool:
+        """Whether the node's pods should be moved for it."""
+        drain = self.code.drain if self.policy.drain is None else self.policy.drain
+        return drain and self.quarantines(finding)
+
+
+class Findings:
+    """The findings of one node. `one_look`: nothing to wait for, every reading counts at once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        started: datetime,
+        ledger: Ledger | None = None,
+        node_labels: dict[str, str] | None = None,
+        one_look: bool = False,
+    ) -> None:
+        self._started = started
+        self._one_look = one_look
+        self._tracked: dict[Key, Tracked] = {
+            (tracked.finding.code, tracked.finding.component): tracked for tracked in (ledger.tracked if ledger else [])
+        }
+        self._measured: dict[Key, datetime] = {}
+        self._unmeasured: dict[Key, Missing] = {}
+        self._checked: set[str] = set()
+        self.configure(settings, node_labels or {})
+
+    def configure(self, settings: Settings, node_labels: dict[str, str]) -> None:
+        """Takes new settings or node labels; they hold from the next round on."""
+        self._settings, self._node_labels = settings, node_labels
+        self._rules: dict[str, Rule] = {}
+
+    def ledger(self) -> Ledger:
+        """What to remember."""
+        return Ledger(list(self._tracked.values()))
+
+    def active(self) -> tuple[Finding, ...]:
+        """The raised findings, worst and oldest first."""
+        raised = (tracked.finding for tracked in self._tracked.values() if tracked.raised)
+        return tuple(sorted(raised, key=lambda finding: (-finding.severity.rank, finding.first_seen, finding.code)))
+
+    def take_round(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
+        """Takes the outcomes of a whole round: what it could not measure is no longer covered."""
+        self._checked.clear()
+        self._unmeasured.clear()
+        return self.take(outcomes, now, boot_id)
+
+    def take(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
+        """Takes outcomes of a part of the checks, such as those of kernel-log events."""
+        changes: list[Change] = []
+        for outcome in outcomes:
+            key = (outcome.code, outcome.component)
+            if isinstance(outcome, NotChecked):
+                self._unmeasured[key] = outcome.reason
+                if tracked := self._tracked.get(key):
+                    tracked.clean_since = None  # not known to be clean any more
+                continue
+            self._measured[key] = now
+            self._checked.add(outcome.code)
+            self._unmeasured.pop(key, None)
+            if isinstance(outcome, Clean):
+                changes += self._clean(key, now)
+            elif not self._rule(outcome.code).policy.ignore:
+                changes += self._found(key, outcome, now, boot_id)
+        changes += self._ended(now, boot_id)
+        return changes
+
+    def _rule(self, name: str) -> Rule:
+        if name not in self._rules:
+            self._rules[name] = Rule(checks.code(name), self._settings.policy(name, self._node_labels))
+        return self._rules[name]
+
+    def _found(self, key: Key, finding: Finding, now: datetime, boot_id: str) -> list[Change]:
+        rule = self._rule(finding.code)
+        if rule.policy.severity is not None:
+            finding = msgspec.structs.replace(finding, severity=rule.policy.severity)
+        tracked = self._tracked.get(key)
+        if tracked is None:
+            tracked = self._tracked[key] = Tracked(finding, raised=False, boot_id=boot_id)
+        before = tracked.finding
+        worst = max(before.severity, finding.severity, key=lambda each: each.rank)
+        severity = finding.severity if rule.code.clears is Clears.REREAD else worst
+        tracked.finding = msgspec.structs.replace(
+            finding, severity=severity, first_seen=before.first_seen, last_seen=now
+        )
+        tracked.clean_since = None
+        if finding.code in _RECOVERY_SIGNALS:
+            for other in self._tracked.values():
+                other.recovery_seen |= other.finding.gpu == finding.gpu
+        if not tracked.raised:
+            held = (now - before.first_seen).total_seconds()
+            if not self._one_look and held < rule.raise_after:
+                return []
+            tracked.raised = True
+            return [Change(ChangeKind.RAISED, tracked.finding, now)]
+        if severity is not before.severity:
+            return [Change(ChangeKind.CHANGED, tracked.finding, now, f"was {before.severity}")]
+        return []
+
+    def _clean(self, key: Key, now: datetime) -> list[Change]:
+        tracked = self._tracked.get(key)
+        if tracked is None or self._rule(key[0]).code.clears is not Clears.REREAD:
+            return []
+        if not tracked.raised:
+            del self._tracked[key]
+            return []
+        tracked.clean_since = tracked.clean_since or now
+        clear_after = self._rule(key[0]).clear_after
+        if (now - tracked.clean_since).total_seconds() < clear_after:
+            return []
+        changes = [self._cleared(key, now, f"read clean for {clear_after:g} s")]
+        if key[0] in _RECOVERY_SIGNALS:
+            gpu = tracked.finding.gpu
+            changes += [
+                self._cleared(other, now, f"{key[0]} of the GPU has cleared: it was reset")
+                for other, latched in list(self._tracked.items())
+                if latched.finding.gpu == gpu and latched.recovery_seen and self._clears(other) is Clears.RECOVERY
+            ]
+        return changes
+
+    def _ended(self, now: datetime, boot_id: str) -> list[Change]:
+        """What ends by a new boot or by not being repeated."""
+        changes = []
+        for key, tracked in list(self._tracked.items()):
+            clears = self._clears(key)
+            if clears in (Clears.RECOVERY, Clears.REBOOT) and boot_id and tracked.boot_id != boot_id:
+                changes.append(self._cleared(key, now, "the node has rebooted"))
+            elif clears is Clears.EXPIRY:
+                quiet = (now - tracked.finding.last_seen).total_seconds()
+                clear_after = self._rule(key[0]).clear_after
+                if quiet >= clear_after:
+                    changes.append(self._cleared(key, now, f"not repeated for {clear_after:g} s"))
+        return changes
+
+    def _clears(self, key: Key) -> Clears:
+        return self._rule(key[0]).code.clears
+
+    def _cleared(self, key: Key, now: datetime, reason: str) -> Change:
+        return Change(ChangeKind.CLEARED, self._tracked.pop(key).finding, now, reason)
+
+    def quarantine(self) -> Quarantine | None:
+        """The finding for which the node should be out of service, if there is one."""
+        for finding in self.active():
+            rule = self._rule(finding.code)
+            if rule.quarantines(finding):
+                drain = any(self._rule(other.code).drains(other) for other in self.active())
+                return Quarantine(finding, drain)
+        return None
+
+    def verdict(self, readings: NodeReadings, baseline: Baseline, now: datetime) -> Verdict:
+        """The node's and every GPU's state; a GPU that is remembered and gone is among them."""
+        findings = self.active()
+        unknown = self._unknown(now)
+        gpus = [self._gpu_verdict(gpu, findings, unknown) for gpu in _gpus(readings, baseline)]
+        states = [gpu.verdict for gpu in gpus]
+        named = {gpu.uuid for gpu in gpus}
+        states += [_state_of(finding) for finding in findings if finding.gpu not in named]
+        states += [State.UNKNOWN for component in unknown if component not in named]
+        return Verdict(
+            node=readings.node,
+            time=now,
+            verdict=State.combined(states),
+            gpus=tuple(gpus),
+            findings=findings,
+            coverage=self._coverage(),
+        )
+
+    def _unknown(self, now: datetime) -> set[str]:
+        """Components with an essential check that has not been measured for too long."""
+        patience = 0.0 if self._one_look else self._settings.unknown_after
+        return {
+            component
+            for (code, component) in self._unmeasured
+            if self._rule(code).code.essential
+            and (now - self._measured.get((code, component), self._started)).total_seconds() >= patience
+        }
+
+    def _gpu_verdict(self, gpu: GpuReadings, findings: tuple[Finding, ...], unknown: set[str]) -> GpuVerdict:
+        own = [finding for finding in findings if finding.gpu == gpu.component]
+
+        def state(concerned: list[Finding]) -> State:
+            states = [_state_of(finding) for finding in concerned]
+            return State.combined([State.UNKNOWN if gpu.component in unknown else State.HEALTHY, *states])
+
+        return GpuVerdict(
+            index=gpu.index,
+            uuid=gpu.component,
+            pci=gpu.pci if isinstance(gpu.pci, str) else "",
+            model=gpu.name if isinstance(gpu.name, str) else "",
+            verdict=state(own),
+            mig=tuple(
+                MigVerdict(
+                    mig.uuid,
+                    mig.gpu_instance,
+                    # What concerns the whole GPU concerns every instance on it.
+                    state([finding for finding in own if finding.mig_instance in ("", mig.uuid)]),
+                )
+                for mig in gpu.mig_devices
+            ),
+        )
+
+    def _coverage(self) -> Coverage:
+        components: dict[tuple[str, str], list[str]] = {}
+        for (code, component), reason in self._unmeasured.items():
+            components.setdefault((code, str(reason)), []).append(component)
+        return Coverage(
+            checked=tuple(sorted(self._checked)),
+            not_checked=tuple(
+                NotCovered(code, f"{reason} ({', '.join(sorted(where))})")
+                for (code, reason), where in sorted(components.items())
+            ),
+        )
+
+
+def _state_of(finding: Finding) -> State:
+    return {
+        Severity.INFO: State.HEALTHY,
+        Severity.WARNING: State.DEGRADED,
+        Severity.CRITICAL: State.UNHEALTHY,
+    }[finding.severity]
+
+
+def _gpus(readings: NodeReadings, baseline: Baseline) -> list[GpuReadings]:
+    """The GPUs that NVML enumerates, then those that the node once had."""
+    seen = [] if isinstance(readings.nvml, Missing) else list(readings.nvml.gpus)
+    there = {gpu.component for gpu in seen}
+    gone = [
+        GpuReadings(index=-1, uuid=uuid, pci=pci, name=baseline.models.get(uuid, ""))
+        for uuid, pci in baseline.gpus.items()
+        if uuid not in there
+    ]
+    return seen + gone
