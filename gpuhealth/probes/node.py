@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from gpuhealth.probes.devices import FabricManagerProbe, device_nodes, live_pids
 from gpuhealth.probes.nvml import NvmlProbe
 from gpuhealth.probes.pci import PciProbe
 from gpuhealth.readings import NOT_SUPPORTED, KernelLog, NodeReadings, NvmlReadings
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
 
 
 def boot_id(proc: Path) -> str:
@@ -31,15 +39,15 @@ class NodeProbe:
         self._fabric_manager = FabricManagerProbe(settings.roots.proc)
         self.boot_id = boot_id(settings.roots.proc)
 
-    async def read(self, wait_seconds: float, kernel_log: Reading[KernelLog]) -> NodeReadings:
-        """One round; NVML is waited for at most `wait_seconds`."""
+    async def read(self, wait_seconds: float, kernel_log: Reading[KernelLog], clock: Clock = utc_now) -> NodeReadings:
+        """One round; NVML is waited for at most `wait_seconds`, and then it is the time that `clock` says."""
         nvml = await self.nvml.read(wait_seconds)
         roots = self._settings.roots
         pci = self._pci.read()
         switches = not isinstance(pci, Missing) and any(device.is_nvswitch for device in pci)
         return NodeReadings(
             node=self._settings.node_name,
-            time=datetime.now(UTC),
+            time=clock(),
             boot_id=self.boot_id,
             nvml=nvml,
             pci=pci,
