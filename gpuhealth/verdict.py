@@ -143,6 +143,18 @@ class Findings:
         raised = (tracked.finding for tracked in self._tracked.values() if tracked.raised)
         return tuple(sorted(raised, key=lambda finding: (-finding.severity.rank, finding.first_seen, finding.code)))
 
+    @property
+    def unmeasured(self) -> dict[Key, Missing]:
+        """What could not be checked in the last round, and why."""
+        return dict(self._unmeasured)
+
+    def last_measured(self) -> dict[str, datetime]:
+        """By code, when it was last measured on the component that has waited longest."""
+        oldest: dict[str, datetime] = {}
+        for (code, _), when in self._measured.items():
+            oldest[code] = min(when, oldest.get(code, when))
+        return oldest
+
     def take_round(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
         """Takes the outcomes of a whole round: what it could not measure is no longer covered."""
         self._checked.clear()

@@ -181,9 +181,9 @@ class NvmlProbe:
         return self._released
 
     @property
-    def processes(self) -> int:
+    def pids(self) -> list[int]:
         """Children that exist, those that hang included."""
-        return len(self._leaving) + (self._child is not None)
+        return [child.pid for child in [*self._leaving, *([self._child] if self._child else [])]]
 
     async def read(self, wait_seconds: float) -> NvmlReadings:
         """One round, or as much of it as has come when `wait_seconds` are over or a deadline is crossed.
@@ -230,10 +230,11 @@ class NvmlProbe:
 
     def close(self) -> None:
         """Ends the probe. A child inside a call is left to end by itself."""
-        for child in [*self._leaving, *([self._child] if self._child else [])]:
+        if self._child:
+            self._retire(self._child)
+        for child in self._leaving:
             child.close()
         self._reap()
-        self._child = None
 
     def _start(self) -> _Child | None:
         if time.monotonic() < self._not_before or len(self._leaving) > self._settings.max_replacements:

@@ -1,1 +1,1 @@
-"""web."""
+"""HTTP: metrics, health, and later the fleet's page."""

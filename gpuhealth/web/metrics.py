@@ -1,0 +1,203 @@
+"""The agent's metrics, made from its memory once a round and on every change, so that a scrape only copies text.
+
+A value that could not be read has no sample: a frozen number would look like a healthy one. `gpuhealth_not_checked`
+says what is missing and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import psutil
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+from gpuhealth import __version__
+from gpuhealth.agent import Agent
+from gpuhealth.model import Missing, State
+from gpuhealth.readings import GpuReadings
+
+_LINK_IS_UP = (1, 3)  # active; active without traffic
+
+
+class Exposition:
+    """The text that Prometheus gets."""
+
+    content_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._registry = CollectorRegistry()
+        self._registry.register(_AgentCollector(agent))
+        ProcessCollector(registry=self._registry)
+        self._version = -1
+        self._text = b""
+
+    def text(self) -> bytes:
+        """The metrics as of the agent's last round or change."""
+        if self._version != self._agent.version:
+            self._version = self._agent.version
+            self._text = generate_latest(self._registry)
+        return self._text
+
+
+def _gauge(name: str, help_text: str, labels: Iterable[str], samples: Iterable[tuple[Any, ...]]) -> Metric:
+    """A gauge from rows of label values and, last, the value; rows whose value is missing are left out."""
+    return _filled(GaugeMetricFamily(f"gpuhealth_{name}", help_text, labels=tuple(labels)), samples)
+
+
+def _counter(name: str, help_text: str, labels: Iterable[str], samples: Iterable[tuple[Any, ...]]) -> Metric:
+    return _filled(CounterMetricFamily(f"gpuhealth_{name}", help_text, labels=tuple(labels)), samples)
+
+
+def _filled(family: Any, samples: Iterable[tuple[Any, ...]]) -> Metric:
+    for *values, value in samples:
+        if not isinstance(value, Missing):
+            family.add_metric([str(each) for each in values], float(value))
+    metric: Metric = family
+    return metric
+
+
+class _AgentCollector(Collector):
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._node()
+        yield from self._self()
+        readings = self._agent.readings
+        if readings is not None and not isinstance(readings.nvml, Missing):
+            yield from _gpus(readings.nvml.gpus, readings.nvml.driver_version)
+
+    def _node(self) -> Iterator[Metric]:
+        agent = self._agent
+        state = agent.verdict.verdict if agent.verdict else State.UNKNOWN
+        yield _gauge("node_healthy", "1 while the node can be trusted with work", (), [(state is State.HEALTHY,)])
+        yield _gauge("verdict", "1 for the node's verdict", ["verdict"], [(each, each is state) for each in State])
+        findings = agent.findings.active()
+        yield _gauge(
+            "finding",
+            "1 while a finding is active",
+            ["code", "severity", "component", "gpu"],
+            [(finding.code, finding.severity, finding.component, finding.gpu, 1) for finding in findings],
+        )
+        counts = agent.counts
+        yield _counter("findings", "Findings raised", ["code"], counts.findings.items())
+        xids = [(*key, value) for key, value in counts.xids.items()]
+        yield _counter("xid_errors", "XIDs seen in the kernel log or told by NVML", ["xid", "gpu"], xids)
+        yield _counter("kernel_events", "Kernel-log records that mean something", ["kind"], counts.kernel_events.items())
+        missing = {(check, reason.reason) for (check, _), reason in agent.findings.unmeasured.items()}
+        yield _gauge("not_checked", "1 for a check that could not be made", ["check", "reason"], [(*m, 1) for m in missing])
+        yield _gauge(
+            "check_last_success_timestamp_seconds",
+            "When a check last read all it needs",
+            ["check"],
+            [(check, when.timestamp()) for check, when in agent.findings.last_measured().items()],
+        )
+        yield _gauge("check_duration_seconds", "Time of the last run", ["check"], agent.check_seconds.items())
+        held = [(budget, 1) for budget in agent.held_budgets]
+        yield _gauge("quarantine_held", "1 while a budget has no place for this node", ["budget"], held)
+
+    def _self(self) -> Iterator[Metric]:
+        agent, counts = self._agent, self._agent.counts
+        yield _gauge("agent_info", "Version", ["version", "node"], [(__version__, agent.settings.node_name, 1)])
+        yield _gauge("agent_probe_seconds", "Time of a probe's last round", ["probe"], agent.probe_seconds.items())
+        yield _gauge("agent_nvml_waiting_seconds", "Wait for NVML's outstanding round", [], [(agent.nvml_waiting_seconds,)])
+        yield _gauge("agent_nvml_processes", "NVML processes, hung ones included", [], [(len(agent.probe.nvml.pids),)])
+        starts = [(agent.probe.nvml.starts,)]
+        yield _counter("agent_nvml_process_starts", "NVML processes started", [], starts)
+        yield _gauge("agent_driver_released", "1 while the driver is let go on request", [], [(agent.probe.nvml.released,)])
+        yield _counter("agent_kmsg_records", "Kernel-log records read", [], [(counts.kernel_records,)])
+        yield _counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(counts.lost_records,)])
+        yield _gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kmsg_lag_seconds,)])
+        yield _counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], counts.failures.items())
+        yield _counter("agent_journal_errors", "Journal writes that failed", [], [(counts.journal_errors,)])
+        api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
+        yield _counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
+        yield _gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])
+        yield _gauge("agent_resident_memory_bytes", "RSS", ["process"], _resident(agent.probe.nvml.pids))
+
+
+def _resident(children: Iterable[int]) -> Iterator[tuple[str, int]]:
+    yield "agent", psutil.Process().memory_info().rss
+    total = 0
+    for pid in children:
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            total += psutil.Process(pid).memory_info().rss
+    yield "nvml", total
+
+
+def _gpus(gpus: tuple[GpuReadings, ...], driver: object) -> Iterator[Metric]:
+    def plain(value: object) -> object:
+        return "" if isinstance(value, Missing) else value
+
+    yield _gauge(
+        "gpu_info",
+        "What a GPU is",
+        ["gpu", "index", "pci", "model", "serial", "vbios", "driver"],
+        [
+            (g.component, g.index, *(plain(value) for value in (g.pci, g.name, g.serial, g.vbios, driver)), 1)
+            for g in gpus
+        ],
+    )
+    simple: list[tuple[str, str, list[Any], float]] = [
+        ("gpu_temperature_celsius", "Core", [g.temperature_celsius for g in gpus], 1),
+        ("gpu_temperature_margin_celsius", "To slowdown", [g.temperature_margin_celsius for g in gpus], 1),
+        ("gpu_memory_temperature_celsius", "Memory", [g.memory_celsius for g in gpus], 1),
+        ("gpu_power_watts", "Draw", [g.power_milliwatts for g in gpus], 1e-3),
+        ("gpu_power_limit_watts", "Enforced limit", [g.power_limit_milliwatts for g in gpus], 1e-3),
+        ("gpu_sm_clock_hertz", "SM clock", [g.sm_clock_mhz for g in gpus], 1e6),
+        ("gpu_utilization_ratio", "Utilization", [g.utilization_percent for g in gpus], 1e-2),
+        ("gpu_memory_used_bytes", "Used memory", [g.memory_used_bytes for g in gpus], 1),
+        ("gpu_memory_total_bytes", "Memory", [g.memory_total_bytes for g in gpus], 1),
+        ("gpu_pcie_width_lanes", "PCIe width now", [g.pcie_width for g in gpus], 1),
+        ("gpu_recovery_action", "NVML field 230; 0 is none", [g.recovery_action for g in gpus], 1),
+    ]
+    for name, text, values, factor in simple:
+        rows = zip(gpus, values, strict=True)
+        yield _gauge(
+            name, text, ["gpu"], [(g.component, value * factor) for g, value in rows if not isinstance(value, Missing)]
+        )
+    yield _counter("gpu_pcie_replays", "PCIe replays", ["gpu"], [(g.component, g.pcie_replays) for g in gpus])
+    yield _counter(
+        "gpu_throttle_seconds",
+        "Time throttled",
+        ["gpu", "reason"],
+        [
+            (g.component, reason, value / 1e9)
+            for g in gpus
+            for reason, value in g.throttle_nanoseconds.items()
+            if not isinstance(value, Missing)
+        ],
+    )
+    yield _counter(
+        "gpu_ecc_errors",
+        "ECC errors",
+        ["gpu", "kind"],
+        [(g.component, kind, value) for g in gpus for kind, value in g.ecc_errors.items()],
+    )
+    yield _gauge("gpu_remapped_rows", "Remapped rows", ["gpu", "kind"], _remapped(gpus))
+    yield _gauge(
+        "nvlink_up",
+        "1 while an NVLink is active",
+        ["gpu", "link"],
+        [
+            (g.component, link.link, link.state in _LINK_IS_UP)
+            for g in gpus
+            if not isinstance(g.nvlinks, Missing)
+            for link in g.nvlinks
+            if not isinstance(link.state, Missing)
+        ],
+    )
+
+
+def _remapped(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:
+    for gpu in gpus:
+        yield gpu.component, "correctable", gpu.remap_correctable_rows
+        yield gpu.component, "uncorrectable", gpu.remap_uncorrectable_rows
+        yield gpu.component, "pending", gpu.remap_pending
+        yield gpu.component, "failed", gpu.remap_failed
