@@ -117,6 +117,7 @@ class KernelEvent(msgspec.Struct, frozen=True):
     code: int | None = None  # the number, for xid and sxid
     pci: str | None = None  # dddd:bb:dd, lower case
     gpu_instance: int | None = None  # MIG GPU instance id, from "GPU-I:05"
+    compute_instance: int | None = None  # MIG compute instance id, from "GPU-CI:01"
     pid: int | None = None
     process: str | None = None
     link: int | None = None  # NVLink number

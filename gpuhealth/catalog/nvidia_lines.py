@@ -1,0 +1,184 @@
+"""What the NVIDIA driver writes to the kernel log: XIDs, SXids and the NVRM lines that matter.
+
+Every expression is anchored at the start of the kernel message: a line that merely quotes one of these is nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+from gpuhealth.catalog import sxid, xid
+from gpuhealth.model import Action, KernelEvent, KernelRecord, Severity
+
+_PCI = r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.[0-7])?"
+# The driver prints the MIG instance ids in decimal ("GPU-I:%02u GPU-CI:%02u"); very old drivers print no "PCI:".
+_XID = re.compile(
+    rf"NVRM: Xid \((?:PCI:)?{_PCI}(?: GPU-I:(\d{{1,4}}))?(?: GPU-CI:(\d{{1,4}}))?\): (\d{{1,6}})(?:, ?(.*)|\s*)$",
+    re.ASCII | re.DOTALL,
+)
+_PROCESS = re.compile(r"pid='?([^,']*)'?(?:, name=([^,]*))?(?:, ?(.*))?$", re.ASCII | re.DOTALL)
+_SXID = re.compile(
+    rf"nvidia-nvswitch\d+: SXid \((?:PCI:)?{_PCI}\): (\d{{1,6}}), "
+    r"(?:(Fatal|Non-fatal|Nonfatal|Correctable), )?(?:Link (-?\d{1,4})\b)?",
+    re.ASCII | re.IGNORECASE,
+)
+_SXID_FOLLOW_UP = re.compile(r"(?:Severity \d+ Engine instance|Data \{)", re.IGNORECASE)
+
+_LOST_HEAD = re.compile(rf"NVRM: The NVIDIA GPU {_PCI}", re.ASCII)
+_LOST_TAIL = re.compile(r"\s*(?:NVRM: )?(?:system has )?fallen off the bus and is not responding")
+_LOST = re.compile(rf"NVRM: (?:GPU (?:at )?(?:PCI:)?{_PCI}:? )(?:GPU )?has fallen off the bus", re.ASCII)
+_OF_GPU = re.compile(rf"NVRM: GPU (?:at )?(?:PCI:)?{_PCI}: ", re.ASCII)
+
+INIT_FAILED = "driver.init_failed"
+CLIENT_MISMATCH = "driver.client_mismatch"
+NEEDS_REBOOT = "driver.needs_reboot"
+ERRORS = "driver.errors"
+_NVRM = (
+    (
+        re.compile(r"(?:RmInitAdapter failed|rm_init_adapter failed|The NVIDIA probe routine failed)"),
+        (INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise a GPU"),
+    ),
+    (
+        re.compile(r"None of the NVIDIA (?:devices|graphics adapters) were initialized"),
+        (INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise any GPU"),
+    ),
+    (
+        re.compile(r"API mismatch: "),
+        (
+            CLIENT_MISMATCH,
+            Severity.WARNING,
+            Action.UPDATE_SOFTWARE,
+            "A program came with a driver library of another version than the kernel module",
+        ),
+    ),
+    (
+        re.compile(r".{0,80}uvm encountered global fatal error .*requiring os reboot"),
+        (NEEDS_REBOOT, Severity.CRITICAL, Action.REBOOT_NODE, "Unified memory met an error that only a reboot ends"),
+    ),
+    (
+        re.compile(
+            r".{0,400}(?:NV_ERR_GPU_IS_LOST|GPU lost from the bus|GSP RM heartbeat timed out|Rpc[A-Z]\w+ .*timed out"
+            r"|rpcSendMessage failed|rpcRecvPoll.*timed? ?out|GPU is probably locked)",
+            re.IGNORECASE,
+        ),
+        (ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The driver's calls to the GPU or its firmware fail"),
+    ),
+    (
+        re.compile(r"(?:GPU\d+ )?knvlink\w+: .*fail", re.IGNORECASE),
+        (ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The driver could not set up NVLink"),
+    ),
+)
+_NVLINK = re.compile(r"nvidia-(?:nvlink|nvswitch)\d*: .{0,200}(?:fail|timed out|error)", re.IGNORECASE)
+
+
+def address(domain: str | None, bus: str, device: str) -> str:
+    """`dddd:bb:dd` in lower case. Domains are printed with 4 to 8 digits; a long one keeps what is above zero."""
+    return f"{int(domain or '0', 16):04x}:{bus.lower()}:{device.lower()}"
+
+
+def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
+    """The event of an "NVRM: Xid" line; None where the line is no whole one."""
+    match = _XID.match(record.text)
+    if match is None:
+        return None
+    domain, bus, device, gpu_instance, compute_instance, number, text = match.groups()
+    pid: int | None = None
+    process: str | None = None
+    text = text or ""
+    if text.startswith("pid=") and (named := _PROCESS.match(text)):
+        pid = int(named[1]) if named[1].isdigit() and len(named[1]) < 12 else None
+        process = named[2] if named[2] and not named[2].startswith(("<", "'<")) else None
+        text = named[3] or ""
+    code = int(number)
+    found = xid.assess(code, text, driver)
+    return KernelEvent(
+        kind="xid",
+        line=record.text,
+        finding=f"xid.{code}",
+        severity=found.severity,
+        action=found.action,
+        time=record.time,
+        code=code,
+        pci=address(domain, bus, device),
+        gpu_instance=int(gpu_instance) if gpu_instance else None,
+        compute_instance=int(compute_instance) if compute_instance else None,
+        pid=pid,
+        process=process,
+        link=found.link,
+        meaning=found.meaning,
+        sequence=record.sequence,
+    )
+
+
+def sxid_event(record: KernelRecord) -> KernelEvent | None:
+    """The event of an "SXid" line; None for the lines of detail that follow it under the same code."""
+    match = _SXID.match(record.text)
+    if match is None or _SXID_FOLLOW_UP.match(record.text, match.end()):
+        return None
+    domain, bus, device, number, word, link = match.groups()
+    code = int(number)
+    severity, action = sxid.assess(code, word or "")
+    return KernelEvent(
+        kind="sxid",
+        line=record.text,
+        finding=f"sxid.{code}",
+        severity=severity,
+        action=action,
+        time=record.time,
+        code=code,
+        pci=address(domain, bus, device),
+        link=int(link) if link and not link.startswith("-") else None,
+        meaning=sxid.lookup(code).meaning,
+        sequence=record.sequence,
+    )
+
+
+def lost_head(text: str) -> str | None:
+    """The address in the first line of the three that say that a GPU does not respond, when the rest is missing."""
+    match = _LOST_HEAD.match(text)
+    return address(match[1], match[2], match[3]) if match else None
+
+
+def is_lost_tail(text: str) -> bool:
+    """Whether this is the last of those three lines."""
+    return _LOST_TAIL.match(text) is not None
+
+
+def nvrm_event(record: KernelRecord) -> KernelEvent | None:
+    """The event of any other line of the driver that matters."""
+    text = record.text
+    if "allen off the bus" in text:
+        match = _LOST.match(text) or _LOST_HEAD.match(text)
+        return lost_event(record, address(match[1], match[2], match[3])) if match else None
+    if text.startswith("NVRM: "):
+        of_gpu = _OF_GPU.match(text)
+        start = of_gpu.end() if of_gpu else len("NVRM: ")
+        pci = address(of_gpu[1], of_gpu[2], of_gpu[3]) if of_gpu else None
+        for pattern, facts in _NVRM:
+            if pattern.match(text, start):
+                return _nvrm(record, pci, *facts)
+    elif _NVLINK.match(text):
+        return _nvrm(record, None, ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The NVLink driver reports errors")
+    return None
+
+
+def lost_event(record: KernelRecord, pci: str) -> KernelEvent:
+    """A GPU that fell off the bus without an XID: the same as XID 79."""
+    facts = xid.lookup(xid.FELL_OFF_THE_BUS)
+    return _nvrm(record, pci, f"xid.{facts.code}", facts.severity, facts.action, facts.meaning)
+
+
+def _nvrm(
+    record: KernelRecord, pci: str | None, finding: str, severity: Severity, action: Action, meaning: str
+) -> KernelEvent:
+    return KernelEvent(
+        kind="nvrm",
+        line=record.text,
+        finding=finding,
+        severity=severity,
+        action=action,
+        time=record.time,
+        pci=pci,
+        meaning=meaning,
+        sequence=record.sequence,
+    )
