@@ -65,6 +65,8 @@ class Nvml(_Section):
     critical_after: Duration = 60.0
     reinit_interval: Duration = 60.0  # between nvmlInit attempts while a GPU is lost or the driver is away
     max_replacements: NonNegativeInt = 1  # children started beside one that hangs
+    errors_critical: int = Field(default=3, ge=1)  # rounds with unexpected errors within error_window
+    error_window: Duration = 600.0
 
 
 class Kmsg(_Section):
@@ -95,6 +97,7 @@ class Thermal(_Section):
     """Distance to the GPU's own slowdown or maximum operating temperature."""
 
     margin_warning_celsius: NonNegativeInt = 5
+    critical_after: Duration = 30.0  # at the limit
 
 
 class Clocks(_Section):
@@ -112,6 +115,7 @@ class Pcie(_Section):
     window: Duration = 60.0
     replays_per_minute: NonNegativeInt = 30
     correctable_per_minute: NonNegativeInt = 32
+    uncorrectable_window: Duration = 3600.0  # after which a link without further uncorrectable errors is clean
 
 
 class Nvlink(_Section):

@@ -16,7 +16,7 @@ UNREAD = Missing(MissingReason.ERROR, "not read")
 NOT_SUPPORTED = Missing(MissingReason.NOT_SUPPORTED)
 
 
-class NvLink(msgspec.Struct, frozen=True):
+class NvLink(msgspec.Struct, frozen=True, omit_defaults=True):
     """One NVLink of a GPU. Error counters count since the driver was loaded."""
 
     link: int
@@ -27,7 +27,7 @@ class NvLink(msgspec.Struct, frozen=True):
     symbol_ber: Reading[float] = NOT_SUPPORTED
 
 
-class Fabric(msgspec.Struct, frozen=True, tag=True):
+class Fabric(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """nvmlDeviceGetGpuFabricInfoV: how the GPU stands in its NVLink domain."""
 
     state: int  # 0 not supported, 1 not started, 2 in progress, 3 completed
@@ -38,7 +38,7 @@ class Fabric(msgspec.Struct, frozen=True, tag=True):
     health_summary: int | None = None  # 1 healthy, 2 unhealthy, 3 limited capacity
 
 
-class MigDevice(msgspec.Struct, frozen=True):
+class MigDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     """One MIG device of a GPU."""
 
     uuid: str
@@ -46,14 +46,14 @@ class MigDevice(msgspec.Struct, frozen=True):
     compute_instance: int
 
 
-class GpuProcess(msgspec.Struct, frozen=True):
+class GpuProcess(msgspec.Struct, frozen=True, omit_defaults=True):
     """A process that holds the GPU."""
 
     pid: int
     used_memory_bytes: int | None = None
 
 
-class GpuReadings(msgspec.Struct, frozen=True):
+class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     """One GPU as NVML answers for it. `error` is what the device as a whole answers: lost, reset required."""
 
     index: int
@@ -80,6 +80,7 @@ class GpuReadings(msgspec.Struct, frozen=True):
     utilization_percent: Reading[int] = UNREAD
     memory_total_bytes: Reading[int] = UNREAD
     memory_used_bytes: Reading[int] = UNREAD  # without what the driver reserves for itself
+    memory_bus_bits: Reading[int] = UNREAD
     ecc_enabled: Reading[bool] = UNREAD
     ecc_pending: Reading[bool] = UNREAD
     ecc_errors: dict[str, Reading[int]] = {}  # "volatile_uncorrected_dram" and so on
@@ -118,7 +119,7 @@ class GpuReadings(msgspec.Struct, frozen=True):
         return self.pci if isinstance(self.pci, str) else f"gpu{self.index}"
 
 
-class NvmlReadings(msgspec.Struct, frozen=True, tag=True):
+class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """One round of NVML, as complete as it came before the deadline."""
 
     problem: Missing | None = None  # why NVML as a whole does not answer
@@ -132,7 +133,7 @@ class NvmlReadings(msgspec.Struct, frozen=True, tag=True):
     gpus: tuple[GpuReadings, ...] = ()
 
 
-class PciDevice(msgspec.Struct, frozen=True):
+class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     """One NVIDIA function on the PCI bus, from sysfs. AER counters count since boot."""
 
     address: str  # dddd:bb:dd.f, lower case
@@ -153,7 +154,7 @@ class PciDevice(msgspec.Struct, frozen=True):
         return self.device_class >> 8 == 0x0680
 
 
-class KernelLog(msgspec.Struct, frozen=True, tag=True):
+class KernelLog(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """How well the kernel log is being read."""
 
     source: str  # "kmsg", or "nvml" where only XID events reach us
@@ -162,7 +163,7 @@ class KernelLog(msgspec.Struct, frozen=True, tag=True):
     lag_seconds: float = 0.0
 
 
-class NodeReadings(msgspec.Struct, frozen=True):
+class NodeReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything read in one round, and the kernel events since the round before."""
 
     node: str

@@ -1,0 +1,115 @@
+"""Whether all GPUs are there: three counts against each other, and against what the node had or ought to have."""
+
+from __future__ import annotations
+
+from gpuhealth.checks.code import Code
+from gpuhealth.checks.history import History
+from gpuhealth.checks.rule import Judgement, Look, per_node
+from gpuhealth.config import Settings
+from gpuhealth.model import Action, Missing, MissingReason, Severity
+from gpuhealth.readings import NodeReadings
+
+MISSING = Code(
+    "gpu.missing",
+    Severity.CRITICAL,
+    Action.REBOOT_NODE,
+    meaning="The node has fewer GPUs than it ought to: PCI bus, device nodes and driver disagree, or a GPU that was"
+    " there before is gone, or the configured number is not reached.",
+    advice="Reboot the node (power-cycle it when the PCI bus itself lacks the GPU); if the GPU stays away, reseat or"
+    " replace it. If it was taken out on purpose, set expect_gpus.",
+    quarantine=True,
+    drain=True,
+    essential=True,
+)
+
+_NVML_AWAY = Missing(MissingReason.ERROR, "NVML has not counted the GPUs")
+
+
+def _missing(look: Look) -> Judgement:
+    readings, expected, remembered = look.readings, look.settings.expect_gpus, look.history.baseline.gpus
+    nvml = look.nvml
+    listed = () if isinstance(nvml, Missing) else nvml.gpus
+    addresses = {gpu.pci for gpu in listed if isinstance(gpu.pci, str)}
+    on_bus = set() if isinstance(readings.pci, Missing) else {each.address for each in readings.pci if each.is_gpu}
+    nodes = () if isinstance(readings.device_nodes, Missing) else readings.device_nodes
+
+    counts: dict[str, int] = {}
+    # A tree that shows none is no count of zero: a container may hide it. A driver that lists none is one.
+    if on_bus:
+        counts["PCI bus"] = len(on_bus)
+    if nodes:
+        counts["/dev/nvidiaN"] = len(nodes)
+    if not isinstance(nvml, Missing) and not isinstance(nvml.count, Missing):
+        counts["NVML"] = nvml.count
+    known = len(remembered) if expected is None else expected
+    wanted = max([known, *counts.values()])
+    short = {source: wanted - count for source, count in counts.items() if count < wanted}
+    if short:
+        gone = _gone(look, on_bus, addresses)
+        return look.found(
+            MISSING,
+            None,
+            f"{_listing(short, wanted)}{': ' if gone else ''}{', '.join(gone)}",
+            source="sysfs PCI, /dev, nvmlDeviceGetCount" + ("" if expected is None else ", expect_gpus"),
+            reading=", ".join(f"{source} {count}" for source, count in counts.items()),
+            threshold=wanted,
+            action=Action.INSPECT_HARDWARE if "PCI bus" in short else None,
+        )
+    if "NVML" not in counts:
+        return nvml if isinstance(nvml, Missing) else nvml.count if isinstance(nvml.count, Missing) else _NVML_AWAY
+    return None if wanted else Missing(MissingReason.NOT_INSTALLED, "no GPU is known of anywhere")
+
+
+def _listing(short: dict[str, int], wanted: int) -> str:
+    parts = [f"{source} lacks {number}" for source, number in short.items()]
+    return f"{' and '.join(parts)} of {wanted} GPUs"
+
+
+def _gone(look: Look, on_bus: set[str], listed: set[str]) -> list[str]:
+    """Each GPU that is known from one place and absent from another, by address and, where remembered, uuid."""
+    uuids = {pci: uuid for uuid, pci in look.history.baseline.gpus.items()}
+    counted = not isinstance(look.nvml, Missing) and look.nvml.answered
+    names = []
+    for pci in sorted(set(uuids) | on_bus | listed):
+        absent = ["the PCI bus"] if on_bus and pci not in on_bus else []
+        absent += ["NVML"] if counted and pci not in listed else []
+        if absent:
+            uuid = f" ({uuids[pci]})" if pci in uuids else ""
+            names.append(f"{pci}{uuid} is not on {' nor in '.join(absent)}" if on_bus else f"{pci}{uuid}")
+    return names
+
+
+MISSING_CHECK = per_node((MISSING, _missing))
+
+
+def remember(readings: NodeReadings, settings: Settings, history: History) -> None:
+    """Grows the baseline by what has answered in this round. A GPU that is lost or gone stays in it, until another
+    sits in its place or `expect_gpus` says that those which are there are all."""
+    nvml = readings.nvml
+    if isinstance(nvml, Missing) or nvml.problem:
+        return
+    baseline = history.baseline
+    for gpu in nvml.gpus:
+        uuid, pci = gpu.uuid, gpu.pci
+        if gpu.error or not isinstance(uuid, str) or not isinstance(pci, str):
+            continue
+        for other in [other for other, place in baseline.gpus.items() if place == pci and other != uuid]:
+            _forget(history, other)
+        baseline.gpus[uuid] = pci
+        if isinstance(gpu.name, str):
+            baseline.models[uuid] = gpu.name
+        if gpu.ecc_enabled is True:
+            baseline.ecc[uuid] = True
+        if not isinstance(gpu.nvlinks, Missing):
+            up = {link.link for link in gpu.nvlinks if not isinstance(link.state, Missing) and link.state}
+            baseline.active_links[uuid] = sorted(up | set(baseline.active_links.get(uuid, [])))
+    present = {gpu.uuid for gpu in nvml.gpus if isinstance(gpu.uuid, str)}
+    if nvml.answered and settings.expect_gpus == len(present) == len(nvml.gpus):
+        for uuid in set(baseline.gpus) - present:
+            _forget(history, uuid)
+
+
+def _forget(history: History, uuid: str) -> None:
+    baseline = history.baseline
+    for remembered in (baseline.gpus, baseline.models, baseline.ecc, baseline.active_links):
+        remembered.pop(uuid, None)
