@@ -1,0 +1,375 @@
+"""A thin client of the API server: dicts in, dicts out, one error hierarchy, every call bounded in time.
+
+It stands on the transport of `kubernetes.aio` (addresses, TLS, credentials) and leaves its models alone. What is added:
+errors by status (`errors`), retries of what can safely be done twice, credentials read again after a 401, pages, and
+watches that go on (`watching`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from gpuhealth import __version__
+from gpuhealth.cluster import lean
+from gpuhealth.cluster.errors import (
+    NoConfigurationError,
+    TooManyRequestsError,
+    UnauthorizedError,
+    UnavailableError,
+    from_status,
+)
+from gpuhealth.cluster.kinds import Kind
+
+Object = dict[str, Any]
+Query = Mapping[str, str | int]
+Observer = Callable[[str, int], None]
+"""Told of every attempt: the method, and the status or 0 where there was no answer. For metrics."""
+
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 5.0
+
+_library = lean.load()
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """All objects of a list, and the version from which a watch goes on."""
+
+    items: list[Object]
+    resource_version: str
+
+
+def backoff(attempt: int, longest: float = LONGEST_DELAY) -> float:
+    """Seconds to wait after the given number of failures: exponential, with jitter so that a fleet does not march."""
+    return min(longest, FIRST_DELAY * 2.0 ** min(attempt, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+async def configuration(
+    kubeconfig: Path | None = None, context: str | None = None, service_account: Path = SERVICE_ACCOUNT
+) -> Any:
+    """Where the API server is and who we are: a kubeconfig, else the pod's service account, else ~/.kube/config."""
+    loaded = _library.configuration()
+    try:
+        if kubeconfig is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            # The loader reads the token file again every minute: kubelet rotates it.
+            _library.in_cluster_loader(
+                token_filename=str(service_account / "token"), cert_filename=str(service_account / "ca.crt")
+            ).load_and_set(loaded)
+            return loaded
+        await _library.load_kube_config(
+            config_file=_kubeconfig(kubeconfig), context=context, client_configuration=loaded, persist_config=False
+        )
+    except (_library.config_exception, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # The loader lets whatever a malformed file provokes through.
+        raise NoConfigurationError(f"the cluster's configuration cannot be used: {error}") from error
+    return loaded
+
+
+def _kubeconfig(given: Path | None) -> str:
+    files = str(given or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
+    if not any(Path(file).exists() for file in files.split(os.pathsep)):
+        raise NoConfigurationError(f"no service account, and no kubeconfig at {files}")
+    return files
+
+
+class Client:
+    """The API server, for one identity. Use as an async context manager, or close()."""
+
+    def __init__(
+        self,
+        configure: Callable[[], Awaitable[Any]] = configuration,
+        *,
+        timeout: float = 10.0,
+        attempts: int = 5,
+        observer: Observer | None = None,
+    ) -> None:
+        self.timeout = timeout  # of one attempt
+        self.attempts = attempts  # of one call
+        self.calls: dict[tuple[str, int], int] = {}  # attempts by (method, status)
+        self._observer = observer
+        self._configure = configure
+        self._api: Any = None
+        self._generation = 0  # counts how often the credentials were read
+        self._connecting = asyncio.Lock()
+
+    @classmethod
+    def from_kubeconfig(cls, kubeconfig: Path | None = None, context: str | None = None, **options: Any) -> Client:
+        """A client for a kubeconfig and context; without either the pod's service account comes first."""
+        return cls(lambda: configuration(kubeconfig, context), **options)
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        api, self._api = self._api, None
+        if api is not None:
+            await api.close()
+
+    # --- objects ------------------------------------------------------------------------------------------------------
+
+    async def get(self, kind: Kind, name: str, namespace: str = "") -> Object:
+        """One object."""
+        found: Object = await self.request("GET", kind.path(name, namespace))
+        return found
+
+    async def list(self, kind: Kind, namespace: str = "", *, labels: str = "", fields: str = "") -> Listing:
+        """All objects that the selectors choose, asked for in pages."""
+        items: list[Object] = []
+        version = ""
+        async for page in self.pages(kind, namespace, labels=labels, fields=fields):
+            items += page.items
+            version = page.resource_version
+        return Listing(items, version)
+
+    async def pages(
+        self,
+        kind: Kind,
+        namespace: str = "",
+        *,
+        labels: str = "",
+        fields: str = "",
+        limit: int = 500,
+        metadata_only: bool = False,
+    ) -> AsyncGenerator[Listing]:
+        """The same page by page; GoneError when the server dropped the rest meanwhile. Metadata alone is a tenth."""
+        accept = "application/json"
+        if metadata_only:
+            accept += ";as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+        query: dict[str, str | int] = {"limit": limit, **_selectors(labels, fields)}
+        while True:
+            answer = await self.request("GET", kind.path(namespace=namespace), query=query, accept=accept)
+            yield Listing(answer.get("items") or [], answer["metadata"].get("resourceVersion", ""))
+            if not (token := answer["metadata"].get("continue")):
+                return
+            query["continue"] = token
+
+    async def create(self, kind: Kind, body: Object, namespace: str = "") -> Object:
+        """A new object. Under a name of its own the attempt is repeated when the answer is lost: then
+        AlreadyExistsError may mean that the first attempt was the one."""
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        created: Object = await self.request("POST", kind.path(namespace=namespace), body=body)
+        return created
+
+    async def replace(self, kind: Kind, name: str, body: Object, namespace: str = "", subresource: str = "") -> Object:
+        """Put the whole object; with a resourceVersion in it, ConflictError if it is no longer that."""
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        replaced: Object = await self.request("PUT", kind.path(name, namespace, subresource), body=body)
+        return replaced
+
+    async def patch(
+        self,
+        kind: Kind,
+        name: str,
+        body: Any,
+        namespace: str = "",
+        *,
+        content_type: str = MERGE_PATCH,
+        subresource: str = "",
+    ) -> Object:
+        """Change an object: a merge patch unless `content_type` says otherwise."""
+        path = kind.path(name, namespace, subresource)
+        patched: Object = await self.request("PATCH", path, body=body, content_type=content_type)
+        return patched
+
+    async def apply(
+        self, kind: Kind, name: str, body: Object, namespace: str = "", *, manager: str, subresource: str = ""
+    ) -> Object:
+        """Server-side apply of the fields in `body`, taking them over from others."""
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        query = {"fieldManager": manager, "force": "true"}
+        path = kind.path(name, namespace, subresource)
+        applied: Object = await self.request("PATCH", path, query=query, body=body, content_type=APPLY_PATCH)
+        return applied
+
+    async def delete(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str = "",
+        *,
+        uid: str = "",
+        resource_version: str = "",
+        grace: int | None = None,
+    ) -> None:
+        """Delete an object; ConflictError when it is not the one that `uid` and `resource_version` mean."""
+        body: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        if any(preconditions.values()):
+            body["preconditions"] = {key: value for key, value in preconditions.items() if value}
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
+        await self.request("DELETE", kind.path(name, namespace), body=body)
+
+    async def served_versions(self, group: str) -> tuple[str, ...]:
+        """The versions of an API group that this server serves, its preferred one first; none of an unknown group."""
+        answer = await self.request("GET", "/apis")
+        for found in answer["groups"]:
+            if found["name"] == group:
+                preferred = found["preferredVersion"]["groupVersion"]
+                versions = [version["groupVersion"] for version in found["versions"]]
+                return tuple(sorted(versions, key=lambda version: version != preferred))
+        return ()
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        attempts: int | None = None,
+    ) -> Any:
+        """One call: the decoded answer, or an ApiError when the last attempt failed.
+
+        A 429 is always tried again: it means that nothing was done. No answer and a 5xx are tried again where twice
+        does no harm: not for a POST without a name. A server that asks for more than `LONGEST_DELAY` of patience is
+        left to the caller, who has something better to do than to wait in here.
+        """
+        repeatable = method != "POST" or "name" in (body or {}).get("metadata", {})
+        left = attempts or self.attempts
+        refused = False
+        while True:
+            generation = self._generation
+            try:
+                return await self._attempt(method, path, query, body, content_type, accept)
+            except UnauthorizedError:
+                if refused:
+                    raise
+                refused = True
+                await self._read_credentials_again(generation)
+            except (TooManyRequestsError, UnavailableError) as error:
+                left -= 1
+                delay = max(error.retry_after or 0.0, backoff(self.attempts - left))
+                final = isinstance(error, UnavailableError) and not repeatable
+                if final or left < 1 or delay > LONGEST_DELAY:
+                    raise
+                await asyncio.sleep(delay)
+
+    async def _attempt(
+        self, method: str, path: str, query: Query | None, body: Any, content_type: str, accept: str
+    ) -> Any:
+        headers = {"Accept": accept, "Content-Type": content_type}
+        limits = aiohttp.ClientTimeout(total=self.timeout)
+        status = 0
+        try:
+            response = await self._send(method, path, query, body, headers, limits)
+            status = response.status
+            data = await response.read()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise _unavailable(error, self.timeout) from error
+        finally:
+            self._count(method, status)
+        if status >= 300:
+            raise from_status(status, _decoded(data), response.headers.get("Retry-After"))
+        return _decoded(data)
+
+    async def stream(self, path: str, query: Query, silence: float) -> AsyncGenerator[bytes]:
+        """The lines of an answer that goes on; UnavailableError when it breaks or is silent for that many seconds."""
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout, sock_read=silence)
+        generation = self._generation
+        try:
+            response = await self._send("GET", path, query, None, {"Accept": "application/json"}, limits)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            self._count("WATCH", 0)
+            raise _unavailable(error, self.timeout) from error
+        self._count("WATCH", response.status)
+        try:
+            if response.status >= 300:
+                data = await response.read()
+                if response.status == 401:
+                    await self._read_credentials_again(generation)
+                raise from_status(response.status, _decoded(data), response.headers.get("Retry-After"))
+            rest = b""
+            # Not readline(): its limit is below the size that an object may have.
+            async for chunk in response.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield line
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise _unavailable(error, silence) from error
+        finally:
+            response.close()
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Query | None,
+        body: Any,
+        headers: dict[str, str],
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        api = await self._connected()
+        try:
+            request = await api.param_serialize(
+                method,
+                path,
+                query_params=list(query.items()) if query else None,
+                header_params=headers,
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+        except _library.config_exception as error:  # the token file, which is read again from time to time
+            raise NoConfigurationError(f"the service account's token cannot be read: {error}") from error
+        answer = await api.call_api(*request, _request_timeout=limits)
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+    async def _connected(self) -> Any:
+        async with self._connecting:
+            if self._api is None:
+                self._api = _library.api_client(await self._configure())
+                self._api.user_agent = f"gpuhealth/{__version__}"
+            return self._api
+
+    async def _read_credentials_again(self, generation: int) -> None:
+        """After a refusal; once for all the calls that were refused together."""
+        if generation == self._generation:
+            self._generation += 1
+            await self.close()
+
+    def _count(self, method: str, status: int) -> None:
+        self.calls[method, status] = self.calls.get((method, status), 0) + 1
+        if self._observer is not None:
+            self._observer(method, status)
+
+
+def _selectors(labels: str, fields: str) -> dict[str, str | int]:
+    return {key: value for key, value in {"labelSelector": labels, "fieldSelector": fields}.items() if value}
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return data.decode(errors="replace")  # plain text, such as a proxy's error page
+
+
+def _unavailable(error: BaseException, seconds: float) -> UnavailableError:
+    if isinstance(error, TimeoutError):
+        return UnavailableError(f"no answer from the API server within {seconds:g} s")
+    return UnavailableError(f"no answer from the API server: {str(error) or type(error).__name__}")

@@ -1,0 +1,98 @@
+"""What can go wrong with the API server; nothing of aiohttp or of the Kubernetes library gets past the client.
+
+ClusterError
+├── NoConfigurationError        no service account, no usable kubeconfig
+└── ApiError                    the request was refused, or was not answered
+    ├── UnauthorizedError       401, even with the credentials read again
+    ├── ForbiddenError          403
+    ├── NotFoundError           404
+    ├── ConflictError           409: the object has changed since it was read
+    │   └── AlreadyExistsError  409: the name is taken
+    ├── GoneError               410: the resource version is too old to resume from
+    ├── InvalidError            422: also a JSON patch whose `test` failed
+    ├── TooManyRequestsError    429: flow control, or an eviction that a budget refuses
+    └── UnavailableError        5xx, connection refused or reset, no answer in time
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ClusterError(Exception):
+    """Anything that went wrong with the cluster."""
+
+
+class NoConfigurationError(ClusterError):
+    """Nothing says where the API server is, or what says so cannot be used."""
+
+
+class ApiError(ClusterError):
+    """A request that did not succeed."""
+
+    def __init__(self, message: str, *, status: int = 0, reason: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class UnauthorizedError(ApiError):
+    """The credentials are not accepted."""
+
+
+class ForbiddenError(ApiError):
+    """RBAC or admission does not allow it."""
+
+
+class NotFoundError(ApiError):
+    """There is no such object, or no such kind."""
+
+
+class ConflictError(ApiError):
+    """The object has changed since it was read."""
+
+
+class AlreadyExistsError(ConflictError):
+    """The name is taken."""
+
+
+class GoneError(ApiError):
+    """The resource version is too old: list again."""
+
+
+class InvalidError(ApiError):
+    """The object would not be valid, or a tested value was another."""
+
+
+class TooManyRequestsError(ApiError):
+    """Not now; `retry_after` says when, where the server does."""
+
+
+class UnavailableError(ApiError):
+    """The API server gave no answer of use; whether it acted is not known."""
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    410: GoneError,
+    422: InvalidError,
+    429: TooManyRequestsError,
+}
+
+
+def from_status(status: int, body: Any, retry_after: str | None = None) -> ApiError:
+    """The error for an HTTP status and the Status object (or the text) that came with it."""
+    fields = body if isinstance(body, dict) else {}
+    reason = str(fields.get("reason") or "")
+    message = str(fields.get("message") or body or f"HTTP status {status}")[:2048]
+    kind = _BY_STATUS.get(status, UnavailableError if status >= 500 else ApiError)
+    if reason == "AlreadyExists":
+        kind = AlreadyExistsError
+    elif reason == "Expired":  # some paths say so with another status
+        kind = GoneError
+    wait = float(retry_after) if retry_after and retry_after.isdigit() else None
+    return kind(message, status=status, reason=reason, retry_after=wait)

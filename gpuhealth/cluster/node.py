@@ -1,0 +1,293 @@
+"""The marks on our own Node: what should be there, what is, and the patches in between. Pure; `writer` sends them.
+
+Who put a mark there decides who may take it away. Our taint and our cordon are ours by the annotation
+`gpuhealth.io/quarantine`, which is written in the same request as they are; without it they are someone else's and
+stay. With it, but with the taint gone or the node uncordoned, a person has ended the quarantine: the codes it was for
+go to the annotation `gpuhealth.io/released` and do not quarantine again until their findings have cleared.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from gpuhealth.cluster.kinds import CONDITION, OVERRIDE, QUARANTINE, RELEASED, STATE_LABEL, TAINT
+from gpuhealth.model import NODE, Finding, Severity, State, Verdict
+
+Object = dict[str, Any]
+
+MESSAGE_LIMIT = 32_768
+"""Of a condition's message. The API server sets no limit for those of Nodes; this is the one of metav1.Condition."""
+REFRESH = timedelta(minutes=1)
+"""How often a text is renewed that says the same with other numbers: a temperature in it costs no write a round."""
+_CONTROLLERS_STATES = {"draining", "drained"}
+
+
+class Override(enum.StrEnum):
+    """What a person has said of the node, against what is found."""
+
+    HEALTHY = "healthy"  # marked healthy, whatever is found
+    UNMANAGED = "unmanaged"  # not touched at all
+
+
+class Desired(msgspec.Struct, frozen=True):
+    """What follows from the findings, for the cluster."""
+
+    verdict: Verdict
+    quarantine: tuple[str, ...] = ()  # codes of the findings that want the node out of service, the worst first
+    drain: bool = False  # whether what runs there should be moved away, too
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What we put on the Node, as its annotation says."""
+
+    code: str
+    since: datetime
+    cordoned: bool = False  # by us; a node that was already cordoned stays so
+
+
+class Marks(msgspec.Struct, frozen=True):
+    """How the Node should look."""
+
+    status: str  # of the condition: True, False, Unknown
+    reason: str
+    message: str
+    state: str  # label
+    taint: str | None = None  # value of our taint: a finding's code
+    cordon: bool = False
+    released: tuple[str, ...] = ()
+
+
+class Act(msgspec.Struct, frozen=True):
+    """One thing that was done, or would have been."""
+
+    kind: str
+    """place, give_back, held, taint, untaint, cordon, uncordon, label, released, condition, event or report"""
+    target: str
+    detail: str
+    time: datetime
+    done: bool = True
+
+
+class Patches(msgspec.Struct, frozen=True):
+    """The requests that make a Node look as it should; None where it does already."""
+
+    node: Object | None
+    status: Object | None
+    acts: tuple[Act, ...]
+
+
+def override(node: Object) -> Override | None:
+    """What a person's annotation says; a word that is not known says nothing."""
+    value = notes(node).get(OVERRIDE)
+    return Override(value) if value in set(Override) else None
+
+
+def notes(node: Object) -> dict[str, str]:
+    """The Node's annotations."""
+    return node["metadata"].get("annotations") or {}
+
+
+def labels(node: Object) -> dict[str, str]:
+    """The Node's labels."""
+    return node["metadata"].get("labels") or {}
+
+
+def taints(node: Object) -> list[Object]:
+    """The Node's taints."""
+    return node.get("spec", {}).get("taints") or []
+
+
+def unschedulable(node: Object) -> bool:
+    """Whether the Node is cordoned, by whomever."""
+    return bool(node.get("spec", {}).get("unschedulable"))
+
+
+def condition(node: Object) -> Object | None:
+    """Our condition on the Node."""
+    conditions: list[Object] = node.get("status", {}).get("conditions") or []
+    return next((found for found in conditions if found["type"] == CONDITION), None)
+
+
+def record(node: Object) -> Record | None:
+    """What we put on the Node, if anything."""
+    try:
+        return msgspec.json.decode(notes(node)[QUARANTINE], type=Record)
+    except (KeyError, msgspec.DecodeError):  # a person's edit: then nothing on it is known to be ours
+        return None
+
+
+def released(node: Object) -> tuple[str, ...]:
+    """The codes whose quarantine a person has ended."""
+    return tuple(code for code in notes(node).get(RELEASED, "").split(",") if code)
+
+
+def ended_by_person(node: Object) -> bool:
+    """Whether someone took our taint away or uncordoned what we had cordoned."""
+    ours = record(node)
+    if ours is None:
+        return False
+    return not has_taint(node) or (ours.cordoned and not unschedulable(node))
+
+
+def wanted_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The codes that may quarantine the node, and those that a person has released it from.
+
+    A release ends with its finding; a verdict of unknown ends nothing, since silence is no evidence.
+    """
+    freed = set(released(node))
+    if ended_by_person(node):
+        freed |= set(desired.quarantine) | {r.code for r in [record(node)] if r}
+    elif desired.verdict.verdict is not State.UNKNOWN:
+        freed &= set(desired.quarantine)
+    return tuple(code for code in desired.quarantine if code not in freed), tuple(sorted(freed))
+
+
+def camel(code: str) -> str:
+    """A finding's code as a reason: xid.79 is Xid79, ecc.uncorrectable is EccUncorrectable."""
+    return "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", code))
+
+
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+    """The worst first, equal ones in a lasting order."""
+    return sorted(findings, key=lambda f: (-f.severity.rank, f.code, f.component))
+
+
+def summary(verdict: Verdict, by_person: Override | None = None) -> tuple[str, str, str]:
+    """Status, reason and message of the condition. A warning leaves it True: the node can work."""
+    worrying = [f for f in by_severity(verdict.findings) if f.severity is not Severity.INFO]
+    message = _line(worrying)
+    if by_person is Override.HEALTHY:
+        return "True", "Override", f"declared healthy by annotation{'; found: ' if message else ''}{message}"
+    status = {State.UNHEALTHY: "False", State.UNKNOWN: "Unknown"}.get(verdict.verdict, "True")
+    if verdict.verdict is State.UNKNOWN:
+        missing = sorted({f"{item.check} ({item.reason})" for item in verdict.coverage.not_checked})
+        missing_text = "not measured: " + (", ".join(missing) or "anything yet")
+        message = f"{message}; {missing_text}" if message else missing_text
+        return status, camel(worrying[0].code) if worrying else "NotMeasured", message[:MESSAGE_LIMIT]
+    return status, camel(worrying[0].code) if worrying else "Healthy", message or "no fault found"
+
+
+def _line(findings: list[Finding]) -> str:
+    """All findings on one line; where even the limit is not enough, it says how many are left out."""
+    parts: list[str] = []
+    length = 0
+    for index, finding in enumerate(findings):
+        where = "" if finding.component == NODE else f" {finding.component}"
+        part = " ".join(f"{finding.code}{where}: {finding.message}".split())
+        length += len(part.encode()) + 2
+        if length > MESSAGE_LIMIT - 200:  # room for this sentence, and for what was not measured
+            return "; ".join([*parts, f"and {len(findings) - index} more, see kubectl get ghr"])
+        parts.append(part)
+    return "; ".join(parts)
+
+
+def state_label(node: Object, verdict: Verdict, *, quarantined: bool, by_person: Override | None = None) -> str:
+    """The label's value. What the controller and the burn-in say of a node is kept while it holds."""
+    current = labels(node).get(STATE_LABEL, "")
+    if current == "preflight" or (current in _CONTROLLERS_STATES and quarantined):
+        return current
+    if quarantined:
+        return "quarantined"
+    if current == "testing":
+        return current
+    healthy = verdict.verdict is State.HEALTHY or by_person is Override.HEALTHY
+    return "healthy" if healthy else "degraded"  # unknown, and held by a budget: not healthy, and still in service
+
+
+def patches(node: Object, marks: Marks, now: datetime) -> Patches:
+    """What has to be written so that the Node carries the marks, and what that does."""
+    change, acts = _node_patch(node, marks, now)
+    status = _condition_patch(node, marks, now)
+    if status is not None:
+        acts.append(Act("condition", CONDITION, f"{marks.status} {marks.reason}: {marks.message}", now))
+    return Patches(change, status, tuple(acts))
+
+
+def _node_patch(node: Object, marks: Marks, now: datetime) -> tuple[Object | None, list[Act]]:
+    """A merge patch under the resourceVersion: lists and annotations in it are whole, and nobody's change is lost."""
+    acts: list[Act] = []
+    ours = record(node)
+    spec: Object = {}
+    metadata: Object = {}
+    if (marks.taint is not None or ours is not None) and (new := _new_taints(node, marks, ours)) is not None:
+        spec["taints"] = new
+        acts.append(Act("taint" if marks.taint else "untaint", TAINT, marks.taint or "", now))
+    cordoned = ours is not None and ours.cordoned
+    if marks.cordon and not unschedulable(node):
+        spec["unschedulable"] = cordoned = True
+        acts.append(Act("cordon", node["metadata"]["name"], marks.taint or "", now))
+    elif cordoned and not marks.cordon:
+        cordoned = False
+        if unschedulable(node):
+            spec["unschedulable"] = None
+            acts.append(Act("uncordon", node["metadata"]["name"], "", now))
+    new_record = None
+    if marks.taint is not None and (ours is not None or not has_taint(node)):
+        new_record = Record(marks.taint, ours.since if ours else now.replace(microsecond=0), cordoned)
+    new_notes: Object = {}
+    if new_record != ours:
+        new_notes[QUARANTINE] = msgspec.json.encode(new_record).decode() if new_record else None
+    if marks.released != released(node):
+        new_notes[RELEASED] = ",".join(marks.released) or None
+        acts.append(Act("released", RELEASED, ",".join(marks.released), now))
+    if new_notes:
+        metadata["annotations"] = new_notes
+    if labels(node).get(STATE_LABEL) != marks.state:
+        metadata["labels"] = {STATE_LABEL: marks.state}
+        acts.append(Act("label", STATE_LABEL, marks.state, now))
+    if not spec and not metadata:
+        return None, acts
+    metadata["resourceVersion"] = node["metadata"]["resourceVersion"]
+    return {"metadata": metadata, **({"spec": spec} if spec else {})}, acts
+
+
+def has_taint(node: Object) -> bool:
+    """Whether the Node carries a taint of our key, by whomever."""
+    return any(taint["key"] == TAINT for taint in taints(node))
+
+
+def _new_taints(node: Object, marks: Marks, ours: Record | None) -> list[Object] | None:
+    """The whole list as it should be, or None if it is; a taint of our key that we did not put there stays."""
+    others = [taint for taint in taints(node) if taint["key"] != TAINT]
+    present = [taint for taint in taints(node) if taint["key"] == TAINT]
+    if present and ours is None:
+        return None
+    wanted = [] if marks.taint is None else [{"key": TAINT, "value": _value(marks.taint), "effect": "NoSchedule"}]
+    return None if present == wanted else others + wanted
+
+
+def _value(code: str) -> str:
+    """A code as the value of a taint, which has the syntax of a label's."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", code)[:63].strip("-._")
+
+
+def _condition_patch(node: Object, marks: Marks, now: datetime) -> Object | None:
+    """A strategic merge patch, which leaves the conditions of others alone."""
+    current = condition(node) or {}
+    same = (current.get("status"), current.get("reason")) == (marks.status, marks.reason)
+    if same and current.get("message") == marks.message:
+        return None
+    if same and now - parsed_time(current.get("lastHeartbeatTime")) < REFRESH:
+        return None
+    changed = written_time(now)
+    if current.get("status") == marks.status:
+        changed = current.get("lastTransitionTime") or changed
+    new = {"type": CONDITION, "status": marks.status, "reason": marks.reason, "message": marks.message}
+    times = {"lastTransitionTime": changed, "lastHeartbeatTime": written_time(now)}
+    return {"status": {"conditions": [{**new, **times}]}}
+
+
+def written_time(time: datetime) -> str:
+    """A time as the API writes it."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parsed_time(text: str | None) -> datetime:
+    """A time that the API wrote; without one, long ago."""
+    return datetime.fromisoformat(text) if text else datetime.min.replace(tzinfo=UTC)

@@ -1,0 +1,49 @@
+"""Label selectors as objects carry them (matchLabels, matchExpressions): matched here, or written for a query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Selector = Mapping[str, Any]
+
+
+def matches(selector: Selector | None, labels: Mapping[str, str]) -> bool:
+    """Whether the labels are chosen; as elsewhere in Kubernetes an empty selector chooses all, none chooses nothing."""
+    if selector is None:
+        return False
+    wanted = selector.get("matchLabels") or {}
+    if any(labels.get(key) != value for key, value in wanted.items()):
+        return False
+    return all(_holds(expression, labels) for expression in selector.get("matchExpressions") or [])
+
+
+def _holds(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    key, values = expression["key"], expression.get("values") or []
+    match expression["operator"]:
+        case "In":
+            return labels.get(key) in values
+        case "NotIn":  # true also where the key is absent
+            return labels.get(key) not in values
+        case "Exists":
+            return key in labels
+        case "DoesNotExist":
+            return key not in labels
+    raise ValueError(f"{expression['operator']!r} is no operator of a label selector")
+
+
+def written(selector: Selector) -> str:
+    """The selector as the parameter labelSelector of a list."""
+    terms = [f"{key}={value}" for key, value in (selector.get("matchLabels") or {}).items()]
+    for expression in selector.get("matchExpressions") or []:
+        key, values = expression["key"], ",".join(expression.get("values") or [])
+        match expression["operator"]:
+            case "In":
+                terms.append(f"{key} in ({values})")
+            case "NotIn":
+                terms.append(f"{key} notin ({values})")
+            case "Exists":
+                terms.append(key)
+            case "DoesNotExist":
+                terms.append(f"!{key}")
+    return ",".join(terms)

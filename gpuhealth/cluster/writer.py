@@ -1,0 +1,337 @@
+"""What the agent wants of the cluster, made so: level-triggered, in one order, and only as many writes as are needed.
+
+`apply` looks at the Node as it is and at what should be, and writes the difference: a place in the budget, then taint,
+cordon and label in one request, then the condition, Events and the report. If the API server is away it raises, and
+the caller calls again later with what is wanted then; what was done already is found done. At steady state a watch on
+our own Node is all the traffic there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+from gpuhealth.cluster.budget import Held, NoBudget, Outcome, Places
+from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object, backoff
+from gpuhealth.cluster.errors import ConflictError, UnavailableError
+from gpuhealth.cluster.events import Events, Note
+from gpuhealth.cluster.kinds import NODES, RELEASE_GPUS
+from gpuhealth.cluster.node import (
+    Act,
+    Desired,
+    Marks,
+    Override,
+    Patches,
+    condition,
+    ended_by_person,
+    has_taint,
+    labels,
+    notes,
+    override,
+    patches,
+    record,
+    released,
+    state_label,
+    summary,
+    taints,
+    wanted_codes,
+)
+from gpuhealth.cluster.report import Facts, Quarantine, Report, status_of
+from gpuhealth.cluster.watching import Broken, Changed, Listed, watch
+from gpuhealth.config import Settings
+from gpuhealth.model import State
+
+CONFLICTS = 5
+DEADLINE = 60.0
+LONGEST_HELD = 60.0
+
+
+def _nothing(_: Act) -> None:
+    pass
+
+
+class NodeWriter:
+    """The one who writes about our node."""
+
+    def __init__(
+        self,
+        client: Client,
+        settings: Settings,
+        node_name: str,
+        *,
+        dry_run: bool = False,
+        on_act: Callable[[Act], None] = _nothing,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.node_name = node_name
+        self.changed = asyncio.Event()  # set by every change of our Node; for the agent to wait on and clear
+        self._client = client
+        self._mode = settings.mode
+        self._dry_run = dry_run
+        self._on_act = on_act
+        self._now = now
+        self._lock = asyncio.Lock()
+        self._latest: Object | None = None
+        self._watching = False
+        self._places = Places(client, settings.kubernetes.namespace, node_name, now=now)
+        self._events = Events(client, node_name)
+        self._report = Report(client, node_name)
+        self._outcome: Outcome | None = None  # of the last try to get a place that failed
+        self._held_code = ""
+        self._held_tries = 0
+        self._retry_at = 0.0
+        self._would: list[tuple[str, str, str]] = []
+
+    # --- what our Node says -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Follow our own Node until cancelled."""
+        try:
+            follow = watch(self._client, NODES, fields=f"metadata.name={self.node_name}", paged=False)
+            async with aclosing(follow) as events:
+                async for event in events:
+                    match event:
+                        case Listed(items):
+                            self._watching = True
+                            self._latest = items[0] if items else None
+                        case Changed("DELETED", _):
+                            self._latest = None
+                        case Changed(_, item):
+                            self._see(item)
+                        case Broken():
+                            self._watching = False
+                    self.changed.set()
+        finally:
+            self._watching = False
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Our Node's labels, as last seen."""
+        return labels(self._latest) if self._latest else {}
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """Our Node's annotations, as last seen."""
+        return notes(self._latest) if self._latest else {}
+
+    @property
+    def taints(self) -> list[Object]:
+        """Our Node's taints, as last seen."""
+        return taints(self._latest) if self._latest else []
+
+    @property
+    def override(self) -> Override | None:
+        """What a person has said of our node."""
+        return override(self._latest) if self._latest else None
+
+    @property
+    def release_gpus(self) -> bool:
+        """Whether somebody asks us to let go of the driver."""
+        return self.annotations.get(RELEASE_GPUS) == "true"
+
+    @property
+    def held_budgets(self) -> tuple[str, ...]:
+        """The budgets that keep our node in service although it should be out."""
+        return (self._outcome.budget,) if isinstance(self._outcome, Held) else ()
+
+    @property
+    def retry_in(self) -> float | None:
+        """Seconds until it is worth calling apply() again for a quarantine that is held; None if none is."""
+        if self._outcome is None:
+            return None
+        return max(0.0, self._retry_at - asyncio.get_running_loop().time())
+
+    def _see(self, node: Object) -> None:
+        """Keep the newer one: the answer to our own write may overtake the watch, or the other way."""
+        known = self._latest
+        if known is not None and known["metadata"]["uid"] == node["metadata"]["uid"]:
+            versions = [known["metadata"]["resourceVersion"], node["metadata"]["resourceVersion"]]
+            if all(version.isdigit() for version in versions) and int(versions[0]) > int(versions[1]):
+                return
+        self._latest = node
+
+    # --- what is made so ----------------------------------------------------------------------------------------------
+
+    async def apply(self, desired: Desired, facts: Facts | None = None) -> list[Act]:
+        """Make the cluster say what is desired: what was done, or in mode observe and dry run, what would have been.
+
+        Raises UnavailableError (or another ApiError) when it could not be done in full; call again.
+        """
+        async with self._lock:
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    return await self._apply(desired, facts or Facts())
+            except TimeoutError:
+                raise UnavailableError(f"the API server took more than {DEADLINE:g} s in all") from None
+
+    async def _apply(self, desired: Desired, facts: Facts) -> list[Act]:
+        acts: list[Act] = []
+        node = self._latest if self._watching and self._latest is not None else await self._read()
+        if override(node) is Override.UNMANAGED:
+            self._outcome = None
+            await self._write_report(node, desired, facts, acts)
+        elif self._dry_run or self._mode == "observe":
+            acts = self._observed(node, desired)
+            if not self._dry_run:
+                await self._write_report(node, desired, facts, acts)
+        else:
+            node = await self._mark(node, desired, acts)
+            await self._settle(node, acts)
+            for note in await self._events.flush():
+                self._did(acts, Act("event", note.reason, note.message, self._now()))
+            await self._write_report(node, desired, facts, acts)
+        return acts
+
+    async def _read(self) -> Object:
+        node = await self._client.get(NODES, self.node_name)
+        self._see(node)
+        return node
+
+    async def _mark(self, node: Object, desired: Desired, acts: list[Act]) -> Object:
+        """Write what the Node lacks; read it again when somebody else was quicker."""
+        for attempt in range(CONFLICTS):
+            marks = await self._marks(node, desired, acts)
+            changes = patches(node, marks, self._now())
+            try:
+                return await self._write(node, changes, marks, acts)
+            except ConflictError:
+                if attempt == CONFLICTS - 1:
+                    raise
+                node = await self._read()
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _marks(self, node: Object, desired: Desired, acts: list[Act]) -> Marks:
+        """What the Node should carry; takes a place in the budget if it is to be taken out."""
+        marks, out = self._without_budget(node, desired)
+        if marks.taint is None:
+            self._outcome = None
+        elif out:
+            await self._keep_place(node, marks.taint)
+        elif not await self._admitted(node, marks.taint, acts):
+            return self._in_service(node, marks, desired)
+        return marks
+
+    def _without_budget(self, node: Object, desired: Desired) -> tuple[Marks, bool]:
+        """The marks if every budget had room, and whether the node is out by our hand already."""
+        person = override(node)
+        codes, freed = wanted_codes(node, desired)
+        ours = record(node)
+        out = ours is not None and not ended_by_person(node)
+        if person is Override.HEALTHY or (ours is None and has_taint(node)):  # the latter: out, but not by our hand
+            codes = ()
+        elif ours is not None and out and not codes and desired.verdict.verdict is State.UNKNOWN:
+            codes = (ours.code,)  # silence is no evidence that the fault is gone
+        taint = codes[0] if codes else None
+        status, reason, message = summary(desired.verdict, person)
+        state = state_label(node, desired.verdict, quarantined=taint is not None, by_person=person)
+        cordon = taint is not None and self._mode == "cordon"
+        return Marks(status, reason, message, state, taint, cordon, freed), out
+
+    def _in_service(self, node: Object, marks: Marks, desired: Desired) -> Marks:
+        state = state_label(node, desired.verdict, quarantined=False)
+        return Marks(marks.status, marks.reason, marks.message, state, None, cordon=False, released=marks.released)
+
+    async def _admitted(self, node: Object, code: str, acts: list[Act]) -> bool:
+        loop = asyncio.get_running_loop()
+        if self._outcome is not None and self._held_code == code and loop.time() < self._retry_at:
+            return False
+        outcome = await self._places.acquire(labels(node), code)
+        if not isinstance(outcome, Held | NoBudget):
+            self._outcome = None
+            self._held_tries = 0
+            self._did(acts, Act("place", code, " ".join(outcome.places), self._now()))
+            return True
+        if type(outcome) is not type(self._outcome) or self._held_code != code:
+            why = outcome.reason if isinstance(outcome, Held) else "no QuarantineBudget selects this node"
+            self._held_tries = 0
+            self._did(acts, Act("held", outcome.budget if isinstance(outcome, Held) else "", why, self._now()))
+            self._events.add(Note("QuarantineHeld", f"{code}: stays in service: {why}", self._now()))
+        self._outcome, self._held_code = outcome, code
+        self._held_tries += 1
+        self._retry_at = loop.time() + backoff(self._held_tries, LONGEST_HELD)
+        return False
+
+    async def _keep_place(self, node: Object, code: str) -> None:
+        """A node that is out holds its places: taken again if they are found gone at the start."""
+        if self._places.held is None and not await self._places.recall():
+            await self._places.acquire(labels(node), code)
+
+    async def _write(self, node: Object, changes: Patches, marks: Marks, acts: list[Act]) -> Object:
+        before = condition(node) or {}
+        done = [act for act in changes.acts if act.kind != "condition"]
+        if changes.node is not None:
+            ended = ended_by_person(node)
+            node = await self._client.patch(NODES, self.node_name, changes.node)
+            self._see(node)
+            for act in done:
+                self._did(acts, act)
+            self._tell(done, marks, ended=ended)
+        if changes.status is not None:
+            node = await self._client.patch(
+                NODES, self.node_name, changes.status, content_type=STRATEGIC_MERGE_PATCH, subresource="status"
+            )
+            self._see(node)
+            self._did(acts, changes.acts[-1])
+            if before.get("status", "True") != marks.status:
+                self._events.add(Note(marks.reason, marks.message, self._now(), warning=marks.status != "True"))
+        return node
+
+    def _tell(self, done: list[Act], marks: Marks, *, ended: bool) -> None:
+        kinds = {act.kind for act in done}
+        if "taint" in kinds:
+            self._events.add(Note("Quarantined", f"taken out of service: {marks.message}", self._now()))
+        elif ended:
+            codes = ", ".join(marks.released)
+            text = f"ended by hand; not again for {codes} until it has cleared"
+            self._events.add(Note("QuarantineEnded", text, self._now(), warning=False))
+        elif "untaint" in kinds:
+            self._events.add(Note("QuarantineEnded", "back in service", self._now(), warning=False))
+
+    async def _settle(self, node: Object, acts: list[Act]) -> None:
+        """A node that is not out by our hand holds no places; also those that a crash left behind."""
+        if record(node) is None and (await self._places.recall()):
+            for name in await self._places.release():
+                self._did(acts, Act("give_back", name, "", self._now()))
+
+    async def _write_report(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
+        would = tuple(f"{act.kind} {act.target} {act.detail}".strip() for act in acts if not act.done)
+        status = status_of(desired.verdict, self._standing(node, desired), facts, would)
+        if await self._report.write(node, status, self._now()):
+            self._did(acts, Act("report", self.node_name, str(desired.verdict.verdict), self._now()))
+
+    def _standing(self, node: Object, desired: Desired) -> Quarantine:
+        ours = record(node)
+        freed = sorted(set(released(node)) & set(desired.quarantine))
+        if ours is not None and not ended_by_person(node):
+            places = self._places.held or ()
+            return Quarantine("quarantined", ours.code, ours.since, drain=desired.drain, places=places)
+        if isinstance(self._outcome, Held):
+            return Quarantine("held", self._held_code, budget=self._outcome.budget, reason=self._outcome.reason)
+        if isinstance(self._outcome, NoBudget):
+            return Quarantine("held", self._held_code, reason="no QuarantineBudget selects this node")
+        if freed:
+            return Quarantine("released", freed[0], reason="a person took the taint or the cordon away")
+        if desired.quarantine and self._mode == "observe":
+            return Quarantine("observed", desired.quarantine[0], reason="mode observe marks nothing")
+        return Quarantine()
+
+    def _observed(self, node: Object, desired: Desired) -> list[Act]:
+        """What would be done, given room in the budgets; recorded once, not in every round."""
+        marks, _ = self._without_budget(node, desired)
+        acts = [
+            Act(act.kind, act.target, act.detail, act.time, done=False)
+            for act in patches(node, marks, self._now()).acts
+        ]
+        would = [(act.kind, act.target, act.detail) for act in acts]
+        if would != self._would:
+            self._would = would
+            for act in acts:
+                self._on_act(act)
+        return acts
+
+    def _did(self, acts: list[Act], act: Act) -> None:
+        """Told at once: what was done is on record even if the next request fails."""
+        acts.append(act)
+        self._on_act(act)

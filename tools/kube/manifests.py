@@ -1,0 +1,34 @@
+"""Kubernetes documents out of files: a YAML file, or a folder with a kustomization.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Document = dict[str, Any]
+
+_ORDER = {"CustomResourceDefinition": 0, "Namespace": 1, "PriorityClass": 2, "ServiceAccount": 3}
+"""What others refer to is applied before them, as kubectl does with a kustomization."""
+
+
+def documents(path: Path) -> list[Document]:
+    """All documents of a file or a kustomization, those that others need first.
+
+    Of a kustomization only `resources` is understood: the base is written so that it needs no more, and what this
+    tool would silently leave out must not be there.
+    """
+    return sorted(_read(path), key=lambda document: _ORDER.get(document["kind"], 9))
+
+
+def _read(path: Path) -> Iterable[Document]:
+    if not path.is_dir():
+        yield from (document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document)
+        return
+    kustomization = yaml.safe_load((path / "kustomization.yaml").read_text(encoding="utf-8"))
+    if unknown := kustomization.keys() - {"apiVersion", "kind", "resources"}:
+        raise ValueError(f"{path}/kustomization.yaml uses {', '.join(sorted(unknown))}, which is not supported here")
+    for resource in kustomization["resources"]:
+        yield from _read(path / resource)
