@@ -62,8 +62,9 @@ static void lost(struct gpu *gpu, const char *arguments)
 
 static void drop(struct gpu *gpu, const char *arguments)
 {
-    (void)arguments;
     gpu->present = 0;
+    gpu->on_bus = argument(arguments, "bus", 0);
+    gpu->device_node = argument(arguments, "node", 0);
 }
 
 static void reset_required(struct gpu *gpu, const char *arguments)
@@ -424,7 +425,7 @@ struct fault {
 
 static const struct fault faults[] = {
     {"lost", "", "fallen off the bus: calls return GPU_IS_LOST, also for a new handle", lost, NULL},
-    {"drop", "", "not enumerated any more: the count shrinks, indices shift", drop, NULL},
+    {"drop", "bus=0 node=0", "not enumerated any more; bus=1 still in /sys, node=1 still in /dev", drop, NULL},
     {"reset_required", "", "readings return RESET_REQUIRED, recovery action 1", reset_required, NULL},
     {"corrupted_inforom", "", "the InfoROM does not validate", corrupted_inforom, NULL},
     {"recovery_action", "value=1", "value of field 230 (2 reboot, 3 drain P2P, 4 drain and reset ...)", recovery_action,
@@ -490,7 +491,7 @@ static int fault_index(const char *name)
     return -1;
 }
 
-/* The next slot of "*" or "0,3" after `slot`, or -1. */
+/* Is the slot in "*" or "0,3"? */
 static bool slot_listed(struct state *state, const char *gpus, int slot)
 {
     if (strcmp(gpus, "*") == 0)
@@ -521,7 +522,6 @@ static bool slots_valid(struct state *state, const char *gpus)
     }
 }
 
-/* What healthy GPU and active faults make together, without the faults that `skip` matches. */
 struct selection {
     int64_t fault; /* -1: any */
     const char *gpus; /* NULL: any */
@@ -533,6 +533,7 @@ static bool selected(struct state *state, const struct active_fault *active, con
            (!selection->gpus || (active->gpu >= 0 && slot_listed(state, selection->gpus, (int)active->gpu)));
 }
 
+/* What healthy GPU and active faults make together, without the faults that `skip` selects. */
 static void compose(struct state *state, int slot, const struct selection *skip, struct gpu *result)
 {
     memcpy(result, &state->healthy[slot], sizeof *result);
@@ -543,20 +544,35 @@ static void compose(struct state *state, int slot, const struct selection *skip,
     }
 }
 
+static bool spent(struct rule *rule)
+{
+    return rule->kind == RULE_NONE || (rule->kind == RULE_ERROR && rule->count == 0) ||
+           (rule->kind == RULE_HANG && rule->until_ns > 0 && rule->until_ns < monotonic_ns());
+}
+
+static void count_rules(struct state *state)
+{
+    uint32_t rules = 0;
+    for (int i = 0; i < MAX_RULES; i++)
+        rules += state->rule[i].kind != RULE_NONE;
+    state->rules_in_use = rules;
+}
+
 static bool add_rule(struct state *state, int fault, int slot, const char *arguments)
 {
     for (int i = 0; i < MAX_RULES; i++) {
         struct rule *rule = &state->rule[i];
-        if (rule->kind != RULE_NONE)
+        if (!spent(rule))
             continue;
+        rule->kind = RULE_NONE;
         rule->fault = fault;
         rule->gpu = slot;
         if (!argument_text(arguments, "call", rule->call, sizeof rule->call))
             strcpy(rule->call, "*");
         if (strncmp(rule->call, "nvmlInit", 8) == 0)
             strcpy(rule->call, "nvmlInit"); /* one name for its three symbols */
-        state->rules_in_use++;
         faults[fault].rule(rule, arguments);
+        count_rules(state);
         return true;
     }
     return false;
@@ -567,11 +583,10 @@ static void remove_rules(struct state *state, const struct selection *selection)
     for (int i = 0; i < MAX_RULES; i++) {
         struct rule *rule = &state->rule[i];
         struct active_fault active = {.fault = rule->fault, .gpu = rule->gpu};
-        if (rule->kind != RULE_NONE && selected(state, &active, selection)) {
+        if (selected(state, &active, selection))
             rule->kind = RULE_NONE;
-            state->rules_in_use--;
-        }
     }
+    count_rules(state);
 }
 
 static bool known_arguments(const char *known, int count, char **arguments, char *error, size_t size)

@@ -198,7 +198,7 @@ static void wire_links(struct gpu *gpu, int slot, int gpus, int switches)
 static bool place_gpu(struct gpu *gpu, int slot, int gpus, char **bus, uint64_t *seed)
 {
     char *stop;
-    gpu->present = 1;
+    gpu->present = gpu->on_bus = gpu->device_node = 1;
     gpu->pci.bus = strtol(*bus, &stop, 16);
     if (stop == *bus)
         return false;

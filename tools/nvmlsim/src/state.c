@@ -85,7 +85,7 @@ static int64_t energy_since(struct gpu *gpu, int64_t elapsed_ns)
 void gpu_settle(struct gpu *gpu)
 {
     int64_t now = monotonic_ns(), elapsed = now - gpu->settled_at;
-    gpu->sequence++;
+    gpu->sequence |= 1; /* already odd when a writer died here */
     gpu->energy += energy_since(gpu, elapsed);
     for (int reason = 0; reason < THROTTLE_REASONS; reason++)
         if (gpu->clocks_event_reasons & throttle_bit[reason])

@@ -86,7 +86,9 @@ enum throttle_reason {
 };
 
 struct gpu {
-    value present; /* 0: not enumerated at all */
+    value present; /* 0: the driver does not enumerate it */
+    value on_bus; /* 0: /sys does not show it */
+    value device_node; /* 0: it has no /dev/nvidiaN */
     value lost;
     value reset_required;
     value inforom_corrupted;
