@@ -1,0 +1,267 @@
+"""Kernel messages from text: raw /dev/kmsg records, dmesg in its time formats, syslog, journalctl, journald's JSON.
+
+The format is told from each line by itself, so that files that mix them are read too. Only what the kernel wrote
+counts: of syslog and the journal the entries of the kernel, of raw records those of the facilities kern and user (`user`
+is what /dev/kmsg gives to a writer, and how a fault is injected for a test).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gpuhealth.catalog.kernel_lines import KernelLog, may_matter
+from gpuhealth.model import KernelRecord
+
+
+class Stamp(NamedTuple):
+    """A time as it is written: the clock says how it is read."""
+
+    clock: str  # boot (seconds since boot), unix (seconds), iso, ctime; empty where no time can be told
+    text: str
+
+
+class Message(NamedTuple):
+    """One kernel message out of its wrapping."""
+
+    text: str
+    priority: int = 6
+    stamp: Stamp = Stamp("", "")
+    sequence: int = -1
+
+
+_LEVELS = {"emerg": 0, "alert": 1, "crit": 2, "err": 3, "warn": 4, "notice": 5, "info": 6, "debug": 7}
+_FACILITIES = (0, 1)  # kern, user
+_KMSG = re.compile(r"(\d{1,4}),(\d{1,20}),(\d{1,20}),[^;]*;(.*)", re.ASCII | re.DOTALL)
+_KMSG_TAG = re.compile(r" [A-Z][A-Z0-9_]*=")
+_ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
+_PRI = re.compile(r"<(\d{1,3})>", re.ASCII)
+_RFC5424 = re.compile(r"1 (\S+) \S+ (\S+) \S+ \S+ (?:-|(?:\[[^\]]*\])+) ?\ufeff?(.*)", re.ASCII | re.DOTALL)
+_SECONDS = re.compile(r"\[ *(\d{1,12}\.\d{1,9})(?: *<[ \d.]+>)?\](?:\[ *[TC]\d+\])? ?(.*)", re.ASCII | re.DOTALL)
+_CTIME = re.compile(r"\[([A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4})\] ?(.*)", re.ASCII | re.DOTALL)
+_RELATIVE = re.compile(r"\[(?:[A-Z][a-z]{2} ?\d{1,2} \d\d:\d\d| *\+ *\d+\.\d+)\] ?(.*)", re.ASCII | re.DOTALL)
+_DECODED = re.compile(r"([a-z0-9]{3,9}) *:(emerg|alert|crit|err|warn|notice|info|debug) *: ?(.*)", re.ASCII | re.DOTALL)
+_ISO = re.compile(
+    r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?) (.*)", re.ASCII | re.DOTALL
+)
+_SYSLOG = re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d{1,9})? (.*)", re.ASCII | re.DOTALL)
+_FULL = re.compile(
+    r"[A-Z][a-z]{2} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d{1,9})? (?:[A-Z]{2,5}|[+-]\d{2,4}) (.*)",
+    re.ASCII | re.DOTALL,
+)
+_UNIX = re.compile(r"(\d{9,11}\.\d{1,9}) (.*)", re.ASCII | re.DOTALL)
+_OF_KERNEL = re.compile(r"(?:[^\s:]+ )?kernel(?:\[\d+\])?: (.*)", re.DOTALL)
+_OF_PROGRAM = re.compile(r"[^\s:]+ [\w./@-]+(?:\[\d+\])?: ", re.ASCII)
+_COLOUR = re.compile("\x1b\\[[\\d;]*m")
+
+
+class _JournalEntry(msgspec.Struct):
+    message: Any = msgspec.field(name="MESSAGE", default="")
+    transport: Any = msgspec.field(name="_TRANSPORT", default="")
+    identifier: Any = msgspec.field(name="SYSLOG_IDENTIFIER", default="")
+    priority: Any = msgspec.field(name="PRIORITY", default="6")
+    time: Any = msgspec.field(name="__REALTIME_TIMESTAMP", default="")
+
+
+_journal_entry = msgspec.json.Decoder(_JournalEntry)
+
+
+def message(line: str) -> Message | None:
+    """The kernel message in a line of any format; None for what the kernel did not write."""
+    if "\x1b" in line:
+        line = _COLOUR.sub("", line)
+    first = line[:1]
+    if first == "[":
+        return _dmesg(line)
+    if first.isdigit():
+        return _kmsg(line) or _iso(line) or _unix(line) or Message(line)
+    if first == "{":
+        return _journald(line)
+    if first == "<":
+        return _with_priority(line)
+    if first in (" ", "\t"):  # a second line of the record before, or, in raw records, a tag such as " SUBSYSTEM=pci"
+        return None if _KMSG_TAG.match(line) else Message(line.strip())
+    return _worded(line)
+
+
+def _kmsg(line: str) -> Message | None:
+    match = _KMSG.match(line)
+    if match is None:
+        return None
+    facility, level = divmod(int(match[1]), 8)
+    if facility not in _FACILITIES:
+        return Message("")
+    text = match[4]
+    if "\\x" in text:
+        text = unescape(text)
+    return Message(text, level, Stamp("boot", f"{int(match[3]) / 1e6:.6f}"), int(match[2]))
+
+
+def unescape(text: str) -> str:
+    r"""The text of a raw record, in which the kernel writes what is not printable as `\x0a`."""
+    raw = text.encode("utf-8", "surrogatepass")
+    return _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), raw).decode("utf-8", "replace")
+
+
+def _dmesg(line: str) -> Message | None:
+    for pattern, clock in ((_SECONDS, "boot"), (_CTIME, "ctime")):
+        if match := pattern.match(line):
+            return _of_kernel(match[2], Stamp(clock, match[1]), bare=True)
+    if match := _RELATIVE.match(line):
+        return Message(match[1])
+    return Message(line)
+
+
+def _iso(line: str) -> Message | None:
+    match = _ISO.match(line)
+    if match is None:
+        return None
+    # dmesg writes its fraction after a comma and no host; of syslog and the journal a host and a program follow.
+    of_dmesg = "," in match[1]
+    bare = of_dmesg or not _OF_PROGRAM.match(match[2])
+    return _of_kernel(match[2], Stamp("iso", match[1].replace(",", ".")), bare=bare) or Message("")
+
+
+def _unix(line: str) -> Message | None:
+    match = _UNIX.match(line)
+    return _of_kernel(match[2], Stamp("unix", match[1]), bare=False) if match else None
+
+
+def _worded(line: str) -> Message | None:
+    if line.startswith("kernel: "):
+        return _of_kernel(line, Stamp("", ""), bare=False)
+    if match := _SYSLOG.match(line):
+        return _of_kernel(match[1], Stamp("", ""), bare=False)
+    if match := _FULL.match(line):
+        return _of_kernel(match[2], Stamp("", ""), bare=False)
+    if match := _DECODED.match(line):
+        if match[1] not in ("kern", "user"):
+            return None
+        timed = match[3][:1] == "[" or match[3][:1].isdigit()  # anything else would nest as deep as the line is long
+        inner = message(match[3]) if timed else Message(match[3])
+        return inner._replace(priority=_LEVELS[match[2]]) if inner else None
+    return Message(line)
+
+
+def _with_priority(line: str) -> Message | None:
+    match = _PRI.match(line)
+    if match is None:
+        return Message(line)
+    facility, level = divmod(int(match[1]), 8)
+    if facility not in _FACILITIES:
+        return None
+    rest = line[match.end() :]
+    if structured := _RFC5424.match(rest):
+        stamp = Stamp("iso", structured[1])
+        return Message(structured[3], level, stamp) if structured[2] == "kernel" else None
+    if rest[:1] == "<":  # no log nests this; a line of many of them must not nest our calls
+        return None
+    inner = message(rest)
+    return inner._replace(priority=level) if inner else None
+
+
+def _of_kernel(rest: str, stamp: Stamp, *, bare: bool) -> Message | None:
+    """What follows a time: "host kernel: text"; where `bare`, also a text alone."""
+    if match := _OF_KERNEL.match(rest):
+        text = match[1]
+        if inner := _SECONDS.match(text):  # syslog keeps the kernel's own time before the text
+            text = inner[2]
+        return Message(text, 6, stamp)
+    return Message(rest, 6, stamp) if bare else None
+
+
+def _journald(line: str) -> Message | None:
+    try:
+        entry = _journal_entry.decode(line)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    if (entry.transport or entry.identifier) != "kernel":
+        return None
+    text = entry.message
+    if isinstance(text, list):  # a message that is no valid UTF-8 comes as its bytes
+        try:
+            text = bytes(text).decode("utf-8", "replace")
+        except (TypeError, ValueError):
+            return None
+    if not isinstance(text, str):
+        return None
+    priority = int(entry.priority) if str(entry.priority) in "01234567" and entry.priority != "" else 6
+    micros = str(entry.time)
+    stamp = Stamp("unix", f"{int(micros) / 1e6:.6f}") if micros.isdecimal() and len(micros) < 18 else Stamp("", "")
+    return Message(text, priority, stamp)
+
+
+def records(lines: Iterable[bytes | str], booted: datetime | None = None, zone: tzinfo = UTC) -> Iterator[KernelRecord]:
+    """The kernel's records in the lines of a log.
+
+    `booted` gives times to records that count from the boot, `zone` is that of local times; what names no year has no
+    time.
+    """
+    for raw in lines:
+        found = message(_decoded(raw))
+        if found is not None and found.text:
+            yield KernelRecord(found.text, _time(found.stamp, booted, zone), found.sequence, found.priority)
+
+
+def _time(stamp: Stamp, booted: datetime | None, zone: tzinfo) -> datetime | None:
+    try:
+        match stamp.clock:
+            case "boot":
+                return booted + timedelta(seconds=float(stamp.text)) if booted else None
+            case "unix":
+                return datetime.fromtimestamp(float(stamp.text), UTC)
+            case "iso":
+                when = datetime.fromisoformat(stamp.text)
+            case "ctime":
+                when = datetime.strptime(stamp.text, "%a %b %d %H:%M:%S %Y")  # noqa: DTZ007 - the zone follows
+            case _:
+                return None
+        return (when if when.tzinfo else when.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _decoded(raw: bytes | str) -> str:
+    line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+    return line.rstrip("\r\n")
+
+
+def classify(lines: Iterable[bytes | str], driver: int | None = None) -> Iterator[dict[str, Any]]:
+    """One dictionary for each line that means something; `number` is that of the line, from 1.
+
+    Of a message over several lines it is the last one, with which the message is whole. `driver` is the driver's
+    branch, where it is known.
+    """
+    feed = KernelLog(driver).feed
+    for number, raw in enumerate(lines, 1):
+        line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+        if not may_matter(line) and not (line.startswith("{") and '"MESSAGE"' in line and _is_bytes(line)):
+            continue
+        line = line.rstrip("\r\n")
+        found = message(line)
+        event = feed(KernelRecord(found.text)) if found else None
+        if event is not None:
+            yield {
+                "number": number,
+                "line": line,
+                "kind": event.kind,
+                "code": event.code,
+                "pci": event.pci,
+                "pid": event.pid,
+                "process": event.process,
+                "severity": event.severity,
+                "action": event.action,
+                "finding": event.finding,
+            }
+
+
+_BYTES = re.compile(r'"MESSAGE"\s*:\s*(?:\[|"[^"]*\\u)')
+
+
+def _is_bytes(line: str) -> bool:
+    """Whether the words of a JSON entry's message cannot be seen in the line as they are."""
+    return _BYTES.search(line) is not None
