@@ -98,14 +98,15 @@ def _mismatch(look: Look) -> Judgement:
 
 
 def _node_error(look: Look) -> Judgement:
-    nvml = look.nvml
-    if isinstance(nvml, Missing) and nvml.reason is MissingReason.ERROR:
-        return _repeating(look, None, "NVML does not work", nvml.detail)
+    nvml = look.readings.nvml
     if isinstance(nvml, Missing):
         return nvml
-    if isinstance(nvml.count, Missing) and nvml.count.reason is MissingReason.ERROR:
-        return _repeating(look, None, "NVML cannot count the GPUs", nvml.count.detail)
-    return nvml.count if isinstance(nvml.count, Missing) else None
+    reason = nvml.problem or nvml.count
+    if not isinstance(reason, Missing):
+        return None
+    if reason.reason is not MissingReason.ERROR:
+        return reason
+    return _repeating(look, None, "NVML does not work" if nvml.problem else "NVML cannot count the GPUs", reason.detail)
 
 
 def _gpu_error(gpu: GpuReadings, look: Look) -> Judgement:
@@ -135,5 +136,5 @@ CHECK = together(
     per_node(
         (UNRESPONSIVE, _unresponsive), (NOT_LOADED, _not_loaded), (MISMATCH, _mismatch), (NVML_ERROR, _node_error)
     ),
-    per_gpu((NVML_ERROR, _gpu_error), broken_too=True),
+    per_gpu((NVML_ERROR, _gpu_error), broken_too=True, of_node_too=True),
 )

@@ -135,15 +135,21 @@ def _recognised(gpus: tuple[GpuReadings, ...], remembered: dict[str, str]) -> tu
     return tuple(named(gpu) for gpu in gpus)
 
 
-def per_gpu(*rules: tuple[Code, Callable[[GpuReadings, Look], Judgement]], broken_too: bool = False) -> Check:
-    """A check of rules about a GPU. One that answers with an error as a whole is not asked, unless `broken_too`."""
+def per_gpu(
+    *rules: tuple[Code, Callable[[GpuReadings, Look], Judgement]], broken_too: bool = False, of_node_too: bool = False
+) -> Check:
+    """A check of rules about a GPU. One that answers with an error as a whole is not asked, unless `broken_too`.
+
+    While NVML is away and no GPU is known, the node is what has not been checked; `of_node_too` says that other rules
+    of the same codes speak for the node.
+    """
 
     def run(readings: NodeReadings, settings: Settings, history: History) -> Iterator[Outcome]:
         look = Look(readings, settings, history)
-        nobody = look.nvml if isinstance(look.nvml, Missing) else None
+        away = look.nvml if isinstance(look.nvml, Missing) and not look.gpus and not of_node_too else None
         for code, judge in rules:
-            if nobody and not look.gpus:
-                yield code.not_checked(None, nobody)
+            if away:
+                yield code.not_checked(None, away)
             for gpu in look.gpus:
                 judged = gpu.error if gpu.error and not broken_too else judge(gpu, look)
                 yield from _outcome(code, gpu, judged)
