@@ -15,28 +15,33 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import structlog
 
-from gpuhealth import checks, config
-from gpuhealth.catalog.kernel_lines import KernelLog as KernelLogParser
+from gpuhealth import __version__, checks, config
+from gpuhealth.catalog import kernel_lines
 from gpuhealth.checks.history import History
+from gpuhealth.cluster.keeper import Keeper
+from gpuhealth.cluster.node import Act, Desired
+from gpuhealth.cluster.report import Facts, Gpu, Inventory
+from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import ConfigError, Settings
-from gpuhealth.journal import Entry, Journal, JournalError
-from gpuhealth.model import KernelEvent, Missing, MissingReason, Reading, Verdict
+from gpuhealth.journal import Entry, Journal, JournalError, JournalWriter
+from gpuhealth.model import KernelEvent, KernelRecord, Missing, MissingReason, Reading, Verdict
 from gpuhealth.probes.kmsg import KmsgReader, Position
 from gpuhealth.probes.node import NodeProbe
+from gpuhealth.probes.nvml_child import XidSeen
 from gpuhealth.readings import KernelLog, NodeReadings
 from gpuhealth.verdict import Change, ChangeKind, Findings, Ledger
 
 log = structlog.get_logger()
+_T = TypeVar("_T")
 
 _MEMORY_SECONDS = 60.0  # what changes in every round, such as counters, is remembered this often
-_RETRY_SECONDS = 5.0
-_MAX_UNWRITTEN = 10_000  # journal entries held while the disk refuses them
 _REPEAT_SECONDS = 60.0  # a kernel event that goes on is journalled this often, with a count
+_MAX_REPEATS = 1000
 
 Service = Callable[["Agent"], Awaitable[None]]
 """Something that runs beside the agent and looks at it, such as the HTTP server."""
@@ -46,13 +51,12 @@ class Counts(msgspec.Struct):
     """What happened since the agent started; for metrics."""
 
     findings: Counter[str] = msgspec.field(default_factory=Counter)  # by code
-    xids: Counter[tuple[str, str]] = msgspec.field(default_factory=Counter)  # by XID and PCI address
+    xids: Counter[tuple[str, str]] = msgspec.field(default_factory=Counter)  # by XID and GPU
     kernel_events: Counter[str] = msgspec.field(default_factory=Counter)  # by kind
     failures: Counter[str] = msgspec.field(default_factory=Counter)  # by loop
     api_calls: Counter[tuple[str, int]] = msgspec.field(default_factory=Counter)  # by method and status
     kernel_records: int = 0
     lost_records: int = 0
-    journal_errors: int = 0
 
 
 class Clock:
@@ -63,6 +67,7 @@ class Clock:
         self._monotonic = time.monotonic()
 
     def __call__(self) -> datetime:
+        """Now, in UTC."""
         return self._wall + timedelta(seconds=time.monotonic() - self._monotonic)
 
 
@@ -81,25 +86,33 @@ class Agent:
         self.http_port = 0
         self.config_valid = True
         self.kmsg_lag_seconds = 0.0
-        self.nvml_waiting_seconds = 0.0
-        self.probe_seconds: dict[str, float] = {}
-        self.check_seconds: dict[str, float] = {}
-        self.held_budgets: tuple[str, ...] = ()
+        self.round_seconds = 0.0
+        self.check_seconds = 0.0
         self._config_path = config_path
         self._config_stamp = _stamp(config_path)
         self._services = services
-        self._journal: Journal | None = None
-        self._unwritten: list[Entry] = []
-        self._write_wanted = asyncio.Event()
-        self._remembered_at = 0.0
-        self._position: Position | None = None
-        self._parser = KernelLogParser()
-        self._kernel_log: Reading[KernelLog] = Missing(MissingReason.ERROR, "the kernel log has not been opened yet")
+        self._parser = kernel_lines.KernelLog()
+        self._reader: KmsgReader | None = None
+        self._no_kernel_log = Missing(MissingReason.ERROR, "the kernel log has not been opened yet")
         self._repeats: dict[tuple[str, str], tuple[float, int]] = {}
-        self._desired_changed = asyncio.Event()
+        self._gpu_by_pci: dict[str, str] = {}
+        self._node_labels: dict[str, str] = {}
+        self._settings_changed = asyncio.Event()
+        self._release_reasons: set[str] = set()
+        self._remembered_at = 0.0
+        self.findings: Findings
+        self.journal: JournalWriter
         self._recall()
+        self.keeper = Keeper(
+            self._marks_wanted,
+            node_changed=self._node_changed,
+            on_act=self._note_act,
+            observer=self._count_call,
+            now=self.clock,
+        )
+        self.probe.nvml.on_xid = self._take_nvml_xid
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT; then everything is written down and let go."""
@@ -108,24 +121,21 @@ class Agent:
         assert main is not None
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, main.cancel)
-        loop.add_signal_handler(signal.SIGUSR1, self._release_on_signal)
-        log.info("agent starts", node=self.settings.node_name, mode=self.settings.mode, boot_id=self.probe.boot_id)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_release_signal)
+        log.info("agent starts", node=self.settings.node_name, mode=self.settings.mode, version=__version__)
         try:
             async with asyncio.TaskGroup() as group:
-                for name, task in (
-                    ("rounds", self._round),
-                    ("kernel_log", self._follow_kernel_log),
-                    ("journal", self._write_journal),
-                ):
-                    group.create_task(self._forever(name, task), name=name)
+                for step in (self._round, self._follow_kernel_log, self.journal.run_once, self._mark_node):
+                    group.create_task(self._forever(step))
                 for service in self._services:
-                    group.create_task(service(self))  # type: ignore[arg-type]
+                    group.create_task(service(self))  # type: ignore[arg-type]  # a coroutine function
         except asyncio.CancelledError:
             log.info("agent stops", node=self.settings.node_name)
         finally:
             self._finish()
 
-    async def _forever(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
+        name = step.__name__.removeprefix("_")
         while True:
             try:
                 await step()
@@ -135,75 +145,282 @@ class Agent:
                 await asyncio.sleep(1.0)
 
     def _finish(self) -> None:
-        self._remember()
-        if self._journal:
-            self._journal.close()
         self.probe.nvml.close()
+        self.journal.close()
 
-    # -- rounds -------------------------------------------------------------------------------------------------------
+    # -- rounds --------------------------------------------------------------------------------------------------------
 
     async def _round(self) -> None:
-        """One round: read, judge, publish; then sleep until the next is due."""
+        """One round: read, judge, publish; then wait until the next is due."""
         began = time.monotonic()
         self._reload_if_changed()
-        readings = await self.probe.read(self.settings.interval, self._take_kernel_log(), self.clock)
-        self.probe_seconds["node"] = time.monotonic() - began
-        if not isinstance(readings.nvml, Missing):
-            self.nvml_waiting_seconds = readings.nvml.waiting_seconds
-            self.probe_seconds["nvml"] = readings.nvml.waiting_seconds
+        readings = await self.probe.read(self.settings.interval, self._kernel_log(), self.clock)
+        self.round_seconds = time.monotonic() - began
+        self._know_gpus(readings)
         self.readings = readings
-        outcomes = checks.judge(readings, self.settings, self._history, self.check_seconds)
+        judging = time.monotonic()
+        outcomes = checks.judge(readings, self.settings, self._history)
+        self.check_seconds = time.monotonic() - judging
         self._publish(self.findings.take_round(outcomes, readings.time, readings.boot_id), readings)
         if time.monotonic() - self._remembered_at > _MEMORY_SECONDS:
-            self._write_wanted.set()
-        # A round that was waited for is followed at once: the deadlines count from its question, not from ours.
+            self.journal.note()
         await asyncio.sleep(max(0.0, self.settings.interval - (time.monotonic() - began)))
 
+    def _know_gpus(self, readings: NodeReadings) -> None:
+        if isinstance(readings.nvml, Missing):
+            return
+        self._gpu_by_pci |= {gpu.pci[:-2]: gpu.component for gpu in readings.nvml.gpus if isinstance(gpu.pci, str)}
+        if isinstance(version := readings.nvml.driver_version, str) and version.partition(".")[0].isdecimal():
+            self._parser.driver = int(version.partition(".")[0])
+
     def _publish(self, changes: list[Change], readings: NodeReadings) -> None:
+        """Makes known what has changed: log, journal, metrics, marks."""
         for change in changes:
-            finding = change.finding
             if change.kind is ChangeKind.RAISED:
-                self.counts.findings[finding.code] += 1
-            level = log.info if change.kind is ChangeKind.CLEARED else log.warning
-            level(
-                f"finding {change.kind}",
-                code=finding.code,
-                severity=str(finding.severity),
-                component=finding.component,
-                message=finding.message,
-                action=str(finding.action),
-                reason=change.reason,
-            )
-        self._unwritten += [_entry(change) for change in changes]
+                self.counts.findings[change.finding.code] += 1
+            _log_change(change)
         self.verdict = self.findings.verdict(readings, self._history.baseline, readings.time)
         self.version += 1
+        self.keeper.changed()
         if changes:
-            self._write_wanted.set()
-        self._desired_changed.set()
+            self.journal.note(*(_entry(change) for change in changes))
 
-    # -- kernel log ---------------------------------------------------------------------------------------------------
+    # -- kernel log ----------------------------------------------------------------------------------------------------
 
     async def _follow_kernel_log(self) -> None:
-        reader = KmsgReader(self.settings.roots.kmsg, self.probe.boot_id, self._position, self.settings.kmsg.lookback)
-        async for batch in reader:
-            self._take_records(batch)
+        """Reads the kernel log as it comes; where it cannot be read, NVML tells of XIDs at least."""
+        roots, lookback = self.settings.roots, self.settings.kmsg.lookback
+        reader = KmsgReader(roots.kmsg, self.probe.boot_id, self._position, lookback)
+        problem = reader.open()
+        if problem is not None:
+            if self._no_kernel_log != problem:
+                log.warning(
+                    "the kernel log cannot be read; NVML tells of XIDs, without their text", reason=str(problem)
+                )
+            self._no_kernel_log = problem
+            self.probe.nvml.want_events()
+            await asyncio.sleep(_MEMORY_SECONDS)
+            return
+        self._reader = reader
+        try:
+            async for records in reader:
+                self._take_records(records)
+        finally:
+            self._reader = None
+            reader.close()
 
-    def _take_records(self, records: Sequence[Any]) -> None:
-        events = [event for record in records if (event := self._parser.feed(record))]
+    def _kernel_log(self) -> Reading[KernelLog]:
+        """How well the log was read since the last round."""
+        if self._reader is None:
+            opened = self._no_kernel_log.reason is not MissingReason.ERROR
+            return KernelLog("nvml") if opened else self._no_kernel_log
+        lost = self._reader.take_lost_records()
+        self.counts.lost_records += lost
+        self.kmsg_lag_seconds = self._reader.lag_seconds
+        return KernelLog("kmsg", self._reader.records, lost, self._reader.lag_seconds)
+
+    def _take_records(self, records: Sequence[KernelRecord]) -> None:
         self.counts.kernel_records += len(records)
+        events = [event for record in records if (event := self._parser.feed(record))]
+        if self._reader:
+            self._position = self._reader.position
         if events:
             self._take_events(events)
 
+    def _take_nvml_xid(self, seen: XidSeen) -> None:
+        self._take_events([kernel_lines.nvml_xid_event(seen.xid, seen.pci[:-2] or None)])
+
     def _take_events(self, events: list[KernelEvent]) -> None:
+        """Judges kernel events at once."""
         now = self.clock()
-        readings = msgspec.structs.replace(self._latest(now), events=tuple(events), time=now)
+        # Before the first round there are only the GPUs that are remembered.
+        latest = self.readings or NodeReadings(self.settings.node_name, now, self.probe.boot_id)
+        readings = msgspec.structs.replace(latest, events=tuple(events), time=now)
         outcomes = checks.judge_events(readings, self.settings, self._history)
+        changes = self.findings.take(outcomes, now, readings.boot_id)
         for event in events:
             self.counts.kernel_events[event.kind] += 1
             if event.kind == "xid":
-                self.counts.xids[str(event.code), event.pci or ""] += 1
-        self._publish(self.findings.take(outcomes, now, readings.boot_id), readings)
+                self.counts.xids[str(event.code), self._gpu_by_pci.get(event.pci or "", event.pci or "")] += 1
+            self._note_event(event, now)
+        self._publish(changes, readings)
 
-    def _latest(self, now: datetime) -> NodeReadings:
-        """The last round's readings; before the first there is only the node."""
-        return self.readings or NodeReadings(self.settings.node_name, now, self.probe.boot_id)
+    def _note_event(self, event: KernelEvent, now: datetime) -> None:
+        """Journals a kernel event; of one that goes on, a line a minute with how often it came."""
+        key = (event.finding, event.pci or "")
+        noted, repeats = self._repeats.get(key, (0.0, 0))
+        if now.timestamp() - noted < _REPEAT_SECONDS:
+            self._repeats[key] = (noted, repeats + 1)
+            return
+        if len(self._repeats) >= _MAX_REPEATS:
+            self._repeats.clear()
+        self._repeats[key] = (now.timestamp(), 0)
+        message = event.meaning + (f" ({repeats} more since the last entry)" if repeats else "")
+        where = self._gpu_by_pci.get(event.pci or "", event.pci or "node")
+        self.journal.note(
+            Entry(event.time or now, "kernel", event.finding, where, message, str(event.severity), event.line)
+        )
+
+    # -- the cluster ---------------------------------------------------------------------------------------------------
+
+    async def _mark_node(self) -> None:
+        """Has our Node marked while there is an API server; without one the node is watched all the same."""
+        self._settings_changed.clear()
+        if not self.settings.kubernetes.enabled:
+            await self._settings_changed.wait()
+            return
+        keeping = asyncio.create_task(self.keeper.run(self.settings))
+        changed = asyncio.create_task(self._settings_changed.wait())
+        try:
+            await asyncio.wait([keeping, changed], return_when=asyncio.FIRST_COMPLETED)
+            if keeping.done():
+                keeping.result()
+        finally:
+            for task in (keeping, changed):
+                task.cancel()
+            await asyncio.gather(keeping, changed, return_exceptions=True)
+
+    def _marks_wanted(self) -> tuple[Desired, Facts] | None:
+        if self.verdict is None:
+            return None
+        quarantine = self.findings.quarantine()
+        codes = tuple(finding.code for finding in quarantine.findings)
+        return Desired(self.verdict, codes, quarantine.drain), self._facts()
+
+    def _node_changed(self, writer: NodeWriter) -> None:
+        """Takes from our Node what people say there."""
+        if writer.labels != self._node_labels:
+            self._node_labels = writer.labels
+            self.findings.configure(self.settings, self._node_labels)
+        self._release_for("annotation", wanted=writer.release_gpus)
+
+    def _facts(self) -> Facts:
+        nvml = self.readings.nvml if self.readings else None
+        inventory = Inventory()
+        if nvml is not None and not isinstance(nvml, Missing):
+            gpus = (
+                Gpu(gpu.index, gpu.component, *(_text(value) for value in (gpu.pci, gpu.name, gpu.serial)))
+                for gpu in nvml.gpus
+            )
+            inventory = Inventory(_text(nvml.driver_version), tuple(gpus))
+        return Facts(inventory, self.probe.boot_id, dict(self.counts.findings), __version__)
+
+    def _count_call(self, method: str, status: int) -> None:
+        self.counts.api_calls[method, status] += 1
+
+    def _note_act(self, act: Act) -> None:
+        log.info("act" if act.done else "would act", kind=act.kind, target=act.target, detail=act.detail)
+        message = f"{act.kind} {act.target} {act.detail}".strip()
+        self.journal.note(Entry(act.time, "act" if act.done else "would", act.target, "node", message))
+
+    # -- releasing the driver ------------------------------------------------------------------------------------------
+
+    def _on_release_signal(self) -> None:
+        """SIGUSR1 lets go of the driver, and a second one takes it again."""
+        self._release_for("signal", wanted="signal" not in self._release_reasons)
+
+    def _release_for(self, reason: str, *, wanted: bool) -> None:
+        before = bool(self._release_reasons)
+        (self._release_reasons.add if wanted else self._release_reasons.discard)(reason)
+        if before == bool(self._release_reasons):
+            return
+        if wanted:
+            self._releasing = asyncio.create_task(self._release())
+        else:
+            self.probe.nvml.acquire()
+            log.info("the driver is taken again")
+
+    async def _release(self) -> None:
+        released = await self.probe.nvml.release()
+        log.info("the driver is let go", complete=released, reasons=sorted(self._release_reasons))
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+
+    def _recall(self) -> None:
+        """Takes up what an earlier agent on this node has remembered."""
+        where, journal, ledger = self.settings.journal, None, None
+        self._history, self._position = History(), None
+        try:
+            journal = Journal(where.path, where.keep, where.max_entries)
+            if journal.set_aside:
+                log.error("the journal was damaged and has been set aside", file=str(journal.set_aside))
+            ledger = _decoded(journal.recall("findings"), Ledger)
+            self._history = _decoded(journal.recall("history"), History) or self._history
+            self._position = _decoded(journal.recall("kmsg"), Position)
+        except JournalError as error:
+            log.error("no journal: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
+        self.findings = Findings(self.settings, self.clock(), ledger)
+        self.journal = JournalWriter(journal, self._memory, self.clock)
+
+    def _memory(self) -> dict[str, bytes]:
+        self._remembered_at = time.monotonic()
+        memory = {"findings": self.findings.ledger(), "history": self._history, "kmsg": self._position}
+        return {key: msgspec.json.encode(value) for key, value in memory.items() if value is not None}
+
+    # -- configuration -------------------------------------------------------------------------------------------------
+
+    def _reload_if_changed(self) -> None:
+        """Takes a changed configuration file. One that cannot be used changes nothing and is reported once."""
+        stamp = _stamp(self._config_path)
+        if stamp == self._config_stamp:
+            return
+        self._config_stamp = stamp
+        try:
+            settings = config.load(self._config_path)
+        except ConfigError as error:
+            self.config_valid = False
+            log.error("the changed configuration is not used", error=str(error))  # noqa: TRY400 - one sentence says it
+            return
+        self.config_valid = True
+        self.settings = settings
+        self.findings.configure(settings, self._node_labels)
+        self._settings_changed.set()
+        self.keeper.changed()
+        log.info("configuration reloaded", file=str(self._config_path))
+
+
+def _log_change(change: Change) -> None:
+    finding = change.finding
+    level = log.info if change.kind is ChangeKind.CLEARED else log.warning
+    level(
+        f"finding {change.kind}",
+        code=finding.code,
+        severity=str(finding.severity),
+        component=finding.component,
+        message=finding.message,
+        action=str(finding.action),
+        reason=change.reason,
+    )
+
+
+def _entry(change: Change) -> Entry:
+    finding = change.finding
+    return Entry(
+        time=change.time,
+        kind=str(change.kind),
+        code=finding.code,
+        component=finding.component,
+        severity=str(finding.severity),
+        message=finding.message + (f" ({change.reason})" if change.reason else ""),
+        detail=msgspec.json.encode(finding.evidence).decode(),
+    )
+
+
+def _text(value: Reading[str]) -> str:
+    return "" if isinstance(value, Missing) else value
+
+
+def _decoded(value: bytes | None, kind: type[_T]) -> _T | None:
+    """What was remembered; of another version's that cannot be read, nothing."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return None if value is None else msgspec.json.decode(value, type=kind)
+    return None
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    """Changes when a file does, also when a ConfigMap's link is turned to another one."""
+    with contextlib.suppress(OSError):
+        if path:
+            status = path.stat()
+            return status.st_mtime_ns, status.st_ino
+    return None

@@ -6,14 +6,20 @@ transaction, so that after a crash the remembered kernel-log position never runs
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import structlog
 
+log = structlog.get_logger()
+
+_RETRY_SECONDS = 5.0
+_MAX_UNWRITTEN = 10_000  # entries held while the disk refuses them
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -165,3 +171,51 @@ class Journal:
     def close(self) -> None:
         """Closes the file."""
         self._database.close()
+
+
+class JournalWriter:
+    """Writes in the background: the disk may be slow, full or gone, and what is seen must not wait for it."""
+
+    def __init__(
+        self, journal: Journal | None, memory: Callable[[], dict[str, bytes]], now: Callable[[], datetime]
+    ) -> None:
+        """`memory` gives what is to be remembered along with the entries; without a journal nothing is kept."""
+        self._journal = journal
+        self._memory = memory
+        self._now = now
+        self._unwritten: list[Entry] = []
+        self._wanted = asyncio.Event()
+        self.errors = 0
+
+    def note(self, *entries: Entry) -> None:
+        """Has entries and memory written soon."""
+        if self._journal is not None:
+            self._unwritten += entries
+            del self._unwritten[:-_MAX_UNWRITTEN]
+            self._wanted.set()
+
+    async def run_once(self) -> None:
+        """Waits until there is something to write, and writes it; if that fails, it is kept and tried again."""
+        await self._wanted.wait()
+        self._wanted.clear()
+        assert self._journal is not None  # or nothing would be wanted
+        entries, self._unwritten = self._unwritten, []
+        try:
+            await asyncio.to_thread(self._journal.write, entries, self._memory())
+            await asyncio.to_thread(self._journal.prune, self._now())
+        except JournalError as error:
+            self.errors += 1
+            log.error("the journal cannot be written", error=str(error))  # noqa: TRY400 - one sentence says it
+            await asyncio.sleep(_RETRY_SECONDS)
+            self._unwritten = [*entries, *self._unwritten][-_MAX_UNWRITTEN:]
+            self._wanted.set()
+
+    def close(self) -> None:
+        """Writes what is left, and closes the journal."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.write(self._unwritten, self._memory())
+        except JournalError as error:
+            log.error("the last journal entries are lost", error=str(error))  # noqa: TRY400 - one sentence says it
+        self._journal.close()

@@ -74,10 +74,10 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Quarantine(msgspec.Struct, frozen=True):
-    """Why the node should be out of service, and whether its pods should be moved."""
+    """Why the node should be out of service, worst first, and whether its pods should be moved."""
 
-    finding: Finding
-    drain: bool
+    findings: tuple[Finding, ...] = ()
+    drain: bool = False
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -254,14 +254,13 @@ class Findings:
     def _cleared(self, key: Key, now: datetime, reason: str) -> Change:
         return Change(ChangeKind.CLEARED, self._tracked.pop(key).finding, now, reason)
 
-    def quarantine(self) -> Quarantine | None:
-        """The finding for which the node should be out of service, if there is one."""
-        for finding in self.active():
-            rule = self._rule(finding.code)
-            if rule.quarantines(finding):
-                drain = any(self._rule(other.code).drains(other) for other in self.active())
-                return Quarantine(finding, drain)
-        return None
+    def quarantine(self) -> Quarantine:
+        """The findings for which the node should be out of service; none if it should not."""
+        active = self.active()
+        return Quarantine(
+            findings=tuple(finding for finding in active if self._rule(finding.code).quarantines(finding)),
+            drain=any(self._rule(finding.code).drains(finding) for finding in active),
+        )
 
     def verdict(self, readings: NodeReadings, baseline: Baseline, now: datetime) -> Verdict:
         """The node's and every GPU's state; a GPU that is remembered and gone is among them."""

@@ -272,6 +272,7 @@ class _Gpu:
             "gpu_max_celsius": self._once(threshold, pynvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX),
             "memory_max_celsius": self._once(threshold, pynvml.NVML_TEMPERATURE_THRESHOLD_MEM_MAX),
             "max_sm_clock_mhz": self._once("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
+            "memory_bus_bits": self._once("nvmlDeviceGetMemoryBusWidth"),
             "pcie_width_max": self._once("nvmlDeviceGetMaxPcieLinkWidth"),
             "pcie_generation_max": self._once("nvmlDeviceGetMaxPcieLinkGeneration"),
         }

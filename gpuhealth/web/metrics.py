@@ -89,33 +89,44 @@ class _AgentCollector(Collector):
         yield _counter("findings", "Findings raised", ["code"], counts.findings.items())
         xids = [(*key, value) for key, value in counts.xids.items()]
         yield _counter("xid_errors", "XIDs seen in the kernel log or told by NVML", ["xid", "gpu"], xids)
-        yield _counter("kernel_events", "Kernel-log records that mean something", ["kind"], counts.kernel_events.items())
+        yield _counter(
+            "kernel_events", "Kernel-log records that mean something", ["kind"], counts.kernel_events.items()
+        )
         missing = {(check, reason.reason) for (check, _), reason in agent.findings.unmeasured.items()}
-        yield _gauge("not_checked", "1 for a check that could not be made", ["check", "reason"], [(*m, 1) for m in missing])
+        yield _gauge(
+            "not_checked", "1 for a check that could not be made", ["check", "reason"], [(*m, 1) for m in missing]
+        )
         yield _gauge(
             "check_last_success_timestamp_seconds",
             "When a check last read all it needs",
             ["check"],
             [(check, when.timestamp()) for check, when in agent.findings.last_measured().items()],
         )
-        yield _gauge("check_duration_seconds", "Time of the last run", ["check"], agent.check_seconds.items())
-        held = [(budget, 1) for budget in agent.held_budgets]
+        yield _gauge("check_duration_seconds", "Time that judging the last round took", [], [(agent.check_seconds,)])
+        held = [(budget, 1) for budget in (agent.keeper.writer.held_budgets if agent.keeper.writer else ())]
         yield _gauge("quarantine_held", "1 while a budget has no place for this node", ["budget"], held)
 
     def _self(self) -> Iterator[Metric]:
         agent, counts = self._agent, self._agent.counts
         yield _gauge("agent_info", "Version", ["version", "node"], [(__version__, agent.settings.node_name, 1)])
-        yield _gauge("agent_probe_seconds", "Time of a probe's last round", ["probe"], agent.probe_seconds.items())
-        yield _gauge("agent_nvml_waiting_seconds", "Wait for NVML's outstanding round", [], [(agent.nvml_waiting_seconds,)])
+        yield _gauge("agent_round_seconds", "Time that reading the last round took", [], [(agent.round_seconds,)])
+        nvml = agent.readings.nvml if agent.readings else None
+        if nvml is not None and not isinstance(nvml, Missing):
+            waiting = nvml.waiting_seconds
+            yield _gauge(
+                "agent_nvml_seconds", "NVML's last round, or the wait for the one outstanding", [], [(waiting,)]
+            )
         yield _gauge("agent_nvml_processes", "NVML processes, hung ones included", [], [(len(agent.probe.nvml.pids),)])
         starts = [(agent.probe.nvml.starts,)]
         yield _counter("agent_nvml_process_starts", "NVML processes started", [], starts)
-        yield _gauge("agent_driver_released", "1 while the driver is let go on request", [], [(agent.probe.nvml.released,)])
+        yield _gauge(
+            "agent_driver_released", "1 while the driver is let go on request", [], [(agent.probe.nvml.released,)]
+        )
         yield _counter("agent_kmsg_records", "Kernel-log records read", [], [(counts.kernel_records,)])
         yield _counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(counts.lost_records,)])
         yield _gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kmsg_lag_seconds,)])
         yield _counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], counts.failures.items())
-        yield _counter("agent_journal_errors", "Journal writes that failed", [], [(counts.journal_errors,)])
+        yield _counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
         api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
         yield _counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
         yield _gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])

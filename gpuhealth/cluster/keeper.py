@@ -1,0 +1,82 @@
+"""Keeps our Node marked as the agent wants it, through outages and changes of the Node by others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import datetime
+
+import structlog
+
+from gpuhealth.cluster.client import Client, Observer, backoff
+from gpuhealth.cluster.errors import ApiError, NoConfigurationError
+from gpuhealth.cluster.node import Act, Desired
+from gpuhealth.cluster.report import Facts
+from gpuhealth.cluster.writer import NodeWriter
+from gpuhealth.config import Settings
+
+log = structlog.get_logger()
+
+
+class Keeper:
+    """The agent's hand in the cluster: told that something has changed, it asks what is wanted and makes it so."""
+
+    def __init__(
+        self,
+        wanted: Callable[[], tuple[Desired, Facts] | None],
+        *,
+        node_changed: Callable[[NodeWriter], None],
+        on_act: Callable[[Act], None],
+        observer: Observer,
+        now: Callable[[], datetime],
+    ) -> None:
+        """`wanted` gives None while nothing is known yet; `node_changed` is told whenever our Node may have changed."""
+        self._wanted = wanted
+        self._node_changed = node_changed
+        self._on_act = on_act
+        self._observer = observer
+        self._now = now
+        self._changed = asyncio.Event()
+        self._failures = 0
+        self.writer: NodeWriter | None = None
+
+    def changed(self) -> None:
+        """Something may have to be written."""
+        self._changed.set()
+
+    async def run(self, settings: Settings) -> None:
+        """Marks the Node until cancelled. Without a cluster it says so once, and waits."""
+        where = settings.kubernetes
+        async with Client.from_kubeconfig(where.kubeconfig, where.context, observer=self._observer) as client:
+            writer = NodeWriter(client, settings, settings.node_name, on_act=self._on_act, now=self._now)
+            self.writer, writer.changed = writer, self._changed
+            following = asyncio.create_task(writer.run())
+            try:
+                while True:
+                    await self._once(writer)
+            except NoConfigurationError as error:
+                log.warning("no cluster: the node is watched and not marked", reason=str(error))
+                await asyncio.Event().wait()
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    async def _once(self, writer: NodeWriter) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), writer.retry_in)
+        self._changed.clear()
+        self._node_changed(writer)
+        wanted = self._wanted()
+        if wanted is None:
+            return
+        try:
+            await writer.apply(*wanted)
+            self._failures = 0
+        except NoConfigurationError:
+            raise
+        except ApiError as error:
+            self._failures += 1
+            log.warning("the node could not be marked; it is tried again", error=str(error), failures=self._failures)
+            self._changed.set()
+            await asyncio.sleep(backoff(self._failures))
