@@ -27,7 +27,9 @@ def test_a_process_sees_the_node_by_its_environment(tmp_path: Path) -> None:
     """The variables of `env` are all that an unmodified program needs."""
     simulator = Simulator(tmp_path, gpus=3)
     program = "import pynvml; pynvml.nvmlInit(); print(pynvml.nvmlDeviceGetCount())"
-    done = subprocess.run([sys.executable, "-c", program], env=simulator.env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=simulator.env, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "3\n"
 
 

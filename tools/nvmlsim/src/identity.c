@@ -19,7 +19,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigne
         return copy_string(name, length, target.gpu->name);
     char text[128];
     snprintf(text, sizeof text, "%.90s MIG %dg.%dgb", target.gpu->name, (int)target.mig->slices,
-             (int)(target.mig->memory >> 30));
+             (int)((target.mig->memory + (1 << 29)) >> 30)); /* to the nearest */
     return copy_string(name, length, text);
 }
 
