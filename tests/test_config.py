@@ -1,0 +1,115 @@
+"""Settings: file and environment in one model; whatever is wrong gets one sentence that names the place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuhealth.config import ConfigError, FindingPolicy, Settings, load, seconds
+from gpuhealth.model import Severity
+
+
+def written(path: Path, text: str) -> Path:
+    file = path / "gpuhealth.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_need_no_file() -> None:
+    """Without a file every setting has its default."""
+    settings = load()
+    assert (settings.mode, settings.interval, settings.nvml.warn_after) == ("taint", 10.0, 20.0)
+
+
+def test_a_section_changes_only_what_it_names(tmp_path: Path) -> None:
+    """A file that sets one value of a section leaves the others at their defaults."""
+    settings = load(written(tmp_path, "nvml: {warn_after: 30s}\nkmsg: {lookback: 1h}\n"))
+    assert (settings.nvml.warn_after, settings.nvml.critical_after, settings.kmsg.lookback) == (30.0, 60.0, 3600.0)
+
+
+def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment variable overrides the file, value by value."""
+    monkeypatch.setenv("GPUHEALTH_NVML__WARN_AFTER", "25s")
+    settings = load(written(tmp_path, "mode: observe\nnvml: {warn_after: 30s, critical_after: 90s}\n"))
+    assert (settings.mode, settings.nvml.warn_after, settings.nvml.critical_after) == ("observe", 25.0, 90.0)
+
+
+def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUHEALTH_CONFIG is read where no file is given."""
+    monkeypatch.setenv("GPUHEALTH_CONFIG", str(written(tmp_path, "mode: cordon\n")))
+    assert load().mode == "cordon"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nvml: {warn_afer: 30s}", "nvml.warn_afer is not a known setting"),
+        ("colour: blue", "colour is not a known setting"),
+        ("mode: cordone", "mode: Input should be 'observe', 'taint' or 'cordon', not 'cordone'"),
+        ("interval: 10 parsecs", "interval: '10 parsecs' is no duration"),
+        ("interval: 0", "interval: Input should be greater than 0"),
+        ("expect_gpus: -1", "expect_gpus: Input should be greater than or equal to 0"),
+        ("findings: {xid.94: {quarantined: true}}", "findings.xid.94.quarantined is not a known setting"),
+        ("- a\n- b", "must be a mapping"),
+        ("a: [1,", "is not valid YAML"),
+        ("a: 1\nb: : 2", "line 2 is not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_bad_files_get_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    """Every kind of mistake is refused with the file, the place and what is wrong."""
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert sentence in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """A missing file is an error, not a default."""
+    with pytest.raises(ConfigError, match=r"cannot read configuration .*none.yaml: No such file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_an_unknown_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt variable of ours is an error; it would be ignored silently."""
+    monkeypatch.setenv("GPUHEALTH_INTERVALL", "5s")
+    with pytest.raises(ConfigError, match="GPUHEALTH_INTERVALL names no setting"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90", 90.0), ("90s", 90.0), ("1m30s", 90.0), ("1.5h", 5400.0), ("14d", 1209600.0), (5, 5)]
+)
+def test_durations(text: object, value: float) -> None:
+    """Durations are written as Prometheus writes them, or as seconds."""
+    assert seconds(text) == value
+
+
+@given(st.text())
+def test_no_text_crashes_a_duration(text: str) -> None:
+    """A text is a duration or is refused."""
+    try:
+        value = seconds(text)
+    except ValueError:
+        return
+    assert isinstance(value, float)
+
+
+def test_policies_go_from_general_to_special() -> None:
+    """A pattern is overridden by the exact code, and both by the pools whose labels the node has."""
+    settings = Settings.model_validate(
+        {
+            "findings": {"xid.*": {"quarantine": False, "drain": False}, "xid.94": {"quarantine": True}},
+            "pools": [{"node_labels": {"pool": "spot"}, "findings": {"xid.*": {"severity": "info"}}}],
+        }
+    )
+    assert settings.policy("xid.79") == FindingPolicy(quarantine=False, drain=False)
+    assert settings.policy("xid.94") == FindingPolicy(quarantine=True, drain=False)
+    assert settings.policy("ecc.uncorrectable") == FindingPolicy()
+    assert settings.policy("xid.94", {"pool": "spot", "zone": "a"}).severity is Severity.INFO
+    assert settings.policy("xid.94", {"pool": "other"}).severity is None
