@@ -73,8 +73,9 @@ async def configuration(
         await _library.load_kube_config(
             config_file=_kubeconfig(kubeconfig), context=context, client_configuration=loaded, persist_config=False
         )
-    except (_library.config_exception, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        # The loader lets whatever a malformed file provokes through.
+    except NoConfigurationError:
+        raise
+    except Exception as error:  # the loader lets through whatever a malformed file provokes in it
         raise NoConfigurationError(f"the cluster's configuration cannot be used: {error}") from error
     return loaded
 

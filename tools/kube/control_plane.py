@@ -322,7 +322,7 @@ class ControlPlane:
         return applied
 
     def _is_established(self, path: str) -> bool:
-        conditions = self.request("GET", path).get("status", {}).get("conditions", [])
+        conditions = self.request("GET", path).get("status", {}).get("conditions") or []
         return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
     def path_of(self, document: Document) -> str:
