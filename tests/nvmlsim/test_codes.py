@@ -93,10 +93,10 @@ def test_bad_arguments(node: Simulator, gpu: Any, code: Code) -> None:
 def test_short_buffers(gpu: Any) -> None:
     """A text that does not fit is INSUFFICIENT_SIZE; one that just fits is whole."""
     name = pynvml.nvmlDeviceGetName(gpu)
-    for room, expected in ((len(name), pynvml.NVML_ERROR_INSUFFICIENT_SIZE), (len(name) + 1, pynvml.NVML_SUCCESS)):
-        buffer = ctypes.create_string_buffer(room)
-        assert pynvml.nvmlLib.nvmlDeviceGetName(gpu, buffer, room) == expected
-    assert buffer.value.decode() == name
+    short, exact = (ctypes.create_string_buffer(len(name) + extra) for extra in (0, 1))
+    assert pynvml.nvmlLib.nvmlDeviceGetName(gpu, short, len(short)) == pynvml.NVML_ERROR_INSUFFICIENT_SIZE
+    assert pynvml.nvmlLib.nvmlDeviceGetName(gpu, exact, len(exact)) == pynvml.NVML_SUCCESS
+    assert exact.value.decode() == name
 
 
 def test_short_arrays(node: Simulator, gpu: Any) -> None:

@@ -108,38 +108,22 @@ static int set_values(struct state *state, bool add, int count, char **words)
 
 static void print_value(const struct named_value *found, void *context)
 {
-    const char *name = context; /* what was asked for, when it has a * */
-    struct gpu *gpu = found->gpu;
-    if (gpu)
-        gpu_settle(gpu); /* energy and throttle times as of now */
-    if (name)
-        printf("%s=", name);
+    bool *with_name = context;
+    if (found->gpu)
+        gpu_settle(found->gpu); /* energy and throttle times as of now */
+    if (*with_name)
+        printf("%s=", found->name);
     if (found->string)
         printf("%s\n", found->string);
     else
         printf("%lld\n", (long long)*found->number);
 }
 
-static bool expand(struct state *state, const char *name)
-{
-    const char *star = strchr(name, '*');
-    if (!star)
-        return names_find(state, name, print_value, (void *)name) > 0;
-    bool found = false;
-    for (int number = 0; number < MAX_LINKS; number++) {
-        char concrete[256];
-        snprintf(concrete, sizeof concrete, "%.*s%d%s", (int)(star - name), name, number, star + 1);
-        found |= expand(state, concrete);
-    }
-    return found;
-}
-
 static int get_values(struct state *state, int count, char **words)
 {
     for (int i = 0; i < count; i++) {
-        bool found = strchr(words[i], '*') ? expand(state, words[i])
-                                           : names_find(state, words[i], print_value, NULL) > 0;
-        if (!found)
+        bool with_name = strchr(words[i], '*') != NULL;
+        if (names_find(state, words[i], print_value, &with_name) == 0)
             return complain("no value is called %s: see `nvmlsim names`", words[i]);
     }
     return 0;

@@ -155,27 +155,32 @@ static const struct aer_group {
     {"aer.fatal.", offsetof(struct gpu, aer.fatal), aer_uncorrectable_names, AER_UNCORRECTABLE},
 };
 
-static struct named_value value_at(struct gpu *gpu, void *base, const struct name *entry, const char *name)
-{
-    char *address = (char *)base + entry->offset;
-    return (struct named_value){
-        .name = name,
-        .gpu = gpu,
-        .number = entry->size ? NULL : (value *)address,
-        .string = entry->size ? address : NULL,
-        .size = entry->size,
-    };
-}
+/* Where a search is: below what, of which GPU, and what to do with what is found. */
+struct search {
+    char prefix[64]; /* "gpu3.link4." */
+    struct gpu *gpu;
+    visit_value *visit;
+    void *context;
+};
 
-static int find_in_table(const struct name *table, size_t count, struct gpu *gpu, void *base, const char *name,
-                         visit_value *visit, void *context)
+static int find_in_table(const struct search *search, const struct name *table, size_t count, void *base,
+                         const char *name)
 {
-    for (size_t i = 0; i < count; i++)
-        if (strcmp(table[i].name, name) == 0) {
-            struct named_value found = value_at(gpu, base, &table[i], name);
-            visit(&found, context);
-            return 1;
-        }
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(table[i].name, name) != 0)
+            continue;
+        char *address = (char *)base + table[i].offset, full[128];
+        snprintf(full, sizeof full, "%s%s", search->prefix, name);
+        struct named_value found = {
+            .name = full,
+            .gpu = search->gpu,
+            .number = table[i].size ? NULL : (value *)address,
+            .string = table[i].size ? address : NULL,
+            .size = table[i].size,
+        };
+        search->visit(&found, search->context);
+        return 1;
+    }
     return 0;
 }
 
@@ -203,45 +208,65 @@ static const char *take_number(const char *name, const char *prefix, int limit, 
     return stop + 1;
 }
 
-int names_find_in_gpu(struct gpu *gpu, const char *name, visit_value *visit, void *context)
+/* "link4.state": the part's prefix, its numbers, and a name of its table. */
+static int find_in_part(const struct search *search, const struct part *part, const char *name, bool *is_part)
+{
+    struct gpu *gpu = search->gpu;
+    int limit = part->number, first, end, found = 0;
+    if (part->names == link_names && strncmp(name, "link*", 5) == 0)
+        limit = (int)gpu->nvlink.links; /* * means the links that the GPU has */
+    const char *rest = take_number(name, part->prefix, limit, &first, &end);
+    *is_part = rest != NULL;
+    for (int number = first; rest && number < end; number++) {
+        struct search below = *search;
+        snprintf(below.prefix, sizeof below.prefix, "%.24s%s%d.", search->prefix, part->prefix, number);
+        found += find_in_table(&below, part->names, part->count, (char *)gpu + part->offset + (size_t)number * part->size,
+                               rest);
+    }
+    return found;
+}
+
+static int find_in_gpu(const struct search *search, const char *name)
 {
     for (size_t i = 0; i < COUNT(parts); i++) {
-        const struct part *part = &parts[i];
-        int first, end;
-        /* "link*" means the links that the GPU has. */
-        bool links = part->names == link_names && gpu->nvlink.links > 0 && strncmp(name, "link*", 5) == 0;
-        const char *rest =
-            take_number(name, part->prefix, links ? (int)gpu->nvlink.links : part->number, &first, &end);
-        if (!rest)
-            continue;
-        int found = 0;
-        for (int number = first; number < end; number++) {
-            void *base = (char *)gpu + part->offset + (size_t)number * part->size;
-            found += find_in_table(part->names, part->count, gpu, base, rest, visit, context);
-        }
-        return found;
+        bool is_part;
+        int found = find_in_part(search, &parts[i], name, &is_part);
+        if (is_part)
+            return found;
     }
     for (size_t i = 0; i < COUNT(aer_groups); i++) {
         const struct aer_group *group = &aer_groups[i];
         if (strncmp(name, group->prefix, strlen(group->prefix)) != 0)
             continue;
+        struct search below = *search;
+        snprintf(below.prefix, sizeof below.prefix, "%.24s%s", search->prefix, group->prefix);
         for (int number = 0; number < group->number; number++) {
             struct name entry = {group->names[number], group->offset + (size_t)number * sizeof(value), 0};
-            if (find_in_table(&entry, 1, gpu, gpu, name + strlen(group->prefix), visit, context))
+            if (find_in_table(&below, &entry, 1, search->gpu, name + strlen(group->prefix)))
                 return 1;
         }
     }
-    return find_in_table(gpu_names, COUNT(gpu_names), gpu, gpu, name, visit, context);
+    return find_in_table(search, gpu_names, COUNT(gpu_names), search->gpu, name);
+}
+
+int names_find_in_gpu(struct gpu *gpu, const char *name, visit_value *visit, void *context)
+{
+    struct search search = {"", gpu, visit, context};
+    return find_in_gpu(&search, name);
 }
 
 int names_find(struct state *state, const char *name, visit_value *visit, void *context)
 {
+    struct search search = {"node.", NULL, visit, context};
     if (strncmp(name, "node.", 5) == 0)
-        return find_in_table(node_names, COUNT(node_names), NULL, &state->node, name + 5, visit, context);
+        return find_in_table(&search, node_names, COUNT(node_names), &state->node, name + 5);
     int first, end, found = 0;
     const char *rest = take_number(name, "gpu", (int)state->node.gpus, &first, &end);
-    for (int slot = first; rest && slot < end; slot++)
-        found += names_find_in_gpu(&state->gpu[slot], rest, visit, context);
+    for (int slot = first; rest && slot < end; slot++) {
+        search.gpu = &state->gpu[slot];
+        snprintf(search.prefix, sizeof search.prefix, "gpu%d.", slot);
+        found += find_in_gpu(&search, rest);
+    }
     return found;
 }
 
