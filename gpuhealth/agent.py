@@ -179,7 +179,7 @@ class Agent:
             if change.kind is ChangeKind.RAISED:
                 self.counts.findings[change.finding.code] += 1
             _log_change(change)
-        self.verdict = self.findings.verdict(readings, self._history.baseline, readings.time)
+        self.verdict = self.findings.verdict(readings, self._history, readings.time)
         self.version += 1
         self.keeper.changed()
         if changes:

@@ -15,7 +15,8 @@ import msgspec
 
 from gpuhealth import checks
 from gpuhealth.checks.code import Clears, Code
-from gpuhealth.checks.history import Baseline
+from gpuhealth.checks.history import History
+from gpuhealth.checks.rule import known_gpus
 from gpuhealth.config import FindingPolicy, Settings
 from gpuhealth.model import (
     Clean,
@@ -262,11 +263,11 @@ class Findings:
             drain=any(self._rule(finding.code).drains(finding) for finding in active),
         )
 
-    def verdict(self, readings: NodeReadings, baseline: Baseline, now: datetime) -> Verdict:
+    def verdict(self, readings: NodeReadings, history: History, now: datetime) -> Verdict:
         """The node's and every GPU's state; a GPU that is remembered and gone is among them."""
         findings = self.active()
         unknown = self._unknown(now)
-        gpus = [self._gpu_verdict(gpu, findings, unknown) for gpu in _gpus(readings, baseline)]
+        gpus = [self._gpu_verdict(gpu, history, findings, unknown) for gpu in known_gpus(readings, history)]
         states = [gpu.verdict for gpu in gpus]
         named = {gpu.uuid for gpu in gpus}
         states += [_state_of(finding) for finding in findings if finding.gpu not in named]
@@ -290,7 +291,9 @@ class Findings:
             and (now - self._measured.get((code, component), self._started)).total_seconds() >= patience
         }
 
-    def _gpu_verdict(self, gpu: GpuReadings, findings: tuple[Finding, ...], unknown: set[str]) -> GpuVerdict:
+    def _gpu_verdict(
+        self, gpu: GpuReadings, history: History, findings: tuple[Finding, ...], unknown: set[str]
+    ) -> GpuVerdict:
         own = [finding for finding in findings if finding.gpu == gpu.component]
 
         def state(concerned: list[Finding]) -> State:
@@ -301,7 +304,7 @@ class Findings:
             index=gpu.index,
             uuid=gpu.component,
             pci=gpu.pci if isinstance(gpu.pci, str) else "",
-            model=gpu.name if isinstance(gpu.name, str) else "",
+            model=gpu.name if isinstance(gpu.name, str) else history.baseline.models.get(gpu.component, ""),
             verdict=state(own),
             mig=tuple(
                 MigVerdict(
@@ -333,15 +336,3 @@ def _state_of(finding: Finding) -> State:
         Severity.WARNING: State.DEGRADED,
         Severity.CRITICAL: State.UNHEALTHY,
     }[finding.severity]
-
-
-def _gpus(readings: NodeReadings, baseline: Baseline) -> list[GpuReadings]:
-    """The GPUs that NVML enumerates, then those that the node once had."""
-    seen = [] if isinstance(readings.nvml, Missing) else list(readings.nvml.gpus)
-    there = {gpu.component for gpu in seen}
-    gone = [
-        GpuReadings(index=-1, uuid=uuid, pci=pci, name=baseline.models.get(uuid, ""))
-        for uuid, pci in baseline.gpus.items()
-        if uuid not in there
-    ]
-    return seen + gone
