@@ -80,7 +80,7 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     utilization_percent: Reading[int] = UNREAD
     memory_total_bytes: Reading[int] = UNREAD
     memory_used_bytes: Reading[int] = UNREAD  # without what the driver reserves for itself
-    memory_bus_bits: Reading[int] = UNREAD
+    memory_bus_bits: Reading[int] = NOT_SUPPORTED
     ecc_enabled: Reading[bool] = UNREAD
     ecc_pending: Reading[bool] = UNREAD
     ecc_errors: dict[str, Reading[int]] = {}  # "volatile_uncorrected_dram" and so on

@@ -51,7 +51,7 @@ def _throttled(code: Code, gpu: GpuReadings, look: Look, bits: int, counters: tu
     reasons = gpu.clocks_event_reasons
     if isinstance(share, Missing):
         if isinstance(reasons, Missing):
-            return reasons if share.reason in (MissingReason.NOT_SUPPORTED, MissingReason.NO_HISTORY) else share
+            return reasons if share.reason is MissingReason.NOT_SUPPORTED else share
         key = f"{code.name}/{gpu.component}/bit"
         marks = look.history.mark(key, look.now, settings.window, "set" if reasons & bits else "")
         share, source = sum(bool(mark) for _, mark in marks) / len(marks), "nvmlDeviceGetCurrentClocksEventReasons"
@@ -76,14 +76,12 @@ def _share_of_time(code: Code, gpu: GpuReadings, look: Look, counters: tuple[str
     values, unread = split(wanted)
     if unread:
         return unread
-    shares = []
-    for name, value in values.items():
-        key = f"{code.name}/{gpu.component}/{name}"
-        grown = look.history.increase(key, value, look.now, look.settings.clocks.window)
-        if not grown.seconds:
-            return Missing(MissingReason.NO_HISTORY)
-        shares.append(min(1.0, grown.amount / 1e9 / grown.seconds))
-    return max(shares)
+    keys = {name: f"{code.name}/{gpu.component}/{name}" for name in values}
+    window = look.settings.clocks.window
+    grown = [look.history.increase(keys[name], value, look.now, window) for name, value in values.items()]
+    if not all(each.seconds for each in grown):
+        return Missing(MissingReason.NO_HISTORY)
+    return max(min(1.0, each.amount / 1e9 / each.seconds) for each in grown)
 
 
 def _hw_slowdown(gpu: GpuReadings, look: Look) -> Judgement:

@@ -85,4 +85,4 @@ class History(msgspec.Struct):
 
     def recent(self, key: str, now: float, window: float) -> list[tuple[float, str]]:
         """The events of the last `window` seconds, oldest first."""
-        return [mark for mark in self.marks.get(key, []) if now - window <= mark[0] <= now]
+        return [mark for mark in self.marks.get(key, []) if now - window < mark[0] <= now]
