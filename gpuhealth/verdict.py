@@ -123,7 +123,9 @@ class Findings:
         self._started = started
         self._one_look = one_look
         self._tracked: dict[Key, Tracked] = {
-            (tracked.finding.code, tracked.finding.component): tracked for tracked in (ledger.tracked if ledger else [])
+            (tracked.finding.code, tracked.finding.component): tracked
+            for tracked in (ledger.tracked if ledger else [])
+            if _exists(tracked.finding.code)
         }
         self._measured: dict[Key, datetime] = {}
         self._unmeasured: dict[Key, Missing] = {}
@@ -193,7 +195,8 @@ class Findings:
             finding = msgspec.structs.replace(finding, severity=rule.policy.severity)
         tracked = self._tracked.get(key)
         if tracked is None:
-            tracked = self._tracked[key] = Tracked(finding, raised=False, boot_id=boot_id)
+            first = msgspec.structs.replace(finding, first_seen=now)
+            tracked = self._tracked[key] = Tracked(first, raised=False, boot_id=boot_id)
         before = tracked.finding
         worst = max(before.severity, finding.severity, key=lambda each: each.rank)
         severity = finding.severity if rule.code.clears is Clears.REREAD else worst
@@ -336,3 +339,12 @@ def _state_of(finding: Finding) -> State:
         Severity.WARNING: State.DEGRADED,
         Severity.CRITICAL: State.UNHEALTHY,
     }[finding.severity]
+
+
+def _exists(code: str) -> bool:
+    """Whether this version still knows a code that another has remembered."""
+    try:
+        checks.code(code)
+    except KeyError:
+        return False
+    return True

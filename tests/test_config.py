@@ -13,6 +13,7 @@ from gpuhealth.model import Severity
 
 
 def written(path: Path, text: str) -> Path:
+    """A configuration file with that text."""
     file = path / "gpuhealth.yaml"
     file.write_text(text)
     return file

@@ -15,10 +15,12 @@ DAY = 86400.0
 
 
 def entry(age_seconds: float = 0.0, code: str = "xid.79", message: str = "lost") -> Entry:
+    """An entry of that age."""
     return Entry(NOW - timedelta(seconds=age_seconds), "raised", code, "GPU-1", message, "critical")
 
 
 def journal(path: Path, keep: float = 14 * DAY, most: int = 100) -> Journal:
+    """A journal in the folder."""
     return Journal(path / "journal.sqlite", keep, most)
 
 
@@ -39,7 +41,11 @@ def test_entries_are_chosen_by_time_code_and_number(tmp_path: Path) -> None:
     kept = journal(tmp_path)
     kept.write([entry(30, "xid.79"), entry(20, "xid.31"), entry(10, "ecc.uncorrectable"), entry(0, "xid.48")])
     assert [e.code for e in kept.entries(code="xid.*")] == ["xid.79", "xid.31", "xid.48"]
-    assert [e.code for e in kept.entries(since=NOW - timedelta(seconds=20))] == ["xid.31", "ecc.uncorrectable", "xid.48"]
+    assert [e.code for e in kept.entries(since=NOW - timedelta(seconds=20))] == [
+        "xid.31",
+        "ecc.uncorrectable",
+        "xid.48",
+    ]
     assert [e.code for e in kept.entries(limit=2)] == ["ecc.uncorrectable", "xid.48"]
     kept.close()
 

@@ -1,0 +1,260 @@
+"""Findings over time: debounce, clearing by evidence, unknown as a state of its own, and what survives a restart."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuhealth import checks
+from gpuhealth.checks.history import Baseline, History
+from gpuhealth.config import FindingPolicy, Settings
+from gpuhealth.model import Action, Clean, Evidence, Finding, Missing, MissingReason, NotChecked, Severity, State
+from gpuhealth.readings import GpuReadings, MigDevice, NodeReadings, NvmlReadings
+from gpuhealth.verdict import Change, ChangeKind, Findings, Ledger
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+GPU = "GPU-1"
+BOOT = "boot-1"
+TIMEOUT = Missing(MissingReason.TIMEOUT)
+
+
+def at(seconds: float) -> datetime:
+    """So many seconds after the start."""
+    return START + timedelta(seconds=seconds)
+
+
+def found(
+    code: str, severity: Severity = Severity.CRITICAL, component: str = GPU, mig: str = "", time: datetime = START
+) -> Finding:
+    """A finding as a check would give it."""
+    gpu = component if component.startswith("GPU") else ""
+    return Finding(code, severity, component, "text", Action.NONE, Evidence("test"), time, time, "", gpu, mig)
+
+
+def clean(code: str, component: str = GPU) -> Clean:
+    """A clean outcome."""
+    return Clean(code, component)
+
+
+def findings(settings: Settings | None = None, ledger: Ledger | None = None, one_look: bool = False) -> Findings:
+    """Findings of a node that starts at START."""
+    return Findings(settings or Settings(), START, ledger, one_look=one_look)
+
+
+def readings(*gpus: GpuReadings, time: datetime = START) -> NodeReadings:
+    """A round in which NVML has answered for these GPUs."""
+    return NodeReadings("node-1", time, BOOT, NvmlReadings(answered=True, gpus=gpus))
+
+
+def kinds(changes: list[Change]) -> list[tuple[ChangeKind, str]]:
+    """What happened to which code."""
+    return [(change.kind, change.finding.code) for change in changes]
+
+
+def test_raised_once_and_cleared_after_clean_reads() -> None:
+    """A finding is raised once, and cleared when it has been read clean for as long as its code says."""
+    kept = findings()
+    clear_after = checks.code("memory.remap_failed").clear_after
+    assert kinds(kept.take([found("memory.remap_failed")], at(0), BOOT)) == [(ChangeKind.RAISED, "memory.remap_failed")]
+    assert kept.take([found("memory.remap_failed")], at(10), BOOT) == []
+    assert kept.take([clean("memory.remap_failed")], at(20), BOOT) == []
+    assert kept.active()
+    (cleared,) = kept.take([clean("memory.remap_failed")], at(20 + clear_after), BOOT)
+    assert cleared.kind is ChangeKind.CLEARED
+    assert cleared.finding.first_seen == START
+    assert "read clean" in cleared.reason
+    assert kept.active() == ()
+
+
+def test_a_flapping_fault_stays_raised() -> None:
+    """One bad reading within the clearing time begins it anew: no flapping."""
+    kept = findings()
+    kept.take([found("memory.remap_failed")], at(0), BOOT)
+    step = checks.code("memory.remap_failed").clear_after * 0.6
+    for number in range(1, 10):
+        outcome = clean("memory.remap_failed") if number % 2 else found("memory.remap_failed")
+        assert kept.take([outcome], at(number * step), BOOT) == []
+    assert len(kept.active()) == 1
+
+
+def test_not_measured_clears_nothing() -> None:
+    """A reading that is missing is no clean reading, and time without one does not count as clean."""
+    kept = findings()
+    clear_after = checks.code("memory.remap_failed").clear_after
+    kept.take([found("memory.remap_failed")], at(0), BOOT)
+    kept.take([clean("memory.remap_failed")], at(1), BOOT)
+    kept.take([NotChecked("memory.remap_failed", GPU, TIMEOUT)], at(2), BOOT)
+    assert kept.take([clean("memory.remap_failed")], at(3 + clear_after), BOOT) == []
+    assert kept.active()
+
+
+def test_raise_after_debounces_and_one_look_does_not() -> None:
+    """What has to hold for a while is raised only then; a single look cannot wait."""
+    settings = Settings(findings={"thermal.gpu": FindingPolicy(raise_after=30.0)})
+    kept = findings(settings)
+    assert kept.take([found("thermal.gpu")], at(0), BOOT) == []
+    assert kept.take([found("thermal.gpu")], at(29), BOOT) == []
+    assert kinds(kept.take([found("thermal.gpu")], at(30), BOOT)) == [(ChangeKind.RAISED, "thermal.gpu")]
+    short = findings(settings)
+    short.take([found("thermal.gpu")], at(0), BOOT)
+    assert short.take([clean("thermal.gpu")], at(10), BOOT) == []
+    assert short.take([found("thermal.gpu")], at(35), BOOT) == []
+    assert findings(settings, one_look=True).take([found("thermal.gpu")], at(0), BOOT)
+
+
+def test_severity_follows_what_is_read() -> None:
+    """A reading that gets worse or better changes the finding's severity, and says what it was."""
+    kept = findings()
+    kept.take([found("driver.unresponsive", Severity.WARNING, "node")], at(20), BOOT)
+    (worse,) = kept.take([found("driver.unresponsive", Severity.CRITICAL, "node")], at(60), BOOT)
+    assert (worse.kind, worse.finding.severity, worse.reason) == (ChangeKind.CHANGED, Severity.CRITICAL, "was warning")
+    (better,) = kept.take([found("driver.unresponsive", Severity.WARNING, "node")], at(70), BOOT)
+    assert better.finding.severity is Severity.WARNING
+
+
+def test_latched_by_the_boot() -> None:
+    """What only a reboot ends is not ended by silence, by clean rounds or by a restart of the agent."""
+    kept = findings()
+    kept.take([found("xid.79")], at(0), BOOT)
+    assert kept.take([], at(7 * 86400), BOOT) == []
+    again = findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger))
+    assert again.take([], at(7 * 86400), BOOT) == []
+    assert again.active() == kept.active()
+    (cleared,) = again.take([], at(7 * 86400 + 60), "boot-2")
+    assert (cleared.kind, cleared.reason) == (ChangeKind.CLEARED, "the node has rebooted")
+
+
+def test_a_reset_clears_what_the_gpu_asked_it_for() -> None:
+    """Recovery action back to none ends the GPU's latched XIDs, not those of another GPU, not those never reset."""
+    kept = findings()
+    kept.take([found("xid.95"), found("xid.95", component="GPU-2"), found("gpu.recovery_action")], at(0), BOOT)
+    later = at(checks.code("gpu.recovery_action").clear_after + 10)
+    kept.take([clean("gpu.recovery_action")], at(10), BOOT)
+    changes = kept.take([clean("gpu.recovery_action")], later, BOOT)
+    assert {(change.finding.code, change.finding.component) for change in changes} == {
+        ("gpu.recovery_action", GPU),
+        ("xid.95", GPU),
+    }
+    assert [finding.component for finding in kept.active()] == ["GPU-2"]
+
+
+def test_an_event_expires() -> None:
+    """A program's fault leaves nothing to read again: it ends when it has not come back."""
+    kept = findings()
+    expire_after = checks.code("xid.31").clear_after
+    kept.take([found("xid.31", Severity.WARNING)], at(0), BOOT)
+    kept.take([found("xid.31", Severity.WARNING)], at(expire_after - 1), BOOT)
+    assert kept.take([], at(expire_after + 1), BOOT) == []
+    assert kinds(kept.take([], at(2 * expire_after), BOOT)) == [(ChangeKind.CLEARED, "xid.31")]
+
+
+def test_policy_changes_severity_ignores_and_quarantines() -> None:
+    """The deployment's word holds: another severity, not at all, or out of service for a warning."""
+    kept = findings(
+        Settings(
+            findings={
+                "persistence.off": FindingPolicy(severity=Severity.INFO),
+                "xid.*": FindingPolicy(ignore=True),
+                "pcie.width": FindingPolicy(quarantine=True, drain=True),
+                "gpu.lost": FindingPolicy(quarantine=False),
+            }
+        )
+    )
+    outcomes = [found("persistence.off", Severity.WARNING), found("xid.79"), found("gpu.lost")]
+    kept.take([*outcomes, found("pcie.width", Severity.WARNING)], at(0), BOOT)
+    assert {finding.code: finding.severity for finding in kept.active()} == {
+        "persistence.off": Severity.INFO,
+        "gpu.lost": Severity.CRITICAL,
+        "pcie.width": Severity.WARNING,
+    }
+    assert [finding.code for finding in kept.quarantine().findings] == ["pcie.width"]
+    assert kept.quarantine().drain
+
+
+def test_programs_faults_quarantine_nobody() -> None:
+    """XIDs that a program can cause never take a node out of service by themselves, however severe they are called."""
+    kept = findings()
+    kept.take([found(f"xid.{code}") for code in (13, 31, 43, 45, 94)], at(0), BOOT)
+    assert kept.quarantine().findings == ()
+
+
+def test_unknown_after_patience_and_never_healthy() -> None:
+    """An essential check that is not measured makes unknown after `unknown_after`; at one look at once."""
+    gpu = GpuReadings(index=0, uuid=GPU, pci="0000:1b:00.0", name="H100")
+    unread = [NotChecked("ecc.uncorrectable", GPU, TIMEOUT)]
+    kept = findings(Settings(unknown_after=120.0))
+    kept.take_round([clean("ecc.uncorrectable")], at(0), BOOT)
+    for seconds, state in ((60, State.HEALTHY), (119, State.HEALTHY), (120, State.UNKNOWN)):
+        kept.take_round(unread, at(seconds), BOOT)
+        verdict = kept.verdict(readings(gpu), History(), at(seconds))
+        assert (verdict.verdict, verdict.gpus[0].verdict) == (state, state)
+        assert verdict.coverage.not_checked[0].check == "ecc.uncorrectable"
+    kept.take_round([clean("ecc.uncorrectable")], at(130), BOOT)
+    assert kept.verdict(readings(gpu), History(), at(130)).verdict is State.HEALTHY
+    look = findings(one_look=True)
+    look.take_round(unread, at(0), BOOT)
+    assert look.verdict(readings(gpu), History(), at(0)).verdict is State.UNKNOWN
+
+
+def test_nothing_known_is_unknown() -> None:
+    """A node of which nothing is known is not healthy."""
+    verdict = findings().verdict(readings(), History(), START)
+    assert (verdict.verdict, verdict.gpus) == (State.UNKNOWN, ())
+
+
+@given(st.lists(st.sampled_from(list(State))))
+def test_combining_never_turns_unknown_into_healthy(states: list[State]) -> None:
+    """Whatever the parts are: the whole is healthy only if all of them are, and there are some."""
+    combined = State.combined(states)
+    assert (combined is State.HEALTHY) == (bool(states) and set(states) == {State.HEALTHY})
+    if State.UNHEALTHY in states:
+        assert combined is State.UNHEALTHY
+
+
+def test_every_finding_of_a_node_is_kept() -> None:
+    """Many findings on one node are all in the verdict, the worst first."""
+    kept = findings()
+    codes = ["persistence.off", "pcie.width", "gpu.lost", "memory.remap_failed", "nvlink.down", "thermal.gpu"]
+    severities = [Severity.WARNING, Severity.WARNING, *[Severity.CRITICAL] * 4]
+    kept.take([found(*pair) for pair in zip(codes, severities, strict=True)], at(0), BOOT)
+    active = kept.active()
+    assert {finding.code for finding in active} == set(codes)
+    assert [finding.severity.rank for finding in active] == [2, 2, 2, 2, 1, 1]
+
+
+def test_mig_faults_concern_parent_and_instance() -> None:
+    """A fault of one MIG instance is its and its parent's; a fault of the parent is every instance's."""
+    gpu = GpuReadings(
+        index=0, uuid=GPU, pci="0000:1b:00.0", mig_devices=(MigDevice("MIG-a", 1, 0), MigDevice("MIG-b", 2, 0))
+    )
+    kept = findings()
+    kept.take([found("xid.94", Severity.WARNING, mig="MIG-a")], at(0), BOOT)
+    (parent,) = kept.verdict(readings(gpu), History(), at(0)).gpus
+    assert parent.verdict is State.DEGRADED
+    assert {mig.uuid: mig.verdict for mig in parent.mig} == {"MIG-a": State.DEGRADED, "MIG-b": State.HEALTHY}
+    kept.take([found("memory.remap_failed")], at(1), BOOT)
+    (parent,) = kept.verdict(readings(gpu), History(), at(1)).gpus
+    assert {mig.verdict for mig in parent.mig} == {State.UNHEALTHY}
+
+
+def test_a_remembered_gpu_that_is_gone_is_shown() -> None:
+    """A GPU that the node once had stays in the verdict, with its address and model."""
+    history = History(baseline=Baseline(gpus={GPU: "0000:1b:00.0"}, models={GPU: "H100"}))
+    kept = findings()
+    kept.take([found("gpu.missing", component=GPU)], at(0), BOOT)
+    (gone,) = kept.verdict(readings(), history, at(0)).gpus
+    assert (gone.uuid, gone.pci, gone.model, gone.verdict) == (GPU, "0000:1b:00.0", "H100", State.UNHEALTHY)
+
+
+def test_a_code_of_another_version_is_dropped() -> None:
+    """A remembered finding whose code no longer exists does not stop the agent."""
+    ledger = findings()
+    ledger.take([found("gpu.lost")], at(0), BOOT)
+    kept = ledger.ledger()
+    kept.tracked[0].finding = msgspec.structs.replace(kept.tracked[0].finding, code="gpu.of_old")
+    again = findings(ledger=kept)
+    assert again.take([], at(1), BOOT) == []
+    assert again.active() == ()
