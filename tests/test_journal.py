@@ -97,7 +97,7 @@ def test_reading_leaves_no_trace(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_made(tmp_path: Path) -> None:
     """Where the folder cannot be made, the error is one sentence with the path."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(JournalError, match="cannot make journal .*file"):
+    with pytest.raises(JournalError, match=r"cannot make journal .*file"):
         Journal(tmp_path / "file" / "journal.sqlite", DAY, 100)
 
 
