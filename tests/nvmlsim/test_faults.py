@@ -1,6 +1,7 @@
 """Every fault shows, and clearing it restores what was."""
 
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -190,6 +191,27 @@ def test_throttle_time_advances(node: Simulator, gpu: Any, until: Callable[..., 
     assert time(gpu) == stopped
 
 
+def test_advancing_values_never_go_back(node: Simulator, gpu: Any) -> None:
+    """Whatever is injected, cleared and set meanwhile, energy and throttle time only grow."""
+    finished = threading.Event()
+    readings: list[tuple[int, int]] = []
+
+    def read() -> None:
+        while not finished.is_set():
+            readings.append((_field(270)(gpu), pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for watts in range(100, 130):
+        node.inject("hw_thermal", gpu=0)
+        node.set({"gpu0.power.usage": watts * 1000})
+        node.clear("hw_thermal") if watts % 2 else node.clear()
+    finished.set()
+    reader.join()
+    for series in zip(*readings, strict=True):
+        assert list(series) == sorted(series)
+
+
 def test_violation_status(node: Simulator, gpu: Any, until: Callable[..., None]) -> None:
     """The violation time of the thermal policy is that of both thermal reasons; its clock is in microseconds."""
     thermal = pynvml.NVML_PERF_POLICY_THERMAL
@@ -275,7 +297,16 @@ def test_active_faults_are_listed(node: Simulator) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["nonsense"], ["lost", "gpu=2"], ["lost", "gpu=x"], ["overheat", "degrees=3"], ["lost", "lost"], []]
+    "words",
+    [
+        ["nonsense"],
+        ["lost", "gpu=2"],
+        ["lost", "gpu=x"],
+        ["overheat", "degrees=3"],
+        ["lost", "lost"],
+        [],
+        ["error", "call=nvmlDeviceGetTemperatur"],
+    ],
 )
 def test_what_makes_no_sense_is_refused(node: Simulator, words: list[str]) -> None:
     """An unknown fault, GPU or argument is an error, and changes nothing."""

@@ -79,15 +79,17 @@ struct change {
 static void change_value(const struct named_value *found, void *context)
 {
     struct change *change = context;
-    if (found->gpu)
-        gpu_settle(found->gpu);
     int64_t number;
+    if (found->gpu)
+        gpu_change_begin(found->gpu);
     if (!change->add)
         change->ok &= named_value_set(found, change->text);
     else if (found->number && number_parse(change->text, &number))
         *found->number += number;
     else
         change->ok = false;
+    if (found->gpu)
+        gpu_change_end(found->gpu);
 }
 
 static int set_values(struct state *state, bool add, int count, char **words)
@@ -109,8 +111,10 @@ static int set_values(struct state *state, bool add, int count, char **words)
 static void print_value(const struct named_value *found, void *context)
 {
     bool *with_name = context;
-    if (found->gpu)
-        gpu_settle(found->gpu); /* energy and throttle times as of now */
+    if (found->gpu) {
+        gpu_change_begin(found->gpu); /* brings energy and throttle times up to now */
+        gpu_change_end(found->gpu);
+    }
     if (*with_name)
         printf("%s=", found->name);
     if (found->string)

@@ -110,6 +110,7 @@ static const size_t link_counters[] = {
     offsetof(struct link, counters.symbol_errors),
     offsetof(struct link, counters.symbol_ber),
 };
+enum { FIELD_RAW_BER = 293 };
 
 static nvmlReturn_t read_link_field(struct gpu *gpu, nvmlFieldValue_t *field)
 {
@@ -121,6 +122,10 @@ static nvmlReturn_t read_link_field(struct gpu *gpu, nvmlFieldValue_t *field)
     if (id >= 235 && id <= 250) {
         REQUIRE_SUPPORT(gpu->supports.nvlink_counters);
         return put_link(gpu, field, offsetof(struct link, counters.fec) + (id - 235) * sizeof(value));
+    }
+    if (id == FIELD_RAW_BER) {
+        REQUIRE_SUPPORT(gpu->supports.nvlink_counters);
+        return put_link(gpu, field, offsetof(struct link, counters.raw_ber));
     }
     REQUIRE_SUPPORT(gpu->nvlink.links > 0);
     switch (id) {
@@ -285,7 +290,7 @@ static nvmlReturn_t read_field(struct gpu *gpu, nvmlFieldValue_t *field)
     if (id <= 28)
         return read_ecc_field(gpu, field);
     if ((id >= 84 && id <= 91) || (id >= 132 && id <= 141) || id == 146 || (id >= 161 && id <= 166) ||
-        (id >= 201 && id <= 222) || (id >= 235 && id <= 250))
+        (id >= 201 && id <= 222) || (id >= 235 && id <= 250) || id == FIELD_RAW_BER)
         return read_link_field(gpu, field);
     if (id <= 31 || id == 92 || id == 93 || (id >= 142 && id <= 145) || id >= 301)
         return read_memory_field(gpu, field);

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,32 +83,42 @@ static int64_t energy_since(struct gpu *gpu, int64_t elapsed_ns)
     return (int64_t)((double)gpu->power.usage * (double)elapsed_ns / 1e9); /* mW * s = mJ */
 }
 
-void gpu_settle(struct gpu *gpu)
+void gpu_change_begin(struct gpu *gpu)
 {
-    int64_t now = monotonic_ns(), elapsed = now - gpu->settled_at;
-    gpu->sequence |= 1; /* already odd when a writer died here */
+    gpu->sequence |= 1; /* it is odd already when a writer died in the middle */
+    int64_t elapsed = monotonic_ns() - gpu->settled_at;
     gpu->energy += energy_since(gpu, elapsed);
     for (int reason = 0; reason < THROTTLE_REASONS; reason++)
         if (gpu->clocks_event_reasons & throttle_bit[reason])
             gpu->throttle_ns[reason] += elapsed;
-    gpu->settled_at = now;
+}
+
+void gpu_change_end(struct gpu *gpu)
+{
+    gpu->settled_at = monotonic_ns();
     gpu->sequence++;
 }
 
-/*
- * Run `read` until no writer settled meanwhile. A writer that died in the middle must not stop the readers, so the
- * number of attempts is bounded.
- */
+bool gpu_value_advances(int index)
+{
+    size_t offset = (size_t)index * sizeof(value);
+    return offset == offsetof(struct gpu, energy) ||
+           (offset >= offsetof(struct gpu, throttle_ns) &&
+            offset < offsetof(struct gpu, throttle_ns) + sizeof(((struct gpu *)0)->throttle_ns));
+}
+
+/* Run `read` when no change is under way; a writer that died in the middle must not stop the readers for good. */
 static int64_t read_settled(struct gpu *gpu, int which, int64_t (*read)(struct gpu *, int, int64_t))
 {
-    int64_t result = 0;
-    for (int attempt = 0; attempt < 1000; attempt++) {
-        int64_t before = gpu->sequence;
-        result = read(gpu, which, monotonic_ns() - gpu->settled_at);
-        if (before % 2 == 0 && gpu->sequence == before)
-            break;
+    for (int64_t give_up = 0;;) {
+        int64_t before = gpu->sequence, now = monotonic_ns();
+        int64_t result = read(gpu, which, now - gpu->settled_at);
+        if ((before % 2 == 0 && gpu->sequence == before) || (give_up && now > give_up))
+            return result;
+        if (!give_up)
+            give_up = now + 100000000;
+        sched_yield();
     }
-    return result;
 }
 
 static int64_t read_energy(struct gpu *gpu, int which, int64_t elapsed)

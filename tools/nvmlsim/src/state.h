@@ -3,7 +3,7 @@
  *
  * Numbers are atomic 64-bit values, so programs that read and the command that writes need no common lock; writers take
  * turns with flock(), which the kernel gives back when one of them dies. Only values that advance with time (energy,
- * throttle counters) need more than one word to be read at once; they carry a sequence number (`gpu.sequence`).
+ * throttle counters) need more than one word to be read at once; `gpu.sequence` tells their readers of changes.
  */
 #ifndef NVMLSIM_STATE_H
 #define NVMLSIM_STATE_H
@@ -207,7 +207,7 @@ struct gpu {
     struct link link[MAX_LINKS];
 
     /* From here on no fault changes anything. */
-    value sequence; /* odd while the advancing values are being settled */
+    value sequence; /* odd during a change */
     value settled_at; /* CLOCK_MONOTONIC, ns */
     char name[96];
     char uuid[48];
@@ -219,6 +219,8 @@ struct gpu {
 
 /* The values that faults change, seen as one array. */
 enum { GPU_VALUES = offsetof(struct gpu, sequence) / sizeof(value) };
+/* Is this one of those that advance by themselves? */
+bool gpu_value_advances(int index);
 
 struct nvswitch {
     value domain, bus, device;
@@ -289,8 +291,12 @@ int state_lock(const char *path);
 
 int64_t monotonic_ns(void);
 
-/* Bring the advancing values of a GPU up to now; writers call it before they change what drives them. */
-void gpu_settle(struct gpu *gpu);
+/*
+ * A writer's change of a GPU: it begins by bringing the advancing values up to now, so that what drives them may change,
+ * and readers of those values wait for its end.
+ */
+void gpu_change_begin(struct gpu *gpu);
+void gpu_change_end(struct gpu *gpu);
 /* Read an advancing value of the GPU, as of now. */
 int64_t gpu_energy(struct gpu *gpu);
 int64_t gpu_throttle_ns(struct gpu *gpu, enum throttle_reason reason);
