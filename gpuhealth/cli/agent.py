@@ -1,0 +1,52 @@
+"""`gpuhealth agent`: the process that watches over this node."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gpuhealth.cli import options
+
+
+def command(config: options.Config = None) -> None:
+    """Watch over this node: check it all the time, mark it, serve metrics."""
+    import asyncio
+
+    named = os.environ.get("GPUHEALTH_CONFIG")
+    path = config or (Path(named) if named else None)
+    settings = options.load_settings(path)
+    log_json(settings.log_level)
+    from gpuhealth.agent import Agent
+    from gpuhealth.web.node import serve
+
+    asyncio.run(Agent(settings, path, services=(serve,)).run())
+
+
+def log_json(level: str) -> None:
+    """Logs one JSON object a line on standard error, those of libraries too."""
+    import logging
+    import sys
+
+    import structlog
+
+    common: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    render = structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*common, render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *common],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+        )
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.captureWarnings(capture=True)

@@ -1,0 +1,112 @@
+"""`gpuhealth check`: every passive check once, on this machine or on a capture of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gpuhealth.cli import options
+from gpuhealth.cli.output import COULD_NOT, DEGRADED, HEALTHY, UNHEALTHY, CommandError, write_line
+
+if TYPE_CHECKING:
+    from gpuhealth.cli.judging import Judgement, Selection
+    from gpuhealth.config import Settings
+
+
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    expect_gpus: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="How many GPUs there ought to be.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Only these finding codes, such as ecc.uncorrectable, 'ecc.*' or ecc; may repeat."
+        ),
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Judge this capture instead of this machine.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="How far back the kernel log counts; else kmsg.lookback (10m)."),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say also what things mean and what was checked.")
+    ] = False,
+    config: options.Config = None,
+) -> None:
+    """Check this machine's GPUs once.
+
+    Exit code: 0 healthy, 1 degraded, 2 unhealthy, 3 unknown or could not check.
+    """
+    from gpuhealth.cli.judging import Selection
+
+    selection = Selection(only or [])
+    back = None if since is None else options.duration(since, "--since")
+    if replay:
+        judgement, notes = _replayed(replay, config, expect_gpus, selection, back)
+    else:
+        judgement, notes = _looked(config, expect_gpus, selection, back)
+    if as_json:
+        import msgspec
+
+        write_line(msgspec.json.encode(judgement.verdict))
+    else:
+        from gpuhealth.cli import report
+
+        report.show(judgement, notes, verbose=verbose, replay_of=str(replay) if replay else "")
+    raise typer.Exit(_exit_code(judgement))
+
+
+def _exit_code(judgement: Judgement) -> int:
+    by_state = {"healthy": HEALTHY, "degraded": DEGRADED, "unhealthy": UNHEALTHY, "unknown": COULD_NOT}
+    return by_state[judgement.verdict.verdict]
+
+
+def _looked(
+    config: Path | None, expect_gpus: int | None, selection: Selection, back: float | None
+) -> tuple[Judgement, list[str]]:
+    from gpuhealth.cli import judging, look
+
+    settings = _expecting(options.load_settings(config), expect_gpus)
+    back = settings.kmsg.lookback if back is None else back
+    memory = look.remembered(settings)
+    rounds, records = look.machine(settings, back)
+    # That no agent has run here needs no word; that its journal cannot be read does.
+    notes = [memory.problem] if memory.problem and not memory.absent else []
+    return judging.judge(rounds, records, settings, look.history(memory.history), selection, back), notes
+
+
+def _replayed(
+    path: Path, config: Path | None, expect_gpus: int | None, selection: Selection, back: float | None
+) -> tuple[Judgement, list[str]]:
+    """Judged by the settings that are named, else by those that were in force where the capture was made."""
+    from pydantic import ValidationError
+
+    from gpuhealth.cli import judging, look
+    from gpuhealth.config import Settings
+    from gpuhealth.probes import capture
+
+    try:
+        taken = capture.load(path)
+    except capture.CaptureError as error:
+        raise CommandError(str(error)) from None
+    notes = list(taken.notes)
+    settings = options.load_settings(config)
+    if config is None and taken.settings is not None:
+        try:
+            settings = Settings(**taken.settings)
+        except (ValidationError, TypeError):
+            notes.append("the settings in the capture are of another version: those of this machine are used")
+    settings = _expecting(settings, expect_gpus)
+    back = settings.kmsg.lookback if back is None else back
+    rounds, records = taken.rounds, taken.kernel_log or ()
+    return judging.judge(rounds, records, settings, look.history(taken.history), selection, back), notes
+
+
+def _expecting(settings: Settings, gpus: int | None) -> Settings:
+    """The command line wins over file and environment."""
+    return settings if gpus is None else settings.model_copy(update={"expect_gpus": gpus})

@@ -1,0 +1,60 @@
+"""`gpuhealth classify`: kernel-log lines in, one JSON object out for each that means something."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import IO, Annotated, cast
+
+import typer
+
+from gpuhealth.cli.output import CommandError
+
+_CHUNK = 1 << 18  # bytes
+
+
+def command(
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="A log; - or nothing is standard input.")] = "-",
+) -> None:
+    """Tell which kernel-log lines mean something: one JSON object for each.
+
+    Reads raw /dev/kmsg records, dmesg, syslog and journalctl output in all their formats, mixed or not:
+    dmesg | gpuhealth classify
+    """
+    try:
+        if file == "-":
+            if sys.stdin.isatty():
+                typer.echo("Reading standard input; Ctrl-D ends it.", err=True)
+            _classify(sys.stdin.buffer)
+        else:
+            with open(file, "rb") as log:  # noqa: PTH123 - the name as it was given
+                _classify(log)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CommandError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _classify(log: IO[bytes]) -> None:
+    import msgspec
+
+    from gpuhealth.probes import logtext
+
+    write, encode = sys.stdout.buffer.write, msgspec.json.Encoder().encode
+    for found in logtext.classify(_lines(log)):
+        write(encode(found) + b"\n")
+
+
+def _lines(log: IO[bytes]) -> Iterator[bytes]:
+    """The lines as they come. What was found so far is written out before more input is waited for."""
+    parts: list[bytes] = []
+    while chunk := cast("bytes", log.read1(_CHUNK)):  # type: ignore[attr-defined]
+        head, newline, rest = chunk.rpartition(b"\n")
+        if newline:
+            yield from (b"".join(parts) + head).split(b"\n")
+            parts = [rest] if rest else []
+        else:
+            parts.append(rest)
+        sys.stdout.flush()
+    if parts:
+        yield b"".join(parts)

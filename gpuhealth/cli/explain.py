@@ -1,0 +1,213 @@
+"""`gpuhealth explain`: what an XID, an SXid, a finding code or a line of the kernel log means, and what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gpuhealth.cli import options
+from gpuhealth.cli.output import CommandError, console, labelled, near, printable
+
+if TYPE_CHECKING:
+    from gpuhealth.catalog.sxid import SxidFacts
+    from gpuhealth.catalog.xid import XidFacts
+    from gpuhealth.checks.code import Code
+    from gpuhealth.config import FindingPolicy
+    from gpuhealth.model import KernelEvent
+
+_NUMBER = re.compile(r"(s?xid)?[\s.:#=]*(\d{1,9})", re.ASCII | re.IGNORECASE)
+_CAUSES = {
+    "hw": "hardware",
+    "app": "a program",
+    "driver": "driver or firmware",
+    "bus": "the PCIe bus",
+    "sysmem": "the host's memory",
+    "framebuffer": "the GPU's memory",
+    "thermal": "heat",
+    "link": "the NVLink",
+}
+_PRINTED = {
+    "fatal": "fatal",
+    "nonfatal": "non-fatal",
+    "contained": "fatal once the error is contained, else non-fatal",
+    "either": "fatal or non-fatal",
+}
+_FIRST_SXID = 10_000  # XIDs have up to three digits, SXids five
+
+
+def command(
+    what: Annotated[
+        list[str], typer.Argument(metavar="WHAT", help="79, sxid 12028, ecc.uncorrectable, 'ecc.*', or a log line.")
+    ],
+    config: options.Config = None,
+) -> None:
+    """Explain an XID, an SXid, a finding code or a pasted log line."""
+    text = " ".join(what).strip()
+    if match := _NUMBER.fullmatch(text):
+        number = int(match[2])
+        kind = (match[1] or ("sxid" if number >= _FIRST_SXID else "xid")).lower()
+        _Explained(config).numbered(kind, number)
+    elif codes := _codes(text):
+        explained = _Explained(config)
+        if codes == [text]:
+            explained.code(text)
+        else:
+            _listing(codes)
+    elif event := _event(text):
+        _Explained(config).line(event)
+    elif " " in text:
+        raise CommandError("this line means nothing that gpuhealth knows of")
+    else:
+        from gpuhealth.cli.judging import known_codes
+
+        raise CommandError(f"{printable(text)!r} is no XID, SXid or finding code{near(text.lower(), known_codes())}")
+
+
+def _codes(text: str) -> list[str]:
+    """The finding codes that the text names: one, a pattern's, or a subject's."""
+    from gpuhealth.cli.judging import known_codes
+
+    known = known_codes()
+    if text in known:
+        return [text]
+    return [code for code in known if fnmatchcase(code, text) or code.startswith(f"{text}.")]
+
+
+def _event(text: str) -> KernelEvent | None:
+    """What the line (or the lines, pasted together) says; the last that says anything."""
+    from gpuhealth.catalog.kernel_lines import KernelLog
+    from gpuhealth.probes import logtext
+
+    log = KernelLog()
+    events = [event for record in logtext.records(text.splitlines()) if (event := log.feed(record))]
+    return events[-1] if events else None
+
+
+def _listing(codes: list[str]) -> None:
+    from rich.text import Text
+
+    from gpuhealth import checks
+    from gpuhealth.cli.output import columns
+    from gpuhealth.cli.words import STYLE
+
+    out = console()
+    known = [checks.code(name) for name in codes]
+    heads = columns([[Text(code.name, "bold"), Text(code.severity, STYLE[code.severity])] for code in known])
+    for code, head in zip(known, heads, strict=True):
+        out.print(head)
+        labelled(out, "", code.meaning, margin=4)
+
+
+class _Explained:
+    """Prints explanations; knows what the configuration changes."""
+
+    def __init__(self, config: Path | None) -> None:
+        self._out = console()
+        self._config = config
+
+    def numbered(self, kind: str, number: int) -> None:
+        """An XID or SXid by its number; raises CommandError for one that nobody has written down."""
+        from gpuhealth.catalog import sxid, xid
+
+        known = [*(xid.table() if kind == "xid" else sxid.table())]
+        if number not in known:
+            name = "XID" if kind == "xid" else "SXid"
+            raise CommandError(f"{name} {number} is not in the catalogue{near(str(number), [*map(str, known)])}")
+        if kind == "xid":
+            self._xid(xid.lookup(number))
+        else:
+            self._sxid(sxid.lookup(number))
+        self._what_we_do(f"{kind}.{number}")
+
+    def code(self, name: str) -> None:
+        """A finding code."""
+        from gpuhealth import checks
+
+        if match := _NUMBER.fullmatch(name):
+            self.numbered(match[1].lower(), int(match[2]))
+            return
+        code = checks.code(name)
+        self._title(name, "")
+        self._row("means", code.meaning)
+        self._row("do", f"{code.advice} [{code.action}]")
+        self._what_we_do(name)
+
+    def line(self, event: KernelEvent) -> None:
+        """A line of the kernel log: what it says by itself, then what stands behind it."""
+        self._title(printable(event.line), "", "dim")
+        self._row("says", f"{event.severity}: {printable(event.meaning)} [{event.action}]")
+        self._row("device", f"PCI {printable(event.pci)}" if event.pci else "")
+        process = " ".join([event.process or "", f"(pid {event.pid})" if event.pid else ""]).strip()
+        self._row("process", printable(process))
+        self._out.print()
+        if event.code is not None and event.kind in ("xid", "sxid"):
+            self.numbered(event.kind, event.code)
+        else:
+            self.code(event.finding)
+
+    def _xid(self, facts: XidFacts) -> None:
+        self._title(f"XID {facts.code}", facts.mnemonic)
+        self._row("means", f"{facts.meaning}.")
+        self._row("cause", " or ".join(_CAUSES[cause] for cause in facts.causes if cause in _CAUSES))
+        self._row("do", f"{facts.advice} [{facts.action}]")
+        self._row("then", f"NVIDIA's catalogue goes on with {facts.next_step}." if facts.next_step else "")
+        if facts.program:
+            self._row("note", "A program can cause it: by itself it takes no node out of service.")
+        elif facts.escalates and facts.policy.escalates:
+            self._row("note", "Once it is a warning; it is critical when it repeats on the same GPU.")
+
+    def _sxid(self, facts: SxidFacts) -> None:
+        self._title(f"SXid {facts.code}", facts.mnemonic)
+        self._row("means", f"{facts.meaning}.")
+        if facts.printed in _PRINTED:
+            self._row("driver", f"prints it as {_PRINTED[facts.printed]}; the printed word decides how bad it is.")
+        self._row("do", f"{facts.advice} [{facts.action}]")
+
+    def _what_we_do(self, name: str) -> None:
+        from gpuhealth import checks
+
+        code, policy = checks.code(name), self._policy(name)
+        self._row("we", f"raise {name} as {_acts(code)}.")
+        self._row("clears", f"when {code.clears_when}.")
+        changed = policy.model_dump(mode="json", exclude_unset=True) if policy else {}
+        if changed:
+            self._row("yours", f"Your settings say: {', '.join(f'{key}: {value}' for key, value in changed.items())}.")
+        self._row(
+            "change", f"findings: {{{name}: {{quarantine: {str(not code.quarantine).lower()}}}}}  in the settings file"
+        )
+        self._row("", "(or severity, drain, ignore, raise_after, clear_after)")
+
+    def _policy(self, name: str) -> FindingPolicy | None:
+        """What the settings change of it; settings that cannot be read must not keep anybody from an explanation."""
+        if self._config is None and "GPUHEALTH_CONFIG" not in os.environ:
+            return None
+        try:
+            return options.load_settings(self._config).policy(name)
+        except CommandError as error:
+            typer.echo(f"gpuhealth: {error}", err=True)
+            return None
+
+    def _title(self, name: str, rest: str, style: str = "bold") -> None:
+        from rich.text import Text
+
+        self._out.print(Text(name, style=style).append(f"  {rest}" if rest else "", style="none"))
+
+    def _row(self, label: str, text: str) -> None:
+        if text:
+            labelled(self._out, label, text)
+
+
+def _acts(code: Code) -> str:
+    """What follows from a finding of this code, by default."""
+    acts = str(code.severity)
+    if code.raise_after:
+        acts += f" when it has held for {code.raise_after:g} s"
+    if not code.quarantine:
+        return f"{acts}; the node stays in service"
+    when = "" if code.severity == "critical" else " once it is critical"
+    return f"{acts}; take the node out of service{when}{' and move its pods elsewhere' if code.drain else ''}"

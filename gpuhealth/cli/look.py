@@ -1,0 +1,176 @@
+"""One look at a machine: everything read once, beside the agent and without changing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+
+from gpuhealth.checks.history import History
+from gpuhealth.config import Settings
+from gpuhealth.journal import Entry, Journal, JournalError
+from gpuhealth.model import KernelRecord, Missing, Reading
+from gpuhealth.probes.kmsg import KmsgReader, KmsgUnavailable
+from gpuhealth.probes.node import NodeProbe, boot_id
+from gpuhealth.readings import UNREAD, KernelLog, NodeReadings
+
+_JOURNAL_ENTRIES = 100_000
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """What the agent of this node has remembered, as far as it can be read."""
+
+    history: bytes | None = None  # JSON
+    entries: tuple[Entry, ...] | None = None
+    problem: str = ""  # why there is nothing
+    absent: bool = False  # there is no journal at all
+
+
+def remembered(settings: Settings, with_entries: bool = False) -> Remembered:
+    """Reads the agent's journal and leaves it as it is."""
+    path = settings.journal.path
+    try:
+        if not path.exists():
+            return Remembered(problem=f"there is no journal at {path}", absent=True)
+        journal = Journal(path, settings.journal.keep, settings.journal.max_entries, read_only=True)
+        with contextlib.closing(journal):
+            entries = tuple(journal.entries(limit=_JOURNAL_ENTRIES)) if with_entries else None
+            return Remembered(journal.recall("history"), entries)
+    except JournalError as error:
+        return Remembered(problem=str(error))
+    except OSError as error:
+        return Remembered(problem=f"cannot read journal {path}: {error.strerror}")
+
+
+def history(remembered_json: bytes | None) -> History:
+    """The memory to judge with, for this look alone.
+
+    Events are left out of it: those of the last minutes are read again from the kernel log, and none counts twice.
+    """
+    if remembered_json is None:
+        return History()
+    try:
+        memory = msgspec.json.decode(remembered_json, type=History)
+    except (msgspec.DecodeError, RecursionError):
+        return History()  # of another version
+    memory.marks = {}
+    return memory
+
+
+class _ToTheEnd(KmsgReader):
+    """Reads what is there and does not wait for more."""
+
+    class EndError(Exception):
+        """All has been read."""
+
+    async def _readable(self) -> None:
+        raise _ToTheEnd.EndError
+
+
+async def _kernel_log(settings: Settings, back_seconds: float) -> tuple[Reading[KernelLog], list[KernelRecord]]:
+    reader = _ToTheEnd(settings.roots.kmsg, boot_id(settings.roots.proc), None, back_seconds)
+    records: list[KernelRecord] = []
+    try:
+        async for batch in reader:
+            records += batch
+    except _ToTheEnd.EndError:
+        return KernelLog("kmsg", reader.records), records
+    except KmsgUnavailable as error:
+        return error.missing, records
+    finally:
+        reader.close()
+    raise AssertionError("the reader ends by an exception only")
+
+
+def machine(
+    settings: Settings, back_seconds: float, rounds: int = 1, interval: float = 0.0
+) -> tuple[list[NodeReadings], list[KernelRecord]]:
+    """Reads this machine so many times, then the kernel log of the last so many seconds.
+
+    A driver that hangs is waited for until it counts as hung, never longer, and no further round is tried.
+    """
+    with _standard_error_not_inherited():
+        return asyncio.run(_machine(settings, back_seconds, rounds, interval))
+
+
+async def _machine(
+    settings: Settings, back_seconds: float, rounds: int, interval: float
+) -> tuple[list[NodeReadings], list[KernelRecord]]:
+    # A look leaves at most one process behind in a driver that hangs: no replacement is started beside it.
+    alone = settings.model_copy(update={"nvml": settings.nvml.model_copy(update={"max_replacements": 0})})
+    probe = NodeProbe(alone)
+    taken: list[NodeReadings] = []
+    try:
+        for number in range(rounds):
+            if number:
+                await asyncio.sleep(interval)
+            async with _waiting_shown(settings.nvml.critical_after):
+                taken.append(await _round(probe, settings.nvml.critical_after))
+            if _waited_for(taken[-1]):
+                break
+    finally:
+        probe.nvml.close()
+    log, records = await _kernel_log(settings, back_seconds)
+    return [msgspec.structs.replace(readings, kernel_log=log) for readings in taken], records
+
+
+async def _round(probe: NodeProbe, patience: float) -> NodeReadings:
+    while True:  # a read returns early when a deadline is crossed
+        readings = await probe.read(patience, UNREAD)
+        if not 0 < _waited_for(readings) < patience:
+            return readings
+
+
+def _waited_for(readings: NodeReadings) -> float:
+    """For how many seconds the driver has owed its answer; 0 when it has answered, or is known to give none."""
+    nvml = readings.nvml
+    return 0.0 if isinstance(nvml, Missing) or nvml.answered else nvml.waiting_seconds
+
+
+@contextlib.asynccontextmanager
+async def _waiting_shown(limit: float) -> AsyncIterator[None]:
+    """Tells the one who sits at the terminal that it is the driver that takes so long."""
+
+    async def show() -> None:
+        await asyncio.sleep(1.0)
+        for waited in range(2, int(limit) + 2):
+            await asyncio.sleep(1.0)
+            sys.stderr.write(f"\rwaiting for NVML … {waited} s (at most {limit:.0f} s) ")
+            sys.stderr.flush()
+
+    if not sys.stderr.isatty():
+        yield
+        return
+    shown = asyncio.create_task(show())
+    try:
+        yield
+    finally:
+        shown.cancel()
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _standard_error_not_inherited() -> Iterator[None]:
+    """Has processes that are started meanwhile write their errors nowhere.
+
+    One that is left behind in a hung driver would otherwise hold our standard error open, and a program that reads it
+    through a pipe would wait for that process and not for us.
+    """
+    ours, kept = sys.stderr, os.dup(2)
+    ours.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    with open(kept, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as sys.stderr:
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            sys.stderr = ours
