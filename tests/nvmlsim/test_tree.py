@@ -93,7 +93,18 @@ def test_models_without_switches(tmp_path: Path) -> None:
     assert _read(node, "current_link_speed", "0000:17:00.0") == "16.0 GT/s PCIe\n"
 
 
-def test_the_real_root_is_refused(node: Simulator) -> None:
-    """The files never go into the real /dev."""
-    with pytest.raises(SimulatorError):
-        node.run("tree", "/")
+def test_a_folder_of_others_is_refused(node: Simulator, tmp_path: Path) -> None:
+    """The files never go into the real /dev, nor where someone else's files are."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    for folder in ("/", str(tmp_path / "mine")):
+        with pytest.raises(SimulatorError, match="not empty"):
+            node.run("tree", folder)
+
+
+def test_another_node_in_the_same_folder(node: Simulator, tmp_path: Path) -> None:
+    """Nothing is left of the node that was there before."""
+    smaller = Simulator(tmp_path, "t4", 1)
+    assert smaller.root == node.root
+    assert _functions(smaller, "0x030200") == ["0000:17:00.0"]
+    assert not (smaller.root / "dev/nvidia1").exists()

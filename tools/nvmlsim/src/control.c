@@ -210,6 +210,7 @@ int main(int argc, char **argv)
     if (!state)
         return complain("%s: no state of a node", argv[2]);
     int status = run(state, verb, argc - 3, argv + 3);
+    state_changed(state);
     if (!tree_update(state))
         status = complain("the tree could not be written: %s", strerror(errno));
     close(lock);

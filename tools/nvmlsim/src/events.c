@@ -1,12 +1,6 @@
 /* Event sets: a position in the state's ring of events, and which events of which GPUs are wanted from it. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "library.h"
 
@@ -104,7 +98,7 @@ static bool lost_one(struct state *state, nvmlEventSet_t set)
 
 /*
  * A GPU that fell off the bus makes every wait return at once, as the real driver does once the events before it are
- * taken. Losing one does not wake the futex, so sleeps are short.
+ * taken.
  */
 static nvmlReturn_t wait_event(const char *call, nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeout_ms)
 {
@@ -115,16 +109,14 @@ static nvmlReturn_t wait_event(const char *call, nvmlEventSet_t set, nvmlEventDa
     REQUIRE_ARGUMENT(set && data);
     int64_t deadline = monotonic_ns() + timeout_ms * INT64_C(1000000);
     for (;;) {
-        uint32_t written = state->events_written;
+        uint32_t changes = state->changes;
         if (take_event(state, set, data))
             return NVML_SUCCESS;
         if (lost_one(state, set))
             return NVML_ERROR_GPU_IS_LOST;
-        int64_t left = deadline - monotonic_ns();
-        if (left <= 0)
+        if (monotonic_ns() >= deadline)
             return NVML_ERROR_TIMEOUT;
-        struct timespec pause = {.tv_nsec = left < 20000000 ? (long)left : 20000000};
-        syscall(SYS_futex, &state->events_written, FUTEX_WAIT, written, &pause, NULL, 0);
+        state_wait(state, changes, deadline);
     }
 }
 

@@ -26,12 +26,6 @@ static struct stat shared_file;
 static int device_nodes[MAX_GPUS + 1];
 static int device_nodes_open;
 
-static void sleep_ns(long ns)
-{
-    struct timespec pause = {.tv_nsec = ns};
-    nanosleep(&pause, NULL);
-}
-
 /* Does the rule speak about this call? A rule's name matches every version of a function. */
 static bool rule_applies(struct rule *rule, const char *call)
 {
@@ -62,8 +56,8 @@ static nvmlReturn_t apply_rules(struct state *state, const char *call, int one, 
             continue;
         if (rule->kind == RULE_HANG && still_hanging(rule)) {
             state->node.hanging++;
-            while (still_hanging(rule))
-                sleep_ns(2000000);
+            for (uint32_t changes = state->changes; still_hanging(rule); changes = state->changes)
+                state_wait(state, changes, rule->until_ns);
             state->node.hanging--;
         } else if (rule->kind == RULE_SLOW) {
             int64_t delay = rule->delay_ms;

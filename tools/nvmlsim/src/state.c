@@ -65,6 +65,20 @@ int state_lock(const char *path)
     return fd;
 }
 
+void state_changed(struct state *state)
+{
+    state->changes++;
+    syscall(SYS_futex, &state->changes, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+void state_wait(struct state *state, uint32_t changes, int64_t until_ns)
+{
+    /* This kind of wait takes a point in time, not a length. */
+    struct timespec until = {until_ns / 1000000000, until_ns % 1000000000};
+    syscall(SYS_futex, &state->changes, FUTEX_WAIT_BITSET, changes, until_ns ? &until : NULL, NULL,
+            FUTEX_BITSET_MATCH_ANY);
+}
+
 int64_t monotonic_ns(void)
 {
     struct timespec now;
@@ -188,5 +202,4 @@ void event_add(struct state *state, int slot, uint64_t type, uint64_t data)
     event->type = (int64_t)type;
     event->data = (int64_t)data;
     state->events_written++;
-    syscall(SYS_futex, &state->events_written, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }

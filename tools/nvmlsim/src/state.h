@@ -272,7 +272,8 @@ struct state {
     uint32_t version;
     uint64_t size;
     _Atomic uint32_t rules_in_use; /* the calls' fast path: nothing to look for at 0 */
-    _Atomic uint32_t events_written; /* futex; event k is in event[k % MAX_EVENTS] */
+    _Atomic uint32_t events_written; /* event k is in event[k % MAX_EVENTS] */
+    _Atomic uint32_t changes; /* futex: grows with every change, for those who sleep until something happens */
     struct node node;
     struct gpu gpu[MAX_GPUS];
     struct gpu healthy[MAX_GPUS]; /* what `clear` goes back to */
@@ -309,6 +310,11 @@ unsigned index_of_slot(struct state *state, int slot);
 unsigned pcie_generation_now(struct gpu *gpu);
 int64_t gpu_margin(struct gpu *gpu);
 int64_t ecc_total(struct gpu *gpu, int counter, int type);
+
+/* Wake those who sleep in state_wait. */
+void state_changed(struct state *state);
+/* Sleep until `changes` is no longer what it was, or the time (CLOCK_MONOTONIC; 0: no limit) has come. */
+void state_wait(struct state *state, uint32_t changes, int64_t until_ns);
 
 /* Put an event where every event set finds it. */
 void event_add(struct state *state, int slot, uint64_t type, uint64_t data);

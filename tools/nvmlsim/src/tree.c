@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "tree.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -257,6 +258,27 @@ bool tree_update(struct state *state)
     return !failed;
 }
 
+/* Files are only removed below a folder that was empty at first, so that no mistake costs the real /dev. */
+#define MARK ".nvmlsim"
+
+static bool empty_folder(const char *path)
+{
+    struct dirent **entries;
+    int count = scandir(path, &entries, NULL, NULL);
+    for (int i = 0; i < count; i++)
+        free(entries[i]);
+    if (count >= 0)
+        free(entries);
+    return count == 2; /* . and .. */
+}
+
+static bool holds_mark(const char *path)
+{
+    char mark[PATH_MAX + sizeof MARK];
+    snprintf(mark, sizeof mark, "%s/" MARK, path);
+    return access(mark, F_OK) == 0;
+}
+
 bool tree_choose(struct state *state, const char *chosen)
 {
     char resolved[PATH_MAX];
@@ -264,10 +286,22 @@ bool tree_choose(struct state *state, const char *chosen)
         return false;
     if (!realpath(chosen, resolved))
         return false;
-    if (strcmp(resolved, "/") == 0 || strlen(resolved) >= sizeof state->node.tree) {
-        errno = EINVAL;
+    if (strlen(resolved) >= sizeof state->node.tree) {
+        errno = ENAMETOOLONG;
         return false;
     }
+    if (strcmp(state->node.tree, resolved) == 0)
+        return true;
+    snprintf(root, sizeof root, "%s", resolved);
+    if (!empty_folder(resolved) && !holds_mark(resolved)) {
+        errno = ENOTEMPTY;
+        return false;
+    }
+    /* What another node left here goes. */
+    drop("dev");
+    drop("sys");
+    drop("proc");
+    put("", MARK);
     strcpy(state->node.tree, resolved);
     return true;
 }
