@@ -37,7 +37,7 @@ class Position(msgspec.Struct, frozen=True):
     sequence: int
 
 
-class KmsgUnavailable(Exception):
+class KmsgError(Exception):
     """The kernel log cannot be opened or read; `missing` says why."""
 
     def __init__(self, missing: Missing) -> None:
@@ -86,9 +86,9 @@ class KmsgReader:
         return lost
 
     async def __aiter__(self) -> AsyncIterator[list[KernelRecord]]:
-        """Batches of records as they come. Raises KmsgUnavailable when the log cannot be read (any more)."""
+        """Batches of records as they come. Raises KmsgError when the log cannot be read (any more)."""
         if missing := self.open():
-            raise KmsgUnavailable(missing)
+            raise KmsgError(missing)
         while True:
             batch, more = self._read_batch()
             if batch:
@@ -111,12 +111,10 @@ class KmsgReader:
             except OSError as error:
                 if error.errno == errno.EPIPE:  # overwritten; the next read gives the oldest record that is left
                     continue
-                raise KmsgUnavailable(_missing(self._path, error)) from error
+                raise KmsgError(_missing(self._path, error)) from error
             if not chunk:  # the end of a plain file
                 return batch, False
-            for raw in self._split(chunk):
-                if record := self._record(raw, clock, now):
-                    batch.append(record)
+            batch += filter(None, (self._record(raw, clock, now) for raw in self._split(chunk)))
         return batch, True
 
     def _split(self, chunk: bytes) -> list[bytes]:

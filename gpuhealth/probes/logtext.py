@@ -1,8 +1,8 @@
 """Kernel messages from text: raw /dev/kmsg records, dmesg in its time formats, syslog, journalctl, journald's JSON.
 
 The format is told from each line by itself, so that files that mix them are read too. Only what the kernel wrote
-counts: of syslog and the journal the entries of the kernel, of raw records those of the facilities kern and user (`user`
-is what /dev/kmsg gives to a writer, and how a fault is injected for a test).
+counts: of syslog and the journal the entries of the kernel, of raw records those of the facilities kern and user. The
+latter is what /dev/kmsg gives to a writer, and so how a fault is injected for a test.
 """
 
 from __future__ import annotations
