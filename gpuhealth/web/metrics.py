@@ -1,12 +1,14 @@
-"""The agent's metrics, made from its memory once a round and on every change, so that a scrape only copies text.
+"""The agent's metrics, made from its memory once a round and on every change: no scrape waits on a probe.
 
 A value that could not be read has no sample: a frozen number would look like a healthy one. `gpuhealth_not_checked`
-says what is missing and why.
+says what is missing and why. For the same reason a driver that is overdue has no samples of GPUs, and an agent whose
+rounds have stopped says unknown, whatever its last verdict was.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,9 +21,10 @@ from prometheus_client.registry import Collector
 from gpuhealth import __version__
 from gpuhealth.agent import Agent
 from gpuhealth.model import Missing, State
-from gpuhealth.readings import GpuReadings
+from gpuhealth.readings import GpuReadings, NodeReadings
 
 _LINK_IS_UP = (1, 3)  # active; active without traffic
+_LOOPS = ("round", "follow_kernel_log", "run_once", "mark_node")  # shown from the start: a rate needs its zero
 
 
 class Exposition:
@@ -34,13 +37,14 @@ class Exposition:
         self._registry = CollectorRegistry()
         self._registry.register(_AgentCollector(agent))
         ProcessCollector(registry=self._registry)
-        self._version = -1
+        self._made: tuple[int, float] = (-1, 0.0)  # of which version of the agent's memory, when
         self._text = b""
 
     def text(self) -> bytes:
-        """The metrics as of the agent's last round or change."""
-        if self._version != self._agent.version:
-            self._version = self._agent.version
+        """The metrics as of the agent's last round or change; never older than a round, though rounds may fail."""
+        version, made_at = self._made
+        if version != self._agent.version or time.monotonic() - made_at >= self._agent.settings.interval:
+            self._made = self._agent.version, time.monotonic()
             self._text = generate_latest(self._registry)
         return self._text
 
@@ -67,17 +71,31 @@ class _AgentCollector(Collector):
         self._agent = agent
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._node()
+        readings = self._current()
+        yield from self._node(known=readings is not None)
         yield from self._self()
-        readings = self._agent.readings
-        if readings is not None and not isinstance(readings.nvml, Missing):
-            yield from _gpus(readings.nvml.gpus, readings.nvml.driver_version)
+        nvml = readings.nvml if readings else None
+        if nvml is None or isinstance(nvml, Missing):
+            return
+        if nvml.answered or nvml.waiting_seconds < self._agent.settings.nvml.warn_after:
+            yield from _gpus(nvml.gpus, nvml.driver_version)
 
-    def _node(self) -> Iterator[Metric]:
+    def _current(self) -> NodeReadings | None:
+        """The last round, unless it was so long ago that it says nothing of now."""
+        readings, settings = self._agent.readings, self._agent.settings
+        if readings is None:
+            return None
+        age = (self._agent.clock() - readings.time).total_seconds()
+        return readings if age < max(settings.unknown_after, 3 * settings.interval) else None
+
+    def _node(self, *, known: bool) -> Iterator[Metric]:
         agent = self._agent
-        state = agent.verdict.verdict if agent.verdict else State.UNKNOWN
+        verdict = agent.verdict if known else None
+        state = verdict.verdict if verdict else State.UNKNOWN
         yield _gauge("node_healthy", "1 while the node can be trusted with work", (), [(state is State.HEALTHY,)])
         yield _gauge("verdict", "1 for the node's verdict", ["verdict"], [(each, each is state) for each in State])
+        gpus = [(gpu.uuid, each, each is gpu.verdict) for gpu in (verdict.gpus if verdict else ()) for each in State]
+        yield _gauge("gpu_verdict", "1 for the verdict of a GPU, of one that is gone too", ["gpu", "verdict"], gpus)
         findings = agent.findings.active()
         yield _gauge(
             "finding",
@@ -108,7 +126,12 @@ class _AgentCollector(Collector):
 
     def _self(self) -> Iterator[Metric]:
         agent, counts = self._agent, self._agent.counts
-        yield _gauge("agent_info", "Version", ["version", "node"], [(__version__, agent.settings.node_name, 1)])
+        yield _gauge(
+            "agent_info", "Which agent this is", ["version", "node"], [(__version__, agent.settings.node_name, 1)]
+        )
+        if agent.readings is not None:
+            read_at = [(agent.readings.time.timestamp(),)]
+            yield _gauge("agent_last_round_timestamp_seconds", "When the last round ended", [], read_at)
         yield _gauge("agent_round_seconds", "Time that reading the last round took", [], [(agent.round_seconds,)])
         nvml = agent.readings.nvml if agent.readings else None
         if nvml is not None and not isinstance(nvml, Missing):
@@ -125,12 +148,13 @@ class _AgentCollector(Collector):
         yield _counter("agent_kmsg_records", "Kernel-log records read", [], [(counts.kernel_records,)])
         yield _counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(counts.lost_records,)])
         yield _gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kmsg_lag_seconds,)])
-        yield _counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], counts.failures.items())
+        failures = {loop: 0 for loop in _LOOPS} | counts.failures
+        yield _counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
         yield _counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
         api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
         yield _counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
         yield _gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])
-        yield _gauge("agent_resident_memory_bytes", "RSS", ["process"], _resident(agent.probe.nvml.pids))
+        yield _gauge("agent_resident_memory_bytes", "Resident memory", ["process"], _resident(agent.probe.nvml.pids))
 
 
 def _resident(children: Iterable[int]) -> Iterator[tuple[str, int]]:
@@ -156,16 +180,26 @@ def _gpus(gpus: tuple[GpuReadings, ...], driver: object) -> Iterator[Metric]:
         ],
     )
     simple: list[tuple[str, str, list[Any], float]] = [
-        ("gpu_temperature_celsius", "Core", [g.temperature_celsius for g in gpus], 1),
-        ("gpu_temperature_margin_celsius", "To slowdown", [g.temperature_margin_celsius for g in gpus], 1),
-        ("gpu_memory_temperature_celsius", "Memory", [g.memory_celsius for g in gpus], 1),
-        ("gpu_power_watts", "Draw", [g.power_milliwatts for g in gpus], 1e-3),
-        ("gpu_power_limit_watts", "Enforced limit", [g.power_limit_milliwatts for g in gpus], 1e-3),
-        ("gpu_sm_clock_hertz", "SM clock", [g.sm_clock_mhz for g in gpus], 1e6),
-        ("gpu_utilization_ratio", "Utilization", [g.utilization_percent for g in gpus], 1e-2),
-        ("gpu_memory_used_bytes", "Used memory", [g.memory_used_bytes for g in gpus], 1),
-        ("gpu_memory_total_bytes", "Memory", [g.memory_total_bytes for g in gpus], 1),
-        ("gpu_pcie_width_lanes", "PCIe width now", [g.pcie_width for g in gpus], 1),
+        ("gpu_temperature_celsius", "Temperature of the core", [g.temperature_celsius for g in gpus], 1),
+        (
+            "gpu_temperature_margin_celsius",
+            "Degrees left before the GPU slows down",
+            [g.temperature_margin_celsius for g in gpus],
+            1,
+        ),
+        ("gpu_memory_temperature_celsius", "Temperature of the memory", [g.memory_celsius for g in gpus], 1),
+        ("gpu_power_watts", "Power drawn", [g.power_milliwatts for g in gpus], 1e-3),
+        ("gpu_power_limit_watts", "Power limit that is enforced", [g.power_limit_milliwatts for g in gpus], 1e-3),
+        ("gpu_sm_clock_hertz", "Clock of the multiprocessors", [g.sm_clock_mhz for g in gpus], 1e6),
+        (
+            "gpu_utilization_ratio",
+            "Share of the time in which a kernel ran",
+            [g.utilization_percent for g in gpus],
+            1e-2,
+        ),
+        ("gpu_memory_used_bytes", "Memory in use, less what the driver keeps", [g.memory_used_bytes for g in gpus], 1),
+        ("gpu_memory_total_bytes", "Memory of the GPU", [g.memory_total_bytes for g in gpus], 1),
+        ("gpu_pcie_width_lanes", "Lanes of the PCIe link in use", [g.pcie_width for g in gpus], 1),
         ("gpu_recovery_action", "NVML field 230; 0 is none", [g.recovery_action for g in gpus], 1),
     ]
     for name, text, values, factor in simple:
@@ -173,10 +207,12 @@ def _gpus(gpus: tuple[GpuReadings, ...], driver: object) -> Iterator[Metric]:
         yield _gauge(
             name, text, ["gpu"], [(g.component, value * factor) for g, value in rows if not isinstance(value, Missing)]
         )
-    yield _counter("gpu_pcie_replays", "PCIe replays", ["gpu"], [(g.component, g.pcie_replays) for g in gpus])
+    yield _counter(
+        "gpu_pcie_replays", "Packets sent again over PCIe", ["gpu"], [(g.component, g.pcie_replays) for g in gpus]
+    )
     yield _counter(
         "gpu_throttle_seconds",
-        "Time throttled",
+        "Time in which the clocks were held back",
         ["gpu", "reason"],
         [
             (g.component, reason, value / 1e9)
@@ -187,11 +223,13 @@ def _gpus(gpus: tuple[GpuReadings, ...], driver: object) -> Iterator[Metric]:
     )
     yield _counter(
         "gpu_ecc_errors",
-        "ECC errors",
+        "Memory errors by life (volatile: since the driver was loaded), severity and place",
         ["gpu", "kind"],
         [(g.component, kind, value) for g in gpus for kind, value in g.ecc_errors.items()],
     )
-    yield _gauge("gpu_remapped_rows", "Remapped rows", ["gpu", "kind"], _remapped(gpus))
+    yield _gauge(
+        "gpu_remapped_rows", "Rows remapped by cause; pending and failed are 0 or 1", ["gpu", "kind"], _remapped(gpus)
+    )
     yield _gauge(
         "nvlink_up",
         "1 while an NVLink is active",
