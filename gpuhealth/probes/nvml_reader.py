@@ -238,7 +238,7 @@ class _Gpu:
 
     def read(self) -> GpuReadings:
         """All readings; of a GPU that is lost, what was known of it before."""
-        self._error, self._failed = None, {}
+        self._forget()
         values: dict[str, Any] = {}
         try:
             for part in (self._identity, self._state, self._memory_health, self._throttling, self._links, self._use):
@@ -248,6 +248,9 @@ class _Gpu:
         if self._error is not None:
             values = dict.fromkeys(_PLAIN_READINGS, self._error) | values
         return GpuReadings(index=self.index, error=self._error, failed_calls=self._failed, **values)
+
+    def _forget(self) -> None:
+        self._error, self._failed = None, {}
 
     def _open(self) -> None:
         name = "nvmlDeviceGetHandleByIndex_v2"

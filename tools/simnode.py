@@ -1,0 +1,189 @@
+"""A whole simulated GPU node: the simulated driver, a kernel log, and a real agent process on them.
+
+For tests, the demo and the benchmarks. The kernel log is a plain file in the form of /dev/kmsg, or the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from nvmlsim.simulator import Simulator
+
+T = TypeVar("T")
+
+REAL_KMSG = Path("/dev/kmsg")
+
+
+def wait_for(what: str, ready: Callable[[], T], seconds: float = 30.0, every: float = 0.02) -> T:
+    """Waits until `ready` gives something true, and returns it; TimeoutError names what did not come."""
+    deadline = time.monotonic() + seconds
+    while not (value := ready()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come within {seconds:g} s")
+        time.sleep(every)
+    return value
+
+
+class SimulatedNode:
+    """A node in a folder of its own; the agent runs between start() and stop()."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "gpu-node-1",
+        model: str = "h100-sxm",
+        gpus: int = 8,
+        *,
+        kubeconfig: Path | None = None,
+        kmsg: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`kmsg` is REAL_KMSG, or None for a file; `settings` are laid over those that make the node work here."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name = name
+        self.folder = folder
+        self.driver = Simulator(folder, model, gpus)
+        self.kmsg = kmsg or folder / "kmsg"
+        if kmsg is None:
+            self.kmsg.touch()
+        self._sequence = 0
+        self._environment = dict(environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self.log_file = folder / "agent.log"
+        self.config = folder / "gpuhealth.yaml"
+        self.settings: dict[str, Any] = {
+            "node_name": name,
+            "roots": {"dev": str(self.driver.root / "dev"), "sys": str(self.driver.root / "sys"), "kmsg": str(self.kmsg)},
+            "journal": {"path": str(folder / "journal.sqlite")},
+            "http": {"host": "127.0.0.1", "port": 0},
+            "kubernetes": {"enabled": kubeconfig is not None}
+            | ({"kubeconfig": str(kubeconfig)} if kubeconfig else {}),
+        }
+        self.configure(settings or {})
+
+    def configure(self, settings: Mapping[str, Any]) -> None:
+        """Changes the configuration file; a running agent takes it up by itself."""
+        for key, value in settings.items():
+            section = self.settings.get(key)
+            self.settings[key] = {**section, **value} if isinstance(section, dict) else value
+        part = self.config.with_suffix(".part")
+        part.write_text(yaml.safe_dump(self.settings))
+        part.replace(self.config)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in which a program sees this node."""
+        return {**os.environ, **self.driver.env, "GPUHEALTH_CONFIG": str(self.config), **self._environment}
+
+    # -- the agent -----------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The agent's process."""
+        assert self._process is not None, "the agent is not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Starts the agent and waits until its first round is complete."""
+        since = self.log_file.stat().st_size if self.log_file.exists() else 0
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gpuhealth.cli.main", "agent"], env=self.env, stdout=log, stderr=log
+            )
+        try:
+            serving = wait_for("the agent's HTTP server", lambda: self._logged("serving", since))
+            self.url = f"http://127.0.0.1:{serving['port']}"
+            wait_for("the agent's first round", lambda: self.get("/readyz")[0] == 200)
+        except TimeoutError:
+            self.stop(signal.SIGKILL)
+            raise
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stops the agent; its exit code."""
+        if self._process is None:
+            return 0
+        self._process.send_signal(number)
+        code = self._process.wait(30)
+        self._process = None
+        return code
+
+    def __enter__(self) -> SimulatedNode:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.driver.release()
+        self.stop()
+
+    def _logged(self, event: str, since: int) -> dict[str, Any] | None:
+        if self._process and self._process.poll() is not None:
+            raise RuntimeError(f"the agent has ended with {self._process.returncode}:\n{self.log_file.read_text()}")
+        return next((line for line in self.log(since) if line.get("event") == event), None)
+
+    def log(self, since: int = 0) -> list[dict[str, Any]]:
+        """The agent's log from a byte on: one dict a line."""
+        if not self.log_file.exists():
+            return []
+        lines = self.log_file.read_bytes()[since:].decode().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def get(self, path: str, seconds: float = 5.0) -> tuple[int, str]:
+        """An HTTP answer of the agent: status and text; status 0 where there is none."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=seconds) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def metric(self, sample: str) -> float | None:
+        """The value of one sample, such as `gpuhealth_verdict{verdict="healthy"}`; None if it is not there."""
+        for line in self.get("/metrics")[1].splitlines():
+            if line.startswith(f"{sample} "):
+                return float(line.rpartition(" ")[2])
+        return None
+
+    def findings(self) -> set[str]:
+        """The codes of the active findings."""
+        lines = self.get("/metrics")[1].splitlines()
+        return {line.split('code="')[1].split('"')[0] for line in lines if line.startswith("gpuhealth_finding{")}
+
+    def command(self, *words: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Runs `gpuhealth WORDS…` on this node."""
+        program = [sys.executable, "-m", "gpuhealth.cli.main", *words]
+        return subprocess.run(program, env=self.env, capture_output=True, text=True, timeout=seconds, check=False)
+
+    # -- the kernel ----------------------------------------------------------------------------------------------------
+
+    def kernel_says(self, text: str, level: int = 3) -> None:
+        """Adds a record to the kernel log."""
+        if self.kmsg == REAL_KMSG:
+            with self.kmsg.open("w") as log:
+                log.write(f"<{level}>{text}\n")
+            return
+        self._sequence += 1
+        with self.kmsg.open("a") as log:
+            log.write(f"{level},{self._sequence},{time.monotonic() * 1e6:.0f},-;{text}\n")
+
+    def pci(self, gpu: int) -> str:
+        """A GPU's address as the kernel writes it in an XID: dddd:bb:dd."""
+        domain, bus, device = (self.driver.get(f"gpu{gpu}.pci.{part}") for part in ("domain", "bus", "device"))
+        return f"{domain:04x}:{bus:02x}:{device:02x}"
+
+    def xid(self, code: int, gpu: int = 0, text: str = "pid=1234, name=python", level: int = 3) -> None:
+        """Has the driver print an XID."""
+        self.kernel_says(f"NVRM: Xid (PCI:{self.pci(gpu)}): {code}, {text}", level)
