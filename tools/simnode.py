@@ -25,7 +25,7 @@ T = TypeVar("T")
 REAL_KMSG = Path("/dev/kmsg")
 
 
-def wait_for(what: str, ready: Callable[[], T], seconds: float = 30.0, every: float = 0.02) -> T:
+def wait_for(what: str, ready: Callable[[], T | None], seconds: float = 30.0, every: float = 0.02) -> T:
     """Waits until `ready` gives something true, and returns it; TimeoutError names what did not come."""
     deadline = time.monotonic() + seconds
     while not (value := ready()):
@@ -65,11 +65,14 @@ class SimulatedNode:
         self.config = folder / "gpuhealth.yaml"
         self.settings: dict[str, Any] = {
             "node_name": name,
-            "roots": {"dev": str(self.driver.root / "dev"), "sys": str(self.driver.root / "sys"), "kmsg": str(self.kmsg)},
+            "roots": {
+                "dev": str(self.driver.root / "dev"),
+                "sys": str(self.driver.root / "sys"),
+                "kmsg": str(self.kmsg),
+            },
             "journal": {"path": str(folder / "journal.sqlite")},
             "http": {"host": "127.0.0.1", "port": 0},
-            "kubernetes": {"enabled": kubeconfig is not None}
-            | ({"kubeconfig": str(kubeconfig)} if kubeconfig else {}),
+            "kubernetes": {"enabled": kubeconfig is not None} | ({"kubeconfig": str(kubeconfig)} if kubeconfig else {}),
         }
         self.configure(settings or {})
 

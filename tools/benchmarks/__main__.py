@@ -1,0 +1,54 @@
+"""`tools/bench NAME`: runs one benchmark and prints its figures beside the ones to reach."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+# What each measures, its default length in seconds, and the figures to reach.
+BENCHMARKS: dict[str, tuple[str, float, dict[str, str]]] = {
+    "agent_cost": ("memory and CPU of agent and NVML child", 600, {"rss_mib": "<= 80", "cpu_percent": "<= 0.3"}),
+    "detect_to_taint": ("kernel line to taint on the API server", 120, {"p50_ms": "<= 100", "p99_ms": "<= 500"}),
+    "classify_rate": (
+        "kernel-log lines a second, one core",
+        10,
+        {"ordinary_lines_per_s": ">= 200000", "xid_lines_per_s": ">= 50000"},
+    ),
+    "scrape": ("/metrics while NVML hangs", 60, {"p99_ms": "<= 10"}),
+    "nvml_hang": ("a hang of 45 s under the running agent", 45, {"scrapes_failed": "= 0", "reported_after_s": "<= 30"}),
+}
+
+
+def main() -> int:
+    """0 when measured; whether a figure is reached is for the reader to judge."""
+    parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    parser.add_argument("--seconds", type=float, help="how long to measure")
+    arguments = parser.parse_args()
+    if arguments.name is None:
+        for name, (what, seconds, _) in BENCHMARKS.items():
+            print(f"{name:16} {what} ({seconds:g} s)")
+        return 0
+    what, seconds, wanted = BENCHMARKS[arguments.name]
+    module = importlib.import_module(f"benchmarks.{arguments.name}")
+    figures, settings = module.run(arguments.seconds or seconds)
+    if arguments.json:
+        print(json.dumps({"bench": arguments.name, "figures": figures, "settings": settings}))
+        return 0
+    table = Table("figure", "measured", "to reach", title=f"{arguments.name}: {what}")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,.3f}".rstrip("0").rstrip("."), wanted.get(name, ""))
+    console = Console()
+    console.print(table)
+    console.print(", ".join(f"{name}={value}" for name, value in settings.items()), style="dim")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
