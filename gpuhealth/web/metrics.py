@@ -148,7 +148,7 @@ class _AgentCollector(Collector):
         yield _counter("agent_kmsg_records", "Kernel-log records read", [], [(counts.kernel_records,)])
         yield _counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(counts.lost_records,)])
         yield _gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kmsg_lag_seconds,)])
-        failures = {loop: 0 for loop in _LOOPS} | counts.failures
+        failures = dict.fromkeys(_LOOPS, 0) | counts.failures
         yield _counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
         yield _counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
         api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
