@@ -299,12 +299,17 @@ def test_active_faults_are_listed(node: Simulator) -> None:
 @pytest.mark.parametrize(
     "words",
     [
+        [],
         ["nonsense"],
+        ["lost", "lost"],
         ["lost", "gpu=2"],
         ["lost", "gpu=x"],
+        ["driver_mismatch", "gpu=0"],
         ["overheat", "degrees=3"],
-        ["lost", "lost"],
-        [],
+        ["overheat", "margin=warm"],
+        ["nvlink_down", "link=some"],
+        ["ecc_corrected", "location=moon"],
+        ["aer", "kind=Bad"],
         ["error", "call=nvmlDeviceGetTemperatur"],
     ],
 )

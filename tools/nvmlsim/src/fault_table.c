@@ -219,21 +219,35 @@ static void pcie_replays(struct gpu *gpu, const char *arguments)
     gpu->aer.correctable[1] += count; /* BadTLP */
 }
 
+static int find_name(const char *const *names, int count, const char *name)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(names[i], name) == 0)
+            return i;
+    return -1;
+}
+
+bool aer_name_exists(const char *name)
+{
+    return find_name(aer_correctable_names, AER_CORRECTABLE, name) >= 0 ||
+           find_name(aer_uncorrectable_names, AER_UNCORRECTABLE, name) >= 0;
+}
+
 static void aer_errors(struct gpu *gpu, const char *arguments)
 {
-    char severity[16] = "correctable", kind[32] = "", name[64];
-    argument_text(arguments, "severity", severity, sizeof severity);
-    bool correctable = strcmp(severity, "correctable") == 0;
-    if (!argument_text(arguments, "kind", kind, sizeof kind))
-        strcpy(kind, correctable ? "BadTLP" : "CmpltTO");
-    const char *const *names = correctable ? aer_correctable_names : aer_uncorrectable_names;
-    value *counts = correctable                         ? gpu->aer.correctable
-                    : strcmp(severity, "nonfatal") == 0 ? gpu->aer.nonfatal
-                                                        : gpu->aer.fatal;
-    snprintf(name, sizeof name, "%s", kind);
-    for (int i = 0; i < (correctable ? AER_CORRECTABLE : AER_UNCORRECTABLE); i++)
-        if (strcmp(names[i], name) == 0)
-            counts[i] += argument(arguments, "count", 1);
+    char kind[32];
+    bool named = argument_text(arguments, "kind", kind, sizeof kind);
+    bool fatal = argument_is(arguments, "severity", "fatal");
+    int64_t count = argument(arguments, "count", 1);
+    if (fatal || argument_is(arguments, "severity", "nonfatal")) {
+        int index = find_name(aer_uncorrectable_names, AER_UNCORRECTABLE, named ? kind : "CmpltTO");
+        if (index >= 0)
+            (fatal ? gpu->aer.fatal : gpu->aer.nonfatal)[index] += count;
+    } else {
+        int index = find_name(aer_correctable_names, AER_CORRECTABLE, named ? kind : "BadTLP");
+        if (index >= 0)
+            gpu->aer.correctable[index] += count;
+    }
 }
 
 /* Do something to the link of "link=N", or to all of the GPU's. */

@@ -17,6 +17,8 @@ extern const int faults_known;
 
 /* The text of an argument; false when it is not there. */
 bool argument_text(const char *arguments, const char *name, char *text, size_t size);
+/* Is this the kernel's name of an AER error? */
+bool aer_name_exists(const char *name);
 /* The number of an argument, or another one when it is not there or no number. */
 int64_t argument(const char *arguments, const char *name, int64_t otherwise);
 

@@ -31,7 +31,7 @@ void fault_print_help(void)
 {
     for (int i = 0; i < faults_known; i++)
         printf("%-19s %-46s %s%s\n", faults[i].name, faults[i].arguments, faults[i].help,
-               faults[i].rule ? "; without gpu= all calls" : "");
+               strstr(faults[i].arguments, "call=") ? "; without gpu= whichever GPU" : "");
     printf("%-19s %-46s %s\n", "xid", "code=79", "an event, once, for everyone who listens");
 }
 
@@ -164,13 +164,35 @@ static void remove_rules(struct state *state, const struct selection *selection)
     count_rules(state);
 }
 
+/*
+ * Is the text one of "a|b", or what a word in capitals there stands for? NAME is an AER error, FUNCTION is looked at
+ * later; the rest are numbers, which are always right.
+ */
+static bool fits(const char *alternatives, const char *text)
+{
+    char *stop;
+    strtod(text, &stop);
+    if (stop != text && *stop == '\0')
+        return true;
+    for (const char *word = alternatives; *word; word += strspn(word, "|")) {
+        size_t length = strcspn(word, "|");
+        bool same = strlen(text) == length && strncmp(word, text, length) == 0;
+        if ((same && !(word[0] >= 'A' && word[0] <= 'Z')) || strncmp(word, "FUNCTION", length) == 0 ||
+            (strncmp(word, "NAME", length) == 0 && aer_name_exists(text)))
+            return true;
+        word += length;
+    }
+    return false;
+}
+
 static bool known_arguments(const char *known, int count, char **arguments, char *error, size_t size)
 {
     for (int i = 0; i < count; i++) {
-        char name[64], ignored[192];
+        char name[64], alternatives[64];
         size_t length = strcspn(arguments[i], "=");
         snprintf(name, sizeof name, "%.*s", (int)length, arguments[i]);
-        if (arguments[i][length] != '=' || !argument_text(known, name, ignored, sizeof ignored))
+        if (arguments[i][length] != '=' || !argument_text(known, name, alternatives, sizeof alternatives) ||
+            !fits(alternatives, arguments[i] + length + 1))
             return fail(error, size, "no such argument: %s (there is: %s)", arguments[i], known);
     }
     return true;
@@ -204,6 +226,8 @@ bool fault_inject(struct state *state, const char *name, const char *gpus, int c
         return false;
     if (gpus && !slots_valid(state, gpus))
         return fail(error, size, "no such GPU: %s", gpus);
+    if (gpus && fault >= 0 && faults[fault].rule && !strstr(faults[fault].arguments, "call="))
+        return fail(error, size, "%s is not a fault of a GPU", name);
 
     char joined[sizeof state->fault[0].arguments] = "", call[64];
     for (int i = 0; i < count; i++) {

@@ -258,7 +258,7 @@ struct node {
     value switch_device_id;
     value cuda_version;
     value calls; /* calls that programs made, for tests that nobody calls any more */
-    value hanging; /* calls that are asleep in a hang */
+    value hanging; /* calls that are asleep in a hang; a program killed in one stays counted */
     char driver_version[80];
     char nvml_version[80];
     char cluster_uuid[48];
