@@ -55,6 +55,7 @@ class Admitted(msgspec.Struct, frozen=True):
     """The node may be taken out; these are its places."""
 
     places: tuple[str, ...]
+    taken: tuple[str, ...]  # just now; the others were held already
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -144,7 +145,7 @@ class Places:
         except BaseException:
             self._held = None  # what was taken is found again, and used or given back
             raise
-        return Admitted(tuple(name for s in sorted(sets) if (name := self._place_in(s))))
+        return Admitted(tuple(name for s in sorted(sets) if (name := self._place_in(s))), tuple(taken))
 
     async def release(self) -> tuple[str, ...]:
         """Give back the places that last until they are given back; what was given back."""

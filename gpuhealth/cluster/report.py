@@ -72,6 +72,7 @@ def status_of(verdict: Verdict, quarantine: Quarantine, facts: Facts, would_do: 
         for gpu in inventory
     ]
     out: Object = msgspec.to_builtins(quarantine)
+    out["places"] = list(quarantine.places)  # a tuple would never equal what the server sends back
     out["since"] = written_time(quarantine.since) if quarantine.since else None
     return {
         "verdict": str(verdict.verdict),

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
 
+import msgspec
+
 from gpuhealth.cluster.budget import Held, NoBudget, Outcome, Places
 from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object, backoff
 from gpuhealth.cluster.errors import ConflictError, UnavailableError
@@ -52,6 +54,14 @@ def _nothing(_: Act) -> None:
     pass
 
 
+class Sent(msgspec.Struct, frozen=True):
+    """A request that was sent to the Node."""
+
+    changes: Patches
+    marks: Marks
+    ended_by_person: bool
+
+
 class NodeWriter:
     """The one who writes about our node."""
 
@@ -82,6 +92,7 @@ class NodeWriter:
         self._held_code = ""
         self._held_tries = 0
         self._retry_at = 0.0
+        self._unsure: Sent | None = None  # whether it was done is not known
         self._would: list[tuple[str, str, str]] = []
 
     # --- what our Node says -------------------------------------------------------------------------------------------
@@ -192,6 +203,7 @@ class NodeWriter:
     async def _mark(self, node: Object, desired: Desired, acts: list[Act]) -> Object:
         """Write what the Node lacks; read it again when somebody else was quicker."""
         for attempt in range(CONFLICTS):
+            self._confirm(node, acts)
             marks = await self._marks(node, desired, acts)
             changes = patches(node, marks, self._now())
             try:
@@ -241,7 +253,8 @@ class NodeWriter:
         if not isinstance(outcome, Held | NoBudget):
             self._outcome = None
             self._held_tries = 0
-            self._did(acts, Act("place", code, " ".join(outcome.places), self._now()))
+            if outcome.taken:
+                self._did(acts, Act("place", code, " ".join(outcome.taken), self._now()))
             return True
         if type(outcome) is not type(self._outcome) or self._held_code != code:
             why = outcome.reason if isinstance(outcome, Held) else "no QuarantineBudget selects this node"
@@ -260,14 +273,11 @@ class NodeWriter:
 
     async def _write(self, node: Object, changes: Patches, marks: Marks, acts: list[Act]) -> Object:
         before = condition(node) or {}
-        done = [act for act in changes.acts if act.kind != "condition"]
         if changes.node is not None:
-            ended = ended_by_person(node)
+            self._unsure = Sent(changes, marks, ended_by_person(node))
             node = await self._client.patch(NODES, self.node_name, changes.node)
             self._see(node)
-            for act in done:
-                self._did(acts, act)
-            self._tell(done, marks, ended=ended)
+            self._confirm(node, acts)
         if changes.status is not None:
             node = await self._client.patch(
                 NODES, self.node_name, changes.status, content_type=STRATEGIC_MERGE_PATCH, subresource="status"
@@ -278,12 +288,19 @@ class NodeWriter:
                 self._events.add(Note(marks.reason, marks.message, self._now(), warning=marks.status != "True"))
         return node
 
-    def _tell(self, done: list[Act], marks: Marks, *, ended: bool) -> None:
+    def _confirm(self, node: Object, acts: list[Act]) -> None:
+        """Tell what the last request to the Node did, once the Node shows it: its answer may have been lost."""
+        sent, self._unsure = self._unsure, None
+        if sent is None or patches(node, sent.marks, self._now()).node is not None:
+            return
+        done = [act for act in sent.changes.acts if act.kind != "condition"]
+        for act in done:
+            self._did(acts, act)
         kinds = {act.kind for act in done}
         if "taint" in kinds:
-            self._events.add(Note("Quarantined", f"taken out of service: {marks.message}", self._now()))
-        elif ended:
-            codes = ", ".join(marks.released)
+            self._events.add(Note("Quarantined", f"taken out of service: {sent.marks.message}", self._now()))
+        elif sent.ended_by_person:
+            codes = ", ".join(sent.marks.released)
             text = f"ended by hand; not again for {codes} until it has cleared"
             self._events.add(Note("QuarantineEnded", text, self._now(), warning=False))
         elif "untaint" in kinds:

@@ -1,0 +1,271 @@
+"""Quarantine budgets: never more nodes out than places, and every place given back."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from kube import ControlPlane
+from kube.proxy import FaultyProxy
+
+from gpuhealth.cluster import errors
+from gpuhealth.cluster.budget import Admitted, Held, NoBudget, Places, Set, limit_of, sets_of
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.selectors import matches, written
+from tests.cluster.builders import Pool
+
+NAMESPACE = "gpuhealth"
+
+
+@pytest.mark.parametrize(
+    ("amount", "size", "limit"),
+    [
+        (3, 0, 3),
+        (0, 100, 0),
+        ("5%", 100, 5),
+        ("5%", 119, 5),
+        ("5%", 3, 1),
+        ("0%", 100, 0),
+        ("100%", 7, 7),
+        ("5%", 0, 0),
+    ],
+)
+def test_limit(amount: int | str, size: int, limit: int) -> None:
+    """A percentage is rounded down, but to one at least unless it is nothing."""
+    assert limit_of(amount, size) == limit
+
+
+def test_sets_are_in_the_order_of_their_names() -> None:
+    """Every limit of a budget is a set of places, the finding's code in the name of its own."""
+    spec = {"maxUnavailable": "10%", "maxPerWindow": 5, "maxPerFault": 2, "window": "30m"}
+    assert sets_of({"metadata": {"name": "b"}, "spec": spec}, 100, "gpu.recovery_action") == [
+        Set("b", "b", 10),
+        Set("b.fault.gpu.recovery-action", "b", 2, 1800),
+        Set("b.window", "b", 5, 1800),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("selector", "chosen", "text"),
+    [
+        ({}, True, ""),
+        ({"matchLabels": {"a": "1"}}, True, "a=1"),
+        ({"matchLabels": {"a": "2"}}, False, "a=2"),
+        ({"matchExpressions": [{"key": "a", "operator": "In", "values": ["1", "2"]}]}, True, "a in (1,2)"),
+        ({"matchExpressions": [{"key": "b", "operator": "NotIn", "values": ["1"]}]}, True, "b notin (1)"),
+        ({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["1"]}]}, False, "a notin (1)"),
+        ({"matchExpressions": [{"key": "a", "operator": "Exists"}]}, True, "a"),
+        ({"matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}, False, "!a"),
+    ],
+)
+def test_selectors(plane: ControlPlane, pool: Pool, selector: dict[str, Any], chosen: bool, text: str) -> None:
+    """We choose the nodes that the API server chooses for the same selector."""
+    assert matches(selector, {"a": "1"}) is chosen
+    assert written(selector) == text
+    pool.node(labels={"a": "1"})
+    query = ",".join(filter(None, [f"pool={pool.name}", text])).replace(" ", "%20").replace("!", "%21")
+    assert bool(plane.request("GET", f"/api/v1/nodes?labelSelector={query}")["items"]) is chosen
+
+
+def test_no_selector_chooses_nothing() -> None:
+    """An absent selector is not an empty one."""
+    assert not matches(None, {})
+
+
+def test_without_a_budget_nobody_is_admitted(plane: ControlPlane, pool: Pool) -> None:
+    """No budget that selects the node: no place, and nothing written."""
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            assert await Places(client, NAMESPACE, "n").acquire(pool.labels, "xid.79") == NoBudget()
+            assert not [call for call in client.calls if call[0] != "GET"]
+
+    asyncio.run(run())
+
+
+def test_one_call_when_there_is_room(plane: ControlPlane, pool: Pool) -> None:
+    """Beside the list of budgets a place costs one request, and giving it back one."""
+    pool.budget(5)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            places = Places(client, NAMESPACE, "n")
+            assert await places.recall() == ()
+            client.calls.clear()
+            assert isinstance(await places.acquire(pool.labels, "xid.79"), Admitted)
+            assert client.calls == {("GET", 200): 1, ("POST", 201): 1}
+            await places.release()
+            assert client.calls == {("GET", 200): 1, ("POST", 201): 1, ("DELETE", 200): 1}
+        assert pool.places() == {}
+
+    asyncio.run(run())
+
+
+def test_never_more_than_the_limit(plane: ControlPlane, pool: Pool) -> None:
+    """Eighty agents at once for seven places: seven get one, whoever is first, and the rest are held."""
+    pool.budget(7)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            agents = [Places(client, NAMESPACE, f"n{k}") for k in range(80)]
+            outcomes = await asyncio.gather(*[agent.acquire(pool.labels, "xid.79") for agent in agents])
+            admitted = [outcome for outcome in outcomes if isinstance(outcome, Admitted)]
+            held = [outcome for outcome in outcomes if isinstance(outcome, Held)]
+            assert (len(admitted), len(held)) == (7, 73)
+            assert sorted(pool.places()) == [f"{pool.name}.{k}" for k in range(7)]
+            await asyncio.gather(*[agent.release() for agent in agents])
+            assert pool.places() == {}
+            second = await asyncio.gather(*[agent.acquire(pool.labels, "xid.79") for agent in agents[:7]])
+            assert all(isinstance(outcome, Admitted) for outcome in second), "all places can be taken again"
+
+    asyncio.run(run())
+
+
+def test_race_under_errors(plane: ControlPlane, pool: Pool) -> None:
+    """Answers that get lost and servers that fail neither leak a place nor hand one out twice."""
+    pool.budget(5)
+
+    async def run() -> None:
+        async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
+            for what in ("lost", 503, 429, "reset"):
+                proxy.fail(what, method="POST", times=6)
+            agents = [Places(client, NAMESPACE, f"n{k}") for k in range(50)]
+
+            async def persist(agent: Places) -> bool:
+                while True:
+                    try:
+                        return isinstance(await agent.acquire(pool.labels, "xid.79"), Admitted)
+                    except (errors.UnavailableError, errors.TooManyRequestsError):
+                        await asyncio.sleep(0.05)
+
+            admitted = await asyncio.gather(*[persist(agent) for agent in agents])
+            holders = list(pool.places().values())
+            assert sum(admitted) == len(holders) == len(set(holders)) == 5
+
+    asyncio.run(run())
+
+
+def test_found_again_after_a_restart(plane: ControlPlane, pool: Pool) -> None:
+    """A place that this node holds is used, not a second one taken."""
+    pool.budget(50)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            first = await Places(client, NAMESPACE, "n").acquire(pool.labels, "xid.79")
+            assert isinstance(first, Admitted)
+            again = Places(client, NAMESPACE, "n")
+            assert await again.acquire(pool.labels, "ecc.uncorrectable") == Admitted(first.places, taken=())
+            assert len(pool.places()) == 1
+            assert len(await again.release()) == 1
+            assert pool.places() == {}
+
+    asyncio.run(run())
+
+
+def test_all_budgets_or_none(plane: ControlPlane, pool: Pool) -> None:
+    """A node that two budgets select needs both; held by the second, it gives the first back."""
+    rack, whole = pool.budget(5, f"{pool.name}-a"), pool.budget(1, f"{pool.name}-b")
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            one, two = Places(client, NAMESPACE, "one"), Places(client, NAMESPACE, "two")
+            outcome = await one.acquire(pool.labels, "xid.79")
+            assert isinstance(outcome, Admitted)
+            assert [place.rpartition(".")[0] for place in outcome.places] == [rack, whole]
+            held = await two.acquire(pool.labels, "xid.79")
+            assert isinstance(held, Held)
+            assert held.budget == whole
+            assert "1 node be out at once" in held.reason
+            assert list(pool.places(rack).values()) == ["one"]
+            await one.release()
+            assert isinstance(await two.acquire(pool.labels, "xid.79"), Admitted)
+
+    asyncio.run(run())
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.time = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        """The time it is set to."""
+        return self.time
+
+
+def test_window(plane: ControlPlane, pool: Pool) -> None:
+    """Going out counts for the whole window, also when the node is back; then the place may be taken over."""
+    pool.budget(10, maxPerWindow=2, window="1h")
+    clock = Clock()
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            nodes = [Places(client, NAMESPACE, f"n{k}", now=clock) for k in range(4)]
+            for node in nodes[:2]:
+                assert isinstance(await node.acquire(pool.labels, "xid.79"), Admitted)
+                await node.release()
+            held = await nodes[2].acquire(pool.labels, "xid.79")
+            assert isinstance(held, Held)
+            assert "within 3600 s" in held.reason
+            assert sorted(pool.places()) == [f"{pool.name}.window.0", f"{pool.name}.window.1"]
+            clock.time += timedelta(hours=1)
+            outcomes = await asyncio.gather(*[node.acquire(pool.labels, "xid.79") for node in nodes])
+            assert sum(isinstance(outcome, Admitted) for outcome in outcomes) == 2
+
+    asyncio.run(run())
+
+
+def test_per_fault(plane: ControlPlane, pool: Pool) -> None:
+    """The same code on many nodes is a suspect driver: it is held, while another code is not."""
+    pool.budget("100%", maxPerFault=1)
+    pool.nodes(5)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            codes = ["xid.79", "xid.79", "gpu.recovery_action"]
+            nodes = [Places(client, NAMESPACE, f"n{k}") for k in range(3)]
+            outcomes = [await node.acquire(pool.labels, code) for node, code in zip(nodes, codes, strict=True)]
+            assert [type(outcome) for outcome in outcomes] == [Admitted, Held, Admitted]
+            assert f"{pool.name}.fault.gpu.recovery-action.0" in pool.places()
+
+    asyncio.run(run())
+
+
+def test_percentage_of_the_nodes(plane: ControlPlane, pool: Pool) -> None:
+    """Without a controller the nodes are counted here; with one, its count holds."""
+    name = pool.budget("40%")
+    pool.nodes(5)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            agents = [Places(client, NAMESPACE, f"n{k}") for k in range(6)]
+            outcomes = await asyncio.gather(*[agent.acquire(pool.labels, "xid.79") for agent in agents])
+            assert sum(isinstance(outcome, Admitted) for outcome in outcomes) == 2
+            path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{name}/status"
+            plane.request("PATCH", path, {"status": {"size": 10}}, content_type="application/merge-patch+json")
+            outcomes = await asyncio.gather(*[agent.acquire(pool.labels, "xid.79") for agent in agents])
+            assert sum(isinstance(outcome, Admitted) for outcome in outcomes) == 4
+
+    asyncio.run(run())
+
+
+def test_a_place_taken_over_is_not_given_back(plane: ControlPlane, pool: Pool) -> None:
+    """Only the Lease that we wrote is deleted: what somebody changed meanwhile is looked at again first."""
+    pool.budget(1)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            node = Places(client, NAMESPACE, "n")
+            await node.acquire(pool.labels, "xid.79")
+            path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{pool.name}.0"
+            other = {"spec": {"holderIdentity": "other"}, "metadata": {"labels": {"gpuhealth.io/node": "other"}}}
+            plane.request("PATCH", path, other, content_type="application/merge-patch+json")
+            with pytest.raises(errors.ConflictError):
+                await node.release()
+            assert await node.release() == ()
+            assert pool.places() == {f"{pool.name}.0": "other"}
+
+    asyncio.run(run())
