@@ -96,3 +96,13 @@ def test_more_rules_than_there_is_room_for(node: Simulator, fault: str) -> None:
     used_up: dict[str, Any] = {"seconds": 0.001} if fault == "hang" else {"count": 0}
     for _ in range(40):
         node.inject(fault, gpu=1, call="nvmlDeviceGetSerial", **used_up)
+
+
+def test_a_new_hang_does_not_hold_the_calls_of_the_old(node: Simulator, gpu: Any, until: Until) -> None:
+    """A release frees the calls of its time, even when the next hang begins at once."""
+    node.inject("hang", gpu=0)
+    thread = _start(lambda: pynvml.nvmlDeviceGetTemperature(gpu, 0))
+    until(lambda: node.get("node.hanging") == 1)
+    node.release()
+    node.inject("hang", gpu=1)
+    thread.join()

@@ -457,7 +457,7 @@ const struct fault faults[] = {
     {"error", "call=*|FUNCTION code=999 count=K", "the next K calls, or all, return the code", NULL, error_rule},
     {"init_failure", "code=9 count=K", "nvmlInit returns the code", NULL, init_failure},
     {"driver_mismatch", "", "nvmlInit returns LIB_RM_VERSION_MISMATCH", NULL, driver_mismatch},
-    {"hang", "seconds=forever call=*|FUNCTION", "calls do not return before the time is over, or `release`", NULL, hang},
+    {"hang", "seconds=forever call=*|FUNCTION", "calls return when the time is over, or on `release`", NULL, hang},
     {"slow", "ms=100 call=*|FUNCTION", "calls take that much longer", NULL, slow},
 };
 const int faults_known = sizeof faults / sizeof *faults;

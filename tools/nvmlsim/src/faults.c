@@ -1,9 +1,9 @@
 /*
  * Injecting and clearing faults.
  *
- * A fault of a GPU is a function on its values. The state remembers which faults were injected, so clearing one is: what
- * would the values be with and without it, starting from the healthy GPU? Those that differ become what they would be
- * without. Values that only `nvmlsim set` touched stay as they are.
+ * A fault of a GPU is a function on its values. The state remembers which faults were injected, so clearing one is:
+ * what would the values be with and without it, starting from the healthy GPU? Those that differ become what they would
+ * be without. Values that only `nvmlsim set` touched stay as they are.
  */
 #define _GNU_SOURCE
 #include "faults.h"
@@ -137,6 +137,7 @@ static bool add_rule(struct state *state, int fault, int slot, const char *argum
         if (!spent(rule))
             continue;
         rule->kind = RULE_NONE;
+        rule->generation++;
         rule->fault = fault;
         rule->gpu = slot;
         if (!argument_text(arguments, "call", rule->call, sizeof rule->call))

@@ -38,15 +38,15 @@ static bool rule_applies(struct rule *rule, const char *call)
            (call[length] == '\0' || (call[length] == '_' && call[length + 1] == 'v' && call[length + 3] == '\0'));
 }
 
-static bool still_hanging(struct rule *rule)
+static bool still_hanging(struct rule *rule, int64_t generation)
 {
     int64_t until = rule->until_ns;
-    return rule->kind == RULE_HANG && (until == 0 || monotonic_ns() < until);
+    return rule->kind == RULE_HANG && rule->generation == generation && (until == 0 || monotonic_ns() < until);
 }
 
 /*
- * Hang, wait or fail as the rules for either of two GPUs say, where -1 stands for the rules that name no GPU. No lock is
- * held while asleep.
+ * Hang, wait or fail as the rules for either of two GPUs say, where -1 stands for the rules that name no GPU. No lock
+ * is held while asleep.
  */
 static nvmlReturn_t apply_rules(struct state *state, const char *call, int one, int other)
 {
@@ -54,9 +54,10 @@ static nvmlReturn_t apply_rules(struct state *state, const char *call, int one, 
         struct rule *rule = &state->rule[i];
         if ((rule->gpu != one && rule->gpu != other) || !rule_applies(rule, call))
             continue;
-        if (rule->kind == RULE_HANG && still_hanging(rule)) {
+        int64_t generation = rule->generation;
+        if (still_hanging(rule, generation)) {
             state->node.hanging++;
-            for (uint32_t changes = state->changes; still_hanging(rule); changes = state->changes)
+            for (uint32_t changes = state->changes; still_hanging(rule, generation); changes = state->changes)
                 state_wait(state, changes, rule->until_ns);
             state->node.hanging--;
         } else if (rule->kind == RULE_SLOW) {

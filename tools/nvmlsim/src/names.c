@@ -220,8 +220,8 @@ static int find_in_part(const struct search *search, const struct part *part, co
     for (int number = first; rest && number < end; number++) {
         struct search below = *search;
         snprintf(below.prefix, sizeof below.prefix, "%.24s%s%d.", search->prefix, part->prefix, number);
-        found += find_in_table(&below, part->names, part->count, (char *)gpu + part->offset + (size_t)number * part->size,
-                               rest);
+        void *base = (char *)gpu + part->offset + (size_t)number * part->size;
+        found += find_in_table(&below, part->names, part->count, base, rest);
     }
     return found;
 }

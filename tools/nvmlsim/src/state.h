@@ -230,6 +230,7 @@ struct nvswitch {
 enum rule_kind { RULE_NONE, RULE_HANG, RULE_SLOW, RULE_ERROR };
 struct rule {
     value kind; /* written last, so that no reader sees half a rule */
+    value generation; /* of this place: a call that hung in the rule before is not held by the next one */
     int64_t fault; /* index of the fault that made it */
     value gpu; /* slot, or -1 for every call */
     value code; /* RULE_ERROR */
@@ -293,8 +294,8 @@ int state_lock(const char *path);
 int64_t monotonic_ns(void);
 
 /*
- * A writer's change of a GPU: it begins by bringing the advancing values up to now, so that what drives them may change,
- * and readers of those values wait for its end.
+ * A writer's change of a GPU: it begins by bringing the advancing values up to now, so that what drives them may
+ * change, and readers of those values wait for its end.
  */
 void gpu_change_begin(struct gpu *gpu);
 void gpu_change_end(struct gpu *gpu);
