@@ -12,6 +12,9 @@ from gpuhealth.config import Settings
 from gpuhealth.model import Outcome
 from gpuhealth.readings import NodeReadings
 
+EVENT_CHECKS: tuple[Check, ...] = ()
+"""Those over `readings.events`, which are judged as soon as the kernel says something."""
+
 CHECKS: tuple[Check, ...] = (
     driver.CHECK,
     gpu.CHECK,
@@ -23,6 +26,7 @@ CHECKS: tuple[Check, ...] = (
     nvlink.CHECK,
     fabric.CHECK,
     persistence.CHECK,
+    *EVENT_CHECKS,
 )
 
 _CODES = {code.name: code for check in CHECKS for code in check.codes}
@@ -33,6 +37,11 @@ def judge(readings: NodeReadings, settings: Settings, history: History) -> list[
     outcomes = [outcome for check in CHECKS for outcome in check.run(readings, settings, history)]
     inventory.remember(readings, settings, history)
     return outcomes
+
+
+def judge_events(readings: NodeReadings, settings: Settings, history: History) -> list[Outcome]:
+    """The outcomes of the events of the readings alone."""
+    return [outcome for check in EVENT_CHECKS for outcome in check.run(readings, settings, history)]
 
 
 def code(name: str) -> Code:

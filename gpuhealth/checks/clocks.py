@@ -61,9 +61,9 @@ def _throttled(code: Code, gpu: GpuReadings, look: Look, bits: int, counters: tu
     return look.found(
         code,
         gpu,
-        f"clocks held down for {share * 100:.0f} % of the last {settings.window:g} s{now}",
+        f"clocks held down for {share * 100:.1f} % of the last {settings.window:g} s{now}",
         source=source,
-        reading=f"{share * 100:.0f} %",
+        reading=f"{share * 100:.1f} %",
         threshold=f"{settings.throttled_percent:g} %",
     )
 

@@ -111,9 +111,9 @@ def _node_error(look: Look) -> Judgement:
 
 def _gpu_error(gpu: GpuReadings, look: Look) -> Judgement:
     # What a corrupt InfoROM answers is a finding of its own.
-    unexpected = [text for text in gpu.failed_calls.values() if not text.startswith(MissingReason.CORRUPTED_INFOROM)]
-    if unexpected:
-        return _repeating(look, gpu, f"{len(unexpected)} NVML calls failed", "; ".join(sorted(unexpected)))
+    failed = [text for text in gpu.failed_calls.values() if not text.startswith(MissingReason.CORRUPTED_INFOROM)]
+    if failed:
+        return _repeating(look, gpu, "NVML calls failed", "; ".join(text.removeprefix("error: ") for text in failed))
     return gpu.error
 
 
@@ -124,7 +124,7 @@ def _repeating(look: Look, gpu: GpuReadings | None, message: str, detail: str) -
     return look.found(
         NVML_ERROR,
         gpu,
-        f"{message} ({detail})" + (f" in {rounds} rounds" if rounds > 1 else ""),
+        f"{message}{f' in {rounds} rounds' if rounds > 1 else ''}: {detail}",
         source="NVML",
         reading=detail,
         threshold=f"critical from {limits.errors_critical} rounds within {limits.error_window:g} s",

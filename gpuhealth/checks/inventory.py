@@ -28,8 +28,6 @@ _NVML_AWAY = Missing(MissingReason.ERROR, "NVML has not counted the GPUs")
 def _missing(look: Look) -> Judgement:
     readings, expected, remembered = look.readings, look.settings.expect_gpus, look.history.baseline.gpus
     nvml = look.nvml
-    listed = () if isinstance(nvml, Missing) else nvml.gpus
-    addresses = {gpu.pci for gpu in listed if isinstance(gpu.pci, str)}
     on_bus = set() if isinstance(readings.pci, Missing) else {each.address for each in readings.pci if each.is_gpu}
     nodes = () if isinstance(readings.device_nodes, Missing) else readings.device_nodes
 
@@ -43,13 +41,15 @@ def _missing(look: Look) -> Judgement:
         counts["NVML"] = nvml.count
     known = len(remembered) if expected is None else expected
     wanted = max([known, *counts.values()])
-    short = {source: wanted - count for source, count in counts.items() if count < wanted}
+    short = {source: count for source, count in counts.items() if count < wanted}
     if short:
-        gone = _gone(look, on_bus, addresses)
+        listing = ", ".join(f"{source} shows {count}" for source, count in short.items())
         return look.found(
             MISSING,
             None,
-            f"{_listing(short, wanted)}{': ' if gone else ''}{', '.join(gone)}",
+            "; ".join(
+                [f"{wanted} GPUs expected, {listing}", *_gone(look, on_bus, wanted - counts.get("NVML", wanted))]
+            ),
             source="sysfs PCI, /dev, nvmlDeviceGetCount" + ("" if expected is None else ", expect_gpus"),
             reading=", ".join(f"{source} {count}" for source, count in counts.items()),
             threshold=wanted,
@@ -60,22 +60,26 @@ def _missing(look: Look) -> Judgement:
     return None if wanted else Missing(MissingReason.NOT_INSTALLED, "no GPU is known of anywhere")
 
 
-def _listing(short: dict[str, int], wanted: int) -> str:
-    parts = [f"{source} lacks {number}" for source, number in short.items()]
-    return f"{' and '.join(parts)} of {wanted} GPUs"
+def _gone(look: Look, on_bus: set[str], lacking: int) -> list[str]:
+    """Each GPU that is known from one place and absent from another, by address and, where remembered, uuid.
 
-
-def _gone(look: Look, on_bus: set[str], listed: set[str]) -> list[str]:
-    """Each GPU that is known from one place and absent from another, by address and, where remembered, uuid."""
+    NVML lacks so many; those that left the bus are among them, and only if that does not explain all are others named.
+    """
+    nvml = look.nvml
+    listed = () if isinstance(nvml, Missing) else nvml.gpus
+    addresses = {gpu.pci for gpu in listed if isinstance(gpu.pci, str)}
     uuids = {pci: uuid for uuid, pci in look.history.baseline.gpus.items()}
-    counted = not isinstance(look.nvml, Missing) and look.nvml.answered
-    names = []
-    for pci in sorted(set(uuids) | on_bus | listed):
-        absent = ["the PCI bus"] if on_bus and pci not in on_bus else []
-        absent += ["NVML"] if counted and pci not in listed else []
-        if absent:
-            uuid = f" ({uuids[pci]})" if pci in uuids else ""
-            names.append(f"{pci}{uuid} is not on {' nor in '.join(absent)}" if on_bus else f"{pci}{uuid}")
+
+    def named(pci: str) -> str:
+        return f"{pci} ({uuids[pci]})" if pci in uuids else pci
+
+    off_bus = sorted((set(uuids) | addresses) - on_bus) if on_bus else []
+    names = [f"{named(pci)} is not on the PCI bus" for pci in off_bus]
+    # A round that is not complete, or GPUs that are lost, leave open which address each place of the list stands for.
+    told = not isinstance(nvml, Missing) and nvml.answered and not any(gpu.error for gpu in listed)
+    if told and lacking > len(off_bus):
+        unlisted = (set(uuids) | on_bus) - addresses - set(off_bus)
+        names += [f"{named(pci)} is not in NVML" for pci in sorted(unlisted)]
     return names
 
 

@@ -78,7 +78,8 @@ def _down(gpu: GpuReadings, look: Look) -> Judgement:
 
 
 def _links_down(gpu: GpuReadings, look: Look, links: set[int], why: str) -> Judgement:
-    listing = ", ".join(map(str, sorted(links)))
+    every = not isinstance(gpu.nvlinks, Missing) and len(links) == len(gpu.nvlinks)
+    listing = f"all {len(links)}" if every else ", ".join(map(str, sorted(links)))
     message = f"NVLinks down: {listing} ({why})"
     return look.found(DOWN, gpu, message, source="nvmlDeviceGetNvLinkState", reading=f"down: {listing}", threshold=why)
 

@@ -84,7 +84,7 @@ def _below(
 
 def _replay_rate(gpu: GpuReadings, look: Look) -> Judgement:
     limit = look.settings.pcie.replays_per_minute
-    return _rate(REPLAY_RATE, gpu, look, "nvmlDeviceGetPcieReplayCounter", "replays", gpu.pcie_replays, limit)
+    return _rate(REPLAY_RATE, gpu, look, "nvmlDeviceGetPcieReplayCounter", "PCIe replays", gpu.pcie_replays, limit)
 
 
 def _aer_correctable_rate(gpu: GpuReadings, look: Look) -> Judgement:
@@ -92,7 +92,7 @@ def _aer_correctable_rate(gpu: GpuReadings, look: Look) -> Judgement:
     if isinstance(device, Missing):
         return device
     limit = look.settings.pcie.correctable_per_minute
-    source, unit = "sysfs aer_dev_correctable", "corrected errors"
+    source, unit = "sysfs aer_dev_correctable", "corrected PCIe errors"
     return _rate(AER_CORRECTABLE_RATE, gpu, look, source, unit, device.aer_correctable, limit)
 
 
@@ -104,7 +104,7 @@ def _rate(
     window = look.settings.pcie.window
     grown = look.history.increase(f"{code.name}/{gpu.component}", value, look.now, window)
     if grown.amount > per_minute * window / _MINUTE:
-        message = f"{grown.amount} PCIe {unit} within {window:g} s"
+        message = f"{grown.amount} {unit} within {window:g} s"
         return look.found(code, gpu, message, source=source, reading=grown.amount, threshold=f"{per_minute} a minute")
     return None if grown.seconds else Missing(MissingReason.NO_HISTORY)
 

@@ -135,7 +135,7 @@ def test_missing_from_nvml() -> None:
     """A GPU that is on the bus and not in NVML is named by its address, without any configuration."""
     pci_devices, nodes = tuple(device(index) for index in range(8)), tuple(range(8))
     finding = missing(listed=gpus(7), pci=pci_devices, device_nodes=nodes).finding("gpu.missing", NODE)
-    assert f"{pci(7)} is not on NVML" in finding.message
+    assert f"{pci(7)} is not in NVML" in finding.message
     assert (finding.severity, finding.action) == (Severity.CRITICAL, Action.REBOOT_NODE)
 
 
@@ -143,14 +143,29 @@ def test_missing_from_the_bus() -> None:
     """A GPU that was there before and is gone everywhere is named by address and uuid; hardware is to be looked at."""
     history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(8)}))
     finding = missing(history, gpus(7)).finding("gpu.missing", NODE)
-    assert f"{pci(7)} ({uuid(7)}) is not on the PCI bus nor in NVML" in finding.message
+    assert f"{pci(7)} ({uuid(7)}) is not on the PCI bus" in finding.message
     assert finding.action is Action.INSPECT_HARDWARE
+
+
+def test_one_off_the_bus_and_one_off_the_driver() -> None:
+    """Of two missing GPUs each is named with the place that lacks it."""
+    history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(4)}))
+    message = missing(history, gpus(2), pci=tuple(device(i) for i in (0, 1, 2))).finding("gpu.missing", NODE).message
+    assert f"{pci(3)} ({uuid(3)}) is not on the PCI bus" in message
+    assert f"{pci(2)} ({uuid(2)}) is not in NVML" in message
+
+
+def test_stale_list_names_nobody() -> None:
+    """While NVML still lists a lost GPU, its list does not tell which other is missing from it."""
+    history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(3)}))
+    finding = missing(history, (gpu(0, error=LOST), gpu(1)), pci=tuple(device(i) for i in range(3)))
+    assert pci(2) not in finding.finding("gpu.missing", NODE).message
 
 
 def test_missing_device_node() -> None:
     """A GPU without its device node is missing too."""
     finding = missing(listed=gpus(8), device_nodes=(0, 1, 2, 3, 4, 5, 6)).finding("gpu.missing", NODE)
-    assert "/dev/nvidiaN lacks 1 of 8" in finding.message
+    assert "8 GPUs expected, /dev/nvidiaN shows 7" in finding.message
 
 
 @pytest.mark.parametrize("tree", ["pci", "device_nodes"])
@@ -163,7 +178,7 @@ def test_hidden_trees_are_no_count(tree: str, shown: Any) -> None:
 def test_nvml_zero_is_a_count() -> None:
     """A driver that answers and lists no GPU lacks those on the bus."""
     result = missing(pci=(device(0), device(1)), device_nodes=())
-    assert "NVML lacks 2 of 2" in result.finding("gpu.missing", NODE).message
+    assert "2 GPUs expected, NVML shows 0" in result.finding("gpu.missing", NODE).message
 
 
 def test_expected_number_wins_over_the_baseline() -> None:

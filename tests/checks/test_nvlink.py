@@ -55,6 +55,7 @@ def test_all_links_down() -> None:
     """All links down on all GPUs is found on every GPU, though no peer has more."""
     result = look(*(linked(index, 0, 0, 0) for index in range(8)), history=remembering(*[3] * 8))
     assert set(down(result)) == {uuid(index) for index in range(8)}
+    assert "NVLinks down: all 3" in down(result)[uuid(0)]
 
 
 def test_all_links_down_at_first_sight() -> None:
