@@ -120,7 +120,7 @@ def lines(
         .span(width)
         .height(9)
         .unit(unit)
-        .min(0)
+        .axis_soft_min(0)
         .line_width(1)
         .fill_opacity(60 if bars else 0)
         .draw_style(common.GraphDrawStyle.BARS if bars else common.GraphDrawStyle.LINE)

@@ -63,8 +63,8 @@ def alerts() -> list[Alert]:
             "critical",
             "GPU node {{ $labels.node }} is unhealthy",
             f"Critical findings: {findings('critical')}",
-            "`gpuhealth node {{ $labels.node }}` shows them, `gpuhealth explain CODE` what to do. Jobs on the node are at"
-            " risk; with a QuarantineBudget it takes no new ones.",
+            "`gpuhealth node {{ $labels.node }}` shows them, `gpuhealth explain CODE` what to do. Jobs on the node are"
+            " at risk; with a QuarantineBudget it takes no new ones.",
         ),
         Alert(
             "GPUDriverUnresponsive",
@@ -84,8 +84,8 @@ def alerts() -> list[Alert]:
             "{{ $labels.node }} is unhealthy and still takes work",
             "Budget {{ $labels.budget }} has no place for it: as many nodes are out as it allows, or too many failed"
             " alike.",
-            "See `kubectl get qb` and the nodes that are out. Many that failed alike are a bad driver or a bad check: find"
-            " that first. Else repair nodes, raise the budget, or take the node out by hand with"
+            "See `kubectl get qb` and the nodes that are out. Many that failed alike are a bad driver or a bad check:"
+            " find that first. Else repair nodes, raise the budget, or take the node out by hand with"
             " `gpuhealth quarantine {{ $labels.node }}`.",
         ),
         Alert(
@@ -124,7 +124,8 @@ def alerts() -> list[Alert]:
             "{{ $labels.check }} is not being checked on {{ $labels.node }}",
             "Reason: {{ $labels.reason }}. Not checked is not healthy.",
             "`released`: somebody had the agent let go of the driver; take off the annotation"
-            " gpuhealth.io/release-gpus. `no_permission`, `not_installed`: the Pod's mounts or rights. Else see the agent's log.",
+            " gpuhealth.io/release-gpus. `no_permission`, `not_installed`: the Pod's mounts or rights. Else see the"
+            " agent's log.",
         ),
         Alert(
             "GPUHealthClusterUnreachable",
