@@ -94,6 +94,7 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     retirement_pending: Reading[bool] = UNREAD
     repair_pending: dict[str, Reading[bool]] = {}  # channel, tpc
     unrepairable_memory: Reading[bool] = UNREAD
+    inforom_checksum: Reading[int] = UNREAD  # Missing with corrupted_inforom where it does not hold
     recovery_action: Reading[int] = UNREAD  # field 230
     clocks_event_reasons: Reading[int] = UNREAD  # bits
     throttle_nanoseconds: dict[str, Reading[int]] = {}  # sw_power_cap, sw_thermal, hw_thermal, power_brake

@@ -337,6 +337,8 @@ class _Gpu:
                 name: repair if isinstance(repair, Missing) else bool(repair[place])
                 for place, name in enumerate(("channel", "tpc"))
             },
+            # nvmlDeviceValidateInforom would read the flash itself, which is nothing for every round.
+            "inforom_checksum": self.ask("nvmlDeviceGetInforomConfigurationChecksum"),
             "unrepairable_memory": self.ask("nvmlDeviceGetUnrepairableMemoryFlag_v1", convert=bool),
         }
 
