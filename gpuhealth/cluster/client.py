@@ -62,7 +62,7 @@ async def configuration(
     kubeconfig: Path | None = None, context: str | None = None, service_account: Path = SERVICE_ACCOUNT
 ) -> Any:
     """Where the API server is and who we are: a kubeconfig, else the pod's service account, else ~/.kube/config."""
-    loaded = _library.configuration()
+    loaded = _library.configuration(connection_pool_maxsize=0)  # no limit: every watch keeps one for itself
     try:
         if kubeconfig is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             # The loader reads the token file again every minute: kubelet rotates it.
@@ -289,7 +289,10 @@ class Client:
         return _decoded(data)
 
     async def stream(self, path: str, query: Query, silence: float) -> AsyncGenerator[bytes]:
-        """The lines of an answer that goes on; UnavailableError when it breaks or is silent for that many seconds."""
+        """The lines of an answer that goes on, after an empty one as soon as the server has agreed to it.
+
+        UnavailableError when it breaks, or is silent for that many seconds.
+        """
         limits = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout, sock_read=silence)
         generation = self._generation
         try:
@@ -304,6 +307,7 @@ class Client:
                 if response.status == 401:
                     await self._read_credentials_again(generation)
                 raise from_status(response.status, _decoded(data), response.headers.get("Retry-After"))
+            yield b""
             rest = b""
             # Not readline(): its limit is below the size that an object may have.
             async for chunk in response.content.iter_any():

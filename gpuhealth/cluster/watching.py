@@ -24,6 +24,8 @@ from gpuhealth.cluster.kinds import Kind
 SERVER_SECONDS = 300
 """How long the server keeps one watch open, at the most; shortened at random so that a fleet does not come at once."""
 
+_CONNECTED = ""
+
 
 class Listed(msgspec.Struct, frozen=True):
     """Everything there is: at the start, and after a gap. What is not in it exists no more."""
@@ -44,7 +46,11 @@ class Broken(msgspec.Struct, frozen=True):
     error: ApiError
 
 
-Event: TypeAlias = Listed | Changed | Broken
+class Resumed(msgspec.Struct, frozen=True):
+    """A broken watch goes on; what happened meanwhile follows as changes."""
+
+
+Event: TypeAlias = Listed | Changed | Broken | Resumed
 
 
 def _whole(item: Object) -> Any:
@@ -73,8 +79,11 @@ async def watch(
     path = kind.path(namespace=namespace)
     version = ""
     failures = 0
+    broken = False
     cached = not paged
+    loop = asyncio.get_running_loop()
     while True:
+        started = loop.time()
         try:
             if not version:
                 items, version = await _list(client, kind, namespace, labels, fields, slim, cached=cached)
@@ -83,15 +92,23 @@ async def watch(
             attempt = query | {"resourceVersion": version, "timeoutSeconds": lasting}
             async with aclosing(_events(client, path, attempt, lasting + 15.0)) as events:
                 async for change, item in events:
-                    version = item["metadata"]["resourceVersion"]
-                    failures = 0
-                    if change != "BOOKMARK":
+                    if broken:
+                        broken = False
+                        yield Resumed()
+                    if change != _CONNECTED:
+                        version = item["metadata"]["resourceVersion"]
+                        failures = 0
+                    if change not in {_CONNECTED, "BOOKMARK"}:
                         yield Changed(change, slim(item))
+            if loop.time() - started < 1.0:  # a server that ends every watch at once must not be asked in a loop
+                await asyncio.sleep(backoff(failures))
+                failures += 1
         except GoneError:
             version, cached = "", False  # the cache may be older than what was already seen
             await asyncio.sleep(backoff(failures))
             failures += 1
         except (UnavailableError, TooManyRequestsError, UnauthorizedError) as error:
+            broken = True
             yield Broken(error)
             await asyncio.sleep(max(error.retry_after or 0.0, backoff(failures, longest=30.0)))
             failures += 1
@@ -120,6 +137,7 @@ async def _events(
     async with aclosing(client.stream(path, query, silence)) as lines:
         async for line in lines:
             if not line:
+                yield _CONNECTED, {}
                 continue
             event = msgspec.json.decode(line)
             if event["type"] == "ERROR":

@@ -41,7 +41,7 @@ from gpuhealth.cluster.node import (
     wanted_codes,
 )
 from gpuhealth.cluster.report import Facts, Quarantine, Report, status_of
-from gpuhealth.cluster.watching import Broken, Changed, Listed, watch
+from gpuhealth.cluster.watching import Broken, Changed, Listed, Resumed, watch
 from gpuhealth.config import Settings
 from gpuhealth.model import State
 
@@ -76,6 +76,7 @@ class NodeWriter:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.node_name = node_name
+        self.following = False  # whether what is known of our Node is as new as a watch can tell
         self.changed = asyncio.Event()  # set by every change of our Node; for the agent to wait on and clear
         self._client = client
         self._mode = settings.mode
@@ -84,7 +85,6 @@ class NodeWriter:
         self._now = now
         self._lock = asyncio.Lock()
         self._latest: Object | None = None
-        self._watching = False
         self._places = Places(client, settings.kubernetes.namespace, node_name, now=now)
         self._events = Events(client, node_name)
         self._report = Report(client, node_name)
@@ -98,24 +98,24 @@ class NodeWriter:
     # --- what our Node says -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Follow our own Node until cancelled."""
+        """Follow our own Node until cancelled; raises only what waiting does not mend, such as ForbiddenError."""
         try:
             follow = watch(self._client, NODES, fields=f"metadata.name={self.node_name}", paged=False)
             async with aclosing(follow) as events:
                 async for event in events:
                     match event:
                         case Listed(items):
-                            self._watching = True
+                            self.following = True
                             self._latest = items[0] if items else None
                         case Changed("DELETED", _):
                             self._latest = None
                         case Changed(_, item):
                             self._see(item)
-                        case Broken():
-                            self._watching = False
+                        case Broken() | Resumed():
+                            self.following = isinstance(event, Resumed)
                     self.changed.set()
         finally:
-            self._watching = False
+            self.following = False
 
     @property
     def labels(self) -> dict[str, str]:
@@ -179,7 +179,7 @@ class NodeWriter:
 
     async def _apply(self, desired: Desired, facts: Facts) -> list[Act]:
         acts: list[Act] = []
-        node = self._latest if self._watching and self._latest is not None else await self._read()
+        node = self._latest if self.following and self._latest is not None else await self._read()
         if override(node) is Override.UNMANAGED:
             self._outcome = None
             await self._write_report(node, desired, facts, acts)

@@ -14,7 +14,7 @@ from kube.proxy import FaultyProxy
 from gpuhealth.cluster import errors
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.kinds import NODES, Kind
-from gpuhealth.cluster.watching import Broken, Changed, Event, Listed, watch
+from gpuhealth.cluster.watching import Broken, Changed, Event, Listed, Resumed, watch
 from tests.cluster.builders import Pool
 
 Next = Callable[[type[Event]], Awaitable[Any]]
@@ -92,6 +92,7 @@ def test_outage_is_told_and_survived(plane: ControlPlane, pool: Pool) -> None:
                 proxy.fail(503, path="watch=true", times=3)
                 proxy.fail(429, path="watch=true", times=1)
                 assert isinstance((await event(Broken)).error, errors.UnavailableError)
+                await event(Resumed)
                 pool.patch(name, {"metadata": {"annotations": {"k": "1"}}})
                 assert (await event(Changed)).kind == "MODIFIED"
             assert lists(proxy) == 1
@@ -133,6 +134,25 @@ def test_servers_timeout_is_no_outage(plane: ControlPlane, pool: Pool) -> None:
                 told.append(await waiting)
             assert [type(event) for event in told] == [Listed, Changed]
             assert lists(proxy) == 1
+
+    asyncio.run(run())
+
+
+def test_a_server_that_ends_every_watch(plane: ControlPlane, pool: Pool) -> None:
+    """Watches that end at once are asked for again more and more slowly, not in a loop."""
+
+    async def run() -> None:
+        name = pool.node()
+        async with (
+            FaultyProxy(plane) as proxy,
+            Client.from_kubeconfig(proxy.kubeconfig) as client,
+            following(client, fields=f"metadata.name={name}", paged=False) as event,
+        ):
+            await event(Listed)
+            proxy.fail("end", path="watch=true", times=5)
+            pool.patch(name, {"metadata": {"annotations": {"k": "1"}}})
+            assert (await event(Changed)).kind == "MODIFIED"
+            assert watches(proxy) == 6
 
     asyncio.run(run())
 

@@ -143,6 +143,29 @@ def test_healthy_node_writes_once_then_nothing(plane: ControlPlane, pool: Pool) 
     asyncio.run(run())
 
 
+def test_silence_returns_after_an_outage(plane: ControlPlane, pool: Pool) -> None:
+    """Once the watch goes on, a healthy node is silent again: no reads instead of the watch."""
+    node = pool.node()
+
+    async def run() -> None:
+        async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, attempts=1) as client:
+            write = writer(client, node)
+            async with watching(write):
+                await write.apply(HEALTHY)
+                proxy.fail("reset", times=-1)
+                proxy.break_streams()
+                await until(lambda: not write.following)
+                with pytest.raises(errors.UnavailableError):
+                    await write.apply(HEALTHY)
+                proxy.heal()
+                await until(lambda: write.following)
+                client.calls.clear()
+                assert await write.apply(HEALTHY) == []
+                assert client.calls == {}
+
+    asyncio.run(run())
+
+
 def test_audited_silence(plane: ControlPlane, pool: Pool) -> None:
     """The API server's own audit log says the same of a healthy node."""
     node = pool.node()
@@ -363,7 +386,7 @@ def test_conflicts_are_resolved(plane: ControlPlane, pool: Pool) -> None:
                 # The watch is cut off and kept off, so that what the writer has seen is old.
                 proxy.fail(503, path="watch=true", times=-1)
                 proxy.break_streams()
-                write._watching = True
+                write.following = True
                 pool.patch(node, {"spec": {"taints": [theirs]}})
                 await write.apply(SICK)
         assert [taint["key"] for taint in pool.get(node)["spec"]["taints"]] == ["theirs", TAINT]

@@ -23,7 +23,8 @@ _HOP_HEADERS = {"host", "connection", "transfer-encoding", "content-length", "ke
 class Fault(msgspec.Struct):
     """What goes wrong with requests that match; `left` counts down, below zero it never ends."""
 
-    what: int | str  # a status, "reset" (before the server sees it), "lost" (after the server did it) or "hang"
+    what: int | str
+    """A status, "reset" (before the server sees it), "lost" (after it did it), "hang", or "end" (an empty answer)."""
     method: str = ""
     path: str = ""
     left: int = 1
@@ -96,6 +97,8 @@ class FaultyProxy:
             headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
             status = {"kind": "Status", "code": fault.what, "message": f"made to fail with {fault.what}"}
             return web.json_response(status, status=fault.what, headers=headers)
+        if fault.what == "end":
+            return web.Response()
         if fault.what == "hang":
             await self._healed.wait()
         elif fault.what == "lost":

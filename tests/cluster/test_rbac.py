@@ -1,0 +1,110 @@
+"""The agent's own ServiceAccount can do what it needs, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kube import ControlPlane
+
+from gpuhealth.cluster import errors
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.node import Desired
+from gpuhealth.cluster.writer import NodeWriter
+from gpuhealth.config import Settings
+from tests.cluster.builders import Pool, finding, until, verdict
+
+POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "work", "namespace": "default"},
+    "spec": {"containers": [{"name": "c", "image": "i"}]},
+}
+EVICTION = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": "work", "namespace": "default"}}
+
+
+@pytest.fixture
+def kubeconfig(plane: ControlPlane) -> Path:
+    """The agent's own."""
+    return plane.write_kubeconfig("agent", plane.service_account_token("gpuhealth", "gpuhealth-agent"))
+
+
+@pytest.fixture
+def pod(plane: ControlPlane) -> Iterator[str]:
+    """Somebody's work."""
+    path = plane.path_of(POD)
+    plane.request("POST", "/api/v1/namespaces/default/pods", POD)
+    yield path
+    plane.request("DELETE", f"{path}?gracePeriodSeconds=0")
+
+
+def test_all_that_the_agent_does(plane: ControlPlane, pool: Pool, kubeconfig: Path) -> None:
+    """Watch, quarantine with every kind of place, take over, repeat an Event, recover: none of it is refused."""
+    node = pool.node()
+    pool.budget("50%", maxPerWindow=1, maxPerFault=1, window="1s")
+    sick = Desired(verdict(finding()), ("xid.79",))
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(kubeconfig) as client:
+            writer = NodeWriter(client, Settings(mode="cordon"), node)
+            follow = asyncio.create_task(writer.run())
+            await until(lambda: writer.labels)
+            for _ in range(2):
+                await writer.apply(sick)
+                async with asyncio.timeout(20):
+                    while not writer.taints:
+                        await asyncio.sleep(writer.retry_in or 0.01)
+                        await writer.apply(sick)
+                await writer.apply(Desired(verdict()))
+            assert writer._events.dropped == 0
+            follow.cancel()
+            await asyncio.wait([follow])
+            refused = [call for call in client.calls if call[1] in {401, 403}]
+            assert refused == []
+
+    asyncio.run(run())
+    assert pool.report(node)["status"]["verdict"] == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/api/v1/namespaces/default/pods/work/eviction", EVICTION),
+        ("DELETE", "/api/v1/namespaces/default/pods/work", None),
+        ("GET", "/api/v1/namespaces/default/pods", None),
+        ("PATCH", "/api/v1/namespaces/default/pods/work", {"metadata": {"labels": {"a": "b"}}}),
+        ("PATCH", "/api/v1/namespaces/gpuhealth/configmaps/gpuhealth", {"data": {}}),
+        ("GET", "/api/v1/namespaces/default/secrets", None),
+        ("DELETE", "/api/v1/nodes/{node}", None),
+        ("PUT", "/api/v1/nodes/{node}", {}),
+        ("POST", "/api/v1/nodes", {}),
+        (
+            "PATCH",
+            "/apis/apps/v1/namespaces/gpuhealth/daemonsets/gpuhealth-agent",
+            {"metadata": {"labels": {"a": "b"}}},
+        ),
+        ("PATCH", "/apis/gpuhealth.io/v1alpha1/quarantinebudgets/any", {"spec": {"maxUnavailable": "100%"}}),
+        ("PATCH", "/apis/gpuhealth.io/v1alpha1/quarantinebudgets/any/status", {"status": {"size": 1000}}),
+        ("DELETE", "/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}", None),
+        ("POST", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", {"metadata": {"name": "x"}}),
+        ("DELETE", "/api/v1/namespaces/default/events/any", None),
+        ("PATCH", "/apis/rbac.authorization.k8s.io/v1/clusterroles/gpuhealth-agent", {"rules": []}),
+        ("POST", "/api/v1/namespaces/gpuhealth/serviceaccounts/gpuhealth-agent/token", {}),
+    ],
+)
+def test_what_the_agent_must_not_do(
+    plane: ControlPlane, pool: Pool, pod: str, kubeconfig: Path, method: str, path: str, body: Any
+) -> None:
+    """It cannot evict, delete, read secrets, change budgets or its own rights: 403 on every one."""
+    node = pool.node()
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(kubeconfig) as client:
+            content = "application/merge-patch+json" if method == "PATCH" else "application/json"
+            with pytest.raises(errors.ForbiddenError):
+                await client.request(method, path.format(node=node), body=body, content_type=content)
+
+    asyncio.run(run())
