@@ -23,6 +23,7 @@ from nvmlsim.simulator import Simulator
 T = TypeVar("T")
 
 REAL_KMSG = Path("/dev/kmsg")
+_GPUHEALTH = Path(sys.executable).with_name("gpuhealth")
 
 
 def wait_for(what: str, ready: Callable[[], T | None], seconds: float = 30.0, every: float = 0.02) -> T:
@@ -102,14 +103,12 @@ class SimulatedNode:
         """Starts the agent and waits until its first round is complete."""
         since = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "gpuhealth.cli.main", "agent"], env=self.env, stdout=log, stderr=log
-            )
+            self._process = subprocess.Popen([str(_GPUHEALTH), "agent"], env=self.env, stdout=log, stderr=log)
         try:
             serving = wait_for("the agent's HTTP server", lambda: self._logged("serving", since))
             self.url = f"http://127.0.0.1:{serving['port']}"
             wait_for("the agent's first round", lambda: self.get("/readyz")[0] == 200)
-        except TimeoutError:
+        except BaseException:  # also on Ctrl-C: no orphans
             self.stop(signal.SIGKILL)
             raise
 
@@ -167,7 +166,7 @@ class SimulatedNode:
 
     def command(self, *words: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Runs `gpuhealth WORDS…` on this node."""
-        program = [sys.executable, "-m", "gpuhealth.cli.main", *words]
+        program = [str(_GPUHEALTH), *words]
         return subprocess.run(program, env=self.env, capture_output=True, text=True, timeout=seconds, check=False)
 
     # -- the kernel ----------------------------------------------------------------------------------------------------
