@@ -135,7 +135,7 @@ class Findings:
     def configure(self, settings: Settings, node_labels: dict[str, str]) -> None:
         """Takes new settings or node labels; they hold from the next round on."""
         self._settings, self._node_labels = settings, node_labels
-        self._rules: dict[str, Rule] = {}
+        self._policies: dict[str, FindingPolicy] = {}
 
     def ledger(self) -> Ledger:
         """What to remember."""
@@ -179,27 +179,31 @@ class Findings:
             self._unmeasured.pop(key, None)
             if isinstance(outcome, Clean):
                 changes += self._clean(key, now)
-            elif not self._rule(outcome.code).policy.ignore:
+            elif not self._policy(outcome.code).ignore:
                 changes += self._found(key, outcome, now, boot_id)
         changes += self._ended(now, boot_id)
         return changes
 
-    def _rule(self, name: str) -> Rule:
-        if name not in self._rules:
-            self._rules[name] = Rule(checks.code(name), self._settings.policy(name, self._node_labels))
-        return self._rules[name]
+    def _policy(self, name: str) -> FindingPolicy:
+        if name not in self._policies:
+            self._policies[name] = self._settings.policy(name, self._node_labels)
+        return self._policies[name]
+
+    def _rule(self, finding: Finding) -> Rule:
+        return Rule(checks.code_of(finding, self._settings), self._policy(finding.code))
 
     def _found(self, key: Key, finding: Finding, now: datetime, boot_id: str) -> list[Change]:
-        rule = self._rule(finding.code)
-        if rule.policy.severity is not None:
-            finding = msgspec.structs.replace(finding, severity=rule.policy.severity)
+        policy = self._policy(finding.code)
+        if policy.severity is not None:
+            finding = msgspec.structs.replace(finding, severity=policy.severity)
         tracked = self._tracked.get(key)
         if tracked is None:
             first = msgspec.structs.replace(finding, first_seen=now)
             tracked = self._tracked[key] = Tracked(first, raised=False, boot_id=boot_id)
         before = tracked.finding
         worst = max(before.severity, finding.severity, key=lambda each: each.rank)
-        severity = finding.severity if rule.code.clears is Clears.REREAD else worst
+        reread = self._rule(finding).code.clears is Clears.REREAD
+        severity = finding.severity if reread else worst
         tracked.finding = msgspec.structs.replace(
             finding, severity=severity, first_seen=before.first_seen, last_seen=now
         )
@@ -209,7 +213,7 @@ class Findings:
                 other.recovery_seen |= other.finding.gpu == finding.gpu
         if not tracked.raised:
             held = (now - before.first_seen).total_seconds()
-            if not self._one_look and held < rule.raise_after:
+            if not self._one_look and held < self._rule(tracked.finding).raise_after:
                 return []
             tracked.raised = True
             return [Change(ChangeKind.RAISED, tracked.finding, now)]
@@ -219,13 +223,13 @@ class Findings:
 
     def _clean(self, key: Key, now: datetime) -> list[Change]:
         tracked = self._tracked.get(key)
-        if tracked is None or self._rule(key[0]).code.clears is not Clears.REREAD:
+        if tracked is None or self._clears(tracked) is not Clears.REREAD:
             return []
         if not tracked.raised:
             del self._tracked[key]
             return []
         tracked.clean_since = tracked.clean_since or now
-        clear_after = self._rule(key[0]).clear_after
+        clear_after = self._rule(tracked.finding).clear_after
         if (now - tracked.clean_since).total_seconds() < clear_after:
             return []
         changes = [self._cleared(key, now, f"read clean for {clear_after:g} s")]
@@ -234,7 +238,7 @@ class Findings:
             changes += [
                 self._cleared(other, now, f"{key[0]} of the GPU has cleared: it was reset")
                 for other, latched in list(self._tracked.items())
-                if latched.finding.gpu == gpu and latched.recovery_seen and self._clears(other) is Clears.RECOVERY
+                if latched.finding.gpu == gpu and latched.recovery_seen and self._clears(latched) is Clears.RECOVERY
             ]
         return changes
 
@@ -242,18 +246,18 @@ class Findings:
         """What ends by a new boot or by not being repeated."""
         changes = []
         for key, tracked in list(self._tracked.items()):
-            clears = self._clears(key)
+            clears = self._clears(tracked)
             if clears in (Clears.RECOVERY, Clears.REBOOT) and boot_id and tracked.boot_id != boot_id:
                 changes.append(self._cleared(key, now, "the node has rebooted"))
             elif clears is Clears.EXPIRY:
                 quiet = (now - tracked.finding.last_seen).total_seconds()
-                clear_after = self._rule(key[0]).clear_after
+                clear_after = self._rule(tracked.finding).clear_after
                 if quiet >= clear_after:
                     changes.append(self._cleared(key, now, f"not repeated for {clear_after:g} s"))
         return changes
 
-    def _clears(self, key: Key) -> Clears:
-        return self._rule(key[0]).code.clears
+    def _clears(self, tracked: Tracked) -> Clears:
+        return self._rule(tracked.finding).code.clears
 
     def _cleared(self, key: Key, now: datetime, reason: str) -> Change:
         return Change(ChangeKind.CLEARED, self._tracked.pop(key).finding, now, reason)
@@ -262,8 +266,8 @@ class Findings:
         """The findings for which the node should be out of service; none if it should not."""
         active = self.active()
         return Quarantine(
-            findings=tuple(finding for finding in active if self._rule(finding.code).quarantines(finding)),
-            drain=any(self._rule(finding.code).drains(finding) for finding in active),
+            findings=tuple(finding for finding in active if self._rule(finding).quarantines(finding)),
+            drain=any(self._rule(finding).drains(finding) for finding in active),
         )
 
     def verdict(self, readings: NodeReadings, history: History, now: datetime) -> Verdict:
@@ -290,7 +294,7 @@ class Findings:
         return {
             component
             for (code, component) in self._unmeasured
-            if self._rule(code).code.essential
+            if checks.code(code).essential
             and (now - self._measured.get((code, component), self._started)).total_seconds() >= patience
         }
 

@@ -5,14 +5,28 @@ To add a check, write its codes and rules in a file of this folder and name its 
 
 from __future__ import annotations
 
-from gpuhealth.checks import clocks, driver, ecc, fabric, gpu, inventory, memory, nvlink, pcie, persistence, thermal
+from gpuhealth.checks import (
+    clocks,
+    driver,
+    ecc,
+    fabric,
+    gpu,
+    inventory,
+    kernel,
+    memory,
+    nvlink,
+    pcie,
+    persistence,
+    thermal,
+    xid,
+)
 from gpuhealth.checks.code import Check, Code
 from gpuhealth.checks.history import History
 from gpuhealth.config import Settings
-from gpuhealth.model import Outcome
+from gpuhealth.model import Finding, Outcome
 from gpuhealth.readings import NodeReadings
 
-EVENT_CHECKS: tuple[Check, ...] = ()
+EVENT_CHECKS: tuple[Check, ...] = (xid.CHECK, kernel.CHECK)
 """Those over `readings.events`, which are judged as soon as the kernel says something."""
 
 CHECKS: tuple[Check, ...] = (
@@ -26,7 +40,8 @@ CHECKS: tuple[Check, ...] = (
     nvlink.CHECK,
     fabric.CHECK,
     persistence.CHECK,
-    *EVENT_CHECKS,
+    xid.CHECK,
+    kernel.CHECK,
 )
 
 _CODES = {code.name: code for check in CHECKS for code in check.codes}
@@ -40,10 +55,17 @@ def judge(readings: NodeReadings, settings: Settings, history: History) -> list[
 
 
 def judge_events(readings: NodeReadings, settings: Settings, history: History) -> list[Outcome]:
-    """The outcomes of the events of the readings alone."""
-    return [outcome for check in EVENT_CHECKS for outcome in check.run(readings, settings, history)]
+    """What follows from `readings.events` alone, as soon as the kernel says something."""
+    return [*xid.judge(readings, settings, history), *kernel.judge(readings, settings, history)]
 
 
 def code(name: str) -> Code:
-    """The code of that name; KeyError for one that does not exist."""
-    return _CODES[name]
+    """The code of that name, XIDs and SXids by their number; KeyError for one that does not exist."""
+    return _CODES.get(name) or xid.code_for(name)
+
+
+def code_of(finding: Finding, settings: Settings) -> Code:
+    """The code of a finding: of an XID's, what holds for the severity and action that its text gave it."""
+    if finding.code in _CODES:
+        return _CODES[finding.code]
+    return xid.code_for(finding.code, finding.severity, finding.action, settings.xid.expire_after)
