@@ -86,7 +86,7 @@ def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
     process: str | None = None
     text = text or ""
     if text.startswith("pid=") and (named := _PROCESS.match(text)):
-        pid = int(named[1]) if named[1].isdigit() and len(named[1]) < 12 else None
+        pid = int(named[1]) if named[1].isascii() and named[1].isdigit() and len(named[1]) < 12 else None
         process = named[2] if named[2] and not named[2].startswith(("<", "'<")) else None
         text = named[3] or ""
     code = int(number)

@@ -189,9 +189,10 @@ def _journald(line: str) -> Message | None:
             return None
     if not isinstance(text, str):
         return None
-    priority = int(entry.priority) if str(entry.priority) in "01234567" and entry.priority != "" else 6
+    priority = int(entry.priority) if entry.priority in tuple("01234567") else 6
     micros = str(entry.time)
-    stamp = Stamp("unix", f"{int(micros) / 1e6:.6f}") if micros.isdecimal() and len(micros) < 18 else Stamp("", "")
+    timed = micros.isascii() and micros.isdecimal() and len(micros) < 18
+    stamp = Stamp("unix", f"{int(micros) / 1e6:.6f}") if timed else Stamp("", "")
     return Message(text, priority, stamp)
 
 
