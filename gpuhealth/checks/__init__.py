@@ -26,9 +26,6 @@ from gpuhealth.config import Settings
 from gpuhealth.model import Finding, Outcome
 from gpuhealth.readings import NodeReadings
 
-EVENT_CHECKS: tuple[Check, ...] = (xid.CHECK, kernel.CHECK)
-"""Those over `readings.events`, which are judged as soon as the kernel says something."""
-
 CHECKS: tuple[Check, ...] = (
     driver.CHECK,
     gpu.CHECK,

@@ -59,7 +59,8 @@ class History(msgspec.Struct):
             grown = math.ceil(grown * window / pause)
         if grown:
             counter.steps.append((now, grown))
-        counter.steps = [step for step in counter.steps if now - window < step[0] <= now]
+        if counter.steps:
+            counter.steps = [step for step in counter.steps if now - window < step[0] <= now]
         counter.began, counter.seen, counter.last = min(counter.began, now), now, value
         return Increase(sum(amount for _, amount in counter.steps), min(window, now - counter.began))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from gpuhealth import checks
+from gpuhealth.checks import kernel, xid
 from gpuhealth.checks.history import Baseline, History
 from gpuhealth.config import Settings
-from gpuhealth.model import NODE, Missing, MissingReason, NotChecked, Outcome
+from gpuhealth.model import NODE, Action, KernelEvent, Missing, MissingReason, NotChecked, Outcome, Severity
 from gpuhealth.readings import UNREAD, NodeReadings, NvmlReadings
 from tests.checks.builders import BROKEN, LOST, Judged, gpu, gpus, node, nvml, pci, uuid
 
@@ -20,7 +21,7 @@ NODE_CODES = {
     "fabricmanager.down",
 }
 ALL_CODES = {code.name for check in checks.CHECKS for code in check.codes}
-GPU_CODES = ALL_CODES - NODE_CODES - {name for name in ALL_CODES if name.startswith(("kmsg.", "gpu.repeated"))}
+GPU_CODES = ALL_CODES - NODE_CODES - {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}
 
 
 def judge(readings: NodeReadings, history: History | None = None, **settings: object) -> Judged:
@@ -185,8 +186,24 @@ def test_codes_explain_themselves(name: str) -> None:
 
 def test_unknown_code() -> None:
     """A code that does not exist is refused."""
-    with pytest.raises(KeyError):
-        checks.code("gpu.nonsense")
+    for name in ("gpu.nonsense", "xid.", "xid.x", "nonsense.79", ""):
+        with pytest.raises(KeyError):
+            checks.code(name)
+
+
+def test_codes_of_xids() -> None:
+    """XIDs and SXids have a code each, by their number."""
+    assert checks.code("xid.79").name == "xid.79"
+    assert checks.code("sxid.20034").name == "sxid.20034"
+
+
+def test_events_alone() -> None:
+    """Events are judged without a word about anything else, and in a whole round beside everything else."""
+    event = KernelEvent("xid", "NVRM: Xid ...", "xid.79", Severity.CRITICAL, Action.REBOOT_NODE, pci="0000:01:00")
+    readings = node(gpu(0), events=(event,))
+    alone = checks.judge_events(readings, Settings(), remembering(1))
+    assert [(outcome.code, outcome.component) for outcome in alone] == [("xid.79", uuid(0))]
+    assert alone[0] in checks.judge(readings, Settings(), remembering(1))
 
 
 def test_error_of_the_whole_gpu() -> None:
