@@ -103,7 +103,9 @@ def _replayed(
             notes.append("the settings in the capture are of another version: those of this machine are used")
     settings = _expecting(settings, expect_gpus)
     back = settings.kmsg.lookback if back is None else back
-    rounds, records = taken.rounds, taken.kernel_log or ()
+    rounds, records = list(taken.rounds), taken.kernel_log or ()
+    if taken.kernel_log is None:
+        rounds = [judging.without_kernel_log(readings) for readings in rounds]
     return judging.judge(rounds, records, settings, look.history(taken.history), selection, back), notes
 
 

@@ -83,9 +83,14 @@ def _event(text: str) -> KernelEvent | None:
     from gpuhealth.catalog.kernel_lines import KernelLog
     from gpuhealth.probes import logtext
 
-    log = KernelLog()
-    events = [event for record in logtext.records(text.splitlines()) if (event := log.feed(record))]
-    return events[-1] if events else None
+    # A line that a shell or a chat has squeezed no longer has the form of a log; what the kernel said still stands in it.
+    said = re.search(r"NVRM: .*|nvidia-nvswitch\d+: .*|(?<=kernel: ).*", text)
+    for lines in (text.splitlines(), [said[0]] if said else []):
+        log = KernelLog()
+        events = [event for record in logtext.records(lines) if (event := log.feed(record))]
+        if events:
+            return events[-1]
+    return None
 
 
 def _listing(codes: list[str]) -> None:
@@ -153,9 +158,9 @@ class _Explained:
     def _xid(self, facts: XidFacts) -> None:
         self._title(f"XID {facts.code}", facts.mnemonic)
         self._row("means", f"{facts.meaning}.")
-        self._row("cause", " or ".join(_CAUSES[cause] for cause in facts.causes if cause in _CAUSES))
+        self._row("cause", ", ".join(_CAUSES[cause] for cause in facts.causes if cause in _CAUSES))
         self._row("do", f"{facts.advice} [{facts.action}]")
-        self._row("then", f"NVIDIA's catalogue goes on with {facts.next_step}." if facts.next_step else "")
+        self._row("then", f"NVIDIA's next step is {facts.next_step}." if facts.next_step else "")
         if facts.program:
             self._row("note", "A program can cause it: by itself it takes no node out of service.")
         elif facts.escalates and facts.policy.escalates:

@@ -30,6 +30,7 @@ from gpuhealth.readings import NodeReadings
 from gpuhealth.verdict import Findings, Quarantine
 
 _NONE_HERE = "There is no NVIDIA GPU and no NVIDIA driver on this machine: nothing was checked."
+_LONGEST_SECONDS = 10 * 365 * 86400.0
 _ABSENT = "no GPU and no driver on this machine (node)"
 _NEVER_LOADED = (MissingReason.NOT_INSTALLED, MissingReason.NOT_LOADED)
 
@@ -94,15 +95,21 @@ def judge(
     findings = Findings(settings, rounds[0].time, one_look=True)
     outcomes: list[Outcome] = []
     for readings, events in _with_events(rounds, _events(last, records), back_seconds):
-        outcomes = [each for each in checks.judge(readings, settings, history) if selection.takes(each.code)]
-        findings.take_round(outcomes, readings.time, readings.boot_id)
         seen = msgspec.structs.replace(readings, events=events)
-        of_events = checks.judge_events(seen, settings, history)
-        findings.take((each for each in of_events if selection.takes(each.code)), readings.time, readings.boot_id)
+        outcomes = [each for each in checks.judge(seen, settings, history) if selection.takes(each.code)]
+        findings.take_round(outcomes, readings.time, readings.boot_id)
     verdict = findings.verdict(last, history, last.time)
     if selection.patterns:
         verdict = _only_what_was_measured(verdict, outcomes)
     return Judgement(verdict, last, findings.quarantine())
+
+
+def without_kernel_log(readings: NodeReadings) -> NodeReadings:
+    """The readings of a capture that lacks the log: it was not looked at, however well it could be read then."""
+    if isinstance(readings.kernel_log, Missing):
+        return readings
+    absent = Missing(MissingReason.ERROR, "the capture has no kernel log")
+    return msgspec.structs.replace(readings, kernel_log=absent)
 
 
 def _events(readings: NodeReadings, records: Iterable[KernelRecord]) -> list[KernelEvent]:
@@ -115,7 +122,7 @@ def _events(readings: NodeReadings, records: Iterable[KernelRecord]) -> list[Ker
 def _with_events(
     rounds: Sequence[NodeReadings], events: list[KernelEvent], back_seconds: float
 ) -> Iterable[tuple[NodeReadings, tuple[KernelEvent, ...]]]:
-    after: datetime = rounds[0].time - timedelta(seconds=back_seconds)
+    after: datetime = rounds[0].time - timedelta(seconds=min(back_seconds, _LONGEST_SECONDS))
     for number, readings in enumerate(rounds, 1):
         until = readings.time if number < len(rounds) else None  # the last takes what came while it was read, too
         # An event without a time cannot be placed; it is seen with the first round and not lost.

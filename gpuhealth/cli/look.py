@@ -14,7 +14,7 @@ from gpuhealth.checks.history import History
 from gpuhealth.config import Settings
 from gpuhealth.journal import Entry, Journal, JournalError
 from gpuhealth.model import KernelRecord, Missing, Reading
-from gpuhealth.probes.kmsg import KmsgReader, KmsgUnavailable
+from gpuhealth.probes.kmsg import KmsgReader, KmsgError
 from gpuhealth.probes.node import NodeProbe, boot_id
 from gpuhealth.readings import UNREAD, KernelLog, NodeReadings
 
@@ -79,7 +79,7 @@ async def _kernel_log(settings: Settings, back_seconds: float) -> tuple[Reading[
             records += batch
     except _ToTheEnd.EndError:
         return KernelLog("kmsg", reader.records), records
-    except KmsgUnavailable as error:
+    except KmsgError as error:
         return error.missing, records
     finally:
         reader.close()

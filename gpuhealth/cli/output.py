@@ -33,9 +33,13 @@ def console(stream: IO[str] | None = None) -> Console:
     """A console that cuts nothing: wrapped at a terminal's width, whole lines in a pipe."""
     from rich.console import Console
 
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # main.py knows what to do; rich would exit with 1, which says degraded
+
     stream = stream or sys.stdout
     unlimited = not stream.isatty() and not os.environ.get("COLUMNS", "").isdecimal()
-    return Console(
+    return Plain(
         file=stream,
         highlight=False,
         markup=False,

@@ -27,6 +27,7 @@ MAX_KERNEL_LOG_BYTES = 20 << 20
 _MAX_MEMBER_BYTES = 64 << 20
 _MAX_TOTAL_BYTES = 256 << 20
 _MAX_MEMBERS = 64
+_FIRST_YEAR, _LAST_YEAR = 2000, 9000  # with room for sums on both sides
 _FOLDER = "gpuhealth-capture"
 
 T = TypeVar("T")
@@ -188,16 +189,20 @@ def _decoded(members: dict[str, bytes]) -> Capture:
     rounds = tuple(_lines(members, "readings.jsonl", NodeReadings))
     if not rounds:
         raise CaptureError("it has no readings")
+    kernel_log = tuple(_lines(members, "kernel.jsonl", KernelRecord)) if "kernel.jsonl" in members else None
+    times = [each.time for each in (*rounds, *(kernel_log or ())) if each.time is not None]
+    if not all(time.tzinfo and _FIRST_YEAR <= time.year <= _LAST_YEAR for time in times):
+        raise CaptureError("it has times without a time zone, or of another age")
     absent = {
         "kernel.jsonl": "the capture has no kernel log",
-        "settings.json": "the capture has no settings: the defaults are used",
+        "settings.json": "the capture has no settings: those of this machine are used",
         "history.json": "the capture has no memory of earlier rounds: a GPU that was gone already is not missed",
     }
     notes = [sentence for name, sentence in absent.items() if name not in members]
     return Capture(
         manifest=manifest,
         rounds=rounds,
-        kernel_log=tuple(_lines(members, "kernel.jsonl", KernelRecord)) if "kernel.jsonl" in members else None,
+        kernel_log=kernel_log,
         settings=_json(members, "settings.json", dict[str, Any]) if "settings.json" in members else None,
         history=members.get("history.json"),
         journal=tuple(_lines(members, "journal.jsonl", msgspec.Raw)) if "journal.jsonl" in members else None,

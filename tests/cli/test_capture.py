@@ -1,0 +1,259 @@
+"""`gpuhealth capture` and `check --replay`: what was seen on one machine is judged the same on another."""
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gpuhealth.checks.history import Baseline, History
+from gpuhealth.journal import Entry, Journal
+from gpuhealth.model import KernelRecord
+from gpuhealth.probes import capture
+from tests.cli.command import Node, Said
+
+GONE = "GPU-99999999-8888-7777-6666-555555555555"
+MANIFEST = {"format": 1, "node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "versions": {}}
+READINGS = {"node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b"}
+
+
+def archive(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+    """Writes a tar.gz; a TarInfo goes in as it is."""
+    with tarfile.open(path, "w:gz") as file:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                file.addfile(content)
+                continue
+            member = tarfile.TarInfo(f"gpuhealth-capture/{name}")
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def good(**changes: bytes) -> dict[str, bytes | tarfile.TarInfo]:
+    """The members of the smallest capture there is, with changes."""
+    members = {"manifest.json": json.dumps(MANIFEST).encode(), "readings.jsonl": json.dumps(READINGS).encode()}
+    return {**members, **{name.replace("_", "."): content for name, content in changes.items()}}
+
+
+def refused(said: Said) -> str:
+    """The one sentence of a capture that was refused."""
+    assert (said.code, said.out) == (3, "")
+    assert said.err.count("\n") == 1
+    assert "Traceback" not in said.err
+    return said.err
+
+
+def test_replay_gives_the_same_verdict_elsewhere(gpu_node: Node, tmp_path: Path) -> None:
+    """A capture of a sick node is judged on a machine without GPUs as on the node: findings, node name and time."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("ecc_uncorrectable", gpu=5)
+    file = tmp_path / "c.tar.gz"
+    said = gpu_node.run("capture", "-o", file)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"Wrote {file}: 1 round, ")
+    here = gpu_node.run("check", "--json").json
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    replayed = Node(elsewhere).run("check", "--json", "--replay", file, GPUHEALTH_CONFIG="")
+    there = replayed.json
+    assert replayed.code == 2
+    assert (there["node"], there["gpus"]) == (here["node"], here["gpus"])
+    assert [each["code"] for each in there["findings"]] == [each["code"] for each in here["findings"]]
+    assert there["time"] == json.loads(members(file)["manifest.json"])["time"] < here["time"]
+
+
+def members(file: Path) -> dict[str, bytes]:
+    """The members of a capture by name."""
+    with tarfile.open(file) as archived:
+        found = {}
+        for member in archived:
+            content = archived.extractfile(member)
+            assert content
+            found[Path(member.name).name] = content.read()
+    return found
+
+
+def test_capture_holds_what_the_agent_remembers(gpu_node: Node, tmp_path: Path) -> None:
+    """Memory and journal of the agent are in the capture: a GPU that is gone is missed in the replay, too."""
+    there = {gpu["uuid"]: gpu["pci"] for gpu in gpu_node.run("check", "--json").json["gpus"]}
+    journal = Journal(gpu_node.journal, 86400.0, 1000)
+    memory = {"history": msgspec.json.encode(History(baseline=Baseline(gpus={**there, GONE: "0000:ff:00.0"})))}
+    journal.write([Entry(datetime.now(UTC), "raised", "xid.79", "node", "gone")], memory)
+    journal.close()
+    file = tmp_path / "c.tar.gz"
+    gpu_node.run("capture", "-o", file)
+    assert json.loads(members(file)["journal.jsonl"])["code"] == "xid.79"
+    said = gpu_node.run("check", "--replay", file)
+    assert said.code == 2
+    assert "gpu.missing" in said.out
+    assert f"replay of {file}" in said.out
+
+
+def test_several_rounds_are_judged_with_their_history(gpu_node: Node, tmp_path: Path) -> None:
+    """Rates need two looks: one round cannot judge them, two rounds of a capture can."""
+    file = tmp_path / "c.tar.gz"
+    gpu_node.run("capture", "-o", file, "--rounds", "2", "--interval", "0.1s")
+    once = gpu_node.run("check", "--json").json["coverage"]["checked"]
+    twice = gpu_node.run("check", "--json", "--replay", file).json["coverage"]["checked"]
+    assert "pcie.replay_rate" not in once
+    assert "pcie.replay_rate" in twice
+
+
+def test_kernel_log_is_judged_by_the_time_of_the_capture(gpu_node: Node, tmp_path: Path) -> None:
+    """An XID of the minutes before the capture counts in the replay; an older one needs --since."""
+    gpu_node.log("NVRM: Xid (PCI:0000:61:00): 79, GPU has fallen off the bus.", seconds_ago=1200)
+    file = tmp_path / "c.tar.gz"
+    gpu_node.run("capture", "-o", file)
+    assert gpu_node.run("check", "--replay", file).code == 0
+    said = gpu_node.run("check", "--replay", file, "--since", "1h")
+    assert said.code == 2
+    assert "xid.79" in said.out
+
+
+def test_hung_driver_is_captured(gpu_node: Node, tmp_path: Path) -> None:
+    """A capture of a hung driver ends, says so, and is unhealthy in the replay."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("hang", gpu=4)
+    gpu_node.configure("nvml: {warn_after: 0.3s, critical_after: 0.6s}")
+    file = tmp_path / "c.tar.gz"
+    try:
+        said = gpu_node.run("capture", "-o", file, "--rounds", "3", "--interval", "0s")
+    finally:
+        gpu_node.simulator.release()
+    assert said.code == 0
+    assert "note: the driver stopped answering in round 1 of 3" in said.out
+    assert gpu_node.run("check", "--replay", file).code == 2
+
+
+def test_existing_file_is_kept(node: Node, tmp_path: Path) -> None:
+    """A file that exists is replaced with --force only, and no half-written file is left beside it."""
+    file = tmp_path / "c.tar.gz"
+    file.write_text("precious")
+    assert "exists already" in refused(node.run("capture", "-o", file))
+    assert file.read_text() == "precious"
+    assert node.run("capture", "-o", file, "--force").code == 0
+    assert tarfile.is_tarfile(file)
+    assert [each.name for each in tmp_path.glob(".c.tar.gz*")] == []
+
+
+def test_capture_where_it_cannot_be_written(node: Node, tmp_path: Path) -> None:
+    """No folder, no capture: said at once, before anything is read."""
+    assert "there is no folder" in refused(node.run("capture", "-o", tmp_path / "nowhere" / "c.tar.gz"))
+
+
+def test_unreadable_kernel_log_is_noted(node: Node, tmp_path: Path) -> None:
+    """A kernel log that could not be read is a note in the capture and in the replay."""
+    node.kmsg.unlink()
+    file = tmp_path / "c.tar.gz"
+    assert "note: the kernel log could not be read" in node.run("capture", "-o", file).out
+    assert "kernel.jsonl" not in members(file)
+    assert "note: the kernel log could not be read" in node.run("check", "--replay", file).out
+
+
+def test_capture_with_the_least_is_judged(node: Node, tmp_path: Path) -> None:
+    """Readings alone can be judged; what is absent is told in sentences."""
+    said = node.run("check", "--replay", archive(tmp_path / "c.tar.gz", good()))
+    assert (said.code, said.err) == (3, "")
+    for sentence in ("no kernel log", "no settings", "no memory of earlier rounds"):
+        assert f"note: the capture has {sentence}" in said.out
+
+
+def test_settings_of_another_version(node: Node, tmp_path: Path) -> None:
+    """Settings in a capture that this version does not know are left out, with a note."""
+    file = archive(tmp_path / "c.tar.gz", good(settings_json=b'{"from_the_future": 1}'))
+    assert "note: the settings in the capture are of another version" in node.run("check", "--replay", file).out
+
+
+def link() -> tarfile.TarInfo:
+    """A link to a file outside, in the place of the readings."""
+    member = tarfile.TarInfo("gpuhealth-capture/readings.jsonl")
+    member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return member
+
+
+def crowd() -> dict[str, bytes | tarfile.TarInfo]:
+    """Very many members."""
+    return {f"{number}.json": b"{}" for number in range(1000)}
+
+
+DEEP = b'{"node": ' + b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (dict, "it has no manifest"),
+        (lambda: {"manifest.json": good()["manifest.json"]}, "it has no readings"),
+        (lambda: good(readings_jsonl=b""), "it has no readings"),
+        (lambda: good(manifest_json=b'{"format": 99}'), "its format is 99"),
+        (lambda: good(manifest_json=b"[1]"), "manifest.json cannot be read"),
+        (lambda: good(readings_jsonl=b'{"node": 1}'), "line 1 of readings.jsonl cannot be read"),
+        (lambda: good(readings_jsonl=b"\xff\xfe"), "line 1 of readings.jsonl cannot be read"),
+        (lambda: good(readings_jsonl=DEEP), "line 1 of readings.jsonl cannot be read"),
+        (
+            lambda: good(readings_jsonl=b'{"node":"n","time":"2026-01-01T00:00:00","boot_id":"b"}'),
+            "times without a time zone, or of another age",
+        ),
+        (
+            lambda: good(kernel_jsonl=b'{"text":"x","time":"2026-01-01T00:00:00"}'),
+            "times without a time zone, or of another age",
+        ),
+        (lambda: good(readings_jsonl=b'{"node":"n","time":"0001-01-01T00:00:00Z","boot_id":"b"}'), "of another age"),
+        (lambda: {"manifest.json": good()["manifest.json"], "readings.jsonl": link()}, "it has no readings"),
+        (lambda: {"../../manifest.json": b"{}"}, "it has no manifest"),
+        (crowd, "more than 64 members"),
+    ],
+)
+def test_capture_that_is_none(
+    node: Node, tmp_path: Path, make: Callable[[], dict[str, bytes | tarfile.TarInfo]], sentence: str
+) -> None:
+    """An archive that is no capture is refused with one sentence; nothing of it reaches the disk."""
+    folder = tmp_path / "captures"
+    folder.mkdir()
+    file = archive(folder / "c.tar.gz", make())
+    assert sentence in refused(node.run("check", "--replay", file))
+    assert [each.name for each in folder.iterdir()] == ["c.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no archive at all", gzip.compress(b"no tar"), gzip.compress(b"x" * 5000)[:-9]]
+)
+def test_file_that_is_no_archive(node: Node, tmp_path: Path, content: bytes) -> None:
+    """Any other file is refused with one sentence."""
+    file = tmp_path / "c.tar.gz"
+    file.write_bytes(content)
+    assert str(file) in refused(node.run("check", "--replay", file))
+
+
+def test_truncated_capture(gpu_node: Node, tmp_path: Path) -> None:
+    """A capture that was cut in a transfer is refused, not judged by what is left."""
+    file = tmp_path / "c.tar.gz"
+    gpu_node.run("capture", "-o", file)
+    file.write_bytes(file.read_bytes()[:-200])
+    refused(gpu_node.run("check", "--replay", file))
+
+
+def test_archive_that_unpacks_without_end(node: Node, tmp_path: Path) -> None:
+    """A small file that unpacks to very much is refused when it passes the limit."""
+    file = tmp_path / "c.tar.gz"
+    member = tarfile.TarInfo("gpuhealth-capture/other.bin")
+    member.size = 1 << 40
+    with gzip.open(file, "wb", compresslevel=1) as packed:
+        packed.write(member.tobuf())
+        for _ in range(300):
+            packed.write(bytes(1 << 20))
+    assert "MiB" in refused(node.run("check", "--replay", file))
+
+
+def test_newest_records_are_kept() -> None:
+    """Of a kernel log that is too long the newest records are kept, in their order."""
+    records = [KernelRecord("x" * 10, sequence=number) for number in range(10)]
+    assert [record.sequence for record in capture.newest(records, 35)] == [7, 8, 9]
+    assert len(capture.newest(records, 1000)) == 10
+    assert capture.newest([], 10) == ()

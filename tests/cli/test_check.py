@@ -1,0 +1,276 @@
+"""`gpuhealth check`: what it finds, what it says by its exit code, and what it never claims."""
+
+import signal
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gpuhealth.checks.history import Baseline, History
+from gpuhealth.journal import Journal
+from tests.cli.command import COMMAND, Node
+
+XID_79 = "NVRM: Xid (PCI:0000:61:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+GONE = "GPU-99999999-8888-7777-6666-555555555555"
+
+
+def test_healthy_node_exits_0(gpu_node: Node) -> None:
+    """A healthy node is healthy, with all its GPUs, and nothing is written to standard error."""
+    said = gpu_node.run("check")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines()[0].startswith("gpu-node-17  driver ")
+    assert said.out.count("H100 80GB HBM3") == 8
+    assert said.out.splitlines()[-1] == "healthy: 8 GPUs, nothing wrong found."
+
+
+def test_warning_exits_1(gpu_node: Node) -> None:
+    """A warning degrades: exit 1, the finding with its action and clearing rule."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("persistence_off", gpu=2)
+    said = gpu_node.run("check")
+    assert said.code == 1
+    assert "WARNING  persistence.off" in said.out
+    for label in ("what", "read", "source", "action", "clears"):
+        assert f"\n  {label}" in said.out
+    assert said.out.splitlines()[-1].startswith("degraded: 1 warning; the node can work. Next: ")
+
+
+def test_critical_exits_2_and_says_what_to_do(gpu_node: Node) -> None:
+    """A critical finding makes unhealthy: exit 2, and the last line says what to do next, and to which GPU."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("ecc_uncorrectable", gpu=5)
+    said = gpu_node.run("check")
+    assert said.code == 2
+    last = said.out.splitlines()[-1]
+    assert last.startswith("UNHEALTHY: 1 critical finding. Next: drain the node, then reset the GPU (GPU 5")
+    assert "takes such a node out of service" in last
+
+
+def test_no_gpu_and_no_driver_is_never_healthy(node: Node) -> None:
+    """A machine without GPU and driver gets one clear sentence and exit 3."""
+    said = node.run("check")
+    assert (said.code, said.err) == (3, "")
+    assert said.out.splitlines()[1:] == [
+        "There is no NVIDIA GPU and no NVIDIA driver on this machine: nothing was checked."
+    ]
+
+
+def test_no_gpu_and_no_driver_in_json(node: Node) -> None:
+    """The same machine is unknown to programs, with every check listed as not made."""
+    said = node.run("check", "--json")
+    assert said.code == 3
+    assert (said.json["verdict"], said.json["gpus"], said.json["findings"]) == ("unknown", [], [])
+    assert said.json["coverage"]["checked"] == []
+    assert "gpu.lost" in {each["check"] for each in said.json["coverage"]["not_checked"]}
+
+
+def test_no_driver_where_gpus_are_expected(node: Node) -> None:
+    """Where somebody expects GPUs, a machine that shows none is unhealthy and not merely unknown."""
+    said = node.run("check", "--json", "--expect-gpus", "8")
+    assert (said.code, said.json["verdict"]) == (2, "unhealthy")
+
+
+def test_json_contract(gpu_node: Node) -> None:
+    """The JSON has the documented keys, and a finding carries all that is needed to judge it elsewhere."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("persistence_off", gpu=2)
+    said = gpu_node.run("check", "--json")
+    found = said.json
+    assert list(found) == ["node", "time", "verdict", "gpus", "findings", "coverage"]
+    assert found["node"] == "gpu-node-17"
+    assert datetime.fromisoformat(found["time"]).tzinfo is not None
+    assert [gpu["index"] for gpu in found["gpus"]] == list(range(8))
+    assert found["gpus"][0].keys() >= {"index", "uuid", "pci", "model", "verdict"}
+    assert [gpu["verdict"] for gpu in found["gpus"]].count("degraded") == 1
+    (finding,) = found["findings"]
+    assert finding.keys() >= {
+        "code", "severity", "component", "message", "action", "evidence", "first_seen", "last_seen", "clears_when",
+    }  # fmt: skip
+    assert finding["component"] == found["gpus"][2]["uuid"]
+    assert "gpu.lost" in found["coverage"]["checked"]
+    assert all(each.keys() == {"check", "reason"} for each in found["coverage"]["not_checked"])
+
+
+def test_one_lost_gpu_does_not_hide_the_others(gpu_node: Node) -> None:
+    """Of eight GPUs one is lost: it is unhealthy, and the other seven are still judged."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("lost", gpu=3)
+    said = gpu_node.run("check", "--json")
+    assert said.code == 2
+    verdicts = [gpu["verdict"] for gpu in said.json["gpus"]]
+    assert verdicts == ["healthy"] * 3 + ["unhealthy"] + ["healthy"] * 4
+    assert [finding["code"] for finding in said.json["findings"]] == ["gpu.lost"]
+    reasons = [each["reason"] for each in said.json["coverage"]["not_checked"] if each["check"] == "thermal.gpu"]
+    assert len(reasons) == 1
+    assert "GPU is lost" in reasons[0]
+
+
+def test_mig_devices_are_listed(node: Node) -> None:
+    """MIG devices stand below their GPU, in the table and in the JSON."""
+    node.with_gpus(gpus=1, mig=2)
+    assert node.run("check").out.count("MIG instance") == 2
+    assert len(node.run("check", "--json").json["gpus"][0]["mig"]) == 2
+
+
+def test_expected_number_of_gpus(gpu_node: Node) -> None:
+    """--expect-gpus finds GPUs missing, and wins over the environment."""
+    assert gpu_node.run("check", "--expect-gpus", "8", GPUHEALTH_EXPECT_GPUS="9").code == 0
+    said = gpu_node.run("check", "--expect-gpus", "9")
+    assert said.code == 2
+    assert "gpu.missing" in said.out
+
+
+def test_gpu_that_the_agent_remembers_is_missed(gpu_node: Node) -> None:
+    """A GPU in the agent's memory that is gone from bus, /dev and NVML is missed; the journal stays as it was."""
+    there = {gpu["uuid"]: gpu["pci"] for gpu in gpu_node.run("check", "--json").json["gpus"]}
+    history = History(baseline=Baseline(gpus={**there, GONE: "0000:ff:00.0"}))
+    journal = Journal(gpu_node.journal, 86400.0, 1000)
+    journal.write(memory={"history": msgspec.json.encode(history)})
+    journal.close()
+    before = gpu_node.journal.read_bytes()
+    said = gpu_node.run("check")
+    assert said.code == 2
+    assert "gpu.missing" in said.out
+    assert "GPU-99999999" in said.out
+    assert ", gone" in said.out
+    assert gpu_node.journal.read_bytes() == before
+
+
+def test_damaged_journal_is_told_and_does_not_stop_the_check(gpu_node: Node) -> None:
+    """A journal that cannot be read costs the memory of earlier rounds and nothing else."""
+    gpu_node.journal.write_text("this is no journal, and long enough to be looked at as one\n" * 50)
+    said = gpu_node.run("check")
+    assert said.code == 0
+    assert f"note: {gpu_node.journal} is no journal" in said.out
+
+
+def test_xid_in_the_kernel_log(gpu_node: Node) -> None:
+    """An XID of the last minutes is a finding with the raw line; one from before --since is not."""
+    gpu_node.log(XID_79, seconds_ago=120.0)
+    said = gpu_node.run("check")
+    assert said.code == 2
+    assert "CRITICAL  xid.79" in said.out
+    assert XID_79 in said.out
+    assert gpu_node.run("check", "--since", "1m").code == 0
+
+
+def test_kernel_log_that_cannot_be_read_is_in_the_coverage(gpu_node: Node) -> None:
+    """Without the kernel log nothing is said to be free of XIDs: the coverage names the reason."""
+    gpu_node.kmsg.unlink()
+    said = gpu_node.run("check", "--json")
+    unread = {each["check"]: each["reason"] for each in said.json["coverage"]["not_checked"]}
+    assert any(code.startswith(("xid", "kmsg")) and str(gpu_node.kmsg) in reason for code, reason in unread.items())
+
+
+def test_only_restricts_findings_verdict_and_coverage(gpu_node: Node) -> None:
+    """--only looks at what was asked for and at nothing else."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("persistence_off", gpu=2)
+    gpu_node.simulator.inject("ecc_uncorrectable", gpu=5)
+    assert gpu_node.run("check", "--only", "thermal").code == 0
+    said = gpu_node.run("check", "--json", "--only", "persistence.off", "--only", "thermal.*")
+    assert said.code == 1
+    assert {finding["code"] for finding in said.json["findings"]} == {"persistence.off"}
+    assert set(said.json["coverage"]["checked"]) == {"persistence.off", "thermal.gpu", "thermal.memory"}
+    assert said.json["gpus"][5]["verdict"] == "healthy"
+
+
+def test_only_what_cannot_be_measured_is_unknown(gpu_node: Node) -> None:
+    """The one check that was asked for could not be made on a GPU: unknown, not healthy."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("lost", gpu=3)
+    said = gpu_node.run("check", "--json", "--only", "thermal.gpu")
+    assert said.code == 3
+    assert [gpu["verdict"] for gpu in said.json["gpus"]].count("unknown") == 1
+
+
+def test_only_unknown_code(node: Node) -> None:
+    """A misspelt code is an error that names near ones, not a check that passes."""
+    said = node.run("check", "--only", "ecc.uncorectable")
+    assert (said.code, said.out) == (3, "")
+    assert said.err.count("\n") == 1
+    assert "did you mean ecc.uncorrectable" in said.err
+
+
+def test_hung_driver(gpu_node: Node) -> None:
+    """A driver that hangs is waited for until it counts as hung: critical, and what answered before is judged.
+
+    The process that hangs is left behind, and nobody who reads our output waits for it.
+    """
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("hang", gpu=4)
+    gpu_node.configure("nvml: {warn_after: 0.3s, critical_after: 0.6s}")
+    began = time.monotonic()
+    try:
+        said = gpu_node.run("check", "--json")
+    finally:
+        gpu_node.simulator.release()
+    assert time.monotonic() - began < 75
+    assert (said.code, said.err) == (2, "")
+    assert [finding["code"] for finding in said.json["findings"]] == ["driver.unresponsive"]
+    assert [gpu["index"] for gpu in said.json["gpus"]] == [0, 1, 2, 3]
+
+
+def test_interrupt(gpu_node: Node) -> None:
+    """Ctrl-C while the driver hangs ends with 130 and without a traceback."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("hang")
+    with subprocess.Popen(
+        [COMMAND, "check"], env=gpu_node.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            _wait_for_child(process.pid)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            gpu_node.simulator.release()
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def _wait_for_child(pid: int) -> None:
+    """Waits until the process has started another one."""
+    deadline = time.monotonic() + 30
+    while not _children(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--nonsense"], "No such option: --nonsense"),
+        (["--expect-gpus", "-1"], "greater than or equal to 0"),
+        (["--since", "yesterday"], "'yesterday' is no duration"),
+        (["--config", "/nonexistent.yaml"], "cannot read configuration /nonexistent.yaml"),
+        (["--replay", "/nonexistent.tgz"], "cannot read /nonexistent.tgz"),
+    ],
+)
+def test_wrong_use(node: Node, arguments: list[str], sentence: str) -> None:
+    """Wrong use is one sentence on standard error and exit 3, so that it is never taken for a verdict."""
+    said = node.run("check", *arguments)
+    assert (said.code, said.out) == (3, "")
+    assert said.err.startswith("gpuhealth: ")
+    assert said.err.count("\n") == 1
+    assert sentence in said.err
+
+
+def test_unknown_setting(node: Node) -> None:
+    """A setting that does not exist is named, with the file that has it."""
+    node.configure("thermall: {}")
+    said = node.run("check")
+    assert said.code == 3
+    assert said.err == f"gpuhealth: configuration {node.config}: thermall is not a known setting\n"
+
+
+def test_time_is_now(gpu_node: Node) -> None:
+    """The verdict carries the time of the look."""
+    before = datetime.now(UTC)
+    taken = datetime.fromisoformat(gpu_node.run("check", "--json").json["time"])
+    assert before <= taken <= datetime.now(UTC)

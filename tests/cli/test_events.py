@@ -1,0 +1,89 @@
+"""`gpuhealth events`: the node's history, for people and for programs."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from gpuhealth.journal import Entry, Journal
+from tests.cli.command import Node
+
+GPU = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
+
+
+@pytest.fixture
+def told(node: Node) -> Node:
+    """A node with three entries: of two hours, one hour and ten minutes ago."""
+    now = datetime.now(UTC)
+    journal = Journal(node.journal, 14 * 86400.0, 1000)
+    journal.write(
+        [
+            Entry(now - timedelta(hours=2), "raised", "xid.79", GPU, "GPU has fallen off the bus", "critical"),
+            Entry(now - timedelta(hours=1), "cleared", "xid.79", GPU, "the node has rebooted", "critical"),
+            Entry(now - timedelta(minutes=10), "raised", "ecc.uncorrectable", GPU, "2 errors\x1b[2J", "critical"),
+        ]
+    )
+    journal.close()
+    return node
+
+
+def test_table(told: Node) -> None:
+    """Oldest first, one line an event in a pipe, with the GPU's short name, and nothing that steers the terminal."""
+    said = told.run("events")
+    assert (said.code, said.err) == (0, "")
+    heading, *lines = said.out.splitlines()
+    assert heading.split() == ["time", "what", "code", "component", "message"]
+    assert [line.split()[3] for line in lines] == ["xid.79", "xid.79", "ecc.uncorrectable"]
+    assert "GPU-5f3c8e1d  GPU has fallen off the bus" in lines[0]
+    assert "\x1b" not in said.out
+
+
+def test_80_columns(told: Node) -> None:
+    """On a narrow terminal the message stands below."""
+    lines = told.run("events", COLUMNS="80").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2] == "    GPU has fallen off the bus"
+
+
+def test_json(told: Node) -> None:
+    """--json writes one object a line."""
+    lines = [json.loads(line) for line in told.run("events", "--json").out.splitlines()]
+    assert [line["kind"] for line in lines] == ["raised", "cleared", "raised"]
+    assert lines[0]["component"] == GPU
+
+
+def test_filters(told: Node) -> None:
+    """By time, by code or subject, and the newest so many."""
+
+    def codes(*arguments: str) -> list[str]:
+        return [json.loads(line)["code"] for line in told.run("events", "--json", *arguments).out.splitlines()]
+
+    assert codes("--since", "90m") == ["xid.79", "ecc.uncorrectable"]
+    assert codes("--code", "xid.79") == ["xid.79", "xid.79"]
+    assert codes("--code", "ecc") == ["ecc.uncorrectable"]
+    assert codes("--code", "ecc.*") == ["ecc.uncorrectable"]
+    assert codes("--limit", "1") == ["ecc.uncorrectable"]
+
+
+def test_nothing_happened(told: Node) -> None:
+    """No events is an answer, not an error."""
+    said = told.run("events", "--since", "1m")
+    assert (said.code, said.out) == (0, "No events in the last 1m.\n")
+    assert told.run("events", "--since", "1m", "--json") == (0, "", "")
+
+
+def test_no_journal(node: Node) -> None:
+    """Without a journal: one sentence that says where it was looked for."""
+    said = node.run("events")
+    assert (said.code, said.out) == (3, "")
+    assert f"no journal at {node.journal}" in said.err
+    assert not node.journal.exists()
+
+
+def test_file_that_is_no_journal(node: Node) -> None:
+    """A file that is no journal is named, and left as it is."""
+    node.journal.write_text("text " * 1000)
+    said = node.run("events", "--journal", node.journal)
+    assert said.code == 3
+    assert "is no journal" in said.err
+    assert node.journal.read_text() == "text " * 1000

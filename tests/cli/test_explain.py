@@ -1,0 +1,118 @@
+"""`gpuhealth explain`: whatever is pasted is explained, or the near words are named."""
+
+import pytest
+
+from gpuhealth import checks
+from tests.cli.command import Node
+
+LINE = (
+    "Jan  5 03:12:44 node kernel: NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python3, GPU has fallen off the bus."
+)
+
+
+@pytest.mark.parametrize("words", [["79"], ["xid", "79"], ["xid.79"], ["XID79"], ["Xid: 79"], ["xid 79"]])
+def test_xid(node: Node, words: list[str]) -> None:
+    """An XID in any spelling: what it means, what to do, what we do, when it clears, how to change that."""
+    said = node.run("explain", *words)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("XID 79  ROBUST_CHANNEL_GPU_HAS_FALLEN_OFF_THE_BUS")
+    for label in ("means", "cause", "do", "we", "clears", "change"):
+        assert f"\n  {label} " in said.out
+    assert "[reboot_node]" in said.out
+    assert "take the node out of service" in said.out
+
+
+def test_xid_of_a_program(node: Node) -> None:
+    """An XID that a program can cause is said to take no node out of service."""
+    said = node.run("explain", "31")
+    assert said.code == 0
+    assert "takes no node out of service" in said.out
+    assert "the node stays in service" in said.out
+
+
+@pytest.mark.parametrize("words", [["12028"], ["sxid", "12028"], ["sxid.12028"], ["SXid: 12028"]])
+def test_sxid(node: Node, words: list[str]) -> None:
+    """An SXid is known by its five digits."""
+    said = node.run("explain", *words)
+    assert said.code == 0
+    assert said.out.startswith("SXid 12028  ")
+
+
+def test_every_finding_code_is_explained(node: Node) -> None:
+    """The listing of everything has a line and a meaning for every code of every check."""
+    said = node.run("explain", "*")
+    assert said.code == 0
+    for check in checks.CHECKS:
+        for code in check.codes:
+            assert f"\n{code.name} " in f"\n{said.out}"
+            assert code.meaning in said.out
+
+
+def test_finding_code(node: Node) -> None:
+    """A finding code: its meaning, its remedy and our acts."""
+    said = node.run("explain", "ecc.uncorrectable")
+    assert said.code == 0
+    code = checks.code("ecc.uncorrectable")
+    assert code.meaning in said.out
+    assert code.advice in said.out
+    assert "move its pods elsewhere" in said.out
+
+
+@pytest.mark.parametrize("pattern", ["thermal", "thermal.*"])
+def test_pattern_lists(node: Node, pattern: str) -> None:
+    """A subject or a pattern lists its codes."""
+    said = node.run("explain", pattern)
+    assert said.code == 0
+    assert [line.split()[0] for line in said.out.splitlines()[::2]] == ["thermal.gpu", "thermal.memory"]
+
+
+def test_log_line(node: Node) -> None:
+    """A pasted line says whom it concerns, then what stands behind it."""
+    said = node.run("explain", LINE)
+    assert said.code == 0
+    assert "PCI 0000:3b:00" in said.out
+    assert "python3 (pid 1234)" in said.out
+    assert "XID 79" in said.out
+
+
+def test_log_line_without_quotes(node: Node) -> None:
+    """A line that the shell has split into words is put together again."""
+    assert "XID 79" in node.run("explain", *LINE.split()).out
+
+
+def test_settings_change_the_answer(node: Node) -> None:
+    """What the settings say of a code is told with it."""
+    node.configure("findings: {ecc.uncorrectable: {quarantine: false}}")
+    assert "Your settings say: quarantine: False." in node.run("explain", "ecc.uncorrectable").out
+
+
+def test_broken_settings_do_not_keep_from_an_answer(node: Node) -> None:
+    """With settings that cannot be read the explanation comes all the same, and the sentence beside it."""
+    node.configure("nonsense: 1")
+    said = node.run("explain", "ecc.uncorrectable")
+    assert said.code == 0
+    assert "means" in said.out
+    assert "nonsense is not a known setting" in said.err
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("xid 999", "XID 999 is not in the catalogue"),
+        ("sxid 99999", "SXid 99999 is not in the catalogue"),
+        ("ecc.uncorectable", "did you mean ecc.uncorrectable"),
+        ("usb 1-1: new high-speed USB device", "this line means nothing"),
+        ("", "is no XID, SXid or finding code"),
+    ],
+)
+def test_unknown(node: Node, word: str, near: str) -> None:
+    """What is not known is one sentence with the near words, and exit 3."""
+    said = node.run("explain", word)
+    assert (said.code, said.out) == (3, "")
+    assert said.err.count("\n") == 1
+    assert near in said.err
+
+
+def test_80_columns(node: Node) -> None:
+    """An explanation fits 80 columns."""
+    assert max(map(len, node.run("explain", "xid.48", COLUMNS="80").out.splitlines())) <= 80
