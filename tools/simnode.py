@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +57,7 @@ class SimulatedNode:
         self.name = name
         self.folder = folder
         self.driver = Simulator(folder, model, gpus)
+        self._make_proc()
         self.kmsg = kmsg or folder / "kmsg"
         if kmsg is None:
             self.kmsg.touch()
@@ -69,6 +71,7 @@ class SimulatedNode:
             "roots": {
                 "dev": str(self.driver.root / "dev"),
                 "sys": str(self.driver.root / "sys"),
+                "proc": str(self.driver.root / "proc"),
                 "kmsg": str(self.kmsg),
             },
             "journal": {"path": str(folder / "journal.sqlite")},
@@ -76,6 +79,14 @@ class SimulatedNode:
             "kubernetes": {"enabled": kubeconfig is not None} | ({"kubeconfig": str(kubeconfig)} if kubeconfig else {}),
         }
         self.configure(settings or {})
+
+    def _make_proc(self) -> None:
+        """What is read of /proc: this boot, and the service that programs NVSwitches."""
+        proc = self.driver.root / "proc"
+        texts = {"self/comm": "agent\n", "900/comm": "nv-fabricmanage\n"}
+        for name, text in (texts | {"sys/kernel/random/boot_id": f"{uuid.uuid4()}\n"}).items():
+            (proc / name).parent.mkdir(parents=True, exist_ok=True)
+            (proc / name).write_text(text)
 
     def configure(self, settings: Mapping[str, Any]) -> None:
         """Changes the configuration file; a running agent takes it up by itself."""
