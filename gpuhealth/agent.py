@@ -97,6 +97,7 @@ class Agent:
         self._repeats: dict[tuple[str, str], tuple[float, int]] = {}
         self._gpu_by_pci: dict[str, str] = {}
         self._node_labels: dict[str, str] = {}
+        self._looked = asyncio.Event()  # the first round is over: GPUs are known by their addresses
         self._settings_changed = asyncio.Event()
         self._release_reasons: set[str] = set()
         self._remembered_at = 0.0
@@ -162,6 +163,7 @@ class Agent:
         outcomes = checks.judge(readings, self.settings, self._history)
         self.check_seconds = time.monotonic() - judging
         self._publish(self.findings.take_round(outcomes, readings.time, readings.boot_id), readings)
+        self._looked.set()
         if time.monotonic() - self._remembered_at > _MEMORY_SECONDS:
             self.journal.note()
         await asyncio.sleep(max(0.0, self.settings.interval - (time.monotonic() - began)))
@@ -170,6 +172,7 @@ class Agent:
         if isinstance(readings.nvml, Missing):
             return
         self._gpu_by_pci |= {gpu.pci[:-2]: gpu.component for gpu in readings.nvml.gpus if isinstance(gpu.pci, str)}
+        self.findings.attribute(self._gpu_by_pci)
         if isinstance(version := readings.nvml.driver_version, str) and version.partition(".")[0].isdecimal():
             self._parser.driver = int(version.partition(".")[0])
 
@@ -189,6 +192,7 @@ class Agent:
 
     async def _follow_kernel_log(self) -> None:
         """Reads the kernel log as it comes; where it cannot be read, NVML tells of XIDs at least."""
+        await self._looked.wait()
         roots, lookback = self.settings.roots, self.settings.kmsg.lookback
         reader = KmsgReader(roots.kmsg, self.probe.boot_id, self._position, lookback)
         problem = reader.open()

@@ -141,6 +141,14 @@ class Findings:
         """What to remember."""
         return Ledger(list(self._tracked.values()))
 
+    def attribute(self, names: dict[str, str]) -> None:
+        """Names components anew: a GPU that was known by its PCI address when a finding came has told its uuid."""
+        for key, tracked in list(self._tracked.items()):
+            if (uuid := names.get(key[1])) and uuid != key[1]:
+                del self._tracked[key]
+                tracked.finding = msgspec.structs.replace(tracked.finding, component=uuid, gpu=uuid)
+                self._tracked.setdefault((key[0], uuid), tracked)
+
     def active(self) -> tuple[Finding, ...]:
         """The raised findings, worst and oldest first."""
         raised = (tracked.finding for tracked in self._tracked.values() if tracked.raised)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpuhealth import checks
 from gpuhealth.checks.history import Baseline, History
 from gpuhealth.config import FindingPolicy, Settings
-from gpuhealth.model import Action, Clean, Evidence, Finding, Missing, MissingReason, NotChecked, Severity, State
+from gpuhealth.model import Clean, Evidence, Finding, Missing, MissingReason, NotChecked, Severity, State
 from gpuhealth.readings import GpuReadings, MigDevice, NodeReadings, NvmlReadings
 from gpuhealth.verdict import Change, ChangeKind, Findings, Ledger
 
@@ -31,7 +31,8 @@ def found(
 ) -> Finding:
     """A finding as a check would give it."""
     gpu = component if component.startswith("GPU") else ""
-    return Finding(code, severity, component, "text", Action.NONE, Evidence("test"), time, time, "", gpu, mig)
+    action = checks.code(code).action
+    return Finding(code, severity, component, "text", action, Evidence("test"), time, time, "", gpu, mig)
 
 
 def clean(code: str, component: str = GPU) -> Clean:

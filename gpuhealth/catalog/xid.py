@@ -52,7 +52,7 @@ class XidFacts(msgspec.Struct, frozen=True):
     @property
     def program(self) -> bool:
         """A program can cause it, so it never takes a node out of service by itself."""
-        return "app" in self.causes
+        return "app" in self.causes or self.policy.action is Action.RESTART_WORKLOAD
 
     @property
     def escalates(self) -> bool:

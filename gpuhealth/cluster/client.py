@@ -40,6 +40,8 @@ STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy"}
+
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
 
@@ -62,7 +64,7 @@ async def configuration(
     kubeconfig: Path | None = None, context: str | None = None, service_account: Path = SERVICE_ACCOUNT
 ) -> Any:
     """Where the API server is and who we are: a kubeconfig, else the pod's service account, else ~/.kube/config."""
-    loaded = _library.configuration(connection_pool_maxsize=0)  # no limit: every watch keeps one for itself
+    loaded = _library.configuration()
     try:
         if kubeconfig is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             # The loader reads the token file again every minute: kubelet rotates it.
@@ -96,11 +98,13 @@ class Client:
         *,
         timeout: float = 10.0,
         attempts: int = 5,
+        connections: int = 0,
         observer: Observer | None = None,
     ) -> None:
         self.timeout = timeout  # of one attempt
         self.attempts = attempts  # of one call
         self.calls: dict[tuple[str, int], int] = {}  # attempts by (method, status)
+        self._connections = connections  # at once; 0: no limit, since every watch keeps one for itself
         self._observer = observer
         self._configure = configure
         self._api: Any = None
@@ -347,7 +351,12 @@ class Client:
     async def _connected(self) -> Any:
         async with self._connecting:
             if self._api is None:
-                self._api = _library.api_client(await self._configure())
+                configured = await self._configure()
+                configured.connection_pool_maxsize = self._connections
+                # Looking for a proxy costs every request two hops through a thread: only where there may be one.
+                proxied = any(name.lower() in _PROXY_VARIABLES for name in os.environ)
+                configured.client_session_kwargs = {"trust_env": proxied}
+                self._api = _library.api_client(configured)
                 self._api.user_agent = f"gpuhealth/{__version__}"
             return self._api
 
