@@ -49,7 +49,9 @@ FORMATS = {
     "journald json": json.dumps({"_TRANSPORT": "kernel", "PRIORITY": "3", "MESSAGE": XID, "_HOSTNAME": "gpu-17"}),
     "journald json by identifier": json.dumps({"SYSLOG_IDENTIFIER": "kernel", "MESSAGE": XID}),
     "journald json bytes": json.dumps({"_TRANSPORT": "kernel", "MESSAGE": list(XID.encode())}),
-    "journald json bytes, close": json.dumps({"MESSAGE": [*XID.encode()], "_TRANSPORT": "kernel"}, separators=(",", ":")),
+    "journald json bytes, close": json.dumps(
+        {"MESSAGE": [*XID.encode()], "_TRANSPORT": "kernel"}, separators=(",", ":")
+    ),
     "kernel alone": f"kernel: {XID}",
     "second line of a record": f"               {XID}",
 }  # fmt: skip
