@@ -148,9 +148,10 @@ def _segfault(g: Groups) -> Found:
 
 def _link(g: Groups) -> Found:
     name, pci = g.get("slave") or g["name"], _pci(g.get("device"))
+    finding = "infiniband.down" if name.startswith("ib") else "nic.down"
     if g["state"].lower() == "down":
-        return Found("nic.down", _WARNING, Action.INSPECT_HARDWARE, f"Link of {name} went down", pci)
-    return Found("nic.down", _INFO, Action.NONE, f"Link of {name} came up", pci)
+        return Found(finding, _WARNING, Action.INSPECT_HARDWARE, f"Link of {name} went down", pci)
+    return Found(finding, _INFO, Action.NONE, f"Link of {name} came up", pci)
 
 
 _BDF = r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]"

@@ -143,6 +143,7 @@ LINES: list[tuple[str, str, str, str, str, dict[str, object]]] = [
      "infiniband.errors", "critical", "inspect_hardware", {"pci": "0000:9a:00"}),
     ("mlx5_core 0000:9a:00.0 ens1f0np0: Link down", "link", "nic.down", "warning", "inspect_hardware",
      {"pci": "0000:9a:00", "link": None}),
+    ("mlx5_core 0000:9a:00.0 ibp154s0: Link down", "link", "infiniband.down", "warning", "inspect_hardware", {}),
     ("igb 0000:01:00.0 eth0: igb: eth0 NIC Link is Down", "link", "nic.down", "warning", "inspect_hardware", {}),
     ("e1000e: eth0 NIC Link is Up 1000 Mbps Full Duplex", "link", "nic.down", "info", "none", {}),
     ("bond0: (slave eth1): link status definitely down, disabling slave", "link", "nic.down", "warning",
