@@ -132,6 +132,7 @@ class ControlPlane:
     def pause(self, name: str = "kube-apiserver") -> None:
         """Freeze a process: its sockets accept and never answer."""
         self._processes[name].send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid(name), os.WSTOPPED)  # a signal takes effect a moment later
 
     def resume(self, name: str = "kube-apiserver") -> None:
         """Let a frozen process go on."""
