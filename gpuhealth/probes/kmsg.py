@@ -54,7 +54,8 @@ class KmsgReader:
         self._fd = -1
         self._rest = b""
         self._last = after.sequence if after is not None and after.boot_id == boot_id else None
-        self._lookback = lookback if after is None else None
+        # At the very first start, the time since boot from which records count; None where all do.
+        self._since = time.monotonic() - lookback if after is None else None
         self._lost = 0
         self.records = 0
         self.lag_seconds = 0.0  # the age of the newest record when it was read
@@ -127,8 +128,9 @@ class KmsgReader:
         match = _PREFIX.match(raw)
         if match is None:
             return None
-        sequence, age = int(match[2]), clock - int(match[3]) / 1e6
-        if self._skips(sequence, age):
+        sequence, stamp = int(match[2]), int(match[3]) / 1e6
+        age = clock - stamp
+        if self._skips(sequence, stamp):
             return None
         facility, level = divmod(int(match[1]), 8)
         self.records += 1
@@ -142,13 +144,13 @@ class KmsgReader:
         # that was set since boot does not matter.
         return KernelRecord(text, now - timedelta(seconds=min(max(age, 0.0), clock)), sequence, level)
 
-    def _skips(self, sequence: int, age: float) -> bool:
+    def _skips(self, sequence: int, stamp: float) -> bool:
         """Whether a record was handled before, or is older than what counts at the very first start."""
-        if self._lookback is not None:
-            if age > self._lookback:
+        if self._since is not None:
+            if stamp < self._since:
                 self._last = sequence
                 return True
-            self._lookback = None  # from here on everything counts
+            self._since = None  # from here on everything counts
         if self._last is not None:
             if sequence <= self._last:
                 return True
