@@ -1,23 +1,76 @@
-"""The stand of these tests, one for all of them."""
+"""A simulated node with its agent, and a Prometheus that scrapes it: one of each for all these tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+import yaml
+from simnode import SimulatedNode
 
-from tests.dashboards.stand import PROMETHEUS, Stand
+from tests.dashboards.prometheus import PROGRAM, Prometheus, free_port
+
+_NO_API_SERVER = {
+    "apiVersion": "v1",
+    "kind": "Config",
+    "current-context": "away",
+    "contexts": [{"name": "away", "context": {"cluster": "away", "user": "nobody"}}],
+    "clusters": [{"name": "away", "cluster": {"server": "http://127.0.0.1:1"}}],
+    "users": [{"name": "nobody", "user": {}}],
+}
+SETTINGS = {
+    "interval": "1s",
+    "unknown_after": "2s",
+    "nvml": {"warn_after": "2s", "critical_after": "3s"},
+    "thermal": {"critical_after": "0s"},
+    "findings": {"*": {"clear_after": "0s"}},
+}
 
 
 @pytest.fixture(scope="package")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    """A healthy node, watched; every test leaves it healthy."""
-    if PROMETHEUS is None:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SimulatedNode, Prometheus]]:
+    """Both, running. The agent's API server is not there."""
+    if PROGRAM is None:
         pytest.skip("needs prometheus (Debian package prometheus)")
-    stand = Stand(tmp_path_factory.mktemp("stand"))
-    try:
-        stand.start_agent()
-        stand.start_prometheus()
-        yield stand
-    finally:
-        stand.stop()
+    folder = tmp_path_factory.mktemp("node")
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(_NO_API_SERVER))
+    port = free_port()  # the same after a restart, as on a real node
+    settings = SETTINGS | {"http": {"port": port}}
+    with SimulatedNode(folder, kubeconfig=kubeconfig, settings=settings) as node:
+        prometheus = Prometheus(folder, f"127.0.0.1:{port}")
+        try:
+            yield node, prometheus
+        finally:
+            prometheus.stop()
+
+
+@pytest.fixture(scope="package")
+def prometheus(running: tuple[SimulatedNode, Prometheus]) -> Prometheus:
+    """The Prometheus."""
+    return running[1]
+
+
+@pytest.fixture(scope="module")
+def node(running: tuple[SimulatedNode, Prometheus]) -> SimulatedNode:
+    """The node, healthy and with nothing remembered."""
+    renew(running[0])
+    return running[0]
+
+
+@pytest.fixture
+def healthy(node: SimulatedNode) -> Iterator[SimulatedNode]:
+    """The node, made healthy again after the test."""
+    yield node
+    renew(node)
+
+
+def renew(node: SimulatedNode) -> None:
+    """Every fault is taken back, and the agent starts with no memory."""
+    node.stop()
+    node.driver.clear()
+    node.driver.release()
+    node.kmsg.write_text("")
+    for file in node.folder.glob("journal.sqlite*"):
+        file.unlink()
+    node.start()
