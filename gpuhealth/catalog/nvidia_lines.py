@@ -5,6 +5,7 @@ Every expression is anchored at the start of the kernel message: a line that mer
 
 from __future__ import annotations
 
+import functools
 import re
 
 from gpuhealth.catalog import sxid, xid
@@ -16,7 +17,6 @@ _XID = re.compile(
     rf"NVRM: Xid \((?:PCI:)?{_PCI}(?: GPU-I:(\d{{1,4}}))?(?: GPU-CI:(\d{{1,4}}))?\): (\d{{1,6}})(?:, ?(.*)|\s*)$",
     re.ASCII | re.DOTALL,
 )
-_PROCESS = re.compile(r"pid='?([^,']*)'?(?:, name=([^,]*))?(?:, ?(.*))?$", re.ASCII | re.DOTALL)
 _SXID = re.compile(
     rf"nvidia-nvswitch\d+: SXid \((?:PCI:)?{_PCI}\): (\d{{1,6}}), "
     r"(?:(Fatal|Non-fatal|Nonfatal|Correctable), )?(?:Link (-?\d{1,4})\b)?",
@@ -71,6 +71,7 @@ _NVRM = (
 _NVLINK = re.compile(r"nvidia-(?:nvlink|nvswitch)\d*: .{0,200}(?:fail|timed out|error)", re.IGNORECASE)
 
 
+@functools.lru_cache(maxsize=256)  # a node has few addresses, and a storm names one of them in every line
 def address(domain: str | None, bus: str, device: str) -> str:
     """`dddd:bb:dd` in lower case. Domains are printed with 4 to 8 digits; a long one keeps what is above zero."""
     return f"{int(domain or '0', 16):04x}:{bus.lower()}:{device.lower()}"
@@ -82,13 +83,7 @@ def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
     if match is None:
         return None
     domain, bus, device, gpu_instance, compute_instance, number, text = match.groups()
-    pid: int | None = None
-    process: str | None = None
-    text = text or ""
-    if text.startswith("pid=") and (named := _PROCESS.match(text)):
-        pid = int(named[1]) if named[1].isascii() and named[1].isdigit() and len(named[1]) < 12 else None
-        process = named[2] if named[2] and not named[2].startswith(("<", "'<")) else None
-        text = named[3] or ""
+    pid, process, text = _process(text or "")
     code = int(number)
     found = xid.assess(code, text, driver)
     return KernelEvent(
@@ -108,6 +103,18 @@ def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
         meaning=found.meaning,
         sequence=record.sequence,
     )
+
+
+def _process(text: str) -> tuple[int | None, str | None, str]:
+    """Process id and name, where the text begins with them and they are known, and the rest of the text."""
+    if not text.startswith("pid="):
+        return None, None, text
+    number, _, text = text[4:].partition(", ")
+    pid = int(number) if number.isascii() and number.isdigit() and len(number) < 12 else None
+    if not text.startswith("name="):
+        return pid, None, text
+    name, _, text = text[5:].partition(", ")
+    return pid, None if name.startswith(("<", "'<")) else name or None, text
 
 
 def sxid_event(record: KernelRecord) -> KernelEvent | None:

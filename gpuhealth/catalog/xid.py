@@ -15,6 +15,9 @@ FELL_OFF_THE_BUS = 79
 RECOVERY_ACTION = 154
 CONSEQUENCES = frozenset({43, 45})
 """Codes that the driver raises when it cleans up after another one."""
+NVLINK = frozenset({74, *range(144, 151)})
+"""Codes whose hex words say how bad it is."""
+_BY_TEXT = CONSEQUENCES | NVLINK | {RECOVERY_ACTION}
 
 
 class XidFacts(msgspec.Struct, frozen=True):
@@ -94,19 +97,28 @@ class Assessment(msgspec.Struct, frozen=True):
 
 def assess(code: int, text: str, driver: int | None = None) -> Assessment:
     """Severity and action of an XID by its text, where its text decides, else by its bucket."""
-    facts = lookup(code)
+    plain = _assessments().get(code)
+    if plain is None:
+        facts = lookup(code)
+        return Assessment(facts.severity, facts.action, facts.meaning)
+    if code in _BY_TEXT:
+        return _by_text(code, text, driver, plain.meaning) or plain
+    return plain
+
+
+def _by_text(code: int, text: str, driver: int | None, meaning: str) -> Assessment | None:
+    if code in CONSEQUENCES:
+        return Assessment(Severity.INFO, Action.NONE, meaning) if "caused by previous Xid" in text else None
     if code == RECOVERY_ACTION:
         asked = recovery.from_text(text)
-        if asked is not None:
-            return Assessment(asked.severity, asked.action, f"The driver asks for {asked.name}: {asked.meaning}")
-    elif code in CONSEQUENCES and "caused by previous Xid" in text:
-        return Assessment(Severity.INFO, Action.NONE, facts.meaning)
-    elif code == 74 or 144 <= code <= 150:
-        decoded = nvlink.decode_74(text) if code == 74 else nvlink.decode_5(code, text, driver)
-        if decoded is not None:
-            each = decoded.policy
-            return Assessment(each.severity, each.action, f"{facts.meaning} ({decoded.meaning})", decoded.link)
-    return _assessments().get(code) or Assessment(facts.severity, facts.action, facts.meaning)
+        if asked is None:
+            return None
+        return Assessment(asked.severity, asked.action, f"The driver asks for {asked.name}: {asked.meaning}")
+    decoded = nvlink.decode_74(text) if code == 74 else nvlink.decode_5(code, text, driver)
+    if decoded is None:
+        return None
+    each = decoded.policy
+    return Assessment(each.severity, each.action, f"{meaning} ({decoded.meaning})", decoded.link)
 
 
 @functools.cache

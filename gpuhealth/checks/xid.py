@@ -13,7 +13,7 @@ from datetime import datetime
 import msgspec
 
 from gpuhealth.catalog import sxid, xid
-from gpuhealth.catalog.xid import CONSEQUENCES, RECOVERY_ACTION
+from gpuhealth.catalog.xid import CONSEQUENCES, NVLINK, RECOVERY_ACTION
 from gpuhealth.checks import gpu as gpu_checks
 from gpuhealth.checks.code import Check, Clears, Code
 from gpuhealth.checks.history import History
@@ -40,7 +40,6 @@ REPEATED_APP_FAULTS = Code(
     clears=Clears.EXPIRY,
     clear_after=86400.0,
 )
-_DECODED = frozenset({74, *range(144, 151)})  # the words in the line say how bad it is
 _ESCALATING_ACTIONS = (Action.CONTACT_SUPPORT, Action.INSPECT_HARDWARE)
 _KEPT_PROCESSES = 64
 
@@ -81,7 +80,7 @@ def _worst(facts: xid.XidFacts | sxid.SxidFacts) -> tuple[Severity, Action]:
             return (Severity.CRITICAL if facts.escalates else Severity.WARNING), facts.action
         may_be_fatal = facts.printed in ("fatal", "contained", "either")
         return sxid.assess(facts.code, "fatal" if may_be_fatal else "")
-    if facts.code in _DECODED or facts.code == RECOVERY_ACTION:
+    if facts.code in NVLINK or facts.code == RECOVERY_ACTION:
         return Severity.CRITICAL, Action.RESET_GPU
     return (Severity.CRITICAL if facts.escalates else facts.severity), facts.action
 

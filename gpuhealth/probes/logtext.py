@@ -21,7 +21,7 @@ from gpuhealth.model import KernelRecord
 class Stamp(NamedTuple):
     """A time as it is written: the clock says how it is read."""
 
-    clock: str  # boot (seconds since boot), unix (seconds), iso, ctime; empty where no time can be told
+    clock: str  # kmsg (µs since boot), boot (s since boot), unix (s), iso, ctime; empty where no time can be told
     text: str
 
 
@@ -98,7 +98,7 @@ def _kmsg(line: str) -> Message | None:
     text = match[4]
     if "\\x" in text:
         text = unescape(text)
-    return Message(text, level, Stamp("boot", f"{int(match[3]) / 1e6:.6f}"), int(match[2]))
+    return Message(text, level, Stamp("kmsg", match[3]), int(match[2]))
 
 
 def unescape(text: str) -> str:
@@ -211,6 +211,8 @@ def records(lines: Iterable[bytes | str], booted: datetime | None = None, zone: 
 def _time(stamp: Stamp, booted: datetime | None, zone: tzinfo) -> datetime | None:
     try:
         match stamp.clock:
+            case "kmsg":
+                return booted + timedelta(microseconds=int(stamp.text)) if booted else None
             case "boot":
                 return booted + timedelta(seconds=float(stamp.text)) if booted else None
             case "unix":

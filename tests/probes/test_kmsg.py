@@ -325,7 +325,7 @@ async def test_a_burst_does_not_keep_others_waiting(pipe: tuple[Path, Callable[[
     task.cancel()
     reader.close()
     assert reader.take_lost_records() == 0
-    assert turns >= batches > 1
+    assert turns >= batches - 1 > 0  # one between any two batches
 
 
 @in_loop
