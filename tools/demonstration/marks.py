@@ -1,0 +1,191 @@
+"""The marks on the Node: as the agent has put them on the API server, or, without one, as it would put them there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from http import HTTPStatus
+from http.client import HTTPResponse
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from kube import ControlPlane
+from kube.control_plane import ADMIN_TOKEN, RequestError
+from simnode import SimulatedNode, wait_for
+
+from gpuhealth import config
+from gpuhealth.checks.history import History
+from gpuhealth.cluster import node as marking
+from gpuhealth.cluster.kinds import NODES, REPORTS, TAINT, Kind
+from gpuhealth.cluster.node import Desired, Object
+from gpuhealth.journal import Journal
+from gpuhealth.readings import NodeReadings
+from gpuhealth.verdict import Findings, Ledger
+
+T = TypeVar("T")
+GPU_LABEL = {"nvidia.com/gpu.present": "true"}
+_TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
+
+
+class Marks(Protocol):
+    """Where the marks are looked at."""
+
+    where: str
+    """Says whose Node is shown."""
+
+    def wait(self, what: str, ready: Callable[[Object], bool], seconds: float = 30.0) -> float:
+        """Waits until the Node is so, and returns when (monotonic); TimeoutError names what did not come."""
+
+    @property
+    def node(self) -> Object:
+        """The Node as it is now."""
+
+
+class Applied:
+    """The Node on the API server, followed by a watch."""
+
+    where = "on the API server"
+
+    def __init__(self, plane: ControlPlane, name: str) -> None:
+        self._plane = plane
+        self._name = name
+        self._latest: Object | None = None
+        self._seen_at = 0.0
+        self._news = threading.Condition()
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    @property
+    def node(self) -> Object:
+        """The newest that the watch told of."""
+        return self._latest or {}
+
+    def wait(self, what: str, ready: Callable[[Object], bool], seconds: float = 30.0) -> float:
+        """As in Marks; the time is the one at which the watch told."""
+        with self._news:
+            if not self._news.wait_for(lambda: self._latest is not None and ready(self._latest), seconds):
+                raise TimeoutError(f"{what} did not come within {seconds:g} s")
+            return self._seen_at
+
+    def table(self, kind: Kind, namespace: str = "") -> list[list[str]]:
+        """What `kubectl get` shows of a kind: the API server makes its table."""
+        with self._open(kind.path(namespace=namespace), _TABLE) as answer:
+            table = json.load(answer)
+        shown = [number for number, column in enumerate(table["columnDefinitions"]) if not column["priority"]]
+        heading = [table["columnDefinitions"][number]["name"].upper() for number in shown]
+        rows = [[_cell(row["cells"][number]) for number in shown] for row in table["rows"]]
+        return [heading, *rows]
+
+    def report(self) -> Object:
+        """The status of the node's GPUHealthReport; empty before there is one."""
+        try:
+            report: Object = self._plane.request("GET", REPORTS.path(self._name))
+        except RequestError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return {}
+            raise
+        return report.get("status") or {}
+
+    def _follow(self) -> None:
+        path = f"{NODES.path()}?watch=true&fieldSelector=metadata.name%3D{self._name}"
+        with contextlib.suppress(OSError), self._open(path) as answer:  # ends with the control plane
+            for line in answer:
+                with self._news:
+                    self._latest, self._seen_at = json.loads(line)["object"], time.monotonic()
+                    self._news.notify_all()
+
+    @contextlib.contextmanager
+    def _open(self, path: str, accept: str = "application/json") -> Iterator[HTTPResponse]:
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Accept": accept}
+        request = urllib.request.Request(self._plane.server + path, headers=headers)
+        context = ssl.create_default_context(cafile=str(self._plane.ca))
+        with urllib.request.urlopen(request, context=context) as answer:
+            yield answer
+
+
+class Printed:
+    """A Node that exists here only, and gets the patches that the agent's findings ask for."""
+
+    where = "as it would be"
+
+    def __init__(self, simulated: SimulatedNode) -> None:
+        self._simulated = simulated
+        metadata = {"name": simulated.name, "labels": {**GPU_LABEL}, "resourceVersion": "1"}
+        self._node: Object = {"metadata": metadata, "spec": {}, "status": {}}
+
+    @property
+    def node(self) -> Object:
+        """The Node, after the patches for what the agent finds now."""
+        desired, now = self._desired(), datetime.now(UTC)
+        codes, freed = marking.wanted_codes(self._node, desired)
+        status, reason, message = marking.summary(desired.verdict)
+        label = marking.state_label(self._node, desired.verdict, quarantined=bool(codes))
+        wanted = marking.Marks(status, reason, message, label, codes[0] if codes else None, released=freed)
+        changes = marking.patches(self._node, wanted, now)
+        for patch in (changes.node, changes.status):
+            _merge(self._node, patch or {})
+        return self._node
+
+    def wait(self, what: str, ready: Callable[[Object], bool], seconds: float = 30.0) -> float:
+        """As in Marks."""
+        wait_for(what, lambda: ready(self.node), seconds)
+        return time.monotonic()
+
+    def _desired(self) -> Desired:
+        """What the agent has journalled of its findings, judged as the agent does."""
+        settings = config.load(self._simulated.config)
+        where, now = settings.journal, datetime.now(UTC)
+        with closing(Journal(where.path, where.keep, where.max_entries, read_only=True)) as journal:
+            ledger = _decoded(journal.recall("findings"), Ledger)
+            history = _decoded(journal.recall("history"), History)
+        findings = Findings(settings, now, ledger, marking.labels(self._node))
+        quarantine = findings.quarantine()
+        verdict = findings.verdict(NodeReadings(settings.node_name, now, ""), history, now)
+        return Desired(verdict, tuple(finding.code for finding in quarantine.findings), quarantine.drain)
+
+
+def taint(node: Object) -> str | None:
+    """The value of our taint on the Node."""
+    return next((each["value"] for each in marking.taints(node) if each["key"] == TAINT), None)
+
+
+def described(node: Object) -> list[str]:
+    """The Node's marks as `kubectl describe node` has them."""
+    condition = marking.condition(node) or {}
+    noted = sorted(f"{key}={value}" for key, value in marking.notes(node).items() if key.startswith("gpuhealth.io/"))
+    labels = sorted(f"{key}={value}" for key, value in marking.labels(node).items())
+    taints = [f"{each['key']}={each['value']}:{each['effect']}" for each in marking.taints(node)]
+    lines = _listed("Labels", [label for label in labels if not label.startswith("kubernetes.io/")])
+    lines += _listed("Annotations", noted) + _listed("Taints", taints)
+    lines.append(f"Condition:   GPUHealthy={condition.get('status', 'Unknown')}  {condition.get('reason', '')}")
+    return [*lines, f"             {condition.get('message', '')}"]
+
+
+def _listed(label: str, values: list[str]) -> list[str]:
+    heads = [f"{label}:", *[""] * len(values)]
+    return [f"{head:<13}{value}" for head, value in zip(heads, values or ["<none>"], strict=False)]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _merge(target: Object, patch: Object) -> None:
+    """RFC 7386, in place."""
+    for key, value in patch.items():
+        if value is None:
+            target.pop(key, None)
+        elif isinstance(value, dict):
+            _merge(target.setdefault(key, {}), value)
+        else:
+            target[key] = value
+
+
+def _decoded(value: bytes | None, kind: type[T]) -> T:
+    return kind() if value is None else msgspec.json.decode(value, type=kind)
