@@ -57,13 +57,15 @@ def code_for(
     if kind not in ("xid", "sxid") or not (number.isascii() and number.isdecimal()) or len(number) > 9:
         raise KeyError(name)
     facts = xid.lookup(int(number)) if kind == "xid" else sxid.lookup(int(number))
-    worst, remedy = _worst(facts)
+    usual, remedy = _usual(facts)
+    by_words = isinstance(facts, xid.XidFacts) and (facts.code in NVLINK or facts.code == RECOVERY_ACTION)
+    worst = Severity.CRITICAL if by_words or facts.escalates else usual
     critical = (severity or worst) is Severity.CRITICAL
-    asked = action or remedy
+    asked = action or (Action.RESET_GPU if by_words else remedy)
     return Code(
         name,
-        severity or facts.severity,
-        action or facts.action,
+        severity or usual,
+        action or remedy,
         meaning=f"{facts.meaning}.",
         advice=facts.advice,
         quarantine=critical and not facts.program,
@@ -73,16 +75,11 @@ def code_for(
     )
 
 
-def _worst(facts: xid.XidFacts | sxid.SxidFacts) -> tuple[Severity, Action]:
-    """The worst that a code can be, by what its line may say or when it repeats."""
-    if isinstance(facts, sxid.SxidFacts):
-        if facts.printed == "nonfatal":
-            return (Severity.CRITICAL if facts.escalates else Severity.WARNING), facts.action
-        may_be_fatal = facts.printed in ("fatal", "contained", "either")
-        return sxid.assess(facts.code, "fatal" if may_be_fatal else "")
-    if facts.code in NVLINK or facts.code == RECOVERY_ACTION:
-        return Severity.CRITICAL, Action.RESET_GPU
-    return (Severity.CRITICAL if facts.escalates else facts.severity), facts.action
+def _usual(facts: xid.XidFacts | sxid.SxidFacts) -> tuple[Severity, Action]:
+    """What a code is by the words that the driver prints with it, the worst of them where it has several."""
+    if isinstance(facts, sxid.SxidFacts) and facts.printed:
+        return sxid.assess(facts.code, "non-fatal" if facts.printed == "nonfatal" else "fatal")
+    return facts.severity, facts.action
 
 
 class _Judge:

@@ -282,6 +282,7 @@ def test_coverage() -> None:
         ("xid.999", False, False, Clears.EXPIRY),
         ("sxid.23001", True, True, Clears.RECOVERY),
         ("sxid.10001", False, False, Clears.EXPIRY),
+        ("sxid.12028", False, False, Clears.EXPIRY),
     ],
 )
 def test_code_for(name: str, quarantine: bool, drain: bool, clears: Clears) -> None:
@@ -290,6 +291,12 @@ def test_code_for(name: str, quarantine: bool, drain: bool, clears: Clears) -> N
     assert (code.name, code.quarantine, code.drain, code.clears) == (name, quarantine, drain, clears)
     assert code.meaning
     assert code.advice
+
+
+def test_a_code_is_as_its_word_is_printed() -> None:
+    """The table asks for a reset, the driver prints Non-fatal: the code is a warning."""
+    assert sxid.lookup(12028).severity is Severity.CRITICAL
+    assert (code_for("sxid.12028").severity, code_for("sxid.12028").action) == (Severity.WARNING, Action.NONE)
 
 
 def test_every_code() -> None:
