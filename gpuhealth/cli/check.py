@@ -77,7 +77,17 @@ def _looked(
     rounds, records = look.machine(settings, back)
     # That no agent has run here needs no word; that its journal cannot be read does.
     notes = [memory.problem] if memory.problem and not memory.absent else []
-    return judging.judge(rounds, records, settings, look.history(memory.history), selection, back), notes
+    judgement = judging.judge(rounds, records, settings, look.history(memory.history), selection, back)
+    seen = {(finding.code, finding.component) for finding in judgement.verdict.findings}
+    for tracked in memory.held:
+        held = tracked.finding
+        current = tracked.boot_id == judgement.readings.boot_id and selection.takes(held.code)
+        if current and (held.code, held.component) not in seen:
+            notes.append(
+                f"the agent still holds {held.code} since {held.first_seen:%Y-%m-%d %H:%M:%SZ}, which one look does"
+                f" not show: {held.message}; clears when {held.clears_when}"
+            )
+    return judgement, notes
 
 
 def _replayed(

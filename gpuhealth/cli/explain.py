@@ -83,7 +83,7 @@ def _event(text: str) -> KernelEvent | None:
     from gpuhealth.catalog.kernel_lines import KernelLog
     from gpuhealth.probes import logtext
 
-    # A line that a shell or a chat has squeezed no longer has the form of a log; what the kernel said still stands in it.
+    # A line that a shell or a chat has squeezed no longer has the form of a log; what the kernel said is still in it.
     said = re.search(r"NVRM: .*|nvidia-nvswitch\d+: .*|(?<=kernel: ).*", text)
     for lines in (text.splitlines(), [said[0]] if said else []):
         log = KernelLog()

@@ -11,7 +11,10 @@ import msgspec
 from gpuhealth import checks
 from gpuhealth.catalog import sxid, xid
 from gpuhealth.catalog.kernel_lines import KernelLog
+from gpuhealth.checks import kernel
+from gpuhealth.checks.code import Clears
 from gpuhealth.checks.history import History
+from gpuhealth.checks.xid import COVERAGE as LOG_COVERAGE
 from gpuhealth.cli.output import CommandError, near
 from gpuhealth.config import Settings
 from gpuhealth.model import (
@@ -29,6 +32,7 @@ from gpuhealth.model import (
 from gpuhealth.readings import NodeReadings
 from gpuhealth.verdict import Findings, Quarantine
 
+_KERNEL_EVENTS = frozenset(code.name for code in kernel.EVENTS)
 _NONE_HERE = "There is no NVIDIA GPU and no NVIDIA driver on this machine: nothing was checked."
 _LONGEST_SECONDS = 10 * 365 * 86400.0
 _ABSENT = "no GPU and no driver on this machine (node)"
@@ -40,6 +44,7 @@ class Judgement(msgspec.Struct, frozen=True):
 
     verdict: Verdict
     readings: NodeReadings  # of the last round
+    settings: Settings
     quarantine: Quarantine = Quarantine()
     nothing_here: str = ""  # why there is nothing to judge
 
@@ -57,6 +62,8 @@ class Selection:
     def __init__(self, patterns: Sequence[str]) -> None:
         """Raises CommandError for a pattern that fits no code: a check that is misspelt must not pass."""
         self.patterns = patterns
+        events = [code for code in known_codes() if _is_event(code)]
+        self._of_kernel_log = any(_fits(code, pattern) for code in events for pattern in patterns)
         known = known_codes()
         for pattern in patterns:
             if not any(_fits(code, pattern) for code in known) and not _exists(pattern):
@@ -64,8 +71,17 @@ class Selection:
                 raise CommandError(f"--only {pattern}: no such finding code{near(pattern, [*known, *subjects])}")
 
     def takes(self, code: str) -> bool:
-        """Whether the code was asked for; without patterns, all are."""
-        return not self.patterns or any(_fits(code, pattern) for pattern in self.patterns)
+        """Whether the code was asked for; without patterns, all are.
+
+        Who asks for what only the kernel log tells also asks whether the log could be read.
+        """
+        if not self.patterns or (code == LOG_COVERAGE.name and self._of_kernel_log):
+            return True
+        return any(_fits(code, pattern) for pattern in self.patterns)
+
+
+def _is_event(code: str) -> bool:
+    return code.startswith(("xid.", "sxid.")) or checks.code(code).clears is Clears.EXPIRY or code in _KERNEL_EVENTS
 
 
 def _fits(code: str, pattern: str) -> bool:
@@ -91,17 +107,19 @@ def judge(
     """Judges the rounds in order, each with the kernel log up to it; of the log before, the last `back_seconds`."""
     last = rounds[-1]
     if reason := _nothing_here(last, settings, history):
-        return _no_judgement(last, selection, reason)
+        return _no_judgement(last, settings, selection, reason)
+    begin = rounds[0].time - timedelta(seconds=min(back_seconds, _LONGEST_SECONDS))
+    _forget_since(history, begin)
     findings = Findings(settings, rounds[0].time, one_look=True)
     outcomes: list[Outcome] = []
-    for readings, events in _with_events(rounds, _events(last, records), back_seconds):
+    for readings, events in _with_events(rounds, _events(last, records), begin):
         seen = msgspec.structs.replace(readings, events=events)
         outcomes = [each for each in checks.judge(seen, settings, history) if selection.takes(each.code)]
         findings.take_round(outcomes, readings.time, readings.boot_id)
     verdict = findings.verdict(last, history, last.time)
     if selection.patterns:
         verdict = _only_what_was_measured(verdict, outcomes)
-    return Judgement(verdict, last, findings.quarantine())
+    return Judgement(verdict, last, settings, findings.quarantine())
 
 
 def without_kernel_log(readings: NodeReadings) -> NodeReadings:
@@ -112,6 +130,12 @@ def without_kernel_log(readings: NodeReadings) -> NodeReadings:
     return msgspec.structs.replace(readings, kernel_log=absent)
 
 
+def _forget_since(history: History, begin: datetime) -> None:
+    """Events from then on are read again from the kernel log, and none counts twice."""
+    start = begin.timestamp()
+    history.marks = {key: [mark for mark in marks if mark[0] < start] for key, marks in history.marks.items()}
+
+
 def _events(readings: NodeReadings, records: Iterable[KernelRecord]) -> list[KernelEvent]:
     version = "" if isinstance(readings.nvml, Missing) else readings.nvml.driver_version
     branch = version.partition(".")[0] if isinstance(version, str) else ""
@@ -120,9 +144,8 @@ def _events(readings: NodeReadings, records: Iterable[KernelRecord]) -> list[Ker
 
 
 def _with_events(
-    rounds: Sequence[NodeReadings], events: list[KernelEvent], back_seconds: float
+    rounds: Sequence[NodeReadings], events: list[KernelEvent], after: datetime
 ) -> Iterable[tuple[NodeReadings, tuple[KernelEvent, ...]]]:
-    after: datetime = rounds[0].time - timedelta(seconds=min(back_seconds, _LONGEST_SECONDS))
     for number, readings in enumerate(rounds, 1):
         until = readings.time if number < len(rounds) else None  # the last takes what came while it was read, too
         # An event without a time cannot be placed; it is seen with the first round and not lost.
@@ -170,8 +193,8 @@ def _nothing_here(readings: NodeReadings, settings: Settings, history: History) 
     return "" if on_bus or nodes else _NONE_HERE
 
 
-def _no_judgement(readings: NodeReadings, selection: Selection, reason: str) -> Judgement:
+def _no_judgement(readings: NodeReadings, settings: Settings, selection: Selection, reason: str) -> Judgement:
     codes = [code.name for check in checks.CHECKS for code in check.codes if selection.takes(code.name)]
     coverage = Coverage((), tuple(NotCovered(code, _ABSENT) for code in dict.fromkeys(codes)))
     verdict = Verdict(readings.node, readings.time, State.UNKNOWN, (), (), coverage)
-    return Judgement(verdict, readings, nothing_here=reason)
+    return Judgement(verdict, readings, settings, nothing_here=reason)

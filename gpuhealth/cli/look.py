@@ -14,9 +14,10 @@ from gpuhealth.checks.history import History
 from gpuhealth.config import Settings
 from gpuhealth.journal import Entry, Journal, JournalError
 from gpuhealth.model import KernelRecord, Missing, Reading
-from gpuhealth.probes.kmsg import KmsgReader, KmsgError
+from gpuhealth.probes.kmsg import KmsgError, KmsgReader
 from gpuhealth.probes.node import NodeProbe, boot_id
 from gpuhealth.readings import UNREAD, KernelLog, NodeReadings
+from gpuhealth.verdict import Ledger, Tracked
 
 _JOURNAL_ENTRIES = 100_000
 
@@ -26,6 +27,7 @@ class Remembered(msgspec.Struct, frozen=True):
 
     history: bytes | None = None  # JSON
     entries: tuple[Entry, ...] | None = None
+    held: tuple[Tracked, ...] = ()  # findings that the agent has raised and nothing has cleared
     problem: str = ""  # why there is nothing
     absent: bool = False  # there is no journal at all
 
@@ -39,26 +41,29 @@ def remembered(settings: Settings, with_entries: bool = False) -> Remembered:
         journal = Journal(path, settings.journal.keep, settings.journal.max_entries, read_only=True)
         with contextlib.closing(journal):
             entries = tuple(journal.entries(limit=_JOURNAL_ENTRIES)) if with_entries else None
-            return Remembered(journal.recall("history"), entries)
+            return Remembered(journal.recall("history"), entries, _held(journal.recall("findings")))
     except JournalError as error:
         return Remembered(problem=str(error))
     except OSError as error:
         return Remembered(problem=f"cannot read journal {path}: {error.strerror}")
 
 
-def history(remembered_json: bytes | None) -> History:
-    """The memory to judge with, for this look alone.
+def _held(ledger: bytes | None) -> tuple[Tracked, ...]:
+    try:
+        known = msgspec.json.decode(ledger, type=Ledger) if ledger else Ledger()
+    except (msgspec.DecodeError, RecursionError):
+        return ()
+    return tuple(tracked for tracked in known.tracked if tracked.raised)
 
-    Events are left out of it: those of the last minutes are read again from the kernel log, and none counts twice.
-    """
+
+def history(remembered_json: bytes | None) -> History:
+    """The memory to judge with, for this look alone; one of another version is none."""
     if remembered_json is None:
         return History()
     try:
-        memory = msgspec.json.decode(remembered_json, type=History)
+        return msgspec.json.decode(remembered_json, type=History)
     except (msgspec.DecodeError, RecursionError):
-        return History()  # of another version
-    memory.marks = {}
-    return memory
+        return History()
 
 
 class _ToTheEnd(KmsgReader):

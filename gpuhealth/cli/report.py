@@ -12,6 +12,7 @@ from gpuhealth import checks
 from gpuhealth.cli.judging import Judgement
 from gpuhealth.cli.output import columns, console, labelled, printable, short
 from gpuhealth.cli.words import DO, STYLE, UNREAD, counted
+from gpuhealth.config import Settings
 from gpuhealth.model import NODE, Action, Finding, Missing, NotCovered, Reading, Severity, State, Verdict
 from gpuhealth.readings import NodeReadings
 
@@ -24,7 +25,7 @@ def show(judgement: Judgement, notes: Sequence[str] = (), *, verbose: bool = Fal
     verdict = judgement.verdict
     _header(out, judgement.readings, verdict, replay_of)
     for note in notes:
-        out.print(Text(f"note: {printable(note)}"))
+        labelled(out, "", f"note: {printable(note)}", margin=0)
     if judgement.nothing_here:
         out.print(Text(judgement.nothing_here, style=STYLE[State.UNKNOWN]))
         return
@@ -34,7 +35,7 @@ def show(judgement: Judgement, notes: Sequence[str] = (), *, verbose: bool = Fal
             out.print(line)
     for group in _groups(verdict.findings):
         out.print()
-        _findings(out, group, verbose)
+        _findings(out, group, judgement.settings, verbose)
     out.print()
     _coverage(out, verdict, verbose)
     out.print()
@@ -95,14 +96,14 @@ def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
     return list(groups.values())
 
 
-def _findings(out: Console, group: list[Finding], verbose: bool) -> None:
+def _findings(out: Console, group: list[Finding], settings: Settings, verbose: bool) -> None:
     first = group[0]
     head = Text(first.severity.upper(), style=STYLE[first.severity])
     head.append(f"  {printable(first.code)}", style="bold")
     if len(group) > 1:
         head.append(f"  ({counted(len(group), 'finding')})", style="none")
     out.print(head)
-    code = checks.code(first.code)
+    code = checks.code_of(first, settings)
     if verbose:
         labelled(out, "meaning", code.meaning)
     same = len({_read(each) for each in group}) == 1

@@ -190,7 +190,7 @@ def _decoded(members: dict[str, bytes]) -> Capture:
     if not rounds:
         raise CaptureError("it has no readings")
     kernel_log = tuple(_lines(members, "kernel.jsonl", KernelRecord)) if "kernel.jsonl" in members else None
-    times = [each.time for each in (*rounds, *(kernel_log or ())) if each.time is not None]
+    times = [readings.time for readings in rounds] + [record.time for record in kernel_log or () if record.time]
     if not all(time.tzinfo and _FIRST_YEAR <= time.year <= _LAST_YEAR for time in times):
         raise CaptureError("it has times without a time zone, or of another age")
     absent = {

@@ -1,4 +1,4 @@
-"""The command as a user runs it: in a process of its own, on a node made of files, with or without a simulated driver."""
+"""The command as a user runs it: a process of its own, on a node made of files, with or without a simulated driver."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from nvmlsim.simulator import Simulator
 
 COMMAND = Path(sys.executable).parent / "gpuhealth"
+BOOT_ID = "11111111-2222-3333-4444-555555555555\n"
 _OURS = ("GPUHEALTH_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "NVMLSIM", "LD_LIBRARY_PATH", "TERM")
 
 
@@ -43,7 +44,7 @@ class Node:
         for name in ("dev", "proc/sys/kernel/random", "sys/bus/pci/devices"):
             (self.root / name).mkdir(parents=True)
         (self.root / "proc/self").mkdir()
-        (self.root / "proc/sys/kernel/random/boot_id").write_text("11111111-2222-3333-4444-555555555555\n")
+        (self.root / "proc/sys/kernel/random/boot_id").write_text(BOOT_ID)
         self.kmsg.touch()
         self.configure()
 
@@ -51,7 +52,9 @@ class Node:
         """Gives the node GPUs, and the service that its NVSwitches need."""
         self.simulator = Simulator(self.folder, model, gpus, mig=mig)
         self.root = self.simulator.root
-        (self.root / "proc/self").mkdir(parents=True, exist_ok=True)
+        for name in ("proc/self", "proc/sys/kernel/random"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        (self.root / "proc/sys/kernel/random/boot_id").write_text(BOOT_ID)
         (self.root / "proc/4711").mkdir(exist_ok=True)
         (self.root / "proc/4711/comm").write_text("nv-fabricmanage\n")
         self.configure()

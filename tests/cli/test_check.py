@@ -11,7 +11,7 @@ import pytest
 
 from gpuhealth.checks.history import Baseline, History
 from gpuhealth.journal import Journal
-from tests.cli.command import COMMAND, Node
+from tests.cli.command import BOOT_ID, COMMAND, Node
 
 XID_79 = "NVRM: Xid (PCI:0000:61:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 GONE = "GPU-99999999-8888-7777-6666-555555555555"
@@ -139,6 +139,22 @@ def test_gpu_that_the_agent_remembers_is_missed(gpu_node: Node) -> None:
     assert gpu_node.journal.read_bytes() == before
 
 
+def test_finding_that_the_agent_still_holds(gpu_node: Node) -> None:
+    """What the agent has latched and one look cannot see is told, so that nobody takes the node for well."""
+    gpu_node.log(XID_79)
+    found = gpu_node.run("check", "--json").json["findings"]
+    finding = next(each for each in found if each["code"] == "xid.79")
+    tracked = [{"finding": finding, "raised": True, "boot_id": BOOT_ID.strip()}]
+    journal = Journal(gpu_node.journal, 86400.0, 1000)
+    journal.write(memory={"findings": msgspec.json.encode({"tracked": tracked})})
+    journal.close()
+    assert "still holds" not in gpu_node.run("check").out
+    gpu_node.kmsg.write_text("")
+    said = gpu_node.run("check")
+    assert said.code == 0
+    assert "note: the agent still holds xid.79 since " in said.out
+
+
 def test_damaged_journal_is_told_and_does_not_stop_the_check(gpu_node: Node) -> None:
     """A journal that cannot be read costs the memory of earlier rounds and nothing else."""
     gpu_node.journal.write_text("this is no journal, and long enough to be looked at as one\n" * 50)
@@ -185,6 +201,15 @@ def test_only_what_cannot_be_measured_is_unknown(gpu_node: Node) -> None:
     said = gpu_node.run("check", "--json", "--only", "thermal.gpu")
     assert said.code == 3
     assert [gpu["verdict"] for gpu in said.json["gpus"]].count("unknown") == 1
+
+
+@pytest.mark.parametrize("code", ["xid.48", "xid", "host.oom"])
+def test_only_what_the_kernel_log_tells(gpu_node: Node, code: str) -> None:
+    """Of an event that has not happened the verdict is healthy where the kernel log could be read, else unknown."""
+    said = gpu_node.run("check", "--json", "--only", code)
+    assert (said.code, said.json["coverage"]["checked"]) == (0, ["xid"])
+    gpu_node.kmsg.unlink()
+    assert gpu_node.run("check", "--only", code).code == 3
 
 
 def test_only_unknown_code(node: Node) -> None:
