@@ -1,0 +1,51 @@
+"""A simulated node with a real agent, and an agent in this process that never runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from simnode import SimulatedNode
+
+from gpuhealth.agent import Agent
+from gpuhealth.config import Settings
+
+SETTINGS = {
+    "interval": "200ms",
+    "unknown_after": "1s",
+    "nvml": {"warn_after": "500ms", "critical_after": "1s"},
+    "findings": {"*": {"clear_after": "0s"}},
+}
+
+
+@pytest.fixture(scope="module")
+def module_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedNode]:
+    """Eight H100 and an agent."""
+    with SimulatedNode(tmp_path_factory.mktemp("node"), settings=SETTINGS) as node:
+        yield node
+
+
+@pytest.fixture
+def node(module_node: SimulatedNode) -> Iterator[SimulatedNode]:
+    """The same, healed after the test; what is remembered stays."""
+    yield module_node
+    module_node.driver.clear()
+    module_node.driver.release()
+
+
+@pytest.fixture
+def make_agent(tmp_path: Path) -> Iterator[Callable[[], Agent]]:
+    """Agents that have not been started."""
+    made: list[Agent] = []
+
+    def make() -> Agent:
+        settings = Settings.model_validate(
+            {"journal": {"path": tmp_path / "journal.sqlite"}, "kubernetes": {"enabled": False}}
+        )
+        made.append(Agent(settings))
+        return made[-1]
+
+    yield make
+    for agent in made:
+        agent.journal.close()
