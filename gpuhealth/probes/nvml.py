@@ -58,6 +58,7 @@ class _Child:
         self._loop.add_reader(self._output, self._readable)
         self.exited = False
         self.asked_at: float | None = None
+        self.silent_before = 0.0  # how long the child that this one replaces was waited for
         self.answered = asyncio.Event()
         self._began: nvml_child.Began | None = None
         self._gpus: list[GpuReadings] = []
@@ -78,9 +79,13 @@ class _Child:
         with contextlib.suppress(BrokenPipeError):  # it has died: the reader sees the end of its output
             os.write(self._input, line)
 
+    def asked_for(self) -> float:
+        """How many seconds this child has been asked for its outstanding round; 0 if there is none."""
+        return 0.0 if self.asked_at is None else time.monotonic() - self.asked_at
+
     def waiting_seconds(self) -> float:
-        """How long the outstanding round has been waited for; of none, how long the last one took."""
-        return self.took_seconds if self.asked_at is None else time.monotonic() - self.asked_at
+        """How long the driver has not answered; when it has, how long the last round took."""
+        return self.took_seconds if self.asked_at is None else self.silent_before + self.asked_for()
 
     def _readable(self) -> None:
         try:
@@ -106,7 +111,7 @@ class _Child:
                 self._gpus.append(message.readings)
             case nvml_child.Ended():
                 self.took_seconds = self.waiting_seconds()
-                self.asked_at = None
+                self.asked_at, self.silent_before = None, 0.0
                 self.answered.set()
             case nvml_child.XidSeen():
                 self._on_xid(message)
@@ -255,7 +260,7 @@ class NvmlProbe:
         readings = child.readings()
         if state := self._process_state(child.pid):
             readings = msgspec.structs.replace(readings, waiting_for=f"{readings.waiting_for} (process state {state})")
-        if readings.waiting_seconds >= self._settings.critical_after:
+        if child.asked_for() >= self._settings.critical_after:
             self._replace(child)
         return readings
 
@@ -263,13 +268,11 @@ class NvmlProbe:
         """Starts another child beside one that hangs: what hangs may be the process and not the driver."""
         if len(self._leaving) >= self._settings.max_replacements:
             return
-        waited_since = child.asked_at
+        silent = child.waiting_seconds()
         self._retire(child)
-        replacement = self._start()
-        if replacement:
+        if replacement := self._start():
+            replacement.silent_before = silent
             replacement.ask()
-            # Until it answers, the driver has been silent since the first question.
-            replacement.asked_at = waited_since
 
     def _retire(self, child: _Child) -> None:
         child.let_go()

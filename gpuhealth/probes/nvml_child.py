@@ -87,6 +87,7 @@ class _Child:
             command = line.strip()
             if command == b"events":
                 self._want_events = True
+                self._listen()
             elif command == b"read":
                 self.round()
 
@@ -125,7 +126,10 @@ class _Child:
             nvml_reader.stop(self.progress)
         self._problem = nvml_reader.start(self.progress)
         self._driver = None if self._problem else nvml_reader.Driver(self.progress, before)
-        if self._driver and self._want_events:
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._driver and self._want_events and not self._events:
             self._events = nvml_reader.XidEvents(lambda *seen: self.say(XidSeen(*seen)))
 
 

@@ -1,0 +1,222 @@
+"""The running agent on a simulated node, without a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simnode import SimulatedNode, wait_for
+
+from gpuhealth.journal import Journal
+
+QUICK: dict[str, Any] = {
+    "interval": "200ms",
+    "unknown_after": "2s",
+    "nvml": {"warn_after": "1s", "critical_after": "3s", "reinit_interval": "200ms"},
+    "findings": {"*": {"clear_after": "400ms", "raise_after": 0}},
+}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[SimulatedNode]:
+    """A node of eight H100 whose agent the test starts."""
+    made = SimulatedNode(tmp_path, settings=QUICK)
+    yield made
+    made.driver.release()
+    made.stop()
+
+
+def healthy(node: SimulatedNode) -> bool:
+    """Whether the agent calls the node healthy."""
+    return node.metric("gpuhealth_node_healthy") == 1
+
+
+def entries(node: SimulatedNode) -> list[tuple[str, str]]:
+    """Kind and code of what the journal holds."""
+    journal = Journal(node.folder / "journal.sqlite", 1e9, 1000, read_only=True)
+    try:
+        return [(entry.kind, entry.code) for entry in journal.entries()]
+    finally:
+        journal.close()
+
+
+def test_a_fault_read_from_nvml_comes_and_goes(node: SimulatedNode) -> None:
+    """A fault in the driver is a finding in the next round, and cleared when it is read clean again."""
+    with node:
+        wait_for("healthy", lambda: healthy(node))
+        node.driver.inject("remap_failed", gpu=2)
+        wait_for("the finding", lambda: node.findings() == {"memory.remap_failed"})
+        assert node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 1
+        node.driver.clear()
+        wait_for("healthy again", lambda: healthy(node) and not node.findings())
+    assert entries(node) == [("raised", "memory.remap_failed"), ("cleared", "memory.remap_failed")]
+
+
+def test_several_findings_are_all_kept(node: SimulatedNode) -> None:
+    """Faults of different kinds on several GPUs stand beside each other."""
+    with node:
+        for gpu, fault in enumerate(["lost", "remap_failed", "power_brake", "pcie_width", "unrepairable"]):
+            node.driver.inject(fault, gpu=gpu)
+        wanted = {"gpu.lost", "memory.remap_failed", "power.brake", "pcie.width"}
+        wait_for("all findings", lambda: wanted <= node.findings())
+
+
+def test_a_hang_blinds_nobody_else(node: SimulatedNode) -> None:
+    """While every NVML call hangs: metrics answer, the kernel log acts, the hang is a finding; then it clears."""
+    with node:
+        wait_for("healthy", lambda: healthy(node))
+        descriptors = _descriptors(node)
+        node.driver.inject("hang")
+        node.xid(79, gpu=3, text="GPU has fallen off the bus.")
+        wait_for("the kernel-log fault", lambda: "xid.79" in node.findings())
+        unresponsive = 'gpuhealth_finding{code="driver.unresponsive",component="node",gpu="",severity="%s"}'
+        wait_for("the warning", lambda: node.metric(unresponsive % "warning"))
+        wait_for("the critical", lambda: node.metric(unresponsive % "critical"))
+        assert node.get("/healthz")[0] == 200
+        assert not [line for line in node.get("/metrics")[1].splitlines() if line.startswith("gpuhealth_gpu_power")]
+        assert node.metric("gpuhealth_agent_nvml_processes") == 2
+        wait_for("unknown GPUs", lambda: node.metric('gpuhealth_not_checked{check="gpu.lost",reason="timeout"}'))
+        node.driver.release()
+        node.driver.clear()
+        wait_for("the end of the hang", lambda: node.findings() == {"xid.79"})
+        wait_for("one NVML process", lambda: node.metric("gpuhealth_agent_nvml_processes") == 1)
+        assert node.metric("gpuhealth_agent_nvml_process_starts_total") == 2
+        wait_for("no descriptor more", lambda: _descriptors(node) <= descriptors + 1)
+
+
+def _descriptors(node: SimulatedNode) -> int:
+    return len(list(Path(f"/proc/{node.pid}/fd").iterdir()))
+
+
+def test_no_driver_is_not_healthy(node: SimulatedNode) -> None:
+    """GPUs on the bus and no libnvidia-ml: a finding; the node is never called healthy."""
+    node._environment["LD_LIBRARY_PATH"] = "/nonexistent"
+    with node:
+        wait_for("the finding", lambda: "driver.not_loaded" in node.findings())
+        assert not healthy(node)
+
+
+def test_the_kernel_log_goes_on_where_it_stopped(node: SimulatedNode) -> None:
+    """Over restarts of the agent, also by SIGKILL, every record is seen once: none twice, none missed."""
+    for number, code in enumerate((63, 64, 92)):
+        node.start()
+        node.xid(code, gpu=number)
+        wait_for("the event", lambda code=code: f"xid.{code}" in _seen(node))  # type: ignore[misc]
+        wait_for("the journal", lambda code=code: ("kernel", f"xid.{code}") in entries(node))  # type: ignore[misc]
+        node.stop(signal.SIGKILL if number % 2 else signal.SIGTERM)
+        node.xid(48, gpu=3 + number)  # while no agent runs
+    with node:
+        wait_for("what came in between", lambda: _kernel(node).count("xid.48") == 3)
+    assert sorted(_kernel(node)) == sorted(["xid.63", "xid.64", "xid.92", "xid.48", "xid.48", "xid.48"])
+
+
+def _seen(node: SimulatedNode) -> set[str]:
+    lines = node.get("/metrics")[1].splitlines()
+    return {
+        "xid." + line.split('xid="')[1].split('"')[0]
+        for line in lines
+        if line.startswith("gpuhealth_xid_errors_total{")
+    }
+
+
+def _kernel(node: SimulatedNode) -> list[str]:
+    return [code for kind, code in entries(node) if kind == "kernel"]
+
+
+def test_the_first_start_looks_back_and_no_further(node: SimulatedNode) -> None:
+    """At the very first start records of the last `lookback` count, and older ones do not."""
+    node.configure({"kmsg": {"lookback": "30s"}})
+    with node.kmsg.open("a") as log:  # of the moment of boot
+        log.write(f"3,0,0,-;NVRM: Xid (PCI:{node.pci(0)}): 79, GPU has fallen off the bus.\n")
+    node.xid(95, gpu=1, text="pid=1, name=x, Uncontained")
+    with node:
+        wait_for("the recent one", lambda: "xid.95" in node.findings())
+        assert "xid.79" not in node.findings()
+
+
+def test_a_latched_finding_survives_a_restart(node: SimulatedNode) -> None:
+    """What only a reboot or a reset ends is still there after the agent has been killed."""
+    with node:
+        node.xid(79, gpu=1, text="GPU has fallen off the bus.")
+        wait_for("the finding", lambda: "xid.79" in node.findings())
+        wait_for("the journal", lambda: ("raised", "xid.79") in entries(node))
+        node.stop(signal.SIGKILL)
+        node.start()
+        assert "xid.79" in node.findings()
+        assert entries(node).count(("raised", "xid.79")) == 1
+
+
+def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
+    """Where the kernel log cannot be opened, XIDs come from NVML, and that this is so is a finding."""
+    node.kmsg.unlink()
+    with node:
+        wait_for("the warning", lambda: "kmsg.unavailable" in node.findings())
+        node.driver.inject("xid", gpu=4, code=95)
+        wait_for("the XID", lambda: "xid.95" in node.findings())
+
+
+def test_the_driver_is_let_go_and_taken_again(node: SimulatedNode) -> None:
+    """SIGUSR1 closes every handle of the driver; the reason is shown, nothing is called a fault; a second takes it."""
+    with node:
+        wait_for("healthy", lambda: healthy(node))
+        child = _children(node)[0]
+        os.kill(node.pid, signal.SIGUSR1)
+        wait_for("the release", lambda: not Path(f"/proc/{child}/maps").exists() or not _children(node))
+        wait_for("the reason", lambda: node.metric('gpuhealth_not_checked{check="gpu.lost",reason="released"}'))
+        assert node.metric("gpuhealth_agent_driver_released") == 1
+        assert node.findings() == set()
+        os.kill(node.pid, signal.SIGUSR1)
+        wait_for("healthy again", lambda: healthy(node))
+
+
+def _children(node: SimulatedNode) -> list[str]:
+    return Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+
+
+def test_settings_are_taken_up_when_they_change(node: SimulatedNode) -> None:
+    """A changed file holds from the next round on; one that cannot be used is reported and changes nothing."""
+    with node:
+        node.driver.inject("persistence_off", gpu=0)
+        wait_for("the finding", lambda: "persistence.off" in node.findings())
+        node.configure(
+            {"findings": {**QUICK["findings"], "persistence.off": {"quarantine": True, "severity": "critical"}}}
+        )
+        wait_for("the new severity", lambda: node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 1)
+        node.config.write_text("interval: [")
+        wait_for("the refusal", lambda: node.metric("gpuhealth_agent_config_valid") == 0)
+        assert "is not valid YAML" in next(line["error"] for line in node.log() if "error" in line)
+        assert node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 1
+        node.configure({})
+        wait_for("a usable file", lambda: node.metric("gpuhealth_agent_config_valid") == 1)
+
+
+def test_stops_in_good_order(node: SimulatedNode) -> None:
+    """On SIGTERM the agent ends by itself with 0, leaves no process, and its log is JSON throughout."""
+    node.start()
+    children = _children(node)
+    assert node.stop() == 0
+    wait_for("no process left", lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+    text = node.log_file.read_text().splitlines()
+    assert len(node.log()) == len(text)
+    assert [line["event"] for line in node.log()][-1] == "agent stops"
+
+
+def test_a_storm_stays_bounded(node: SimulatedNode) -> None:
+    """Thousands of XID 45 of a crashed job: no critical finding, few journal lines, a true count."""
+    lines, address, now = 5000, node.pci(0), time.monotonic() * 1e6
+    storm = (
+        f"3,{number},{now:.0f},-;NVRM: Xid (PCI:{address}): 45, pid={number}, name=job, Ch 1\n"
+        for number in range(lines)
+    )
+    with node:
+        with node.kmsg.open("a") as log:
+            log.writelines(storm)
+        count = f'gpuhealth_xid_errors_total{{gpu="{node.driver.text("gpu0.uuid")}",xid="45"}}'
+        wait_for("all of them", lambda: node.metric(count) == lines)
+        assert node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 0
+    assert len(entries(node)) < 20
