@@ -9,7 +9,7 @@ from gpuhealth.cli import options
 
 
 def command(config: options.Config = None) -> None:
-    """Watch over this node: check it all the time, mark it, serve metrics."""
+    """Watch over this node all the time."""
     import asyncio
 
     named = os.environ.get("GPUHEALTH_CONFIG")

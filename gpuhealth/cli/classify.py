@@ -16,7 +16,7 @@ _CHUNK = 1 << 18  # bytes
 def command(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="A log; - or nothing is standard input.")] = "-",
 ) -> None:
-    """Tell which kernel-log lines mean something: one JSON object for each.
+    """Say which kernel-log lines mean something, in JSON.
 
     Reads raw /dev/kmsg records, dmesg, syslog and journalctl output in all their formats, mixed or not:
     dmesg | gpuhealth classify

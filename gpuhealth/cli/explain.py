@@ -167,11 +167,16 @@ class _Explained:
             self._row("note", "Once it is a warning; it is critical when it repeats on the same GPU.")
 
     def _sxid(self, facts: SxidFacts) -> None:
+        from gpuhealth.catalog import sxid
+        from gpuhealth.cli.words import DO
+
         self._title(f"SXid {facts.code}", facts.mnemonic)
         self._row("means", f"{facts.meaning}.")
         if facts.printed in _PRINTED:
             self._row("driver", f"prints it as {_PRINTED[facts.printed]}; the printed word decides how bad it is.")
-        self._row("do", f"{facts.advice} [{facts.action}]")
+        _, action = sxid.assess(facts.code, facts.printed)
+        advice = facts.advice if action is facts.action else f"{DO[action].capitalize()}."
+        self._row("do", f"{advice} [{action}]")
 
     def _what_we_do(self, name: str) -> None:
         from gpuhealth import checks
@@ -200,7 +205,7 @@ class _Explained:
     def _title(self, name: str, rest: str, style: str = "bold") -> None:
         from rich.text import Text
 
-        self._out.print(Text(name, style=style).append(f"  {rest}" if rest else "", style="none"))
+        self._out.print(Text.assemble((name, style), f"  {rest}" if rest else ""))
 
     def _row(self, label: str, text: str) -> None:
         if text:

@@ -140,11 +140,15 @@ def _waited_for(readings: NodeReadings) -> float:
 async def _waiting_shown(limit: float) -> AsyncIterator[None]:
     """Tells the one who sits at the terminal that it is the driver that takes so long."""
 
+    told = ""
+
     async def show() -> None:
+        nonlocal told
         await asyncio.sleep(1.0)
         for waited in range(2, int(limit) + 2):
             await asyncio.sleep(1.0)
-            sys.stderr.write(f"\rwaiting for NVML … {waited} s (at most {limit:.0f} s) ")
+            told = f"waiting for NVML … {waited} s (at most {limit:.0f} s)"
+            sys.stderr.write(f"\r{told}")
             sys.stderr.flush()
 
     if not sys.stderr.isatty():
@@ -155,7 +159,8 @@ async def _waiting_shown(limit: float) -> AsyncIterator[None]:
         yield
     finally:
         shown.cancel()
-        sys.stderr.write("\r\x1b[K")
+        if told:
+            sys.stderr.write(f"\r{' ' * len(told)}\r")
         sys.stderr.flush()
 
 

@@ -71,7 +71,7 @@ def labelled(out: Console, label: str, text: Text | str, margin: int = 10) -> No
     from rich.text import Text
 
     body = Text(text) if isinstance(text, str) else text
-    head = Text(f"  {label}".ljust(margin)[:margin], style="dim")
+    head = Text.assemble((f"  {label}".ljust(margin)[:margin], "dim"))
     for line in body.wrap(out, max(20, out.width - margin)):
         line.rstrip()
         out.print(head + line, soft_wrap=True)

@@ -45,8 +45,8 @@ def show(judgement: Judgement, notes: Sequence[str] = (), *, verbose: bool = Fal
 def _header(out: Console, readings: NodeReadings, verdict: Verdict, replay_of: str) -> None:
     nvml = readings.nvml
     driver = None if isinstance(nvml, Missing) else nvml.driver_version
-    head = Text(printable(verdict.node), style="bold")
-    head.append(f"  driver {printable(driver) if isinstance(driver, str) else '-'}", style="none")
+    head = Text.assemble((printable(verdict.node), "bold"))
+    head.append(f"  driver {printable(driver) if isinstance(driver, str) else '-'}")
     head.append(f"  {verdict.time:%Y-%m-%d %H:%M:%SZ}")
     out.print(head)
     if replay_of:
@@ -98,10 +98,10 @@ def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
 
 def _findings(out: Console, group: list[Finding], settings: Settings, verbose: bool) -> None:
     first = group[0]
-    head = Text(first.severity.upper(), style=STYLE[first.severity])
+    head = Text.assemble((first.severity.upper(), STYLE[first.severity]))
     head.append(f"  {printable(first.code)}", style="bold")
     if len(group) > 1:
-        head.append(f"  ({counted(len(group), 'finding')})", style="none")
+        head.append(f"  ({counted(len(group), 'finding')})")
     out.print(head)
     code = checks.code_of(first, settings)
     if verbose:
@@ -142,28 +142,39 @@ def _coverage(out: Console, verdict: Verdict, verbose: bool) -> None:
     if verbose and coverage.checked:
         done += f": {', '.join(_folded(coverage.checked))}"
     out.print(Text(f"{done}{'; not checked:' if coverage.not_checked else ', none left out.'}"))
-    places = {gpu.uuid: gpu.index for gpu in verdict.gpus}
-    by_reason: dict[str, list[str]] = {}
+    where: dict[tuple[str, str], set[str]] = {}  # reason and check -> components
     for each in coverage.not_checked:
-        by_reason.setdefault(_reason(each, places), []).append(each.check)
-    for reason, names in by_reason.items():
-        labelled(out, "-", f"{reason}: {', '.join(_folded(sorted(names)))}", margin=4)
+        reason, names = _reason(each, verdict)
+        where.setdefault((reason, each.check), set()).update(names)
+    lines: dict[tuple[str, str], list[str]] = {}  # reason and place -> checks
+    for (reason, check), components in where.items():
+        lines.setdefault((reason, _place(components, verdict)), []).append(check)
+    for (reason, place), checked in lines.items():
+        labelled(out, "-", f"{reason}{place}: {', '.join(_folded(sorted(checked)))}", margin=4)
 
 
-def _reason(each: NotCovered, places: dict[str, int]) -> str:
-    """The reason in words, and GPUs by number in place of their uuids."""
+def _reason(each: NotCovered, verdict: Verdict) -> tuple[str, set[str]]:
+    """The reason in words and the components; two GPUs whose reasons differ in their addresses alone have the same."""
     match = _WHERE.search(each.reason)
-    names = match[1].split(", ") if match else []
-    if match is None or not set(names) <= {*places, NODE}:
-        return printable(each.reason)
+    names = set(match[1].split(", ")) if match else set()
+    if match is None or not names <= {*(gpu.uuid for gpu in verdict.gpus), NODE}:
+        return printable(each.reason), set()
     reason, _, detail = each.reason[: match.start()].partition(": ")
-    reason = printable(detail) or UNREAD.get(reason, printable(reason))
-    numbers = sorted(places[name] for name in names if name != NODE)
-    if not numbers:
-        return reason
-    if len(numbers) == len(places) > 1:
-        return f"{reason} (all {len(places)} GPUs)"
-    return f"{reason} (GPU {', '.join(map(str, numbers))})"
+    for gpu in verdict.gpus:
+        if gpu.uuid in names and gpu.pci:
+            detail = detail.replace(gpu.pci, "<address>")
+    return printable(detail) or UNREAD.get(reason, printable(reason)), names - {NODE}
+
+
+def _place(components: set[str], verdict: Verdict) -> str:
+    """` (GPU 3, 5)`, with GPUs by number in place of their uuids."""
+    if not components:
+        return ""
+    if len(components) == len(verdict.gpus) > 1:
+        return f" (all {len(components)} GPUs)"
+    numbers = sorted(gpu.index for gpu in verdict.gpus if gpu.uuid in components and gpu.index >= 0)
+    gone = [short(gpu.uuid) for gpu in verdict.gpus if gpu.uuid in components and gpu.index < 0]
+    return f" (GPU {', '.join([*map(str, numbers), *gone])})"
 
 
 def _folded(names: Sequence[str]) -> list[str]:
@@ -183,12 +194,12 @@ def _folded(names: Sequence[str]) -> list[str]:
 def _last_word(judgement: Judgement) -> Text:
     verdict, quarantine = judgement.verdict, judgement.quarantine
     state = verdict.verdict
-    word = Text(state.upper() if state is State.UNHEALTHY else str(state), style=STYLE[state])
-    word.append(f": {_what_it_means(verdict)}", style="none")
+    word = Text.assemble((state.upper() if state is State.UNHEALTHY else str(state), STYLE[state]))
+    word.append(f": {_what_it_means(verdict)}")
     if quarantine.findings:
         moves = " and moves its pods elsewhere" if quarantine.drain else ""
         code = quarantine.findings[0].code
-        word.append(f" The agent takes such a node out of service{moves} ({code}).", style="none")
+        word.append(f" The agent takes such a node out of service{moves} ({code}).")
     return word
 
 

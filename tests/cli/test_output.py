@@ -167,3 +167,16 @@ def test_unknown_command(node: Node) -> None:
     said = node.run("chek")
     assert said.code == 3
     assert said.err == "gpuhealth: No such command 'chek'. Did you mean 'check'?\n"
+
+
+def test_colour_stays_with_the_word(sick_node: Node) -> None:
+    """Only the word that names the state is coloured, not the sentence behind it."""
+    shown = at_terminal(sick_node, 200, "check")
+    assert re.search("\x1b\\[1;31mUNHEALTHY\x1b\\[0m: \\d", shown)
+
+
+def test_addresses_do_not_split_a_reason(gpu_node: Node) -> None:
+    """Eight GPUs that sysfs does not show are one line of the coverage."""
+    (gpu_node.folder / "empty/bus/pci/devices").mkdir(parents=True)
+    said = gpu_node.run("check", GPUHEALTH_ROOTS__SYS=str(gpu_node.folder / "empty"))
+    assert sum("pcie.aer_uncorrectable" in line for line in said.out.splitlines()) == 1
