@@ -138,7 +138,8 @@ def _inforom(gpu: GpuReadings, look: Look) -> Judgement:
     for call, text in gpu.failed_calls.items():
         if text.startswith(MissingReason.CORRUPTED_INFOROM):
             return look.found(INFOROM_CORRUPTED, gpu, "InfoROM corrupt", source=call, reading=text)
-    return gpu.error
+    checksum = gpu.inforom_checksum
+    return gpu.error or (checksum if isinstance(checksum, Missing) else None)
 
 
 CHECK = together(

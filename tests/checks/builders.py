@@ -36,6 +36,7 @@ def gpu(index: int = 0, **changes: Any) -> GpuReadings:
         uuid=uuid(index),
         pci=pci(index),
         name="NVIDIA H100 80GB HBM3",
+        inforom_checksum=0x1234,
         temperature_celsius=35,
         temperature_margin_celsius=50,
         slowdown_celsius=NOT_SUPPORTED,

@@ -101,4 +101,7 @@ def test_inforom() -> None:
     assert look(failed_calls={"nvmlDeviceGetRetiredPages": str(corrupt)}).severity("inforom.corrupted")
     result = look(error=corrupt)
     assert [finding.code for finding in result.findings] == ["inforom.corrupted"]
+    assert look(inforom_checksum=corrupt).severity("inforom.corrupted")
     assert look().is_clean("inforom.corrupted")
+    assert look(inforom_checksum=UNREAD).why_not("inforom.corrupted") is MissingReason.ERROR
+    assert look(inforom_checksum=NOT_SUPPORTED).says_nothing("inforom.corrupted")
