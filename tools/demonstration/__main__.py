@@ -62,7 +62,7 @@ def _demonstrate(screen: Screen) -> tuple[float, list[Seen]]:
             screen.say(f"No control plane ({missing}). The node's marks are printed instead of applied.")
         node = SimulatedNode(folder, NODE, kubeconfig=kubeconfig, settings=SETTINGS, environment=screen.environment)
         stack.enter_context(node)
-        marks: Marks = Applied(plane, NODE) if plane else Printed(node)
+        marks: Marks = stack.enter_context(Applied(plane, NODE)) if plane else Printed(node)
         began = time.monotonic()
         try:
             return began, Story(screen, node, marks).tell()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import ssl
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from http import HTTPStatus
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -59,7 +59,21 @@ class Applied:
         self._latest: Object | None = None
         self._seen_at = 0.0
         self._news = threading.Condition()
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._watch = self._connection()
+
+    def __enter__(self) -> Applied:
+        path = f"{NODES.path()}?watch=true&fieldSelector=metadata.name%3D{self._name}"
+        answer = self._answer(self._watch, path)
+        self._thread = threading.Thread(target=self._follow, args=(answer,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The API server waits for open watches when it is stopped: ours ends now."""
+        with contextlib.suppress(OSError):
+            self._watch.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._watch.close()
 
     @property
     def node(self) -> Object:
@@ -75,8 +89,8 @@ class Applied:
 
     def table(self, kind: Kind, namespace: str = "") -> list[list[str]]:
         """What `kubectl get` shows of a kind: the API server makes its table."""
-        with self._open(kind.path(namespace=namespace), _TABLE) as answer:
-            table = json.load(answer)
+        with closing(self._connection()) as connection:
+            table = json.load(self._answer(connection, kind.path(namespace=namespace), _TABLE))
         shown = [number for number, column in enumerate(table["columnDefinitions"]) if not column["priority"]]
         heading = [table["columnDefinitions"][number]["name"].upper() for number in shown]
         rows = [[_cell(row["cells"][number]) for number in shown] for row in table["rows"]]
@@ -92,21 +106,20 @@ class Applied:
             raise
         return report.get("status") or {}
 
-    def _follow(self) -> None:
-        path = f"{NODES.path()}?watch=true&fieldSelector=metadata.name%3D{self._name}"
-        with contextlib.suppress(OSError), self._open(path) as answer:  # ends with the control plane
+    def _follow(self, answer: HTTPResponse) -> None:
+        with contextlib.suppress(OSError, HTTPException):
             for line in answer:
                 with self._news:
                     self._latest, self._seen_at = json.loads(line)["object"], time.monotonic()
                     self._news.notify_all()
 
-    @contextlib.contextmanager
-    def _open(self, path: str, accept: str = "application/json") -> Iterator[HTTPResponse]:
-        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Accept": accept}
-        request = urllib.request.Request(self._plane.server + path, headers=headers)
+    def _connection(self) -> HTTPSConnection:
         context = ssl.create_default_context(cafile=str(self._plane.ca))
-        with urllib.request.urlopen(request, context=context) as answer:
-            yield answer
+        return HTTPSConnection("127.0.0.1", self._plane.port, context=context)
+
+    def _answer(self, connection: HTTPSConnection, path: str, accept: str = "application/json") -> HTTPResponse:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {ADMIN_TOKEN}", "Accept": accept})
+        return connection.getresponse()
 
 
 class Printed:

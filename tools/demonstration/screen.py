@@ -67,8 +67,10 @@ class Screen:
                 self._console.print(Text(" " * _INDENT if part else "") + part, soft_wrap=True)
 
     def table(self, rows: Sequence[Sequence[str]]) -> list[str]:
-        """The rows with their cells in columns."""
-        return [line.plain for line in columns([[Text(cell) for cell in row] for row in rows])]
+        """The rows with their cells in columns; the last columns are left out where there is no room."""
+        lines = [line.plain for line in columns([[Text(cell) for cell in row] for row in rows])]
+        fits = max(map(len, lines)) <= self._console.width - _INDENT
+        return lines if fits else self.table([row[:-1] for row in rows])
 
     def _folded(self, line: str) -> list[Text]:
         """A line as lines that fit, broken behind blanks and commas; uuids are cut to the part that people compare."""
