@@ -29,7 +29,7 @@ from gpuhealth.cluster.report import Facts, Gpu, Inventory
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import ConfigError, Settings
 from gpuhealth.journal import Entry, Journal, JournalError, JournalWriter
-from gpuhealth.model import KernelEvent, KernelRecord, Missing, MissingReason, Reading, Verdict
+from gpuhealth.model import KernelEvent, KernelRecord, Missing, MissingReason, Reading, State, Verdict
 from gpuhealth.probes.kmsg import KmsgReader, Position
 from gpuhealth.probes.node import NodeProbe
 from gpuhealth.probes.nvml_child import XidSeen
@@ -55,6 +55,7 @@ class Counts(msgspec.Struct):
     kernel_events: Counter[str] = msgspec.field(default_factory=Counter)  # by kind
     failures: Counter[str] = msgspec.field(default_factory=Counter)  # by loop
     api_calls: Counter[tuple[str, int]] = msgspec.field(default_factory=Counter)  # by method and status
+    rounds: int = 0
     kernel_records: int = 0
     lost_records: int = 0
 
@@ -83,6 +84,7 @@ class Agent:
         self.readings: NodeReadings | None = None
         self.verdict: Verdict | None = None
         self.version = 0  # grows with every change of what is shown
+        self.updated = asyncio.Event()  # set with it; for who shows it to clear
         self.http_port = 0
         self.config_valid = True
         self.kmsg_lag_seconds = 0.0
@@ -126,7 +128,7 @@ class Agent:
         log.info("agent starts", node=self.settings.node_name, mode=self.settings.mode, version=__version__)
         try:
             async with asyncio.TaskGroup() as group:
-                for step in (self._round, self._follow_kernel_log, self.journal.run_once, self._mark_node):
+                for step in (self._round, self._follow_kernel_log, self._write_journal, self._mark_node):
                     group.create_task(self._forever(step))
                 for service in self._services:
                     group.create_task(service(self))  # type: ignore[arg-type]  # a coroutine function
@@ -143,11 +145,24 @@ class Agent:
             except Exception:  # a fault in one loop must not end the others; it is logged and counted
                 self.counts.failures[name] += 1
                 log.exception("unexpected error", loop=name)
+                self._has_changed()  # after enough failed rounds the node is unknown
                 await asyncio.sleep(1.0)
 
     def _finish(self) -> None:
         self.probe.nvml.close()
         self.journal.close()
+
+    def is_current(self) -> bool:
+        """Whether the last round was recent enough to say something of now."""
+        if self.readings is None:
+            return False
+        age = (self.clock() - self.readings.time).total_seconds()
+        return age < max(self.settings.unknown_after, 3 * self.settings.interval)
+
+    def _has_changed(self) -> None:
+        self.version += 1
+        self.updated.set()
+        self.keeper.changed()
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
@@ -163,6 +178,7 @@ class Agent:
         outcomes = checks.judge(readings, self.settings, self._history)
         self.check_seconds = time.monotonic() - judging
         self._publish(self.findings.take_round(outcomes, readings.time, readings.boot_id), readings)
+        self.counts.rounds += 1
         self._looked.set()
         if time.monotonic() - self._remembered_at > _MEMORY_SECONDS:
             self.journal.note()
@@ -183,8 +199,7 @@ class Agent:
                 self.counts.findings[change.finding.code] += 1
             _log_change(change)
         self.verdict = self.findings.verdict(readings, self._history, readings.time)
-        self.version += 1
-        self.keeper.changed()
+        self._has_changed()
         if changes:
             self.journal.note(*(_entry(change) for change in changes))
 
@@ -287,9 +302,12 @@ class Agent:
     def _marks_wanted(self) -> tuple[Desired, Facts] | None:
         if self.verdict is None:
             return None
+        verdict = self.verdict
+        if not self.is_current():
+            verdict = msgspec.structs.replace(verdict, verdict=State.UNKNOWN)
         quarantine = self.findings.quarantine()
         codes = tuple(finding.code for finding in quarantine.findings)
-        return Desired(self.verdict, codes, quarantine.drain), self._facts()
+        return Desired(verdict, codes, quarantine.drain), self._facts()
 
     def _node_changed(self, writer: NodeWriter) -> None:
         """Takes from our Node what people say there."""
@@ -355,6 +373,9 @@ class Agent:
             log.error("no journal: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
         self.findings = Findings(self.settings, self.clock(), ledger)
         self.journal = JournalWriter(journal, self._memory, self.clock)
+
+    async def _write_journal(self) -> None:
+        await self.journal.run_once()
 
     def _memory(self) -> dict[str, bytes]:
         self._remembered_at = time.monotonic()

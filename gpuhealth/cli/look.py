@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 
@@ -98,8 +97,7 @@ def machine(
 
     A driver that hangs is waited for until it counts as hung, never longer, and no further round is tried.
     """
-    with _standard_error_not_inherited():
-        return asyncio.run(_machine(settings, back_seconds, rounds, interval))
+    return asyncio.run(_machine(settings, back_seconds, rounds, interval))
 
 
 async def _machine(
@@ -162,25 +160,3 @@ async def _waiting_shown(limit: float) -> AsyncIterator[None]:
         if told:
             sys.stderr.write(f"\r{' ' * len(told)}\r")
         sys.stderr.flush()
-
-
-@contextlib.contextmanager
-def _standard_error_not_inherited() -> Iterator[None]:
-    """Has processes that are started meanwhile write their errors nowhere.
-
-    One that is left behind in a hung driver would otherwise hold our standard error open, and a program that reads it
-    through a pipe would wait for that process and not for us.
-    """
-    ours, kept = sys.stderr, os.dup(2)
-    ours.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    with open(kept, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as sys.stderr:
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            sys.stderr = ours

@@ -129,6 +129,7 @@ class Client:
         api, self._api = self._api, None
         if api is not None:
             await api.close()
+            await asyncio.sleep(0)  # in which the loop closes the sockets of watches that were cut off
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -321,6 +322,8 @@ class Client:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise _unavailable(error, silence) from error
         finally:
+            if response.connection is not None and response.connection.transport is not None:
+                response.connection.transport.abort()  # a polite TLS shutdown would outlive the event loop
             response.close()
 
     async def _send(
@@ -361,10 +364,13 @@ class Client:
             return self._api
 
     async def _read_credentials_again(self, generation: int) -> None:
-        """After a refusal; once for all the calls that were refused together."""
-        if generation == self._generation:
-            self._generation += 1
-            await self.close()
+        """After a refusal; once for all the calls that were refused together, and without breaking any connection."""
+        async with self._connecting:
+            if generation == self._generation and self._api is not None:
+                self._generation += 1
+                fresh = await self._configure()
+                self._api.configuration.api_key = fresh.api_key
+                self._api.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
 
     def _count(self, method: str, status: int) -> None:
         self.calls[method, status] = self.calls.get((method, status), 0) + 1

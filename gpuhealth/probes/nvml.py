@@ -17,11 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from gpuhealth.config import Nvml
 from gpuhealth.model import Missing, MissingReason
 from gpuhealth.probes import nvml_child
 from gpuhealth.readings import UNREAD, GpuReadings, NvmlReadings
+
+log = structlog.get_logger()
 
 RELEASED = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was let go on request"))
 _LONGEST_BACKOFF_SECONDS = 300.0
@@ -42,11 +45,13 @@ class _Child:
         os.set_blocking(self._output, False)
         self.pid = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-m", "gpuhealth.probes.nvml_child", *arguments],
+            [sys.executable, "-P", "-m", "gpuhealth.probes.nvml_child", *arguments],
             os.environ | {"MALLOC_ARENA_MAX": "1"},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, child_input, 0),
                 (os.POSIX_SPAWN_DUP2, child_output, 1),
+                # Not ours: who waits for the end of our standard error must not wait for a child that hangs.
+                (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
                 (os.POSIX_SPAWN_DUP2, page, nvml_child.PROGRESS_FD),
             ],
             setsid=True,  # a Ctrl-C at the terminal must not hit it inside a call
@@ -57,6 +62,7 @@ class _Child:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._output, self._readable)
         self.exited = False
+        self.crash = ""  # a traceback
         self.asked_at: float | None = None
         self.silent_before = 0.0  # how long the child that this one replaces was waited for
         self.answered = asyncio.Event()
@@ -115,6 +121,8 @@ class _Child:
                 self.answered.set()
             case nvml_child.XidSeen():
                 self._on_xid(message)
+            case nvml_child.Crashed():
+                self.crash = message.traceback
 
     def readings(self) -> NvmlReadings:
         """What has come of the round so far."""
@@ -280,7 +288,10 @@ class NvmlProbe:
         self._child = None
 
     def _died(self, child: _Child) -> NvmlReadings:
-        detail = f"the NVML process died in {child.call() or 'no call'}"
+        why = child.crash.strip().rpartition("\n")[2]
+        detail = f"the NVML process died in {child.call() or 'no call'}" + (f" ({why})" if why else "")
+        if child.crash:
+            log.error("the NVML process has failed", traceback=child.crash)
         self._last_exit = Missing(MissingReason.ERROR, f"{detail}; next start in {self._backoff_seconds:.0f} s")
         self._not_before = time.monotonic() + self._backoff_seconds
         self._backoff_seconds = min(2 * self._backoff_seconds, _LONGEST_BACKOFF_SECONDS)

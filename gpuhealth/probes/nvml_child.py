@@ -14,6 +14,7 @@ import select
 import sys
 import threading
 import time
+import traceback
 from typing import TypeAlias
 
 import msgspec
@@ -55,7 +56,13 @@ class XidSeen(msgspec.Struct, frozen=True, tag=True):
     time: float
 
 
-Message: TypeAlias = Began | Gpu | Ended | XidSeen
+class Crashed(msgspec.Struct, frozen=True, tag=True):
+    """Said by a process that ends because of an error of its own."""
+
+    traceback: str
+
+
+Message: TypeAlias = Began | Gpu | Ended | XidSeen | Crashed
 
 
 class _Child:
@@ -65,6 +72,7 @@ class _Child:
         self._problem: Missing | None = Missing(MissingReason.ERROR, "not started")
         self._started_at = -reinit_interval
         self._lost = False
+        self._count: Reading[int] | None = None
         self._want_events = False
         self._events: nvml_reader.XidEvents | None = None
         self._encoder = msgspec.json.Encoder()
@@ -99,6 +107,9 @@ class _Child:
             self.say(Began(self._problem, unread, unread, unread, unread))
         else:
             count = driver.count()
+            if count != self._count:  # what stands behind an index may have changed
+                self._count = count
+                driver = self._driver = nvml_reader.Driver(self.progress)
             self.say(Began(None, driver.driver_version, driver.nvml_version, driver.cuda_version, count))
             self._lost = isinstance(count, Missing)
             if not isinstance(count, Missing):
@@ -140,8 +151,12 @@ def _input_ended() -> bool:
 
 def main() -> None:
     """Serves until standard input ends."""
+    child = _Child(reinit_interval=float(sys.argv[1]))
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
-        _Child(reinit_interval=float(sys.argv[1])).serve()
+        try:
+            child.serve()
+        except Exception:  # noqa: BLE001 - whatever it was, the parent is told, and logs it
+            child.say(Crashed(traceback.format_exc()))
     os._exit(0)
 
 

@@ -7,6 +7,7 @@ rounds have stopped says unknown, whatever its last verdict was.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
@@ -21,10 +22,11 @@ from prometheus_client.registry import Collector
 from gpuhealth import __version__
 from gpuhealth.agent import Agent
 from gpuhealth.model import Missing, State
-from gpuhealth.readings import GpuReadings, NodeReadings
+from gpuhealth.readings import GpuReadings
 
+_PAUSE_SECONDS = 0.2
 _LINK_IS_UP = (1, 3)  # active; active without traffic
-_LOOPS = ("round", "follow_kernel_log", "run_once", "mark_node")  # shown from the start: a rate needs its zero
+_LOOPS = ("round", "follow_kernel_log", "write_journal", "mark_node")  # shown from the start: a rate needs its zero
 
 
 class Exposition:
@@ -47,6 +49,14 @@ class Exposition:
             self._made = self._agent.version, time.monotonic()
             self._text = generate_latest(self._registry)
         return self._text
+
+    async def keep(self) -> None:
+        """Renders ahead of the scrapes, for ever: with eight GPUs it takes milliseconds, which no scrape then waits."""
+        while True:
+            self._agent.updated.clear()
+            self.text()
+            await asyncio.sleep(_PAUSE_SECONDS)  # a storm of events is not a storm of renderings
+            await self._agent.updated.wait()
 
 
 def _gauge(name: str, help_text: str, labels: Iterable[str], samples: Iterable[tuple[Any, ...]]) -> Metric:
@@ -71,7 +81,7 @@ class _AgentCollector(Collector):
         self._agent = agent
 
     def collect(self) -> Iterator[Metric]:
-        readings = self._current()
+        readings = self._agent.readings if self._agent.is_current() else None
         yield from self._node(known=readings is not None)
         yield from self._self()
         nvml = readings.nvml if readings else None
@@ -79,14 +89,6 @@ class _AgentCollector(Collector):
             return
         if nvml.answered or nvml.waiting_seconds < self._agent.settings.nvml.warn_after:
             yield from _gpus(nvml.gpus, nvml.driver_version)
-
-    def _current(self) -> NodeReadings | None:
-        """The last round, unless it was so long ago that it says nothing of now."""
-        readings, settings = self._agent.readings, self._agent.settings
-        if readings is None:
-            return None
-        age = (self._agent.clock() - readings.time).total_seconds()
-        return readings if age < max(settings.unknown_after, 3 * settings.interval) else None
 
     def _node(self, *, known: bool) -> Iterator[Metric]:
         agent = self._agent
@@ -132,6 +134,7 @@ class _AgentCollector(Collector):
         if agent.readings is not None:
             read_at = [(agent.readings.time.timestamp(),)]
             yield _gauge("agent_last_round_timestamp_seconds", "When the last round ended", [], read_at)
+        yield _counter("agent_rounds", "Rounds completed", [], [(counts.rounds,)])
         yield _gauge("agent_round_seconds", "Time that reading the last round took", [], [(agent.round_seconds,)])
         nvml = agent.readings.nvml if agent.readings else None
         if nvml is not None and not isinstance(nvml, Missing):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 from aiohttp import web
 
@@ -16,9 +14,8 @@ _MAX_REQUEST_BYTES = 4096  # nobody has anything to send us
 _IDLE_SECONDS = 75.0  # Prometheus keeps its connections between scrapes
 
 
-def application(agent: Agent) -> web.Application:
+def application(agent: Agent, exposition: Exposition) -> web.Application:
     """The agent's pages. Read only."""
-    exposition = Exposition(agent)
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=exposition.text(), headers={"Content-Type": exposition.content_type})
@@ -43,13 +40,14 @@ def application(agent: Agent) -> web.Application:
 async def serve(agent: Agent) -> None:
     """Serves until cancelled. Raises OSError where the address cannot be had."""
     http = agent.settings.http
-    runner = web.AppRunner(application(agent), access_log=None, keepalive_timeout=_IDLE_SECONDS)
-    await runner.setup()
+    exposition = Exposition(agent)
+    runner = web.AppRunner(application(agent, exposition), access_log=None, keepalive_timeout=_IDLE_SECONDS)
     try:
+        await runner.setup()
         site = web.TCPSite(runner, http.host, http.port, reuse_address=True)
         await site.start()
         agent.http_port = runner.addresses[0][1]
         log.info("serving", host=http.host, port=agent.http_port)
-        await asyncio.Event().wait()
+        await exposition.keep()
     finally:
         await runner.cleanup()

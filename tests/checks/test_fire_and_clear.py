@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from nvmlsim.simulator import Simulator
+from nvmlsim.simulator import COMMAND, Simulator
 
 from gpuhealth import checks
 from gpuhealth.checks import kernel, xid
@@ -270,6 +270,9 @@ def test_every_code_is_in_the_table() -> None:
     assert {case.code for case in CASES} == ours
 
 
+MODELS = COMMAND.parents[1] / "models"
+
+
 def _look(node: Simulator, rounds: int = 2) -> tuple[Bench, NodeReadings]:
     async def look() -> tuple[Bench, NodeReadings]:
         async with bench(node, settings_of(node)) as it:
@@ -280,7 +283,9 @@ def _look(node: Simulator, rounds: int = 2) -> tuple[Bench, NodeReadings]:
     return asyncio.run(look())
 
 
-@pytest.mark.parametrize("model", ["h100-sxm", "h200", "b200", "a100-pcie-80gb", "l40s", "t4", "v100-sxm2-32gb"])
+@pytest.mark.parametrize(
+    "model", ["h100-sxm", "h200", "b200", "a100-sxm4-80gb", "a100-pcie-80gb", "l40s", "t4", "v100-sxm2-32gb"]
+)
 @pytest.mark.parametrize("load", [None, "busy"])
 def test_healthy_models(model: str, load: str | None, make_node: Callable[[str], Simulator]) -> None:
     """A healthy node of any model, idle or busy, has no finding, and nothing unchecked but what needs load."""

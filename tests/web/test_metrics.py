@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from simnode import SimulatedNode, wait_for
 
 from gpuhealth.agent import Agent
-from gpuhealth.journal import JournalWriter
 from gpuhealth.model import Coverage, State, Verdict
 from gpuhealth.readings import NodeReadings
 from gpuhealth.web import metrics
@@ -278,6 +277,6 @@ def test_labels_are_escaped(make_agent: Callable[[], Agent]) -> None:
 @pytest.mark.parametrize("loop", metrics._LOOPS)
 def test_the_loops_are_the_agent_s(loop: str) -> None:
     """The names that count from zero are those under which the agent counts failures."""
-    steps = (Agent._round, Agent._follow_kernel_log, JournalWriter.run_once, Agent._mark_node)
+    steps = (Agent._round, Agent._follow_kernel_log, Agent._write_journal, Agent._mark_node)
     assert loop in {step.__name__.removeprefix("_") for step in steps}
     assert len(metrics._LOOPS) == len(steps)

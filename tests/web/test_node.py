@@ -12,6 +12,7 @@ from simnode import SimulatedNode, wait_for
 from gpuhealth.agent import Agent
 from gpuhealth.model import Coverage, State, Verdict
 from gpuhealth.web import node as pages
+from gpuhealth.web.metrics import Exposition
 
 PATHS = ("/metrics", "/healthz", "/readyz")
 
@@ -20,7 +21,7 @@ def served(agent: Agent, test: Callable[[ClientSession], Awaitable[None]]) -> No
     """Runs a test against an agent's pages, without the agent."""
 
     async def whole() -> None:
-        runner = web.AppRunner(pages.application(agent))
+        runner = web.AppRunner(pages.application(agent, Exposition(agent)))
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -74,9 +75,10 @@ def test_nothing_can_be_written(make_agent: Callable[[], Agent], method: str) ->
 
 def test_only_reading_is_offered(make_agent: Callable[[], Agent]) -> None:
     """The application has these routes and no others."""
+    agent = make_agent()
     routes = {
         (route.method, route.resource.canonical)
-        for route in pages.application(make_agent()).router.routes()
+        for route in pages.application(agent, Exposition(agent)).router.routes()
         if route.resource
     }
     assert routes == {(method, path) for method in ("GET", "HEAD") for path in PATHS}

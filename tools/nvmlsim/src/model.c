@@ -240,7 +240,7 @@ bool model_build(struct state *state, const struct node_request *request, char *
     node->switches = machine.switches;
     node->switch_device_id = machine.switch_device_id;
     for (int i = 0; i < machine.switches; i++)
-        node->nvswitch[i].bus = 5 + i;
+        node->nvswitch[i].bus = 0xe5 + i; /* no model has a GPU there */
 
     limit_to_driver(model, major);
     model_set_mig(model, request->mig_devices);

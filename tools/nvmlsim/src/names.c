@@ -67,7 +67,7 @@ static const struct name gpu_names[] = {
     STRING(name), STRING(uuid), STRING(serial), STRING(part_number), STRING(vbios), STRING(inforom_image),
     NUMBER(present), NUMBER(on_bus), NUMBER(device_node), NUMBER(lost), NUMBER(reset_required),
     NUMBER(inforom_corrupted), NUMBER(recovery_action),
-    NUMBER(brand), NUMBER(architecture), NUMBER(cores), NUMBER(module_id), NUMBER(numa_node), NUMBER(board_id),
+    NUMBER(brand), NUMBER(architecture), NUMBER(cores), NUMBER(memory_bus_bits), NUMBER(module_id), NUMBER(numa_node), NUMBER(board_id),
     NUMBER(cuda.major), NUMBER(cuda.minor),
     NUMBER(pci.domain), NUMBER(pci.bus), NUMBER(pci.device), NUMBER(pci.device_id), NUMBER(pci.subsystem_id),
     NUMBER(pcie.generation), NUMBER(pcie.idle_generation), NUMBER(pcie.max_generation),

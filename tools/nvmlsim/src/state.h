@@ -94,7 +94,7 @@ struct gpu {
     value inforom_corrupted;
     value recovery_action;
 
-    value brand, architecture, cores, module_id, numa_node, board_id;
+    value brand, architecture, cores, memory_bus_bits, module_id, numa_node, board_id;
     struct {
         value major, minor;
     } cuda;

@@ -1,0 +1,209 @@
+"""The running agent on a real API server, with the rights that its manifest gives it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kube import ControlPlane
+from kube.control_plane import RequestError
+from simnode import REAL_KMSG, SimulatedNode, wait_for
+
+from tests.e2e.test_agent import QUICK, entries
+
+TAINT = "gpuhealth.io/unhealthy"
+_NUMBERS = itertools.count(1)
+XID_95 = "pid=7194, name=x, Uncontained: LTC TAG (0x2, 0x1)."
+
+
+class Marked:
+    """A simulated node and its Node object, in a pool of its own."""
+
+    def __init__(self, plane: ControlPlane, folder: Path, kmsg: Path | None = None) -> None:
+        self.plane = plane
+        self.name = f"marked-{next(_NUMBERS)}"
+        self.labels = {"pool": self.name}
+        plane.create_node(self.name, self.labels)
+        token = plane.service_account_token("gpuhealth", "gpuhealth-agent")
+        kubeconfig = plane.write_kubeconfig(self.name, token)
+        settings = QUICK | {"kmsg": {"lookback": 0}}
+        self.sim = SimulatedNode(folder, self.name, kubeconfig=kubeconfig, kmsg=kmsg, settings=settings)
+
+    def budget(self, most: int) -> None:
+        """Allows so many nodes of the pool to be out."""
+        spec = {"nodeSelector": {"matchLabels": self.labels}, "maxUnavailable": most}
+        kind = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget"}
+        self.plane.apply([{**kind, "metadata": {"name": self.name}, "spec": spec}])
+
+    def node(self) -> dict[str, Any]:
+        """The Node object."""
+        found: dict[str, Any] = self.plane.request("GET", f"/api/v1/nodes/{self.name}")
+        return found
+
+    def taint(self) -> str | None:
+        """The value of our taint."""
+        taints = self.node()["spec"].get("taints", [])
+        return next((taint["value"] for taint in taints if taint["key"] == TAINT), None)
+
+    def condition(self) -> tuple[str, str]:
+        """Status and reason of our condition."""
+        conditions = self.node()["status"].get("conditions", [])
+        return next(((c["status"], c["reason"]) for c in conditions if c["type"] == "GPUHealthy"), ("", ""))
+
+    def report(self) -> dict[str, Any]:
+        """The status of the node's GPUHealthReport; empty while there is none."""
+        try:
+            found = self.plane.request("GET", f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{self.name}")
+        except RequestError as error:
+            if error.status == 404:
+                return {}
+            raise
+        status: dict[str, Any] = found.get("status", {})
+        return status
+
+    def writes(self) -> int:
+        """How often somebody other than the tests has changed something of this node."""
+        user = "system:serviceaccount:gpuhealth:gpuhealth-agent"
+        return sum(
+            event["user"]["username"] == user
+            and event["verb"] not in ("get", "list", "watch")
+            and self.name in str(event)
+            for event in self.plane.audit()
+        )
+
+    def remove(self) -> None:
+        """Takes the Node and its budget away."""
+        for path in (f"/api/v1/nodes/{self.name}", f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{self.name}"):
+            try:
+                self.plane.request("DELETE", path)
+            except RequestError as error:
+                if error.status != 404:
+                    raise
+
+
+@pytest.fixture
+def marked(plane: ControlPlane, tmp_path: Path) -> Iterator[Marked]:
+    """A node whose agent the test starts."""
+    made = Marked(plane, tmp_path)
+    yield made
+    made.sim.driver.release()
+    made.sim.stop()
+    made.remove()
+
+
+def test_a_kernel_fault_marks_the_node_and_a_reset_clears_it(marked: Marked) -> None:
+    """An XID taints the Node with its reason, in condition, label and report; a reset of the GPU takes all away."""
+    marked.budget(1)
+    with marked.sim as sim:
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+        sim.xid(95, gpu=2, text=XID_95)
+        wait_for("the taint", lambda: marked.taint() == "xid.95")
+        wait_for("the condition", lambda: marked.condition() == ("False", "Xid95"))
+        assert marked.node()["metadata"]["labels"]["gpuhealth.io/state"] == "quarantined"
+        wait_for("the report", lambda: marked.report().get("quarantine", {}).get("state") == "quarantined")
+        (finding,) = marked.report()["findings"]
+        assert (finding["code"], finding["component"]) == ("xid.95", sim.driver.text("gpu2.uuid"))
+        assert XID_95 in finding["evidence"]["line"]
+        sim.driver.inject("recovery_action", gpu=2, value=1)
+        wait_for("the reset asked for", lambda: "gpu.recovery_action" in sim.findings())
+        sim.driver.clear()
+        wait_for("the taint to go", lambda: marked.taint() is None)
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+        leases = marked.plane.request("GET", "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases")["items"]
+        wait_for(
+            "the place given back",
+            lambda: not [lease for lease in leases if lease["spec"]["holderIdentity"] == marked.name],
+        )
+
+
+def test_without_a_budget_nothing_is_tainted(marked: Marked) -> None:
+    """With no budget the condition tells, the node stays in service; a budget made later lets the taint come."""
+    with marked.sim as sim:
+        sim.driver.inject("remap_failed", gpu=0)
+        wait_for("the condition", lambda: marked.condition() == ("False", "MemoryRemapFailed"))
+        wait_for("the report", lambda: marked.report().get("quarantine", {}).get("state") == "held")
+        assert marked.taint() is None
+        marked.budget(1)
+        wait_for("the taint", lambda: marked.taint() == "memory.remap_failed", seconds=90)
+
+
+def test_a_healthy_node_writes_nothing(marked: Marked) -> None:
+    """After its first marks an agent sends no write over many rounds."""
+    marked.budget(1)
+    with marked.sim as sim:
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+        wait_for("a settled report", lambda: marked.report().get("verdict") == "healthy" and _rounds(sim) > 10)
+        before, rounds = marked.writes(), _rounds(sim)
+        wait_for("forty rounds more", lambda: _rounds(sim) > rounds + 40, seconds=60)
+        assert marked.writes() == before
+
+
+def _rounds(sim: SimulatedNode) -> float:
+    return sim.metric("gpuhealth_agent_rounds_total") or 0.0
+
+
+def test_a_fault_during_an_outage_is_acted_on_afterwards(marked: Marked) -> None:
+    """While the API server is away the fault is journalled and shown; when it is back the node is marked."""
+    marked.budget(1)
+    with marked.sim as sim:
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+        marked.plane.pause()
+        try:
+            sim.xid(95, gpu=1, text=XID_95)
+            wait_for("the finding", lambda: "xid.95" in sim.findings())
+            wait_for("the journal", lambda: ("raised", "xid.95") in entries(sim))
+        finally:
+            marked.plane.resume()
+        wait_for("the taint", lambda: marked.taint() == "xid.95", seconds=60)
+
+
+def test_an_agent_that_was_killed_takes_up_where_it_was(marked: Marked) -> None:
+    """Killed right after a fault, the next agent has the node marked once, with one place."""
+    marked.budget(1)
+    marked.sim.start()
+    marked.sim.xid(95, gpu=1, text=XID_95)
+    wait_for("the finding", lambda: "xid.95" in marked.sim.findings())
+    marked.sim.stop(signal.SIGKILL)
+    with marked.sim:
+        wait_for("the taint", lambda: marked.taint() == "xid.95")
+        leases = marked.plane.request("GET", "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases")["items"]
+        assert len([lease for lease in leases if lease["spec"]["holderIdentity"] == marked.name]) == 1
+
+
+def test_what_people_say_on_the_node_holds(marked: Marked) -> None:
+    """The override `healthy` ends the quarantine, and the annotation release-gpus has the driver let go."""
+    marked.budget(1)
+    with marked.sim as sim:
+        sim.driver.inject("remap_failed", gpu=0)
+        wait_for("the taint", lambda: marked.taint() is not None)
+        _annotate(marked, "gpuhealth.io/override", "healthy")
+        wait_for("the taint to go", lambda: marked.taint() is None)
+        _annotate(marked, "gpuhealth.io/release-gpus", "true")
+        wait_for("the release", lambda: sim.metric("gpuhealth_agent_driver_released") == 1)
+        _annotate(marked, "gpuhealth.io/release-gpus", None)
+        wait_for("the driver again", lambda: sim.metric("gpuhealth_agent_driver_released") == 0)
+
+
+def _annotate(marked: Marked, key: str, value: str | None) -> None:
+    patch = {"metadata": {"annotations": {key: value}}}
+    path = f"/api/v1/nodes/{marked.name}"
+    marked.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
+
+
+@pytest.mark.skipif(not os.access(REAL_KMSG, os.W_OK), reason="/dev/kmsg cannot be written here")
+def test_the_real_kernel_log(plane: ControlPlane, tmp_path: Path) -> None:
+    """A line written to this machine's own kernel log taints the Node."""
+    marked = Marked(plane, tmp_path, REAL_KMSG)
+    marked.budget(1)
+    try:
+        with marked.sim as sim:
+            wait_for("a healthy condition", lambda: marked.condition()[0] == "True")
+            sim.xid(95, gpu=5, text=XID_95)
+            wait_for("the taint", lambda: marked.taint() == "xid.95")
+    finally:
+        marked.remove()
