@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,8 +28,9 @@ from gpuhealth.cluster.node import Act, Desired
 from gpuhealth.cluster.report import Facts, Gpu, Inventory
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import ConfigError, Settings
-from gpuhealth.journal import Entry, Journal, JournalError, JournalWriter
+from gpuhealth.journal import Entry, Journal, JournalError, JournalWriter, entry_of
 from gpuhealth.model import KernelEvent, KernelRecord, Missing, MissingReason, Reading, State, Verdict
+from gpuhealth.probes.clock import SteadyClock
 from gpuhealth.probes.kmsg import KmsgReader, Position
 from gpuhealth.probes.node import NodeProbe
 from gpuhealth.probes.nvml_child import XidSeen
@@ -60,25 +61,13 @@ class Counts(msgspec.Struct):
     lost_records: int = 0
 
 
-class Clock:
-    """Wall-clock time that never steps: what it said at the start, and the monotonic time since."""
-
-    def __init__(self) -> None:
-        self._wall = datetime.now(UTC)
-        self._monotonic = time.monotonic()
-
-    def __call__(self) -> datetime:
-        """Now, in UTC."""
-        return self._wall + timedelta(seconds=time.monotonic() - self._monotonic)
-
-
 class Agent:
     """The agent of one node. What is public is what the HTTP server shows."""
 
     def __init__(self, settings: Settings, config_path: Path | None = None, services: Sequence[Service] = ()) -> None:
         """`services` run in the agent's TaskGroup. Raises nothing: what is not there is reported by the checks."""
         self.settings = settings
-        self.clock = Clock()
+        self.clock = SteadyClock()
         self.probe = NodeProbe(settings)
         self.counts = Counts()
         self.readings: NodeReadings | None = None
@@ -201,7 +190,7 @@ class Agent:
         self.verdict = self.findings.verdict(readings, self._history, readings.time)
         self._has_changed()
         if changes:
-            self.journal.note(*(_entry(change) for change in changes))
+            self.journal.note(*(entry_of(change) for change in changes))
 
     # -- kernel log ----------------------------------------------------------------------------------------------------
 
@@ -344,17 +333,16 @@ class Agent:
     def _release_for(self, reason: str, *, wanted: bool) -> None:
         before = bool(self._release_reasons)
         (self._release_reasons.add if wanted else self._release_reasons.discard)(reason)
-        if before == bool(self._release_reasons):
-            return
-        if wanted:
-            self._releasing = asyncio.create_task(self._release())
-        else:
-            self.probe.nvml.acquire()
-            log.info("the driver is taken again")
+        if before is not bool(self._release_reasons):
+            self._releasing = asyncio.create_task(self._release() if wanted else self._acquire())
 
     async def _release(self) -> None:
         released = await self.probe.nvml.release()
         log.info("the driver is let go", complete=released, reasons=sorted(self._release_reasons))
+
+    async def _acquire(self) -> None:
+        self.probe.nvml.acquire()
+        log.info("the driver is taken again")
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
@@ -415,19 +403,6 @@ def _log_change(change: Change) -> None:
         message=finding.message,
         action=str(finding.action),
         reason=change.reason,
-    )
-
-
-def _entry(change: Change) -> Entry:
-    finding = change.finding
-    return Entry(
-        time=change.time,
-        kind=str(change.kind),
-        code=finding.code,
-        component=finding.component,
-        severity=str(finding.severity),
-        message=finding.message + (f" ({change.reason})" if change.reason else ""),
-        detail=msgspec.json.encode(finding.evidence).decode(),
     )
 
 

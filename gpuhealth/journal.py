@@ -16,6 +16,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from gpuhealth.verdict import Change
+
 log = structlog.get_logger()
 
 _RETRY_SECONDS = 5.0
@@ -51,6 +53,20 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str
     severity: str = ""
     detail: str = ""  # JSON, or the raw kernel-log line
+
+
+def entry_of(change: Change) -> Entry:
+    """The entry for a change of a finding."""
+    finding = change.finding
+    return Entry(
+        time=change.time,
+        kind=str(change.kind),
+        code=finding.code,
+        component=finding.component,
+        severity=str(finding.severity),
+        message=finding.message + (f" ({change.reason})" if change.reason else ""),
+        detail=msgspec.json.encode(finding.evidence).decode(),
+    )
 
 
 class Journal:

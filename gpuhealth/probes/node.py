@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from gpuhealth.config import Settings
 from gpuhealth.model import Missing, Reading
+from gpuhealth.probes.clock import Now, wall_clock
 from gpuhealth.probes.devices import FabricManagerProbe, device_nodes, live_pids
 from gpuhealth.probes.nvml import NvmlProbe
 from gpuhealth.probes.pci import PciProbe
 from gpuhealth.readings import NOT_SUPPORTED, KernelLog, NodeReadings, NvmlReadings
-
-Clock = Callable[[], datetime]
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
 
 
 def boot_id(proc: Path) -> str:
@@ -39,15 +31,15 @@ class NodeProbe:
         self._fabric_manager = FabricManagerProbe(settings.roots.proc)
         self.boot_id = boot_id(settings.roots.proc)
 
-    async def read(self, wait_seconds: float, kernel_log: Reading[KernelLog], clock: Clock = utc_now) -> NodeReadings:
-        """One round; NVML is waited for at most `wait_seconds`, and then it is the time that `clock` says."""
+    async def read(self, wait_seconds: float, kernel_log: Reading[KernelLog], now: Now = wall_clock) -> NodeReadings:
+        """One round; NVML is waited for at most `wait_seconds`, and the round is of the time that `now` then tells."""
         nvml = await self.nvml.read(wait_seconds)
         roots = self._settings.roots
         pci = self._pci.read()
         switches = not isinstance(pci, Missing) and any(device.is_nvswitch for device in pci)
         return NodeReadings(
             node=self._settings.node_name,
-            time=clock(),
+            time=now(),
             boot_id=self.boot_id,
             nvml=nvml,
             pci=pci,

@@ -20,7 +20,7 @@ from typing import TypeAlias
 import msgspec
 
 from gpuhealth.model import Missing, MissingReason, Reading
-from gpuhealth.probes import nvml_reader
+from gpuhealth.probes import nvml_driver
 from gpuhealth.readings import GpuReadings
 
 PROGRESS_FD = 3
@@ -68,13 +68,13 @@ Message: TypeAlias = Began | Gpu | Ended | XidSeen | Crashed
 class _Child:
     def __init__(self, reinit_interval: float) -> None:
         self._reinit_interval = reinit_interval
-        self._driver: nvml_reader.Driver | None = None
+        self._driver: nvml_driver.Driver | None = None
         self._problem: Missing | None = Missing(MissingReason.ERROR, "not started")
         self._started_at = -reinit_interval
         self._lost = False
         self._count: Reading[int] | None = None
         self._want_events = False
-        self._events: nvml_reader.XidEvents | None = None
+        self._events: nvml_driver.XidEvents | None = None
         self._encoder = msgspec.json.Encoder()
         self._output = threading.Lock()
         self._page = mmap.mmap(PROGRESS_FD, PROGRESS_BYTES)
@@ -109,7 +109,7 @@ class _Child:
             count = driver.count()
             if count != self._count:  # what stands behind an index may have changed
                 self._count = count
-                driver = self._driver = nvml_reader.Driver(self.progress)
+                driver = self._driver = nvml_driver.Driver(self.progress)
             self.say(Began(None, driver.driver_version, driver.nvml_version, driver.cuda_version, count))
             self._lost = isinstance(count, Missing)
             if not isinstance(count, Missing):
@@ -134,14 +134,14 @@ class _Child:
             self._events = None
         before = self._driver
         if before is not None:
-            nvml_reader.stop(self.progress)
-        self._problem = nvml_reader.start(self.progress)
-        self._driver = None if self._problem else nvml_reader.Driver(self.progress, before)
+            nvml_driver.stop(self.progress)
+        self._problem = nvml_driver.start(self.progress)
+        self._driver = None if self._problem else nvml_driver.Driver(self.progress, before)
         self._listen()
 
     def _listen(self) -> None:
         if self._driver and self._want_events and not self._events:
-            self._events = nvml_reader.XidEvents(lambda *seen: self.say(XidSeen(*seen)))
+            self._events = nvml_driver.XidEvents(lambda *seen: self.say(XidSeen(*seen)))
 
 
 def _input_ended() -> bool:

@@ -1,16 +1,13 @@
-"""Reads GPUs through NVML. Runs in the child process only: any of these calls may never return.
+"""Everything that NVML tells of one GPU. Runs in the child process only: any of these calls may never return.
 
-The only module that imports pynvml. Every call goes through `_Gpu.ask`, which tells the parent the call's name before
-it is made and turns NVML's return codes into `Missing`.
+Every call goes through `Gpu.ask`, which tells the parent the call's name before it is made and turns NVML's return
+codes into `Missing`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from ctypes import byref, c_void_p, cast
+from ctypes import byref
 from typing import Any
 
 import msgspec
@@ -94,107 +91,12 @@ def missing(error: pynvml.NVMLError, call: str) -> Missing:
     return Missing(reason, "" if reason is MissingReason.NOT_SUPPORTED else f"{call}: {error} ({error.value})")
 
 
-def start(progress: Progress) -> Missing | None:
-    """Initializes NVML; the reason if it cannot."""
-    progress("nvmlInit_v2")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return missing(error, "nvmlInit_v2")
-    return None
-
-
-def stop(progress: Progress) -> None:
-    """Closes NVML, so that the next start enumerates the GPUs anew."""
-    progress("nvmlShutdown")
-    with contextlib.suppress(pynvml.NVMLError):  # it was not initialized: that is what was wanted
-        pynvml.nvmlShutdown()
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as it is, text decoded."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-class Driver:
-    """NVML after a successful start: versions, and the GPUs with what never changes about them."""
-
-    def __init__(self, progress: Progress, before: Driver | None = None) -> None:
-        self._progress = progress
-        self._gpus: dict[int, _Gpu] = {}
-        self._known_before = before.known() if before else {}
-        self.driver_version = self._ask("nvmlSystemGetDriverVersion")
-        self.nvml_version = self._ask("nvmlSystemGetNVMLVersion")
-        cuda = self._ask("nvmlSystemGetCudaDriverVersion_v2")
-        self.cuda_version = cuda if isinstance(cuda, Missing) else f"{cuda // 1000}.{cuda % 1000 // 10}"
-
-    def _ask(self, name: str) -> Any:
-        self._progress(name)
-        try:
-            return _plain(getattr(pynvml, name)())
-        except pynvml.NVMLError as error:
-            return missing(error, name)
-
-    def count(self) -> Reading[int]:
-        """How many GPUs NVML enumerates."""
-        count: Reading[int] = self._ask("nvmlDeviceGetCount")
-        return count
-
-    def read(self, index: int, count: int) -> GpuReadings:
-        """Everything about one of `count` GPUs."""
-        gpu = self._gpus.get(index)
-        if gpu is None:
-            # A GPU that is lost when NVML starts again tells nothing: as long as none has come or gone, its index
-            # is what it was.
-            known = self._known_before.get(index) if len(self._known_before) == count else None
-            gpu = self._gpus[index] = _Gpu(index, self._progress, known)
-        return gpu.read()
-
-    def known(self) -> dict[int, dict[tuple[Any, ...], Any]]:
-        """By index, what never changes about each GPU."""
-        return {index: gpu.known for index, gpu in self._gpus.items()}
-
-
-class XidEvents:
-    """Waits for XID events in a thread: for nodes whose kernel log cannot be read."""
-
-    _WAIT_MILLISECONDS = 500
-
-    def __init__(self, seen: Callable[[int, str, str, float], None]) -> None:
-        self._seen = seen
-        self._stopping = threading.Event()
-        self._set = pynvml.nvmlEventSetCreate()
-        self._gpus: dict[int | None, tuple[str, str]] = {}  # handle -> PCI address, uuid: a lost GPU no longer tells
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            # A GPU that is lost or too old delivers none; the others do.
-            with contextlib.suppress(pynvml.NVMLError):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                pci, uuid = _pci_address(pynvml.nvmlDeviceGetPciInfo(handle)), _plain(pynvml.nvmlDeviceGetUUID(handle))
-                self._gpus[cast(handle, c_void_p).value] = (pci, uuid)
-                pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
-        self._thread = threading.Thread(target=self._wait, daemon=True)
-        self._thread.start()
-
-    def _wait(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                event = pynvml.nvmlEventSetWait_v2(self._set, self._WAIT_MILLISECONDS)
-            except pynvml.NVMLError_Timeout:
-                continue
-            except pynvml.NVMLError:
-                # After an XID 79 the wait fails at once, again and again: no spinning.
-                self._stopping.wait(self._WAIT_MILLISECONDS / 1000)
-                continue
-            pci, uuid = self._gpus.get(cast(event.device, c_void_p).value, ("", ""))
-            self._seen(int(event.eventData), pci, uuid, time.time())
-
-    def stop(self) -> None:
-        """Ends the thread before NVML is shut down, which would crash under a waiting call."""
-        self._stopping.set()
-        self._thread.join()
-        pynvml.nvmlEventSetFree(self._set)
-
-
-class _Gpu:
+class Gpu:
     """One GPU of the enumeration."""
 
     def __init__(self, index: int, progress: Progress, known: dict[tuple[Any, ...], Any] | None = None) -> None:
@@ -206,7 +108,7 @@ class _Gpu:
         self._error: Missing | None = None
         self._failed: dict[str, str] = {}
 
-    def ask(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = _plain) -> Any:
+    def ask(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = plain) -> Any:
         """The value of one NVML call, or Missing. Raises DeviceGoneError when the GPU is lost."""
         if self._handle is None:
             self._open()
@@ -226,7 +128,7 @@ class _Gpu:
             self._failed[name] = str(reason)
         return reason
 
-    def _once(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = _plain) -> Any:
+    def _once(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = plain) -> Any:
         """As ask, for what never changes: a lost GPU still has its name."""
         key = (name, *arguments)
         if key not in self.known:
@@ -266,7 +168,7 @@ class _Gpu:
         threshold = "nvmlDeviceGetTemperatureThreshold"
         return {
             "uuid": self._once("nvmlDeviceGetUUID"),
-            "pci": self._once("nvmlDeviceGetPciInfo", convert=_pci_address),
+            "pci": self._once("nvmlDeviceGetPciInfo", convert=pci_address),
             "name": self._once("nvmlDeviceGetName"),
             "serial": self._once("nvmlDeviceGetSerial"),
             "vbios": self._once("nvmlDeviceGetVbiosVersion"),
@@ -386,7 +288,7 @@ class _Gpu:
         return {"nvlinks": tuple(links) if links else NOT_SUPPORTED, "fabric": self._fabric()}
 
     def _link(self, link: int, state: Reading[int]) -> NvLink:
-        remote = self._once("nvmlDeviceGetNvLinkRemotePciInfo", link, convert=_pci_address)
+        remote = self._once("nvmlDeviceGetNvLinkRemotePciInfo", link, convert=pci_address)
         effective: Any = NOT_SUPPORTED
         symbol: Any = NOT_SUPPORTED
         counts: dict[str, Any] = {}
@@ -439,7 +341,7 @@ class _Gpu:
             self._progress(f"nvmlDeviceGetMigDeviceHandleByIndex on GPU {self.index}")
             try:
                 handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(self._handle, index)
-                uuid = _plain(pynvml.nvmlDeviceGetUUID(handle))
+                uuid = plain(pynvml.nvmlDeviceGetUUID(handle))
                 instance, compute = (
                     pynvml.nvmlDeviceGetGpuInstanceId(handle),
                     pynvml.nvmlDeviceGetComputeInstanceId(handle),
@@ -457,7 +359,8 @@ class _Gpu:
 _PLAIN_READINGS = [field.name for field in msgspec.structs.fields(GpuReadings) if field.default is UNREAD]
 
 
-def _pci_address(info: Any) -> str:
+def pci_address(info: Any) -> str:
+    """dddd:bb:dd.f of an nvmlPciInfo_t."""
     # The legacy bus id is cut to a 4-digit domain and the long one has 8 digits: the numbers are exact.
     return f"{info.domain:04x}:{info.bus:02x}:{info.device:02x}.0"
 

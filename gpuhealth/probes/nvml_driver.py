@@ -1,0 +1,112 @@
+"""NVML as a whole: starting it, the driver's versions, the list of GPUs, XID events. Runs in the child process only."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from ctypes import c_void_p, cast
+from typing import Any
+
+import pynvml
+
+from gpuhealth.model import Missing, Reading
+from gpuhealth.probes.nvml_gpu import Gpu, Progress, missing, pci_address, plain
+from gpuhealth.readings import GpuReadings
+
+
+def start(progress: Progress) -> Missing | None:
+    """Initializes NVML; the reason if it cannot."""
+    progress("nvmlInit_v2")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return missing(error, "nvmlInit_v2")
+    return None
+
+
+def stop(progress: Progress) -> None:
+    """Closes NVML, so that the next start enumerates the GPUs anew."""
+    progress("nvmlShutdown")
+    with contextlib.suppress(pynvml.NVMLError):  # it was not initialized: that is what was wanted
+        pynvml.nvmlShutdown()
+
+
+class Driver:
+    """NVML after a successful start: versions, and the GPUs with what never changes about them."""
+
+    def __init__(self, progress: Progress, before: Driver | None = None) -> None:
+        self._progress = progress
+        self._gpus: dict[int, Gpu] = {}
+        self._known_before = before.known() if before else {}
+        self.driver_version = self._ask("nvmlSystemGetDriverVersion")
+        self.nvml_version = self._ask("nvmlSystemGetNVMLVersion")
+        cuda = self._ask("nvmlSystemGetCudaDriverVersion_v2")
+        self.cuda_version = cuda if isinstance(cuda, Missing) else f"{cuda // 1000}.{cuda % 1000 // 10}"
+
+    def _ask(self, name: str) -> Any:
+        self._progress(name)
+        try:
+            return plain(getattr(pynvml, name)())
+        except pynvml.NVMLError as error:
+            return missing(error, name)
+
+    def count(self) -> Reading[int]:
+        """How many GPUs NVML enumerates."""
+        count: Reading[int] = self._ask("nvmlDeviceGetCount")
+        return count
+
+    def read(self, index: int, count: int) -> GpuReadings:
+        """Everything about one of `count` GPUs."""
+        gpu = self._gpus.get(index)
+        if gpu is None:
+            # A GPU that is lost when NVML starts again tells nothing: as long as none has come or gone, its index
+            # is what it was.
+            known = self._known_before.get(index) if len(self._known_before) == count else None
+            gpu = self._gpus[index] = Gpu(index, self._progress, known)
+        return gpu.read()
+
+    def known(self) -> dict[int, dict[tuple[Any, ...], Any]]:
+        """By index, what never changes about each GPU."""
+        return {index: gpu.known for index, gpu in self._gpus.items()}
+
+
+class XidEvents:
+    """Waits for XID events in a thread: for nodes whose kernel log cannot be read."""
+
+    _WAIT_MILLISECONDS = 500
+
+    def __init__(self, seen: Callable[[int, str, str, float], None]) -> None:
+        self._seen = seen
+        self._stopping = threading.Event()
+        self._set = pynvml.nvmlEventSetCreate()
+        self._gpus: dict[int | None, tuple[str, str]] = {}  # handle -> PCI address, uuid: a lost GPU no longer tells
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            # A GPU that is lost or too old delivers none; the others do.
+            with contextlib.suppress(pynvml.NVMLError):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                pci, uuid = pci_address(pynvml.nvmlDeviceGetPciInfo(handle)), plain(pynvml.nvmlDeviceGetUUID(handle))
+                self._gpus[cast(handle, c_void_p).value] = (pci, uuid)
+                pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                event = pynvml.nvmlEventSetWait_v2(self._set, self._WAIT_MILLISECONDS)
+            except pynvml.NVMLError_Timeout:
+                continue
+            except pynvml.NVMLError:
+                # After an XID 79 the wait fails at once, again and again: no spinning.
+                self._stopping.wait(self._WAIT_MILLISECONDS / 1000)
+                continue
+            pci, uuid = self._gpus.get(cast(event.device, c_void_p).value, ("", ""))
+            self._seen(int(event.eventData), pci, uuid, time.time())
+
+    def stop(self) -> None:
+        """Ends the thread before NVML is shut down, which would crash under a waiting call."""
+        self._stopping.set()
+        self._thread.join()
+        pynvml.nvmlEventSetFree(self._set)
