@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpuhealth.cluster.kinds import CONDITION, OVERRIDE, QUARANTINE, RELEASED, STATE_LABEL, TAINT
@@ -86,6 +86,7 @@ MARKS = st.builds(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # other work on the machine
 @given(st.lists(MARKS, min_size=1, max_size=5), st.booleans(), st.booleans())
 def test_marks_converge_and_leave_others_alone(steps: list[Marks], tainted: bool, cordoned: bool) -> None:
     """Whatever was there, one round of patches makes it right, a second changes nothing, and others' marks stay."""

@@ -65,6 +65,7 @@ class FaultyProxy:
         self.break_streams()
         await self._runner.cleanup()
         await self._session.close()
+        await asyncio.sleep(0)  # in which the loop closes the sockets that were cut off
 
     def fail(self, what: int | str, *, method: str = "", path: str = "", times: int = 1, retry_after: str = "") -> None:
         """From now on fail the next `times` requests that match (-1: all of them until heal())."""
@@ -126,14 +127,18 @@ class FaultyProxy:
                     if key.lower() not in _HOP_HEADERS - {"content-encoding"}
                 }
                 response = web.StreamResponse(status=source.status, headers=kept)
-                if not answer:
-                    await source.read()
+                try:
+                    if not answer:
+                        await source.read()
+                        return response
+                    await response.prepare(request)
+                    async for chunk in source.content.iter_any():
+                        await response.write(chunk)
+                    await response.write_eof()
                     return response
-                await response.prepare(request)
-                async for chunk in source.content.iter_any():
-                    await response.write(chunk)
-                await response.write_eof()
-                return response
+                finally:  # if it ends early there still is a connection: a polite TLS shutdown would outlive the loop
+                    if source.connection is not None and source.connection.transport is not None:
+                        source.connection.transport.abort()
         except asyncio.CancelledError:
             if request.transport is not None:
                 request.transport.abort()
