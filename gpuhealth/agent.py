@@ -87,6 +87,7 @@ class Agent:
         self._no_kernel_log = Missing(MissingReason.ERROR, "the kernel log has not been opened yet")
         self._repeats: dict[tuple[str, str], tuple[float, int]] = {}
         self._gpu_by_pci: dict[str, str] = {}
+        self._inventory = Inventory()
         self._node_labels: dict[str, str] = {}
         self._looked = asyncio.Event()  # the first round is over: GPUs are known by their addresses
         self._settings_changed = asyncio.Event()
@@ -174,11 +175,18 @@ class Agent:
         await asyncio.sleep(max(0.0, self.settings.interval - (time.monotonic() - began)))
 
     def _know_gpus(self, readings: NodeReadings) -> None:
-        if isinstance(readings.nvml, Missing):
+        """Takes what a complete answer of NVML tells of the GPUs; it holds while there is none."""
+        nvml = readings.nvml
+        if isinstance(nvml, Missing) or not nvml.answered or nvml.problem:
             return
-        self._gpu_by_pci |= {gpu.pci[:-2]: gpu.component for gpu in readings.nvml.gpus if isinstance(gpu.pci, str)}
+        gpus = (
+            Gpu(gpu.index, gpu.component, *(_text(value) for value in (gpu.pci, gpu.name, gpu.serial)))
+            for gpu in nvml.gpus
+        )
+        self._inventory = Inventory(_text(nvml.driver_version), tuple(gpus))
+        self._gpu_by_pci |= {gpu.pci[:-2]: gpu.component for gpu in nvml.gpus if isinstance(gpu.pci, str)}
         self.findings.attribute(self._gpu_by_pci)
-        if isinstance(version := readings.nvml.driver_version, str) and version.partition(".")[0].isdecimal():
+        if isinstance(version := nvml.driver_version, str) and version.partition(".")[0].isdecimal():
             self._parser.driver = int(version.partition(".")[0])
 
     def _publish(self, changes: list[Change], readings: NodeReadings) -> None:
@@ -306,15 +314,7 @@ class Agent:
         self._release_for("annotation", wanted=writer.release_gpus)
 
     def _facts(self) -> Facts:
-        nvml = self.readings.nvml if self.readings else None
-        inventory = Inventory()
-        if nvml is not None and not isinstance(nvml, Missing):
-            gpus = (
-                Gpu(gpu.index, gpu.component, *(_text(value) for value in (gpu.pci, gpu.name, gpu.serial)))
-                for gpu in nvml.gpus
-            )
-            inventory = Inventory(_text(nvml.driver_version), tuple(gpus))
-        return Facts(inventory, self.probe.boot_id, dict(self.counts.findings), __version__)
+        return Facts(self._inventory, self.probe.boot_id, dict(self.counts.findings), __version__)
 
     def _count_call(self, method: str, status: int) -> None:
         self.counts.api_calls[method, status] += 1

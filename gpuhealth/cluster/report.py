@@ -27,7 +27,7 @@ _TEXT_LIMIT = 2048
 class Gpu(msgspec.Struct, frozen=True, rename="camel"):
     """One GPU of the inventory."""
 
-    index: int
+    index: int  # -1 for one that NVML no longer enumerates
     uuid: str
     pci: str
     model: str
@@ -67,10 +67,7 @@ def status_of(verdict: Verdict, quarantine: Quarantine, facts: Facts, would_do: 
     findings = by_severity(verdict.findings)
     states = {gpu.uuid or gpu.pci: str(gpu.verdict) for gpu in verdict.gpus}
     inventory = facts.inventory.gpus or [Gpu(gpu.index, gpu.uuid, gpu.pci, gpu.model) for gpu in verdict.gpus]
-    gpus = [
-        {**msgspec.to_builtins(gpu), "verdict": states.get(gpu.uuid or gpu.pci, str(State.UNKNOWN))}
-        for gpu in inventory
-    ]
+    gpus = [{**_present(gpu), "verdict": states.get(gpu.uuid or gpu.pci, str(State.UNKNOWN))} for gpu in inventory]
     out: Object = msgspec.to_builtins(quarantine)
     out["places"] = list(quarantine.places)  # a tuple would never equal what the server sends back
     out["since"] = written_time(quarantine.since) if quarantine.since else None
@@ -87,6 +84,11 @@ def status_of(verdict: Verdict, quarantine: Quarantine, facts: Facts, would_do: 
         "counters": dict(sorted(facts.counters.items())),
         "wouldDo": list(would_do),
     }
+
+
+def _present(gpu: Gpu) -> Object:
+    """A GPU's fields; NVML gives no index to one that is gone."""
+    return {key: value for key, value in msgspec.to_builtins(gpu).items() if key != "index" or value >= 0}
 
 
 def _finding(finding: Finding) -> Object:

@@ -162,6 +162,20 @@ def test_a_fault_during_an_outage_is_acted_on_afterwards(marked: Marked) -> None
         wait_for("the taint", lambda: marked.taint() == "xid.95", seconds=60)
 
 
+def test_a_hang_is_reported_with_the_gpus_that_are_known(marked: Marked) -> None:
+    """While NVML hangs, from the agent's start on too, Node and report say so, and the inventory is what it was."""
+    with marked.sim as sim:
+        wait_for("a healthy report", lambda: marked.report().get("verdict") == "healthy")
+        sim.stop()
+        sim.driver.inject("hang")
+        sim.start()
+        wait_for("the condition", lambda: marked.condition() == ("False", "DriverUnresponsive"))
+        wait_for("the report", lambda: marked.report()["worst"] == "driver.unresponsive")
+        assert len(marked.report()["inventory"]["gpus"]) == 8
+        sim.driver.release()
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+
+
 def test_an_agent_that_was_killed_takes_up_where_it_was(marked: Marked) -> None:
     """Killed right after a fault, the next agent has the node marked once, with one place."""
     marked.budget(1)
