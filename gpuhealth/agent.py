@@ -92,7 +92,7 @@ class Agent:
         self._looked = asyncio.Event()  # the first round is over: GPUs are known by their addresses
         self._settings_changed = asyncio.Event()
         self._release_reasons: set[str] = set()
-        self._remembered_at = 0.0
+        self._remembered_at = -_MEMORY_SECONDS
         self.findings: Findings
         self.journal: JournalWriter
         self._recall()

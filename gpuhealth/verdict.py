@@ -204,6 +204,9 @@ class Findings:
         policy = self._policy(finding.code)
         if policy.severity is not None:
             finding = msgspec.structs.replace(finding, severity=policy.severity)
+        if policy.clear_after is not None:
+            code = msgspec.structs.replace(self._rule(finding).code, clear_after=policy.clear_after)
+            finding = msgspec.structs.replace(finding, clears_when=code.clears_when)
         tracked = self._tracked.get(key)
         if tracked is None:
             first = msgspec.structs.replace(finding, first_seen=now)

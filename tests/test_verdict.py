@@ -175,6 +175,13 @@ def test_policy_changes_severity_ignores_and_quarantines() -> None:
     assert kept.quarantine().drain
 
 
+def test_a_finding_tells_the_clearing_rule_that_is_in_force() -> None:
+    """What a finding says of its clearing follows the deployment's settings."""
+    kept = findings(Settings(findings={"gpu.lost": FindingPolicy(clear_after=7.0)}))
+    kept.take([found("gpu.lost")], at(0), BOOT)
+    assert kept.active()[0].clears_when == "read clean for 7 s"
+
+
 def test_programs_faults_quarantine_nobody() -> None:
     """XIDs that a program can cause never take a node out of service by themselves, however severe they are called."""
     kept = findings()

@@ -59,11 +59,12 @@ def _header(out: Console, readings: NodeReadings, verdict: Verdict, replay_of: s
 def _gpus(judgement: Judgement, verbose: bool) -> list[Text]:
     nvml = judgement.readings.nvml
     read = [] if isinstance(nvml, Missing) else nvml.gpus
+    complete = not isinstance(nvml, Missing) and nvml.answered and not nvml.problem
     headings = ("GPU", "model", "PCI", "uuid", "temp", "power", "state")
     rows = [[Text(heading, style="dim") for heading in headings]]
     for gpu in judgement.verdict.gpus:
         own = next((each for each in read if gpu.uuid == each.component or gpu.index == each.index), None)
-        state = Text(gpu.verdict + ("" if own else ", gone"), style=STYLE[gpu.verdict])
+        state = Text(gpu.verdict + ("" if own else ", gone" if complete else ", not read"), style=STYLE[gpu.verdict])
         cells = (
             str(gpu.index) if gpu.index >= 0 else "-",
             printable(gpu.model.removeprefix("NVIDIA ")) or "-",

@@ -63,8 +63,10 @@ class Keeper:
                 await asyncio.gather(following, return_exceptions=True)
 
     async def _once(self, writer: NodeWriter) -> None:
+        # After a failure we come back by ourselves; news that come meanwhile are not kept waiting.
+        patience = backoff(self._failures) if self._failures else writer.retry_in
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), writer.retry_in)
+            await asyncio.wait_for(self._changed.wait(), patience)
         self._changed.clear()
         self._node_changed(writer)
         wanted = self._wanted()
@@ -78,5 +80,3 @@ class Keeper:
         except ApiError as error:
             self._failures += 1
             log.warning("the node could not be marked; it is tried again", error=str(error), failures=self._failures)
-            self._changed.set()
-            await asyncio.sleep(backoff(self._failures))

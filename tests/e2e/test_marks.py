@@ -70,7 +70,7 @@ class Marked:
         """How often somebody other than the tests has changed something of this node."""
         user = "system:serviceaccount:gpuhealth:gpuhealth-agent"
         return sum(
-            event["user"]["username"] == user
+            event["user"].get("username") == user
             and event["verb"] not in ("get", "list", "watch")
             and self.name in str(event)
             for event in self.plane.audit()
