@@ -172,7 +172,10 @@ class Agent:
         self._looked.set()
         if time.monotonic() - self._remembered_at > _MEMORY_SECONDS:
             self.journal.note()
-        await asyncio.sleep(max(0.0, self.settings.interval - (time.monotonic() - began)))
+        pause = max(0.0, self.settings.interval - (time.monotonic() - began))
+        await asyncio.sleep(pause / 2)
+        self.probe.nvml.ping()
+        await asyncio.sleep(pause / 2)
 
     def _know_gpus(self, readings: NodeReadings) -> None:
         """Takes what a complete answer of NVML tells of the GPUs; it holds while there is none."""

@@ -11,10 +11,10 @@ import re
 import socket
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gpuhealth.model import Severity
@@ -157,6 +157,41 @@ class Kubernetes(_Section):
     namespace: str = "gpuhealth"
 
 
+class Election(_Section):
+    """Which of the controllers acts: the one that holds the Lease."""
+
+    enabled: bool = True
+    lease: str = Field(default="gpuhealth-controller", min_length=1)
+    duration: Duration = Field(default=15.0, ge=1)  # after which the others may take it from one that is silent
+    renew_within: Duration = Field(default=10.0, gt=0)  # or it stops acting, before the others begin
+    retry: Duration = Field(default=2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.retry < self.renew_within < self.duration:
+            raise ValueError("retry must be less than renew_within, and that less than duration")
+        return self
+
+
+class Controller(_Section):
+    """The fleet's controller."""
+
+    http: Http = Http(port=9476)
+    election: Election = Election()
+    drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, whatever their disruption budgets say
+    drain_retry: Duration = Field(default=10.0, gt=0)  # between tries of an eviction that was refused
+    evictions_per_second: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # over the whole fleet
+    eviction_burst: int = Field(default=20, ge=1)
+    pool_labels: tuple[str, ...] = (  # a node's pool is the value of the first of these that it has
+        "gpuhealth.io/pool",
+        "eks.amazonaws.com/nodegroup",
+        "cloud.google.com/gke-nodepool",
+        "kubernetes.azure.com/agentpool",
+        "karpenter.sh/nodepool",
+        "node.kubernetes.io/instance-type",
+    )
+
+
 class FindingPolicy(_Section):
     """What a deployment changes of a finding's defaults; None keeps the default."""
 
@@ -205,6 +240,7 @@ class Settings(BaseSettings):
     http: Http = Http()
     journal: Journal = Journal()
     kubernetes: Kubernetes = Kubernetes()
+    controller: Controller = Controller()
     findings: dict[str, FindingPolicy] = {}  # by code or pattern: "xid.94", "nvlink.*"
     pools: tuple[PoolPolicy, ...] = ()
 

@@ -27,7 +27,7 @@ REAL_KMSG = Path("/dev/kmsg")
 _GPUHEALTH = Path(sys.executable).with_name("gpuhealth")
 
 
-def wait_for(what: str, ready: Callable[[], T | None], seconds: float = 30.0, every: float = 0.02) -> T:
+def wait_for(what: str, ready: Callable[[], T | None], seconds: float = 60.0, every: float = 0.02) -> T:
     """Waits until `ready` gives something true, and returns it; TimeoutError names what did not come."""
     deadline = time.monotonic() + seconds
     while not (value := ready()):

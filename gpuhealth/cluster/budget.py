@@ -147,11 +147,15 @@ class Places:
             raise
         return Admitted(tuple(name for s in sorted(sets) if (name := self._place_in(s))), tuple(taken))
 
+    async def to_return(self) -> tuple[str, ...]:
+        """The places that last until they are given back."""
+        return tuple(name for name in await self.recall() if not self._seconds(self._leases()[name]))
+
     async def release(self) -> tuple[str, ...]:
         """Give back the places that last until they are given back; what was given back."""
-        names = [name for name in await self.recall() if not self._seconds(self._leases()[name])]
+        names = await self.to_return()
         await self._give_back(names)
-        return tuple(names)
+        return names
 
     async def _size(self, budget: Object) -> int:
         """How many nodes the budget selects; asked for only where a percentage needs it and no controller says."""

@@ -49,18 +49,23 @@ class Keeper:
         """Marks the Node until cancelled. Without a cluster it says so once, and waits."""
         where = settings.kubernetes
         async with Client.from_kubeconfig(where.kubeconfig, where.context, observer=self._observer) as client:
-            writer = NodeWriter(client, settings, settings.node_name, on_act=self._on_act, now=self._now)
-            self.writer, writer.changed = writer, self._changed
-            following = asyncio.create_task(writer.run())
             try:
-                while True:
-                    await self._once(writer)
+                await self.keep(client, settings)
             except NoConfigurationError as error:
                 log.warning("no cluster: the node is watched and not marked", reason=str(error))
                 await asyncio.Event().wait()
-            finally:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+
+    async def keep(self, client: Client, settings: Settings) -> None:
+        """The same through a given client."""
+        writer = NodeWriter(client, settings, settings.node_name, on_act=self._on_act, now=self._now)
+        self.writer, writer.changed = writer, self._changed
+        following = asyncio.create_task(writer.run())
+        try:
+            while True:
+                await self._once(writer)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
     async def _once(self, writer: NodeWriter) -> None:
         # After a failure we come back by ourselves; news that come meanwhile are not kept waiting.

@@ -18,6 +18,9 @@ QUARANTINE = f"{GROUP}/quarantine"
 RELEASED = f"{GROUP}/released"
 """Annotation: finding codes whose quarantine a person ended by removing our taint or cordon, comma-separated."""
 
+DRAIN = f"{GROUP}/drain"
+"""Annotation or label of a pod, label of a namespace: "false" keeps our drains away from it."""
+
 
 class Kind(msgspec.Struct, frozen=True):
     """A kind of object and where the API server serves it."""
@@ -35,6 +38,7 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 NODES = Kind("v1", "Node", "nodes")
+NAMESPACES = Kind("v1", "Namespace", "namespaces")
 PODS = Kind("v1", "Pod", "pods", namespaced=True)
 EVENTS = Kind("v1", "Event", "events", namespaced=True)
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases", namespaced=True)

@@ -106,7 +106,7 @@ class NodeWriter:
                     match event:
                         case Listed(items):
                             self.following = True
-                            self._latest = items[0] if items else None
+                            self._listed(items)
                         case Changed("DELETED", _):
                             self._latest = None
                         case Changed(_, item):
@@ -154,6 +154,12 @@ class NodeWriter:
             return None
         return max(0.0, self._retry_at - asyncio.get_running_loop().time())
 
+    def _listed(self, nodes: list[Object]) -> None:
+        if nodes:
+            self._see(nodes[0])  # a list out of a cache may be older than what we have written
+        else:
+            self._latest = None
+
     def _see(self, node: Object) -> None:
         """Keep the newer one: the answer to our own write may overtake the watch, or the other way."""
         known = self._latest
@@ -189,7 +195,7 @@ class NodeWriter:
                 await self._write_report(node, desired, facts, acts)
         else:
             node = await self._mark(node, desired, acts)
-            await self._settle(node, acts)
+            node = await self._settle(node, desired, acts)
             for note in await self._events.flush():
                 self._did(acts, Act("event", note.reason, note.message, self._now()))
             await self._write_report(node, desired, facts, acts)
@@ -306,11 +312,19 @@ class NodeWriter:
         elif "untaint" in kinds:
             self._events.add(Note("QuarantineEnded", "back in service", self._now(), warning=False))
 
-    async def _settle(self, node: Object, acts: list[Act]) -> None:
-        """A node that is not out by our hand holds no places; also those that a crash left behind."""
-        if record(node) is None and (await self._places.recall()):
+    async def _settle(self, node: Object, desired: Desired, acts: list[Act]) -> Object:
+        """A node that is not out by our hand holds no places; also those that a crash left behind.
+
+        What we know of the Node may be old, if the watch broke unnoticed and the answer to our taint was lost: so it
+        is read again before its place goes to another node.
+        """
+        if record(node) is not None or not await self._places.to_return():
+            return node
+        node = await self._mark(await self._read(), desired, acts)
+        if record(node) is None:
             for name in await self._places.release():
                 self._did(acts, Act("give_back", name, "", self._now()))
+        return node
 
     async def _write_report(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
         would = tuple(f"{act.kind} {act.target} {act.detail}".strip() for act in acts if not act.done)

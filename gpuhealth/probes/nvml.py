@@ -63,7 +63,9 @@ class _Child:
         self._loop.add_reader(self._output, self._readable)
         self.exited = False
         self.crash = ""  # a traceback
-        self.asked_at: float | None = None
+        self.asked_at: float | None = None  # the question that has waited longest
+        self.in_round = False
+        self._open_questions = 0
         self.silent_before = 0.0  # how long the child that this one replaces was waited for
         self.answered = asyncio.Event()
         self._began: nvml_child.Began | None = None
@@ -71,11 +73,20 @@ class _Child:
         self.took_seconds = 0.0
 
     def ask(self) -> None:
-        """Asks for a round."""
+        """Asks for a round; while a ping is still without an answer, the wait counts from there."""
         self._began, self._gpus = None, []
-        self.asked_at = time.monotonic()
+        self.in_round = True
+        self._question(b"read\n")
+
+    def ping(self) -> None:
+        """Asks for any answer of the driver."""
+        self._question(b"ping\n")
+
+    def _question(self, line: bytes) -> None:
+        self._open_questions += 1
+        self.asked_at = self.asked_at or time.monotonic()
         self.answered.clear()
-        self._command(b"read\n")
+        self._command(line)
 
     def want_events(self) -> None:
         """Asks for XID events from now on."""
@@ -116,13 +127,20 @@ class _Child:
             case nvml_child.Gpu():
                 self._gpus.append(message.readings)
             case nvml_child.Ended():
-                self.took_seconds = self.waiting_seconds()
-                self.asked_at, self.silent_before = None, 0.0
-                self.answered.set()
+                self._answered()
             case nvml_child.XidSeen():
                 self._on_xid(message)
             case nvml_child.Crashed():
                 self.crash = message.traceback
+
+    def _answered(self) -> None:
+        self._open_questions -= 1
+        if self._open_questions:
+            self.asked_at = time.monotonic()  # the driver lives; what is still asked was asked behind this
+            return
+        self.took_seconds = self.waiting_seconds()
+        self.asked_at, self.silent_before, self.in_round = None, 0.0, False
+        self.answered.set()
 
     def readings(self) -> NvmlReadings:
         """What has come of the round so far."""
@@ -209,7 +227,7 @@ class NvmlProbe:
         child = self._child or self._start()
         if child is None:
             return NvmlReadings(problem=self._last_exit)
-        if child.asked_at is None:
+        if not child.in_round:
             child.ask()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(child.answered.wait(), self._patience(child, wait_seconds))
@@ -219,6 +237,11 @@ class NvmlProbe:
             self._backoff_seconds = 1.0
             return child.readings()
         return self._overdue(child)
+
+    def ping(self) -> None:
+        """Asks the driver for a sign of life between two rounds, so that a hang is known that much earlier."""
+        if self._child and self._child.asked_at is None and not self._child.exited:
+            self._child.ping()
 
     def want_events(self) -> None:
         """Has XIDs told to `on_xid` as NVML reports them: without their text, but better than not at all."""

@@ -67,6 +67,12 @@ class Driver:
             gpu = self._gpus[index] = Gpu(index, self._progress, known)
         return gpu.read()
 
+    def ping(self) -> None:
+        """Makes one call that the library cannot answer from its own memory."""
+        with contextlib.suppress(pynvml.NVMLError):  # any answer is a sign of life
+            self._progress("nvmlDeviceGetPowerUsage on GPU 0")
+            pynvml.nvmlDeviceGetPowerUsage(pynvml.nvmlDeviceGetHandleByIndex(0))
+
     def known(self) -> dict[int, dict[tuple[Any, ...], Any]]:
         """By index, what never changes about each GPU."""
         return {index: gpu.known for index, gpu in self._gpus.items()}

@@ -571,10 +571,10 @@ def test_report_leaves_the_controllers_part_alone(plane: ControlPlane, pool: Poo
             write = writer(client, node)
             await write.apply(HEALTHY)
             path = f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}/status"
-            drain = {"status": {"drain": {"state": "draining"}}}
+            drain = {"status": {"drain": {"phase": "draining"}}}
             plane.request("PATCH", path, drain, content_type="application/merge-patch+json")
             await write.apply(SICK)
-            assert pool.report(node)["status"]["drain"] == {"state": "draining"}
+            assert pool.report(node)["status"]["drain"] == {"phase": "draining"}
             plane.request("DELETE", path.removesuffix("/status"))
             await write.apply(HEALTHY)
             assert pool.report(node)["status"]["verdict"] == "healthy", "deleted by somebody, made again"

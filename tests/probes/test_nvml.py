@@ -197,6 +197,25 @@ def test_a_hang_is_told_and_passes(node: Simulator) -> None:
     run(test, Nvml(warn_after=0.2, critical_after=PATIENT))
 
 
+def test_a_ping_notices_a_hang_between_two_rounds(node: Simulator) -> None:
+    """The wait for the driver counts from a ping that it did not answer; one that it answers changes nothing."""
+
+    async def test(probe: NvmlProbe) -> None:
+        await answered(probe)
+        probe.ping()
+        assert (await answered(probe)).count == 8
+        node.inject("hang")
+        probe.ping()
+        await asyncio.sleep(0.3)
+        late = await probe.read(0.0)
+        assert late.waiting_seconds >= 0.3
+        assert "nvmlDeviceGetPowerUsage" in late.waiting_for
+        node.release()
+        assert (await answered(probe)).count == 8
+
+    run(test)
+
+
 def test_at_most_one_replacement(node: Simulator) -> None:
     """However long a hang lasts, one child is started beside the one that hangs, and neither is killed."""
 
