@@ -17,7 +17,7 @@ CONSEQUENCES = frozenset({43, 45})
 """Codes that the driver raises when it cleans up after another one."""
 NVLINK = frozenset({74, *range(144, 151)})
 """Codes whose hex words say how bad it is."""
-_BY_TEXT = CONSEQUENCES | NVLINK | {RECOVERY_ACTION}
+_BY_TEXT = NVLINK | {RECOVERY_ACTION}
 
 
 class XidFacts(msgspec.Struct, frozen=True):
@@ -107,8 +107,6 @@ def assess(code: int, text: str, driver: int | None = None) -> Assessment:
 
 
 def _by_text(code: int, text: str, driver: int | None, meaning: str) -> Assessment | None:
-    if code in CONSEQUENCES:
-        return Assessment(Severity.INFO, Action.NONE, meaning) if "caused by previous Xid" in text else None
     if code == RECOVERY_ACTION:
         asked = recovery.from_text(text)
         if asked is None:

@@ -7,6 +7,7 @@ the same fault count once, clean-up after another fault is told from a fault, an
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -42,6 +43,7 @@ REPEATED_APP_FAULTS = Code(
 )
 _ESCALATING_ACTIONS = (Action.CONTACT_SUPPORT, Action.INSPECT_HARDWARE)
 _KEPT_PROCESSES = 64
+_NAMED_CAUSE = re.compile(r"caused by previous Xid (\d+)")
 
 
 @functools.lru_cache(maxsize=2048)
@@ -104,7 +106,7 @@ class _Judge:
         if kind == "xid" and code == RECOVERY_ACTION:
             yield from self._recovery(event, gpu, when)
             return
-        follows = self._follows(code, component, when.timestamp()) if kind == "xid" else ""
+        follows = self._follows(event, code, component, when.timestamp()) if kind == "xid" else ""
         if follows:
             event = msgspec.structs.replace(event, severity=Severity.INFO, action=Action.NONE)
         count = self._count(event, component, when.timestamp())
@@ -119,12 +121,14 @@ class _Judge:
             return None
         return self._gpus.get(event.pci) or GpuReadings(-1, pci=event.pci)
 
-    def _follows(self, code: int, component: str, at: float) -> str:
+    def _follows(self, event: KernelEvent, code: int, component: str, at: float) -> str:
         """The XID whose clean-up this one is, in words. Notes XIDs that others may follow."""
         key = f"xid@{component}"
         if code not in CONSEQUENCES:
             self._history.mark(key, at, self._settings.consequence, detail=str(code), keep=1)
             return ""
+        if named := _NAMED_CAUSE.search(event.line):  # newer drivers say so themselves
+            return f", a consequence of XID {named[1]}"
         before = self._history.recent(key, at, self._settings.consequence)
         return f", a consequence of XID {before[-1][1]}" if before else ""
 

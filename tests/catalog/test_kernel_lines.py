@@ -42,7 +42,7 @@ LINES: list[tuple[str, str, str, str, str, dict[str, object]]] = [
     ("NVRM: Xid (PCI:0000:5d:00): 119, pid=9, name=nvidia-smi, Timeout waiting for RPC from GSP! (0x2080014b 0x5).",
      "xid", "xid.119", "critical", "reset_gpu", {"process": "nvidia-smi"}),
     ("NVRM: Xid (PCI:0000:5d:00): 45, pid=9, name=python3, Ch 00000001 caused by previous Xid 149", "xid", "xid.45",
-     "info", "none", {}),
+     "warning", "restart_workload", {}),
     ("NVRM: Xid (PCI:0000:5d:00): 45, pid=9, name=python3, Ch 00000001", "xid", "xid.45", "warning",
      "restart_workload", {}),
     ("NVRM: Xid (PCI:0000:5d:00): 154, GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)",

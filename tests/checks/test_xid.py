@@ -124,6 +124,13 @@ def test_clean_up_after_another_fault_is_a_consequence(code: int) -> None:
         assert "consequence" not in other[0].message
 
 
+def test_a_line_that_names_its_cause_is_a_consequence() -> None:
+    """Where the driver itself says which XID it cleans up after, no other line is needed."""
+    (named,) = Node().finds(line(45, text="pid=9, name=python3, Ch 00000001 caused by previous Xid 149"))
+    assert (named.severity, named.action) == (Severity.INFO, Action.NONE)
+    assert "consequence of XID 149" in named.message
+
+
 def test_a_storm_of_teardowns_is_no_hardware_fault() -> None:
     """168,924 lines of XID 45 from as many processes leave no critical, no quarantine and little memory."""
     node, worst, findings = Node(), Severity.INFO, 0
