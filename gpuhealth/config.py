@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gpuhealth.model import Severity
 
@@ -210,16 +209,8 @@ class PoolPolicy(_Section):
     findings: dict[str, FindingPolicy]
 
 
-class Settings(BaseSettings):
+class Settings(_Section):
     """All settings, with the defaults that hold when nothing is said."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix=ENVIRONMENT_PREFIX,
-        env_nested_delimiter="__",
-        nested_model_default_partial_update=True,
-    )
 
     node_name: str = Field(default_factory=socket.gethostname, min_length=1)
     mode: Literal["observe", "taint", "cordon"] = "taint"
@@ -244,18 +235,6 @@ class Settings(BaseSettings):
     findings: dict[str, FindingPolicy] = {}  # by code or pattern: "xid.94", "nvlink.*"
     pools: tuple[PoolPolicy, ...] = ()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings names it
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings names it
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings names it
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file, which comes as keyword arguments."""
-        return env_settings, init_settings
-
     def policy(self, code: str, node_labels: dict[str, str] | None = None) -> FindingPolicy:
         """What this deployment says of a finding code: pools over the general, the exact code over patterns."""
         chosen: dict[str, Any] = {}
@@ -271,28 +250,44 @@ class Settings(BaseSettings):
 
 
 def load(path: Path | None = None, **overrides: Any) -> Settings:
-    """Settings from the file (or the one that GPUHEALTH_CONFIG names), the environment, then `overrides`.
+    """Settings from the file (or the one that GPUHEALTH_CONFIG names), then the environment, then `overrides`.
 
     Raises ConfigError with one sentence for a file that cannot be read, a key that is not known, a bad value.
     """
-    known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
-    for name in os.environ:
-        ours = name.startswith(ENVIRONMENT_PREFIX) and name != f"{ENVIRONMENT_PREFIX}CONFIG"
-        if ours and name.split("__")[0].upper() not in known:
-            raise ConfigError(f"environment variable {name} names no setting")
     if path is None and (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
         path = Path(named)
     values = _file_values(path) if path else {}
     try:
-        settings = Settings(**values)
-        return settings.model_copy(update=_validated(overrides)) if overrides else settings
+        return Settings(**_merged(_merged(values, _environment_values()), overrides))
     except ValidationError as error:
         raise ConfigError(_sentence(error, path)) from None
 
 
-def _validated(overrides: dict[str, Any]) -> dict[str, Any]:
-    settings = Settings(**overrides)
-    return {name: getattr(settings, name) for name in overrides}
+def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in over.items():
+        before = merged.get(key)
+        merged[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _environment_values() -> dict[str, Any]:
+    """GPUHEALTH_A__B=value as {"a": {"b": value}}; a value in brackets is read as YAML, any other is taken as text."""
+    values: dict[str, Any] = {}
+    for name, text in os.environ.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or name == f"{ENVIRONMENT_PREFIX}CONFIG":
+            continue
+        *sections, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if [*sections, key][0] not in Settings.model_fields:
+            raise ConfigError(f"environment variable {name} names no setting")
+        try:
+            value: Any = yaml.safe_load(text) if text.startswith(("{", "[")) else text
+        except yaml.YAMLError:
+            raise ConfigError(f"environment variable {name} is not valid YAML: {text!r}") from None
+        for section in reversed(sections):
+            key, value = section, {key: value}
+        values = _merged(values, {key: value})
+    return values
 
 
 def _file_values(path: Path) -> dict[str, Any]:

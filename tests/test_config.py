@@ -38,6 +38,36 @@ def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (settings.mode, settings.nvml.warn_after, settings.nvml.critical_after) == ("observe", 25.0, 90.0)
 
 
+def test_the_environment_holds_text_lists_and_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text is taken as it stands, also where it looks like a number; what stands in brackets is YAML."""
+    monkeypatch.setenv("GPUHEALTH_NODE_NAME", "0017")
+    monkeypatch.setenv("GPUHEALTH_EXPECT_GPUS", "8")
+    monkeypatch.setenv("GPUHEALTH_FINDINGS", "{xid.94: {quarantine: true}}")
+    settings = load()
+    assert (settings.node_name, settings.expect_gpus) == ("0017", 8)
+    assert settings.findings == {"xid.94": FindingPolicy(quarantine=True)}
+
+
+def test_overrides_win_over_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a caller sets holds against file and environment."""
+    monkeypatch.setenv("GPUHEALTH_EXPECT_GPUS", "4")
+    assert load(written(tmp_path, "expect_gpus: 2\n"), expect_gpus=8).expect_gpus == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("INTERVAL", "soon", "interval: 'soon' is no duration"),
+        ("FINDINGS", "{a: [", "GPUHEALTH_FINDINGS is not valid YAML"),
+    ],
+)
+def test_bad_variables_get_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str) -> None:
+    """A variable with a bad value is refused like a bad line of the file."""
+    monkeypatch.setenv(f"GPUHEALTH_{name}", value)
+    with pytest.raises(ConfigError, match=sentence):
+        load()
+
+
 def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """GPUHEALTH_CONFIG is read where no file is given."""
     monkeypatch.setenv("GPUHEALTH_CONFIG", str(written(tmp_path, "mode: cordon\n")))

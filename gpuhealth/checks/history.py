@@ -53,8 +53,11 @@ class History(msgspec.Struct):
         counter = self.counters.get(key)
         if counter is None:
             counter = self.counters[key] = _Counter(now, now, value if first is None else first)
-        grown = value - counter.last if value >= counter.last else value
         pause = now - counter.seen
+        if value == counter.last and not counter.steps and pause >= 0:  # as nearly always
+            counter.seen = now
+            return Increase(0, min(window, now - counter.began))
+        grown = value - counter.last if value >= counter.last else value
         if pause > window:
             grown = math.ceil(grown * window / pause)
         if grown:

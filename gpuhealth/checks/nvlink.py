@@ -90,16 +90,14 @@ def _errors(gpu: GpuReadings, look: Look) -> Judgement:
     settings = look.settings.nvlink
     bad, first_look = [], False
     for link in gpu.nvlinks:
-        grown = {
-            name: look.history.increase(
-                f"{ERRORS.name}/{gpu.component}/{link.link}/{name}", count, look.now, settings.window
-            )
-            for name, count in link.errors.items()
-        }
-        first_look |= not all(each.seconds for each in grown.values())
-        if sum(each.amount for each in grown.values()) > settings.errors:
-            kinds = ", ".join(f"{name} {each.amount}" for name, each in grown.items() if each.amount)
-            bad.append(f"link {link.link}: {kinds}")
+        if not link.errors:
+            continue
+        key = f"{ERRORS.name}/{gpu.component}/{link.link}"
+        grown = look.history.increase(key, sum(link.errors.values()), look.now, settings.window)
+        first_look |= not grown.seconds
+        if grown.amount > settings.errors:
+            kinds = ", ".join(f"{name} {count}" for name, count in link.errors.items() if count)
+            bad.append(f"link {link.link}: {grown.amount} (since the driver was loaded: {kinds})")
     if bad:
         listing = "; ".join(bad)
         return look.found(

@@ -38,7 +38,7 @@ class Look:
         """When the readings were taken."""
         return self.readings.time
 
-    @property
+    @cached_property
     def now(self) -> float:
         """The same in seconds since the epoch."""
         return self.readings.time.timestamp()

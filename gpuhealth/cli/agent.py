@@ -27,7 +27,14 @@ def log_json(level: str) -> None:
     import logging
     import sys
 
+    # structlog loads rich, if there is one, for tracebacks in colour: 4 MiB that a log in JSON never shows.
+    hidden = sys.modules.get("rich")
+    sys.modules["rich"] = None  # type: ignore[assignment]  # makes its import fail
     import structlog
+
+    sys.modules.pop("rich")
+    if hidden:
+        sys.modules["rich"] = hidden
 
     common: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,

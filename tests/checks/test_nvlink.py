@@ -129,7 +129,7 @@ def test_errors() -> None:
     assert look(counting(old, at_limit), history=history, at=10).is_clean("nvlink.errors")
     above = at_limit | {"replay": 41}
     finding = look(counting(old, above), history=history, at=20).finding("nvlink.errors")
-    assert "link 1: crc_flit 60, replay 41" in finding.message
+    assert "link 1: 101 (since the driver was loaded: crc_flit 1000060, replay 41)" in finding.message
     assert look(counting(old, above), history=history, at=620).is_clean("nvlink.errors")
 
 
