@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from gpuhealth import __version__
-from gpuhealth.cli import agent, capture, check, classify, events, explain
+from gpuhealth.cli import agent, capture, check, classify, controller, events, explain
 from gpuhealth.cli.output import COULD_NOT, INTERRUPTED, READER_GONE, CommandError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (check, classify, explain, capture, events, agent):
+for module in (check, classify, explain, capture, events, agent, controller):
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
 
 

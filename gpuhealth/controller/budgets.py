@@ -1,0 +1,117 @@
+"""The status of the QuarantineBudgets, and the places of nodes that are no more.
+
+Agents need neither: they count for themselves where no status says a size, and the API server bounds the places. The
+status spares them the counting and tells people how it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import structlog
+
+from gpuhealth.cluster.budget import limit_of
+from gpuhealth.cluster.client import Client, Object
+from gpuhealth.cluster.errors import ApiError, ConflictError, NotFoundError
+from gpuhealth.cluster.kinds import BUDGETS, LEASES, NODES
+from gpuhealth.cluster.report import merge_patch
+from gpuhealth.cluster.selectors import matches
+from gpuhealth.controller.facts import Budget, Place
+from gpuhealth.controller.fleet import Fleet
+
+log = structlog.get_logger()
+
+NAMES = 100
+"""How many nodes a status names: it is for people, and an object has its limits."""
+_PAUSE_SECONDS = 1.0  # a hundred nodes that come at once are one write
+_AT_ONCE = 500
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How it stands with a budget."""
+
+    size: int
+    limit: int
+    used: int
+    held: int
+
+
+class Budgets:
+    """Keeps what is said of the budgets true."""
+
+    def __init__(self, client: Client, fleet: Fleet, namespace: str) -> None:
+        self.standings: dict[str, Standing] = {}
+        self._client = client
+        self._fleet = fleet
+        self._namespace = namespace
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        with self._fleet.listening() as heard:
+            while True:
+                await heard.wait()
+                heard.clear()
+                if self._fleet.ready and not await self._round():
+                    heard.set()
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _round(self) -> bool:
+        """Does what is to be done; whether it could be."""
+        try:
+            await self._free()
+            for budget in list(self._fleet.budgets.items.values()):
+                await self._keep(budget)
+        except ApiError as error:
+            log.warning("the budgets could not be kept; it is tried again", error=str(error))
+            return False
+        for gone in self.standings.keys() - self._fleet.budgets.items.keys():
+            del self.standings[gone]
+        return True
+
+    async def _keep(self, budget: Budget) -> None:
+        body = budget.body
+        places = [place for place in self._fleet.places.items.values() if place.budget == budget.key and place.lasting]
+        held = self._fleet.held.get(budget.key, set())
+        size = await self._size(body)
+        holders = sorted({place.holder for place in places})
+        standing = Standing(size, limit_of(body["spec"]["maxUnavailable"], size), len(places), len(held))
+        self.standings[budget.key] = standing
+        status: Object = msgspec.to_builtins(standing)
+        status["observedGeneration"] = body["metadata"]["generation"]
+        status["heldNodes"], status["nodes"] = sorted(held)[:NAMES], holders[:NAMES]
+        if patch := merge_patch(body.get("status"), status):
+            try:
+                await self._client.patch(BUDGETS, budget.key, {"status": patch}, subresource="status")
+            except NotFoundError:
+                log.debug("a budget is gone", budget=budget.key)
+
+    async def _size(self, budget: Object) -> int:
+        """How many nodes it selects."""
+        selector, size = budget["spec"]["nodeSelector"], 0
+        for number, node in enumerate(list(self._fleet.nodes.items.values()), 1):
+            size += matches(selector, node.labels)
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # a big fleet must not hold up what else the loop has to do
+        return size
+
+    async def _free(self) -> None:
+        """Gives back the places of nodes that were deleted; those that run out by themselves count what happened."""
+        for place in list(self._fleet.places.items.values()):
+            if place.lasting and place.holder not in self._fleet.nodes.items and await self._is_gone(place.holder):
+                await self._give_back(place)
+
+    async def _is_gone(self, node: str) -> bool:
+        # Two watches are not in step: the Lease of a Node that has just come may be known before the Node is.
+        try:
+            await self._client.get(NODES, node)
+        except NotFoundError:
+            return True
+        return False
+
+    async def _give_back(self, place: Place) -> None:
+        try:
+            await self._client.delete(LEASES, place.key, self._namespace, uid=place.uid, resource_version=place.version)
+        except (ConflictError, NotFoundError):  # somebody else has it, or nobody
+            return
+        log.info("a place is free: its node is deleted", place=place.key, node=place.holder)

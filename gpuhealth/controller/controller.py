@@ -1,0 +1,127 @@
+"""One controller: it watches the fleet all the time, and acts while it leads.
+
+A standby keeps the same picture of the fleet, so that it can act at once. Everything it has to know is in the API
+server: nothing is handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from gpuhealth import __version__
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.election import Election
+from gpuhealth.cluster.errors import NoConfigurationError
+from gpuhealth.cluster.eviction import Evictor
+from gpuhealth.config import Settings
+from gpuhealth.controller.budgets import Budgets
+from gpuhealth.controller.drain import Means
+from gpuhealth.controller.drains import Drains
+from gpuhealth.controller.fleet import Fleet
+from gpuhealth.controller.pace import Pace
+from gpuhealth.controller.telling import Telling
+
+log = structlog.get_logger()
+
+Service = Callable[["Controller"], Awaitable[None]]
+"""Something that runs beside the controller and looks at it, such as the HTTP server."""
+
+
+class Controller:
+    """The controller of one cluster. What is public is what the HTTP server shows."""
+
+    def __init__(self, settings: Settings, services: Sequence[Service] = (), *, client: Client | None = None) -> None:
+        where = settings.kubernetes
+        self.settings = settings
+        self.identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+        self.http_port = 0
+        self.api_calls: Counter[tuple[str, int]] = Counter()  # by method and status
+        self.failures: Counter[str] = Counter()  # by loop
+        self.results: Counter[str] = Counter()  # of evictions and deletions
+        self._client = client or Client.from_kubeconfig(where.kubeconfig, where.context, observer=self._count_call)
+        self._services = services
+        options = settings.controller
+        self.fleet = Fleet(where.namespace, options.pool_labels)
+        self.budgets = Budgets(self._client, self.fleet, where.namespace)
+        self.election = Election(self._client, where.namespace, options.election, self.identity)
+        self._means = Means(
+            self._client,
+            self.fleet,
+            options,
+            Evictor(self._client),
+            Pace(options.evictions_per_second, options.eviction_burst),
+            Telling(self._client, self.identity, _now),
+            self.results,
+            _now,
+        )
+
+    @property
+    def leading(self) -> bool:
+        """Whether it is this one that acts."""
+        return self.election.leading or not self.settings.controller.election.enabled
+
+    async def run(self) -> None:
+        """Runs until SIGTERM or SIGINT, then gives the Lease back; NoConfigurationError where there is no cluster."""
+        main = asyncio.current_task()
+        assert main is not None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, main.cancel)
+        log.info("controller starts", identity=self.identity, version=__version__)
+        try:
+            await self.work()
+        except* NoConfigurationError as group:
+            raise NoConfigurationError(str(_first(group))) from None
+        except* asyncio.CancelledError:
+            log.info("controller stops", identity=self.identity)
+
+    async def work(self) -> None:
+        """Watches and acts until cancelled."""
+        async with self._client, asyncio.TaskGroup() as group:
+            for follow in self.fleet.watches(self._client):
+                group.create_task(self._forever(follow))
+            group.create_task(self._forever(self._take_part))
+            for service in self._services:
+                group.create_task(service(self))  # type: ignore[arg-type]  # a coroutine function
+
+    async def _take_part(self) -> None:
+        if self.settings.controller.election.enabled:
+            await self.election.run(self._lead)
+        else:
+            await self._lead()
+
+    async def _lead(self) -> None:
+        """What only one controller does."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._forever(Drains(self._means).run, "drains"))
+            group.create_task(self._forever(self.budgets.run, "budgets"))
+
+    async def _forever(self, step: Callable[[], Awaitable[None]], name: str = "") -> None:
+        name = name or step.__name__.removeprefix("_")
+        while True:
+            try:
+                await step()
+            except NoConfigurationError:  # there is nothing to wait for
+                raise
+            except Exception:  # a fault in one loop must not end the others; it is logged and counted
+                self.failures[name] += 1
+                log.exception("unexpected error", loop=name)
+                await asyncio.sleep(1.0)
+
+    def _count_call(self, method: str, status: int) -> None:
+        self.api_calls[method, status] += 1
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

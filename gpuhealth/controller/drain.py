@@ -1,0 +1,276 @@
+"""The drain of one node: what runs there is asked to go, and made to go at the deadline.
+
+Everything that a drain must remember is in the node's report before the first pod goes: another controller goes on
+from there. What is counted is written after each step, so a controller that is killed may leave the last step
+uncounted; it never does a step twice, since a pod that is on its way is left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import structlog
+
+from gpuhealth.cluster.client import JSON_PATCH, Client
+from gpuhealth.cluster.errors import InvalidError, NotFoundError
+from gpuhealth.cluster.eviction import Evictor, Outcome, Result
+from gpuhealth.cluster.kinds import NODES, PODS, REPORTS, STATE_LABEL
+from gpuhealth.cluster.node import written_time
+from gpuhealth.cluster.watching import watch
+from gpuhealth.config import Controller as Settings
+from gpuhealth.controller import facts
+from gpuhealth.controller.fleet import Fleet
+from gpuhealth.controller.pace import Pace
+from gpuhealth.controller.pods import Pod, gangs, movable, slim
+from gpuhealth.controller.table import Table
+from gpuhealth.controller.telling import Telling
+
+log = structlog.get_logger()
+
+_PAUSE_SECONDS = 0.2  # a node's pods that end together are one write
+_MARK_SECONDS = 1.0
+_OUR_STATES = ("draining", "drained")
+
+
+class Means(msgspec.Struct, frozen=True):
+    """What all drains share."""
+
+    client: Client
+    fleet: Fleet
+    settings: Settings
+    evictor: Evictor
+    pace: Pace
+    telling: Telling
+    results: Counter[str]  # of evictions and deletions, for metrics
+    now: Callable[[], datetime]
+
+
+async def write_drain(client: Client, node: str, drain: facts.Drain) -> None:
+    """Put a drain into its node's report. Only the controller writes these fields; the agent leaves them alone."""
+    body: dict[str, Any] = {}
+    for name, value in msgspec.to_builtins(drain, builtin_types=(datetime,)).items():
+        body[name] = written_time(value) if isinstance(value, datetime) else value
+    await client.patch(REPORTS, node, {"status": {"drain": body}}, subresource="status")
+
+
+async def mark_state(means: Means, node: str, state: str) -> bool:
+    """Make our label say this, unless another than the agent's `quarantined` or one of ours is there."""
+    found = means.fleet.nodes.items.get(node)
+    if found is None or found.state == state or found.state not in {"quarantined", *_OUR_STATES}:
+        return True
+    path = "/metadata/labels/" + STATE_LABEL.replace("~", "~0").replace("/", "~1")
+    patch = [{"op": "test", "path": path, "value": found.state}, {"op": "replace", "path": path, "value": state}]
+    try:
+        await means.client.patch(NODES, node, patch, content_type=JSON_PATCH)
+    except (InvalidError, NotFoundError):  # it has changed: what it is now will be told by the watch
+        return False
+    return True
+
+
+class NodeDrain:
+    """One node's drain, by this process."""
+
+    def __init__(self, node: str, means: Means) -> None:
+        self._node = node
+        self._means = means
+        self._pods = Table[Pod]()
+        self._news = asyncio.Event()  # of the node's pods
+        self._sent: set[str] = set()  # pods that have been sent away, though the watch may not say so yet
+        self._told: set[str] = set()  # pods of which it was told that they may not go
+        self._retry_at: dict[str, float] = {}  # by pod, in the loop's time
+        self._forcing = False
+        self._why = ""
+        self._drain = facts.Drain()
+        self._written = facts.Drain()
+
+    async def run(self) -> None:
+        """Returns when nothing is left that should go."""
+        if not await self._begin():
+            return
+        following = asyncio.create_task(self._follow())
+        try:
+            while not await self._step():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), self._patience())
+                if following.done():
+                    following.result()
+                await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        # From the server's cache, which finds a node's pods without going through everybody's.
+        pods = watch(self._means.client, PODS, fields=f"spec.nodeName={self._node}", slim=slim, paged=False)
+        async with aclosing(pods) as events:
+            await self._pods.follow(events, self._news.set)
+
+    async def _begin(self) -> bool:
+        """Take the drain up, or begin it; False when it is complete already."""
+        means = self._means
+        said = facts.report(await means.client.get(REPORTS, self._node))  # as it is, not as a watch has seen it
+        since = said.quarantine.since
+        self._why = f"node {self._node} is out of service for {said.quarantine.code or 'a fault'}"
+        self._drain = self._written = said.drain
+        if said.drain.quarantine_since == since and said.drain.phase in _OUR_STATES:
+            await mark_state(means, self._node, said.drain.phase)
+            log.info("drain goes on", node=self._node, phase=said.drain.phase, deadline=str(said.drain.deadline))
+            return said.drain.phase == "draining"
+        now = means.now().astimezone(UTC).replace(microsecond=0)
+        deadline = now + timedelta(seconds=means.settings.drain_deadline)
+        self._drain = facts.Drain("draining", since, now, deadline)
+        await self._save()  # before anything is done
+        await mark_state(means, self._node, "draining")
+        log.info("drain begins", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
+        message = f"{self._why}: its pods are asked to go, and deleted at {written_time(deadline)}"
+        await means.telling.of_node(self._node, "DrainStarted", message)
+        return True
+
+    async def _step(self) -> bool:
+        """Does what can be done now; whether nothing is left to be done."""
+        self._news.clear()
+        if not self._pods.listed:
+            return False
+        present = self._movable()
+        self._sent &= self._pods.items.keys()
+        waiting = set() if self._has_just_run_out() else {pod.uid for pod in present if not pod.terminating}
+        self._retry_at = {uid: time for uid, time in self._retry_at.items() if uid in waiting}
+        if present:
+            await mark_state(self._means, self._node, "draining")
+        await self._note(present)
+        for gang in gangs(pod for pod in present if self._may_try(pod)):
+            # Asked again at each step: with many pods the first of them is long ago.
+            await self._means.pace.take(len(gang))
+            await self._move([pod for pod in gang if self._may_try(self._pods.items.get(pod.uid))])
+            await self._note(self._movable())
+        if present or self._movable() or not await mark_state(self._means, self._node, "drained"):
+            return False
+        await self._finish()
+        return True
+
+    def _movable(self) -> list[Pod]:
+        return movable(self._pods.items.values(), self._means.fleet.kept_namespaces.items)
+
+    def _may_try(self, pod: Pod | None) -> bool:
+        if (
+            pod is None
+            or pod.terminating
+            or pod.uid in self._sent
+            or not movable([pod], self._means.fleet.kept_namespaces.items)
+        ):
+            return False
+        return self._retry_at.get(pod.uid, 0.0) <= asyncio.get_running_loop().time()
+
+    def _patience(self) -> float:
+        """Seconds after which something is due though nothing was heard."""
+        now = asyncio.get_running_loop().time()
+        due = [time - now for time in self._retry_at.values()]
+        if (deadline := self._deadline()) is not None and not self._is_overdue():
+            due.append((deadline - self._means.now()).total_seconds())
+        if not self._movable():
+            due.append(_MARK_SECONDS)  # only the label is missing
+        longest = self._means.settings.drain_retry
+        return min(max(0.0, min(due, default=longest)), longest)
+
+    def _deadline(self) -> datetime | None:
+        """As the report has it: a person may have changed it."""
+        report = self._means.fleet.reports.items.get(self._node)
+        if report is not None and report.drain.started_at == self._drain.started_at and report.drain.deadline:
+            return report.drain.deadline
+        return self._drain.deadline
+
+    def _is_overdue(self) -> bool:
+        deadline = self._deadline()
+        return deadline is not None and self._means.now() >= deadline
+
+    def _has_just_run_out(self) -> bool:
+        """Once, when the deadline comes: then nothing waits for its next try."""
+        before, self._forcing = self._forcing, self._is_overdue()
+        return self._forcing and not before
+
+    # --- pods ---------------------------------------------------------------------------------------------------------
+
+    async def _move(self, gang: list[Pod]) -> None:
+        """Sends the pods of a gang away together; while the first of them may not go, none is asked."""
+        if not gang:
+            return
+        first, *others = gang
+        await self._send_away(first)
+        if (retry_at := self._retry_at.get(first.uid)) is not None:
+            self._retry_at |= {pod.uid: retry_at for pod in others}
+        else:
+            await asyncio.gather(*(self._send_away(pod) for pod in others))
+
+    async def _send_away(self, pod: Pod) -> None:
+        means, overdue = self._means, self._is_overdue()
+        send = means.evictor.delete if overdue else means.evictor.evict
+        result = await send(pod.namespace, pod.name, pod.uid)
+        means.results[result.outcome] += 1
+        log.info(
+            "pod", outcome=result.outcome, node=self._node, namespace=pod.namespace, pod=pod.name, detail=result.detail
+        )
+        match result.outcome:
+            case Outcome.EVICTED:
+                self._drain = msgspec.structs.replace(self._drain, evicted=self._drain.evicted + 1)
+            case Outcome.DELETED:
+                self._drain = msgspec.structs.replace(self._drain, deleted=self._drain.deleted + 1)
+            case Outcome.REFUSED | Outcome.FAILED:
+                delay = max(means.settings.drain_retry, result.retry_after)
+                self._retry_at[pod.uid] = asyncio.get_running_loop().time() + delay
+                await self._tell_refusal(pod, result)
+                return
+        self._sent.add(pod.uid)
+        self._retry_at.pop(pod.uid, None)
+        await self._tell_departure(pod, result)
+
+    async def _tell_departure(self, pod: Pod, result: Result) -> None:
+        if result.outcome is Outcome.EVICTED:
+            await self._means.telling.of_pod(pod, "Evicted", f"{self._why}: evicted by gpuhealth")
+        elif result.outcome is Outcome.DELETED:
+            message = f"{self._why}: deleted by gpuhealth, since it could not be evicted before the drain's deadline"
+            await self._means.telling.of_pod(pod, "DrainDeadline", message, warning=True)
+
+    async def _tell_refusal(self, pod: Pod, result: Result) -> None:
+        """Once for each pod, however often it is refused."""
+        if pod.uid not in self._told:
+            self._told.add(pod.uid)
+            message = f"{self._why}, but the pod may not be evicted now: {result.detail}; it is tried again"
+            await self._means.telling.of_pod(pod, "EvictionRefused", message, warning=True)
+
+    # --- the report ---------------------------------------------------------------------------------------------------
+
+    async def _note(self, present: list[Pod]) -> None:
+        """Writes how far it is, where that has changed."""
+        refused = [pod for pod in present if pod.uid in self._retry_at and not pod.terminating]
+        staying = [pod for pod in self._pods.items.values() if not pod.settled and pod not in present]
+        parts = []
+        if refused:
+            parts.append(f"{len(refused)} may not be evicted, such as {refused[0].namespace}/{refused[0].name}")
+        if staying:
+            parts.append(f"{len(staying)} stay as they or their namespaces ask")
+        self._drain = msgspec.structs.replace(self._drain, remaining=len(present), message="; ".join(parts))
+        await self._save()
+
+    async def _save(self) -> None:
+        if self._drain == self._written:
+            return
+        # The deadline is written once and is then the person's who looks after it.
+        body = msgspec.structs.replace(self._drain, deadline=self._deadline())
+        await write_drain(self._means.client, self._node, body)
+        self._written = self._drain
+
+    async def _finish(self) -> None:
+        ended = self._means.now().astimezone(UTC).replace(microsecond=0)
+        self._drain = msgspec.structs.replace(self._drain, phase="drained", remaining=0, ended_at=ended)
+        await self._save()
+        drain = self._drain
+        log.info("drained", node=self._node, evicted=drain.evicted, deleted=drain.deleted)
+        message = f"{self._why}: drained, {drain.evicted} pods evicted and {drain.deleted} deleted at the deadline"
+        await self._means.telling.of_node(self._node, "Drained", message)

@@ -1,0 +1,102 @@
+"""All drains: one task for each node that should be drained, ended when it should not be any longer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC
+
+import msgspec
+import structlog
+
+from gpuhealth.cluster.client import backoff
+from gpuhealth.cluster.errors import ApiError, NotFoundError
+from gpuhealth.controller import facts
+from gpuhealth.controller.drain import Means, NodeDrain, mark_state, write_drain
+
+log = structlog.get_logger()
+
+_RETRY_SECONDS = 5.0
+
+
+class Drains:
+    """The drains of the fleet, by the one controller that leads."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ended: dict[str, facts.Drain] = {}  # as they were: the watch may not say yet that they are over
+
+    async def run(self) -> None:
+        """Until cancelled; what is unfinished then is taken up by whoever leads next."""
+        fleet = self._means.fleet
+        try:
+            with fleet.listening() as heard:
+                while True:
+                    complete = True
+                    heard.clear()
+                    if fleet.ready:
+                        complete = await self._round()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(heard.wait(), None if complete else _RETRY_SECONDS)
+        finally:
+            await self._stop(list(self._tasks))
+
+    async def _round(self) -> bool:
+        """Makes the tasks those that are wanted; whether that is done."""
+        fleet = self._means.fleet
+        await self._stop([node for node in self._tasks if node not in fleet.to_drain])
+        for node in sorted(fleet.to_drain - self._tasks.keys()):
+            self._ended.pop(node, None)
+            self._tasks[node] = asyncio.create_task(self._drain(node))
+        return all([await self._end(node) for node in sorted(fleet.to_end)])
+
+    async def _stop(self, nodes: list[str]) -> None:
+        tasks = [self._tasks.pop(node) for node in nodes]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drain(self, node: str) -> None:
+        failures = 0
+        while True:
+            try:
+                return await NodeDrain(node, self._means).run()
+            except ApiError as error:
+                log.warning("a drain is held up; it is tried again", node=node, error=str(error))
+            except Exception:  # one node's trouble must not end the drains of the others; it is logged
+                log.exception("unexpected error", node=node)
+            await asyncio.sleep(max(1.0, backoff(failures, longest=60.0)))
+            failures += 1
+
+    async def _end(self, node: str) -> bool:
+        """Notes that a drain is wanted no more. The label is the agent's again once it has given the node back."""
+        means = self._means
+        report = means.fleet.reports.items[node]
+        drain = report.drain
+        if self._ended.get(node) == drain:
+            return True
+        cancelled = drain.phase == "draining"
+        now = means.now().astimezone(UTC).replace(microsecond=0)
+        ended = msgspec.structs.replace(
+            drain,
+            phase="cancelled" if cancelled else "ended",
+            ended_at=now if cancelled else drain.ended_at,
+            message=f"{drain.remaining} pods were left" if cancelled else drain.message,
+        )
+        try:
+            if report.quarantine.state == "quarantined" and not await mark_state(means, node, "quarantined"):
+                return False
+            await write_drain(means.client, node, ended)
+            self._ended[node] = drain
+        except NotFoundError:
+            return True
+        except ApiError as error:
+            log.warning("the end of a drain could not be written; it is tried again", node=node, error=str(error))
+            return False
+        if cancelled:
+            log.info("drain cancelled", node=node, remaining=drain.remaining)
+            await means.telling.of_node(
+                node, "DrainCancelled", "the node is not to be drained any longer: no more pods are evicted"
+            )
+        return True

@@ -1,0 +1,178 @@
+"""The fleet as the API server tells of it: few fields of each object, and counts that are kept rather than made.
+
+Every change of an object is taken out of the counts as it was and put in as it is, so that a change costs the same in
+a fleet of ten nodes and of ten thousand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from gpuhealth.cluster.budget import BUDGET_LABEL
+from gpuhealth.cluster.client import Client, Object
+from gpuhealth.cluster.kinds import BUDGETS, DRAIN, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
+from gpuhealth.cluster.watching import watch
+from gpuhealth.controller import facts
+from gpuhealth.controller.facts import UNKNOWN, wants_drain
+from gpuhealth.controller.table import Table
+
+AGENT_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=agent"
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What one node adds to the counts."""
+
+    state: str
+    pool: str
+    silent: bool
+    gpus: tuple[tuple[str, str], ...]
+    held_by: str = ""
+    drain: str = ""  # phase, while one is wanted
+
+
+class Fleet:
+    """All nodes with GPUs, and what belongs to them."""
+
+    def __init__(self, namespace: str, pool_labels: tuple[str, ...]) -> None:
+        self.nodes = Table[facts.Node](self._changed)
+        self.reports = Table[facts.Report](self._changed)
+        self.agents = Table[facts.Agent](self._agent_changed)
+        self.budgets = Table[facts.Budget]()
+        self.places = Table[facts.Place]()
+        self.kept_namespaces = Table[facts.Kept]()
+        self.states: Counter[tuple[str, str]] = Counter()  # nodes by state and pool
+        self.gpus: Counter[tuple[str, str]] = Counter()  # by verdict and model
+        self.phases: Counter[str] = Counter()  # nodes whose drain is wanted, by phase
+        self.silent: set[str] = set()  # nodes with no agent that is ready
+        self.held: dict[str, set[str]] = {}  # nodes that should be out and have no place, by budget
+        self.to_drain: set[str] = set()
+        self.to_end: set[str] = set()  # nodes whose report tells of a drain that is wanted no more
+        self.version = 0  # grows with every change
+        self._namespace = namespace
+        self._pool_labels = pool_labels
+        self._standings: dict[str, Standing] = {}
+        self._ready_agents: Counter[str] = Counter()  # by node
+        self._listeners: set[asyncio.Event] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything has been seen once, so that what is not there does not exist."""
+        return all(table.listed for table in self._tables())
+
+    def watches(self, client: Client) -> Iterator[Callable[[], Awaitable[None]]]:
+        """What has to run for the fleet to be known, each for ever."""
+        ours = self._namespace
+        yield self._watch(self.nodes, client, NODES, facts.node)
+        yield self._watch(self.reports, client, REPORTS, facts.report)
+        yield self._watch(self.agents, client, PODS, facts.agent, ours, AGENT_LABELS)
+        yield self._watch(self.budgets, client, BUDGETS, facts.budget)
+        yield self._watch(self.places, client, LEASES, facts.place, ours, BUDGET_LABEL)
+        yield self._watch(self.kept_namespaces, client, NAMESPACES, facts.kept, labels=f"{DRAIN}=false")
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[asyncio.Event]:
+        """An event that is set at once and after every change, for the listener to clear."""
+        event = asyncio.Event()
+        event.set()
+        self._listeners.add(event)
+        try:
+            yield event
+        finally:
+            self._listeners.discard(event)
+
+    def _tables(self) -> tuple[Table[Any], ...]:
+        return self.nodes, self.reports, self.agents, self.budgets, self.places, self.kept_namespaces
+
+    def _watch(
+        self,
+        table: Table[Any],
+        client: Client,
+        kind: Kind,
+        slim: Callable[[Object], Any],
+        namespace: str = "",
+        labels: str = "",
+    ) -> Callable[[], Awaitable[None]]:
+        async def follow() -> None:
+            async with aclosing(watch(client, kind, namespace, labels=labels, slim=slim)) as events:
+                await table.follow(events, self._heard)
+
+        follow.__name__ = f"watch_{kind.plural}"
+        return follow
+
+    def _heard(self) -> None:
+        self.version += 1
+        for listener in self._listeners:
+            listener.set()
+
+    # --- counts -------------------------------------------------------------------------------------------------------
+
+    def _changed(self, old: facts.Node | facts.Report | None, new: facts.Node | facts.Report | None) -> None:
+        known = new or old
+        if known is not None:
+            self._recount(known.key)
+
+    def _agent_changed(self, old: facts.Agent | None, new: facts.Agent | None) -> None:
+        for agent, change in ((old, -1), (new, 1)):
+            if agent is not None and agent.ready:
+                self._ready_agents[agent.node] += change
+        for node in {agent.node for agent in (old, new) if agent is not None}:
+            self._recount(node)
+
+    def _recount(self, name: str) -> None:
+        """Takes the node out of the counts as it was and puts it in as it is."""
+        old, new = self._standings.pop(name, None), self._standing(name)
+        if new is not None:
+            self._standings[name] = new
+        for standing, change in ((old, -1), (new, 1)):
+            if standing is not None:
+                self._count(standing, change)
+        if old is not None and old.held_by:
+            self.held[old.held_by].discard(name)
+        if new is not None and new.held_by:
+            self.held.setdefault(new.held_by, set()).add(name)
+        node, report = self.nodes.items.get(name), self.reports.items.get(name)
+        wanted = node is not None and report is not None and wants_drain(node, report)
+        under_way = report is not None and report.drain.phase in {"draining", "drained"}
+        _keep(self.silent, name, wanted=new is not None and new.silent)
+        _keep(self.to_drain, name, wanted=wanted)
+        _keep(self.to_end, name, wanted=node is not None and under_way and not wanted)
+
+    def _count(self, standing: Standing, change: int) -> None:
+        _add(self.states, (standing.state, standing.pool), change)
+        for gpu in standing.gpus:
+            _add(self.gpus, gpu, change)
+        if standing.drain:
+            _add(self.phases, standing.drain, change)
+
+    def _standing(self, name: str) -> Standing | None:
+        """What a node is to the counts; nothing if it has no GPUs or is no more."""
+        node, report = self.nodes.items.get(name), self.reports.items.get(name)
+        if node is None or (report is None and not (node.state or node.tainted or node.preflight)):
+            return None
+        silent = not self._ready_agents[name]
+        report = report or facts.Report(name)
+        # What an agent said that is no longer there may have been true then.
+        gpus = tuple((UNKNOWN, model) for _, model in report.gpus) if silent else report.gpus
+        drain = (report.drain.phase or "pending") if wants_drain(node, report) else ""
+        held_by = report.quarantine.budget if report.quarantine.state == "held" else ""
+        return Standing(node.state or UNKNOWN, self._pool(node), silent, gpus, held_by, drain)
+
+    def _pool(self, node: facts.Node) -> str:
+        return next((node.labels[key] for key in self._pool_labels if key in node.labels), "")
+
+
+def _keep(names: set[str], name: str, *, wanted: bool) -> None:
+    (names.add if wanted else names.discard)(name)
+
+
+def _add(counter: Counter[Any], key: Any, change: int) -> None:
+    counter[key] += change
+    if not counter[key]:
+        del counter[key]  # a pool that is gone leaves no line behind

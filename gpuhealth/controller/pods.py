@@ -1,0 +1,62 @@
+"""Which pods a drain moves away, and which of them go together. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+import msgspec
+
+from gpuhealth.cluster.client import Object
+from gpuhealth.cluster.kinds import DRAIN
+
+MIRROR = "kubernetes.io/config.mirror"
+GANGS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
+"""Labels by which schedulers know the pods that run all or not at all."""
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """What a drain has to know of a pod."""
+
+    namespace: str
+    name: str
+    uid: str
+    gang: str = ""
+    terminating: bool = False
+    settled: bool = False  # of a DaemonSet, of the kubelet's own files, or over: nothing to be moved away
+    refuses: bool = False  # it says that drains shall leave it alone
+
+    @property
+    def key(self) -> str:
+        """What makes it this pod and not another of its name."""
+        return self.uid
+
+
+def slim(item: Object) -> Pod:
+    """A pod as a drain sees it."""
+    metadata = item["metadata"]
+    labels, notes = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    owners = metadata.get("ownerReferences") or []
+    of_daemon_set = any(owner["kind"] == "DaemonSet" and owner.get("controller") for owner in owners)
+    over = item.get("status", {}).get("phase") in {"Succeeded", "Failed"}
+    return Pod(
+        metadata["namespace"],
+        metadata["name"],
+        metadata["uid"],
+        next((labels[key] for key in GANGS if labels.get(key)), ""),
+        bool(metadata.get("deletionTimestamp")),
+        of_daemon_set or MIRROR in notes or over,
+        "false" in {labels.get(DRAIN), notes.get(DRAIN)},
+    )
+
+
+def movable(pods: Iterable[Pod], kept_namespaces: Container[str]) -> list[Pod]:
+    """The pods that should go, those included that are on their way."""
+    return [pod for pod in pods if not (pod.settled or pod.refuses or pod.namespace in kept_namespaces)]
+
+
+def gangs(pods: Iterable[Pod]) -> list[list[Pod]]:
+    """The pods in the steps in which they go: the pods of one gang at once, any other by itself."""
+    steps: dict[tuple[str, str], list[Pod]] = {}
+    for pod in sorted(pods, key=lambda pod: (pod.namespace, pod.name)):
+        steps.setdefault((pod.namespace, pod.gang or f"/{pod.uid}"), []).append(pod)
+    return list(steps.values())

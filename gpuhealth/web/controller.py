@@ -1,0 +1,115 @@
+"""What a controller serves: /metrics, /healthz, /readyz, all from memory.
+
+Only the one that leads shows the fleet: two that show it would count every node twice in a sum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+from gpuhealth import __version__
+from gpuhealth.cluster.eviction import Outcome
+from gpuhealth.controller.controller import Controller
+
+log = structlog.get_logger()
+
+_MAX_REQUEST_BYTES = 4096  # nobody has anything to send us
+_IDLE_SECONDS = 75.0  # Prometheus keeps its connections between scrapes
+
+
+def _filled(family: Any, rows: Iterable[tuple[Any, ...]]) -> Metric:
+    """A family from rows of label values and, last, the value."""
+    for *labels, value in rows:
+        family.add_metric([str(each) for each in labels], float(value))
+    metric: Metric = family
+    return metric
+
+
+def _gauge(name: str, text: str, labels: list[str], rows: Iterable[tuple[Any, ...]]) -> Metric:
+    return _filled(GaugeMetricFamily(f"gpuhealth_{name}", text, labels=labels), rows)
+
+
+def _counter(name: str, text: str, labels: list[str], rows: Iterable[tuple[Any, ...]]) -> Metric:
+    return _filled(CounterMetricFamily(f"gpuhealth_{name}", text, labels=labels), rows)
+
+
+class _ControllerCollector(Collector):
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    def collect(self) -> Iterator[Metric]:
+        controller = self._controller
+        yield _gauge(
+            "controller_info", "The controller", ["version", "identity"], [(__version__, controller.identity, 1)]
+        )
+        yield _gauge("controller_leading", "1 for the controller that acts", [], [(controller.leading,)])
+        calls = [(*key, value) for key, value in controller.api_calls.items()]
+        yield _counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
+        yield _counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
+        results = [
+            (outcome, controller.results[outcome]) for outcome in Outcome
+        ]  # from the start: a rate needs its zero
+        yield _counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
+        if controller.leading and controller.fleet.ready:
+            yield from self._fleet()
+
+    def _fleet(self) -> Iterator[Metric]:
+        fleet, standings = self._controller.fleet, self._controller.budgets.standings.items()
+        states = [(*key, value) for key, value in fleet.states.items()]
+        yield _gauge("fleet_nodes", "GPU nodes", ["state", "pool"], states)
+        gpus = [(*key, value) for key, value in fleet.gpus.items()]
+        yield _gauge("fleet_gpus", "GPUs; those of a silent agent are unknown", ["verdict", "model"], gpus)
+        yield _gauge("agents_silent", "GPU nodes with no agent that is ready", [], [(len(fleet.silent),)])
+        phases = [(phase, fleet.phases[phase]) for phase in ("pending", "draining", "drained")]
+        yield _gauge("drain_nodes", "Nodes that are to be drained", ["phase"], phases)
+        used = [(name, standing.used) for name, standing in standings]
+        yield _gauge("budget_used", "Places of a budget that are taken", ["budget"], used)
+        limits = [(name, standing.limit) for name, standing in standings]
+        yield _gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
+        held = [(name, standing.held) for name, standing in standings]
+        yield _gauge("quarantine_held_nodes", "Nodes that should be out and have no place", ["budget"], held)
+
+
+def application(controller: Controller) -> web.Application:
+    """The controller's pages. Read only."""
+    registry = CollectorRegistry()
+    registry.register(_ControllerCollector(controller))
+    ProcessCollector(registry=registry)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")  # that this is answered is the proof: the loop runs
+
+    async def readyz(_: web.Request) -> web.Response:
+        if not controller.fleet.ready:
+            return web.Response(text="the fleet has not been listed yet\n", status=503)
+        return web.Response(text="ok\n")
+
+    app = web.Application(client_max_size=_MAX_REQUEST_BYTES)
+    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    return app
+
+
+async def serve(controller: Controller) -> None:
+    """Serves until cancelled. Raises OSError where the address cannot be had."""
+    http = controller.settings.controller.http
+    runner = web.AppRunner(application(controller), access_log=None, keepalive_timeout=_IDLE_SECONDS)
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, http.host, http.port, reuse_address=True).start()
+        controller.http_port = runner.addresses[0][1]
+        log.info("serving", host=http.host, port=controller.http_port)
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()

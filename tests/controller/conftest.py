@@ -1,0 +1,35 @@
+"""A control plane that computes PodDisruptionBudgets, and a cluster of the test's own on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kube import ControlPlane, MissingBinariesError, documents
+
+from tests.conftest import BASE
+from tests.controller.cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def managed() -> Iterator[ControlPlane]:
+    """A control plane with a controller manager, and an audit log."""
+    control_plane = ControlPlane(controller_manager=True, audit=True)
+    try:
+        control_plane.start()
+    except MissingBinariesError as error:
+        pytest.skip(str(error))
+    try:
+        # Not what makes pods: the tests make the agents' pods themselves, and a DaemonSet would take them over.
+        control_plane.apply([d for d in documents(BASE) if d["kind"] not in {"DaemonSet", "Deployment"}])
+        yield control_plane
+    finally:
+        control_plane.stop()
+
+
+@pytest.fixture
+def cluster(managed: ControlPlane) -> Iterator[Cluster]:
+    """Nodes, pods and budgets that nobody else uses."""
+    made = Cluster(managed)
+    yield made
+    made.remove()

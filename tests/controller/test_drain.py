@@ -1,0 +1,258 @@
+"""Drains on a real control plane: budgets respected, deadlines kept, nothing done twice."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from gpuhealth.cluster.node import written_time
+from tests.controller.cluster import Cluster, until
+
+DAEMON_SET = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "0", "controller": True}
+
+
+def in_seconds(seconds: float) -> str:
+    """A time as a report has it."""
+    return written_time(datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+async def stop_all(cluster: Cluster, *paths: str) -> None:
+    """Plays the kubelet for pods that have been sent away."""
+    for path in paths:
+        await until(lambda path=path: cluster.terminating(path))  # type: ignore[misc]
+        await asyncio.to_thread(cluster.stop, path)
+
+
+def test_a_node_is_drained(cluster: Cluster) -> None:
+    """Each pod is evicted once; label, report, metrics and Events say how far it is, and the end of it."""
+    node = cluster.node()
+    pods = [cluster.pod(node) for _ in range(2)]
+
+    async def run() -> None:
+        async with cluster.controller() as controller:
+            await until(lambda: controller.fleet.ready)
+            cluster.quarantine(node)
+            await until(lambda: cluster.drain(node).get("evicted") == 2)
+            assert cluster.state(node) == "draining"
+            assert (cluster.drain(node)["phase"], cluster.drain(node)["remaining"]) == ("draining", 2)
+            await stop_all(cluster, *pods)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+            assert cluster.state(node) == "drained"
+            await until(lambda: controller.fleet.phases["drained"])
+            assert controller.results == {"evicted": 2}
+            await until(lambda: {"DrainStarted", "Drained"} <= set(cluster.reasons(node, "default")))
+
+    asyncio.run(run())
+    drain = cluster.drain(node)
+    assert (drain["remaining"], drain["evicted"], drain["deleted"]) == (0, 2, 0)
+    assert {"startedAt", "deadline", "endedAt"} <= drain.keys()
+    assert [cluster.evictions(pod) for pod in pods] == [{201: 1}, {201: 1}]
+    assert "Evicted" in cluster.reasons(pods[0].rpartition("/")[2])
+
+
+def test_disruption_budget_then_deadline(cluster: Cluster) -> None:
+    """A pod that may not be evicted stays until the deadline, which a person has shortened, and is then deleted with
+    its own grace."""
+    node = cluster.node()
+    pod = cluster.pod(node, labels={"app": "one"})
+    guard = cluster.guard({"app": "one"}, 1)
+
+    async def run() -> None:
+        await until(lambda: cluster.is_guarding(guard, 1))
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await until(lambda: cluster.evictions(pod)[429] > 1)
+            assert not cluster.terminating(pod)
+            drain = cluster.drain(node)
+            assert (drain["phase"], drain["remaining"], drain["evicted"]) == ("draining", 1, 0)
+            days = datetime.fromisoformat(drain["deadline"]) - datetime.fromisoformat(drain["startedAt"])
+            assert days == timedelta(days=7)
+            assert cluster.deletions(pod) == []
+            cluster.say(node, {"drain": {"deadline": in_seconds(1)}})
+            await stop_all(cluster, pod)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    drain = cluster.drain(node)
+    assert (drain["evicted"], drain["deleted"]) == (0, 1)
+    (options,) = cluster.deletions(pod)
+    assert "gracePeriodSeconds" not in options
+    assert cluster.evictions(pod)[201] == 0
+    assert cluster.reasons(pod.rpartition("/")[2]).count("EvictionRefused") == 1
+
+
+def test_disruption_budget_that_gives_way(cluster: Cluster) -> None:
+    """An eviction that was refused is tried again, and done once when the budget allows it."""
+    node = cluster.node()
+    pod = cluster.pod(node, labels={"app": "one"})
+    guard = cluster.guard({"app": "one"}, 1)
+
+    async def run() -> None:
+        await until(lambda: cluster.is_guarding(guard, 1))
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await until(lambda: cluster.evictions(pod)[429])
+            cluster.plane.request("DELETE", guard)
+            await stop_all(cluster, pod)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert cluster.evictions(pod)[201] == 1
+    assert cluster.deletions(pod) == []
+
+
+def test_controller_lost_in_mid_drain(cluster: Cluster) -> None:
+    """The second controller finishes what the first began: same deadline, counts that go on, no pod evicted twice."""
+    node = cluster.node()
+    gone, slow = cluster.pod(node), cluster.pod(node)
+    guarded = cluster.pod(node, labels={"app": "one"})
+    guard = cluster.guard({"app": "one"}, 1)
+
+    async def run() -> None:
+        await until(lambda: cluster.is_guarding(guard, 1))
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await stop_all(cluster, gone)
+            await until(lambda: cluster.drain(node).get("evicted") == 2 and cluster.evictions(guarded)[429])
+        before = cluster.drain(node)
+        assert before["remaining"] == 2
+        refused = cluster.evictions(guarded)[429]
+        async with cluster.controller():
+            await until(lambda: cluster.evictions(guarded)[429] > refused)
+            assert cluster.drain(node)["deadline"] == before["deadline"]
+            cluster.plane.request("DELETE", guard)
+            await stop_all(cluster, slow, guarded)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert cluster.drain(node)["evicted"] == 3
+    assert [cluster.evictions(pod)[201] for pod in (gone, slow, guarded)] == [1, 1, 1]
+
+
+def test_what_stays(cluster: Cluster) -> None:
+    """Pods of DaemonSets, mirror pods, finished ones, and those that refuse by themselves or by their namespace."""
+    node = cluster.node()
+    kept = Cluster(cluster.plane)
+    cluster.patch(f"/api/v1/namespaces/{kept.namespace}", {"metadata": {"labels": {"gpuhealth.io/drain": "false"}}})
+    refusal = {"gpuhealth.io/drain": "false"}
+    staying = [
+        cluster.pod(node, ownerReferences=[DAEMON_SET]),
+        cluster.pod(node, annotations={"kubernetes.io/config.mirror": "m"}),
+        cluster.pod(node, phase="Succeeded"),
+        cluster.pod(node, labels=refusal),
+        cluster.pod(node, annotations=refusal),
+        kept.pod(node),
+    ]
+    going = cluster.pod(node)
+
+    async def run() -> None:
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await stop_all(cluster, going)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert [cluster.evictions(pod) for pod in staying] == [{}] * len(staying)
+    assert cluster.drain(node)["message"] == "3 stay as they or their namespaces ask"
+    kept.remove()
+
+
+@pytest.mark.parametrize("ending", ["recovery", "override", "no drain any more"])
+def test_a_drain_that_is_wanted_no_more_stops(cluster: Cluster, ending: str) -> None:
+    """A node that recovered, or of which a person says otherwise, loses no further pod, not at the deadline either."""
+    node = cluster.node()
+    pod = cluster.pod(node, labels={"app": "one"})
+    guard = cluster.guard({"app": "one"}, 1)
+
+    async def run() -> None:
+        await until(lambda: cluster.is_guarding(guard, 1))
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await until(lambda: cluster.evictions(pod)[429])
+            if ending == "recovery":
+                cluster.recover(node)
+            elif ending == "override":
+                note = {"gpuhealth.io/override": "unmanaged"}
+                cluster.patch(f"/api/v1/nodes/{node}", {"metadata": {"annotations": note}})
+            else:
+                cluster.say(node, {"quarantine": {"drain": False}})
+            await until(lambda: cluster.drain(node)["phase"] == "cancelled")
+            cluster.say(node, {"drain": {"deadline": in_seconds(-60)}})
+            cluster.plane.request("DELETE", guard)
+            seen = cluster.evictions(pod)
+            other = cluster.node()  # when this one is drained, there was time enough for another try
+            cluster.quarantine(other)
+            await until(lambda: cluster.drain(other).get("phase") == "drained")
+            assert cluster.evictions(pod) == seen
+
+    asyncio.run(run())
+    assert not cluster.terminating(pod)
+    assert cluster.state(node) == ("healthy" if ending == "recovery" else "quarantined")
+    assert cluster.deletions(pod) == []
+
+
+def test_next_quarantine_is_drained_anew(cluster: Cluster) -> None:
+    """A drain that is complete is not begun again after a restart; the node's next quarantine has its own."""
+    node = cluster.node()
+
+    async def run() -> None:
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await until(lambda: cluster.drain(node).get("phase") == "drained")
+        first = cluster.drain(node)
+        pod = cluster.pod(node)
+        async with cluster.controller() as controller:
+            await until(lambda: controller.fleet.phases["drained"])
+            cluster.recover(node)
+            await until(lambda: cluster.drain(node)["phase"] == "ended")
+            assert cluster.evictions(pod) == {}
+            assert cluster.drain(node) == {**first, "phase": "ended"}
+            cluster.quarantine(node, since="2026-03-02T12:00:00Z")
+            await stop_all(cluster, pod)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert cluster.drain(node)["quarantineSince"] == "2026-03-02T12:00:00Z"
+    assert cluster.drain(node)["evicted"] == 1
+
+
+@pytest.mark.parametrize("label", ["pod-group.scheduling.sigs.k8s.io", "scheduling.x-k8s.io/pod-group"])
+def test_a_gang_goes_together(cluster: Cluster, label: str) -> None:
+    """While the first pod of a gang may not go the others are not asked; then all of them go."""
+    node = cluster.node()
+    labels: dict[str, Any] = {label: "job", "app": "one"}
+    gang = [cluster.pod(node, labels=labels) for _ in range(3)]
+    guard = cluster.guard({"app": "one"}, 3)
+
+    async def run() -> None:
+        await until(lambda: cluster.is_guarding(guard, 3))
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await until(lambda: cluster.evictions(gang[0])[429] > 1)
+            assert [cluster.evictions(pod) for pod in gang[1:]] == [{}, {}]
+            cluster.plane.request("DELETE", guard)
+            await stop_all(cluster, *gang)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert [cluster.evictions(pod)[201] for pod in gang] == [1, 1, 1]
+
+
+def test_without_our_taint_nothing_is_drained(cluster: Cluster) -> None:
+    """A node whose taint a person has taken off would be filled again: its drain does not begin."""
+    node, other = cluster.node(), cluster.node()
+    pod = cluster.pod(node)
+    cluster.quarantine(node)
+    cluster.patch(f"/api/v1/nodes/{node}", {"spec": {"taints": None}})
+
+    async def run() -> None:
+        async with cluster.controller():
+            cluster.quarantine(other)
+            await until(lambda: cluster.drain(other).get("phase") == "drained")
+
+    asyncio.run(run())
+    assert cluster.drain(node) == {}
+    assert cluster.evictions(pod) == {}

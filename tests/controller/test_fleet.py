@@ -1,0 +1,140 @@
+"""The fleet's counts, and the budgets' status and places."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from gpuhealth.cluster.budget import Admitted, Held, Places
+from gpuhealth.cluster.client import Client
+from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.pace import Pace
+from gpuhealth.web.controller import serve
+from tests.controller.cluster import Cluster, until
+
+GPU = {"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}
+AGENT = {"app.kubernetes.io/name": "gpuhealth", "app.kubernetes.io/component": "agent"}
+
+
+async def scrape(port: int, path: str = "/metrics") -> tuple[int, str]:
+    """Status and text of one of the controller's pages."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as answer:
+        return answer.status, await answer.text()
+
+
+def samples(text: str, pool: str) -> dict[tuple[str, ...], float]:
+    """The samples by name and label values, but those of other tests' pools."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.labels.get("pool", pool) == pool and sample.labels.get("budget", pool) == pool:
+                found[sample.name, *(v for k, v in sorted(sample.labels.items()) if k not in {"pool", "budget"})] = (
+                    sample.value
+                )
+    return found
+
+
+def status(cluster: Cluster) -> dict[str, Any]:
+    """The status of the test's budget."""
+    path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{cluster.name}"
+    found: dict[str, Any] = cluster.plane.request("GET", path).get("status", {})
+    return found
+
+
+async def outcome(cluster: Cluster, node: str) -> Any:
+    """What becomes of a node that asks for a place."""
+    async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
+        return await Places(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
+
+
+def test_metrics(cluster: Cluster) -> None:
+    """Nodes by state, GPUs by verdict, silent agents, budgets and drains; every change is in the next scrape."""
+    speaking, silent = cluster.node(), cluster.node(state="degraded")
+    for node in (speaking, silent):
+        cluster.say(node, {"inventory": {"gpuCount": 2, "gpus": [GPU, {**GPU, "uuid": "GPU-2"}]}})
+    agent = cluster.pod(speaking, "gpuhealth", labels=AGENT)
+    cluster.budget(2)
+
+    async def run() -> None:
+        controller = Controller(cluster.settings(), services=(serve,))
+        working = asyncio.create_task(controller.work())
+        await until(lambda: controller.http_port and controller.fleet.ready)
+        await until(lambda: cluster.name in controller.budgets.standings)
+        assert await scrape(controller.http_port, "/healthz") == (200, "ok\n")
+        assert await scrape(controller.http_port, "/readyz") == (200, "ok\n")
+        shown = samples((await scrape(controller.http_port))[1], cluster.name)
+        assert shown["gpuhealth_fleet_nodes", "healthy"] == 1
+        assert shown["gpuhealth_fleet_nodes", "degraded"] == 1
+        assert shown["gpuhealth_fleet_gpus", "H100", "healthy"] == 2
+        assert shown["gpuhealth_fleet_gpus", "H100", "unknown"] == 2
+        assert shown["gpuhealth_agents_silent",] == 1
+        assert shown["gpuhealth_budget_limit",] == 2
+        assert shown["gpuhealth_budget_used",] == 0
+        assert shown["gpuhealth_drain_evictions_total", "evicted"] == 0
+
+        assert isinstance(await outcome(cluster, silent), Admitted)
+        cluster.quarantine(silent)
+        cluster.say(speaking, {"quarantine": {"state": "held", "budget": cluster.name}})
+        cluster.patch(f"{agent}/status", {"status": {"conditions": [{"type": "Ready", "status": "False"}]}})
+        await until(lambda: controller.fleet.phases["drained"] == 1 and len(controller.fleet.silent) == 2)
+        await until(lambda: controller.budgets.standings[cluster.name].used == 1)
+        shown = samples((await scrape(controller.http_port))[1], cluster.name)
+        assert shown["gpuhealth_fleet_nodes", "drained"] == 1
+        assert ("gpuhealth_fleet_nodes", "degraded") not in shown
+        assert shown["gpuhealth_fleet_gpus", "H100", "unknown"] == 4
+        assert shown["gpuhealth_quarantine_held_nodes",] == 1
+        assert shown["gpuhealth_drain_nodes", "drained"] == 1
+        cluster.plane.request("DELETE", f"/api/v1/nodes/{silent}")
+        await until(lambda: silent not in controller.fleet.nodes.items)
+        assert controller.fleet.silent == {speaking}
+        assert not controller.fleet.phases
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_budget_status_and_places_of_deleted_nodes(cluster: Cluster) -> None:
+    """Size, limit, places used and nodes held are kept true; the place of a deleted node goes to the next one."""
+    out, waiting, spare = (cluster.node() for _ in range(3))
+    cluster.budget("34%", maxPerWindow=3)
+
+    async def run() -> None:
+        async with cluster.controller():
+            await until(lambda: status(cluster).get("size") == 3)
+            assert (status(cluster)["limit"], status(cluster)["used"], status(cluster)["held"]) == (1, 0, 0)
+            assert isinstance(await outcome(cluster, out), Admitted)
+            assert isinstance(await outcome(cluster, waiting), Held)
+            cluster.say(waiting, {"quarantine": {"state": "held", "budget": cluster.name}})
+            await until(lambda: status(cluster)["used"] == 1 and status(cluster)["held"] == 1)
+            assert (status(cluster)["nodes"], status(cluster)["heldNodes"]) == ([out], [waiting])
+            cluster.plane.request("DELETE", f"/api/v1/nodes/{out}")
+            await until(lambda: status(cluster)["used"] == 0 and status(cluster)["size"] == 2)
+            assert isinstance(await outcome(cluster, waiting), Admitted)
+            assert isinstance(await outcome(cluster, spare), Held)
+
+    asyncio.run(run())
+    leases = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
+    left = cluster.plane.request("GET", f"{leases}?labelSelector=gpuhealth.io/budget={cluster.name}")["items"]
+    assert sorted(lease["spec"]["holderIdentity"] for lease in left) == sorted([out, waiting, waiting])
+    for lease in left:  # that of the window counts what happened, and runs out by itself
+        cluster.plane.request("DELETE", f"{leases}/{lease['metadata']['name']}")
+
+
+def test_pace() -> None:
+    """After the burst each waits for its turn; what comes together counts as many."""
+
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        pace, began = Pace(100, 5), loop.time()
+        for _ in range(5):
+            await pace.take()
+        await pace.take(5)
+        await pace.take()
+        return loop.time() - began
+
+    spent = asyncio.run(run())
+    assert spent >= 0.06 - 0.01  # a sleep may end a tick early

@@ -1,0 +1,75 @@
+"""The controller's manifests: consistent with the code, and no rights without a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kube import documents
+
+from gpuhealth import config
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.errors import ForbiddenError
+from tests.conftest import BASE
+from tests.controller.cluster import Cluster
+
+ALL = documents(BASE)
+
+
+def named(kind: str) -> Any:
+    """The controller's document of a kind."""
+    (found,) = [d for d in ALL if d["kind"] == kind and d["metadata"]["name"] == "gpuhealth-controller"]
+    return found
+
+
+def test_every_right_has_a_reason() -> None:
+    """Each rule of every role is preceded by a comment."""
+    text = (BASE / "controller-rbac.yaml").read_text(encoding="utf-8")
+    rules = re.findall(r"^.*\n  - apiGroups", text, flags=re.MULTILINE)
+    assert len(rules) == sum(len(d["rules"]) for d in yaml.safe_load_all(text) if "rules" in d)
+    assert all(rule.lstrip().startswith("#") for rule in rules)
+
+
+def test_deployment(tmp_path: Path) -> None:
+    """Two replicas, each found by the Service, on the port that the ConfigMap's settings give it."""
+    deployment = named("Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == labels == named("Service")["spec"]["selector"]
+    assert deployment["spec"]["replicas"] == 2
+    (config_map,) = [d for d in ALL if d["kind"] == "ConfigMap" and d["metadata"]["name"] == "gpuhealth"]
+    path = tmp_path / "gpuhealth.yaml"
+    path.write_text(config_map["data"]["gpuhealth.yaml"])
+    settings = config.load(path)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["ports"][0]["containerPort"] == settings.controller.http.port
+    assert container["args"] == ["controller"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/v1/namespaces/default/secrets"),
+        ("POST", "/api/v1/namespaces/default/pods"),
+        ("DELETE", "/api/v1/nodes/{node}"),
+        ("PATCH", "/api/v1/nodes/{node}/status"),
+        ("PATCH", "/apis/gpuhealth.io/v1alpha1/quarantinebudgets/any"),
+        ("DELETE", "/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}"),
+        ("GET", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"),
+        ("PATCH", "/apis/rbac.authorization.k8s.io/v1/clusterroles/gpuhealth-controller"),
+    ],
+)
+def test_what_the_controller_must_not_do(cluster: Cluster, method: str, path: str) -> None:
+    """It cannot read secrets, make pods, delete nodes, or change budgets and its own rights: 403 on every one."""
+    node = cluster.node()
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(cluster.kubeconfig(), "controller") as client:
+            content = "application/merge-patch+json" if method == "PATCH" else "application/json"
+            with pytest.raises(ForbiddenError):
+                await client.request(method, path.format(node=node), body={}, content_type=content)
+
+    asyncio.run(run())
