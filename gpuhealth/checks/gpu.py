@@ -151,6 +151,8 @@ def _leaked_memory(gpu: GpuReadings, look: Look) -> Judgement:
         return None
     if unread:
         return unread
+    if isinstance(look.readings.live_pids, Missing):
+        return look.readings.live_pids  # that NVML lists no process says nothing then
     message = f"{used / 2**20:.0f} MiB in use and no process holds the GPU"
     return look.found(LEAKED_MEMORY, gpu, message, source="nvmlDeviceGetMemoryInfo", reading=used, threshold=limit)
 
@@ -159,8 +161,8 @@ def _zombie_process(gpu: GpuReadings, look: Look) -> Judgement:
     processes, live = gpu.compute_processes, look.readings.live_pids
     if isinstance(processes, Missing):
         return processes
-    if not processes:
-        return None
+    if isinstance(live, Missing):
+        return live
     if isinstance(live, Missing):
         return live
     gone = sorted({process.pid for process in processes} - set(live))

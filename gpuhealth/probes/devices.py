@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpuhealth.model import Reading
+from gpuhealth.model import Missing, MissingReason, Reading
 from gpuhealth.probes.pci import file_missing
 
 _DEVICE_NODE = re.compile(r"nvidia(\d+)")
@@ -29,10 +29,20 @@ def live_pids(proc: Path, pids: Iterable[int]) -> Reading[tuple[int, ...]]:
     """Those of the processes that exist. Looks at nothing of them: files of a process in D state can hang."""
     wanted = sorted(set(pids))
     try:
-        os.stat(proc / "self")  # noqa: PTH116 - a link that leads to another pid namespace still proves /proc
+        next(proc.iterdir(), None)
     except OSError as error:
         return file_missing(error)
+    if not _sees_all_processes(proc):
+        return Missing(MissingReason.NO_PERMISSION, "NVML hides other processes from a pid namespace of our own")
     return tuple(pid for pid in wanted if (proc / str(pid)).exists())
+
+
+def _sees_all_processes(proc: Path) -> bool:
+    """Whether we are in the pid namespace of the node's first process; where that cannot be told, it is believed."""
+    try:
+        return os.readlink("/proc/self/ns/pid") == os.readlink(proc / "1" / "ns" / "pid")  # noqa: PTH115 - no path
+    except OSError:
+        return True
 
 
 class FabricManagerProbe:
