@@ -65,29 +65,17 @@ def history(remembered_json: bytes | None) -> History:
         return History()
 
 
-class _ToTheEnd(KmsgReader):
-    """Reads what is there and does not wait for more."""
-
-    class EndError(Exception):
-        """All has been read."""
-
-    async def _readable(self) -> None:
-        raise _ToTheEnd.EndError
-
-
 async def _kernel_log(settings: Settings, back_seconds: float) -> tuple[Reading[KernelLog], list[KernelRecord]]:
-    reader = _ToTheEnd(settings.roots.kmsg, boot_id(settings.roots.proc), None, back_seconds)
+    reader = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, back_seconds)
     records: list[KernelRecord] = []
     try:
-        async for batch in reader:
+        async for batch in reader.available():
             records += batch
-    except _ToTheEnd.EndError:
-        return KernelLog("kmsg", reader.records), records
     except KmsgError as error:
         return error.missing, records
     finally:
         reader.close()
-    raise AssertionError("the reader ends by an exception only")
+    return KernelLog("kmsg", reader.records), records
 
 
 def machine(

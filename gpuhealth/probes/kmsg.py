@@ -88,16 +88,21 @@ class KmsgReader:
 
     async def __aiter__(self) -> AsyncIterator[list[KernelRecord]]:
         """Batches of records as they come. Raises KmsgError when the log cannot be read (any more)."""
+        while True:
+            async for batch in self.available():
+                yield batch
+            await self._readable()
+
+    async def available(self) -> AsyncIterator[list[KernelRecord]]:
+        """Batches of what is there now, to its end. Raises KmsgError as well."""
         if missing := self.open():
             raise KmsgError(missing)
-        while True:
+        more = True
+        while more:
             batch, more = self._read_batch()
             if batch:
                 yield batch
-            if more:
-                await asyncio.sleep(0)  # a burst must not keep the others waiting
-            else:
-                await self._readable()
+            await asyncio.sleep(0)  # a burst must not keep the others waiting
 
     def _read_batch(self) -> tuple[list[KernelRecord], bool]:
         """The next records, and whether there may be more at once."""
