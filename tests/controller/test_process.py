@@ -1,0 +1,114 @@
+"""`gpuhealth controller` as it runs in a cluster: two processes, of which one acts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cli.command import COMMAND
+from tests.controller.cluster import Cluster
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What the condition returns once it is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+class Process:
+    """A controller's process and what it logs."""
+
+    def __init__(self, config: Path, log: Path) -> None:
+        self._log = log
+        with log.open("wb") as stream:
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("GPUHEALTH_")}
+            self.process = subprocess.Popen([COMMAND, "controller", "--config", config], stderr=stream, env=environment)
+
+    def said(self, event: str) -> bool:
+        """Whether it has logged that; every line is a JSON object."""
+        lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
+        return any(json.loads(line)["event"] == event for line in lines if line.endswith("\n"))
+
+    def end(self, number: signal.Signals) -> int:
+        """Its exit code after the signal."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def controllers(cluster: Cluster, folder: Path) -> Iterator[Callable[[str], Process]]:
+    """Starts controllers; at the end none is left."""
+    election = {"lease": cluster.name, "duration": 2, "renew_within": 1, "retry": 0.1}
+    http = {"host": "127.0.0.1", "port": 0}
+    settings = {
+        "kubernetes": {"kubeconfig": str(cluster.kubeconfig()), "context": "controller"},
+        "controller": {"election": election, "http": http, "drain_retry": "200ms"},
+    }
+    config = folder / "gpuhealth.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    started: list[Process] = []
+
+    def start(name: str) -> Process:
+        started.append(Process(config, folder / f"{name}.log"))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for each in started:
+            each.process.kill()
+            each.process.wait()
+
+
+def test_killed_in_mid_drain(cluster: Cluster, tmp_path: Path) -> None:
+    """After SIGKILL of the leader the standby, which has written nothing until then, finishes the drain."""
+    node = cluster.node()
+    first, guarded = cluster.pod(node), cluster.pod(node, labels={"app": "one"})
+    guard = cluster.guard({"app": "one"}, 1)
+    wait_for(lambda: cluster.is_guarding(guard, 1))
+    with controllers(cluster, tmp_path) as start:
+        leader = start("leader")
+        wait_for(lambda: leader.said("leading"))
+        standby = start("standby")
+        wait_for(lambda: standby.said("serving"))
+        cluster.quarantine(node)
+        wait_for(lambda: cluster.evictions(guarded)[429] > 1 and cluster.terminating(first))
+        assert not standby.said("leading")
+        before = cluster.drain(node)
+        leader.end(signal.SIGKILL)
+        wait_for(lambda: standby.said("drain goes on"))
+        cluster.plane.request("DELETE", guard)
+        for pod in (first, guarded):
+            wait_for(lambda pod=pod: cluster.terminating(pod))  # type: ignore[misc]
+            cluster.stop(pod)
+        wait_for(lambda: cluster.drain(node)["phase"] == "drained")
+        assert standby.end(signal.SIGTERM) == 0
+        assert standby.said("controller stops")
+    after = cluster.drain(node)
+    assert (after["startedAt"], after["deadline"]) == (before["startedAt"], before["deadline"])
+    assert (after["evicted"], after["deleted"]) == (2, 0)
+    assert [cluster.evictions(pod)[201] for pod in (first, guarded)] == [1, 1]
+    path = f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{cluster.name}"
+    assert not cluster.plane.request("GET", path)["spec"].get("holderIdentity")  # given back
+    cluster.plane.request("DELETE", path)
+
+
+def test_without_a_cluster(tmp_path: Path) -> None:
+    """A controller that has no cluster says so in one sentence."""
+    config = tmp_path / "gpuhealth.yaml"
+    config.write_text(yaml.safe_dump({"kubernetes": {"kubeconfig": "/nowhere"}, "controller": {"http": {"port": 0}}}))
+    done = subprocess.run([COMMAND, "controller", "--config", config], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("gpuhealth: no service account, and no kubeconfig at /nowhere")
