@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import msgspec
 import structlog
@@ -52,12 +51,15 @@ class Means(msgspec.Struct, frozen=True):
     now: Callable[[], datetime]
 
 
-async def write_drain(client: Client, node: str, drain: facts.Drain) -> None:
-    """Put a drain into its node's report. Only the controller writes these fields; the agent leaves them alone."""
-    body: dict[str, Any] = {}
-    for name, value in msgspec.to_builtins(drain, builtin_types=(datetime,)).items():
-        body[name] = written_time(value) if isinstance(value, datetime) else value
-    await client.patch(REPORTS, node, {"status": {"drain": body}}, subresource="status")
+async def write_drain(client: Client, node: str, old: facts.Drain | None, new: facts.Drain) -> None:
+    """Put into the node's report what has changed of its drain, and nothing else: the deadline may have been changed
+    by a person since. Only the controller writes these fields; the agent leaves them alone."""
+    before = {} if old is None else msgspec.to_builtins(old, builtin_types=(datetime,))
+    after = msgspec.to_builtins(new, builtin_types=(datetime,))
+    changed = {name: value for name, value in after.items() if name not in before or value != before[name]}
+    if changed:
+        body = {key: written_time(value) if isinstance(value, datetime) else value for key, value in changed.items()}
+        await client.patch(REPORTS, node, {"status": {"drain": body}}, subresource="status")
 
 
 async def mark_state(means: Means, node: str, state: str) -> bool:
@@ -88,7 +90,7 @@ class NodeDrain:
         self._forcing = False
         self._why = ""
         self._drain = facts.Drain()
-        self._written = facts.Drain()
+        self._written: facts.Drain | None = None
 
     async def run(self) -> None:
         """Returns when nothing is left that should go."""
@@ -115,11 +117,12 @@ class NodeDrain:
     async def _begin(self) -> bool:
         """Take the drain up, or begin it; False when it is complete already."""
         means = self._means
-        said = facts.report(await means.client.get(REPORTS, self._node))  # as it is, not as a watch has seen it
+        while not (said := await self._read()).quarantine.asks_for_drain:  # noqa: ASYNC110 - nothing to wait on
+            await asyncio.sleep(_PAUSE_SECONDS)  # it has changed: when the watch says so too, we are cancelled
         since = said.quarantine.since
         self._why = f"node {self._node} is out of service for {said.quarantine.code or 'a fault'}"
-        self._drain = self._written = said.drain
         if said.drain.quarantine_since == since and said.drain.phase in _OUR_STATES:
+            self._drain = self._written = said.drain
             await mark_state(means, self._node, said.drain.phase)
             log.info("drain goes on", node=self._node, phase=said.drain.phase, deadline=str(said.drain.deadline))
             return said.drain.phase == "draining"
@@ -132,6 +135,10 @@ class NodeDrain:
         message = f"{self._why}: its pods are asked to go, and deleted at {written_time(deadline)}"
         await means.telling.of_node(self._node, "DrainStarted", message)
         return True
+
+    async def _read(self) -> facts.Report:
+        """The node's report as it is, not as a watch has seen it."""
+        return facts.report(await self._means.client.get(REPORTS, self._node))
 
     async def _step(self) -> bool:
         """Does what can be done now; whether nothing is left to be done."""
@@ -259,11 +266,7 @@ class NodeDrain:
         await self._save()
 
     async def _save(self) -> None:
-        if self._drain == self._written:
-            return
-        # The deadline is written once and is then the person's who looks after it.
-        body = msgspec.structs.replace(self._drain, deadline=self._deadline())
-        await write_drain(self._means.client, self._node, body)
+        await write_drain(self._means.client, self._node, self._written, self._drain)
         self._written = self._drain
 
     async def _finish(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from datetime import UTC
+from datetime import UTC, datetime
 
 import msgspec
 import structlog
@@ -25,6 +25,7 @@ class Drains:
     def __init__(self, means: Means) -> None:
         self._means = means
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._since: dict[str, datetime | None] = {}  # the quarantine that a task is for
         self._ended: dict[str, facts.Drain] = {}  # as they were: the watch may not say yet that they are over
 
     async def run(self) -> None:
@@ -45,11 +46,17 @@ class Drains:
     async def _round(self) -> bool:
         """Makes the tasks those that are wanted; whether that is done."""
         fleet = self._means.fleet
-        await self._stop([node for node in self._tasks if node not in fleet.to_drain])
+        await self._stop([node for node in self._tasks if not self._is_for_now(node)])
         for node in sorted(fleet.to_drain - self._tasks.keys()):
             self._ended.pop(node, None)
+            self._since[node] = fleet.reports.items[node].quarantine.since
             self._tasks[node] = asyncio.create_task(self._drain(node))
         return all([await self._end(node) for node in sorted(fleet.to_end)])
+
+    def _is_for_now(self, node: str) -> bool:
+        """Whether the node's task is for the quarantine that it is in: between two looks there may have been others."""
+        fleet = self._means.fleet
+        return node in fleet.to_drain and fleet.reports.items[node].quarantine.since == self._since[node]
 
     async def _stop(self, nodes: list[str]) -> None:
         tasks = [self._tasks.pop(node) for node in nodes]
@@ -87,7 +94,7 @@ class Drains:
         try:
             if report.quarantine.state == "quarantined" and not await mark_state(means, node, "quarantined"):
                 return False
-            await write_drain(means.client, node, ended)
+            await write_drain(means.client, node, drain, ended)
             self._ended[node] = drain
         except NotFoundError:
             return True

@@ -54,6 +54,11 @@ class Quarantine(msgspec.Struct, frozen=True):
     drain: bool = False
     budget: str = ""
 
+    @property
+    def asks_for_drain(self) -> bool:
+        """Whether the agent wants what runs there to be moved away."""
+        return self.state == "quarantined" and self.drain
+
 
 class Report(msgspec.Struct, frozen=True):
     """A GPUHealthReport."""
@@ -149,5 +154,4 @@ def wants_drain(found: Node, said: Report) -> bool:
     The agent's report asks for it, the taint keeps others from coming, and no person says otherwise: an agent that no
     longer runs cannot take its report back.
     """
-    quarantine = said.quarantine
-    return quarantine.state == "quarantined" and quarantine.drain and found.tainted and not found.overridden
+    return said.quarantine.asks_for_drain and found.tainted and not found.overridden
