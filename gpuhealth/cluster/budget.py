@@ -39,7 +39,9 @@ from gpuhealth.config import seconds
 BUDGET_LABEL = f"{GROUP}/budget"
 SET_LABEL = f"{GROUP}/place-set"
 HOLDER_LABEL = f"{GROUP}/node"
-TRIES = 8  # at places that others keep taking first
+TRIES = 10  # at places that others keep taking first
+BLIND = 6  # of them, at the most, before the places are listed: the more there are, the dearer is the list
+MANY = 100
 
 
 class Set(msgspec.Struct, frozen=True, order=True):
@@ -174,9 +176,14 @@ class Places:
         if needed.limit < 1:
             return None
         k = self._choose.randrange(needed.limit)
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             if (place := await self._create(needed, k)) is not None:
                 return place
+            if attempt < min(BLIND, needed.limit // MANY):
+                if (place := await self._already_ours(f"{needed.prefix}.{k}")) is not None:
+                    return place
+                k = self._choose.randrange(needed.limit)
+                continue
             labels = f"{BUDGET_LABEL}={needed.budget},{SET_LABEL}={_set_label(needed)}"
             leases = {item["metadata"]["name"]: item for item in (await self._lease_list(labels))}
             for lease in leases.values():  # an answer was lost: the name that was taken is taken by us
@@ -206,6 +213,14 @@ class Places:
         except AlreadyExistsError:
             return None
         return name
+
+    async def _already_ours(self, name: str) -> str | None:
+        """The place, if it was we who took it and the answer was lost."""
+        for lease in (await self._client.list(LEASES, self._namespace, fields=f"metadata.name={name}")).items:
+            if self._is_ours(lease) and not self._has_run_out(lease):
+                self._leases()[name] = lease
+                return name
+        return None
 
     async def _take_over(self, needed: Set, lease: Object) -> str | None:
         """A place whose time has run out, unless somebody else was quicker."""

@@ -19,6 +19,13 @@ BENCHMARKS: dict[str, tuple[str, float, dict[str, str]]] = {
         10,
         {"ordinary_lines_per_s": ">= 200000", "xid_lines_per_s": ">= 50000"},
     ),
+    "budget_race": (
+        "1,000 agents at once for 25 places, some killed; then recoveries",
+        30,
+        {"max_out": "= 25", "max_places": "= 25", "last_place_s": "<= 1"},
+    ),
+    "burst": ("1,000 nodes faulted at once, the budget open", 60, {"last_taint_s": "<= 10"}),
+    "idle_writes": ("an hour's rounds of a healthy node", 72, {"writes_per_hour": "= 0"}),
     "scrape": ("/metrics while NVML hangs", 60, {"p99_ms": "<= 10"}),
     "nvml_hang": ("a hang of 45 s under the running agent", 45, {"scrapes_failed": "= 0", "reported_after_s": "<= 30"}),
 }

@@ -1,0 +1,1 @@
+"""The cluster half under faults: killed at every step, refused in every way, and raced."""

@@ -1,0 +1,148 @@
+"""The cluster half of an agent dies after each of its steps, while the API server fails in each of its ways."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from kube import ControlPlane
+from kube.proxy import FaultyProxy
+
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.errors import ApiError
+from gpuhealth.cluster.kinds import QUARANTINE, TAINT
+from gpuhealth.cluster.node import Act, Desired
+from gpuhealth.cluster.writer import NodeWriter
+from gpuhealth.config import Settings
+from tests.cluster.builders import Pool, finding, verdict
+
+HEALTHY = Desired(verdict())
+SICK = Desired(verdict(finding()), ("xid.79",), drain=True)
+
+# The request behind each act, as the proxy sees it.
+REQUESTS = {
+    "place": ("POST", "/leases"),
+    "taint": ("PATCH", "/api/v1/nodes/"),
+    "untaint": ("PATCH", "/api/v1/nodes/"),
+    "condition": ("PATCH", "/status"),
+    "event": ("POST", "/events"),
+    "give_back": ("DELETE", "/leases/"),
+    "report": ("PATCH", "/gpuhealthreports/"),
+}
+OUT = ("place", "taint", "condition", "event", "report")
+BACK = ("untaint", "condition", "event", "give_back", "report")
+ERRORS: dict[str, tuple[int | str, str]] = {
+    "conflict": (409, ""),
+    "too-many-requests": (429, "1"),
+    "server-error": (500, ""),
+    "reset": ("reset", ""),
+    "answer-lost": ("lost", ""),
+    "unauthorized": (401, ""),
+}
+
+
+async def persist(writer: NodeWriter, desired: Desired) -> None:
+    """Until it is done, as the keeper does."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await writer.apply(desired)
+            except ApiError:
+                await asyncio.sleep(0.01)
+            else:
+                return
+
+
+@asynccontextmanager
+async def agent(proxy: FaultyProxy, node: str, dies_after: str = "") -> AsyncIterator[NodeWriter]:
+    """The cluster half of a new process; after the act it is cancelled in the middle of its work."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def told(act: Act) -> None:
+        if act.kind == dies_after:
+            task.cancel()
+
+    async with Client.from_kubeconfig(proxy.kubeconfig) as client:
+        yield NodeWriter(client, Settings(), node, on_act=told)
+
+
+async def dies_in(proxy: FaultyProxy, node: str, desired: Desired, step: str, error: str) -> None:
+    """An agent whose request for the step fails once, and which dies when the step is done."""
+
+    async def life() -> None:
+        async with agent(proxy, node, dies_after=step) as writer:
+            await persist(writer, desired)
+            await asyncio.Event().wait()  # where the last step was the one
+
+    what, retry_after = ERRORS[error]
+    method, path = REQUESTS[step]
+    proxy.fail(what, method=method, path=path, retry_after=retry_after)
+    async with asyncio.timeout(20):
+        await asyncio.gather(asyncio.create_task(life()), return_exceptions=True)
+    proxy.heal()
+
+
+async def finished_by_next(proxy: FaultyProxy, node: str, desired: Desired, error: str) -> None:
+    """The next agent finishes, though its first read and its first write fail, too."""
+    what, retry_after = ERRORS[error]
+    for method in ("GET", "PATCH"):
+        proxy.fail(what, method=method, retry_after=retry_after.replace("1", "0"))
+    async with agent(proxy, node) as writer:
+        await persist(writer, desired)
+        calls = len(proxy.seen)
+        await persist(writer, desired)
+        writes = [method for method, _ in proxy.seen[calls:] if method != "GET"]
+    assert not writes, "what is done is not done again"
+    proxy.heal()
+
+
+def marks(pool: Pool, node: str) -> tuple[list[str], str, str]:
+    """Our taint, our condition, and what the report says."""
+    found = pool.get(node)
+    health = next((c["status"] for c in found["status"]["conditions"] if c["type"] == "GPUHealthy"), "")
+    taints = [taint["value"] for taint in found["spec"].get("taints", []) if taint["key"] == TAINT]
+    assert (QUARANTINE in found["metadata"].get("annotations", {})) is bool(taints)
+    return taints, health, pool.report(node)["status"]["quarantine"]["state"]
+
+
+@pytest.fixture
+def one(pool: Pool) -> Iterator[str]:
+    """A node, and a budget with room for two."""
+    node = pool.node()
+    pool.budget(2)
+    yield node
+    assert pool.places() == {}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(("out", "back"), list(zip(OUT, BACK, strict=True)), ids=OUT)
+def test_killed_after_each_step(plane: ControlPlane, pool: Pool, one: str, out: str, back: str, error: str) -> None:
+    """Whatever fails and wherever it dies: the next agent has the node out with one place, and back with none."""
+
+    async def run() -> None:
+        async with FaultyProxy(plane) as proxy:
+            await dies_in(proxy, one, SICK, out, error)
+            await finished_by_next(proxy, one, SICK, error)
+            assert marks(pool, one) == (["xid.79"], "False", "quarantined")
+            assert list(pool.places().values()) == [one]
+            await dies_in(proxy, one, HEALTHY, back, error)
+            await finished_by_next(proxy, one, HEALTHY, error)
+            assert marks(pool, one) == ([], "True", "none")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("step", OUT[:-1])
+def test_well_again_when_the_next_one_starts(plane: ControlPlane, pool: Pool, one: str, step: str) -> None:
+    """The fault is gone by the time of the next agent: nothing is left of what the killed one had begun."""
+
+    async def run() -> None:
+        async with FaultyProxy(plane) as proxy:
+            await dies_in(proxy, one, SICK, step, "answer-lost")
+            await finished_by_next(proxy, one, HEALTHY, "answer-lost")
+            assert marks(pool, one) == ([], "True", "none")
+
+    asyncio.run(run())

@@ -1,0 +1,230 @@
+"""One node through whatever may happen to it, in any order: the marks stay true to the laws."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from kube import ControlPlane
+from kube.proxy import FaultyProxy
+
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.errors import ApiError
+from gpuhealth.cluster.kinds import OVERRIDE, TAINT
+from gpuhealth.cluster.node import Desired, Object, has_taint, record, released, taints, unschedulable
+from gpuhealth.cluster.writer import NodeWriter
+from gpuhealth.config import Settings
+from tests.cluster.builders import Pool, finding, verdict
+
+CODES = st.sampled_from(["ecc.uncorrectable", "gpu.lost", "xid.79"])
+FAULTS = st.sampled_from([409, 429, 500, 401, "reset", "lost"])
+METHODS = st.sampled_from(["GET", "POST", "PATCH", "DELETE"])
+THEIRS = [
+    {"key": "theirs", "value": "x", "effect": "NoExecute"},
+    {"key": TAINT, "value": "by-hand", "effect": "NoSchedule"},
+]
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
+
+
+class OneNode(RuleBasedStateMachine):
+    """A node with its agent's writer, people who have a hand in it, and an API server that fails."""
+
+    plane: ControlPlane
+
+    @initialize(mode=st.sampled_from(["taint", "cordon"]))
+    def begin(self, mode: Any) -> None:
+        """A node of its own without a budget."""
+        self.runner = asyncio.Runner()
+        self.pool = Pool(self.plane)
+        self.node = self.pool.node()
+        self.budget = self.pool.name
+        self.mode = mode
+        self.faults: set[str] = set()
+        self.freed: set[str] = set()  # ended by a person, and there ever since
+        self.their_taints: list[Object] = []
+        self.their_cordon = False
+        self.room = False
+        self.proxy = self.runner.run(FaultyProxy(self.plane).__aenter__())
+        self.client = Client.from_kubeconfig(self.proxy.kubeconfig, attempts=2)
+        self.restart()
+
+    # -- the agent -----------------------------------------------------------------------------------------------------
+
+    @rule()
+    def restart(self) -> None:
+        """The agent is started anew and knows nothing."""
+        self.writer = NodeWriter(self.client, Settings(mode=self.mode), self.node)
+
+    @rule(code=CODES)
+    def fault(self, code: str) -> None:
+        """Something is found that wants the node out."""
+        self.faults.add(code)
+
+    @rule(code=CODES)
+    def clear(self, code: str) -> None:
+        """It is gone."""
+        self.faults.discard(code)
+        self.freed.discard(code)
+
+    @rule()
+    def apply(self) -> None:
+        """The writer makes it so, as far as the API server lets it."""
+        self.applied()
+
+    def applied(self) -> bool:
+        """The same; whether it got through."""
+        before = self.seen()
+        findings = [finding(code) for code in sorted(self.faults)]
+        try:
+            self.runner.run(self.writer.apply(Desired(verdict(*findings), tuple(sorted(self.faults)))))
+        except ApiError:
+            done = False
+        else:
+            done = True
+        after = self.seen()
+        ours = record(after)
+        if record(before) is None and ours is not None:
+            assert self.room, "nothing goes out without a place in a budget"
+            assert OVERRIDE not in after["metadata"]["annotations"], "a person's word wins"
+            assert ours.code not in self.freed, "what a person ended is not begun again"
+        return done
+
+    @rule(what=FAULTS, method=METHODS, times=st.integers(1, 3))
+    def fail(self, what: int | str, method: str, times: int) -> None:
+        """The API server is going to fail."""
+        self.proxy.fail(what, method=method, times=times, retry_after="0")
+
+    # -- the cluster ---------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: not self.room)
+    @rule()
+    def make_room(self) -> None:
+        """A budget with one place."""
+        self.pool.budget(1)
+        self.room = True
+
+    @precondition(lambda self: self.room)
+    @rule()
+    def no_room(self) -> None:
+        """The budget is taken away; what is out stays out."""
+        self.plane.request("DELETE", f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{self.budget}")
+        self.pool._paths.pop()
+        self.room = False
+
+    # -- people --------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.is_out())
+    @rule()
+    def person_ends_it(self) -> None:
+        """A person removes our taint, or uncordons what we have cordoned."""
+        ours = record(self.seen())
+        assert ours is not None
+        self.freed.add(ours.code)
+        if ours.cordoned:
+            self.pool.patch(self.node, {"spec": {"unschedulable": None}})
+        else:
+            self.pool.patch(self.node, {"spec": {"taints": self.their_taints or None}})
+
+    @precondition(lambda self: record(self.seen()) is None)
+    @rule(which=st.sampled_from(THEIRS))
+    def person_taints(self, which: Object) -> None:
+        """A person puts a taint on, or takes it off; also one of our key."""
+        if which in self.their_taints:
+            self.their_taints.remove(which)
+        else:
+            self.their_taints.append(which)
+        self.pool.patch(self.node, {"spec": {"taints": self.their_taints or None}})
+
+    @precondition(lambda self: record(self.seen()) is None)
+    @rule()
+    def person_cordons(self) -> None:
+        """A person cordons the node, or uncordons it."""
+        self.their_cordon = not self.their_cordon
+        self.pool.patch(self.node, {"spec": {"unschedulable": self.their_cordon or None}})
+
+    @rule(word=st.sampled_from(["healthy", "unmanaged", None]))
+    def person_overrides(self, word: str | None) -> None:
+        """A person declares the node healthy or unmanaged, or takes that back."""
+        self.pool.patch(self.node, {"metadata": {"annotations": {OVERRIDE: word}}})
+
+    # -- what holds ----------------------------------------------------------------------------------------------------
+
+    def seen(self) -> Object:
+        """The Node as it is."""
+        return self.pool.get(self.node)
+
+    def is_out(self) -> bool:
+        """Whether it is out by our hand, and no person has ended that."""
+        node = self.seen()
+        ours = record(node)
+        return ours is not None and has_taint(node) and (unschedulable(node) or not ours.cordoned)
+
+    @invariant()
+    def only_ours_is_ours(self) -> None:
+        """Other people's taints and cordon stay, and our taint stands only where a place is held."""
+        node = self.seen()
+        others = [{k: taint[k] for k in ("key", "value", "effect")} for taint in taints(node)]
+        ours = [taint for taint in others if taint["key"] == TAINT and record(node) is not None]
+        others = [taint for taint in others if taint not in ours and not taint["key"].startswith("node.kubernetes.io/")]
+        assert sorted(others, key=str) == sorted(self.their_taints, key=str)
+        assert unschedulable(node) or not self.their_cordon
+        if ours:
+            assert list(self.pool.places().values()) == [self.node]
+
+    @rule()
+    def settle(self) -> None:
+        """When the API server is well again, the next agent brings everything to where it belongs."""
+        self.proxy.heal()
+        self.restart()
+        assert self.applied()
+        node = self.seen()
+        word = node["metadata"].get("annotations", {}).get(OVERRIDE)
+        if word == "unmanaged":
+            return
+        out = self.is_out()
+        by_hand = any(taint["key"] == TAINT for taint in self.their_taints)
+        assert list(self.pool.places().values()) == [self.node] * out, "a place while it is out, and only then"
+        assert has_taint(node) is (out or by_hand)
+        assert unschedulable(node) is (self.their_cordon or (out and self.mode == "cordon"))
+        wanted = self.faults - set(released(node))
+        if word == "healthy" or by_hand or not wanted:
+            assert not out
+        elif self.room:
+            assert out
+        assert self.applied()
+        assert self.seen()["metadata"]["resourceVersion"] == node["metadata"]["resourceVersion"], "and then is silent"
+
+    def teardown(self) -> None:
+        """Settles for the last time, and leaves nothing."""
+        if not hasattr(self, "runner"):
+            return
+        try:
+            self.settle()
+        finally:
+            self.runner.run(self.client.close())
+            self.runner.run(self.proxy.__aexit__(None, None, None))
+            self.runner.close()
+            for name in self.pool.places():
+                self.plane.request("DELETE", f"{LEASES}/{name}")
+            self.pool.remove()
+
+
+def test_one_node_through_everything(plane: ControlPlane) -> None:
+    """Whatever happens in whatever order: only our marks are removed, a place is held while out, a person wins."""
+
+    class OnThisPlane(OneNode):
+        pass
+
+    OnThisPlane.plane = plane
+    quick = settings(max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(OnThisPlane, settings=quick)

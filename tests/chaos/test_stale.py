@@ -1,0 +1,60 @@
+"""What an agent knows of its Node may be old: a place is never given back while the Node is out."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from kube import ControlPlane
+from kube.proxy import FaultyProxy
+
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.errors import UnavailableError
+from gpuhealth.cluster.writer import NodeWriter
+from gpuhealth.config import Settings
+from tests.chaos.test_killed import HEALTHY, SICK, marks
+from tests.cluster.builders import Pool, until
+
+
+def test_a_watch_that_broke_unnoticed(plane: ControlPlane, pool: Pool) -> None:
+    """The taint's answer is lost and the watch is silent; well again, the node loses the taint before the place."""
+    node = pool.node()
+    pool.budget(1)
+
+    async def run() -> None:
+        async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, attempts=1) as client:
+            writer = NodeWriter(client, Settings(), node)
+            following = asyncio.create_task(writer.run())
+            await until(lambda: writer.following)
+            await writer.apply(HEALTHY)
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            writer.following = True  # as it looks until the silence has lasted for minutes
+            proxy.fail("lost", method="PATCH", path=f"/nodes/{node}")
+            with pytest.raises(UnavailableError):
+                await writer.apply(SICK)
+            assert marks(pool, node)[0] == ["xid.79"], "it was done, and the writer does not know"
+            began = len(proxy.seen)
+            await writer.apply(HEALTHY)
+            acts = [(method, path.split("/")[-2]) for method, path in proxy.seen[began:] if method != "GET"]
+            assert acts.index(("PATCH", "nodes")) < acts.index(("DELETE", "leases"))
+            assert marks(pool, node)[0] == []
+            assert pool.places() == {}
+
+    asyncio.run(run())
+
+
+def test_a_list_from_an_old_cache(plane: ControlPlane, pool: Pool) -> None:
+    """A list that another API server's cache answers does not hide what the writer has written since."""
+    node = pool.node()
+    pool.budget(1)
+    old = pool.get(node)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            writer = NodeWriter(client, Settings(), node)
+            await writer.apply(SICK)
+            writer._listed([old])
+            assert [taint["value"] for taint in writer.taints] == ["xid.79"]
+
+    asyncio.run(run())

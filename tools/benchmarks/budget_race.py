@@ -1,0 +1,97 @@
+"""A thousand agents want their nodes out at once, and a budget lets 25: how many are out at any moment, and how soon.
+
+A tenth of the agents are killed at random moments of the race and started again. Then some nodes recover, others go
+out in their place, and agents go on being killed, until the time is over. The figures count over everything that a
+watch of all nodes has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+from kube import ControlPlane
+
+from benchmarks import Figures, Settings
+from benchmarks.halves import (
+    BUDGET,
+    LABELS,
+    Half,
+    History,
+    SharedClient,
+    calls,
+    first,
+    make_nodes,
+    most,
+    plane_with_budget,
+    quiet,
+    running,
+    until,
+)
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.selectors import written
+
+_AGENTS = 1000
+_PLACES = 25
+_KILLED = _AGENTS // 10
+_RACE_SECONDS = 2.0  # within which the first agents are killed
+_RESTART_SECONDS = 0.3
+
+
+def run(seconds: float) -> tuple[Figures, Settings]:
+    """The race, and recoveries for so long."""
+    quiet()
+    with plane_with_budget(_PLACES) as (plane, kubeconfig):
+        return asyncio.run(_measure(plane, kubeconfig, seconds))
+
+
+async def _measure(plane: ControlPlane, kubeconfig: Path, seconds: float) -> tuple[Figures, Settings]:
+    history = History()
+    async with SharedClient(kubeconfig) as client, Client.from_kubeconfig(plane.kubeconfig) as observer:
+        nodes = await make_nodes(plane, _AGENTS)
+        async with (
+            history.following(observer, written({"matchLabels": LABELS}), BUDGET),
+            running(client, nodes) as halves,
+        ):
+            before, began = calls(client), time.monotonic()
+            for half in halves:
+                half.want(sick=True)
+            kills = asyncio.gather(*[_kill(half, _RACE_SECONDS) for half in random.sample(halves, _KILLED)])
+            await until(lambda: most(history.out) >= _PLACES and all(half.told or half.killed for half in halves))
+            await kills
+            last = first(history.places, _PLACES) - began
+            spent = calls(client) - before
+            killed = await _recoveries(halves, seconds)
+            await until(lambda: history.out[-1].count == _PLACES)
+    figures = {
+        "max_out": most(history.out),
+        "max_places": most(history.places),
+        "last_place_s": last,
+        "last_taint_s": first(history.out, _PLACES) - began,
+        "calls": spent,
+    }
+    return figures, {"agents": _AGENTS, "places": _PLACES, "killed": _KILLED + killed, "recovering_s": seconds}
+
+
+async def _kill(half: Half, within: float) -> None:
+    await asyncio.sleep(random.uniform(0, within))
+    await half.kill()
+    await asyncio.sleep(random.uniform(_RESTART_SECONDS, 2 * _RESTART_SECONDS))
+    half.start()
+
+
+async def _recoveries(halves: list[Half], seconds: float) -> int:
+    """Nodes recover and others fall ill while agents are killed; how many were."""
+    killed = 0
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        chosen = random.sample(halves, _KILLED)
+        for half in chosen:
+            half.want(sick=not half.sick)
+        await asyncio.gather(*[_kill(half, _RACE_SECONDS) for half in chosen[:_PLACES]])
+        killed += _PLACES
+    for half in halves:
+        half.want(sick=True)
+    return killed

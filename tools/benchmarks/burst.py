@@ -1,0 +1,64 @@
+"""A thousand nodes faulted at once, with a place for each: how long until the last of them is tainted.
+
+The agents' cluster halves are in the loop, with the rights and all the writes of real ones: place, taint, condition,
+Events and report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from kube import ControlPlane
+
+from benchmarks import Figures, Settings
+from benchmarks.halves import (
+    BUDGET,
+    LABELS,
+    History,
+    SharedClient,
+    calls,
+    first,
+    make_nodes,
+    most,
+    plane_with_budget,
+    quiet,
+    running,
+    until,
+)
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.selectors import written
+
+_AGENTS = 1000
+
+
+def run(seconds: float) -> tuple[Figures, Settings]:
+    """One burst, given up after so long."""
+    quiet()
+    with plane_with_budget(_AGENTS) as (plane, kubeconfig):
+        return asyncio.run(_measure(plane, kubeconfig, seconds))
+
+
+async def _measure(plane: ControlPlane, kubeconfig: Path, seconds: float) -> tuple[Figures, Settings]:
+    history = History()
+    async with SharedClient(kubeconfig) as client, Client.from_kubeconfig(plane.kubeconfig) as observer:
+        nodes = await make_nodes(plane, _AGENTS)
+        async with (
+            history.following(observer, written({"matchLabels": LABELS}), BUDGET),
+            running(client, nodes) as halves,
+        ):
+            before, began = calls(client), time.monotonic()
+            for half in halves:
+                half.want(sick=True)
+            await until(lambda: most(history.out) == _AGENTS, seconds)
+            until_tainted = calls(client) - before
+            await until(lambda: all(half.told for half in halves), seconds)
+            figures = {
+                "last_taint_s": first(history.out, _AGENTS) - began,
+                "median_taint_s": first(history.out, _AGENTS // 2) - began,
+                "all_written_s": time.monotonic() - began,
+                "calls_until_tainted": until_tainted,
+                "calls": calls(client) - before,
+            }
+    return figures, {"agents": _AGENTS, "places": _AGENTS}
