@@ -42,11 +42,14 @@ def _counter(name: str, text: str, labels: list[str], rows: Iterable[tuple[Any, 
     return _filled(CounterMetricFamily(f"gpuhealth_{name}", text, labels=labels), rows)
 
 
-class _ControllerCollector(Collector):
+class ControllerCollector(Collector):
+    """The metrics, made at each scrape from counts that are kept: there is nothing to wait for."""
+
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 
     def collect(self) -> Iterator[Metric]:
+        """All families."""
         controller = self._controller
         yield _gauge(
             "controller_info", "The controller", ["version", "identity"], [(__version__, controller.identity, 1)]
@@ -82,7 +85,7 @@ class _ControllerCollector(Collector):
 def application(controller: Controller) -> web.Application:
     """The controller's pages. Read only."""
     registry = CollectorRegistry()
-    registry.register(_ControllerCollector(controller))
+    registry.register(ControllerCollector(controller))
     ProcessCollector(registry=registry)
 
     async def metrics(_: web.Request) -> web.Response:

@@ -10,11 +10,18 @@ from kube.proxy import FaultyProxy
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.election import Election
 from gpuhealth.config import Election as Settings
+from gpuhealth.controller.controller import Controller
+from gpuhealth.web.controller import ControllerCollector
 from tests.cluster.builders import until
 from tests.controller.cluster import Cluster
 
 SLOW = {"duration": 600, "renew_within": 300, "retry": 0.05}
 QUICK = {"duration": 2, "renew_within": 1, "retry": 0.05}
+
+
+def names_of(controller: Controller) -> set[str]:
+    """The names of the metrics that it shows."""
+    return {family.name for family in ControllerCollector(controller).collect()}
 
 
 class Candidates:
@@ -122,3 +129,26 @@ def test_a_leader_whose_lease_was_taken_stops(cluster: Cluster) -> None:
 
     asyncio.run(run())
     cluster.plane.request("DELETE", path)
+
+
+def test_only_the_leader_writes(cluster: Cluster) -> None:
+    """A standby sees the whole fleet and sends no write, while the leader drains; nor does it show the fleet."""
+    node = cluster.node()
+    cluster.budget(1)
+    election = {"enabled": True, "lease": cluster.name, "duration": 600, "renew_within": 300, "retry": 0.1}
+
+    async def run() -> None:
+        async with cluster.controller(election=election) as leader:
+            await until(lambda: leader.leading)
+            async with cluster.controller(election=election) as standby:
+                await until(lambda: standby.fleet.ready and standby.election.leader)
+                cluster.quarantine(node)
+                await until(lambda: standby.fleet.phases["drained"])
+                assert leader.budgets.standings
+                assert not standby.leading
+                assert {method for method, _ in standby.api_calls} == {"GET", "WATCH"}
+                assert not any(name.startswith("gpuhealth_fleet") for name in names_of(standby))
+                assert any(name.startswith("gpuhealth_fleet") for name in names_of(leader))
+
+    asyncio.run(run())
+    cluster.plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{cluster.name}")
