@@ -169,82 +169,59 @@ def _resident(children: Iterable[int]) -> Iterator[tuple[str, int]]:
     yield "nvml", total
 
 
-def _gpus(gpus: tuple[GpuReadings, ...], driver: object) -> Iterator[Metric]:
-    def plain(value: object) -> object:
-        return "" if isinstance(value, Missing) else value
+# Metric, what it is, the field of GpuReadings, and the factor to the base unit.
+_PLAIN = (
+    ("temperature_celsius", "Temperature of the core", "temperature_celsius", 1.0),
+    ("temperature_margin_celsius", "Degrees left before the GPU slows down", "temperature_margin_celsius", 1.0),
+    ("memory_temperature_celsius", "Temperature of the memory", "memory_celsius", 1.0),
+    ("power_watts", "Power drawn", "power_milliwatts", 1e-3),
+    ("power_limit_watts", "Power limit that is enforced", "power_limit_milliwatts", 1e-3),
+    ("sm_clock_hertz", "Clock of the multiprocessors", "sm_clock_mhz", 1e6),
+    ("utilization_ratio", "Share of the time in which a kernel ran", "utilization_percent", 1e-2),
+    ("memory_used_bytes", "Memory in use, less what the driver keeps", "memory_used_bytes", 1.0),
+    ("memory_total_bytes", "Memory of the GPU", "memory_total_bytes", 1.0),
+    ("pcie_width_lanes", "Lanes of the PCIe link in use", "pcie_width", 1.0),
+    ("recovery_action", "NVML field 230; 0 is none", "recovery_action", 1.0),
+)
 
-    yield _gauge(
-        "gpu_info",
-        "What a GPU is",
-        ["gpu", "index", "pci", "model", "serial", "vbios", "driver"],
-        [
-            (g.component, g.index, *(plain(value) for value in (g.pci, g.name, g.serial, g.vbios, driver)), 1)
-            for g in gpus
-        ],
-    )
-    simple: list[tuple[str, str, list[Any], float]] = [
-        ("gpu_temperature_celsius", "Temperature of the core", [g.temperature_celsius for g in gpus], 1),
-        (
-            "gpu_temperature_margin_celsius",
-            "Degrees left before the GPU slows down",
-            [g.temperature_margin_celsius for g in gpus],
-            1,
-        ),
-        ("gpu_memory_temperature_celsius", "Temperature of the memory", [g.memory_celsius for g in gpus], 1),
-        ("gpu_power_watts", "Power drawn", [g.power_milliwatts for g in gpus], 1e-3),
-        ("gpu_power_limit_watts", "Power limit that is enforced", [g.power_limit_milliwatts for g in gpus], 1e-3),
-        ("gpu_sm_clock_hertz", "Clock of the multiprocessors", [g.sm_clock_mhz for g in gpus], 1e6),
-        (
-            "gpu_utilization_ratio",
-            "Share of the time in which a kernel ran",
-            [g.utilization_percent for g in gpus],
-            1e-2,
-        ),
-        ("gpu_memory_used_bytes", "Memory in use, less what the driver keeps", [g.memory_used_bytes for g in gpus], 1),
-        ("gpu_memory_total_bytes", "Memory of the GPU", [g.memory_total_bytes for g in gpus], 1),
-        ("gpu_pcie_width_lanes", "Lanes of the PCIe link in use", [g.pcie_width for g in gpus], 1),
-        ("gpu_recovery_action", "NVML field 230; 0 is none", [g.recovery_action for g in gpus], 1),
+
+def _gpus(gpus: tuple[GpuReadings, ...], driver: object) -> Iterator[Metric]:
+    identity = ("pci", "name", "serial", "vbios")
+    labels = ["gpu", "index", "pci", "model", "serial", "vbios", "driver"]
+    rows = [(g.component, g.index, *(getattr(g, name) for name in identity), driver) for g in gpus]
+    known = [(*("" if isinstance(value, Missing) else value for value in row), 1) for row in rows]
+    yield _gauge("gpu_info", "What a GPU is", labels, known)
+    for metric, text, field, factor in _PLAIN:
+        values = ((g.component, getattr(g, field)) for g in gpus)
+        scaled = [(gpu, value * factor) for gpu, value in values if not isinstance(value, Missing)]
+        yield _gauge(f"gpu_{metric}", text, ["gpu"], scaled)
+    yield from _gpu_counters(gpus)
+    remapped = "Rows remapped by cause; pending and failed are 0 or 1"
+    yield _gauge("gpu_remapped_rows", remapped, ["gpu", "kind"], _remapped(gpus))
+    yield _gauge("nvlink_up", "1 while an NVLink is active", ["gpu", "link"], _links(gpus))
+
+
+def _gpu_counters(gpus: tuple[GpuReadings, ...]) -> Iterator[Metric]:
+    replays = [(g.component, g.pcie_replays) for g in gpus]
+    yield _counter("gpu_pcie_replays", "Packets sent again over PCIe", ["gpu"], replays)
+    throttled = [
+        (g.component, reason, value / 1e9)
+        for g in gpus
+        for reason, value in g.throttle_nanoseconds.items()
+        if not isinstance(value, Missing)
     ]
-    for name, text, values, factor in simple:
-        rows = zip(gpus, values, strict=True)
-        yield _gauge(
-            name, text, ["gpu"], [(g.component, value * factor) for g, value in rows if not isinstance(value, Missing)]
-        )
-    yield _counter(
-        "gpu_pcie_replays", "Packets sent again over PCIe", ["gpu"], [(g.component, g.pcie_replays) for g in gpus]
-    )
-    yield _counter(
-        "gpu_throttle_seconds",
-        "Time in which the clocks were held back",
-        ["gpu", "reason"],
-        [
-            (g.component, reason, value / 1e9)
-            for g in gpus
-            for reason, value in g.throttle_nanoseconds.items()
-            if not isinstance(value, Missing)
-        ],
-    )
-    yield _counter(
-        "gpu_ecc_errors",
-        "Memory errors by life (volatile: since the driver was loaded), severity and place",
-        ["gpu", "kind"],
-        [(g.component, kind, value) for g in gpus for kind, value in g.ecc_errors.items()],
-    )
-    yield _gauge(
-        "gpu_remapped_rows", "Rows remapped by cause; pending and failed are 0 or 1", ["gpu", "kind"], _remapped(gpus)
-    )
-    yield _gauge(
-        "nvlink_up",
-        "1 while an NVLink is active",
-        ["gpu", "link"],
-        [
-            (g.component, link.link, link.state in _LINK_IS_UP)
-            for g in gpus
-            if not isinstance(g.nvlinks, Missing)
-            for link in g.nvlinks
-            if not isinstance(link.state, Missing)
-        ],
-    )
+    held_back = "Time in which the clocks were held back"
+    yield _counter("gpu_throttle_seconds", held_back, ["gpu", "reason"], throttled)
+    errors = [(g.component, kind, value) for g in gpus for kind, value in g.ecc_errors.items()]
+    by_kind = "Memory errors by life (volatile: since the driver was loaded), severity and place"
+    yield _counter("gpu_ecc_errors", by_kind, ["gpu", "kind"], errors)
+
+
+def _links(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:
+    for gpu in gpus:
+        for link in () if isinstance(gpu.nvlinks, Missing) else gpu.nvlinks:
+            if not isinstance(link.state, Missing):
+                yield gpu.component, link.link, link.state in _LINK_IS_UP
 
 
 def _remapped(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:

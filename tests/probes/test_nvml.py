@@ -80,7 +80,7 @@ async def answered(probe: NvmlProbe) -> NvmlReadings:
 def test_reads_every_gpu(node: Simulator) -> None:
     """A healthy node gives all readings of eight GPUs, and none fails."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         readings = await answered(probe)
         assert readings.count == 8
         assert [gpu.index for gpu in readings.gpus] == list(range(8))
@@ -92,7 +92,7 @@ def test_reads_every_gpu(node: Simulator) -> None:
         assert isinstance(readings.gpus[0].nvlinks, tuple)
         assert len(readings.gpus[0].nvlinks) == 18
 
-    run(test)
+    run(body)
 
 
 def _is_unread(value: object) -> bool:
@@ -103,19 +103,19 @@ def test_one_lost_gpu_does_not_hide_the_others(node: Simulator) -> None:
     """Of eight GPUs one is lost from the start: it says so, the other seven are read."""
     node.inject("lost", gpu=3)
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         readings = await answered(probe)
         errors = {gpu.index: gpu.error.reason for gpu in readings.gpus if gpu.error}
         assert errors == {3: MissingReason.GPU_LOST}
         assert all(gpu.temperature_celsius == 30 for gpu in readings.gpus if gpu.index != 3)
 
-    run(test)
+    run(body)
 
 
 def test_a_gpu_lost_after_the_start_keeps_its_name(node: Simulator) -> None:
     """A GPU that is lost while the agent runs keeps its uuid, also when NVML is started again, and comes back."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         before = (await answered(probe)).gpus[3]
         node.inject("lost", gpu=3)
         for _ in range(3):
@@ -128,7 +128,7 @@ def test_a_gpu_lost_after_the_start_keeps_its_name(node: Simulator) -> None:
         while (await answered(probe)).gpus[3].error:
             pass
 
-    run(test)
+    run(body)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_driver_that_does_not_start(node: Simulator, code: int, reason: Missin
     """nvmlInit's error is the problem of the whole, and NVML is tried again."""
     node.inject("init_failure", code=code)
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         problem = (await probe.read(PATIENT)).problem
         assert problem
         assert problem.reason is reason
@@ -147,39 +147,39 @@ def test_a_driver_that_does_not_start(node: Simulator, code: int, reason: Missin
         node.clear()
         assert len((await answered(probe)).gpus) == 8
 
-    run(test)
+    run(body)
 
 
 def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without libnvidia-ml nothing is healthy: the library is said to be missing."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         readings = await probe.read(PATIENT)
         assert readings.problem
         assert readings.problem.reason is MissingReason.NOT_INSTALLED
         assert readings.gpus == ()
 
-    run(test)
+    run(body)
 
 
 def test_a_call_without_a_plain_answer_is_named(node: Simulator) -> None:
     """An unknown error of one call is kept with the call's name; the other readings come."""
     node.inject("error", gpu=1, call="nvmlDeviceGetTemperature", code=999)
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         gpu = (await answered(probe)).gpus[1]
         assert list(gpu.failed_calls) == ["nvmlDeviceGetTemperature"]
         assert isinstance(gpu.temperature_celsius, Missing)
         assert gpu.power_milliwatts == 70_000
 
-    run(test)
+    run(body)
 
 
 def test_a_hang_is_told_and_passes(node: Simulator) -> None:
     """A hanging call is named with how long it lasts, what came before it is kept, and the late answer counts."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         pid = (await answered(probe), probe.pids)[1]
         node.inject("hang", gpu=2)
         late = await probe.read(PATIENT)
@@ -194,13 +194,13 @@ def test_a_hang_is_told_and_passes(node: Simulator) -> None:
         assert slow.waiting_seconds >= SHORT.warn_after
         assert probe.pids == pid
 
-    run(test, Nvml(warn_after=0.2, critical_after=PATIENT))
+    run(body, Nvml(warn_after=0.2, critical_after=PATIENT))
 
 
 def test_a_ping_notices_a_hang_between_two_rounds(node: Simulator) -> None:
     """The wait for the driver counts from a ping that it did not answer; one that it answers changes nothing."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         await answered(probe)
         probe.ping()
         assert (await answered(probe)).count == 8
@@ -213,13 +213,13 @@ def test_a_ping_notices_a_hang_between_two_rounds(node: Simulator) -> None:
         node.release()
         assert (await answered(probe)).count == 8
 
-    run(test)
+    run(body)
 
 
 def test_at_most_one_replacement(node: Simulator) -> None:
     """However long a hang lasts, one child is started beside the one that hangs, and neither is killed."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         await answered(probe)
         node.inject("hang")
         first = probe.pids
@@ -236,13 +236,13 @@ def test_at_most_one_replacement(node: Simulator) -> None:
         while (await answered(probe)).waiting_seconds > SHORT.warn_after:
             pass
 
-    run(test, SHORT)
+    run(body, SHORT)
 
 
 def test_release_closes_every_handle(node: Simulator) -> None:
     """On request the driver is let go (no process is left that has it open), and taken again afterwards."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         await answered(probe)
         pid = probe.pids[0]
         assert "libnvidia-ml" in Path(f"/proc/{pid}/maps").read_text()
@@ -255,26 +255,26 @@ def test_release_closes_every_handle(node: Simulator) -> None:
         probe.acquire()
         assert (await answered(probe)).count == 8
 
-    run(test)
+    run(body)
 
 
 def test_release_during_a_hang_says_so(node: Simulator) -> None:
     """A child inside a call cannot let go at once: this is told, and it goes when the call returns."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         node.inject("hang")
         await probe.read(0.3)
         assert not await probe.release()
         node.release()
         await until(lambda: _left(probe) == 0)
 
-    run(test)
+    run(body)
 
 
 def test_a_child_that_dies_is_started_again_with_growing_pauses(node: Simulator) -> None:
     """A crash of the NVML process is a problem with a reason; starts are spaced, not a loop."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         await answered(probe)
         node.inject("hang")
         await probe.read(0.3)
@@ -288,7 +288,7 @@ def test_a_child_that_dies_is_started_again_with_growing_pauses(node: Simulator)
         await until(lambda: time.monotonic() >= probe._not_before)
         assert (await answered(probe)).count == 8
 
-    run(test, Nvml(warn_after=0.2, critical_after=PATIENT))
+    run(body, Nvml(warn_after=0.2, critical_after=PATIENT))
 
 
 def test_the_child_ends_with_its_parent(node: Simulator) -> None:
@@ -305,7 +305,7 @@ def test_the_child_ends_with_its_parent(node: Simulator) -> None:
         "asyncio.run(main())\n"
     )
 
-    async def test() -> None:
+    async def body() -> None:
         parent = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
         assert parent.stdout
         pid = int(await parent.stdout.readline())
@@ -313,7 +313,7 @@ def test_the_child_ends_with_its_parent(node: Simulator) -> None:
         await parent.wait()
         await until(lambda: not _runs(pid))
 
-    asyncio.run(test())
+    asyncio.run(body())
 
 
 def _runs(pid: int) -> bool:
@@ -327,7 +327,7 @@ def _runs(pid: int) -> bool:
 def test_no_leaks_over_200_rounds(node: Simulator) -> None:
     """200 rounds, with children that hang, are replaced, released and taken again: no descriptor, no process more."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         await answered(probe)
         before = len(list(Path("/proc/self/fd").iterdir()))
         for number in range(200):
@@ -342,13 +342,13 @@ def test_no_leaks_over_200_rounds(node: Simulator) -> None:
         await until(lambda: _left(probe) == 1)
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
-    run(test, Nvml(warn_after=0.2, critical_after=1.0))
+    run(body, Nvml(warn_after=0.2, critical_after=1.0))
 
 
 def test_xids_are_told_by_nvml_where_asked_for(node: Simulator) -> None:
     """XID events reach the parent with the GPU's address, also of a GPU that is lost with them."""
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         seen: list[tuple[int, str]] = []
         probe.on_xid = lambda event: seen.append((event.xid, event.pci))
         probe.want_events()
@@ -359,7 +359,7 @@ def test_xids_are_told_by_nvml_where_asked_for(node: Simulator) -> None:
         await until(lambda: len(seen) == 2)
         assert sorted(seen) == sorted([(79, gpus[5].pci), (48, gpus[6].pci)])
 
-    run(test)
+    run(body)
 
 
 def test_old_gpus_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +368,7 @@ def test_old_gpus_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in simulator.env.items():
         monkeypatch.setenv(name, value)
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         gpu = (await answered(probe)).gpus[0]
         assert (gpu.error, gpu.failed_calls) == (None, {})
         for reading in (gpu.nvlinks, gpu.fabric, gpu.remap_failed, gpu.recovery_action, gpu.sram_threshold_exceeded):
@@ -376,7 +376,7 @@ def test_old_gpus_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert reading.reason is MissingReason.NOT_SUPPORTED
         assert gpu.retired_pages == {"single_bit": 0, "double_bit": 0}
 
-    run(test)
+    run(body)
 
 
 def test_mig_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,9 +386,9 @@ def test_mig_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in simulator.env.items():
         monkeypatch.setenv(name, value)
 
-    async def test(probe: NvmlProbe) -> None:
+    async def body(probe: NvmlProbe) -> None:
         gpu = (await answered(probe)).gpus[0]
         assert gpu.mig_enabled is True
         assert len({mig.uuid for mig in gpu.mig_devices}) == 3
 
-    run(test)
+    run(body)

@@ -39,7 +39,7 @@ def test_not_ready_before_the_first_round(make_agent: Callable[[], Agent]) -> No
     """/readyz refuses until there is a verdict, /healthz and /metrics answer from the start."""
     agent = make_agent()
 
-    async def test(session: ClientSession) -> None:
+    async def body(session: ClientSession) -> None:
         for path, status in zip(PATHS, (200, 200, 503), strict=True):
             async with session.get(path) as answer:
                 assert answer.status == status
@@ -47,30 +47,30 @@ def test_not_ready_before_the_first_round(make_agent: Callable[[], Agent]) -> No
         async with session.get("/readyz") as answer:
             assert answer.status == 200
 
-    served(agent, test)
+    served(agent, body)
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics/", "/admin", "/debug/pprof", "/../etc/passwd", "/healthz/x"])
 def test_unknown_paths_are_not_found(make_agent: Callable[[], Agent], path: str) -> None:
     """There is nothing but the three pages."""
 
-    async def test(session: ClientSession) -> None:
+    async def body(session: ClientSession) -> None:
         async with session.get(path) as answer:
             assert answer.status == 404
 
-    served(make_agent(), test)
+    served(make_agent(), body)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
 def test_nothing_can_be_written(make_agent: Callable[[], Agent], method: str) -> None:
     """Every page refuses every method that is not reading."""
 
-    async def test(session: ClientSession) -> None:
+    async def body(session: ClientSession) -> None:
         for path in PATHS:
             async with session.request(method, path, data=b"x") as answer:
                 assert answer.status == 405
 
-    served(make_agent(), test)
+    served(make_agent(), body)
 
 
 def test_only_reading_is_offered(make_agent: Callable[[], Agent]) -> None:
@@ -87,12 +87,12 @@ def test_only_reading_is_offered(make_agent: Callable[[], Agent]) -> None:
 def test_metrics_say_what_they_are(make_agent: Callable[[], Agent]) -> None:
     """The content type is that of Prometheus' text format."""
 
-    async def test(session: ClientSession) -> None:
+    async def body(session: ClientSession) -> None:
         async with session.get("/metrics") as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             assert "gpuhealth_node_healthy 0.0" in await answer.text()
 
-    served(make_agent(), test)
+    served(make_agent(), body)
 
 
 def test_an_address_that_is_taken_is_an_error(make_agent: Callable[[], Agent]) -> None:
