@@ -79,10 +79,10 @@ class Drains:
     async def _end(self, node: str) -> bool:
         """Notes that a drain is wanted no more. The label is the agent's again once it has given the node back."""
         means = self._means
-        report = means.fleet.reports.items[node]
-        drain = report.drain
-        if self._ended.get(node) == drain:
+        report = means.fleet.reports.items.get(node)
+        if report is None or self._ended.get(node) == report.drain:
             return True
+        drain = report.drain
         cancelled = drain.phase == "draining"
         now = means.now().astimezone(UTC).replace(microsecond=0)
         ended = msgspec.structs.replace(

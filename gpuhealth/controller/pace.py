@@ -15,9 +15,13 @@ class Pace:
 
     async def take(self, count: int = 1) -> None:
         """Returns when that many may be done; they may be done together."""
-        now = asyncio.get_running_loop().time()
+        wait = self.plan(asyncio.get_running_loop().time(), count)
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+    def plan(self, now: float, count: int = 1) -> float:
+        """Takes the next turns; seconds until they come, not above zero where they are there already."""
         self._planned = max(self._planned, now)
         wait = self._planned - self._ahead - now
         self._planned += count * self._seconds
-        if wait > 0:
-            await asyncio.sleep(wait)
+        return wait

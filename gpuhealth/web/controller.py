@@ -51,16 +51,13 @@ class ControllerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families."""
         controller = self._controller
-        yield _gauge(
-            "controller_info", "The controller", ["version", "identity"], [(__version__, controller.identity, 1)]
-        )
+        info = [(__version__, controller.identity, 1)]
+        yield _gauge("controller_info", "The controller", ["version", "identity"], info)
         yield _gauge("controller_leading", "1 for the controller that acts", [], [(controller.leading,)])
         calls = [(*key, value) for key, value in controller.api_calls.items()]
         yield _counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
         yield _counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
-        results = [
-            (outcome, controller.results[outcome]) for outcome in Outcome
-        ]  # from the start: a rate needs its zero
+        results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero
         yield _counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
         if controller.leading and controller.fleet.ready:
             yield from self._fleet()

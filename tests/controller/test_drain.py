@@ -194,6 +194,30 @@ def test_a_drain_that_is_wanted_no_more_stops(cluster: Cluster, ending: str) -> 
     assert cluster.deletions(pod) == []
 
 
+def test_recovery_while_there_is_no_controller(cluster: Cluster) -> None:
+    """A controller that finds the drain of a node which has recovered meanwhile ends it, past its deadline too."""
+    node = cluster.node()
+    pod = cluster.pod(node, labels={"app": "one"})
+    guard = cluster.guard({"app": "one"}, 1)
+
+    async def run() -> None:
+        await until(lambda: cluster.is_guarding(guard, 1))
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await until(lambda: cluster.evictions(pod)[429])
+        seen = cluster.evictions(pod)
+        cluster.recover(node)
+        cluster.say(node, {"drain": {"deadline": in_seconds(-60)}})
+        cluster.plane.request("DELETE", guard)
+        async with cluster.controller():
+            await until(lambda: cluster.drain(node)["phase"] == "cancelled")
+        assert cluster.evictions(pod) == seen
+
+    asyncio.run(run())
+    assert cluster.deletions(pod) == []
+    assert cluster.drain(node)["remaining"] == 1
+
+
 def test_next_quarantine_is_drained_anew(cluster: Cluster) -> None:
     """A drain that is complete is not begun again after a restart; the node's next quarantine has its own."""
     node = cluster.node()

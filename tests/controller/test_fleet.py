@@ -125,16 +125,9 @@ def test_budget_status_and_places_of_deleted_nodes(cluster: Cluster) -> None:
 
 
 def test_pace() -> None:
-    """After the burst each waits for its turn; what comes together counts as many."""
-
-    async def run() -> float:
-        loop = asyncio.get_running_loop()
-        pace, began = Pace(100, 5), loop.time()
-        for _ in range(5):
-            await pace.take()
-        await pace.take(5)
-        await pace.take()
-        return loop.time() - began
-
-    spent = asyncio.run(run())
-    assert spent >= 0.06 - 0.01  # a sleep may end a tick early
+    """After the burst each waits for its turn; what comes together takes as many; idle time fills the burst again."""
+    pace = Pace(4, 3)
+    assert [pace.plan(100.0) <= 0 for _ in range(3)] == [True, True, True]
+    assert [pace.plan(100.0), pace.plan(100.0, 2), pace.plan(100.0)] == [0.25, 0.5, 1.0]
+    assert pace.plan(101.0) == 0.25
+    assert [pace.plan(200.0) <= 0 for _ in range(4)] == [True, True, True, False]
