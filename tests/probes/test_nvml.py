@@ -221,14 +221,15 @@ def test_at_most_one_replacement(node: Simulator) -> None:
 
     async def body(probe: NvmlProbe) -> None:
         await answered(probe)
+        await until(lambda: _left(probe) == 1)  # a slow machine may have had one replaced while it started
         node.inject("hang")
-        first = probe.pids
+        first, starts = probe.pids, probe.starts
         for _ in range(10):
             assert not (await probe.read(0.3)).answered
         late = await probe.read(0.0)
         assert len(probe.pids) == 2
         assert probe.pids[0] == first[0]
-        assert probe.starts == 2
+        assert probe.starts == starts + 1
         assert late.waiting_seconds > SHORT.critical_after
         node.release()
         assert (await answered(probe)).count == 8
