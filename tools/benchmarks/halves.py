@@ -7,12 +7,14 @@ set by hand. It may be killed at any moment and started again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -56,11 +58,21 @@ def wanted(*, sick: bool) -> Desired:
 
 
 class SharedClient(Client):
-    """One client for many agents: a hundred connections for requests, and for each watch one more."""
+    """One client for many agents: a hundred connections for requests, and for each watch one more.
 
-    def __init__(self, kubeconfig: Path) -> None:
+    The connections are a thing of the load generator: an agent that has one tends to keep it for its next request.
+    With `in_turn` it goes behind the requests of the others, as at a server to which each has a connection of its own.
+    """
+
+    def __init__(self, kubeconfig: Path, *, in_turn: bool = False) -> None:
+        self._turns = asyncio.Semaphore(_CONNECTIONS) if in_turn else contextlib.nullcontext()
         super().__init__(lambda: configuration(kubeconfig), connections=_CONNECTIONS)
         self._watches = Client.from_kubeconfig(kubeconfig)
+
+    async def request(self, method: str, path: str, **options: Any) -> Any:
+        """As every client does it, one after the other."""
+        async with self._turns:
+            return await super().request(method, path, **options)
 
     def stream(self, path: str, query: Query, silence: float) -> AsyncGenerator[bytes]:
         """As a client of its own does it."""
