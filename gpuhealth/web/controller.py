@@ -6,40 +6,24 @@ Only the one that leads shows the fleet: two that show it would count every node
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
 from gpuhealth import __version__
 from gpuhealth.cluster.eviction import Outcome
 from gpuhealth.controller.controller import Controller
+from gpuhealth.web.families import counter, gauge
 
 log = structlog.get_logger()
 
 _MAX_REQUEST_BYTES = 4096  # nobody has anything to send us
 _IDLE_SECONDS = 75.0  # Prometheus keeps its connections between scrapes
-
-
-def _filled(family: Any, rows: Iterable[tuple[Any, ...]]) -> Metric:
-    """A family from rows of label values and, last, the value."""
-    for *labels, value in rows:
-        family.add_metric([str(each) for each in labels], float(value))
-    metric: Metric = family
-    return metric
-
-
-def _gauge(name: str, text: str, labels: list[str], rows: Iterable[tuple[Any, ...]]) -> Metric:
-    return _filled(GaugeMetricFamily(f"gpuhealth_{name}", text, labels=labels), rows)
-
-
-def _counter(name: str, text: str, labels: list[str], rows: Iterable[tuple[Any, ...]]) -> Metric:
-    return _filled(CounterMetricFamily(f"gpuhealth_{name}", text, labels=labels), rows)
 
 
 class ControllerCollector(Collector):
@@ -52,31 +36,31 @@ class ControllerCollector(Collector):
         """All families."""
         controller = self._controller
         info = [(__version__, controller.identity, 1)]
-        yield _gauge("controller_info", "The controller", ["version", "identity"], info)
-        yield _gauge("controller_leading", "1 for the controller that acts", [], [(controller.leading,)])
+        yield gauge("controller_info", "The controller", ["version", "identity"], info)
+        yield gauge("controller_leading", "1 for the controller that acts", [], [(controller.leading,)])
         calls = [(*key, value) for key, value in controller.api_calls.items()]
-        yield _counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
-        yield _counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
+        yield counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
+        yield counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
         results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero
-        yield _counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
+        yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
         if controller.leading and controller.fleet.ready:
             yield from self._fleet()
 
     def _fleet(self) -> Iterator[Metric]:
         fleet, standings = self._controller.fleet, self._controller.budgets.standings.items()
         states = [(*key, value) for key, value in fleet.states.items()]
-        yield _gauge("fleet_nodes", "GPU nodes", ["state", "pool"], states)
+        yield gauge("fleet_nodes", "GPU nodes", ["state", "pool"], states)
         gpus = [(*key, value) for key, value in fleet.gpus.items()]
-        yield _gauge("fleet_gpus", "GPUs; those of a silent agent are unknown", ["verdict", "model"], gpus)
-        yield _gauge("agents_silent", "GPU nodes with no agent that is ready", [], [(len(fleet.silent),)])
+        yield gauge("fleet_gpus", "GPUs; those of a silent agent are unknown", ["verdict", "model"], gpus)
+        yield gauge("agents_silent", "GPU nodes with no agent that is ready", [], [(len(fleet.silent),)])
         phases = [(phase, fleet.phases[phase]) for phase in ("pending", "draining", "drained")]
-        yield _gauge("drain_nodes", "Nodes that are to be drained", ["phase"], phases)
+        yield gauge("drain_nodes", "Nodes that are to be drained", ["phase"], phases)
         used = [(name, standing.used) for name, standing in standings]
-        yield _gauge("budget_used", "Places of a budget that are taken", ["budget"], used)
+        yield gauge("budget_used", "Places of a budget that are taken", ["budget"], used)
         limits = [(name, standing.limit) for name, standing in standings]
-        yield _gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
+        yield gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
         held = [(name, standing.held) for name, standing in standings]
-        yield _gauge("quarantine_held_nodes", "Nodes that should be out and have no place", ["budget"], held)
+        yield gauge("quarantine_held_nodes", "Nodes that should be out and have no place", ["budget"], held)
 
 
 def application(controller: Controller) -> web.Application:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
@@ -23,6 +23,7 @@ from gpuhealth import __version__
 from gpuhealth.agent import Agent
 from gpuhealth.model import Missing, State
 from gpuhealth.readings import GpuReadings
+from gpuhealth.web.families import counter, gauge
 
 _PAUSE_SECONDS = 0.2
 _LINK_IS_UP = (1, 3)  # active; active without traffic
@@ -59,23 +60,6 @@ class Exposition:
             await self._agent.updated.wait()
 
 
-def _gauge(name: str, help_text: str, labels: Iterable[str], samples: Iterable[tuple[Any, ...]]) -> Metric:
-    """A gauge from rows of label values and, last, the value; rows whose value is missing are left out."""
-    return _filled(GaugeMetricFamily(f"gpuhealth_{name}", help_text, labels=tuple(labels)), samples)
-
-
-def _counter(name: str, help_text: str, labels: Iterable[str], samples: Iterable[tuple[Any, ...]]) -> Metric:
-    return _filled(CounterMetricFamily(f"gpuhealth_{name}", help_text, labels=tuple(labels)), samples)
-
-
-def _filled(family: Any, samples: Iterable[tuple[Any, ...]]) -> Metric:
-    for *values, value in samples:
-        if not isinstance(value, Missing):
-            family.add_metric([str(each) for each in values], float(value))
-    metric: Metric = family
-    return metric
-
-
 class _AgentCollector(Collector):
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -94,70 +78,68 @@ class _AgentCollector(Collector):
         agent = self._agent
         verdict = agent.verdict if known else None
         state = verdict.verdict if verdict else State.UNKNOWN
-        yield _gauge("node_healthy", "1 while the node can be trusted with work", (), [(state is State.HEALTHY,)])
-        yield _gauge("verdict", "1 for the node's verdict", ["verdict"], [(each, each is state) for each in State])
+        yield gauge("node_healthy", "1 while the node can be trusted with work", (), [(state is State.HEALTHY,)])
+        yield gauge("verdict", "1 for the node's verdict", ["verdict"], [(each, each is state) for each in State])
         gpus = [(gpu.uuid, each, each is gpu.verdict) for gpu in (verdict.gpus if verdict else ()) for each in State]
-        yield _gauge("gpu_verdict", "1 for the verdict of a GPU, of one that is gone too", ["gpu", "verdict"], gpus)
+        yield gauge("gpu_verdict", "1 for the verdict of a GPU, of one that is gone too", ["gpu", "verdict"], gpus)
         findings = agent.findings.active()
-        yield _gauge(
+        yield gauge(
             "finding",
             "1 while a finding is active",
             ["code", "severity", "component", "gpu"],
             [(finding.code, finding.severity, finding.component, finding.gpu, 1) for finding in findings],
         )
         counts = agent.counts
-        yield _counter("findings", "Findings raised", ["code"], counts.findings.items())
+        yield counter("findings", "Findings raised", ["code"], counts.findings.items())
         xids = [(*key, value) for key, value in counts.xids.items()]
-        yield _counter("xid_errors", "XIDs seen in the kernel log or told by NVML", ["xid", "gpu"], xids)
-        yield _counter(
-            "kernel_events", "Kernel-log records that mean something", ["kind"], counts.kernel_events.items()
-        )
+        yield counter("xid_errors", "XIDs seen in the kernel log or told by NVML", ["xid", "gpu"], xids)
+        yield counter("kernel_events", "Kernel-log records that mean something", ["kind"], counts.kernel_events.items())
         missing = {(check, reason.reason) for (check, _), reason in agent.findings.unmeasured.items()}
-        yield _gauge(
+        yield gauge(
             "not_checked", "1 for a check that could not be made", ["check", "reason"], [(*m, 1) for m in missing]
         )
-        yield _gauge(
+        yield gauge(
             "check_last_success_timestamp_seconds",
             "When a check last read all it needs",
             ["check"],
             [(check, when.timestamp()) for check, when in agent.findings.last_measured().items()],
         )
-        yield _gauge("check_duration_seconds", "Time that judging the last round took", [], [(agent.check_seconds,)])
+        yield gauge("check_duration_seconds", "Time that judging the last round took", [], [(agent.check_seconds,)])
         held = [(budget, 1) for budget in (agent.keeper.writer.held_budgets if agent.keeper.writer else ())]
-        yield _gauge("quarantine_held", "1 while a budget has no place for this node", ["budget"], held)
+        yield gauge("quarantine_held", "1 while a budget has no place for this node", ["budget"], held)
 
     def _self(self) -> Iterator[Metric]:
         agent, counts = self._agent, self._agent.counts
-        yield _gauge(
+        yield gauge(
             "agent_info", "Which agent this is", ["version", "node"], [(__version__, agent.settings.node_name, 1)]
         )
         if agent.readings is not None:
             read_at = [(agent.readings.time.timestamp(),)]
-            yield _gauge("agent_last_round_timestamp_seconds", "When the last round ended", [], read_at)
-        yield _counter("agent_rounds", "Rounds completed", [], [(counts.rounds,)])
-        yield _gauge("agent_round_seconds", "Time that reading the last round took", [], [(agent.round_seconds,)])
+            yield gauge("agent_last_round_timestamp_seconds", "When the last round ended", [], read_at)
+        yield counter("agent_rounds", "Rounds completed", [], [(counts.rounds,)])
+        yield gauge("agent_round_seconds", "Time that reading the last round took", [], [(agent.round_seconds,)])
         nvml = agent.readings.nvml if agent.readings else None
         if nvml is not None and not isinstance(nvml, Missing):
             waiting = nvml.waiting_seconds
-            yield _gauge(
+            yield gauge(
                 "agent_nvml_seconds", "NVML's last round, or the wait for the one outstanding", [], [(waiting,)]
             )
-        yield _gauge("agent_nvml_processes", "NVML processes, hung ones included", [], [(len(agent.probe.nvml.pids),)])
+        yield gauge("agent_nvml_processes", "NVML processes, hung ones included", [], [(len(agent.probe.nvml.pids),)])
         starts = [(agent.probe.nvml.starts,)]
-        yield _counter("agent_nvml_process_starts", "NVML processes started", [], starts)
-        yield _gauge(
+        yield counter("agent_nvml_process_starts", "NVML processes started", [], starts)
+        yield gauge(
             "agent_driver_released", "1 while the driver is let go on request", [], [(agent.probe.nvml.released,)]
         )
-        yield _counter("agent_kmsg_records", "Kernel-log records read", [], [(counts.kernel_records,)])
-        yield _counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(counts.lost_records,)])
-        yield _gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kmsg_lag_seconds,)])
+        yield counter("agent_kmsg_records", "Kernel-log records read", [], [(counts.kernel_records,)])
+        yield counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(counts.lost_records,)])
+        yield gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kmsg_lag_seconds,)])
         failures = dict.fromkeys(_LOOPS, 0) | counts.failures
-        yield _counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
-        yield _counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
+        yield counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
+        yield counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
         api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
-        yield _counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
-        yield _gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])
-        yield _gauge("agent_resident_memory_bytes", "Resident memory", ["process"], _resident(agent.probe.nvml.pids))
+        yield counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
+        yield gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])
+        yield gauge("agent_resident_memory_bytes", "Resident memory", ["process"], _resident(agent.probe.nvml.pids))
 
 
 def _resident(children: Iterable[int]) -> Iterator[tuple[str, int]]:
@@ -190,20 +172,20 @@ def _gpus(gpus: tuple[GpuReadings, ...], driver: object) -> Iterator[Metric]:
     labels = ["gpu", "index", "pci", "model", "serial", "vbios", "driver"]
     rows = [(g.component, g.index, *(getattr(g, name) for name in identity), driver) for g in gpus]
     known = [(*("" if isinstance(value, Missing) else value for value in row), 1) for row in rows]
-    yield _gauge("gpu_info", "What a GPU is", labels, known)
+    yield gauge("gpu_info", "What a GPU is", labels, known)
     for metric, text, field, factor in _PLAIN:
         values = ((g.component, getattr(g, field)) for g in gpus)
         scaled = [(gpu, value * factor) for gpu, value in values if not isinstance(value, Missing)]
-        yield _gauge(f"gpu_{metric}", text, ["gpu"], scaled)
+        yield gauge(f"gpu_{metric}", text, ["gpu"], scaled)
     yield from _gpu_counters(gpus)
     remapped = "Rows remapped by cause; pending and failed are 0 or 1"
-    yield _gauge("gpu_remapped_rows", remapped, ["gpu", "kind"], _remapped(gpus))
-    yield _gauge("nvlink_up", "1 while an NVLink is active", ["gpu", "link"], _links(gpus))
+    yield gauge("gpu_remapped_rows", remapped, ["gpu", "kind"], _remapped(gpus))
+    yield gauge("nvlink_up", "1 while an NVLink is active", ["gpu", "link"], _links(gpus))
 
 
 def _gpu_counters(gpus: tuple[GpuReadings, ...]) -> Iterator[Metric]:
     replays = [(g.component, g.pcie_replays) for g in gpus]
-    yield _counter("gpu_pcie_replays", "Packets sent again over PCIe", ["gpu"], replays)
+    yield counter("gpu_pcie_replays", "Packets sent again over PCIe", ["gpu"], replays)
     throttled = [
         (g.component, reason, value / 1e9)
         for g in gpus
@@ -211,10 +193,10 @@ def _gpu_counters(gpus: tuple[GpuReadings, ...]) -> Iterator[Metric]:
         if not isinstance(value, Missing)
     ]
     held_back = "Time in which the clocks were held back"
-    yield _counter("gpu_throttle_seconds", held_back, ["gpu", "reason"], throttled)
+    yield counter("gpu_throttle_seconds", held_back, ["gpu", "reason"], throttled)
     errors = [(g.component, kind, value) for g in gpus for kind, value in g.ecc_errors.items()]
     by_kind = "Memory errors by life (volatile: since the driver was loaded), severity and place"
-    yield _counter("gpu_ecc_errors", by_kind, ["gpu", "kind"], errors)
+    yield counter("gpu_ecc_errors", by_kind, ["gpu", "kind"], errors)
 
 
 def _links(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:
