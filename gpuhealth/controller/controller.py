@@ -75,12 +75,15 @@ class Controller:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, main.cancel)
         log.info("controller starts", identity=self.identity, version=__version__)
+        no_cluster = None
         try:
             await self.work()
-        except* NoConfigurationError as group:
-            raise NoConfigurationError(str(_first(group))) from None
+        except* NoConfigurationError as group:  # what is raised in here would be a group again
+            no_cluster = _first(group)
         except* asyncio.CancelledError:
             log.info("controller stops", identity=self.identity)
+        if no_cluster is not None:
+            raise NoConfigurationError(str(no_cluster))
 
     async def work(self) -> None:
         """Watches and acts until cancelled."""
