@@ -85,6 +85,7 @@ class Agent:
         self._parser = kernel_lines.KernelLog()
         self._reader: KmsgReader | None = None
         self._no_kernel_log = Missing(MissingReason.ERROR, "the kernel log has not been opened yet")
+        self._nvml_tells_xids = False  # in the place of a kernel log that cannot be opened
         self._repeats: dict[tuple[str, str], tuple[float, int]] = {}
         self._gpu_by_pci: dict[str, str] = {}
         self._inventory = Inventory()
@@ -216,7 +217,7 @@ class Agent:
                 log.warning(
                     "the kernel log cannot be read; NVML tells of XIDs, without their text", reason=str(problem)
                 )
-            self._no_kernel_log = problem
+            self._no_kernel_log, self._nvml_tells_xids = problem, True
             self.probe.nvml.want_events()
             await asyncio.sleep(_MEMORY_SECONDS)
             return
@@ -231,8 +232,7 @@ class Agent:
     def _kernel_log(self) -> Reading[KernelLog]:
         """How well the log was read since the last round."""
         if self._reader is None:
-            opened = self._no_kernel_log.reason is not MissingReason.ERROR
-            return KernelLog("nvml") if opened else self._no_kernel_log
+            return KernelLog("nvml") if self._nvml_tells_xids else self._no_kernel_log
         lost = self._reader.take_lost_records()
         self.counts.lost_records += lost
         self.kmsg_lag_seconds = self._reader.lag_seconds

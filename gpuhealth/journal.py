@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +71,7 @@ def entry_of(change: Change) -> Entry:
 
 
 class Journal:
-    """The journal of one node. Usable from any one thread at a time."""
+    """The journal of one node. Threads take turns: one may still be writing when another closes it."""
 
     def __init__(self, path: Path, keep_seconds: float, max_entries: int, read_only: bool = False) -> None:
         """Opens the journal and makes it where it does not exist.
@@ -81,6 +82,7 @@ class Journal:
         self._keep_seconds = keep_seconds
         self._max_entries = max_entries
         self.set_aside: Path | None = None
+        self._turn = threading.Lock()
         try:
             if not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +136,10 @@ class Journal:
             )
             for entry in entries
         ]
+        with self._turn:
+            self._write(rows, memory or {})
+
+    def _write(self, rows: Sequence[tuple[object, ...]], memory: Mapping[str, bytes]) -> None:
         try:
             self._database.execute("BEGIN IMMEDIATE")
             try:
@@ -142,9 +148,9 @@ class Journal:
                     " VALUES (?, ?, ?, ?, ?, ?, ?)",
                     rows,
                 )
-                self._database.executemany("INSERT OR REPLACE INTO memory VALUES (?, ?)", (memory or {}).items())
+                self._database.executemany("INSERT OR REPLACE INTO memory VALUES (?, ?)", memory.items())
                 self._database.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # all or nothing, also when we are interrupted
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
@@ -177,16 +183,18 @@ class Journal:
     def prune(self, now: datetime) -> None:
         """Drops entries that are too old or too many. Raises JournalError."""
         try:
-            self._database.execute("DELETE FROM entries WHERE time < ?", (now.timestamp() - self._keep_seconds,))
-            self._database.execute(
-                "DELETE FROM entries WHERE id <= (SELECT max(id) FROM entries) - ?", (self._max_entries,)
-            )
+            with self._turn:
+                self._database.execute("DELETE FROM entries WHERE time < ?", (now.timestamp() - self._keep_seconds,))
+                self._database.execute(
+                    "DELETE FROM entries WHERE id <= (SELECT max(id) FROM entries) - ?", (self._max_entries,)
+                )
         except sqlite3.Error as error:
             raise JournalError(f"cannot prune journal {self.path}: {error}") from None
 
     def close(self) -> None:
-        """Closes the file."""
-        self._database.close()
+        """Closes the file, after what is being written."""
+        with self._turn:
+            self._database.close()
 
 
 class JournalWriter:

@@ -231,6 +231,8 @@ class NvmlProbe:
             child.ask()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(child.answered.wait(), self._patience(child, wait_seconds))
+        if child is not self._child:  # released while we waited: it has not died, it was told to go
+            return RELEASED
         if child.exited:
             return self._died(child)
         if child.asked_at is None:
