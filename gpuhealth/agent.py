@@ -130,7 +130,9 @@ class Agent:
 
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         name = step.__name__.removeprefix("_")
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        while not task.cancelling():  # a step may have lost the exception: libraries do
             try:
                 await step()
             except Exception:  # a fault in one loop must not end the others; it is logged and counted

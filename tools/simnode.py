@@ -127,10 +127,14 @@ class SimulatedNode:
         """Stops the agent; its exit code."""
         if self._process is None:
             return 0
-        self._process.send_signal(number)
-        code = self._process.wait(30)
-        self._process = None
-        return code
+        process, self._process = self._process, None
+        process.send_signal(number)
+        try:
+            return process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
 
     def __enter__(self) -> SimulatedNode:
         self.start()

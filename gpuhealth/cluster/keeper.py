@@ -71,7 +71,8 @@ class Keeper:
         # After a failure we come back by ourselves; news that come meanwhile are not kept waiting.
         patience = backoff(self._failures) if self._failures else writer.retry_in
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), patience)
+            async with asyncio.timeout(patience):
+                await self._changed.wait()
         self._changed.clear()
         self._node_changed(writer)
         wanted = self._wanted()

@@ -100,7 +100,8 @@ class NodeDrain:
         try:
             while not await self._step():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), self._patience())
+                    async with asyncio.timeout(self._patience()):
+                        await self._news.wait()
                 if following.done():
                     following.result()
                 await asyncio.sleep(_PAUSE_SECONDS)

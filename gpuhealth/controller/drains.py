@@ -39,7 +39,8 @@ class Drains:
                     if fleet.ready:
                         complete = await self._round()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(heard.wait(), None if complete else _RETRY_SECONDS)
+                        async with asyncio.timeout(None if complete else _RETRY_SECONDS):
+                            await heard.wait()
         finally:
             await self._stop(list(self._tasks))
 

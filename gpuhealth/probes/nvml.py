@@ -230,7 +230,8 @@ class NvmlProbe:
         if not child.in_round:
             child.ask()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(child.answered.wait(), self._patience(child, wait_seconds))
+            async with asyncio.timeout(self._patience(child, wait_seconds)):
+                await child.answered.wait()
         if child is not self._child:  # released while we waited: it has not died, it was told to go
             return RELEASED
         if child.exited:

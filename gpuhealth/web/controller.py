@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 _MAX_REQUEST_BYTES = 4096  # nobody has anything to send us
 _IDLE_SECONDS = 75.0  # Prometheus keeps its connections between scrapes
+_GOODBYE_SECONDS = 2.0  # for who is being answered when we stop
 
 
 class ControllerCollector(Collector):
@@ -88,7 +89,9 @@ def application(controller: Controller) -> web.Application:
 async def serve(controller: Controller) -> None:
     """Serves until cancelled. Raises OSError where the address cannot be had."""
     http = controller.settings.controller.http
-    runner = web.AppRunner(application(controller), access_log=None, keepalive_timeout=_IDLE_SECONDS)
+    runner = web.AppRunner(
+        application(controller), access_log=None, keepalive_timeout=_IDLE_SECONDS, shutdown_timeout=_GOODBYE_SECONDS
+    )
     try:
         await runner.setup()
         await web.TCPSite(runner, http.host, http.port, reuse_address=True).start()

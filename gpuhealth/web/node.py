@@ -12,6 +12,7 @@ log = structlog.get_logger()
 
 _MAX_REQUEST_BYTES = 4096  # nobody has anything to send us
 _IDLE_SECONDS = 75.0  # Prometheus keeps its connections between scrapes
+_GOODBYE_SECONDS = 2.0  # for who is being answered when we stop
 
 
 def application(agent: Agent, exposition: Exposition) -> web.Application:
@@ -41,7 +42,12 @@ async def serve(agent: Agent) -> None:
     """Serves until cancelled. Raises OSError where the address cannot be had."""
     http = agent.settings.http
     exposition = Exposition(agent)
-    runner = web.AppRunner(application(agent, exposition), access_log=None, keepalive_timeout=_IDLE_SECONDS)
+    runner = web.AppRunner(
+        application(agent, exposition),
+        access_log=None,
+        keepalive_timeout=_IDLE_SECONDS,
+        shutdown_timeout=_GOODBYE_SECONDS,
+    )
     try:
         await runner.setup()
         site = web.TCPSite(runner, http.host, http.port, reuse_address=True)
