@@ -1,0 +1,18 @@
+"""What telemetry saw of a GPU while a test ran: what the pass rules look at beside the test's own figures."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gpuhealth.model import KernelEvent
+from gpuhealth.readings import GpuReadings, Span
+
+
+class Watched(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One GPU from just before a test to just after it. Counters are judged by the two readings at the ends."""
+
+    before: GpuReadings
+    after: GpuReadings
+    clocks_event_reasons: dict[int, int] = {}  # mask of reasons as NVML gave it -> samples that had just this mask
+    spans: dict[str, Span] = {}  # temperature_celsius, power_watts, sm_clock_megahertz … over all samples
+    events: tuple[KernelEvent, ...] = ()  # of the kernel log, of this GPU or of no GPU in particular
