@@ -34,7 +34,7 @@ from gpuhealth.probes.clock import SteadyClock
 from gpuhealth.probes.kmsg import KmsgReader, Position
 from gpuhealth.probes.node import NodeProbe
 from gpuhealth.probes.nvml_child import XidSeen
-from gpuhealth.readings import KernelLog, NodeReadings
+from gpuhealth.readings import UNREAD, KernelLog, NodeReadings
 from gpuhealth.verdict import Change, ChangeKind, Findings, Ledger
 
 log = structlog.get_logger()
@@ -319,7 +319,9 @@ class Agent:
         self._release_for("annotation", wanted=writer.release_gpus)
 
     def _facts(self) -> Facts:
-        return Facts(self._inventory, self.probe.boot_id, dict(self.counts.findings), __version__)
+        burnin = self.readings.burnin if self.readings else UNREAD
+        runs = None if isinstance(burnin, Missing) else burnin.runs
+        return Facts(self._inventory, self.probe.boot_id, dict(self.counts.findings), __version__, runs)
 
     def _count_call(self, method: str, status: int) -> None:
         self.counts.api_calls[method, status] += 1

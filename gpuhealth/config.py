@@ -147,6 +147,12 @@ class Journal(_Section):
     max_entries: int = Field(default=100_000, ge=100)
 
 
+class Burnin(_Section):
+    """Active tests: where their results are left for the agent."""
+
+    results: Path = Path("/var/lib/gpuhealth/burnin")
+
+
 class Kubernetes(_Section):
     """The cluster, where there is one."""
 
@@ -230,6 +236,7 @@ class Settings(_Section):
     memory: Memory = Memory()
     http: Http = Http()
     journal: Journal = Journal()
+    burnin: Burnin = Burnin()
     kubernetes: Kubernetes = Kubernetes()
     controller: Controller = Controller()
     findings: dict[str, FindingPolicy] = {}  # by code or pattern: "xid.94", "nvlink.*"

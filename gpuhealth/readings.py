@@ -231,6 +231,14 @@ class BurninRun(msgspec.Struct, frozen=True, omit_defaults=True):
     models: dict[str, str] = {}  # gpu -> model as NVML names it
 
 
+class BurninReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The results of active tests that lie on the node: of each test and GPU the last one that says something is
+    whole, of earlier ones only how they ended."""
+
+    runs: tuple[BurninRun, ...] = ()  # oldest first
+    unreadable: str = ""  # results that could not be read, and why
+
+
 class NodeReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything read in one round, and the kernel events since the round before."""
 
@@ -243,4 +251,5 @@ class NodeReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     kernel_log: Reading[KernelLog] = UNREAD
     live_pids: Reading[tuple[int, ...]] = UNREAD  # of the processes that hold a GPU, those that exist
     fabric_manager_running: Reading[bool] = UNREAD
+    burnin: Reading[BurninReadings] = UNREAD
     events: tuple[KernelEvent, ...] = ()

@@ -1,8 +1,8 @@
 """The GPUHealthReport of our node: what the marks have no room for, written only when it changes.
 
-The agent owns the fields that it writes and leaves the others of the status to the controller and the burn-in, so it
-sends merge patches of the difference. What changes in every round without saying anything new (when a finding was last
-seen) is written along with the next real change, and a mere change of wording at most once in `REFRESH`.
+The agent owns the fields that it writes and leaves the others of the status to the controller, so it sends merge
+patches of the difference. What changes in every round without saying anything new (when a finding was last seen) is
+written along with the next real change, and a mere change of wording at most once in `REFRESH`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 
 import msgspec
 
+from gpuhealth.cluster import tested
 from gpuhealth.cluster.client import Client, Object
 from gpuhealth.cluster.errors import AlreadyExistsError, NotFoundError
 from gpuhealth.cluster.kinds import REPORTS
 from gpuhealth.cluster.node import REFRESH, by_severity, written_time
 from gpuhealth.model import Finding, State, Verdict
+from gpuhealth.readings import BurninRun
 
 MAX_FINDINGS = 500
 """An object may have 1.5 MB; a node with more findings than this has said enough."""
@@ -48,6 +50,7 @@ class Facts(msgspec.Struct, frozen=True):
     boot_id: str = ""
     counters: dict[str, int] = {}  # since the agent's journal began, for the fleet's statistics
     agent_version: str = ""
+    burnin: tuple[BurninRun, ...] | None = None  # the oldest first; None while the results cannot be read
 
 
 class Quarantine(msgspec.Struct, frozen=True, rename="camel"):
@@ -68,6 +71,7 @@ def status_of(verdict: Verdict, quarantine: Quarantine, facts: Facts, would_do: 
     states = {gpu.uuid or gpu.pci: str(gpu.verdict) for gpu in verdict.gpus}
     inventory = facts.inventory.gpus or [Gpu(gpu.index, gpu.uuid, gpu.pci, gpu.model) for gpu in verdict.gpus]
     gpus = [{**_present(gpu), "verdict": states.get(gpu.uuid or gpu.pci, str(State.UNKNOWN))} for gpu in inventory]
+    known = [uuid for uuid in dict.fromkeys([*(gpu.uuid for gpu in inventory), *states]) if uuid]
     out: Object = msgspec.to_builtins(quarantine)
     out["places"] = list(quarantine.places)  # a tuple would never equal what the server sends back
     out["since"] = written_time(quarantine.since) if quarantine.since else None
@@ -83,6 +87,7 @@ def status_of(verdict: Verdict, quarantine: Quarantine, facts: Facts, would_do: 
         "quarantine": {key: value for key, value in out.items() if value is not None},
         "counters": dict(sorted(facts.counters.items())),
         "wouldDo": list(would_do),
+        **({} if facts.burnin is None else {"burnin": tested.status_of(facts.burnin, known)}),
     }
 
 

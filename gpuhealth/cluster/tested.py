@@ -1,0 +1,76 @@
+"""What the report says of active tests: of each GPU the last run, the last result of each test, and a short history."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from gpuhealth.cluster.client import Object
+from gpuhealth.cluster.node import written_time
+from gpuhealth.readings import BurninRun, TestResult, TestStatus
+
+MAX_HISTORY = 10
+MAX_VALUES = 32
+"""Figures or digests of one test: a report holds those of 16 GPUs, and a controller thousands of reports."""
+_MESSAGE_LIMIT = 512
+_DIGEST_DIGITS = 16  # 64 bits: that a wrong result has the right ones by chance does not happen
+_COMPLETED = (TestStatus.PASSED, TestStatus.FAILED)
+
+
+def status_of(runs: Sequence[BurninRun], gpus: Iterable[str]) -> Object:
+    """The report's `burnin` from the runs on the node, oldest first; results of GPUs not named are left out."""
+    out = {gpu: _gpu(gpu, runs) for gpu in gpus}
+    tested = {gpu: each for gpu, each in out.items() if each}
+    waiting = [each.get("endedAt") for each in out.values()]
+    since = {"testedAt": min(filter(None, waiting))} if waiting and all(waiting) else {}
+    return {**since, "gpus": tested}
+
+
+def gpu_status(run: BurninRun, gpu: str) -> TestStatus:
+    """How a run ended for one of its GPUs: another one's failure is not this one's."""
+    ended = {result.status for result in run.results if result.gpu == gpu}
+    if TestStatus.FAILED in ended:
+        return TestStatus.FAILED
+    if run.status is TestStatus.STOPPED or TestStatus.STOPPED in ended:
+        return TestStatus.STOPPED
+    return TestStatus.PASSED if TestStatus.PASSED in ended else TestStatus.SKIPPED
+
+
+def _gpu(gpu: str, runs: Sequence[BurninRun]) -> Object:
+    own = [run for run in runs if any(result.gpu == gpu for result in run.results)]
+    if not own:
+        return {}
+    completed = [run for run in own if gpu_status(run, gpu) in _COMPLETED]
+    last = {**_run(completed[-1], gpu), "bootID": completed[-1].boot_id} if completed else {}
+    model = next((run.models[gpu] for run in reversed(own) if gpu in run.models), "")
+    tests = {result.test: _test(result, run) for run in own for result in run.results if _says(result, gpu)}
+    history = [_run(run, gpu) for run in own[: -MAX_HISTORY - 1 : -1]]
+    return {**({"model": model} if model else {}), **last, "tests": tests, "history": history}
+
+
+def _says(result: TestResult, gpu: str) -> bool:
+    return result.gpu == gpu and result.status in _COMPLETED
+
+
+def _run(run: BurninRun, gpu: str) -> Object:
+    return {
+        "startedAt": written_time(run.started),
+        "endedAt": written_time(run.ended),
+        "level": run.level,
+        "reason": run.reason,
+        "status": str(gpu_status(run, gpu)),
+    }
+
+
+def _test(result: TestResult, run: BurninRun) -> Object:
+    figures = [(name, float(f"{value:.4g}")) for name, value in sorted(result.figures.items()) if math.isfinite(value)]
+    digests = [(what, digest[:_DIGEST_DIGITS]) for what, digest in sorted(result.digests.items())]
+    out: Object = {
+        "status": str(result.status),
+        "message": result.message[:_MESSAGE_LIMIT],
+        "startedAt": written_time(result.started),
+        "figures": dict(figures[:MAX_VALUES]),
+        "digests": dict(digests[:MAX_VALUES]),
+        "software": run.software if digests else {},
+    }
+    return {key: value for key, value in out.items() if value}
