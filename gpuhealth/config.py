@@ -183,6 +183,9 @@ class Controller(_Section):
 
     http: Http = Http(port=9476)
     election: Election = Election()
+    agent_silent_after: Duration = (
+        300.0  # a node with no agent that is ready; longer than an update of the agents takes
+    )
     drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, whatever their disruption budgets say
     drain_retry: Duration = Field(default=10.0, gt=0)  # between tries of an eviction that was refused
     evictions_per_second: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # over the whole fleet

@@ -25,6 +25,8 @@ MESSAGE_LIMIT = 32_768
 """Of a condition's message. The API server sets no limit for those of Nodes; this is the one of metav1.Condition."""
 REFRESH = timedelta(minutes=1)
 """How often a text is renewed that says the same with other numbers: a temperature in it costs no write a round."""
+SILENT = "AgentSilent"
+"""The condition's reason where nobody speaks for the node any more; set by the controller."""
 _CONTROLLERS_STATES = {"draining", "drained"}
 
 
@@ -108,10 +110,15 @@ def unschedulable(node: Object) -> bool:
     return bool(node.get("spec", {}).get("unschedulable"))
 
 
-def condition(node: Object) -> Object | None:
-    """Our condition on the Node."""
+def condition(node: Object, kind: str = CONDITION) -> Object | None:
+    """Our condition on the Node, or another one."""
     conditions: list[Object] = node.get("status", {}).get("conditions") or []
-    return next((found for found in conditions if found["type"] == CONDITION), None)
+    return next((found for found in conditions if found["type"] == kind), None)
+
+
+def is_ready(node: Object) -> bool:
+    """Whether its kubelet says that it is."""
+    return (condition(node, "Ready") or {}).get("status") == "True"
 
 
 def record(node: Object) -> Record | None:
@@ -268,17 +275,22 @@ def _value(code: str) -> str:
 
 
 def _condition_patch(node: Object, marks: Marks, now: datetime) -> Object | None:
-    """A strategic merge patch, which leaves the conditions of others alone."""
     current = condition(node) or {}
     same = (current.get("status"), current.get("reason")) == (marks.status, marks.reason)
     if same and current.get("message") == marks.message:
         return None
     if same and now - parsed_time(current.get("lastHeartbeatTime")) < REFRESH:
         return None
+    return condition_patch(node, marks.status, marks.reason, marks.message, now)
+
+
+def condition_patch(node: Object, status: str, reason: str, message: str, now: datetime) -> Object:
+    """Our condition as it should be: a strategic merge patch, which leaves the conditions of others alone."""
+    current = condition(node) or {}
     changed = written_time(now)
-    if current.get("status") == marks.status:
+    if current.get("status") == status:
         changed = current.get("lastTransitionTime") or changed
-    new = {"type": CONDITION, "status": marks.status, "reason": marks.reason, "message": marks.message}
+    new = {"type": CONDITION, "status": status, "reason": reason, "message": message}
     times = {"lastTransitionTime": changed, "lastHeartbeatTime": written_time(now)}
     return {"status": {"conditions": [{**new, **times}]}}
 

@@ -27,6 +27,7 @@ from gpuhealth.controller.drain import Means
 from gpuhealth.controller.drains import Drains
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.pace import Pace
+from gpuhealth.controller.silence import Silence
 from gpuhealth.controller.telling import Telling
 
 log = structlog.get_logger()
@@ -52,13 +53,15 @@ class Controller:
         self.fleet = Fleet(where.namespace, options.pool_labels)
         self.budgets = Budgets(self._client, self.fleet, where.namespace)
         self.election = Election(self._client, where.namespace, options.election, self.identity)
+        telling = Telling(self._client, self.identity, _now)
+        self._silence = Silence(self._client, self.fleet, telling, options.agent_silent_after, _now)
         self._means = Means(
             self._client,
             self.fleet,
             options,
             Evictor(self._client),
             Pace(options.evictions_per_second, options.eviction_burst),
-            Telling(self._client, self.identity, _now),
+            telling,
             self.results,
             _now,
         )
@@ -105,6 +108,8 @@ class Controller:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._forever(Drains(self._means).run, "drains"))
             group.create_task(self._forever(self.budgets.run, "budgets"))
+            if self.settings.mode != "observe":  # then no Node is marked, not by the agents either
+                group.create_task(self._forever(self._silence.run, "silence"))
 
     async def _forever(self, step: Callable[[], Awaitable[None]], name: str = "") -> None:
         name = name or step.__name__.removeprefix("_")

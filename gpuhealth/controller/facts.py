@@ -11,7 +11,7 @@ import msgspec
 from gpuhealth.cluster.budget import BUDGET_LABEL
 from gpuhealth.cluster.client import Object
 from gpuhealth.cluster.kinds import PREFLIGHT_TAINT, STATE_LABEL, TAINT
-from gpuhealth.cluster.node import override
+from gpuhealth.cluster.node import condition, is_ready, override
 
 UNKNOWN = "unknown"
 
@@ -22,6 +22,8 @@ class Node(msgspec.Struct, frozen=True):
     key: str
     labels: dict[str, str]
     tainted: bool = False  # by our key
+    ready: bool = True  # its kubelet
+    health: str = ""  # reason of our condition
     preflight: bool = False
     overridden: bool = False  # by a person's annotation
 
@@ -106,7 +108,15 @@ def node(item: Object) -> Node:
     metadata = item["metadata"]
     labels = {sys.intern(key): sys.intern(value) for key, value in (metadata.get("labels") or {}).items()}
     keys = {taint["key"] for taint in item.get("spec", {}).get("taints") or []}
-    return Node(metadata["name"], labels, TAINT in keys, PREFLIGHT_TAINT in keys, override(item) is not None)
+    return Node(
+        metadata["name"],
+        labels,
+        tainted=TAINT in keys,
+        ready=is_ready(item),
+        health=sys.intern((condition(item) or {}).get("reason", "")),
+        preflight=PREFLIGHT_TAINT in keys,
+        overridden=override(item) is not None,
+    )
 
 
 def report(item: Object) -> Report:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -50,14 +51,15 @@ class Fleet:
         self.states: Counter[tuple[str, str]] = Counter()  # nodes by state and pool
         self.gpus: Counter[tuple[str, str]] = Counter()  # by verdict and model
         self.phases: Counter[str] = Counter()  # nodes whose drain is wanted, by phase
-        self.silent: set[str] = set()  # nodes with no agent that is ready
+        self.silent: dict[str, float] = {}  # nodes with no agent that is ready, and since when on our steady clock
         self.held: dict[str, set[str]] = {}  # nodes that should be out and have no place, by budget
         self.to_drain: set[str] = set()
         self.to_end: set[str] = set()  # nodes whose report tells of a drain that is wanted no more
         self.version = 0  # grows with every change
-        self._namespace = namespace
+        self.namespace = namespace
         self._pool_labels = pool_labels
         self._standings: dict[str, Standing] = {}
+        self._agents: Counter[str] = Counter()  # by node
         self._ready_agents: Counter[str] = Counter()  # by node
         self._listeners: set[asyncio.Event] = set()
 
@@ -68,7 +70,7 @@ class Fleet:
 
     def watches(self, client: Client) -> Iterator[Callable[[], Awaitable[None]]]:
         """What has to run for the fleet to be known, each for ever."""
-        ours = self._namespace
+        ours = self.namespace
         yield self._watch(self.nodes, client, NODES, facts.node)
         yield self._watch(self.reports, client, REPORTS, facts.report)
         yield self._watch(self.agents, client, PODS, facts.agent, ours, AGENT_LABELS)
@@ -120,8 +122,9 @@ class Fleet:
 
     def _agent_changed(self, old: facts.Agent | None, new: facts.Agent | None) -> None:
         for agent, change in ((old, -1), (new, 1)):
-            if agent is not None and agent.ready:
-                self._ready_agents[agent.node] += change
+            if agent is not None:
+                _add(self._agents, agent.node, change)
+                _add(self._ready_agents, agent.node, change * agent.ready)
         for node in {agent.node for agent in (old, new) if agent is not None}:
             self._recount(node)
 
@@ -140,7 +143,10 @@ class Fleet:
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
         wanted = node is not None and report is not None and wants_drain(node, report)
         under_way = report is not None and report.drain.phase in {"draining", "drained"}
-        _keep(self.silent, name, wanted=new is not None and new.silent)
+        if new is None or not new.silent:
+            self.silent.pop(name, None)
+        else:
+            self.silent.setdefault(name, time.monotonic())
         _keep(self.to_drain, name, wanted=wanted)
         _keep(self.to_end, name, wanted=node is not None and under_way and not wanted)
 
@@ -154,9 +160,9 @@ class Fleet:
     def _standing(self, name: str) -> Standing | None:
         """What a node is to the counts; nothing if it has no GPUs or is no more."""
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
-        if node is None or (report is None and not (node.state or node.tainted or node.preflight)):
+        if node is None or not (report or name in self._agents or node.state or node.tainted or node.preflight):
             return None
-        silent = not self._ready_agents[name]
+        silent = not node.ready or name not in self._ready_agents
         report = report or facts.Report(name)
         # What an agent said that is no longer there may have been true then.
         gpus = tuple((UNKNOWN, model) for _, model in report.gpus) if silent else report.gpus

@@ -102,6 +102,33 @@ class Cluster:
         status: Document = found.get("status", {})
         return status
 
+    def health(self, node: str) -> tuple[str, str]:
+        """Status and reason of our condition."""
+        conditions = self.plane.request("GET", f"/api/v1/nodes/{node}")["status"].get("conditions", [])
+        return next(((c["status"], c["reason"]) for c in conditions if c["type"] == "GPUHealthy"), ("", ""))
+
+    def set_condition(self, node: str, kind: str, status: str, reason: str = "Played") -> None:
+        """What kubelet or agent say of a Node."""
+        new = {"type": kind, "status": status, "reason": reason, "message": "played by a test"}
+        path, body = f"/api/v1/nodes/{node}/status", {"status": {"conditions": [new]}}
+        self.plane.request("PATCH", path, body, content_type="application/strategic-merge-patch+json")
+
+    def agent(self, node: str) -> str:
+        """An agent's pod that is ready; its path."""
+        labels = {"app.kubernetes.io/name": "gpuhealth", "app.kubernetes.io/component": "agent"}
+        return self.pod(node, "gpuhealth", labels=labels)
+
+    def unready(self, pod: str) -> None:
+        """The pod's probe fails."""
+        self.patch(f"{pod}/status", {"status": {"conditions": [{"type": "Ready", "status": "False"}]}})
+
+    def writes(self, path: str) -> int:
+        """How often the controller has written to a path."""
+        ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
+        reads = {"get", "list", "watch"}
+        events = [e for e in self.plane.audit() if e["requestURI"] == path and e["verb"] not in reads]
+        return sum(event["user"]["username"] == ours for event in events)
+
     def drain(self, node: str) -> Document:
         """How far the node's drain is."""
         found: Document = self.report(node).get("drain", {})

@@ -16,7 +16,6 @@ from gpuhealth.web.controller import serve
 from tests.controller.cluster import Cluster, until
 
 GPU = {"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}
-AGENT = {"app.kubernetes.io/name": "gpuhealth", "app.kubernetes.io/component": "agent"}
 
 
 async def scrape(port: int, path: str = "/metrics") -> tuple[int, str]:
@@ -55,7 +54,7 @@ def test_metrics(cluster: Cluster) -> None:
     speaking, silent = cluster.node(), cluster.node(state="degraded")
     for node in (speaking, silent):
         cluster.say(node, {"inventory": {"gpuCount": 2, "gpus": [GPU, {**GPU, "uuid": "GPU-2"}]}})
-    agent = cluster.pod(speaking, "gpuhealth", labels=AGENT)
+    agent = cluster.agent(speaking)
     cluster.budget(2)
 
     async def run() -> None:
@@ -78,7 +77,7 @@ def test_metrics(cluster: Cluster) -> None:
         assert isinstance(await outcome(cluster, silent), Admitted)
         cluster.quarantine(silent)
         cluster.say(speaking, {"quarantine": {"state": "held", "budget": cluster.name}})
-        cluster.patch(f"{agent}/status", {"status": {"conditions": [{"type": "Ready", "status": "False"}]}})
+        cluster.unready(agent)
         await until(lambda: controller.fleet.phases["drained"] == 1 and len(controller.fleet.silent) == 2)
         await until(lambda: controller.budgets.standings[cluster.name].used == 1)
         shown = samples((await scrape(controller.http_port))[1], cluster.name)
@@ -89,7 +88,7 @@ def test_metrics(cluster: Cluster) -> None:
         assert shown["gpuhealth_drain_nodes", "drained"] == 1
         cluster.plane.request("DELETE", f"/api/v1/nodes/{silent}")
         await until(lambda: silent not in controller.fleet.nodes.items)
-        assert controller.fleet.silent == {speaking}
+        assert set(controller.fleet.silent) == {speaking}
         assert not controller.fleet.phases
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)

@@ -55,7 +55,7 @@ def test_deployment(tmp_path: Path) -> None:
         ("GET", "/api/v1/namespaces/default/secrets"),
         ("POST", "/api/v1/namespaces/default/pods"),
         ("DELETE", "/api/v1/nodes/{node}"),
-        ("PATCH", "/api/v1/nodes/{node}/status"),
+        ("PUT", "/api/v1/nodes/{node}/status"),
         ("PATCH", "/apis/gpuhealth.io/v1alpha1/quarantinebudgets/any"),
         ("DELETE", "/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}"),
         ("GET", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"),

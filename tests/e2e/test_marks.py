@@ -203,6 +203,16 @@ def test_what_people_say_on_the_node_holds(marked: Marked) -> None:
         wait_for("the driver again", lambda: sim.metric("gpuhealth_agent_driver_released") == 0)
 
 
+def test_a_condition_that_others_change_is_written_again(marked: Marked) -> None:
+    """An agent that was called silent, and is not, says so itself: by its watch, without waiting for anything."""
+    with marked.sim:
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+        new = {"type": "GPUHealthy", "status": "Unknown", "reason": "AgentSilent", "message": "by the controller"}
+        path, body = f"/api/v1/nodes/{marked.name}/status", {"status": {"conditions": [new]}}
+        marked.plane.request("PATCH", path, body, content_type="application/strategic-merge-patch+json")
+        wait_for("a healthy condition again", lambda: marked.condition() == ("True", "Healthy"))
+
+
 def _annotate(marked: Marked, key: str, value: str | None) -> None:
     patch = {"metadata": {"annotations": {key: value}}}
     path = f"/api/v1/nodes/{marked.name}"
