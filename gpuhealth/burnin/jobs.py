@@ -1,8 +1,9 @@
 """What the parent and a worker process say to each other, one JSON object a line.
 
-The parent sends one `Job` on the worker's standard input and closes it. The worker answers on the file descriptor that
-the job names with any number of `Progress`, and at last one `Outcome`. A worker that ends without an outcome has
-crashed; one that is silent beyond its deadline hangs. Either is a failed test.
+The parent sends one `Job` on the worker's standard input and closes it. The worker answers on what was its standard
+output, which it has put aside so that what native libraries print goes elsewhere, with `Ready`, any number of
+`Progress`, and at last one `Outcome`. A worker that ends without an outcome has crashed; one that gives none before its
+deadline hangs. Either is a failed test.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     """One test for one worker to do."""
 
-    test: str  # a name in burnin.tests.TESTS
+    test: str  # a name in burnin.listing.TESTS, or DEVICES
     devices: tuple[str, ...]  # as torch names them: cuda:0, cpu
     gpus: tuple[str, ...]  # what each of them is called in results
     seconds: float  # how long to work; a test ends by itself soon after
@@ -44,6 +45,31 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     rendezvous: str = ""  # collectives: a file that all ranks reach
     memory_bytes: int | None = None  # at most this much of the device; what is free where None
     faults: tuple[Fault, ...] = ()
+
+
+DEVICES = "devices"
+"""The job that tests nothing: which CUDA devices torch sees."""
+
+
+class CudaDevice(msgspec.Struct, frozen=True):
+    """A device as torch names it, to be matched with NVML's by its uuid."""
+
+    name: str  # cuda:0
+    uuid: str  # without a prefix; of the MIG device where it is one
+    model: str
+
+
+class Ready(msgspec.Struct, frozen=True, omit_defaults=True, tag="ready"):
+    """The worker has loaded its libraries and begins."""
+
+    software: dict[str, str]  # torch, cuda, cublas …: digests are comparable within the same only
+
+
+class Devices(msgspec.Struct, frozen=True, omit_defaults=True, tag="devices"):
+    """What the job DEVICES answers in the place of an outcome."""
+
+    devices: tuple[CudaDevice, ...] = ()
+    problem: str = ""  # one sentence why there are none
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
@@ -63,20 +89,20 @@ class GpuOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
     figures: dict[str, float] = {}
     miscompares: tuple[Miscompare, ...] = ()
     digests: dict[str, str] = {}
+    evidence: str = ""  # of a failure that is no figure: traceback, signal, stack, the end of the standard error
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, tag="outcome"):
     """A worker's last word."""
 
     gpus: tuple[GpuOutcome, ...]
-    software: dict[str, str] = {}
 
 
-Message: TypeAlias = Progress | Outcome
+Message: TypeAlias = Ready | Progress | Outcome | Devices
 
 Say: TypeAlias = Callable[[Progress], None]
 """How a test tells its progress; raises `Stopped` when the worker has been told to stop."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """The worker was told to stop. A test lets it pass; what it has found by then it has put into its outcomes."""
+    """The worker was told to stop. A test catches it and returns what it has found by then."""
