@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -46,3 +47,28 @@ class Device:
         """How much memory a test may take."""
         free = torch.cuda.mem_get_info(self.torch)[0] if self.is_cuda else 1 << 30
         return free if self._memory_bytes is None else min(free, self._memory_bytes)
+
+    def rest(self, seconds: float) -> None:
+        """Leaves the device idle, so that it cools and its clocks and voltage settle."""
+        self.synchronize()
+        time.sleep(seconds)
+
+
+def compute_the_same_every_time() -> None:
+    """Settings under which the same product on the same device has the same bits; to be called before CUDA is used.
+
+    cuBLAS is deterministic only with a workspace of fixed size (its documentation, "Results reproducibility"). Sums
+    stay in the accumulator's width, and are never kept in fp16 or bf16 between parts of a split k.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would cost a pass over every new tensor
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_accumulation = False
+    torch.set_num_threads(torch.get_num_threads())  # fixes what OpenMP would choose anew for each product
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that the device has no memory left; the processor has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
