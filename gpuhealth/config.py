@@ -147,10 +147,22 @@ class Journal(_Section):
     max_entries: int = Field(default=100_000, ge=100)
 
 
+class BurninLimits(_Section):
+    """What active tests pass by, beside the floors of the GPU's model. A wrong bit fails whatever is set here."""
+
+    floor_percent: float = Field(default=100.0, ge=0)  # of the model's floors; 0 asks for none
+    relative_percent: float = Field(default=90.0, ge=0, le=100)  # of the node's best GPU of the same model
+    power_percent: float = Field(default=75.0, ge=0, le=100)  # of TDP or power limit, what a soak must draw at its peak
+    pcie_replays_per_minute: NonNegativeInt = 30
+    corrected_ecc_errors: NonNegativeInt = 0  # during one test; an uncorrectable one always fails
+    nvlink_errors: NonNegativeInt = 100  # of one link during one test
+
+
 class Burnin(_Section):
-    """Active tests: where their results are left for the agent."""
+    """Active tests: where their results are left for the agent, and what they pass by."""
 
     results: Path = Path("/var/lib/gpuhealth/burnin")
+    limits: BurninLimits = BurninLimits()
 
 
 class Kubernetes(_Section):
