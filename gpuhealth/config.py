@@ -198,6 +198,9 @@ class Controller(_Section):
     agent_silent_after: Duration = (
         300.0  # a node with no agent that is ready; longer than an update of the agents takes
     )
+    place_left_after: Duration = (
+        900.0  # a budget's place of a node that is not out and has no agent, before it is freed
+    )
     drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, whatever their disruption budgets say
     drain_retry: Duration = Field(default=10.0, gt=0)  # between tries of an eviction that was refused
     evictions_per_second: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # over the whole fleet

@@ -138,7 +138,7 @@ class Places:
         taken: list[str] = []
         try:
             for needed in sorted(sets):
-                if self._place_in(needed) is not None:
+                if (known := self._place_in(needed)) is not None and await self._is_kept(known):
                     continue
                 if (place := await self._take(needed)) is None:
                     await self._give_back(taken)
@@ -148,6 +148,25 @@ class Places:
             self._held = None  # what was taken is found again, and used or given back
             raise
         return Admitted(tuple(name for s in sorted(sets) if (name := self._place_in(s))), tuple(taken))
+
+    async def _is_kept(self, name: str) -> bool:
+        """Whether a place that we remember is ours yet, now that it is needed.
+
+        The controller frees places that nobody seems to need. So this one is written anew: a deletion that is under way
+        is for its last version, and fails.
+        """
+        lease = self._leases().pop(name)
+        if self._seconds(lease):  # it runs out by itself and is freed by nobody
+            self._leases()[name] = lease
+            return True
+        renewed = {**lease, "spec": lease["spec"] | {"renewTime": self._written_now()}}
+        try:
+            self._leases()[name] = await self._client.replace(LEASES, name, renewed, self._namespace)
+        except NotFoundError:
+            return False
+        except ConflictError:  # also when the answer to our own request was lost
+            return await self._already_ours(name) is not None
+        return True
 
     async def to_return(self) -> tuple[str, ...]:
         """The places that last until they are given back."""
@@ -234,9 +253,12 @@ class Places:
         return name
 
     def _spec(self, needed: Set) -> Object:
-        time = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        time = self._written_now()
         spec: Object = {"holderIdentity": self._node, "acquireTime": time, "renewTime": time}
         return spec | ({"leaseDurationSeconds": needed.seconds} if needed.seconds else {})
+
+    def _written_now(self) -> str:
+        return self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     async def _give_back(self, names: Iterable[str]) -> None:
         for name in names:

@@ -1,6 +1,6 @@
-"""The status of the QuarantineBudgets, and the places of nodes that are no more.
+"""The status of the QuarantineBudgets.
 
-Agents need neither: they count for themselves where no status says a size, and the API server bounds the places. The
+Agents do not need it: they count for themselves where no status says a size, and the API server bounds the places. The
 status spares them the counting and tells people how it stands.
 """
 
@@ -13,11 +13,11 @@ import structlog
 
 from gpuhealth.cluster.budget import limit_of
 from gpuhealth.cluster.client import Client, Object
-from gpuhealth.cluster.errors import ApiError, ConflictError, NotFoundError
-from gpuhealth.cluster.kinds import BUDGETS, LEASES, NODES
+from gpuhealth.cluster.errors import ApiError, NotFoundError
+from gpuhealth.cluster.kinds import BUDGETS
 from gpuhealth.cluster.report import merge_patch
 from gpuhealth.cluster.selectors import matches
-from gpuhealth.controller.facts import Budget, Place
+from gpuhealth.controller.facts import Budget
 from gpuhealth.controller.fleet import Fleet
 
 log = structlog.get_logger()
@@ -40,11 +40,10 @@ class Standing(msgspec.Struct, frozen=True):
 class Budgets:
     """Keeps what is said of the budgets true."""
 
-    def __init__(self, client: Client, fleet: Fleet, namespace: str) -> None:
+    def __init__(self, client: Client, fleet: Fleet) -> None:
         self.standings: dict[str, Standing] = {}
         self._client = client
         self._fleet = fleet
-        self._namespace = namespace
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -59,7 +58,6 @@ class Budgets:
     async def _round(self) -> bool:
         """Does what is to be done; whether it could be."""
         try:
-            await self._free()
             for budget in list(self._fleet.budgets.items.values()):
                 await self._keep(budget)
         except ApiError as error:
@@ -94,24 +92,3 @@ class Budgets:
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # a big fleet must not hold up what else the loop has to do
         return size
-
-    async def _free(self) -> None:
-        """Gives back the places of nodes that were deleted; those that run out by themselves count what happened."""
-        for place in list(self._fleet.places.items.values()):
-            if place.lasting and place.holder not in self._fleet.nodes.items and await self._is_gone(place.holder):
-                await self._give_back(place)
-
-    async def _is_gone(self, node: str) -> bool:
-        # Two watches are not in step: the Lease of a Node that has just come may be known before the Node is.
-        try:
-            await self._client.get(NODES, node)
-        except NotFoundError:
-            return True
-        return False
-
-    async def _give_back(self, place: Place) -> None:
-        try:
-            await self._client.delete(LEASES, place.key, self._namespace, uid=place.uid, resource_version=place.version)
-        except (ConflictError, NotFoundError):  # somebody else has it, or nobody
-            return
-        log.info("a place is free: its node is deleted", place=place.key, node=place.holder)

@@ -26,6 +26,7 @@ from gpuhealth.controller.budgets import Budgets
 from gpuhealth.controller.drain import Means
 from gpuhealth.controller.drains import Drains
 from gpuhealth.controller.fleet import Fleet
+from gpuhealth.controller.leftovers import Leftovers
 from gpuhealth.controller.pace import Pace
 from gpuhealth.controller.silence import Silence
 from gpuhealth.controller.telling import Telling
@@ -51,9 +52,11 @@ class Controller:
         self._services = services
         options = settings.controller
         self.fleet = Fleet(where.namespace, options.pool_labels)
-        self.budgets = Budgets(self._client, self.fleet, where.namespace)
+        self.budgets = Budgets(self._client, self.fleet)
         self.election = Election(self._client, where.namespace, options.election, self.identity)
         telling = Telling(self._client, self.identity, _now)
+        left_after = None if settings.mode == "observe" else options.place_left_after  # to free it, the Node is marked
+        self._leftovers = Leftovers(self._client, self.fleet, telling, left_after, _now)
         self._silence = Silence(self._client, self.fleet, telling, options.agent_silent_after, _now)
         self._means = Means(
             self._client,
@@ -108,6 +111,7 @@ class Controller:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._forever(Drains(self._means).run, "drains"))
             group.create_task(self._forever(self.budgets.run, "budgets"))
+            group.create_task(self._forever(self._leftovers.run, "leftovers"))
             if self.settings.mode != "observe":  # then no Node is marked, not by the agents either
                 group.create_task(self._forever(self._silence.run, "silence"))
 
