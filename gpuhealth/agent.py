@@ -24,7 +24,7 @@ from gpuhealth import __version__, checks, config
 from gpuhealth.catalog import kernel_lines
 from gpuhealth.checks.history import History
 from gpuhealth.cluster.keeper import Keeper
-from gpuhealth.cluster.node import Act, Desired
+from gpuhealth.cluster.node import Act, Desired, restored
 from gpuhealth.cluster.report import Facts, Gpu, Inventory
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import ConfigError, Settings
@@ -316,6 +316,10 @@ class Agent:
         if writer.labels != self._node_labels:
             self._node_labels = writer.labels
             self.findings.configure(self.settings, self._node_labels)
+        if self.readings is not None and (when := restored(writer.annotations)) is not None:
+            changes = self.findings.restore(when, self.clock())
+            if changes:
+                self._publish(changes, self.readings)
         self._release_for("annotation", wanted=writer.release_gpus)
 
     def _facts(self) -> Facts:

@@ -55,6 +55,7 @@ class Ledger(msgspec.Struct):
     """What is remembered between rounds and over a restart; `Findings` works on it."""
 
     tracked: list[Tracked] = []
+    restored: datetime | None = None  # when a person last declared the node well
 
 
 class ChangeKind(enum.StrEnum):
@@ -127,6 +128,7 @@ class Findings:
             for tracked in (ledger.tracked if ledger else [])
             if _exists(tracked.finding.code)
         }
+        self._restored = ledger.restored if ledger else None
         self._measured: dict[Key, datetime] = {}
         self._unmeasured: dict[Key, Missing] = {}
         self._checked: set[str] = set()
@@ -139,7 +141,7 @@ class Findings:
 
     def ledger(self) -> Ledger:
         """What to remember."""
-        return Ledger(list(self._tracked.values()))
+        return Ledger(list(self._tracked.values()), self._restored)
 
     def attribute(self, names: dict[str, str]) -> None:
         """Names components anew: a GPU that was known by its PCI address when a finding came has told its uuid."""
@@ -266,6 +268,20 @@ class Findings:
                 if quiet >= clear_after:
                     changes.append(self._cleared(key, now, f"not repeated for {clear_after:g} s"))
         return changes
+
+    def restore(self, when: datetime, now: datetime) -> list[Change]:
+        """A person declared the node well: what cannot be read again and was last seen before that is over.
+
+        Once for each `when`: a person's clock that is fast must not end what comes later.
+        """
+        if when == self._restored:
+            return []
+        self._restored = when
+        return [
+            self._cleared(key, now, f"a person has declared the node well ({when:%Y-%m-%d %H:%M:%SZ})")
+            for key, tracked in list(self._tracked.items())
+            if tracked.raised and tracked.finding.last_seen <= when and self._clears(tracked) is not Clears.REREAD
+        ]
 
     def _clears(self, tracked: Tracked) -> Clears:
         return self._rule(tracked.finding).code.clears

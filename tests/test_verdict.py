@@ -142,6 +142,20 @@ def test_a_reset_clears_what_the_gpu_asked_it_for() -> None:
     assert [finding.component for finding in kept.active()] == ["GPU-2"]
 
 
+def test_a_person_ends_what_waits_for_one() -> None:
+    """A person's word ends what is latched and was last seen before it, once, and nothing that can be read again."""
+    kept = findings()
+    kept.take([found("xid.79"), found("memory.remap_failed")], at(0), BOOT)
+    kept.take([found("gpu.lost", component="GPU-2")], at(100), BOOT)
+    assert kinds(kept.restore(at(50), at(110))) == [(ChangeKind.CLEARED, "xid.79")]
+    assert {finding.code for finding in kept.active()} == {"memory.remap_failed", "gpu.lost"}
+    kept.take([found("xid.79")], at(40), BOOT)  # by a clock that was ahead, before the time that was told
+    assert kept.restore(at(50), at(120)) == []
+    again = findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger))
+    assert again.restore(at(50), at(130)) == []
+    assert kinds(again.restore(at(60), at(130))) == [(ChangeKind.CLEARED, "xid.79")]
+
+
 def test_an_event_expires() -> None:
     """A program's fault leaves nothing to read again: it ends when it has not come back."""
     kept = findings()

@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from gpuhealth.cluster.kinds import CONDITION, OVERRIDE, QUARANTINE, RELEASED, STATE_LABEL, TAINT
+from gpuhealth.cluster.kinds import (
+    CONDITION,
+    OUT_OF_SERVICE,
+    OVERRIDE,
+    QUARANTINE,
+    RELEASED,
+    RESTORED,
+    STATE_LABEL,
+    TAINT,
+)
 from gpuhealth.model import NODE, Finding, Severity, State, Verdict
 
 Object = dict[str, Any]
@@ -25,6 +34,8 @@ MESSAGE_LIMIT = 32_768
 """Of a condition's message. The API server sets no limit for those of Nodes; this is the one of metav1.Condition."""
 REFRESH = timedelta(minutes=1)
 """How often a text is renewed that says the same with other numbers: a temperature in it costs no write a round."""
+BY_PERSON = "by_person"
+"""In the place of a finding's code, where a person wants the node out of service."""
 SILENT = "AgentSilent"
 """The condition's reason where nobody speaks for the node any more; set by the controller."""
 _CONTROLLERS_STATES = {"draining", "drained"}
@@ -90,6 +101,20 @@ def override(node: Object) -> Override | None:
     return Override(value) if value in set(Override) else None
 
 
+def out_of_service(node: Object) -> str:
+    """Why a person wants the node out of service, on one line; empty if nobody does."""
+    return " ".join(notes(node).get(OUT_OF_SERVICE, "").split())[:1024]
+
+
+def restored(annotations: Mapping[str, str]) -> datetime | None:
+    """When a person has declared the node well; None where nobody has, or what is written there is no time."""
+    try:
+        time = datetime.fromisoformat(annotations[RESTORED])
+    except (KeyError, ValueError):
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
 def notes(node: Object) -> dict[str, str]:
     """The Node's annotations."""
     return node["metadata"].get("annotations") or {}
@@ -142,17 +167,23 @@ def ended_by_person(node: Object) -> bool:
     return not has_taint(node) or (ours.cordoned and not unschedulable(node))
 
 
+def all_codes(node: Object, desired: Desired) -> tuple[str, ...]:
+    """What wants the node out of service: a person first, then the findings."""
+    return (BY_PERSON, *desired.quarantine) if out_of_service(node) else desired.quarantine
+
+
 def wanted_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The codes that may quarantine the node, and those that a person has released it from.
 
     A release ends with its finding; a verdict of unknown ends nothing, since silence is no evidence.
     """
-    freed = set(released(node))
+    freed, codes = set(released(node)), all_codes(node, desired)
     if ended_by_person(node):
-        freed |= set(desired.quarantine) | {r.code for r in [record(node)] if r}
+        freed |= set(codes) | {r.code for r in [record(node)] if r}
     elif desired.verdict.verdict is not State.UNKNOWN:
-        freed &= set(desired.quarantine)
-    return tuple(code for code in desired.quarantine if code not in freed), tuple(sorted(freed))
+        freed &= set(codes)
+    freed -= {BY_PERSON} - set(codes)  # a person's wish that is over is known to be over
+    return tuple(code for code in codes if code not in freed), tuple(sorted(freed))
 
 
 def camel(code: str) -> str:

@@ -15,22 +15,26 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from gpuhealth.cluster.budget import Held, NoBudget, Outcome, Places
+from gpuhealth.cluster.budget import Admitted, Held, NoBudget, Outcome, Places
 from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object, backoff
 from gpuhealth.cluster.errors import ConflictError, UnavailableError
 from gpuhealth.cluster.events import Events, Note
 from gpuhealth.cluster.kinds import NODES, RELEASE_GPUS
 from gpuhealth.cluster.node import (
+    BY_PERSON,
+    MESSAGE_LIMIT,
     Act,
     Desired,
     Marks,
     Override,
     Patches,
+    all_codes,
     condition,
     ended_by_person,
     has_taint,
     labels,
     notes,
+    out_of_service,
     override,
     patches,
     record,
@@ -237,12 +241,17 @@ class NodeWriter:
         codes, freed = wanted_codes(node, desired)
         ours = record(node)
         out = ours is not None and not ended_by_person(node)
+        if ours is not None and ours.code == BY_PERSON and BY_PERSON not in codes:
+            out = False  # it was out by a person's wish: what is left to keep it out needs places like any other
         if person is Override.HEALTHY or (ours is None and has_taint(node)):  # the latter: out, but not by our hand
             codes = ()
         elif ours is not None and out and not codes and desired.verdict.verdict is State.UNKNOWN:
             codes = (ours.code,)  # silence is no evidence that the fault is gone
         taint = codes[0] if codes else None
         status, reason, message = summary(desired.verdict, person)
+        if taint == BY_PERSON:
+            reason = "OutOfService" if status == "True" else reason
+            message = f"out of service by a person's wish: {out_of_service(node)}; {message}"[:MESSAGE_LIMIT]
         state = state_label(node, desired.verdict, quarantined=taint is not None, by_person=person)
         cordon = taint is not None and self._mode == "cordon"
         return Marks(status, reason, message, state, taint, cordon, freed), out
@@ -256,6 +265,8 @@ class NodeWriter:
         if self._outcome is not None and self._held_code == code and loop.time() < self._retry_at:
             return False
         outcome = await self._places.acquire(labels(node), code)
+        if code == BY_PERSON and isinstance(outcome, Held | NoBudget):
+            outcome = Admitted((), ())  # budgets bound what we do by ourselves; a person's wish counts where it can
         if not isinstance(outcome, Held | NoBudget):
             self._outcome = None
             self._held_tries = 0
@@ -334,18 +345,20 @@ class NodeWriter:
 
     def _standing(self, node: Object, desired: Desired) -> Quarantine:
         ours = record(node)
-        freed = sorted(set(released(node)) & set(desired.quarantine))
+        wanted = all_codes(node, desired)
+        freed = sorted(set(released(node)) & set(wanted))
         if ours is not None and not ended_by_person(node):
             places = self._places.held or ()
-            return Quarantine("quarantined", ours.code, ours.since, drain=desired.drain, places=places)
+            why = out_of_service(node) if ours.code == BY_PERSON else ""
+            return Quarantine("quarantined", ours.code, ours.since, drain=desired.drain, reason=why, places=places)
         if isinstance(self._outcome, Held):
             return Quarantine("held", self._held_code, budget=self._outcome.budget, reason=self._outcome.reason)
         if isinstance(self._outcome, NoBudget):
             return Quarantine("held", self._held_code, reason="no QuarantineBudget selects this node")
         if freed:
             return Quarantine("released", freed[0], reason="a person took the taint or the cordon away")
-        if desired.quarantine and self._mode == "observe":
-            return Quarantine("observed", desired.quarantine[0], reason="mode observe marks nothing")
+        if wanted and self._mode == "observe":
+            return Quarantine("observed", wanted[0], reason="mode observe marks nothing")
         return Quarantine()
 
     def _observed(self, node: Object, desired: Desired) -> list[Act]:

@@ -114,10 +114,10 @@ def test_a_kernel_fault_marks_the_node_and_a_reset_clears_it(marked: Marked) -> 
         sim.driver.clear()
         wait_for("the taint to go", lambda: marked.taint() is None)
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
-        leases = marked.plane.request("GET", "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases")["items"]
+        leases = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
         wait_for(
             "the place given back",
-            lambda: not [lease for lease in leases if lease["spec"]["holderIdentity"] == marked.name],
+            lambda: marked.name not in str([each["spec"] for each in marked.plane.request("GET", leases)["items"]]),
         )
 
 
@@ -211,6 +211,23 @@ def test_a_condition_that_others_change_is_written_again(marked: Marked) -> None
         path, body = f"/api/v1/nodes/{marked.name}/status", {"status": {"conditions": [new]}}
         marked.plane.request("PATCH", path, body, content_type="application/strategic-merge-patch+json")
         wait_for("a healthy condition again", lambda: marked.condition() == ("True", "Healthy"))
+
+
+def test_a_person_takes_it_out_and_brings_it_back(marked: Marked) -> None:
+    """Out by annotation at once; what only a person can end is ended by one, and comes back when it is seen again."""
+    marked.budget(1)
+    with marked.sim as sim:
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+        _annotate(marked, "gpuhealth.io/out-of-service", "fan is loud")
+        wait_for("the taint", lambda: marked.taint() == "by_person")
+        _annotate(marked, "gpuhealth.io/out-of-service", None)
+        wait_for("the taint to go", lambda: marked.taint() is None)
+        for gpu, restored in ((1, "2099-03-01T12:00:00Z"), (2, "2099-03-01T12:00:01Z")):  # by a clock that is fast
+            sim.xid(95, gpu=gpu, text=XID_95)
+            wait_for("the taint", lambda: marked.taint() == "xid.95")
+            _annotate(marked, "gpuhealth.io/restored", restored)
+            wait_for("the taint to go", lambda: marked.taint() is None)
+        wait_for("the journal", lambda: ("cleared", "xid.95") in entries(sim))
 
 
 def _annotate(marked: Marked, key: str, value: str | None) -> None:

@@ -1,0 +1,154 @@
+"""A person's hand on a node, by annotations: out of service, and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from kube import ControlPlane
+
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.kinds import OUT_OF_SERVICE, OVERRIDE, RELEASED
+from gpuhealth.cluster.node import Desired, restored
+from gpuhealth.cluster.writer import NodeWriter
+from gpuhealth.config import Settings
+from gpuhealth.model import State
+from tests.cluster.builders import Pool, finding, verdict
+from tests.cluster.test_writer import health, ours
+
+HEALTHY = Desired(verdict())
+SICK = Desired(verdict(finding()), ("xid.79",), drain=True)
+WHY = "fan is loud (ann)"
+
+
+def annotate(pool: Pool, node: str, key: str, value: str | None) -> None:
+    """What a person does."""
+    pool.patch(node, {"metadata": {"annotations": {key: value}}})
+
+
+def with_writer(pool: Pool, node: str, work: Callable[[NodeWriter], Awaitable[None]]) -> None:
+    """Runs with the node's writer."""
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(pool.plane.kubeconfig) as client:
+            await work(NodeWriter(client, Settings(), node))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("limit", [None, 0, 1])
+def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> None:
+    """A healthy node goes out whatever the budgets say, counts where there is a place, and says why; then back."""
+    node = pool.node()
+    if limit is not None:
+        pool.budget(limit)
+    annotate(pool, node, OUT_OF_SERVICE, WHY)
+
+    async def run(writer: NodeWriter) -> None:
+        await writer.apply(HEALTHY)
+        assert ours(pool, node) == ["by_person"]
+        assert list(pool.places().values()) == [node] * (limit or 0)
+        assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("True", "OutOfService")
+        assert health(pool, node)["message"] == f"out of service by a person's wish: {WHY}; no fault found"
+        assert pool.get(node)["metadata"]["labels"]["gpuhealth.io/state"] == "quarantined"
+        said = pool.report(node)["status"]
+        assert (said["verdict"], said["quarantine"]["code"], said["quarantine"]["reason"]) == (
+            "healthy",
+            "by_person",
+            WHY,
+        )
+        assert not said["quarantine"]["drain"]
+        version = pool.get(node)["metadata"]["resourceVersion"]
+        await writer.apply(HEALTHY)
+        assert pool.get(node)["metadata"]["resourceVersion"] == version
+        annotate(pool, node, OUT_OF_SERVICE, None)
+        await writer.apply(HEALTHY)
+
+    with_writer(pool, node, run)
+    assert ours(pool, node) == []
+    assert pool.places() == {}
+    assert health(pool, node)["message"] == "no fault found"
+    told = {event["reason"]: event["message"] for event in pool.events(node)}
+    assert WHY in told["Quarantined"]
+    assert "QuarantineEnded" in told
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_a_fault_outlasts_the_wish(plane: ControlPlane, pool: Pool, room: bool) -> None:
+    """A node that was out by a person's wish stays out for a finding where a budget has room, and only then."""
+    node = pool.node()
+    budget = pool.budget(0)
+    annotate(pool, node, OUT_OF_SERVICE, WHY)
+
+    async def run(writer: NodeWriter) -> None:
+        await writer.apply(SICK)
+        assert ours(pool, node) == ["by_person"]
+        if room:
+            pool.plane.request(
+                "PATCH",
+                f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{budget}",
+                {"spec": {"maxUnavailable": 1}},
+                content_type="application/merge-patch+json",
+            )
+        annotate(pool, node, OUT_OF_SERVICE, None)
+        await writer.apply(SICK)
+
+    with_writer(pool, node, run)
+    assert ours(pool, node) == (["xid.79"] if room else [])
+    assert pool.report(node)["status"]["quarantine"]["state"] == ("quarantined" if room else "held")
+    assert list(pool.places().values()) == [node] * room
+
+
+def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
+    """`override healthy` and a taint that was removed by hand end it; a new wish, after the old one is over, counts."""
+    node = pool.node()
+    annotate(pool, node, OUT_OF_SERVICE, WHY)
+
+    async def run(writer: NodeWriter) -> None:
+        await writer.apply(HEALTHY)
+        annotate(pool, node, OVERRIDE, "healthy")
+        await writer.apply(HEALTHY)
+        assert ours(pool, node) == []
+        annotate(pool, node, OVERRIDE, None)
+        await writer.apply(HEALTHY)
+        assert ours(pool, node) == ["by_person"]
+        pool.patch(node, {"spec": {"taints": None}})
+        await writer.apply(HEALTHY)
+        await writer.apply(HEALTHY)
+        assert ours(pool, node) == []
+        assert pool.get(node)["metadata"]["annotations"][RELEASED] == "by_person"
+        annotate(pool, node, OUT_OF_SERVICE, None)
+        await writer.apply(Desired(verdict(state=State.UNKNOWN)))
+        annotate(pool, node, OUT_OF_SERVICE, "again")
+        await writer.apply(Desired(verdict(state=State.UNKNOWN)))
+        assert ours(pool, node) == ["by_person"]
+
+    with_writer(pool, node, run)
+
+
+def test_unknown_does_not_outlast_the_wish(plane: ControlPlane, pool: Pool) -> None:
+    """That a person's wish is over is seen on the Node itself: nothing has to be measured for that."""
+    node = pool.node()
+    annotate(pool, node, OUT_OF_SERVICE, WHY)
+
+    async def run(writer: NodeWriter) -> None:
+        await writer.apply(HEALTHY)
+        annotate(pool, node, OUT_OF_SERVICE, None)
+        await writer.apply(Desired(verdict(state=State.UNKNOWN)))
+
+    with_writer(pool, node, run)
+    assert ours(pool, node) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-03-01T12:00:00Z", "2026-03-01 12:00:00+00:00"),
+        ("2026-03-01T12:00:00", "2026-03-01 12:00:00+00:00"),
+        ("yes", "None"),
+    ],
+)
+def test_when_it_was_restored(text: str, time: str) -> None:
+    """The annotation is a time, in UTC where it says nothing else; anything else says nothing."""
+    assert str(restored({"gpuhealth.io/restored": text})) == time
