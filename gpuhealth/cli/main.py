@@ -11,7 +11,21 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from gpuhealth import __version__
-from gpuhealth.cli import agent, capture, check, classify, controller, events, explain
+from gpuhealth.cli import (
+    agent,
+    capture,
+    check,
+    classify,
+    controller,
+    events,
+    explain,
+    fleet,
+    node,
+    override,
+    quarantine,
+    release_gpus,
+    restore,
+)
 from gpuhealth.cli.output import COULD_NOT, INTERRUPTED, READER_GONE, CommandError
 
 app = typer.Typer(
@@ -21,8 +35,10 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (check, classify, explain, capture, events, agent, controller):
-    app.command(name=module.__name__.rpartition(".")[2])(module.command)
+_ON_A_NODE = (check, classify, explain, capture, events)
+_ON_A_CLUSTER = (fleet, node, quarantine, restore, override, release_gpus)
+for module in (*_ON_A_NODE, *_ON_A_CLUSTER, agent, controller):
+    app.command(name=module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from gpuhealth.model import Action, MissingReason, Severity, State
 
 DO = {
@@ -46,3 +48,12 @@ def span(seconds: float) -> str:
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 GPU`, `8 GPUs`."""
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def age(time: timedelta) -> str:
+    """How long ago, in one unit, as kubectl says it: 45s, 5m, 3h, 2d."""
+    seconds = max(0, int(time.total_seconds()))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

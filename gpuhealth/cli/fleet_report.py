@@ -1,0 +1,183 @@
+"""The rows of `gpuhealth fleet`: asked of one cluster, counted, and shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.text import Text
+
+from gpuhealth.cli.output import CommandError, columns, labelled, printable
+from gpuhealth.cli.words import STYLE, age, counted
+from gpuhealth.cluster.errors import NotFoundError
+from gpuhealth.cluster.kinds import NODES, PREFLIGHT_TAINT, REPORTS, STATE_LABEL
+from gpuhealth.cluster.node import condition, has_taint, labels, parsed_time, taints
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gpuhealth.cluster.client import Client
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One node of the fleet, as its Node and its report say."""
+
+    node: str
+    pool: str
+    state: str  # our label
+    condition: str  # GPUHealthy: True, False, Unknown
+    reason: str  # of the condition
+    worst: str  # code of the worst finding
+    quarantine: str  # none, held, quarantined, released, observed
+    budget: str  # that holds it
+    drain: str  # phase
+    remaining: int  # pods that should go
+    since: datetime | None  # when the quarantine began, or the condition changed
+    gpus: tuple[tuple[str, str], ...]  # verdict and model of each
+
+    @property
+    def is_well(self) -> bool:
+        """Whether there is nothing to say of it."""
+        return self.condition == "True" and not self.worst and self.quarantine == "none" and self.state == "healthy"
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """What is told of one cluster."""
+
+    context: str
+    nodes: int
+    gpus: int
+    states: dict[str, int]
+    pools: dict[str, dict[str, int]]
+    models: dict[str, dict[str, int]]
+    not_well: list[Row]
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+async def rows_of(client: Client, pool_labels: Iterable[str]) -> list[Row]:
+    """The GPU nodes: those with a report or a mark of ours. Page by page: of a big fleet only this much is kept."""
+    reports: dict[str, dict[str, Any]] = {}
+    try:
+        async for page in client.pages(REPORTS):
+            reports |= {item["metadata"]["name"]: _slim(item.get("status") or {}) for item in page.items}
+    except NotFoundError:
+        raise CommandError("gpuhealth is not installed in this cluster: it knows no GPUHealthReports") from None
+    rows: list[Row | None] = []
+    async for page in client.pages(NODES):
+        rows += [_row(node, reports.get(node["metadata"]["name"]), pool_labels) for node in page.items]
+    return sorted((row for row in rows if row is not None), key=lambda row: row.node)
+
+
+def _slim(status: dict[str, Any]) -> dict[str, Any]:
+    """What a row needs of a report."""
+    gpus = status.get("inventory", {}).get("gpus") or []
+    worrying = any(each["severity"] != "info" for each in status.get("findings") or [])
+    return {
+        "worst": status.get("worst", "") if worrying else "",
+        "quarantine": status.get("quarantine") or {},
+        "drain": status.get("drain") or {},
+        "gpus": tuple((gpu.get("verdict", "unknown"), gpu.get("model", "")) for gpu in gpus),
+    }
+
+
+def _row(node: dict[str, Any], report: dict[str, Any] | None, pool_labels: Iterable[str]) -> Row | None:
+
+    known, said = labels(node), condition(node) or {}
+    preflight = any(taint["key"] == PREFLIGHT_TAINT for taint in taints(node))
+    if report is None and not (said or STATE_LABEL in known or has_taint(node) or preflight):
+        return None
+    report = report or _slim({})
+    quarantine, drain = report["quarantine"], report["drain"]
+    since = quarantine.get("since") or said.get("lastTransitionTime")
+    under_way = drain.get("phase") in {"draining", "drained"}
+    return Row(
+        node=node["metadata"]["name"],
+        pool=next((known[key] for key in pool_labels if key in known), ""),
+        state=known.get(STATE_LABEL) or "unknown",
+        condition=said.get("status", "Unknown"),
+        reason=said.get("reason", ""),
+        worst=report["worst"],
+        quarantine=quarantine.get("state", "none"),
+        budget=quarantine.get("budget", ""),
+        drain=drain["phase"] if under_way else "",
+        remaining=drain.get("remaining", 0) if under_way else 0,
+        since=parsed_time(since) if since else None,
+        gpus=report["gpus"],
+    )
+
+
+def counted_rows(context: str, rows: list[Row]) -> Cluster:
+    """What the rows are together."""
+    pools: dict[str, Counter[str]] = {}
+    models: dict[str, Counter[str]] = {}
+    for row in rows:
+        pools.setdefault(row.pool, Counter()).update(nodes=1, not_well=not row.is_well)
+        for verdict, model in row.gpus:
+            # What an agent said that is silent now may have been true then.
+            models.setdefault(model, Counter())[verdict if row.condition != "Unknown" else "unknown"] += 1
+    return Cluster(
+        context,
+        len(rows),
+        sum(len(row.gpus) for row in rows),
+        dict(Counter(row.state for row in rows)),
+        {name: dict(counts) for name, counts in sorted(pools.items())},
+        {name: dict(counts) for name, counts in sorted(models.items())},
+        [row for row in rows if not row.is_well],
+    )
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------
+
+
+def show(out: Console, cluster: Cluster) -> None:
+    """Prints the counts, and each node that is not well."""
+    head = Text.assemble((f"{printable(cluster.context)}  " if cluster.context else "", "bold"))
+    out.print(head.append(f"{counted(cluster.nodes, 'GPU node')}, {counted(cluster.gpus, 'GPU')}"))
+    if cluster.states:
+        labelled(out, "state", _listed(cluster.states))
+    for label, counts in (("pool", cluster.pools), ("model", cluster.models)):
+        for number, (name, values) in enumerate(counts.items()):
+            told = f"{values['nodes']:,} nodes, {values['not_well']:,} not well" if label == "pool" else _listed(values)
+            labelled(out, "" if number else label, f"{printable(name) or '(none)'}: {told}")
+    if not cluster.not_well:
+        return
+    out.print()
+    now = datetime.now(UTC)
+    rows = [[Text(heading, style="dim") for heading in ("node", "pool", "state", "worst", "since", "out", "drain")]]
+    for row in cluster.not_well:
+        cells = (row.node, row.pool or "-", row.state, row.worst or row.reason or "-", _since(row, now))
+        drain = f"{row.drain}, {row.remaining} left" if row.remaining else row.drain or "-"
+        style = (
+            STYLE["unknown"] if row.condition == "Unknown" else STYLE["critical"] if row.condition == "False" else ""
+        )
+        style = style or STYLE["warning"]
+        rows.append([Text(printable(cell), style=style) for cell in (*cells, _out(row), drain)])
+    for line in columns(rows):
+        out.print(line)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:,} {printable(name)}" for name, count in ordered)
+
+
+def _since(row: Row, now: datetime) -> str:
+    return age(now - row.since) if row.since else "-"
+
+
+def _out(row: Row) -> str:
+    match row.quarantine:
+        case "none":
+            return "-"
+        case "held":
+            return f"held by {row.budget}" if row.budget else "held: no budget"
+        case "released":
+            return "ended by hand"
+        case "observed":
+            return "would be"
+    return "out"

@@ -1,0 +1,219 @@
+"""What `gpuhealth node` tells of a node: asked of its cluster, and shown."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.text import Text
+
+from gpuhealth.cli import reaching
+from gpuhealth.cli.output import CommandError, columns, labelled, printable, short
+from gpuhealth.cli.words import DO, STYLE, age, counted
+from gpuhealth.cluster.errors import ForbiddenError, NotFoundError
+from gpuhealth.cluster.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
+from gpuhealth.cluster.node import condition, labels, notes, taints, unschedulable
+from gpuhealth.cluster.selectors import matches
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gpuhealth.cluster.client import Client
+
+_EVENTS = 10
+_MARGIN = 12
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is told of a node."""
+
+    node: str
+    condition: dict[str, Any]
+    state: str
+    taint: str
+    cordoned: bool
+    annotations: dict[str, str]  # ours, without the group
+    budgets: list[dict[str, Any]]  # that select the node, with their status
+    report: dict[str, Any]  # status of the GPUHealthReport
+    events: list[dict[str, Any]]  # the last ones
+
+
+async def ask(client: Client, name: str) -> Known:
+    """Raises CommandError where nothing is known."""
+    node = await reaching.found(client, name)
+    try:
+        report = (await client.get(REPORTS, name)).get("status") or {}
+    except NotFoundError:
+        if condition(node) is None:
+            raise CommandError(f"nothing is known of the GPUs of node {name}: no agent has spoken of it") from None
+        report = {}
+    budgets, events = [], []
+    with contextlib.suppress(ForbiddenError):  # who may see the node may not have to see these
+        budgets = [
+            {"name": each["metadata"]["name"], **(each.get("status") or {})}
+            for each in (await client.list(BUDGETS)).items
+            if matches(each["spec"]["nodeSelector"], labels(node))
+        ]
+        about = f"involvedObject.kind=Node,involvedObject.name={name}"
+        events = [
+            {key: each.get(key) for key in ("lastTimestamp", "type", "reason", "message", "count")}
+            for each in (await client.list(EVENTS, "default", fields=about)).items
+            if "gpuhealth" in (each.get("source") or {}).get("component", "")
+        ]
+    return Known(
+        name,
+        condition(node) or {},
+        labels(node).get(STATE_LABEL, ""),
+        next((taint.get("value", "") for taint in taints(node) if taint["key"] == TAINT), ""),
+        unschedulable(node),
+        {key.removeprefix(f"{GROUP}/"): value for key, value in notes(node).items() if key.startswith(f"{GROUP}/")},
+        budgets,
+        report,
+        sorted(events, key=lambda event: event["lastTimestamp"] or "")[-_EVENTS:],
+    )
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------
+
+
+def show(out: Console, known: Known) -> None:
+    """Prints it all."""
+    report, said = known.report, known.condition
+    inventory = report.get("inventory") or {}
+    head = Text.assemble((printable(known.node), "bold"))
+    head.append(f"  driver {printable(inventory.get('driver') or '-')}  agent {report.get('agentVersion') or '-'}")
+    out.print(head)
+    style = STYLE[{"True": "healthy", "False": "unhealthy"}.get(said.get("status", ""), "unknown")]
+    word = f"{said['status']}, {said['reason']}: {said['message']}" if said else "none: no agent has spoken"
+    _line(out, "GPUHealthy", Text(printable(word), style=style))
+    _line(out, "state", ", ".join(_state(known)))
+    if wish := known.annotations.get("out-of-service"):
+        _line(out, "by a person", f"out of service: {wish}")
+    if override := known.annotations.get("override"):
+        _line(out, "by a person", f"override: {override}")
+    if when := known.annotations.get("restored"):
+        _line(out, "by a person", f"declared well at {when}")
+    _line(out, "quarantine", _quarantine(report.get("quarantine") or {}))
+    if drain := report.get("drain"):
+        _line(out, "drain", _drain(drain))
+    for budget in known.budgets:
+        _line(out, "budget", _budget(budget))
+    _gpus(out, report)
+    for finding in report.get("findings") or []:
+        out.print()
+        _finding(out, finding)
+    _rest(out, known)
+
+
+def _line(out: Console, label: str, text: Any) -> None:
+    labelled(out, label, text if not isinstance(text, str) else printable(text), margin=_MARGIN + 2)
+
+
+def _state(known: Known) -> list[str]:
+    parts = [known.state or "no label"]
+    if known.taint:
+        parts.append(f"tainted {known.taint}")
+    if known.cordoned:
+        parts.append("cordoned")
+    if known.annotations.get("release-gpus") == "true":
+        parts.append("the driver is let go")
+    return parts
+
+
+def _quarantine(quarantine: dict[str, Any]) -> str:
+    state, code = quarantine.get("state", "none"), quarantine.get("code", "")
+    text: str = {
+        "none": "none",
+        "held": f"held in service: {code}: {quarantine.get('reason', '')}",
+        "quarantined": f"out of service for {code}",
+        "released": f"ended by hand for {code}: {quarantine.get('reason', '')}",
+        "observed": f"would be out of service for {code}: {quarantine.get('reason', '')}",
+    }.get(state, state)
+    if since := quarantine.get("since"):
+        text += f" since {since} ({_ago(since)})"
+    if places := quarantine.get("places"):
+        text += f", places {', '.join(places)}"
+    return text
+
+
+def _drain(drain: dict[str, Any]) -> str:
+    text = f"{drain.get('phase', '')}: {drain.get('remaining', 0)} left, "
+    text += f"{drain.get('evicted', 0)} evicted, {drain.get('deleted', 0)} deleted"
+    if drain.get("phase") == "draining":
+        text += f"; what is left is deleted at {drain.get('deadline')}"
+    return text + (f"; {drain['message']}" if drain.get("message") else "")
+
+
+def _budget(budget: dict[str, Any]) -> str:
+    if "limit" not in budget:
+        return f"{budget['name']}: not counted yet"
+    held = f", {budget['held']} held" if budget.get("held") else ""
+    return f"{budget['name']}: {budget['used']} of {budget['limit']} places taken{held}"
+
+
+def _gpus(out: Console, report: dict[str, Any]) -> None:
+    gpus = (report.get("inventory") or {}).get("gpus") or []
+    if not gpus:
+        return
+    tested = (report.get("burnin") or {}).get("gpus") or {}
+    headings = ("GPU", "model", "PCI", "uuid", "serial", "state", "last burn-in")
+    rows = [[Text(heading, style="dim") for heading in headings]]
+    for gpu in gpus:
+        verdict = gpu.get("verdict", "unknown")
+        index = str(gpu["index"]) if "index" in gpu else "-"
+        cells = [index, gpu.get("model", "").removeprefix("NVIDIA "), gpu.get("pci"), short(gpu["uuid"])]
+        row = [Text(printable(cell or "-")) for cell in (*cells, gpu.get("serial"))]
+        rows.append([*row, Text(verdict, style=STYLE[verdict]), Text(printable(_burnin(tested.get(gpu["uuid"]))))])
+    out.print()
+    for line in columns(rows, right=(0,)):
+        out.print(line)
+
+
+def _burnin(run: dict[str, Any] | None) -> str:
+    if not run:
+        return "-"
+    failed = [name for name, test in (run.get("tests") or {}).items() if test.get("status") == "failed"]
+    ended = f" {_ago(run['endedAt'])} ago" if run.get("endedAt") else ""
+    return f"{run.get('level', '')} {run.get('status', '')}{ended}" + (f": {', '.join(failed)}" if failed else "")
+
+
+def _finding(out: Console, finding: dict[str, Any]) -> None:
+    head = Text.assemble((finding["severity"].upper(), STYLE[finding["severity"]]))
+    out.print(head.append(f"  {printable(finding['code'])}", style="bold"))
+    evidence = finding.get("evidence") or {}
+    where = "" if finding["component"] == "node" else f"  [{short(finding['component'])}]"
+    threshold = f" (threshold {evidence['threshold']})" if evidence.get("threshold") else ""
+    labelled(out, "what", printable(finding["message"]) + where)
+    if evidence.get("reading"):
+        labelled(out, "read", printable(f"{evidence['reading']}{threshold}"))
+    if evidence.get("line"):
+        labelled(out, "line", printable(evidence["line"]))
+    labelled(out, "source", printable(evidence.get("source", "-")))
+    first, last = finding.get("firstSeen", ""), finding.get("lastSeen", "")
+    labelled(out, "seen", f"first {first} ({_ago(first)} ago), last {last}")
+    labelled(out, "action", f"{finding['action']}: {DO.get(finding['action'], '')}")
+    labelled(out, "clears", f"when {printable(finding.get('clearsWhen', ''))}")
+
+
+def _rest(out: Console, known: Known) -> None:
+    unchecked = known.report.get("notChecked") or []
+    if unchecked:
+        out.print()
+        out.print(Text(f"{counted(len(unchecked), 'check')} not made:"))
+        for each in unchecked:
+            labelled(out, "-", printable(f"{each.get('check')}: {each.get('reason')}"), margin=4)
+    if known.events:
+        out.print()
+        out.print(Text("Last Events:"))
+        for event in known.events:
+            times = f" ({event['count']} times)" if (event["count"] or 1) > 1 else ""
+            labelled(out, "-", printable(f"{event['lastTimestamp']} {event['reason']}: {event['message']}{times}"), 4)
+
+
+def _ago(time: str) -> str:
+    try:
+        return age(datetime.now(UTC) - datetime.fromisoformat(time))
+    except (TypeError, ValueError):  # by hand, or none
+        return "-"

@@ -1,0 +1,254 @@
+"""The commands of who looks after a fleet, as they run them, on a real API server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kube import ControlPlane
+
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.node import Desired
+from gpuhealth.cluster.report import Facts, Gpu, Inventory
+from gpuhealth.cluster.writer import NodeWriter
+from gpuhealth.config import Settings
+from gpuhealth.model import GpuVerdict, State
+from tests.cli.command import COMMAND, Said
+from tests.cluster.builders import Pool, finding, verdict
+
+UUID = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
+GPU = Gpu(0, UUID, "0000:01:00.0", "NVIDIA H100", "S1")
+FACTS = Facts(Inventory("570.1", (GPU,)), "boot", {}, "0.1")
+OURS = ("GPUHEALTH_", "KUBE", "NO_COLOR", "COLUMNS", "LD_LIBRARY_PATH")
+
+
+class Desk:
+    """Where an operator sits: nodes of a pool, and a kubeconfig with two names for the cluster."""
+
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
+        self.plane = plane
+        self.pool = Pool(plane)
+        self.pool.labels["gpuhealth.io/pool"] = self.pool.name
+        config = yaml.safe_load(_operators_kubeconfig(plane).read_text(encoding="utf-8"))
+        (context,) = config["contexts"]
+        nowhere = {"name": "nowhere", "cluster": {"server": "https://127.0.0.1:1"}}
+        config["clusters"].append(nowhere)
+        config["contexts"] = [{**context, "name": name} for name in ("east", "west")]
+        config["contexts"].append({"name": "nowhere", "context": {"cluster": "nowhere", "user": "operator"}})
+        config["current-context"] = "east"
+        self.kubeconfig = folder / "kubeconfig"
+        self.kubeconfig.write_text(yaml.safe_dump(config))
+
+    def run(self, *arguments: str, program: Path = COMMAND, **more: str) -> Said:
+        """Runs the command to its end."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        environment |= {"KUBECONFIG": str(self.kubeconfig), "PYTHONWARNINGS": "error"} | more
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False
+        )
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    def agent(self, node: str, *codes: str) -> None:
+        """The node's agent finds these, and marks the node once."""
+        found = [finding(code, component=UUID, gpu=UUID) for code in codes]
+        said = verdict(*found)
+        gpus = (GpuVerdict(0, UUID, GPU.pci, GPU.model, State.UNHEALTHY if codes else State.HEALTHY),)
+        desired = Desired(type(said)(said.node, said.time, said.verdict, gpus, said.findings, said.coverage), codes)
+
+        async def run() -> None:
+            async with Client.from_kubeconfig(self.plane.kubeconfig) as client:
+                await NodeWriter(client, Settings(), node).apply(desired, FACTS)
+
+        asyncio.run(run())
+
+    def say(self, node: str, status: dict[str, Any]) -> None:
+        """Part of the node's report."""
+        path = f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}/status"
+        self.plane.request("PATCH", path, {"status": status}, content_type="application/merge-patch+json")
+
+    def notes(self, node: str) -> dict[str, str]:
+        """Our annotations."""
+        notes = self.pool.get(node)["metadata"].get("annotations", {})
+        return {key.partition("/")[2]: value for key, value in notes.items() if key.startswith("gpuhealth.io/")}
+
+
+def _operators_kubeconfig(plane: ControlPlane) -> Path:
+    """Of somebody with the rights of our manifest and no others."""
+    role, group = "gpuhealth-operator", "rbac.authorization.k8s.io"
+    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": "gpuhealth"}
+    binding = {"roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role}, "subjects": [subject]}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operator", "namespace": "gpuhealth"}}
+    bound = {"apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "operator"}, **binding}
+    plane.apply([account, bound])
+    return plane.write_kubeconfig("operator", plane.service_account_token("gpuhealth", "operator"))
+
+
+@pytest.fixture
+def desk(plane: ControlPlane, tmp_path: Path) -> Iterator[Desk]:
+    """With its pool of nodes."""
+    made = Desk(plane, tmp_path)
+    yield made
+    for name in made.pool.places():
+        plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{name}")
+    made.pool.remove()
+
+
+def test_fleet(desk: Desk) -> None:
+    """Counts by state, pool and model; each node that is not well with what, since when, and how it stands."""
+    well, out, held, silent = desk.pool.nodes(4)
+    desk.pool.node()  # without GPUs
+    desk.pool.budget(1)
+    desk.agent(well)
+    desk.agent(out, "xid.79")
+    desk.agent(held, "gpu.lost")
+    desk.agent(silent)
+    desk.say(out, {"drain": {"phase": "draining", "remaining": 3}})
+    unknown = {"type": "GPUHealthy", "status": "Unknown", "reason": "AgentSilent", "message": "since long"}
+    content = "application/strategic-merge-patch+json"
+    path, body = f"/api/v1/nodes/{silent}/status", {"status": {"conditions": [unknown]}}
+    desk.plane.request("PATCH", path, body, content_type=content)
+
+    said = desk.run("fleet", "--pool", desk.pool.name)
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert lines[0] == "4 GPU nodes, 4 GPUs"
+    assert lines[1].split() == ["state", "2", "healthy,", "1", "quarantined,", "1", "degraded"]
+    assert lines[2].split() == ["pool", f"{desk.pool.name}:", "4", "nodes,", "3", "not", "well"]
+    assert lines[3].strip() == "model   NVIDIA H100: 2 unhealthy, 1 healthy, 1 unknown"
+    rows = {line.split()[0]: " ".join(line.split()[2:]) for line in lines[6:]}
+    assert rows.keys() == {out, held, silent}
+    assert rows[out].startswith("quarantined xid.79")
+    assert rows[out].endswith("s out draining, 3 left")
+    assert rows[held].startswith("degraded gpu.lost")
+    assert rows[held].endswith(f"held by {desk.pool.name} -")
+    assert rows[silent].startswith("healthy AgentSilent")
+
+
+def test_fleet_of_two_clusters(desk: Desk) -> None:
+    """Several contexts in one view; one that gives no answer is told by name, and the others are shown."""
+    node = desk.pool.node()
+    desk.agent(node)
+    contexts = ["--context", "east", "--context", "west"]
+    said = desk.run("fleet", "--json", "--pool", desk.pool.name, *contexts)
+    clusters = said.json["clusters"]
+    assert [(each["context"], each["nodes"], each["states"]) for each in clusters] == [
+        ("east", 1, {"healthy": 1}),
+        ("west", 1, {"healthy": 1}),
+    ]
+    assert clusters[0]["models"] == {"NVIDIA H100": {"healthy": 1}}
+    assert clusters[0]["not_well"] == []
+    partly = desk.run("fleet", *contexts[:2], "--context", "nowhere")
+    assert partly.code == 3
+    assert partly.out.startswith("east  ")
+    (line,) = partly.err.splitlines()
+    assert line.startswith("gpuhealth: context nowhere: no answer from the API server")
+
+
+def test_node(desk: Desk) -> None:
+    """What is wrong, quarantine and places, drain, budget, the GPUs with their last burn-in, and Events."""
+    node = desk.pool.node()
+    budget = desk.pool.budget(1)
+    desk.agent(node, "xid.79")
+    run = {
+        "level": "quick",
+        "status": "failed",
+        "tests": {"gemm": {"status": "failed"}, "memory": {"status": "passed"}},
+    }
+    drain = {"phase": "draining", "remaining": 2, "evicted": 1, "deleted": 0, "deadline": "2026-03-08T12:00:00Z"}
+    desk.say(node, {"burnin": {"gpus": {UUID: run}}, "drain": drain})
+    said = desk.run("node", node)
+    assert (said.code, said.err) == (0, "")
+    for text in (
+        "driver 570.1  agent 0.1",
+        "False, Xid79: xid.79",
+        "quarantined, tainted xid.79",
+        f", places {budget}.0",
+        "draining: 2 left, 1 evicted, 0 deleted; what is left is deleted at 2026-03-08T12:00:00Z",
+        f"{budget}: not counted yet",
+        "quick failed: gemm",
+        "CRITICAL  xid.79",
+        "GPU has fallen off the bus  [GPU-5f3c8e1d]",
+        "reboot_node: drain the node, then reboot it",
+        "Quarantined: taken out of service",
+    ):
+        assert text in said.out, text
+    known = desk.run("node", node, "--json").json
+    assert (known["node"], known["taint"], known["report"]["worst"]) == (node, "xid.79", "xid.79")
+    assert known["condition"]["status"] == "False"
+
+
+def test_quarantine_and_restore(desk: Desk) -> None:
+    """The node's agent does what was said, and the reason stands on the node; restore takes the wish back."""
+    node = desk.pool.node()
+    desk.agent(node)
+    said = desk.run("quarantine", node, "--reason", "fan is loud", LOGNAME="ann")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"{node}: to be taken out of service, fan is loud (ann). Back with: gpuhealth restore")
+    desk.agent(node)
+    shown = desk.run("node", node).out
+    assert "quarantined, tainted by_person" in shown
+    assert "out of service: fan is loud (ann)" in shown
+    desk.agent(node, "memory.remap_failed")
+    said = desk.run("restore", node)
+    assert said.code == 0
+    assert "ends only when it is read clean: memory.remap_failed." in said.out
+    assert desk.notes(node).keys() & {"out-of-service", "restored"} == {"restored"}
+    desk.agent(node)
+    assert "taints" not in desk.pool.get(node)["spec"]
+
+
+def test_override_and_release(desk: Desk) -> None:
+    """A person's words are put on the node and taken off again; where one makes another void, that is refused."""
+    node = desk.pool.node()
+    desk.agent(node)
+    assert desk.run("override", node, "healthy").code == 0
+    assert desk.notes(node)["override"] == "healthy"
+    refused = desk.run("quarantine", node)
+    assert (refused.code, refused.out) == (3, "")
+    assert f"declared healthy by annotation, which wins: gpuhealth override {node} none, first" in refused.err
+    assert desk.run("override", node, "none").code == 0
+    assert desk.run("release-gpus", node).code == 0
+    assert desk.notes(node) == {"release-gpus": "true"}
+    assert desk.run("release-gpus", node, "--end").code == 0
+    assert desk.notes(node) == {}
+    assert desk.run("override", node, "fine").code == 3
+
+
+def test_what_cannot_be_done(desk: Desk) -> None:
+    """No such node, no right, no agent, no cluster: one sentence each."""
+    node = desk.pool.node()
+    desk.plane.apply(
+        [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "guest", "namespace": "gpuhealth"}}]
+    )
+    guest = desk.plane.write_kubeconfig("guest", desk.plane.service_account_token("gpuhealth", "guest"))
+    for arguments, sentence in (
+        (["node", f"{node}x"], f"no node {node}x in this cluster; did you mean {node}"),
+        (["node", node], f"nothing is known of the GPUs of node {node}"),
+        (["quarantine", node, "--kubeconfig", str(guest)], "you may not do this: nodes"),
+        (["fleet", "--kubeconfig", str(guest)], "you may not do this: gpuhealthreports"),
+        (["restore", node, "--kubeconfig", "/nowhere"], "no service account, and no kubeconfig at /nowhere"),
+        (["override", node, "healthy", "--context", "north"], "context north: "),
+    ):
+        said = desk.run(*arguments)
+        assert (said.code, said.out) == (3, ""), arguments
+        (line,) = said.err.splitlines()
+        assert line.startswith(f"gpuhealth: {sentence}"), line
+    said = desk.run("quarantine", node)
+    assert said.code == 0
+    assert "no agent has ever spoken of this node" in said.err
+
+
+def test_as_a_plugin_of_kubectl(desk: Desk) -> None:
+    """What `kubectl gpuhealth fleet` runs is there, and is the same command."""
+    plugin = Path(sys.executable).with_name("kubectl-gpuhealth")
+    said = desk.run("fleet", "--json", program=plugin)
+    assert said.code == 0
+    assert json.loads(said.out)["clusters"]
