@@ -215,6 +215,12 @@ class Controller(_Section):
     )
 
 
+class Quarantine(_Section):
+    """Taking nodes out of service."""
+
+    test_before_return: bool = False  # once the finding has cleared, a burn-in must pass before the node returns
+
+
 class FindingPolicy(_Section):
     """What a deployment changes of a finding's defaults; None keeps the default."""
 
@@ -223,6 +229,7 @@ class FindingPolicy(_Section):
     drain: bool | None = None
     raise_after: Duration | None = None
     clear_after: Duration | None = None
+    test_before_return: bool | None = None  # None: as quarantine.test_before_return says
     ignore: bool = False
 
 
@@ -257,6 +264,7 @@ class Settings(_Section):
     burnin: Burnin = Burnin()
     kubernetes: Kubernetes = Kubernetes()
     controller: Controller = Controller()
+    quarantine: Quarantine = Quarantine()
     findings: dict[str, FindingPolicy] = {}  # by code or pattern: "xid.94", "nvlink.*"
     pools: tuple[PoolPolicy, ...] = ()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -165,6 +166,10 @@ class KernelLog(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     lag_seconds: float = 0.0
 
 
+ZonedTime = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time with its zone: without one it cannot be compared, and is refused when it is read from a file."""
+
+
 class TestStatus(enum.StrEnum):
     """How one burn-in test of one GPU ended."""
 
@@ -174,6 +179,11 @@ class TestStatus(enum.StrEnum):
     FAILED = "failed"
     SKIPPED = "skipped"  # this device has no such thing, or the run does not ask for it; the message says which
     STOPPED = "stopped"  # told to stop before it could say anything
+
+    @property
+    def says_something(self) -> bool:
+        """Whether anything follows from it for the GPU."""
+        return self in (TestStatus.PASSED, TestStatus.FAILED)
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -207,7 +217,7 @@ class TestResult(msgspec.Struct, frozen=True, omit_defaults=True):
     gpu: str  # uuid; the name of the device where it is no GPU
     status: TestStatus
     message: str  # one sentence
-    started: datetime
+    started: ZonedTime
     seconds: float
     figures: dict[str, float] = {}  # units in the names: bf16_tflops, h2d_gigabytes_per_second
     miscompares: tuple[Miscompare, ...] = ()
@@ -223,12 +233,25 @@ class BurninRun(msgspec.Struct, frozen=True, omit_defaults=True):
     boot_id: str
     level: str  # quick, standard, long
     reason: str  # manual, preflight, periodic, return (before a node goes back into service)
-    started: datetime
-    ended: datetime
+    started: ZonedTime
+    ended: ZonedTime
     status: TestStatus  # failed when any test failed, stopped when it was not completed, else passed
     results: tuple[TestResult, ...]
     software: dict[str, str] = {}  # torch, cuda, driver: digests are comparable within the same only
     models: dict[str, str] = {}  # gpu -> model as NVML names it
+
+    def gpu_status(self, gpu: str) -> TestStatus:
+        """How the run ended for one of its GPUs: another one's failure is not this one's."""
+        ended = {result.status for result in self.results if result.gpu == gpu}
+        if TestStatus.FAILED in ended:
+            return TestStatus.FAILED
+        if self.status is TestStatus.STOPPED or TestStatus.STOPPED in ended:
+            return TestStatus.STOPPED
+        return TestStatus.PASSED if TestStatus.PASSED in ended else TestStatus.SKIPPED
+
+    def passed_on(self, gpu: str) -> bool:
+        """Whether it was completed on the GPU, and nothing was wrong."""
+        return self.gpu_status(gpu) is TestStatus.PASSED
 
 
 class BurninReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

@@ -8,12 +8,13 @@ not repeated. A check that could not be made neither raises nor ends anything; a
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 
 import msgspec
 
 from gpuhealth import checks
+from gpuhealth.checks import burnin
 from gpuhealth.checks.code import Clears, Code
 from gpuhealth.checks.history import History
 from gpuhealth.checks.rule import known_gpus
@@ -176,6 +177,7 @@ class Findings:
 
     def take(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
         """Takes outcomes of a part of the checks, such as those of kernel-log events."""
+        out = self._out()
         changes: list[Change] = []
         for outcome in outcomes:
             key = (outcome.code, outcome.component)
@@ -192,6 +194,54 @@ class Findings:
             elif not self._policy(outcome.code).ignore:
                 changes += self._found(key, outcome, now, boot_id)
         changes += self._ended(now, boot_id)
+        return changes + self._require_tests(out, now, boot_id)
+
+    def settle(self, readings: NodeReadings, history: History) -> list[Change]:
+        """What ends by something else than its own check: its GPU is gone for good, or the burn-in asked for passed."""
+        out, now = self._out(), readings.time
+        gpus = {gpu.component for gpu in known_gpus(readings, history)}
+        named = {tracked.finding.gpu for tracked in self._tracked.values() if tracked.finding.gpu.startswith("GPU-")}
+        gone = named - gpus if _is_complete(readings) else set()
+        changes = [
+            self._cleared(key, now, "the GPU is no longer in the node")
+            for key, tracked in list(self._tracked.items())
+            if tracked.finding.gpu in gone
+        ]
+        runs = () if isinstance(readings.burnin, Missing) else readings.burnin.runs
+        for key, tracked in list(self._tracked.items()):
+            since, gpu = tracked.finding.last_seen, tracked.finding.gpu
+            wanted = {gpu} if gpu else gpus
+            passed = {each for run in runs if run.started > since for each in wanted if run.passed_on(each)}
+            if key[0] == burnin.REQUIRED.name and wanted == passed != set():
+                changes.append(self._cleared(key, now, "a burn-in has passed"))
+        return changes + self._require_tests(out, now, readings.boot_id, gone)
+
+    def dismiss(self, code: str, now: datetime) -> list[Change]:
+        """A person says that it is enough: ends the findings of a code."""
+        return [self._cleared(key, now, "a person says so") for key in list(self._tracked) if key[0] == code]
+
+    def _out(self) -> dict[Key, Finding]:
+        """The findings for which the node should be out of service."""
+        return {(each.code, each.component): each for each in self.active() if self._rule(each).quarantines(each)}
+
+    def _require_tests(
+        self, before: dict[Key, Finding], now: datetime, boot_id: str, gone: Collection[str] = ()
+    ) -> list[Change]:
+        """What takes the place of findings that no longer keep the node out of service, where the settings say so.
+
+        A test that failed asks for one that passes by itself, unless its GPU was replaced: then all are to be tested.
+        """
+        changes, still = [], self._out()
+        for key, ended in before.items():
+            rule, replaced = self._rule(ended), ended.gpu in gone
+            wanted = rule.policy.test_before_return
+            wanted = self._settings.quarantine.test_before_return if wanted is None else wanted
+            if key in still or not wanted or (rule.code.clears is Clears.PASSED and not replaced):
+                continue
+            gpu = GpuReadings(-1, uuid=ended.gpu) if ended.gpu and not replaced else None
+            message = f"{ended.code} has cleared; a burn-in that passes is awaited before the node returns"
+            awaited = burnin.REQUIRED.found(gpu, message, now=now, source=ended.code, reading=ended.message)
+            changes += self._found((awaited.code, awaited.component), awaited, now, boot_id)
         return changes
 
     def _policy(self, name: str) -> FindingPolicy:
@@ -236,12 +286,14 @@ class Findings:
 
     def _clean(self, key: Key, now: datetime) -> list[Change]:
         tracked = self._tracked.get(key)
-        if tracked is None or self._clears(tracked) is not Clears.REREAD:
+        if tracked is None or self._clears(tracked) not in (Clears.REREAD, Clears.PASSED):
             return []
         if not tracked.raised:
             del self._tracked[key]
             return []
         tracked.clean_since = tracked.clean_since or now
+        if self._clears(tracked) is Clears.PASSED:
+            return [self._cleared(key, now, "the test has passed")]
         clear_after = self._rule(tracked.finding).clear_after
         if (now - tracked.clean_since).total_seconds() < clear_after:
             return []
@@ -291,11 +343,8 @@ class Findings:
 
     def quarantine(self) -> Quarantine:
         """The findings for which the node should be out of service; none if it should not."""
-        active = self.active()
-        return Quarantine(
-            findings=tuple(finding for finding in active if self._rule(finding).quarantines(finding)),
-            drain=any(self._rule(finding).drains(finding) for finding in active),
-        )
+        findings = tuple(self._out().values())
+        return Quarantine(findings, drain=any(self._rule(finding).drains(finding) for finding in findings))
 
     def verdict(self, readings: NodeReadings, history: History, now: datetime) -> Verdict:
         """The node's and every GPU's state; a GPU that is remembered and gone is among them."""
@@ -370,6 +419,14 @@ def _state_of(finding: Finding) -> State:
         Severity.WARNING: State.DEGRADED,
         Severity.CRITICAL: State.UNHEALTHY,
     }[finding.severity]
+
+
+def _is_complete(readings: NodeReadings) -> bool:
+    """Whether NVML has told of every GPU which one it is."""
+    nvml = readings.nvml
+    if isinstance(nvml, Missing) or nvml.problem or not nvml.answered:
+        return False
+    return all(isinstance(gpu.uuid, str) for gpu in nvml.gpus)
 
 
 def _exists(code: str) -> bool:

@@ -6,6 +6,7 @@ To add a check, write its codes and rules in a file of this folder and name its 
 from __future__ import annotations
 
 from gpuhealth.checks import (
+    burnin,
     clocks,
     driver,
     ecc,
@@ -37,6 +38,7 @@ CHECKS: tuple[Check, ...] = (
     nvlink.CHECK,
     fabric.CHECK,
     persistence.CHECK,
+    burnin.CHECK,
     xid.CHECK,
     kernel.CHECK,
 )

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from gpuhealth.cluster.client import Object
 from gpuhealth.cluster.node import written_time
-from gpuhealth.readings import BurninRun, TestResult, TestStatus
+from gpuhealth.readings import BurninRun, TestResult
 
 MAX_HISTORY = 10
 MAX_VALUES = 32
 """Figures or digests of one test: a report holds those of 16 GPUs, and a controller thousands of reports."""
 _MESSAGE_LIMIT = 512
 _DIGEST_DIGITS = 16  # 64 bits: that a wrong result has the right ones by chance does not happen
-_COMPLETED = (TestStatus.PASSED, TestStatus.FAILED)
 
 
 def status_of(runs: Sequence[BurninRun], gpus: Iterable[str]) -> Object:
@@ -26,30 +25,17 @@ def status_of(runs: Sequence[BurninRun], gpus: Iterable[str]) -> Object:
     return {**since, "gpus": tested}
 
 
-def gpu_status(run: BurninRun, gpu: str) -> TestStatus:
-    """How a run ended for one of its GPUs: another one's failure is not this one's."""
-    ended = {result.status for result in run.results if result.gpu == gpu}
-    if TestStatus.FAILED in ended:
-        return TestStatus.FAILED
-    if run.status is TestStatus.STOPPED or TestStatus.STOPPED in ended:
-        return TestStatus.STOPPED
-    return TestStatus.PASSED if TestStatus.PASSED in ended else TestStatus.SKIPPED
-
-
 def _gpu(gpu: str, runs: Sequence[BurninRun]) -> Object:
     own = [run for run in runs if any(result.gpu == gpu for result in run.results)]
     if not own:
         return {}
-    completed = [run for run in own if gpu_status(run, gpu) in _COMPLETED]
+    completed = [run for run in own if run.gpu_status(gpu).says_something]
     last = {**_run(completed[-1], gpu), "bootID": completed[-1].boot_id} if completed else {}
     model = next((run.models[gpu] for run in reversed(own) if gpu in run.models), "")
-    tests = {result.test: _test(result, run) for run in own for result in run.results if _says(result, gpu)}
+    said = [(run, result) for run in own for result in run.results if result.gpu == gpu]
+    tests = {result.test: _test(result, run) for run, result in said if result.status.says_something}
     history = [_run(run, gpu) for run in own[: -MAX_HISTORY - 1 : -1]]
     return {**({"model": model} if model else {}), **last, "tests": tests, "history": history}
-
-
-def _says(result: TestResult, gpu: str) -> bool:
-    return result.gpu == gpu and result.status in _COMPLETED
 
 
 def _run(run: BurninRun, gpu: str) -> Object:
@@ -58,7 +44,7 @@ def _run(run: BurninRun, gpu: str) -> Object:
         "endedAt": written_time(run.ended),
         "level": run.level,
         "reason": run.reason,
-        "status": str(gpu_status(run, gpu)),
+        "status": str(run.gpu_status(gpu)),
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpuhealth.config import Settings
 from gpuhealth.model import Missing, Reading
+from gpuhealth.probes.burnin import BurninProbe
 from gpuhealth.probes.clock import Now, wall_clock
 from gpuhealth.probes.devices import FabricManagerProbe, device_nodes, live_pids
 from gpuhealth.probes.nvml import NvmlProbe
@@ -29,6 +30,7 @@ class NodeProbe:
         self.nvml = NvmlProbe(settings.nvml)
         self._pci = PciProbe(settings.roots.sys)
         self._fabric_manager = FabricManagerProbe(settings.roots.proc)
+        self._burnin = BurninProbe(settings.burnin.results)
         self.boot_id = boot_id(settings.roots.proc)
 
     async def read(self, wait_seconds: float, kernel_log: Reading[KernelLog], now: Now = wall_clock) -> NodeReadings:
@@ -47,6 +49,7 @@ class NodeProbe:
             kernel_log=kernel_log,
             live_pids=live_pids(roots.proc, _pids(nvml)),
             fabric_manager_running=self._fabric_manager.read() if switches else NOT_SUPPORTED,
+            burnin=await self._burnin.read(),
         )
 
 

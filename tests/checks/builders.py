@@ -11,7 +11,16 @@ from gpuhealth.checks.code import Check
 from gpuhealth.checks.history import History
 from gpuhealth.config import Settings
 from gpuhealth.model import Clean, Finding, Missing, MissingReason, NotChecked, Outcome, Severity
-from gpuhealth.readings import NOT_SUPPORTED, Fabric, GpuReadings, NodeReadings, NvLink, NvmlReadings, PciDevice
+from gpuhealth.readings import (
+    NOT_SUPPORTED,
+    BurninReadings,
+    Fabric,
+    GpuReadings,
+    NodeReadings,
+    NvLink,
+    NvmlReadings,
+    PciDevice,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LOST = Missing(MissingReason.GPU_LOST, "nvmlDeviceGetTemperature: GPU is lost (15)")
@@ -111,6 +120,7 @@ def node(*listed: GpuReadings, at: float = 0.0, **changes: Any) -> NodeReadings:
         device_nodes=tuple(each.index for each in listed),
         live_pids=(),
         fabric_manager_running=True,
+        burnin=BurninReadings(),
     )
     return msgspec.structs.replace(healthy, **changes)
 

@@ -14,18 +14,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from nvmlsim.simulator import COMMAND, Simulator
 
 from gpuhealth import checks
 from gpuhealth.checks import kernel, xid
 from gpuhealth.checks.history import History
-from gpuhealth.config import Nvml, Roots, Settings
+from gpuhealth.config import Burnin, Nvml, Roots, Settings
 from gpuhealth.model import NODE, Clean, Finding, Missing, NotChecked, Outcome, Severity
 from gpuhealth.probes import devices
 from gpuhealth.probes.node import NodeProbe
-from gpuhealth.readings import KernelLog, NodeReadings
+from gpuhealth.readings import KernelLog, NodeReadings, TestStatus
 from gpuhealth.verdict import Findings
+from tests.burnin.builders import PASSED, result, run
 
 Change = Callable[[Simulator], None]
 
@@ -88,6 +90,32 @@ def _start_fabric_manager(node: Simulator) -> None:
     (process / "comm").write_text("nv-fabricmanage\n")
 
 
+def burnin(test: str, status: TestStatus) -> Change:
+    """A burn-in of all GPUs leaves a result, of which the first GPU's is this."""
+
+    def leave(node: Simulator) -> None:
+        folder = node.root / "burnin"
+        folder.mkdir(exist_ok=True)
+        number = len(list(folder.iterdir()))
+        uuids = [node.text(f"gpu{index}.uuid") for index in range(GPUS)]
+        results = [result(test, uuid, PASSED if index else status) for index, uuid in enumerate(uuids)]
+        (folder / f"{number}.json").write_bytes(msgspec.json.encode(run(*results, at=3600.0 * number)))
+
+    return leave
+
+
+def failing(test: str) -> Case:
+    """A test that passed, fails on the first GPU, is stopped once, and passes again."""
+    code = f"burnin.{test}"
+    stops, passes = burnin(test, TestStatus.STOPPED), burnin(test, PASSED)
+
+    def clear(node: Simulator) -> None:
+        passes(node)
+        stops(node)
+
+    return Case(code, Severity.CRITICAL, burnin(test, TestStatus.FAILED), clear, before=passes, every_round=stops)
+
+
 WARNING, CRITICAL = Severity.WARNING, Severity.CRITICAL
 HANG = fault("hang", call="nvmlDeviceGetPowerUsage")[0], Simulator.release
 HUNG = Nvml(warn_after=0.3, critical_after=0.6)
@@ -148,10 +176,13 @@ CASES = [
     Case("fabric.unhealthy", CRITICAL, *fault("fabric_unhealthy")),
     Case("fabricmanager.down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, of_node=True),
     Case("persistence.off", WARNING, *fault("persistence_off")),
+    *map(failing, ("exact", "repeat", "memory", "bandwidth", "p2p", "collectives", "soak")),
 ]
 
 EVENTS = {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}
 """Codes of the kernel log, which have tests of their own."""
+FOLLOWS = {"burnin.required"}
+"""What is raised by another finding's clearing: tests/test_verdict.py."""
 
 
 class Bench:
@@ -215,7 +246,7 @@ def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 def settings_of(node: Simulator, nvml: Nvml = RESTARTING) -> Settings:
     """The defaults, over the node's trees."""
     roots = Roots(dev=node.root / "dev", sys=node.root / "sys", proc=node.root / "proc")
-    return Settings(roots=roots, nvml=nvml)
+    return Settings(roots=roots, nvml=nvml, burnin=Burnin(results=node.root / "burnin"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -266,7 +297,7 @@ async def _until_cleared(it: Bench, case: Case) -> None:
 
 def test_every_code_is_in_the_table() -> None:
     """A code without a fault that fires it and an end that clears it does not pass."""
-    ours = {code.name for check in checks.CHECKS for code in check.codes} - EVENTS
+    ours = {code.name for check in checks.CHECKS for code in check.codes} - EVENTS - FOLLOWS
     assert {case.code for case in CASES} == ours
 
 

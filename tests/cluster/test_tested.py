@@ -10,7 +10,7 @@ from kube import ControlPlane
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.node import Desired
 from gpuhealth.cluster.report import Facts, Gpu, Inventory
-from gpuhealth.cluster.tested import MAX_HISTORY, MAX_VALUES, gpu_status, status_of
+from gpuhealth.cluster.tested import MAX_HISTORY, MAX_VALUES, status_of
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
 from gpuhealth.readings import TestStatus
@@ -40,7 +40,7 @@ def test_stopped_run_says_nothing() -> None:
 def test_another_gpus_failure_is_not_its_own() -> None:
     """Of one run a GPU has failed, another passed, and a third was skipped."""
     it = run(result(gpu="a", status=FAILED), result(gpu="b"), result(gpu="c", status=SKIPPED))
-    assert [gpu_status(it, gpu) for gpu in "abc"] == [TestStatus.FAILED, TestStatus.PASSED, TestStatus.SKIPPED]
+    assert [it.gpu_status(gpu) for gpu in "abc"] == [TestStatus.FAILED, TestStatus.PASSED, TestStatus.SKIPPED]
 
 
 def test_tested_at_is_of_the_gpu_that_has_waited_longest() -> None:
