@@ -22,9 +22,10 @@ import structlog
 
 from gpuhealth import __version__, checks, config
 from gpuhealth.catalog import kernel_lines
+from gpuhealth.checks.burnin import REQUIRED
 from gpuhealth.checks.history import History
 from gpuhealth.cluster.keeper import Keeper
-from gpuhealth.cluster.node import Act, Desired, restored
+from gpuhealth.cluster.node import Act, Desired, Override, restored
 from gpuhealth.cluster.report import Facts, Gpu, Inventory
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import ConfigError, Settings
@@ -170,7 +171,8 @@ class Agent:
         judging = time.monotonic()
         outcomes = checks.judge(readings, self.settings, self._history)
         self.check_seconds = time.monotonic() - judging
-        self._publish(self.findings.take_round(outcomes, readings.time, readings.boot_id), readings)
+        changes = self.findings.take_round(outcomes, readings.time, readings.boot_id)
+        self._publish(changes + self.findings.settle(readings, self._history), readings)
         self.counts.rounds += 1
         self._looked.set()
         if time.monotonic() - self._remembered_at > _MEMORY_SECONDS:
@@ -316,11 +318,16 @@ class Agent:
         if writer.labels != self._node_labels:
             self._node_labels = writer.labels
             self.findings.configure(self.settings, self._node_labels)
-        if self.readings is not None and (when := restored(writer.annotations)) is not None:
-            changes = self.findings.restore(when, self.clock())
-            if changes:
-                self._publish(changes, self.readings)
+        if self.readings is not None and (changes := self._ended_by_person(writer)):
+            self._publish(changes, self.readings)
         self._release_for("annotation", wanted=writer.release_gpus)
+
+    def _ended_by_person(self, writer: NodeWriter) -> list[Change]:
+        """What ends as a person declares the node well, or trusts it without the burn-in that was asked for."""
+        now, when = self.clock(), restored(writer.annotations)
+        trusted = REQUIRED.name in writer.released or writer.override is Override.HEALTHY
+        changes = self.findings.dismiss(REQUIRED.name, now) if trusted else []
+        return changes + (self.findings.restore(when, now) if when else [])
 
     def _facts(self) -> Facts:
         burnin = self.readings.burnin if self.readings else UNREAD

@@ -38,6 +38,9 @@ from gpuhealth.readings import GpuReadings, NodeReadings
 # A GPU that asked for recovery and no longer does has been reset: this ends what only a reset can end.
 _RECOVERY_SIGNALS = ("gpu.recovery_action", "gpu.reset_required")
 
+_READ_AGAIN = (Clears.REREAD, Clears.PASSED)
+"""What is found anew in every round for as long as it is so."""
+
 Key = tuple[str, str]
 """Code and component."""
 
@@ -236,7 +239,7 @@ class Findings:
             rule, replaced = self._rule(ended), ended.gpu in gone
             wanted = rule.policy.test_before_return
             wanted = self._settings.quarantine.test_before_return if wanted is None else wanted
-            if key in still or not wanted or (rule.code.clears is Clears.PASSED and not replaced):
+            if key in still or not wanted or (rule.code.clears in (Clears.PASSED, Clears.TESTED) and not replaced):
                 continue
             gpu = GpuReadings(-1, uuid=ended.gpu) if ended.gpu and not replaced else None
             message = f"{ended.code} has cleared; a burn-in that passes is awaited before the node returns"
@@ -286,7 +289,7 @@ class Findings:
 
     def _clean(self, key: Key, now: datetime) -> list[Change]:
         tracked = self._tracked.get(key)
-        if tracked is None or self._clears(tracked) not in (Clears.REREAD, Clears.PASSED):
+        if tracked is None or self._clears(tracked) not in _READ_AGAIN:
             return []
         if not tracked.raised:
             del self._tracked[key]
@@ -332,7 +335,7 @@ class Findings:
         return [
             self._cleared(key, now, f"a person has declared the node well ({when:%Y-%m-%d %H:%M:%SZ})")
             for key, tracked in list(self._tracked.items())
-            if tracked.raised and tracked.finding.last_seen <= when and self._clears(tracked) is not Clears.REREAD
+            if tracked.raised and tracked.finding.last_seen <= when and self._clears(tracked) not in _READ_AGAIN
         ]
 
     def _clears(self, tracked: Tracked) -> Clears:

@@ -61,7 +61,7 @@ CODES = (
         "p2p",
         Action.INSPECT_HARDWARE,
         meaning="Data between this GPU and another of the node arrives too slowly, or wrong.",
-        advice="Look at NVLinks, NVSwitches and fabric manager (gpuhealth explain nvlink), and at ACS on the PCIe path.",
+        advice="Look at NVLinks, NVSwitches and fabric manager (`gpuhealth explain nvlink`), at ACS on the PCIe path.",
     ),
     _code(
         "collectives",
@@ -85,7 +85,7 @@ REQUIRED = Code(
     advice="Run gpuhealth burnin --save on the node, or wait for the controller to do so. Removing the taint, or"
     " `gpuhealth restore`, returns the node untested.",
     quarantine=True,
-    clears=Clears.PASSED,
+    clears=Clears.TESTED,
 )
 
 

@@ -21,6 +21,7 @@ class Clears(enum.StrEnum):
     RECOVERY = "recovery"  # the GPU's recovery action back to none, or a new boot
     REBOOT = "reboot"  # a new boot id
     PASSED = "passed"  # the test that found it has passed since
+    TESTED = "tested"  # a whole burn-in has passed since
     EXPIRY = "expiry"  # an event that leaves nothing to read again: not repeated for clear_after seconds
 
 
@@ -47,7 +48,8 @@ class Code(msgspec.Struct, frozen=True):
             Clears.REREAD: f"read clean for {span}",
             Clears.RECOVERY: "the GPU's recovery action is back to none, the node has rebooted, or a person says so",
             Clears.REBOOT: "the node has rebooted, or a person says so",
-            Clears.PASSED: "a later burn-in of the GPU has passed, the GPU is replaced, or a person says so",
+            Clears.PASSED: "the test has passed in a later burn-in, or the GPU is replaced",
+            Clears.TESTED: "a later burn-in has passed, or a person says so",
             Clears.EXPIRY: f"not repeated for {span}",
         }[self.clears]
 

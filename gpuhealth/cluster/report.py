@@ -56,7 +56,9 @@ class Facts(msgspec.Struct, frozen=True):
 class Quarantine(msgspec.Struct, frozen=True, rename="camel"):
     """How it stands with taking the node out of service."""
 
-    state: str = "none"  # none, held (by a budget), quarantined, released (by a person), observed (would be)
+    state: str = (
+        "none"  # none, held (by a budget), quarantined, awaiting_test, released (by a person), observed (would be)
+    )
     code: str = ""
     since: datetime | None = None
     drain: bool = False

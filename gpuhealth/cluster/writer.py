@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from gpuhealth.checks.burnin import REQUIRED
 from gpuhealth.cluster.budget import Admitted, Held, NoBudget, Outcome, Places
 from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object, backoff
 from gpuhealth.cluster.errors import ConflictError, UnavailableError
@@ -140,6 +141,11 @@ class NodeWriter:
     def override(self) -> Override | None:
         """What a person has said of our node."""
         return override(self._latest) if self._latest else None
+
+    @property
+    def released(self) -> tuple[str, ...]:
+        """The codes whose quarantine a person has ended."""
+        return released(self._latest) if self._latest else ()
 
     @property
     def release_gpus(self) -> bool:
@@ -350,7 +356,8 @@ class NodeWriter:
         if ours is not None and not ended_by_person(node):
             places = self._places.held or ()
             why = out_of_service(node) if ours.code == BY_PERSON else ""
-            return Quarantine("quarantined", ours.code, ours.since, drain=desired.drain, reason=why, places=places)
+            state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
+            return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=why, places=places)
         if isinstance(self._outcome, Held):
             return Quarantine("held", self._held_code, budget=self._outcome.budget, reason=self._outcome.reason)
         if isinstance(self._outcome, NoBudget):
