@@ -101,7 +101,11 @@ def test_bounded(tmp_path: Path) -> None:
 
 def test_only_the_last_word_is_kept_whole(tmp_path: Path) -> None:
     """Of superseded and stopped results only how they ended is kept, and of none the telemetry."""
-    full: dict[str, Any] = {"figures": {"tflops": 1.0}, "digests": {"a": "b"}, "telemetry": {"power_watts": Span(1, 2, 3)}}
+    full: dict[str, Any] = {
+        "figures": {"tflops": 1.0},
+        "digests": {"a": "b"},
+        "telemetry": {"power_watts": Span(1, 2, 3)},
+    }
     runs = [run(result(status=FAILED, **full)), run(result(**full), at=60), run(result(status=STOPPED, **full), at=120)]
     leave(tmp_path, *runs)
     old, last, stopped = (each.results[0] for each in read(BurninProbe(tmp_path)).runs)
