@@ -15,7 +15,7 @@ import msgspec
 
 from gpuhealth import checks
 from gpuhealth.checks import burnin
-from gpuhealth.checks.code import Clears, Code
+from gpuhealth.checks.code import Clears, Rule
 from gpuhealth.checks.history import History
 from gpuhealth.checks.rule import known_gpus
 from gpuhealth.config import FindingPolicy, Settings
@@ -84,34 +84,6 @@ class Quarantine(msgspec.Struct, frozen=True):
 
     findings: tuple[Finding, ...] = ()
     drain: bool = False
-
-
-class Rule(msgspec.Struct, frozen=True):
-    """A code's defaults with what the deployment changes of them."""
-
-    code: Code
-    policy: FindingPolicy
-
-    @property
-    def raise_after(self) -> float:
-        """Seconds."""
-        return self.code.raise_after if self.policy.raise_after is None else self.policy.raise_after
-
-    @property
-    def clear_after(self) -> float:
-        """Seconds."""
-        return self.code.clear_after if self.policy.clear_after is None else self.policy.clear_after
-
-    def quarantines(self, finding: Finding) -> bool:
-        """Critical findings of a quarantining code; any severity where the deployment says so outright."""
-        if self.policy.quarantine is not None:
-            return self.policy.quarantine
-        return self.code.quarantine and finding.severity is Severity.CRITICAL
-
-    def drains(self, finding: Finding) -> bool:
-        """Whether the node's pods should be moved for it."""
-        drain = self.code.drain if self.policy.drain is None else self.policy.drain
-        return drain and self.quarantines(finding)
 
 
 class Findings:

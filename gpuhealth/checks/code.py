@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 
 from gpuhealth.checks.history import History
-from gpuhealth.config import Settings
+from gpuhealth.config import FindingPolicy, Settings
 from gpuhealth.model import NODE, Action, Clean, Evidence, Finding, Missing, NotChecked, Outcome, Severity
 from gpuhealth.readings import GpuReadings, NodeReadings
 
@@ -91,6 +91,34 @@ class Code(msgspec.Struct, frozen=True):
     def not_checked(self, gpu: GpuReadings | None, reason: Missing) -> NotChecked:
         """This code could not be looked for."""
         return NotChecked(self.name, gpu.component if gpu else NODE, reason)
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """A code's defaults with what the deployment changes of them."""
+
+    code: Code
+    policy: FindingPolicy
+
+    @property
+    def raise_after(self) -> float:
+        """Seconds."""
+        return self.code.raise_after if self.policy.raise_after is None else self.policy.raise_after
+
+    @property
+    def clear_after(self) -> float:
+        """Seconds."""
+        return self.code.clear_after if self.policy.clear_after is None else self.policy.clear_after
+
+    def quarantines(self, finding: Finding) -> bool:
+        """Critical findings of a quarantining code; any severity where the deployment says so outright."""
+        if self.policy.quarantine is not None:
+            return self.policy.quarantine
+        return self.code.quarantine and finding.severity is Severity.CRITICAL
+
+    def drains(self, finding: Finding) -> bool:
+        """Whether the node's pods should be moved for it."""
+        drain = self.code.drain if self.policy.drain is None else self.policy.drain
+        return drain and self.quarantines(finding)
 
 
 class Check(msgspec.Struct, frozen=True):
