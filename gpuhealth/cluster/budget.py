@@ -12,15 +12,21 @@ A budget has up to three sets of places:
 
 The places of the last two run out after `window` and may then be taken over, so they are not given back on recovery:
 they count what happened. A node must get a place in every set of every budget that selects it; one that is held gives
-back what it took on the way. Places are taken in the order of their names, so that two nodes never wait for each other.
+back what it took on the way. The smallest set comes first, and a node that is held looks at the set that held it before
+it takes a place in another: a driver that fails everywhere does not fill the places that other faults need. Nobody
+waits for a place while holding one, so that no two nodes can wait for each other.
 
 A percentage is of the number of nodes that the budget selects. It is rounded down, but is never less than one node
-unless it is 0 %: a PodDisruptionBudget rounds up, which in a small pool is a larger share than was allowed. A limit
-that is lowered takes nothing back from nodes that are out; it holds for those that come after the surplus has returned.
+unless it is 0 %: a PodDisruptionBudget rounds up, which in a small pool is a larger share than was allowed.
+
+A limit that is lowered takes nothing back from nodes that are out, and lets no other out before there is room again:
+of a budget that was ever changed the places are looked at first, and those beyond the limit count (`open_names`). Only
+where a percentage became less because its pool shrank may the surplus stay out beside as many as are allowed now.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 import random
 import re
@@ -39,18 +45,28 @@ from gpuhealth.config import seconds
 BUDGET_LABEL = f"{GROUP}/budget"
 SET_LABEL = f"{GROUP}/place-set"
 HOLDER_LABEL = f"{GROUP}/node"
-TRIES = 10  # at places that others keep taking first
-BLIND = 6  # of them, at the most, before the places are listed: the more there are, the dearer is the list
+TRIES = 4  # at places that were free in the list and that others took first
+BLIND = 6  # tries, at the most, before the places are listed: the more there are, the dearer is the list
 MANY = 100
 
 
-class Set(msgspec.Struct, frozen=True, order=True):
+class Limit(enum.StrEnum):
+    """What a set of places bounds, by the name of its field in the budget."""
+
+    UNAVAILABLE = "maxUnavailable"
+    PER_WINDOW = "maxPerWindow"
+    PER_FAULT = "maxPerFault"
+
+
+class Set(msgspec.Struct, frozen=True):
     """One set of places: `limit` names that begin with `prefix`."""
 
     prefix: str
     budget: str
+    kind: Limit
     limit: int
     seconds: int = 0  # how long a place holds after it was taken; 0: until it is given back
+    changed: bool = False  # whether the limit may once have been higher
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -64,6 +80,7 @@ class Held(msgspec.Struct, frozen=True):
     """The node stays in service: a budget has no place for it."""
 
     budget: str
+    limit: Limit
     reason: str
 
 
@@ -86,13 +103,29 @@ def sets_of(budget: Object, size: int, code: str) -> list[Set]:
     """The sets in which a quarantine for `code` needs a place."""
     name, spec = budget["metadata"]["name"], budget["spec"]
     window = math.ceil(float(str(seconds(spec.get("window", "1h")))))
-    sets = [Set(name, name, limit_of(spec["maxUnavailable"], size))]
+    changed = budget["metadata"].get("generation", 1) != 1
+    sets = [Set(name, name, Limit.UNAVAILABLE, limit_of(spec["maxUnavailable"], size), changed=changed)]
     if (per_window := spec.get("maxPerWindow")) is not None:
-        sets.append(Set(f"{name}.window", name, limit_of(per_window, size), window))
+        sets.append(Set(f"{name}.window", name, Limit.PER_WINDOW, limit_of(per_window, size), window, changed))
     if (per_fault := spec.get("maxPerFault")) is not None:
         word = re.sub(r"[^a-z0-9.]+", "-", code.lower()).strip("-.")
-        sets.append(Set(f"{name}.fault.{word}", name, limit_of(per_fault, size), window))
-    return sorted(sets)
+        sets.append(Set(f"{name}.fault.{word}", name, Limit.PER_FAULT, limit_of(per_fault, size), window, changed))
+    return sets
+
+
+def open_names(needed: Set, held: Iterable[str]) -> list[str]:
+    """The names of a set that may be taken or are, given the places that are held, some perhaps beyond the limit.
+
+    For each place that is held beyond the names that are left, one name less is open: so there are never more holders
+    than the limit, whichever of these names are taken at once by others who have seen the same or less held.
+    """
+    numbers = sorted((int(name.rpartition(".")[2]) for name in held), reverse=True)
+    size = needed.limit
+    for beyond, number in enumerate(numbers, 1):
+        if number < size:
+            break
+        size = max(0, needed.limit - beyond)
+    return [f"{needed.prefix}.{k}" for k in range(size)]
 
 
 class Places:
@@ -113,6 +146,7 @@ class Places:
         self._now = now
         self._choose = choose or random.Random()  # noqa: S311 - no secret
         self._held: dict[str, Object] | None = None  # Leases by name; None: to be asked for
+        self._full = ""  # prefix of the set that had no place for us
 
     @property
     def held(self) -> tuple[str, ...] | None:
@@ -135,19 +169,22 @@ class Places:
         if not budgets:
             return NoBudget()
         sets = [s for budget in budgets for s in sets_of(budget, await self._size(budget), code)]
+        sets.sort(key=lambda s: (s.prefix != self._full, s.limit, s.prefix))
         taken: list[str] = []
         try:
-            for needed in sorted(sets):
+            for needed in sets:
                 if (known := self._place_in(needed)) is not None and await self._is_kept(known):
                     continue
                 if (place := await self._take(needed)) is None:
+                    self._full = needed.prefix
                     await self._give_back(taken)
-                    return Held(needed.budget, _why(needed))
+                    return Held(needed.budget, needed.kind, _why(needed))
                 taken.append(place)
         except BaseException:
             self._held = None  # what was taken is found again, and used or given back
             raise
-        return Admitted(tuple(name for s in sorted(sets) if (name := self._place_in(s))), tuple(taken))
+        self._full = ""
+        return Admitted(tuple(sorted(name for s in sets if (name := self._place_in(s)))), tuple(taken))
 
     async def _is_kept(self, name: str) -> bool:
         """Whether a place that we remember is ours yet, now that it is needed.
@@ -165,7 +202,7 @@ class Places:
         except NotFoundError:
             return False
         except ConflictError:  # also when the answer to our own request was lost
-            return await self._already_ours(name) is not None
+            return await self._is_ours_now(name)
         return True
 
     async def to_return(self) -> tuple[str, ...]:
@@ -194,63 +231,56 @@ class Places:
         """The name of the place that was taken; None when there is none."""
         if needed.limit < 1:
             return None
-        k = self._choose.randrange(needed.limit)
-        for attempt in range(TRIES):
-            if (place := await self._create(needed, k)) is not None:
-                return place
-            if attempt < min(BLIND, needed.limit // MANY):
-                if (place := await self._already_ours(f"{needed.prefix}.{k}")) is not None:
-                    return place
-                k = self._choose.randrange(needed.limit)
-                continue
+        # A set that was full or changed is looked at; in any other a place is taken blindly, as long as that pays.
+        look = needed.changed or needed.prefix == self._full
+        for _ in range(0 if look else 1 + min(BLIND, needed.limit // MANY)):
+            name = f"{needed.prefix}.{self._choose.randrange(needed.limit)}"
+            if await self._create(needed, name):
+                return name
+        for _ in range(TRIES):
             labels = f"{BUDGET_LABEL}={needed.budget},{SET_LABEL}={_set_label(needed)}"
-            leases = {item["metadata"]["name"]: item for item in (await self._lease_list(labels))}
-            for lease in leases.values():  # an answer was lost: the name that was taken is taken by us
+            found = (await self._client.list(LEASES, self._namespace, labels=labels)).items
+            leases = {name: lease for lease in found if _is_place(needed, name := lease["metadata"]["name"])}
+            for name, lease in leases.items():  # the answer to a take-over was lost
                 if self._is_ours(lease) and not self._has_run_out(lease):
-                    self._leases()[lease["metadata"]["name"]] = lease
-                    return str(lease["metadata"]["name"])
-            names = {f"{needed.prefix}.{k}": k for k in range(needed.limit)}
-            run_out = [leases[name] for name in names.keys() & leases.keys() if self._has_run_out(leases[name])]
-            if run_out and (place := await self._take_over(needed, self._choose.choice(run_out))) is not None:
-                return place
-            free = sorted(names.keys() - leases.keys())
-            if not free and not run_out:
+                    self._leases()[name] = lease
+                    return str(name)
+            held = [name for name, lease in leases.items() if not self._has_run_out(lease)]
+            free = sorted(set(open_names(needed, held)) - set(held))
+            if not free:
                 return None
-            if free:
-                k = names[self._choose.choice(free)]
+            name = self._choose.choice(free)
+            if await (self._take_over(needed, leases[name]) if name in leases else self._create(needed, name)):
+                return name
         return None  # so much demand that the next try may as well come later
 
-    async def _lease_list(self, labels: str) -> list[Object]:
-        return (await self._client.list(LEASES, self._namespace, labels=labels)).items
-
-    async def _create(self, needed: Set, k: int) -> str | None:
-        name = f"{needed.prefix}.{k}"
+    async def _create(self, needed: Set, name: str) -> bool:
         labels = {BUDGET_LABEL: needed.budget, SET_LABEL: _set_label(needed), HOLDER_LABEL: _label(self._node)}
         lease = {"metadata": {"name": name, "labels": labels}, "spec": self._spec(needed)}
         try:
             self._leases()[name] = await self._client.create(LEASES, lease, self._namespace)
-        except AlreadyExistsError:
-            return None
-        return name
+        except AlreadyExistsError as error:
+            return error.unanswered and await self._is_ours_now(name)
+        return True
 
-    async def _already_ours(self, name: str) -> str | None:
-        """The place, if it was we who took it and the answer was lost."""
+    async def _is_ours_now(self, name: str) -> bool:
+        """Whether it was we who took the place, and the answer was lost."""
         for lease in (await self._client.list(LEASES, self._namespace, fields=f"metadata.name={name}")).items:
             if self._is_ours(lease) and not self._has_run_out(lease):
                 self._leases()[name] = lease
-                return name
-        return None
+                return True
+        return False
 
-    async def _take_over(self, needed: Set, lease: Object) -> str | None:
-        """A place whose time has run out, unless somebody else was quicker."""
-        name = str(lease["metadata"]["name"])
+    async def _take_over(self, needed: Set, lease: Object) -> bool:
+        """Takes a place whose time has run out, unless somebody else is quicker."""
+        name = lease["metadata"]["name"]
         labels = lease["metadata"]["labels"] | {HOLDER_LABEL: _label(self._node)}
         new = {**lease, "metadata": {**lease["metadata"], "labels": labels}, "spec": self._spec(needed)}
         try:
             self._leases()[name] = await self._client.replace(LEASES, name, new, self._namespace)
         except (ConflictError, NotFoundError):
-            return None
-        return name
+            return False
+        return True
 
     def _spec(self, needed: Set) -> Object:
         time = self._written_now()
@@ -301,12 +331,17 @@ class Places:
 
 def _why(needed: Set) -> str:
     limit = f"{needed.limit} node{'' if needed.limit == 1 else 's'}"
-    kind = needed.prefix.removeprefix(needed.budget).strip(".")
-    if kind == "window":
-        return f"budget {needed.budget} lets no more than {limit} out within {needed.seconds} s"
-    if kind:
-        return f"budget {needed.budget} lets no more than {limit} out for the same fault within {needed.seconds} s"
-    return f"budget {needed.budget} lets no more than {limit} be out at once"
+    what = {
+        Limit.UNAVAILABLE: f"{limit} be out at once",
+        Limit.PER_WINDOW: f"{limit} out within {needed.seconds} s",
+        Limit.PER_FAULT: f"{limit} out for the same fault within {needed.seconds} s",
+    }
+    return f"budget {needed.budget} lets no more than {what[needed.kind]}"
+
+
+def _is_place(needed: Set, name: str) -> bool:
+    prefix, _, number = name.rpartition(".")
+    return prefix == needed.prefix and number.isdecimal()
 
 
 def _set_label(needed: Set) -> str:

@@ -21,6 +21,7 @@ import msgspec
 from gpuhealth import __version__
 from gpuhealth.cluster import lean
 from gpuhealth.cluster.errors import (
+    AlreadyExistsError,
     NoConfigurationError,
     TooManyRequestsError,
     UnauthorizedError,
@@ -55,9 +56,9 @@ class Listing(msgspec.Struct, frozen=True):
     resource_version: str
 
 
-def backoff(attempt: int, longest: float = LONGEST_DELAY) -> float:
+def backoff(attempt: int, longest: float = LONGEST_DELAY, *, first: float = FIRST_DELAY) -> float:
     """Seconds to wait after the given number of failures: exponential, with jitter so that a fleet does not march."""
-    return min(longest, FIRST_DELAY * 2.0 ** min(attempt, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+    return min(longest, first * 2.0 ** min(attempt, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
 async def configuration(
@@ -171,7 +172,7 @@ class Client:
 
     async def create(self, kind: Kind, body: Object, namespace: str = "") -> Object:
         """A new object. Under a name of its own the attempt is repeated when the answer is lost: then
-        AlreadyExistsError may mean that the first attempt was the one."""
+        AlreadyExistsError is `unanswered`, and may mean that the first attempt was the one."""
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         created: Object = await self.request("POST", kind.path(namespace=namespace), body=body)
         return created
@@ -257,7 +258,7 @@ class Client:
         """
         repeatable = method != "POST" or "name" in (body or {}).get("metadata", {})
         left = attempts or self.attempts
-        refused = False
+        refused = unanswered = False
         while True:
             generation = self._generation
             try:
@@ -267,7 +268,11 @@ class Client:
                     raise
                 refused = True
                 await self._read_credentials_again(generation)
+            except AlreadyExistsError as error:
+                error.unanswered = unanswered
+                raise
             except (TooManyRequestsError, UnavailableError) as error:
+                unanswered |= isinstance(error, UnavailableError)
                 left -= 1
                 delay = max(error.retry_after or 0.0, backoff(self.attempts - left))
                 final = isinstance(error, UnavailableError) and not repeatable

@@ -35,6 +35,7 @@ class ApiError(ClusterError):
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
+        self.unanswered = False  # whether an earlier attempt of the same call got no answer, and may have been the one
 
 
 class UnauthorizedError(ApiError):

@@ -79,7 +79,7 @@ class Keeper:
         if wanted is None:
             return
         try:
-            await writer.apply(*wanted)
+            await writer.apply(*wanted, patient=True)
             self._failures = 0
         except NoConfigurationError:
             raise

@@ -4,11 +4,15 @@
 cordon and label in one request, then the condition, Events and the report. If the API server is away it raises, and
 the caller calls again later with what is wanted then; what was done already is found done. At steady state a watch on
 our own Node is all the traffic there is.
+
+The taint is what keeps work off a bad node; the rest tells of it. When many nodes fail at once, the telling of the
+first would hold up the taints of the last: a `patient` writer tells later, the longer the slower the API server is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -52,7 +56,14 @@ from gpuhealth.model import State
 
 CONFLICTS = 5
 DEADLINE = 60.0
+FIRST_HELD = 2.0
 LONGEST_HELD = 60.0
+"""Seconds until a node that is held tries again, at first and at the most. It polls: a watch of the budgets by every
+held node would have the API server send each change of a status to all of them, most of all when thousands are held."""
+PATIENCE = 2.0
+LONGEST_PATIENCE = 30.0
+"""A writer that has marked its Node tells of it within this many times the time that the marking took, in seconds at
+the most: twenty milliseconds on a server that has nothing else to do."""
 
 
 def _nothing(_: Act) -> None:
@@ -97,6 +108,8 @@ class NodeWriter:
         self._held_code = ""
         self._held_tries = 0
         self._retry_at = 0.0
+        self._tell_at = 0.0
+        self._untold = False
         self._unsure: Sent | None = None  # whether it was done is not known
         self._would: list[tuple[str, str, str]] = []
 
@@ -153,16 +166,16 @@ class NodeWriter:
         return self.annotations.get(RELEASE_GPUS) == "true"
 
     @property
-    def held_budgets(self) -> tuple[str, ...]:
-        """The budgets that keep our node in service although it should be out."""
-        return (self._outcome.budget,) if isinstance(self._outcome, Held) else ()
+    def held(self) -> tuple[Held, str] | None:
+        """What keeps our node in service although it should be out, and the finding's code."""
+        return (self._outcome, self._held_code) if isinstance(self._outcome, Held) else None
 
     @property
     def retry_in(self) -> float | None:
-        """Seconds until it is worth calling apply() again for a quarantine that is held; None if none is."""
-        if self._outcome is None:
-            return None
-        return max(0.0, self._retry_at - asyncio.get_running_loop().time())
+        """Seconds until it is worth calling apply() again, to tell what was done or for a place; None if it is not."""
+        due = [self._tell_at] if self._untold else []
+        due += [self._retry_at] if self._outcome is not None else []
+        return max(0.0, min(due) - asyncio.get_running_loop().time()) if due else None
 
     def _listed(self, nodes: list[Object]) -> None:
         if nodes:
@@ -181,20 +194,22 @@ class NodeWriter:
 
     # --- what is made so ----------------------------------------------------------------------------------------------
 
-    async def apply(self, desired: Desired, facts: Facts | None = None) -> list[Act]:
+    async def apply(self, desired: Desired, facts: Facts | None = None, *, patient: bool = False) -> list[Act]:
         """Make the cluster say what is desired: what was done, or in mode observe and dry run, what would have been.
 
-        Raises UnavailableError (or another ApiError) when it could not be done in full; call again.
+        Raises UnavailableError (or another ApiError) when it could not be done in full; call again. A `patient` one may
+        leave condition, Events and report for later; `retry_in` says when.
         """
         async with self._lock:
             try:
                 async with asyncio.timeout(DEADLINE):
-                    return await self._apply(desired, facts or Facts())
+                    return await self._apply(desired, facts or Facts(), patient=patient)
             except TimeoutError:
                 raise UnavailableError(f"the API server took more than {DEADLINE:g} s in all") from None
 
-    async def _apply(self, desired: Desired, facts: Facts) -> list[Act]:
+    async def _apply(self, desired: Desired, facts: Facts, *, patient: bool) -> list[Act]:
         acts: list[Act] = []
+        self._untold = False
         node = self._latest if self.following and self._latest is not None else await self._read()
         if override(node) is Override.UNMANAGED:
             self._outcome = None
@@ -204,11 +219,16 @@ class NodeWriter:
             if not self._dry_run:
                 await self._write_report(node, desired, facts, acts)
         else:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
             node = await self._mark(node, desired, acts)
             node = await self._settle(node, desired, acts)
-            for note in await self._events.flush():
-                self._did(acts, Act("event", note.reason, note.message, self._now()))
-            await self._write_report(node, desired, facts, acts)
+            if acts:  # else nothing was marked
+                longest = min(LONGEST_PATIENCE, PATIENCE * (loop.time() - began))
+                self._tell_at = loop.time() + random.uniform(0.0, longest)  # noqa: S311 - no secret
+            self._untold = patient and loop.time() < self._tell_at
+            if not self._untold:
+                await self._tell(node, desired, facts, acts)
         return acts
 
     async def _read(self) -> Object:
@@ -286,7 +306,7 @@ class NodeWriter:
             self._events.add(Note("QuarantineHeld", f"{code}: stays in service: {why}", self._now()))
         self._outcome, self._held_code = outcome, code
         self._held_tries += 1
-        self._retry_at = loop.time() + backoff(self._held_tries, LONGEST_HELD)
+        self._retry_at = loop.time() + backoff(self._held_tries - 1, LONGEST_HELD, first=FIRST_HELD)
         return False
 
     async def _keep_place(self, node: Object, code: str) -> None:
@@ -295,21 +315,29 @@ class NodeWriter:
             await self._places.acquire(labels(node), code)
 
     async def _write(self, node: Object, changes: Patches, marks: Marks, acts: list[Act]) -> Object:
-        before = condition(node) or {}
         if changes.node is not None:
             self._unsure = Sent(changes, marks, ended_by_person(node))
             node = await self._client.patch(NODES, self.node_name, changes.node)
             self._see(node)
             self._confirm(node, acts)
+        return node
+
+    async def _tell(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
+        """Condition, Events and report."""
+        marks, _ = self._without_budget(node, desired)  # the condition says what was found, whatever a budget allows
+        changes = patches(node, marks, self._now())
         if changes.status is not None:
+            before = (condition(node) or {}).get("status", "True")
             node = await self._client.patch(
                 NODES, self.node_name, changes.status, content_type=STRATEGIC_MERGE_PATCH, subresource="status"
             )
             self._see(node)
             self._did(acts, changes.acts[-1])
-            if before.get("status", "True") != marks.status:
+            if before != marks.status and record(node) is None:  # of a node that is out, an Event has the same message
                 self._events.add(Note(marks.reason, marks.message, self._now(), warning=marks.status != "True"))
-        return node
+        for note in await self._events.flush():
+            self._did(acts, Act("event", note.reason, note.message, self._now()))
+        await self._write_report(node, desired, facts, acts)
 
     def _confirm(self, node: Object, acts: list[Act]) -> None:
         """Tell what the last request to the Node did, once the Node shows it: its answer may have been lost."""

@@ -105,8 +105,13 @@ class _AgentCollector(Collector):
             [(check, when.timestamp()) for check, when in agent.findings.last_measured().items()],
         )
         yield gauge("check_duration_seconds", "Time that judging the last round took", [], [(agent.check_seconds,)])
-        held = [(budget, 1) for budget in (agent.keeper.writer.held_budgets if agent.keeper.writer else ())]
-        yield gauge("quarantine_held", "1 while a budget has no place for this node", ["budget"], held)
+        held = agent.keeper.writer.held if agent.keeper.writer else None
+        yield gauge(
+            "quarantine_held",
+            "1 while a limit of a budget leaves no place for this node",
+            ["budget", "limit", "code"],
+            [(held[0].budget, held[0].limit, held[1], 1)] if held else [],
+        )
 
     def _self(self) -> Iterator[Metric]:
         agent, counts = self._agent, self._agent.counts

@@ -45,7 +45,7 @@ ERRORS: dict[str, tuple[int | str, str]] = {
 
 async def persist(writer: NodeWriter, desired: Desired) -> None:
     """Until it is done, as the keeper does."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while True:
             try:
                 await writer.apply(desired)
@@ -75,12 +75,12 @@ async def dies_in(proxy: FaultyProxy, node: str, desired: Desired, step: str, er
     async def life() -> None:
         async with agent(proxy, node, dies_after=step) as writer:
             await persist(writer, desired)
-            await asyncio.Event().wait()  # where the last step was the one
+            await asyncio.sleep(0)  # in which it dies, where the last step was the one
 
     what, retry_after = ERRORS[error]
     method, path = REQUESTS[step]
     proxy.fail(what, method=method, path=path, retry_after=retry_after)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await asyncio.gather(asyncio.create_task(life()), return_exceptions=True)
     proxy.heal()
 

@@ -84,7 +84,8 @@ class Pool:
             "spec": spec,
         }
         self.plane.apply([body])
-        self._paths.append(f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{name}")
+        path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{name}"
+        self._paths += [path] if path not in self._paths else []  # it may have been there, with another limit
         return name
 
     def get(self, node: str) -> Document:

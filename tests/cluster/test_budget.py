@@ -11,7 +11,7 @@ from kube import ControlPlane
 from kube.proxy import FaultyProxy
 
 from gpuhealth.cluster import errors
-from gpuhealth.cluster.budget import Admitted, Held, NoBudget, Places, Set, limit_of, sets_of
+from gpuhealth.cluster.budget import Admitted, Held, Limit, NoBudget, Places, Set, limit_of, open_names, sets_of
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.selectors import matches, written
 from tests.cluster.builders import Pool
@@ -37,13 +37,13 @@ def test_limit(amount: int | str, size: int, limit: int) -> None:
     assert limit_of(amount, size) == limit
 
 
-def test_sets_are_in_the_order_of_their_names() -> None:
+def test_every_limit_is_a_set() -> None:
     """Every limit of a budget is a set of places, the finding's code in the name of its own."""
     spec = {"maxUnavailable": "10%", "maxPerWindow": 5, "maxPerFault": 2, "window": "30m"}
     assert sets_of({"metadata": {"name": "b"}, "spec": spec}, 100, "gpu.recovery_action") == [
-        Set("b", "b", 10),
-        Set("b.fault.gpu.recovery-action", "b", 2, 1800),
-        Set("b.window", "b", 5, 1800),
+        Set("b", "b", Limit.UNAVAILABLE, 10),
+        Set("b.window", "b", Limit.PER_WINDOW, 5, 1800),
+        Set("b.fault.gpu.recovery-action", "b", Limit.PER_FAULT, 2, 1800),
     ]
 
 
@@ -267,5 +267,75 @@ def test_a_place_taken_over_is_not_given_back(plane: ControlPlane, pool: Pool) -
                 await node.release()
             assert await node.release() == ()
             assert pool.places() == {f"{pool.name}.0": "other"}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("limit", "held", "size"),
+    [(5, "", 5), (5, "0 4", 5), (5, "2 6 7", 3), (5, "3 5", 4), (5, "0 1 2 3 4 5", 0), (2, "7 8 9", 0)],
+)
+def test_places_beyond_the_limit_count(limit: int, held: str, size: int) -> None:
+    """As many names are open as leave no more than the limit held, with those that are held beyond them."""
+    needed = Set("b", "b", Limit.UNAVAILABLE, limit)
+    names = open_names(needed, [f"b.{k}" for k in held.split()])
+    assert names == [f"b.{k}" for k in range(size)]
+    beyond = {f"b.{k}" for k in held.split()} - set(names)
+    assert len(beyond) + len(names) <= max(limit, len(held.split()))
+
+
+def test_a_lowered_limit_counts_who_is_out(plane: ControlPlane, pool: Pool) -> None:
+    """After the limit was lowered nobody goes out until fewer are out than it says, whatever names are free."""
+    pool.budget(6)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            out = [Places(client, NAMESPACE, f"{pool.name}-{k}") for k in range(6)]
+            await asyncio.gather(*[each.acquire(pool.labels, "xid.79") for each in out])
+            lowest_first = sorted(out, key=lambda each: each.held or ())
+            waiting = Places(client, NAMESPACE, "waiting")
+            pool.budget(3)
+            for each in lowest_first[:3]:
+                assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Held)
+                assert len(await each.release()) == 1
+            assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Held), "three are out yet"
+            await lowest_first[3].release()
+            assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Admitted)
+            assert len(pool.places()) == 3
+
+    asyncio.run(run())
+
+
+def test_a_suspect_driver_takes_no_places_of_others(plane: ControlPlane, pool: Pool) -> None:
+    """Who is held by maxPerFault has taken no other place, writes nothing when it tries again, and says which limit."""
+    pool.budget(6, maxPerFault=1, maxPerWindow=4)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            assert isinstance(await Places(client, NAMESPACE, "first").acquire(pool.labels, "xid.79"), Admitted)
+            second = Places(client, NAMESPACE, "second")
+            await second.recall()
+            client.calls.clear()
+            held = await second.acquire(pool.labels, "xid.79")
+            assert isinstance(held, Held)
+            assert held.limit is Limit.PER_FAULT
+            assert client.calls == {("GET", 200): 2, ("POST", 409): 1}, "the budgets, a try, the places of the set"
+            client.calls.clear()
+            assert await second.acquire(pool.labels, "xid.79") == held
+            assert client.calls == {("GET", 200): 2}, "the budgets, the places of the set"
+            assert set(pool.places().values()) == {"first"}
+
+    asyncio.run(run())
+
+
+def test_a_place_that_was_ours_after_all(plane: ControlPlane, pool: Pool) -> None:
+    """The answer to a creation is lost and the name is taken at the second try: it is looked at, and it is ours."""
+    pool.budget(1)
+
+    async def run() -> None:
+        async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
+            proxy.fail("lost", method="POST")
+            outcome = await Places(client, NAMESPACE, "n").acquire(pool.labels, "xid.79")
+            assert outcome == Admitted((f"{pool.name}.0",), taken=(f"{pool.name}.0",))
 
     asyncio.run(run())

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from simnode import SimulatedNode, wait_for
 
 from gpuhealth.agent import Agent
+from gpuhealth.cluster.budget import Held, Limit
 from gpuhealth.model import Coverage, State, Verdict
 from gpuhealth.readings import NodeReadings
 from gpuhealth.web import metrics
@@ -256,12 +257,14 @@ def test_unchanged_text_is_not_made_again(make_agent: Callable[[], Agent]) -> No
 
 
 def test_a_held_quarantine_names_its_budget(make_agent: Callable[[], Agent]) -> None:
-    """A node that ought to be out and may not says which budget has no place."""
+    """A node that ought to be out and may not says which limit of which budget has no place, and for what."""
     agent = make_agent()
-    agent.keeper.writer = SimpleNamespace(held_budgets=("pool-a",))  # type: ignore[assignment]
+    held = Held("pool-a", Limit.PER_FAULT, "as many are out")
+    agent.keeper.writer = SimpleNamespace(held=(held, "xid.79"))  # type: ignore[assignment]
     agent.counts.api_calls["PATCH", 0] += 2
     samples = parsed(Exposition(agent).text().decode())
-    assert samples["gpuhealth_quarantine_held"] == {(("budget", "pool-a"),): 1}
+    labels = (("budget", "pool-a"), ("code", "xid.79"), ("limit", "maxPerFault"))
+    assert samples["gpuhealth_quarantine_held"] == {labels: 1}
     assert samples["gpuhealth_agent_api_requests_total"] == {(("method", "PATCH"), ("status", "0")): 2}
 
 
