@@ -132,11 +132,27 @@ class Memory(_Section):
     retired_pages: NonNegativeInt = 60  # of the 63 that the table can use before the GPU is to be replaced
 
 
+class Tls(_Section):
+    """Files in PEM format; renewed ones are taken up while running."""
+
+    cert: Path  # with the intermediates, if there are any
+    key: Path
+    client_ca: Path | None = None  # who has a certificate of it may read the pages
+
+
 class Http(_Section):
-    """Where /metrics, /healthz and /readyz are served."""
+    """Where /metrics, /healthz and /readyz are served, and to whom."""
 
     host: str = "0.0.0.0"
     port: int = Field(default=9475, ge=0, le=65535)
+    tls: Tls | None = None
+    authorization: Literal["none", "kubernetes"] = "none"  # kubernetes: TokenReview and SubjectAccessReview
+
+    @model_validator(mode="after")
+    def _no_token_in_the_clear(self) -> Self:
+        if self.authorization == "kubernetes" and self.tls is None:
+            raise ValueError("authorization kubernetes needs tls, or tokens would travel in the clear")
+        return self
 
 
 class Journal(_Section):

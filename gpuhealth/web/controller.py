@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
@@ -18,13 +17,9 @@ from prometheus_client.registry import Collector
 from gpuhealth import __version__
 from gpuhealth.cluster.eviction import Outcome
 from gpuhealth.controller.controller import Controller
+from gpuhealth.web.access import Access
 from gpuhealth.web.families import counter, gauge
-
-log = structlog.get_logger()
-
-_MAX_REQUEST_BYTES = 4096  # nobody has anything to send us
-_IDLE_SECONDS = 75.0  # Prometheus keeps its connections between scrapes
-_GOODBYE_SECONDS = 2.0  # for who is being answered when we stop
+from gpuhealth.web.server import Handler, serving
 
 
 class ControllerCollector(Collector):
@@ -64,8 +59,8 @@ class ControllerCollector(Collector):
         yield gauge("quarantine_held_nodes", "Nodes that should be out and have no place", ["budget"], held)
 
 
-def application(controller: Controller) -> web.Application:
-    """The controller's pages. Read only."""
+def pages(controller: Controller) -> dict[str, Handler]:
+    """The controller's pages."""
     registry = CollectorRegistry()
     registry.register(ControllerCollector(controller))
     ProcessCollector(registry=registry)
@@ -81,22 +76,12 @@ def application(controller: Controller) -> web.Application:
             return web.Response(text="the fleet has not been listed yet\n", status=503)
         return web.Response(text="ok\n")
 
-    app = web.Application(client_max_size=_MAX_REQUEST_BYTES)
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
-    return app
+    return {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
 
 
 async def serve(controller: Controller) -> None:
-    """Serves until cancelled. Raises OSError where the address cannot be had."""
+    """Serves until cancelled. Raises OSError where the address or the TLS files cannot be had."""
     http = controller.settings.controller.http
-    runner = web.AppRunner(
-        application(controller), access_log=None, keepalive_timeout=_IDLE_SECONDS, shutdown_timeout=_GOODBYE_SECONDS
-    )
-    try:
-        await runner.setup()
-        await web.TCPSite(runner, http.host, http.port, reuse_address=True).start()
-        controller.http_port = runner.addresses[0][1]
-        log.info("serving", host=http.host, port=controller.http_port)
+    access = Access(http, controller.settings.kubernetes)
+    async with serving(http, pages(controller), access) as controller.http_port:
         await asyncio.Event().wait()
-    finally:
-        await runner.cleanup()

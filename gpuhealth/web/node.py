@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import structlog
 from aiohttp import web
 
 from gpuhealth.agent import Agent
+from gpuhealth.web.access import Access
 from gpuhealth.web.metrics import Exposition
-
-log = structlog.get_logger()
-
-_MAX_REQUEST_BYTES = 4096  # nobody has anything to send us
-_IDLE_SECONDS = 75.0  # Prometheus keeps its connections between scrapes
-_GOODBYE_SECONDS = 2.0  # for who is being answered when we stop
+from gpuhealth.web.server import Handler, serving
 
 
-def application(agent: Agent, exposition: Exposition) -> web.Application:
-    """The agent's pages. Read only."""
+def pages(agent: Agent, exposition: Exposition) -> dict[str, Handler]:
+    """The agent's pages."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=exposition.text(), headers={"Content-Type": exposition.content_type})
@@ -31,29 +26,12 @@ def application(agent: Agent, exposition: Exposition) -> web.Application:
             return web.Response(text="the first round is not complete\n", status=503)
         return web.Response(text="ok\n")
 
-    app = web.Application(client_max_size=_MAX_REQUEST_BYTES)
-    app.add_routes(
-        [web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)],
-    )
-    return app
+    return {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
 
 
 async def serve(agent: Agent) -> None:
-    """Serves until cancelled. Raises OSError where the address cannot be had."""
-    http = agent.settings.http
+    """Serves until cancelled. Raises OSError where the address or the TLS files cannot be had."""
     exposition = Exposition(agent)
-    runner = web.AppRunner(
-        application(agent, exposition),
-        access_log=None,
-        keepalive_timeout=_IDLE_SECONDS,
-        shutdown_timeout=_GOODBYE_SECONDS,
-    )
-    try:
-        await runner.setup()
-        site = web.TCPSite(runner, http.host, http.port, reuse_address=True)
-        await site.start()
-        agent.http_port = runner.addresses[0][1]
-        log.info("serving", host=http.host, port=agent.http_port)
+    access = Access(agent.settings.http, agent.settings.kubernetes)
+    async with serving(agent.settings.http, pages(agent, exposition), access) as agent.http_port:
         await exposition.keep()
-    finally:
-        await runner.cleanup()

@@ -364,9 +364,11 @@ class ControlPlane:
             node = self.request("PATCH", f"/api/v1/nodes/{name}", patch, content_type="application/merge-patch+json")
         return node
 
-    def service_account_token(self, namespace: str, name: str, seconds: int = 3600, *, pod: str = "") -> str:
+    def service_account_token(
+        self, namespace: str, name: str, seconds: int = 3600, *, pod: str = "", audience: str = ""
+    ) -> str:
         """A token of a service account, from the TokenRequest API; bound to a pod like a pod's own if one is named."""
-        spec: Document = {"expirationSeconds": seconds, "audiences": ["https://kubernetes.default.svc"]}
+        spec: Document = {"expirationSeconds": seconds, "audiences": [audience or "https://kubernetes.default.svc"]}
         if pod:
             uid = self.request("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}")["metadata"]["uid"]
             spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}
