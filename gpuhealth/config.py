@@ -44,6 +44,10 @@ Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=
 """Seconds."""
 
 
+Amount = Annotated[int | Annotated[str, Field(pattern=r"^\d+%$")], Field(union_mode="left_to_right")]
+"""A count, or a percentage such as `10%`."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -206,6 +210,16 @@ class Election(_Section):
         return self
 
 
+class Periodic(_Section):
+    """Burn-in of nodes that are in service and idle."""
+
+    enabled: bool = False  # it makes idle GPUs draw their full power
+    every: Duration = 7 * 86400.0  # a node is tested again after this
+    level: Literal["quick", "standard", "long"] = "standard"
+    max_per_pool: Amount = 1  # at once; a count, or a percentage of the pool
+    pending_limit: Duration = 120.0  # a test that finds no room on its node is given up
+
+
 class Controller(_Section):
     """The fleet's controller."""
 
@@ -221,6 +235,7 @@ class Controller(_Section):
     drain_retry: Duration = Field(default=10.0, gt=0)  # between tries of an eviction that was refused
     evictions_per_second: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # over the whole fleet
     eviction_burst: int = Field(default=20, ge=1)
+    periodic: Periodic = Periodic()
     pool_labels: tuple[str, ...] = (  # a node's pool is the value of the first of these that it has
         "gpuhealth.io/pool",
         "eks.amazonaws.com/nodegroup",

@@ -22,6 +22,9 @@ QUARANTINE = f"{GROUP}/quarantine"
 RELEASED = f"{GROUP}/released"
 """Annotation: finding codes whose quarantine a person ended by removing our taint or cordon, comma-separated."""
 
+FLEET_FINDINGS = f"{GROUP}/fleet-findings"
+"""Annotation: JSON of the GPUs of this Node that differ from all others of their kind, by the controller."""
+
 DRAIN = f"{GROUP}/drain"
 """Annotation or label of a pod, label of a namespace: "false" keeps our drains away from it."""
 
@@ -44,6 +47,7 @@ class Kind(msgspec.Struct, frozen=True):
 NODES = Kind("v1", "Node", "nodes")
 NAMESPACES = Kind("v1", "Namespace", "namespaces")
 PODS = Kind("v1", "Pod", "pods", namespaced=True)
+POD_TEMPLATES = Kind("v1", "PodTemplate", "podtemplates", namespaced=True)
 EVENTS = Kind("v1", "Event", "events", namespaced=True)
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases", namespaced=True)
 REPORTS = Kind(VERSION, "GPUHealthReport", "gpuhealthreports")

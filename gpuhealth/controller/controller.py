@@ -27,9 +27,11 @@ from gpuhealth.controller.drain import Means
 from gpuhealth.controller.drains import Drains
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.leftovers import Leftovers
+from gpuhealth.controller.outliers import Outliers
 from gpuhealth.controller.pace import Pace
 from gpuhealth.controller.silence import Silence
 from gpuhealth.controller.telling import Telling
+from gpuhealth.controller.testing import Testing
 
 log = structlog.get_logger()
 
@@ -57,6 +59,8 @@ class Controller:
         telling = Telling(self._client, self.identity, _now)
         left_after = None if settings.mode == "observe" else options.place_left_after  # to free it, the Node is marked
         self._leftovers = Leftovers(self._client, self.fleet, telling, left_after, _now)
+        self.testing = Testing(self._client, self.fleet, self.budgets, settings, telling, _now)
+        self.outliers = Outliers(self._client, self.fleet)
         self._silence = Silence(self._client, self.fleet, telling, options.agent_silent_after, _now)
         self._means = Means(
             self._client,
@@ -112,12 +116,16 @@ class Controller:
             group.create_task(self._forever(Drains(self._means).run, "drains"))
             group.create_task(self._forever(self.budgets.run, "budgets"))
             group.create_task(self._forever(self._leftovers.run, "leftovers"))
+            group.create_task(self._forever(self.testing.run, "testing"))
             if self.settings.mode != "observe":  # then no Node is marked, not by the agents either
                 group.create_task(self._forever(self._silence.run, "silence"))
+                group.create_task(self._forever(self.outliers.run, "outliers"))
 
     async def _forever(self, step: Callable[[], Awaitable[None]], name: str = "") -> None:
         name = name or step.__name__.removeprefix("_")
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        while not task.cancelling():  # a step may have lost the exception: libraries do
             try:
                 await step()
             except NoConfigurationError:  # there is nothing to wait for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -10,10 +11,17 @@ import msgspec
 
 from gpuhealth.cluster.budget import BUDGET_LABEL
 from gpuhealth.cluster.client import Object
-from gpuhealth.cluster.kinds import PREFLIGHT_TAINT, STATE_LABEL, TAINT
-from gpuhealth.cluster.node import condition, is_ready, override
+from gpuhealth.cluster.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
+from gpuhealth.cluster.node import condition, is_ready, notes, override, parsed_time, unschedulable
+from gpuhealth.controller.comparison import Tested
 
 UNKNOWN = "unknown"
+GPU = "nvidia.com/gpu"
+"""The device plugin's resource."""
+REASON_LABEL = f"{GROUP}/burnin-reason"
+TESTED_NODE = f"{GROUP}/node"
+"""Annotation of a burn-in's pod: the node that it is for."""
+_SPEEDS = ("_tflops", "_gigabytes_per_second")
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -24,6 +32,9 @@ class Node(msgspec.Struct, frozen=True):
     tainted: bool = False  # by our key
     ready: bool = True  # its kubelet
     health: str = ""  # reason of our condition
+    cordoned: bool = False  # by whomever
+    gpus: int = 0  # that the device plugin offers whole
+    fleet_findings: str = ""  # our annotation
     preflight: bool = False
     overridden: bool = False  # by a person's annotation
 
@@ -69,6 +80,9 @@ class Report(msgspec.Struct, frozen=True):
     gpus: tuple[tuple[str, str], ...] = ()  # verdict and model of each
     quarantine: Quarantine = Quarantine()
     drain: Drain = Drain()
+    healthy: bool = False  # its verdict
+    tested: datetime | None = None  # when the GPU was that has waited longest; never, if one never was
+    tests: tuple[Tested, ...] = ()
 
 
 class Agent(msgspec.Struct, frozen=True):
@@ -77,6 +91,21 @@ class Agent(msgspec.Struct, frozen=True):
     key: str
     node: str
     ready: bool
+
+
+class Test(msgspec.Struct, frozen=True):
+    """The pod of a burn-in."""
+
+    __test__ = False  # no test of pytest's
+
+    key: str
+    uid: str
+    node: str
+    reason: str
+    bound: bool  # the scheduler has placed it
+    over: bool
+    deleting: bool
+    exit_code: int | None = None
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -116,6 +145,9 @@ def node(item: Object) -> Node:
         health=sys.intern((condition(item) or {}).get("reason", "")),
         preflight=PREFLIGHT_TAINT in keys,
         overridden=override(item) is not None,
+        cordoned=unschedulable(item),
+        fleet_findings=notes(item).get(FLEET_FINDINGS, ""),
+        gpus=int((item.get("status", {}).get("allocatable") or {}).get(GPU, 0)),
     )
 
 
@@ -128,7 +160,33 @@ def report(item: Object) -> Report:
         tuple((sys.intern(gpu.get("verdict", UNKNOWN)), sys.intern(gpu.get("model", ""))) for gpu in gpus),
         msgspec.convert(status.get("quarantine") or {}, Quarantine),
         msgspec.convert(status.get("drain") or {}, Drain),
+        status.get("verdict") == "healthy",
+        parsed_time(tested) if (tested := (status.get("burnin") or {}).get("testedAt")) else None,
+        tuple(_tested(item["metadata"]["name"], status.get("burnin") or {})),
     )
+
+
+def _tested(node: str, burnin: Object) -> Iterator[Tested]:
+    """What is compared over the fleet. Most of it is the same on thousands of GPUs, and kept once."""
+    for uuid, gpu in (burnin.get("gpus") or {}).items():
+        tests = (gpu.get("tests") or {}).values()
+        digests = {what: digest for test in tests for what, digest in (test.get("digests") or {}).items()}
+        software: dict[str, str] = next((test["software"] for test in tests if test.get("software")), {})
+        speeds = {what: value for test in tests for what, value in (test.get("figures") or {}).items()}
+        yield Tested(
+            node,
+            uuid,
+            sys.intern(gpu.get("model", "")),
+            sys.intern(gpu.get("level", "")),
+            sys.intern(", ".join(f"{name} {version}" for name, version in sorted(software.items()))),
+            tuple((sys.intern(what), sys.intern(digest)) for what, digest in sorted(digests.items())),
+            tuple((sys.intern(w), float(value)) for w, value in sorted(speeds.items()) if w.endswith(_SPEEDS)),
+        )
+
+
+def state_without_test(said: Report | None) -> str:
+    """What the label says of a node that is no longer being tested, until its agent says more."""
+    return "healthy" if said is not None and said.healthy else "degraded"
 
 
 def agent(item: Object) -> Agent:
@@ -137,6 +195,23 @@ def agent(item: Object) -> Agent:
     ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
     ready = ready and not item["metadata"].get("deletionTimestamp")
     return Agent(item["metadata"]["name"], item.get("spec", {}).get("nodeName", ""), ready)
+
+
+def test(item: Object) -> Test:
+    """Slims the pod of a burn-in. Its node is the one that it is for, also before it is there."""
+    metadata, status = item["metadata"], item.get("status", {})
+    containers = status.get("containerStatuses") or []
+    ended = [each["state"]["terminated"] for each in containers if each.get("state", {}).get("terminated")]
+    return Test(
+        metadata["name"],
+        metadata["uid"],
+        (metadata.get("annotations") or {}).get(TESTED_NODE, ""),
+        (metadata.get("labels") or {}).get(REASON_LABEL, ""),
+        bound=bool(item["spec"].get("nodeName")),
+        over=status.get("phase") in {"Succeeded", "Failed"},
+        deleting=bool(metadata.get("deletionTimestamp")),
+        exit_code=ended[0].get("exitCode") if ended else None,
+    )
 
 
 def budget(item: Object) -> Budget:

@@ -26,6 +26,8 @@ from gpuhealth.controller.table import Table
 
 AGENT_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=agent"
 
+BURNIN_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=burnin"
+
 
 class Standing(msgspec.Struct, frozen=True):
     """What one node adds to the counts."""
@@ -43,10 +45,11 @@ class Fleet:
 
     def __init__(self, namespace: str, pool_labels: tuple[str, ...]) -> None:
         self.nodes = Table[facts.Node](self._changed)
-        self.reports = Table[facts.Report](self._changed)
+        self.reports = Table[facts.Report](self._report_changed)
         self.agents = Table[facts.Agent](self._agent_changed)
         self.budgets = Table[facts.Budget]()
         self.places = Table[facts.Place]()
+        self.tests = Table[facts.Test]()
         self.kept_namespaces = Table[facts.Kept]()
         self.states: Counter[tuple[str, str]] = Counter()  # nodes by state and pool
         self.gpus: Counter[tuple[str, str]] = Counter()  # by verdict and model
@@ -56,6 +59,7 @@ class Fleet:
         self.to_drain: set[str] = set()
         self.to_end: set[str] = set()  # nodes whose report tells of a drain that is wanted no more
         self.version = 0  # grows with every change
+        self.tested_version = 0  # grows when burn-ins have told something new
         self.namespace = namespace
         self._pool_labels = pool_labels
         self._standings: dict[str, Standing] = {}
@@ -76,6 +80,7 @@ class Fleet:
         yield self._watch(self.agents, client, PODS, facts.agent, ours, AGENT_LABELS)
         yield self._watch(self.budgets, client, BUDGETS, facts.budget)
         yield self._watch(self.places, client, LEASES, facts.place, ours, BUDGET_LABEL)
+        yield self._watch(self.tests, client, PODS, facts.test, ours, BURNIN_LABELS)
         yield self._watch(self.kept_namespaces, client, NAMESPACES, facts.kept, labels=f"{DRAIN}=false")
 
     @contextlib.contextmanager
@@ -90,7 +95,15 @@ class Fleet:
             self._listeners.discard(event)
 
     def _tables(self) -> tuple[Table[Any], ...]:
-        return self.nodes, self.reports, self.agents, self.budgets, self.places, self.kept_namespaces
+        return (
+            self.nodes,
+            self.reports,
+            self.agents,
+            self.budgets,
+            self.places,
+            self.tests,
+            self.kept_namespaces,
+        )
 
     def _watch(
         self,
@@ -119,6 +132,10 @@ class Fleet:
         known = new or old
         if known is not None:
             self._recount(known.key)
+
+    def _report_changed(self, old: facts.Report | None, new: facts.Report | None) -> None:
+        self.tested_version += (old.tests if old else ()) != (new.tests if new else ())
+        self._changed(old, new)
 
     def _agent_changed(self, old: facts.Agent | None, new: facts.Agent | None) -> None:
         for agent, change in ((old, -1), (new, 1)):
@@ -168,9 +185,10 @@ class Fleet:
         gpus = tuple((UNKNOWN, model) for _, model in report.gpus) if silent else report.gpus
         drain = (report.drain.phase or "pending") if wants_drain(node, report) else ""
         held_by = report.quarantine.budget if report.quarantine.state == "held" else ""
-        return Standing(node.state or UNKNOWN, self._pool(node), silent, gpus, held_by, drain)
+        return Standing(node.state or UNKNOWN, self.pool(node), silent, gpus, held_by, drain)
 
-    def _pool(self, node: facts.Node) -> str:
+    def pool(self, node: facts.Node) -> str:
+        """The node's pool, by the first of the labels that it has."""
         return next((node.labels[key] for key in self._pool_labels if key in node.labels), "")
 
 

@@ -6,6 +6,7 @@ Only the one that leads shows the fleet: two that show it would count every node
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from prometheus_client.registry import Collector
 from gpuhealth import __version__
 from gpuhealth.cluster.eviction import Outcome
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.testing import OUTCOMES
 from gpuhealth.web.access import Access
 from gpuhealth.web.families import counter, gauge
 from gpuhealth.web.server import Handler, serving
@@ -39,6 +41,8 @@ class ControllerCollector(Collector):
         yield counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
         results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero
         yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
+        tests = [(each, controller.testing.outcomes[each]) for each in OUTCOMES]
+        yield counter("burnin_tests", "Burn-ins of nodes in service that are over", ["outcome"], tests)
         if controller.leading and controller.fleet.ready:
             yield from self._fleet()
 
@@ -57,6 +61,12 @@ class ControllerCollector(Collector):
         yield gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
         held = [(name, standing.held) for name, standing in standings]
         yield gauge("quarantine_held_nodes", "Nodes that should be out and have no place", ["budget"], held)
+        under_way = Counter(test.reason for test in fleet.tests.items.values() if not test.over)
+        yield gauge("burnin_running", "Burn-ins under way or waiting for their node", ["reason"], under_way.items())
+        outliers = [(each.code, each.node, each.gpu, 1) for each in self._controller.outliers.found]
+        yield gauge(
+            "fleet_finding", "GPUs that differ from all others of their kind", ["code", "node", "gpu"], outliers
+        )
 
 
 def pages(controller: Controller) -> dict[str, Handler]:

@@ -68,8 +68,10 @@ class Cluster:
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
-    def node(self, *, labels: dict[str, str] | None = None, state: str = "healthy") -> str:
-        """A GPU node in service."""
+    def node(
+        self, *, labels: dict[str, str] | None = None, state: str = "healthy", gpus: int = 0, agent: bool = True
+    ) -> str:
+        """A GPU node in service; with `gpus`, one that the scheduler gives pods to."""
         name = f"{self.name}-{next(_names)}"
         marks = {"gpuhealth.io/state": state, "gpuhealth.io/pool": self.name}
         self.plane.create_node(name, {**marks, **(labels or {})})
@@ -77,6 +79,12 @@ class Cluster:
         path = "/apis/gpuhealth.io/v1alpha1/gpuhealthreports"
         body = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "GPUHealthReport", "metadata": {"name": name}}
         self._create(path, body)
+        if gpus:
+            room = {"nvidia.com/gpu": str(gpus), "cpu": "64", "memory": "512Gi", "pods": "110"}
+            self.patch(f"/api/v1/nodes/{name}/status", {"status": {"capacity": room, "allocatable": room}})
+            self.say(name, {"verdict": "healthy", "quarantine": {"state": "none"}})
+            if agent:
+                self.agent(name)
         return name
 
     def quarantine(self, node: str, *, drain: bool = True, since: str = SINCE) -> None:
@@ -157,6 +165,20 @@ class Cluster:
         status = {"phase": phase, "conditions": [{"type": "Ready", "status": "True"}]}
         self.patch(f"{path}/status", {"status": status})
         return path
+
+    def gpu_work(self, gpus: int, node: str = "") -> str:
+        """A pod that asks for GPUs, on a node or wherever the scheduler puts it; its path."""
+        name = f"work-{next(_names)}"
+        resources = {"limits": {"nvidia.com/gpu": str(gpus)}}
+        spec = {
+            "containers": [{"name": "c", "image": "i", "resources": resources}],
+            "nodeSelector": {"gpuhealth.io/pool": self.name},
+            "automountServiceAccountToken": False,
+            **({"nodeName": node} if node else {}),
+        }
+        return self._create_when_possible(
+            f"/api/v1/namespaces/{self.namespace}/pods", {"metadata": {"name": name}, "spec": spec}
+        )
 
     def guard(self, labels: dict[str, str], available: int) -> str:
         """A PodDisruptionBudget, once it has been computed; its path."""
