@@ -1,0 +1,156 @@
+"""Exact arithmetic on the processor: right products pass, wrong ones are found, located and classified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpuhealth.burnin import exact
+from gpuhealth.burnin.device import Device
+from gpuhealth.burnin.faults import Faults, flip
+from gpuhealth.burnin.jobs import Fault, GpuOutcome, Job, Progress, Stopped
+from gpuhealth.burnin.products import FORMATS
+
+BF16 = next(form for form in FORMATS if form.name == "bf16")
+
+
+def _job(*faults: Fault, seconds: float = 0.5, gpus: tuple[str, ...] = ("cpu0",)) -> Job:
+    return Job("exact", ("cpu",) * len(gpus), gpus, seconds, seed=7, small=True, faults=faults)
+
+
+def _run(job: Job, faults: Faults | None = None, device: Device | None = None) -> tuple[GpuOutcome, ...]:
+    devices = [device] if device else [Device("cpu", gpu, small=True) for gpu in job.gpus]
+    said: list[Progress] = []
+    outcomes = exact.run(job, devices, said.append, faults or Faults(job))
+    assert all(0 <= progress.done <= 1 for progress in said)
+    return outcomes
+
+
+@pytest.fixture
+def one_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 and fp32 only (a device without fp32 does not work)."""
+    monkeypatch.setattr(exact, "FORMATS", [form for form in FORMATS if form.name in ("bf16", "fp32")])
+
+
+def test_right_products_pass_in_every_format() -> None:
+    """Each format that the processor has is multiplied, and nothing is said to be wrong."""
+    (outcome,) = _run(_job(seconds=1.0))
+    assert (outcome.failure, outcome.miscompares) == ("", ())
+    assert {f"{form.name}_tflops" for form in FORMATS} <= set(outcome.figures)
+
+
+@pytest.mark.usefixtures("one_format")
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_one_flip_is_found_and_transient(after: int) -> None:
+    """In the first product, which nothing can be compared with, as in later ones; the bits are the flipped ones."""
+    (outcome,) = _run(_job(Fault("result_bits", after=after, times=1)))
+    (found,) = outcome.miscompares
+    assert (found.kind, found.wrong) == ("transient", 1)
+    assert int(found.got, 16) ^ int(found.expected, 16) == int(found.xor, 16) != 0
+    assert int(found.xor, 16).bit_count() == 1
+    assert "transient" in outcome.failure
+
+
+@pytest.mark.usefixtures("one_format")
+def test_a_bit_that_always_flips_is_repeatable() -> None:
+    """Many elements, several bits; and testing ends when there is enough evidence."""
+    (outcome,) = _run(_job(Fault("result_bits", bits=2, elements=40)))
+    assert {found.kind for found in outcome.miscompares} == {"repeatable"}
+    assert {found.wrong for found in outcome.miscompares} == {40}
+    assert outcome.miscompares[0].repeats == "5 of 5 hot, 3 of 3 with other operands, 3 of 3 after rest"
+
+
+@pytest.mark.usefixtures("one_format")
+def test_a_corrupted_operand_is_named() -> None:
+    """Before the product is done with it."""
+    (outcome,) = _run(_job(Fault("input_bits", times=1)))
+    (found,) = outcome.miscompares
+    assert found.what.startswith("operand ")
+    assert (found.kind, found.wrong) == ("transient", 1)
+
+
+@pytest.mark.usefixtures("one_format")
+def test_only_the_bad_one_of_two_devices_fails() -> None:
+    """They work on the same operands."""
+    good, bad = _run(_job(Fault("result_bits", gpu="cpu1", after=2), gpus=("cpu0", "cpu1")))
+    assert (good.failure, good.miscompares) == ("", ())
+    assert bad.miscompares
+    assert good.figures["products"] > 0
+
+
+class _Flipping(Faults):
+    """Flips where the test says so."""
+
+    def __init__(self, when: Callable[[Tensor], bool]) -> None:
+        super().__init__(_job())
+        self._when = when
+
+    def result(self, _: Device, result: Tensor) -> None:
+        """After a product."""
+        if self._when(result):
+            flip(result, [3], 4)
+
+
+@pytest.mark.usefixtures("one_format")
+def test_what_only_some_operands_bring_is_data_dependent() -> None:
+    """The flip depends on what the right result is, as with a path of the chip that few numbers take."""
+    seen: list[float] = []
+
+    def with_the_first_operands(result: Tensor) -> bool:
+        seen.append(float(result[0, 0]))
+        return seen[0] == seen[-1]
+
+    (outcome,) = _run(_job(), _Flipping(with_the_first_operands))
+    assert [found.kind for found in outcome.miscompares] == ["data_dependent"]
+
+
+@pytest.mark.usefixtures("one_format")
+def test_what_a_rest_cures_is_hot_only() -> None:
+    """Wrong whenever it is repeated at once, right as soon as the device has rested."""
+
+    class Resting(Device):
+        rested = False
+
+        def rest(self, _: float) -> None:
+            self.rested = True
+
+    device = Resting("cpu", "cpu0", small=True)
+    (outcome,) = _run(_job(), _Flipping(lambda _: not device.rested), device)
+    assert outcome.miscompares[0].kind == "hot_only"
+
+
+@pytest.mark.usefixtures("one_format")
+def test_a_stop_keeps_what_was_found() -> None:
+    """The outcome holds the miscompare, though its classification was cut short."""
+    job = _job(Fault("result_bits"), seconds=60)
+
+    def stop(_: Progress) -> None:
+        raise Stopped
+
+    (outcome,) = exact.run(job, [Device("cpu", "cpu0", small=True)], stop, Faults(job))
+    assert outcome.miscompares
+    assert outcome.failure
+
+
+@pytest.mark.usefixtures("one_format")
+def test_a_device_that_cannot_multiply_at_all_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A format may be missing, fp32 may not."""
+
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("CUDA error: unspecified launch failure\nmore")
+
+    monkeypatch.setattr("gpuhealth.burnin.products.multiply", broken)
+    (outcome,) = _run(_job())
+    assert outcome.failure == "a small product in fp32 failed: CUDA error: unspecified launch failure"
+
+
+def test_the_same_bits_means_every_bit() -> None:
+    """-0.0 is not 0.0, a NaN is equal to itself, and sizes that are no multiple of eight bytes do as well."""
+    for size in (8, 7, 1):
+        one = torch.zeros(size, dtype=torch.bfloat16)
+        assert exact.same(one, one.clone())
+        assert not exact.same(one, -one)
+        assert exact.same(one * torch.nan, one * torch.nan)

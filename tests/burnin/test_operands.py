@@ -1,0 +1,143 @@
+"""Operands are exact by construction: no draw breaks the bound, no order of sums changes a bit, no flip is missed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gpuhealth.burnin.faults import bits, flip
+from gpuhealth.burnin.operands import Pair, draw
+from gpuhealth.burnin.products import FORMATS, Format, Shape, multiply
+
+SEEDS = st.integers(0, 2**32)
+MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FORM = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+
+
+@st.composite
+def _shapes(draw_from: st.DrawFn) -> Shape:
+    return Shape(*(draw_from(st.integers(1, most)) for most in (24, 90, 24)))
+
+
+def _fitting(form: Format, shape: Shape) -> Shape:
+    """The shape, of sizes that the library takes for the format."""
+    step = form.multiple_of
+    return Shape(*(-(-size // step) * step for size in (shape.m, shape.k, shape.n)))
+
+
+def _integers(pair: Pair) -> tuple[Tensor, Tensor]:
+    return pair.left.integers(slice(None)), pair.right.integers(slice(None))
+
+
+@FORM
+@MANY
+@given(shape=_shapes(), seed=SEEDS)
+def test_no_draw_breaks_the_bound(form: Format, shape: Shape, seed: int) -> None:
+    """Σ|a·b| of every element stays within the accumulator, the sum within the output, and no output is a zero."""
+    a, b = _integers(draw(form, shape, seed))
+    assert int((a.abs() @ b.abs()).max()) <= 1 << form.sum_bits
+    result = a @ b
+    assert int(result.abs().max()) <= 1 << min(form.output_bits, form.sum_bits)
+    if form.output.is_floating_point:
+        assert bool((result != 0).all())
+
+
+@FORM
+@MANY
+@given(shape=_shapes(), seed=SEEDS)
+def test_operands_and_outputs_are_normal_numbers_that_mean_their_integers(
+    form: Format, shape: Shape, seed: int
+) -> None:
+    """Nothing is rounded when operands are made, and nothing is subnormal or infinite."""
+    pair = draw(form, shape, seed)
+    for operand in (pair.left, pair.right):
+        assert operand.times(torch.ones(operand.values.shape[1], dtype=torch.int64))[1].all()
+    if form.output.is_floating_point:
+        for values in (pair.left.values, pair.right.values, pair.truth(torch.arange(shape.m))):
+            wide = values.to(torch.float64).abs()
+            assert bool(wide.isfinite().all())
+            assert bool(((wide == 0) | (wide >= torch.finfo(values.dtype).tiny)).all())
+
+
+@FORM
+@MANY
+@given(shape=_shapes(), seed=SEEDS)
+def test_every_order_of_summation_gives_the_same_bits(form: Format, shape: Shape, seed: int) -> None:
+    """Shuffled k, split k, and one product at a time, in the accumulator's own format."""
+    pair = draw(form, shape, seed)
+    truth = pair.truth(torch.arange(shape.m))
+    chance = random.Random(seed)
+    accumulator = {torch.float64: torch.float64, torch.int32: torch.int64}.get(form.output, torch.float32)
+    left, right = (operand.values.to(accumulator) for operand in (pair.left, pair.right))
+    order = chance.sample(range(shape.k), shape.k)
+    shuffled = left[:, order] @ right[order]
+    parts = random.Random(seed).randint(1, 7)
+    split = torch.stack([left[:, part::parts] @ right[part::parts] for part in range(parts)]).flip(0).sum(0)
+    single = torch.zeros_like(shuffled)
+    for index in order:
+        single += left[:, index, None] * right[index]
+    for result in (shuffled, split, single):
+        assert torch.equal(bits(result.to(form.output)), bits(truth))
+
+
+@FORM
+@FEW
+@given(shape=_shapes(), seed=SEEDS)
+def test_the_library_s_product_is_proven_right(form: Format, shape: Shape, seed: int) -> None:
+    """The processor's own kernels pass, in every format."""
+    pair = draw(form, _fitting(form, shape), seed)
+    result = multiply(form, pair.left.values, pair.right.values)
+    assert not len(pair.wrong_rows(result))
+    assert torch.equal(bits(result), bits(pair.truth(torch.arange(pair.shape.m))))
+
+
+@FORM
+@MANY
+@given(shape=_shapes(), seed=SEEDS, data=st.data())
+def test_every_flip_is_found_in_its_row(form: Format, shape: Shape, seed: int, data: st.DataObject) -> None:
+    """Any bits of one element of a row, the lowest of the significand and the sign among them."""
+    pair = draw(form, shape, seed)
+    result = pair.truth(torch.arange(shape.m))
+    rows = data.draw(st.sets(st.integers(0, shape.m - 1), min_size=1))
+    for row in rows:
+        mask = data.draw(st.integers(1, (1 << (8 * result.element_size())) - 1))
+        flip(result, [row * shape.n + data.draw(st.integers(0, shape.n - 1))], mask)
+    assert pair.wrong_rows(result).tolist() == sorted(rows)
+
+
+@FORM
+@MANY
+@given(shape=_shapes(), seed=SEEDS, data=st.data())
+def test_a_flip_in_an_operand_is_found_even_where_no_output_shows_it(
+    form: Format, shape: Shape, seed: int, data: st.DataObject
+) -> None:
+    """In A in its row, in B in its row."""
+    pair = draw(form, shape, seed)
+    side, values = data.draw(st.sampled_from(list(enumerate((pair.left.values, pair.right.values)))))
+    index = data.draw(st.integers(0, values.numel() - 1))
+    flip(values, [index], 1 << data.draw(st.integers(0, 8 * values.element_size() - 1)))
+    assert index // values.shape[1] in pair.wrong_operand_rows()[side].tolist()
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    """And another seed does not."""
+    form, shape = FORMATS[4], Shape(9, 30, 9)
+    one, again, other = (draw(form, shape, seed) for seed in (5, 5, 6))
+    assert torch.equal(one.left.values, again.left.values)
+    assert not torch.equal(one.left.values, other.left.values)
+
+
+@FORM
+def test_the_full_width_of_operands_and_accumulator_is_used(form: Format) -> None:
+    """Operands need all bits of a format whose products fit the accumulator, and sums come near its limit."""
+    pairs = [_integers(draw(form, Shape(64, 4096, 64), seed)) for seed in range(4)]
+    widest = max(int(operand.abs().max()).bit_length() for pair in pairs for operand in pair)
+    assert widest >= (form.significand if 2 * form.significand < form.sum_bits else form.sum_bits - 10)
+    largest = max(int((a.abs() @ b.abs()).max()) for a, b in pairs)
+    assert largest.bit_length() >= min(form.sum_bits, 2 * form.significand + 12) - 4
