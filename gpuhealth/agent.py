@@ -13,37 +13,37 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import structlog
 
-from gpuhealth import __version__, checks, config
+from gpuhealth import __version__, checks
 from gpuhealth.catalog import kernel_lines
 from gpuhealth.checks.burnin import REQUIRED
-from gpuhealth.checks.history import History
 from gpuhealth.cluster.keeper import Keeper
-from gpuhealth.cluster.node import Act, Desired, Override, restored
+from gpuhealth.cluster.node import RELEASE_REQUESTS, Act, Desired, Override, restored
 from gpuhealth.cluster.report import Facts, Gpu, Inventory
 from gpuhealth.cluster.writer import NodeWriter
-from gpuhealth.config import ConfigError, Settings
-from gpuhealth.journal import Entry, Journal, JournalError, JournalWriter, entry_of
+from gpuhealth.config import ConfigError, Settings, SettingsFile
+from gpuhealth.journal import Entry, JournalWriter, entry_of
+from gpuhealth.memory import Memory, open_journal, recall
 from gpuhealth.model import KernelEvent, KernelRecord, Missing, MissingReason, Reading, State, Verdict
-from gpuhealth.probes.clock import SteadyClock
-from gpuhealth.probes.kmsg import KmsgReader, Position
+from gpuhealth.probes.clock import Now, SteadyClock, wall_clock
+from gpuhealth.probes.kmsg import KmsgReader
 from gpuhealth.probes.node import NodeProbe
 from gpuhealth.probes.nvml_child import XidSeen
+from gpuhealth.probes.release import DriverRelease
 from gpuhealth.readings import UNREAD, KernelLog, NodeReadings
-from gpuhealth.verdict import Change, ChangeKind, Findings, Ledger
+from gpuhealth.verdict import Change, ChangeKind, Findings
 
 log = structlog.get_logger()
-_T = TypeVar("_T")
 
 _MEMORY_SECONDS = 60.0  # what changes in every round, such as counters, is remembered this often
 _REPEAT_SECONDS = 60.0  # a kernel event that goes on is journalled this often, with a count
 _MAX_REPEATS = 1000
+_ASK_SECONDS = 3.0  # for our Node to say whether the driver may be taken, before it is for the first time
 
 Service = Callable[["Agent"], Awaitable[None]]
 """Something that runs beside the agent and looks at it, such as the HTTP server."""
@@ -65,10 +65,16 @@ class Counts(msgspec.Struct):
 class Agent:
     """The agent of one node. What is public is what the HTTP server shows."""
 
-    def __init__(self, settings: Settings, config_path: Path | None = None, services: Sequence[Service] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        config_path: Path | None = None,
+        services: Sequence[Service] = (),
+        wall: Now = wall_clock,
+    ) -> None:
         """`services` run in the agent's TaskGroup. Raises nothing: what is not there is reported by the checks."""
         self.settings = settings
-        self.clock = SteadyClock()
+        self.clock = SteadyClock(wall)
         self.probe = NodeProbe(settings)
         self.counts = Counts()
         self.readings: NodeReadings | None = None
@@ -80,8 +86,7 @@ class Agent:
         self.kmsg_lag_seconds = 0.0
         self.round_seconds = 0.0
         self.check_seconds = 0.0
-        self._config_path = config_path
-        self._config_stamp = _stamp(config_path)
+        self._file = SettingsFile(config_path)
         self._services = services
         self._parser = kernel_lines.KernelLog()
         self._reader: KmsgReader | None = None
@@ -93,7 +98,8 @@ class Agent:
         self._node_labels: dict[str, str] = {}
         self._looked = asyncio.Event()  # the first round is over: GPUs are known by their addresses
         self._settings_changed = asyncio.Event()
-        self._release_reasons: set[str] = set()
+        self._node_asked = asyncio.Event()  # our Node says whether we may take the driver, or cannot be asked
+        self.release = DriverRelease(self.probe.nvml, self.clock, self._note_release)
         self._remembered_at = -_MEMORY_SECONDS
         self.findings: Findings
         self.journal: JournalWriter
@@ -164,7 +170,13 @@ class Agent:
         """One round: read, judge, publish; then wait until the next is due."""
         began = time.monotonic()
         self._reload_if_changed()
+        self._catch_up()
+        if self.settings.kubernetes.enabled and not self.counts.rounds:
+            with contextlib.suppress(TimeoutError):  # a restart in mid-upgrade must not take the driver for a moment
+                async with asyncio.timeout(_ASK_SECONDS):
+                    await self._node_asked.wait()
         readings = await self.probe.read(self.settings.interval, self._kernel_log(), self.clock)
+        readings = self.release.judged(readings, len(self._history.baseline.gpus), self.settings.release_grace)
         self.round_seconds = time.monotonic() - began
         self._know_gpus(readings)
         self.readings = readings
@@ -214,7 +226,7 @@ class Agent:
         """Reads the kernel log as it comes; where it cannot be read, NVML tells of XIDs at least."""
         await self._looked.wait()
         roots, lookback = self.settings.roots, self.settings.kmsg.lookback
-        reader = KmsgReader(roots.kmsg, self.probe.boot_id, self._position, lookback)
+        reader = KmsgReader(roots.kmsg, self.probe.boot_id, self._position, lookback, self.clock)
         problem = reader.open()
         if problem is not None:
             if self._no_kernel_log != problem:
@@ -258,7 +270,7 @@ class Agent:
         now = self.clock()
         # Before the first round there are only the GPUs that are remembered.
         latest = self.readings or NodeReadings(self.settings.node_name, now, self.probe.boot_id)
-        readings = msgspec.structs.replace(latest, events=tuple(events), time=now)
+        readings = msgspec.structs.replace(latest, events=tuple(events), time=now, release=self.release.current)
         outcomes = checks.judge_events(readings, self.settings, self._history)
         changes = self.findings.take(outcomes, now, readings.boot_id)
         for event in events:
@@ -271,13 +283,13 @@ class Agent:
     def _note_event(self, event: KernelEvent, now: datetime) -> None:
         """Journals a kernel event; of one that goes on, a line a minute with how often it came."""
         key = (event.finding, event.pci or "")
-        noted, repeats = self._repeats.get(key, (0.0, 0))
-        if now.timestamp() - noted < _REPEAT_SECONDS:
+        noted, repeats = self._repeats.get(key, (-_REPEAT_SECONDS, 0))
+        if (seconds := time.monotonic()) - noted < _REPEAT_SECONDS:
             self._repeats[key] = (noted, repeats + 1)
             return
         if len(self._repeats) >= _MAX_REPEATS:
             self._repeats.clear()
-        self._repeats[key] = (now.timestamp(), 0)
+        self._repeats[key] = (seconds, 0)
         message = event.meaning + (f" ({repeats} more since the last entry)" if repeats else "")
         where = self._gpu_by_pci.get(event.pci or "", event.pci or "node")
         self.journal.note(
@@ -290,6 +302,8 @@ class Agent:
         """Has our Node marked while there is an API server; without one the node is watched all the same."""
         self._settings_changed.clear()
         if not self.settings.kubernetes.enabled:
+            for reason in RELEASE_REQUESTS:  # of an agent before us, on a Node that is not asked any more
+                self._ask_release(reason, wanted=False)
             await self._settings_changed.wait()
             return
         keeping = asyncio.create_task(self.keeper.run(self.settings))
@@ -311,7 +325,7 @@ class Agent:
             verdict = msgspec.structs.replace(verdict, verdict=State.UNKNOWN)
         quarantine = self.findings.quarantine()
         codes = tuple(finding.code for finding in quarantine.findings)
-        return Desired(verdict, codes, quarantine.drain), self._facts()
+        return Desired(verdict, codes, quarantine.drain, self.release.current), self._facts()
 
     def _node_changed(self, writer: NodeWriter) -> None:
         """Takes from our Node what people say there."""
@@ -320,7 +334,11 @@ class Agent:
             self.findings.configure(self.settings, self._node_labels)
         if self.readings is not None and (changes := self._ended_by_person(writer)):
             self._publish(changes, self.readings)
-        self._release_for("annotation", wanted=writer.release_gpus)
+        if writer.asked:
+            self._node_asked.set()
+        if (requests := writer.release_requests) is not None:
+            for reason in RELEASE_REQUESTS:
+                self._ask_release(reason, wanted=reason in requests)
 
     def _ended_by_person(self, writer: NodeWriter) -> list[Change]:
         """What ends as a person declares the node well, or trusts it without the burn-in that was asked for."""
@@ -346,38 +364,25 @@ class Agent:
 
     def _on_release_signal(self) -> None:
         """SIGUSR1 lets go of the driver, and a second one takes it again."""
-        self._release_for("signal", wanted="signal" not in self._release_reasons)
+        self._ask_release("signal", wanted="signal" not in self.release.reasons)
 
-    def _release_for(self, reason: str, *, wanted: bool) -> None:
-        before = bool(self._release_reasons)
-        (self._release_reasons.add if wanted else self._release_reasons.discard)(reason)
-        if before is not bool(self._release_reasons):
-            self._releasing = asyncio.create_task(self._release() if wanted else self._acquire())
+    def _ask_release(self, reason: str, *, wanted: bool) -> None:
+        self.release.ask(reason, wanted=wanted, known=self.verdict is not None and self.verdict.is_known)
 
-    async def _release(self) -> None:
-        released = await self.probe.nvml.release()
-        log.info("the driver is let go", complete=released, reasons=sorted(self._release_reasons))
-
-    async def _acquire(self) -> None:
-        self.probe.nvml.acquire()
-        log.info("the driver is taken again")
+    def _note_release(self, sentence: str) -> None:
+        log.info(sentence)
+        self.journal.note(Entry(self.clock(), "agent", "release", "node", sentence))
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
     def _recall(self) -> None:
         """Takes up what an earlier agent on this node has remembered."""
-        where, journal, ledger = self.settings.journal, None, None
-        self._history, self._position = History(), None
-        try:
-            journal = Journal(where.path, where.keep, where.max_entries)
-            if journal.set_aside:
-                log.error("the journal was damaged and has been set aside", file=str(journal.set_aside))
-            ledger = _decoded(journal.recall("findings"), Ledger)
-            self._history = _decoded(journal.recall("history"), History) or self._history
-            self._position = _decoded(journal.recall("kmsg"), Position)
-        except JournalError as error:
-            log.error("no journal: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
-        self.findings = Findings(self.settings, self.clock(), ledger)
+        journal = open_journal(self.settings.journal)
+        remembered = recall(journal, self.clock, self.probe.boot_id)
+        self._history, self._position = remembered.history, remembered.position
+        if remembered.release:
+            self.release.take_up(remembered.release)
+        self.findings = Findings(self.settings, self.clock(), remembered.ledger)
         self.journal = JournalWriter(journal, self._memory, self.clock)
 
     async def _write_journal(self) -> None:
@@ -385,29 +390,38 @@ class Agent:
 
     def _memory(self) -> dict[str, bytes]:
         self._remembered_at = time.monotonic()
-        memory = {"findings": self.findings.ledger(), "history": self._history, "kmsg": self._position}
-        return {key: msgspec.json.encode(value) for key, value in memory.items() if value is not None}
+        memory = Memory(self.findings.ledger(), self._history, self._position, self.release.current)
+        return memory.encoded(self.clock, self.probe.boot_id)
+
+    def _catch_up(self) -> None:
+        """Takes over where the wall clock was set: every time that was noted moves along, and nothing comes of it."""
+        if seconds := self.clock.catch_up():
+            for each in (self.findings, self._history, self.release):
+                each.shift(seconds)
+            if self.readings:
+                time_read = self.readings.time + timedelta(seconds=seconds)
+                self.readings = msgspec.structs.replace(self.readings, time=time_read)
+            log.warning("the clock was set", seconds=round(seconds))
+            self.journal.note(Entry(self.clock(), "agent", "clock", "node", f"the clock was set by {seconds:.0f} s"))
 
     # -- configuration -------------------------------------------------------------------------------------------------
 
     def _reload_if_changed(self) -> None:
         """Takes a changed configuration file. One that cannot be used changes nothing and is reported once."""
-        stamp = _stamp(self._config_path)
-        if stamp == self._config_stamp:
-            return
-        self._config_stamp = stamp
         try:
-            settings = config.load(self._config_path)
+            settings = self._file.changed()
         except ConfigError as error:
             self.config_valid = False
             log.error("the changed configuration is not used", error=str(error))  # noqa: TRY400 - one sentence says it
+            return
+        if settings is None:
             return
         self.config_valid = True
         self.settings = settings
         self.findings.configure(settings, self._node_labels)
         self._settings_changed.set()
         self.keeper.changed()
-        log.info("configuration reloaded", file=str(self._config_path))
+        log.info("configuration reloaded", file=str(self._file.path))
 
 
 def _log_change(change: Change) -> None:
@@ -426,19 +440,3 @@ def _log_change(change: Change) -> None:
 
 def _text(value: Reading[str]) -> str:
     return "" if isinstance(value, Missing) else value
-
-
-def _decoded(value: bytes | None, kind: type[_T]) -> _T | None:
-    """What was remembered; of another version's that cannot be read, nothing."""
-    with contextlib.suppress(msgspec.DecodeError):
-        return None if value is None else msgspec.json.decode(value, type=kind)
-    return None
-
-
-def _stamp(path: Path | None) -> tuple[int, int] | None:
-    """Changes when a file does, also when a ConfigMap's link is turned to another one."""
-    with contextlib.suppress(OSError):
-        if path:
-            status = path.stat()
-            return status.st_mtime_ns, status.st_ino
-    return None

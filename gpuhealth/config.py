@@ -278,6 +278,8 @@ class Settings(_Section):
     mode: Literal["observe", "taint", "cordon"] = "taint"
     interval: Duration = Field(default=10.0, gt=0)
     unknown_after: Duration = 120.0
+    release_limit: Duration = 7200.0  # of letting go of the driver on request; after that the node is unknown
+    release_grace: Duration = 120.0  # for the driver to be back when the last request is gone
     expect_gpus: NonNegativeInt | None = None  # wins over what the node remembers
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     roots: Roots = Roots()
@@ -325,6 +327,29 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         return Settings(**_merged(_merged(values, _environment_values()), overrides))
     except ValidationError as error:
         raise ConfigError(_sentence(error, path)) from None
+
+
+class SettingsFile:
+    """A configuration file that may change while we run."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._stamp = self._stamped()
+
+    def changed(self) -> Settings | None:
+        """The settings if the file has changed since it was last looked at. Raises ConfigError, once for a change."""
+        if (stamp := self._stamped()) == self._stamp:
+            return None
+        self._stamp = stamp
+        return load(self.path)
+
+    def _stamped(self) -> tuple[int, int] | None:
+        """Changes when the file does, also when a ConfigMap's link is turned to another one."""
+        try:
+            status = self.path.stat() if self.path else None
+        except OSError:
+            return None
+        return status and (status.st_mtime_ns, status.st_ino)
 
 
 def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ log = structlog.get_logger()
 
 _RETRY_SECONDS = 5.0
 _MAX_UNWRITTEN = 10_000  # entries held while the disk refuses them
+_KEPT_ANYHOW = 1000  # entries, however old: a clock that is far ahead must not empty the journal
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -184,7 +185,10 @@ class Journal:
         """Drops entries that are too old or too many. Raises JournalError."""
         try:
             with self._turn:
-                self._database.execute("DELETE FROM entries WHERE time < ?", (now.timestamp() - self._keep_seconds,))
+                self._database.execute(
+                    "DELETE FROM entries WHERE time < ? AND id <= (SELECT max(id) FROM entries) - ?",
+                    (now.timestamp() - self._keep_seconds, _KEPT_ANYHOW),
+                )
                 self._database.execute(
                     "DELETE FROM entries WHERE id <= (SELECT max(id) FROM entries) - ?", (self._max_entries,)
                 )

@@ -211,3 +211,8 @@ class Verdict(msgspec.Struct, frozen=True):
     gpus: tuple[GpuVerdict, ...]
     findings: tuple[Finding, ...]
     coverage: Coverage
+
+    @property
+    def is_known(self) -> bool:
+        """Whether nothing of it is unknown."""
+        return State.UNKNOWN not in {self.verdict, *(gpu.verdict for gpu in self.gpus)}

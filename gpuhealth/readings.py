@@ -7,7 +7,7 @@ stores and what the checks judge. Units stand in the names; NVML's own units are
 from __future__ import annotations
 
 import enum
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import msgspec
@@ -262,6 +262,24 @@ class BurninReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     unreadable: str = ""  # results that could not be read, and why
 
 
+class Release(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The driver was let go of on request, so that others can work on it."""
+
+    reasons: tuple[str, ...]  # annotation, signal, driver_upgrade
+    since: datetime
+    known: bool = False  # whether the node's state was, when it began
+    until: datetime | None = None  # when the last request was taken back; the driver is not back since then
+
+    def __str__(self) -> str:
+        text = f"the driver is released ({', '.join(self.reasons)}) since {self.since:%Y-%m-%dT%H:%M:%SZ}"
+        return text if self.until is None else f"{text}, and not back since {self.until:%H:%M:%SZ}"
+
+    def shifted(self, seconds: float) -> Release:
+        """The same with its times moved."""
+        step = timedelta(seconds=seconds)
+        return msgspec.structs.replace(self, since=self.since + step, until=self.until and self.until + step)
+
+
 class NodeReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything read in one round, and the kernel events since the round before."""
 
@@ -275,4 +293,5 @@ class NodeReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     live_pids: Reading[tuple[int, ...]] = UNREAD  # of the processes that hold a GPU, those that exist
     fabric_manager_running: Reading[bool] = UNREAD
     burnin: Reading[BurninReadings] = UNREAD
+    release: Release | None = None  # of the driver, now
     events: tuple[KernelEvent, ...] = ()

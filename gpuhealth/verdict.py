@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -26,6 +26,7 @@ from gpuhealth.model import (
     GpuVerdict,
     MigVerdict,
     Missing,
+    MissingReason,
     NotChecked,
     NotCovered,
     Outcome,
@@ -33,7 +34,7 @@ from gpuhealth.model import (
     State,
     Verdict,
 )
-from gpuhealth.readings import GpuReadings, NodeReadings
+from gpuhealth.readings import GpuReadings, NodeReadings, Release
 
 # A GPU that asked for recovery and no longer does has been reset: this ends what only a reset can end.
 _RECOVERY_SIGNALS = ("gpu.recovery_action", "gpu.reset_required")
@@ -60,6 +61,16 @@ class Ledger(msgspec.Struct):
 
     tracked: list[Tracked] = []
     restored: datetime | None = None  # when a person last declared the node well
+
+    def shift(self, seconds: float) -> None:
+        """The clock was set: moves every time along, so that what has lasted has lasted as long as before."""
+        step = timedelta(seconds=seconds)
+        for tracked in self.tracked:
+            found = tracked.finding
+            tracked.finding = msgspec.structs.replace(
+                found, first_seen=found.first_seen + step, last_seen=found.last_seen + step
+            )
+            tracked.clean_since = tracked.clean_since and tracked.clean_since + step
 
 
 class ChangeKind(enum.StrEnum):
@@ -118,6 +129,13 @@ class Findings:
     def ledger(self) -> Ledger:
         """What to remember."""
         return Ledger(list(self._tracked.values()), self._restored)
+
+    def shift(self, seconds: float) -> None:
+        """The clock was set by so many seconds."""
+        step = timedelta(seconds=seconds)
+        self.ledger().shift(seconds)
+        self._started += step
+        self._measured = {key: when + step for key, when in self._measured.items()}
 
     def attribute(self, names: dict[str, str]) -> None:
         """Names components anew: a GPU that was known by its PCI address when a finding came has told its uuid."""
@@ -324,7 +342,7 @@ class Findings:
     def verdict(self, readings: NodeReadings, history: History, now: datetime) -> Verdict:
         """The node's and every GPU's state; a GPU that is remembered and gone is among them."""
         findings = self.active()
-        unknown = self._unknown(now)
+        unknown = self._unknown(now, readings.release)
         gpus = [self._gpu_verdict(gpu, history, findings, unknown) for gpu in known_gpus(readings, history)]
         states = [gpu.verdict for gpu in gpus]
         named = {gpu.uuid for gpu in gpus}
@@ -339,13 +357,19 @@ class Findings:
             coverage=self._coverage(),
         )
 
-    def _unknown(self, now: datetime) -> set[str]:
-        """Components with an essential check that has not been measured for too long."""
+    def _unknown(self, now: datetime, release: Release | None) -> set[str]:
+        """Components with an essential check that has not been measured for too long.
+
+        While the driver is released on request what was known holds, though not for ever.
+        """
         patience = 0.0 if self._one_look else self._settings.unknown_after
+        within = release and release.known and (now - release.since).total_seconds() < self._settings.release_limit
+        excused = MissingReason.RELEASED if within else None
         return {
             component
-            for (code, component) in self._unmeasured
+            for (code, component), missing in self._unmeasured.items()
             if checks.code(code).essential
+            and missing.reason is not excused
             and (now - self._measured.get((code, component), self._started)).total_seconds() >= patience
         }
 

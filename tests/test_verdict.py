@@ -19,6 +19,7 @@ from gpuhealth.readings import (
     MigDevice,
     NodeReadings,
     NvmlReadings,
+    Release,
     TestStatus,
 )
 from gpuhealth.verdict import Change, ChangeKind, Findings, Ledger
@@ -426,3 +427,61 @@ def test_restored_is_trusted_untested() -> None:
     again.take([found("xid.79")], at(0), BOOT)
     rebooted(again)
     assert kinds(again.restore(at(15), at(16))) == [(ChangeKind.CLEARED, "burnin.required")]
+
+
+RELEASED = Missing(MissingReason.RELEASED, "on request")
+HOUR = 3600.0
+
+
+def unmeasured(kept: Findings, seconds: float, known: bool = True) -> State:
+    """The verdict in a round in which the driver is released, since a minute after the start."""
+    now = at(seconds)
+    kept.take_round([NotChecked("gpu.lost", GPU, RELEASED)], now, BOOT)
+    round_ = msgspec.structs.replace(readings(time=now), release=Release(("annotation",), at(60), known))
+    return kept.verdict(round_, History(Baseline({GPU: "0000:18:00.0"})), now).verdict
+
+
+def test_released_on_request_keeps_what_was_known() -> None:
+    """A release makes nothing unknown within its limit, a finding stays, and one that comes meanwhile counts."""
+    kept = findings(Settings(release_limit=HOUR))
+    kept.take_round([clean("gpu.lost")], at(0), BOOT)
+    assert unmeasured(kept, 61) is State.HEALTHY
+    assert unmeasured(kept, 60 + HOUR - 1) is State.HEALTHY
+    assert unmeasured(kept, 60 + HOUR) is State.UNKNOWN
+    kept.take([found("xid.79")], at(HOUR), BOOT)
+    assert unmeasured(kept, HOUR) is State.UNHEALTHY
+
+
+def test_released_before_anything_was_known() -> None:
+    """A release is no excuse for a node that was unknown when it began."""
+    kept = findings()
+    assert unmeasured(kept, 61 + Settings().unknown_after, known=False) is State.UNKNOWN
+
+
+def test_something_else_that_is_not_measured_during_a_release() -> None:
+    """Only what the release hides is excused: a kernel log that cannot be read is not."""
+    kept = findings()
+    now = at(300)
+    kept.take_round([NotChecked("gpu.lost", GPU, RELEASED), NotChecked("xid", "node", TIMEOUT)], now, BOOT)
+    round_ = msgspec.structs.replace(readings(time=now), release=Release(("signal",), at(60), known=True))
+    assert kept.verdict(round_, History(Baseline({GPU: "0000:18:00.0"})), now).verdict is State.UNKNOWN
+
+
+@given(st.sampled_from([86400.0, -86400.0, 365 * 86400.0, -365 * 86400.0]))
+def test_a_clock_that_is_set_changes_no_duration(step: float) -> None:
+    """Debounce, clearing and expiry last as long as they would have: nothing is raised or cleared by the step."""
+    settings = Settings(findings={"thermal.gpu": FindingPolicy(raise_after=30.0, clear_after=30.0)})
+    kept = findings(settings)
+    kept.take([found("thermal.gpu"), found("xid.13", Severity.WARNING)], at(0), BOOT)
+    kept.shift(step)
+    assert kept.take([found("thermal.gpu")], at(step + 29), BOOT) == []
+    assert kinds(kept.take([found("thermal.gpu")], at(step + 31), BOOT)) == [(ChangeKind.RAISED, "thermal.gpu")]
+    assert kept.take([clean("thermal.gpu")], at(step + 40), BOOT) == []
+    kept.shift(-step)
+    assert kept.take([clean("thermal.gpu")], at(69), BOOT) == []
+    assert kinds(kept.take([clean("thermal.gpu")], at(71), BOOT)) == [(ChangeKind.CLEARED, "thermal.gpu")]
+    ledger = kept.ledger()
+    ledger.shift(step)
+    again = findings(settings, ledger)
+    assert again.take([], at(step + 599), BOOT) == []
+    assert kinds(again.take([], at(step + 601), BOOT)) == [(ChangeKind.CLEARED, "xid.13")]

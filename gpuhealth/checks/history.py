@@ -90,3 +90,12 @@ class History(msgspec.Struct):
     def recent(self, key: str, now: float, window: float) -> list[tuple[float, str]]:
         """The events of the last `window` seconds, oldest first."""
         return [mark for mark in self.marks.get(key, []) if now - window < mark[0] <= now]
+
+    def shift(self, seconds: float) -> None:
+        """The clock was set: moves every time along."""
+        for counter in self.counters.values():
+            counter.began += seconds
+            counter.seen += seconds
+            counter.steps = [(when + seconds, amount) for when, amount in counter.steps]
+        self.marks = {key: [(when + seconds, text) for when, text in marks] for key, marks in self.marks.items()}
+        self.since = {key: began and began + seconds for key, began in self.since.items()}

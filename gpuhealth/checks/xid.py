@@ -89,6 +89,7 @@ class _Judge:
 
     def __init__(self, readings: NodeReadings, settings: XidSettings, history: History) -> None:
         self._time = readings.time
+        self._released = readings.release is not None
         self._settings = settings
         self._history = history
         self._gpus = {
@@ -127,6 +128,8 @@ class _Judge:
         if code not in CONSEQUENCES:
             self._history.mark(key, at, self._settings.consequence, detail=str(code), keep=1)
             return ""
+        if self._released:  # whose work on the driver begins with ending what uses it
+            return ", while the driver was released on request"
         if named := _NAMED_CAUSE.search(event.line):  # newer drivers say so themselves
             return f", a consequence of XID {named[1]}"
         before = self._history.recent(key, at, self._settings.consequence)

@@ -25,6 +25,9 @@ RELEASED = f"{GROUP}/released"
 FLEET_FINDINGS = f"{GROUP}/fleet-findings"
 """Annotation: JSON of the GPUs of this Node that differ from all others of their kind, by the controller."""
 
+DRIVER_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
+"""Label of the NVIDIA GPU operator: where the upgrade of this node's driver stands."""
+
 DRAIN = f"{GROUP}/drain"
 """Annotation or label of a pod, label of a namespace: "false" keeps our drains away from it."""
 

@@ -18,15 +18,18 @@ import msgspec
 
 from gpuhealth.cluster.kinds import (
     CONDITION,
+    DRIVER_UPGRADE_STATE,
     OUT_OF_SERVICE,
     OVERRIDE,
     QUARANTINE,
+    RELEASE_GPUS,
     RELEASED,
     RESTORED,
     STATE_LABEL,
     TAINT,
 )
-from gpuhealth.model import NODE, Finding, Severity, State, Verdict
+from gpuhealth.model import NODE, Finding, MissingReason, NotCovered, Severity, State, Verdict
+from gpuhealth.readings import Release
 
 Object = dict[str, Any]
 
@@ -39,6 +42,12 @@ BY_PERSON = "by_person"
 SILENT = "AgentSilent"
 """The condition's reason where nobody speaks for the node any more; set by the controller."""
 _CONTROLLERS_STATES = {"draining", "drained"}
+# NVIDIA's upgrade controller (github.com/NVIDIA/k8s-operator-libs, pkg/upgrade/consts.go and common_manager.go) goes
+# from cordon-required and wait-for-jobs-required, which may last for as long as jobs do, through the first two of
+# these, in which what uses the GPUs is moved away, to the restart of the driver's pod, which unloads the kernel module
+# and fails while anybody holds it. In validation-required the new driver runs; upgrade-failed is a fault to be seen.
+_DRIVER_GOES = {"pod-deletion-required", "drain-required", "post-maintenance-required", "pod-restart-required"}
+RELEASE_REQUESTS = ("annotation", "driver_upgrade")
 
 
 class Override(enum.StrEnum):
@@ -54,6 +63,7 @@ class Desired(msgspec.Struct, frozen=True):
     verdict: Verdict
     quarantine: tuple[str, ...] = ()  # codes of the findings that want the node out of service, the worst first
     drain: bool = False  # whether what runs there should be moved away, too
+    release: Release | None = None  # of the driver, now
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -172,6 +182,12 @@ def all_codes(node: Object, desired: Desired) -> tuple[str, ...]:
     return (BY_PERSON, *desired.quarantine) if out_of_service(node) else desired.quarantine
 
 
+def release_requests(node: Object) -> tuple[str, ...]:
+    """Which of `RELEASE_REQUESTS` the Node makes: to let go of the driver, until they are gone."""
+    asked = (notes(node).get(RELEASE_GPUS) == "true", labels(node).get(DRIVER_UPGRADE_STATE) in _DRIVER_GOES)
+    return tuple(reason for reason, wanted in zip(RELEASE_REQUESTS, asked, strict=True) if wanted)
+
+
 def wanted_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The codes that may quarantine the node, and those that a person has released it from.
 
@@ -196,19 +212,32 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: (-f.severity.rank, f.code, f.component))
 
 
-def summary(verdict: Verdict, by_person: Override | None = None) -> tuple[str, str, str]:
-    """Status, reason and message of the condition. A warning leaves it True: the node can work."""
+def summary(
+    verdict: Verdict, by_person: Override | None = None, release: Release | None = None
+) -> tuple[str, str, str]:
+    """Status, reason and message of the condition. A warning leaves it True: the node can work.
+
+    While the driver is released the status is what was known before, and the message says so.
+    """
     worrying = [f for f in by_severity(verdict.findings) if f.severity is not Severity.INFO]
     message = _line(worrying)
     if by_person is Override.HEALTHY:
         return "True", "Override", f"declared healthy by annotation{'; found: ' if message else ''}{message}"
     status = {State.UNHEALTHY: "False", State.UNKNOWN: "Unknown"}.get(verdict.verdict, "True")
+    parts = [f"{release}: NVML is not measured"] if release else []
+    parts += [message] if message else []
     if verdict.verdict is State.UNKNOWN:
-        missing = sorted({f"{item.check} ({item.reason})" for item in verdict.coverage.not_checked})
-        missing_text = "not measured: " + (", ".join(missing) or "anything yet")
-        message = f"{message}; {missing_text}" if message else missing_text
-        return status, camel(worrying[0].code) if worrying else "NotMeasured", message[:MESSAGE_LIMIT]
-    return status, camel(worrying[0].code) if worrying else "Healthy", message or "no fault found"
+        missing = {
+            f"{item.check} ({item.reason})" for item in verdict.coverage.not_checked if not _excused(item, release)
+        }
+        parts += [] if release and not missing else ["not measured: " + (", ".join(sorted(missing)) or "anything yet")]
+    usual = "DriverReleased" if release else "NotMeasured" if verdict.verdict is State.UNKNOWN else "Healthy"
+    reason = camel(worrying[0].code) if worrying else usual
+    return status, reason, ("; ".join(parts) or "no fault found")[:MESSAGE_LIMIT]
+
+
+def _excused(item: NotCovered, release: Release | None) -> bool:
+    return release is not None and item.reason.startswith(MissingReason.RELEASED)
 
 
 def _line(findings: list[Finding]) -> str:
@@ -310,7 +339,7 @@ def _condition_patch(node: Object, marks: Marks, now: datetime) -> Object | None
     same = (current.get("status"), current.get("reason")) == (marks.status, marks.reason)
     if same and current.get("message") == marks.message:
         return None
-    if same and now - parsed_time(current.get("lastHeartbeatTime")) < REFRESH:
+    if same and timedelta(0) <= now - parsed_time(current.get("lastHeartbeatTime")) < REFRESH:  # clocks may be off
         return None
     return condition_patch(node, marks.status, marks.reason, marks.message, now)
 

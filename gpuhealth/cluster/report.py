@@ -8,7 +8,7 @@ written along with the next real change, and a mere change of wording at most on
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from gpuhealth.cluster.errors import AlreadyExistsError, NotFoundError
 from gpuhealth.cluster.kinds import REPORTS
 from gpuhealth.cluster.node import REFRESH, by_severity, written_time
 from gpuhealth.model import Finding, State, Verdict
-from gpuhealth.readings import BurninRun
+from gpuhealth.readings import BurninRun, Release
 
 MAX_FINDINGS = 500
 """An object may have 1.5 MB; a node with more findings than this has said enough."""
@@ -67,7 +67,13 @@ class Quarantine(msgspec.Struct, frozen=True, rename="camel"):
     places: tuple[str, ...] = ()
 
 
-def status_of(verdict: Verdict, quarantine: Quarantine, facts: Facts, would_do: tuple[str, ...] = ()) -> Object:
+def status_of(
+    verdict: Verdict,
+    quarantine: Quarantine,
+    facts: Facts,
+    would_do: tuple[str, ...] = (),
+    release: Release | None = None,
+) -> Object:
     """The agent's part of the report's status."""
     findings = by_severity(verdict.findings)
     states = {gpu.uuid or gpu.pci: str(gpu.verdict) for gpu in verdict.gpus}
@@ -86,6 +92,7 @@ def status_of(verdict: Verdict, quarantine: Quarantine, facts: Facts, would_do: 
         "findings": [_finding(finding) for finding in findings[:MAX_FINDINGS]],
         "findingsOmitted": max(0, len(findings) - MAX_FINDINGS),
         "notChecked": [{"check": c.check, "reason": c.reason[:_TEXT_LIMIT]} for c in verdict.coverage.not_checked],
+        "driverReleased": {"reasons": list(release.reasons), "since": written_time(release.since)} if release else {},
         "quarantine": {key: value for key, value in out.items() if value is not None},
         "counters": dict(sorted(facts.counters.items())),
         "wouldDo": list(would_do),
@@ -166,7 +173,7 @@ class Report:
         if not merge_patch(_without_last_seen(self._status), _without_last_seen(status)):
             return False
         reworded = not merge_patch(substance(self._status), substance(status))
-        if reworded and self._written is not None and now - self._written < REFRESH:
+        if reworded and self._written is not None and timedelta(0) <= now - self._written < REFRESH:
             return False
         patch = merge_patch(self._status, status)
         try:

@@ -24,7 +24,7 @@ from gpuhealth.cluster.budget import Admitted, Held, NoBudget, Outcome, Places
 from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object, backoff
 from gpuhealth.cluster.errors import ConflictError, UnavailableError
 from gpuhealth.cluster.events import Events, Note
-from gpuhealth.cluster.kinds import NODES, RELEASE_GPUS
+from gpuhealth.cluster.kinds import NODES
 from gpuhealth.cluster.node import (
     BY_PERSON,
     MESSAGE_LIMIT,
@@ -43,6 +43,7 @@ from gpuhealth.cluster.node import (
     override,
     patches,
     record,
+    release_requests,
     released,
     state_label,
     summary,
@@ -92,6 +93,7 @@ class NodeWriter:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.node_name = node_name
+        self.asked = False  # whether the API server has been asked for our Node, with or without an answer
         self.following = False  # whether what is known of our Node is as new as a watch can tell
         self.changed = asyncio.Event()  # set by every change of our Node; for the agent to wait on and clear
         self._client = client
@@ -121,6 +123,7 @@ class NodeWriter:
             follow = watch(self._client, NODES, fields=f"metadata.name={self.node_name}", paged=False)
             async with aclosing(follow) as events:
                 async for event in events:
+                    self.asked = True
                     match event:
                         case Listed(items):
                             self.following = True
@@ -161,9 +164,9 @@ class NodeWriter:
         return released(self._latest) if self._latest else ()
 
     @property
-    def release_gpus(self) -> bool:
-        """Whether somebody asks us to let go of the driver."""
-        return self.annotations.get(RELEASE_GPUS) == "true"
+    def release_requests(self) -> tuple[str, ...] | None:
+        """Who asks us on our Node to let go of the driver; None while the Node has not been seen."""
+        return release_requests(self._latest) if self._latest else None
 
     @property
     def held(self) -> tuple[Held, str] | None:
@@ -274,7 +277,7 @@ class NodeWriter:
         elif ours is not None and out and not codes and desired.verdict.verdict is State.UNKNOWN:
             codes = (ours.code,)  # silence is no evidence that the fault is gone
         taint = codes[0] if codes else None
-        status, reason, message = summary(desired.verdict, person)
+        status, reason, message = summary(desired.verdict, person, desired.release)
         if taint == BY_PERSON:
             reason = "OutOfService" if status == "True" else reason
             message = f"out of service by a person's wish: {out_of_service(node)}; {message}"[:MESSAGE_LIMIT]
@@ -373,7 +376,7 @@ class NodeWriter:
 
     async def _write_report(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
         would = tuple(f"{act.kind} {act.target} {act.detail}".strip() for act in acts if not act.done)
-        status = status_of(desired.verdict, self._standing(node, desired), facts, would)
+        status = status_of(desired.verdict, self._standing(node, desired), facts, would, desired.release)
         if await self._report.write(node, status, self._now()):
             self._did(acts, Act("report", self.node_name, str(desired.verdict.verdict), self._now()))
 

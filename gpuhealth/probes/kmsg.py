@@ -15,12 +15,13 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
 
 from gpuhealth.model import KernelRecord, Missing, MissingReason
+from gpuhealth.probes.clock import Now, wall_clock
 from gpuhealth.probes.logtext import unescape
 
 _READ_BYTES = 16384  # a record is at most 8 KiB: the device refuses smaller buffers with EINVAL
@@ -48,8 +49,11 @@ class KmsgError(Exception):
 class KmsgReader:
     """Reads batches of records: `async for batch in reader`, for ever. One task reads, any may look at the figures."""
 
-    def __init__(self, path: Path, boot_id: str, after: Position | None, lookback: float) -> None:
+    def __init__(
+        self, path: Path, boot_id: str, after: Position | None, lookback: float, now: Now = wall_clock
+    ) -> None:
         self._path = path
+        self._now = now
         self._boot_id = boot_id
         self._fd = -1
         self._rest = b""
@@ -108,7 +112,7 @@ class KmsgReader:
         """The next records, and whether there may be more at once."""
         batch: list[KernelRecord] = []
         clock = time.monotonic()
-        now = datetime.now(UTC)
+        now = self._now()
         for _ in range(_BATCH):
             try:
                 chunk = os.read(self._fd, _READ_BYTES)

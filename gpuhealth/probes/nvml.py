@@ -252,11 +252,15 @@ class NvmlProbe:
         if self._child:
             self._child.want_events()
 
-    async def release(self) -> bool:
-        """Lets go of the driver; True when no handle is left, False while a child is still inside a call."""
+    def let_go(self) -> None:
+        """Has no child hold the driver from now on, and does not wait until none does."""
         self._released = True
         if self._child:
             self._retire(self._child)
+
+    async def release(self) -> bool:
+        """Lets go of the driver; True when no handle is left, False while a child is still inside a call."""
+        self.let_go()
         deadline = time.monotonic() + _RELEASE_SECONDS
         while self._leaving and time.monotonic() < deadline:
             await asyncio.sleep(0.01)

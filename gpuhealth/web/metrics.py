@@ -98,6 +98,13 @@ class _AgentCollector(Collector):
         yield gauge(
             "not_checked", "1 for a check that could not be made", ["check", "reason"], [(*m, 1) for m in missing]
         )
+        reasons = agent.release.current.reasons if agent.release.current else ()
+        yield gauge(
+            "released",
+            "1 while NVML is not measured since the driver was let go on request, and until it is back",
+            ["reason"],
+            [(reason, 1) for reason in reasons],
+        )
         yield gauge(
             "check_last_success_timestamp_seconds",
             "When a check last read all it needs",

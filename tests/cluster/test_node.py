@@ -19,15 +19,18 @@ from gpuhealth.cluster.node import (
     Object,
     Override,
     camel,
+    condition,
     ended_by_person,
     override,
     patches,
     record,
+    release_requests,
     state_label,
     summary,
     wanted_codes,
 )
 from gpuhealth.model import NotCovered, Severity, State
+from gpuhealth.readings import Release
 from tests.cluster.builders import T0, finding, verdict
 
 HEALTHY = Marks("True", "Healthy", "no fault found", "healthy")
@@ -215,6 +218,60 @@ def test_status_without_findings(state: State, status: str, reason: str) -> None
     found = verdict(state=state, not_checked=(NotCovered("ecc", "timeout"),))
     assert summary(found)[:2] == (status, reason)
     assert ("ecc (timeout)" in summary(found)[2]) is (state is State.UNKNOWN)
+
+
+UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
+RELEASE = Release(("driver_upgrade",), T0, known=True)
+RELEASED_TEXT = "the driver is released (driver_upgrade) since 2026-03-01T12:00:00Z: NVML is not measured"
+
+
+@pytest.mark.parametrize(
+    ("state", "requests"),
+    [
+        ("", ()),
+        ("upgrade-required", ()),
+        ("cordon-required", ()),
+        ("wait-for-jobs-required", ()),
+        ("pod-deletion-required", ("driver_upgrade",)),
+        ("drain-required", ("driver_upgrade",)),
+        ("node-maintenance-required", ()),
+        ("post-maintenance-required", ("driver_upgrade",)),
+        ("pod-restart-required", ("driver_upgrade",)),
+        ("validation-required", ()),
+        ("uncordon-required", ()),
+        ("upgrade-done", ()),
+        ("upgrade-failed", ()),
+    ],
+)
+def test_the_operators_upgrade_asks_for_the_driver(state: str, requests: tuple[str, ...]) -> None:
+    """In those states in which the driver's pod is about to be restarted, and in no other."""
+    assert release_requests(node(labels={UPGRADE: state})) == requests
+    both = node(labels={UPGRADE: state}, notes={"gpuhealth.io/release-gpus": "true"})
+    assert release_requests(both) == ("annotation", *requests)
+    assert release_requests(node(notes={"gpuhealth.io/release-gpus": "false"})) == ()
+
+
+def test_a_released_driver_is_in_the_condition() -> None:
+    """The status is what was known before; reason and message say that it is not being measured."""
+    not_checked = (NotCovered("gpu.lost", "released: so long"),)
+    healthy = verdict(not_checked=not_checked)
+    assert summary(healthy, release=RELEASE) == ("True", "DriverReleased", RELEASED_TEXT)
+    status, reason, message = summary(verdict(finding(), not_checked=not_checked), release=RELEASE)
+    assert (status, reason) == ("False", "Xid79")
+    assert message.startswith(f"{RELEASED_TEXT}; xid.79")
+    too_long = verdict(state=State.UNKNOWN, not_checked=not_checked)
+    assert summary(too_long, release=RELEASE) == ("Unknown", "DriverReleased", RELEASED_TEXT)
+    blind = verdict(state=State.UNKNOWN, not_checked=(*not_checked, NotCovered("xid", "error: no log")))
+    assert summary(blind, release=RELEASE)[2] == f"{RELEASED_TEXT}; not measured: xid (error: no log)"
+
+
+def test_a_clock_that_was_ahead_keeps_no_wording() -> None:
+    """A condition that was written in what is now the future is renewed, not kept until then."""
+    future = written(node(), Marks("False", "Xid79", "first", "healthy"))
+    condition(future)["lastHeartbeatTime"] = "2027-03-01T12:00:00Z"  # type: ignore[index]
+    patch = patches(future, Marks("False", "Xid79", "second", "healthy"), T0).status
+    assert patch
+    assert patch["status"]["conditions"][0]["lastHeartbeatTime"] == "2026-03-01T12:00:00Z"
 
 
 def test_override_is_in_the_condition() -> None:

@@ -665,14 +665,14 @@ def test_what_the_node_says_is_followed(plane: ControlPlane, pool: Pool) -> None
             write = writer(client, node)
             async with watching(write):
                 assert write.labels["pool"] == pool.name
-                assert not write.release_gpus
+                assert write.release_requests == ()
                 proxy.break_streams()
                 note = {"gpuhealth.io/release-gpus": "true"}
                 pool.patch(
                     node,
                     {"metadata": {"annotations": note}, "spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}},
                 )
-                await until(lambda: write.release_gpus)
+                await until(lambda: write.release_requests == ("annotation",))
                 assert write.taints[0]["key"] == "a"
                 assert write.changed.is_set()
 

@@ -48,8 +48,9 @@ def test_a_fault_alerts_until_it_is_gone(
     prometheus.clears(alert)
 
 
-def test_a_driver_let_go_is_unknown(healthy: SimulatedNode, prometheus: Prometheus) -> None:
-    """A node whose driver is let go on request is unknown, the reason is told, and both end when it is taken again."""
+def test_a_driver_let_go_for_too_long_is_unknown(healthy: SimulatedNode, prometheus: Prometheus) -> None:
+    """After the limit of a release the node is unknown, the reason is told, and both end when it is taken again."""
+    healthy.configure({"release_limit": "1s"})
     os.kill(healthy.pid, signal.SIGUSR1)
     prometheus.fires("GPUNodeUnknown")
     assert prometheus.fires("GPUHealthNotChecked")["labels"]["reason"] == "released"

@@ -1,0 +1,84 @@
+"""What an agent remembers over its restarts, kept in the journal: findings, history, place in the kernel log, release.
+
+Times are remembered as the wall clock told them; if it was set while no agent ran, they are moved along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from gpuhealth import config
+from gpuhealth.checks.history import History
+from gpuhealth.journal import Journal, JournalError
+from gpuhealth.probes.clock import Instant, SteadyClock
+from gpuhealth.probes.kmsg import Position
+from gpuhealth.readings import Release
+from gpuhealth.verdict import Ledger
+
+log = structlog.get_logger()
+_T = TypeVar("_T")
+
+
+class Memory(msgspec.Struct):
+    """What is remembered; of what cannot be read, nothing."""
+
+    ledger: Ledger = msgspec.field(default_factory=Ledger)
+    history: History = msgspec.field(default_factory=History)
+    position: Position | None = None
+    release: Release | None = None  # of the driver, in this boot
+
+    def encoded(self, clock: SteadyClock, boot_id: str) -> dict[str, bytes]:
+        """As the journal keeps it."""
+        values = {
+            "findings": self.ledger,
+            "history": self.history,
+            "release": self.release,
+            "written": clock.instant(boot_id),
+        } | ({"kmsg": self.position} if self.position else {})
+        return {key: msgspec.json.encode(value) for key, value in values.items()}
+
+
+def open_journal(where: config.Journal) -> Journal | None:
+    """The node's journal; None where there can be none, which is logged."""
+    try:
+        journal = Journal(where.path, where.keep, where.max_entries)
+    except JournalError as error:
+        log.error("no journal: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
+        return None
+    if journal.set_aside:
+        log.error("the journal was damaged and has been set aside", file=str(journal.set_aside))
+    return journal
+
+
+def recall(journal: Journal | None, clock: SteadyClock, boot_id: str) -> Memory:
+    """What an earlier agent on this node has remembered."""
+    memory = Memory()
+    if journal is None:
+        return memory
+    try:
+        memory.ledger = _decoded(journal.recall("findings"), Ledger) or memory.ledger
+        memory.history = _decoded(journal.recall("history"), History) or memory.history
+        memory.position = _decoded(journal.recall("kmsg"), Position)
+        written = _decoded(journal.recall("written"), Instant)
+        if written and written.boot_id == boot_id:  # a reboot ends what the driver was released for
+            memory.release = _decoded(journal.recall("release"), Release)
+    except JournalError as error:
+        log.error("the journal cannot be read in full", error=str(error))  # noqa: TRY400 - one sentence says it
+        return memory
+    if written and (seconds := clock.set_since(written, boot_id)):
+        log.warning("the clock was set while no agent ran", seconds=round(seconds))
+        memory.ledger.shift(seconds)
+        memory.history.shift(seconds)
+        memory.release = memory.release and memory.release.shifted(seconds)
+    return memory
+
+
+def _decoded(value: bytes | None, kind: type[_T]) -> _T | None:
+    """What was remembered; of another version's that cannot be read, nothing."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return None if value is None else msgspec.json.decode(value, type=kind)
+    return None

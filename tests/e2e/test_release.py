@@ -1,0 +1,192 @@
+"""The driver let go while others work on it: no fault is made of it, all say why, and it does not last for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kube import ControlPlane
+from simnode import wait_for
+
+from tests.e2e.test_agent import entries
+from tests.e2e.test_marks import XID_95, Marked
+
+UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
+ANNOTATION = "gpuhealth.io/release-gpus"
+RELEASED = 'gpuhealth_released{reason="%s"}'
+
+
+class Upgraded(Marked):
+    """A node on whose driver others work."""
+
+    def says(self, *, labels: dict[str, str | None] | None = None, notes: dict[str, str | None] | None = None) -> None:
+        """Changes labels and annotations of the Node."""
+        patch = {"metadata": {"labels": labels or {}, "annotations": notes or {}}}
+        path = f"/api/v1/nodes/{self.name}"
+        self.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
+
+    def unload(self) -> None:
+        """What is left of the GPUs without the kernel module: their functions on the PCI bus."""
+        self.sim.driver.inject("init_failure", code=9)
+        self.sim.driver.inject("drop", bus=1)
+
+    def load(self) -> None:
+        """The module is back."""
+        self.sim.driver.clear()
+
+    def holders(self) -> list[str]:
+        """The agent's processes that hold the driver."""
+        children = Path(f"/proc/{self.sim.pid}/task/{self.sim.pid}/children").read_text().split()
+        maps = [Path(f"/proc/{child}/maps") for child in children]
+        return [str(each) for each in maps if each.exists() and "libnvidia-ml" in each.read_text()]
+
+    def message(self) -> str:
+        """Of our condition."""
+        conditions = self.node()["status"].get("conditions", [])
+        return next((str(c["message"]) for c in conditions if c["type"] == "GPUHealthy"), "")
+
+    def rounds(self, more: int) -> None:
+        """Waits for so many rounds more."""
+        count = "gpuhealth_agent_rounds_total"
+        before = self.sim.metric(count) or 0.0
+        wait_for("rounds", lambda: (self.sim.metric(count) or 0.0) >= before + more)
+
+
+@pytest.fixture
+def upgraded(plane: ControlPlane, tmp_path: Path) -> Iterator[Upgraded]:
+    """A node with room for it in a budget, whose agent the test starts."""
+    made = Upgraded(plane, tmp_path)
+    made.budget(1)
+    made.sim.configure({"unknown_after": "1s"})
+    yield made
+    made.sim.driver.release()
+    made.sim.stop()
+    made.remove()
+
+
+def test_an_upgrade_by_the_gpu_operator(upgraded: Upgraded) -> None:
+    """Through all of the operator's states the node is called healthy, nothing is found, and nobody holds the driver
+    while it is unloaded; a kernel-log fault of that time counts."""
+    with upgraded.sim as sim:
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
+        for state in ("upgrade-required", "cordon-required", "wait-for-jobs-required"):
+            upgraded.says(labels={UPGRADE: state})
+        upgraded.rounds(2)
+        assert sim.metric("gpuhealth_agent_driver_released") == 0
+        upgraded.says(labels={UPGRADE: "pod-deletion-required"})
+        wait_for("the release", lambda: sim.metric(RELEASED % "driver_upgrade") == 1)
+        wait_for("no holder", lambda: not upgraded.holders())
+        upgraded.says(labels={UPGRADE: "pod-restart-required"})
+        upgraded.unload()
+        wait_for("the condition", lambda: upgraded.condition() == ("True", "DriverReleased"))
+        assert upgraded.message().startswith("the driver is released (driver_upgrade) since ")
+        wait_for("the report", lambda: upgraded.report().get("driverReleased", {}).get("reasons") == ["driver_upgrade"])
+        sim.xid(45, gpu=0, text="pid=1, name=job, Ch 1")
+        upgraded.rounds(12)  # longer than `unknown_after`
+        assert upgraded.condition() == ("True", "DriverReleased")
+        assert sim.metric("gpuhealth_node_healthy") == 1
+        assert sim.metric('gpuhealth_not_checked{check="gpu.lost",reason="released"}') == 1
+        writes = upgraded.writes()
+        upgraded.rounds(10)
+        assert upgraded.writes() == writes, "a release costs one write, not one a round"
+        upgraded.says(labels={UPGRADE: "validation-required"})
+        wait_for("the driver being asked again", lambda: sim.metric("gpuhealth_agent_driver_released") == 0)
+        upgraded.rounds(3)
+        assert sim.findings() <= {"xid.45"}, "it may take a while to be back"
+        upgraded.load()
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
+        wait_for("a report without it", lambda: not upgraded.report().get("driverReleased"))
+        assert sim.metric(RELEASED % "driver_upgrade") is None
+        upgraded.says(labels={UPGRADE: "pod-restart-required"})
+        wait_for("the release", lambda: sim.metric("gpuhealth_agent_driver_released") == 1)
+        sim.xid(95, gpu=2, text=XID_95)
+        wait_for("the taint", lambda: upgraded.taint() == "xid.95")
+        assert upgraded.condition() == ("False", "Xid95")
+        assert "the driver is released" in upgraded.message()
+    raised = {code for kind, code in entries(sim) if kind == "raised"}
+    assert raised == {"xid.45", "xid.95"}
+
+
+def test_several_reasons_at_once(upgraded: Upgraded) -> None:
+    """The driver is let go until the last of annotation, label and signal is gone."""
+    with upgraded.sim as sim:
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
+        upgraded.says(notes={ANNOTATION: "true"}, labels={UPGRADE: "drain-required"})
+        os.kill(sim.pid, signal.SIGUSR1)
+        for reason in ("annotation", "driver_upgrade", "signal"):
+            wait_for(reason, lambda reason=reason: sim.metric(RELEASED % reason) == 1)  # type: ignore[misc]
+        upgraded.says(notes={ANNOTATION: None})
+        wait_for("one less", lambda: sim.metric(RELEASED % "annotation") is None)
+        os.kill(sim.pid, signal.SIGUSR1)
+        wait_for("two less", lambda: sim.metric(RELEASED % "signal") is None)
+        assert sim.metric("gpuhealth_agent_driver_released") == 1
+        upgraded.says(labels={UPGRADE: "upgrade-done"})
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
+        assert sim.metric("gpuhealth_agent_driver_released") == 0
+
+
+def test_an_unhealthy_node_stays_so(upgraded: Upgraded) -> None:
+    """What was found before the release is neither cleared nor hidden by it: condition and taint stay."""
+    with upgraded.sim as sim:
+        sim.driver.inject("remap_failed", gpu=0)
+        wait_for("the taint", lambda: upgraded.taint() == "memory.remap_failed")
+        upgraded.says(notes={ANNOTATION: "true"})
+        wait_for("the release", lambda: upgraded.report().get("driverReleased"))
+        sim.driver.clear()
+        upgraded.rounds(5)
+        assert upgraded.condition() == ("False", "MemoryRemapFailed")
+        assert upgraded.taint() == "memory.remap_failed"
+        upgraded.says(notes={ANNOTATION: None})
+        wait_for("the taint to go", lambda: upgraded.taint() is None)
+
+
+def test_not_for_ever(upgraded: Upgraded) -> None:
+    """After `release_limit` the node is unknown, and says why; after `release_grace` a driver that is away is one."""
+    upgraded.sim.configure({"release_limit": "3s", "release_grace": "1s"})
+    with upgraded.sim as sim:
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
+        upgraded.says(notes={ANNOTATION: "true"})
+        wait_for("the release", lambda: upgraded.condition() == ("True", "DriverReleased"))
+        upgraded.unload()
+        wait_for("unknown", lambda: upgraded.condition() == ("Unknown", "DriverReleased"))
+        assert sim.metric("gpuhealth_agent_driver_released") == 1, "the request still stands"
+        assert upgraded.taint() is None
+        upgraded.says(notes={ANNOTATION: None})
+        wait_for("the fault", lambda: upgraded.condition()[0] == "False")
+        assert "driver.not_loaded" in sim.findings()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_an_agent_that_starts_in_mid_upgrade(upgraded: Upgraded, how: signal.Signals) -> None:
+    """It takes up the release of the one before: it does not touch the driver, and still calls the node healthy."""
+    with upgraded.sim as sim:
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
+        upgraded.says(labels={UPGRADE: "pod-restart-required"})
+        wait_for("the condition", lambda: upgraded.condition() == ("True", "DriverReleased"))
+        wait_for("the journal", lambda: ("agent", "release") in entries(sim))
+        sim.stop(how)
+        upgraded.unload()
+        sim.start()
+        upgraded.rounds(8)
+        assert sim.metric("gpuhealth_agent_nvml_process_starts_total") == 0
+        assert sim.findings() == set()
+        assert upgraded.condition() == ("True", "DriverReleased")
+        upgraded.load()
+        upgraded.says(labels={UPGRADE: "upgrade-done"})
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
+
+
+def test_the_first_agent_of_a_node_starts_in_mid_upgrade(upgraded: Upgraded) -> None:
+    """It asks its Node before it takes the driver, finds no fault, and does not call healthy what it never saw."""
+    upgraded.says(labels={UPGRADE: "pod-restart-required"})
+    upgraded.unload()
+    with upgraded.sim as sim:
+        wait_for("unknown", lambda: upgraded.condition() == ("Unknown", "DriverReleased"))
+        assert sim.metric("gpuhealth_agent_nvml_process_starts_total") == 0
+        assert sim.findings() == set()
+        upgraded.load()
+        upgraded.says(labels={UPGRADE: "uncordon-required"})
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
