@@ -156,6 +156,10 @@ def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
     node.kmsg.unlink()
     with node:
         wait_for("the warning", lambda: "kmsg.unavailable" in node.findings())
+        rounds = "gpuhealth_agent_rounds_total"
+        wait_for("the GPUs", lambda: "gpuhealth_gpu_info{" in node.get("/metrics")[1])
+        before = node.metric(rounds) or 0.0
+        wait_for("NVML to listen", lambda: (node.metric(rounds) or 0.0) > before + 2)
         node.driver.inject("xid", gpu=4, code=95)
         wait_for("the XID", lambda: "xid.95" in node.findings())
 
@@ -214,6 +218,7 @@ def test_a_storm_stays_bounded(node: SimulatedNode) -> None:
         for number in range(lines)
     )
     with node:
+        wait_for("the GPUs", lambda: healthy(node))
         with node.kmsg.open("a") as log:
             log.writelines(storm)
         count = f'gpuhealth_xid_errors_total{{gpu="{node.driver.text("gpu0.uuid")}",xid="45"}}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,7 @@ from simnode import SimulatedNode, wait_for
 from gpuhealth.agent import Agent
 from gpuhealth.cluster.budget import Held, Limit
 from gpuhealth.model import Coverage, State, Verdict
+from gpuhealth.probes.clock import SteadyClock
 from gpuhealth.readings import NodeReadings
 from gpuhealth.web import metrics
 from gpuhealth.web.metrics import Exposition
@@ -239,8 +240,8 @@ def test_rounds_that_have_stopped_make_unknown(make_agent: Callable[[], Agent]) 
     exposition = Exposition(agent)
     _looked(agent)
     assert values(parsed(exposition.text().decode()), "gpuhealth_verdict", "verdict")["healthy"] == 1
-    now = agent.clock()
-    agent.clock = lambda: now + timedelta(seconds=agent.settings.unknown_after)  # type: ignore[assignment]
+    later = timedelta(seconds=agent.settings.unknown_after)
+    agent.clock = SteadyClock(lambda: datetime.now(UTC) + later)
     exposition._made = (agent.version, 0.0)  # as if a round's time had passed
     assert values(parsed(exposition.text().decode()), "gpuhealth_verdict", "verdict")["unknown"] == 1
 
