@@ -123,9 +123,9 @@ def alerts() -> list[Alert]:
             "warning",
             "{{ $labels.check }} is not being checked on {{ $labels.node }}",
             "Reason: {{ $labels.reason }}. Not checked is not healthy.",
-            "`released`: somebody had the agent let go of the driver; take off the annotation"
-            " gpuhealth.io/release-gpus. `no_permission`, `not_installed`: the Pod's mounts or rights. Else see the"
-            " agent's log.",
+            "`released`: the agent has let go of the driver on request; `gpuhealth_released` names whose: take off the"
+            " annotation gpuhealth.io/release-gpus, see the GPU operator's upgrade, or send SIGUSR1 again."
+            " `no_permission`, `not_installed`: the Pod's mounts or rights. Else see the agent's log.",
         ),
         Alert(
             "GPUHealthClusterUnreachable",

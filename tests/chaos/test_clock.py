@@ -75,7 +75,7 @@ def timed(plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     made = Timed(plane, tmp_path)
     made.wall = Wall()
     made.budget(1)
-    made.sim.configure({"findings": PATIENT})
+    made.sim.configure({"findings": PATIENT, "nvml": {"warn_after": "60s", "critical_after": "60s"}})
     for name, value in made.sim.driver.env.items():
         monkeypatch.setenv(name, value)
     yield made

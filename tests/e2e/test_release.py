@@ -60,7 +60,7 @@ def upgraded(plane: ControlPlane, tmp_path: Path) -> Iterator[Upgraded]:
     """A node with room for it in a budget, whose agent the test starts."""
     made = Upgraded(plane, tmp_path)
     made.budget(1)
-    made.sim.configure({"unknown_after": "1s"})
+    made.sim.configure({"unknown_after": "1s", "nvml": {"warn_after": "60s", "critical_after": "60s"}})
     yield made
     made.sim.driver.release()
     made.sim.stop()
