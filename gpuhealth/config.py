@@ -179,10 +179,13 @@ class BurninLimits(_Section):
 
 
 class Burnin(_Section):
-    """Active tests: where their results are left for the agent, and what they pass by."""
+    """Active tests: what they are done on, what they pass by, and where their results are left for the agent."""
 
     results: Path = Path("/var/lib/gpuhealth/burnin")
+    level: Literal["quick", "standard", "long"] = "standard"
+    devices: str = "all"  # GPUs that CUDA shows; else as cuda:0,1 or, where processors stand in, cpu:0,1
     limits: BurninLimits = BurninLimits()
+    faults: tuple[dict[str, Any], ...] = ()  # put in on purpose, to see them caught: burnin.jobs.Fault
 
 
 class Kubernetes(_Section):

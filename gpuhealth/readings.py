@@ -239,6 +239,7 @@ class BurninRun(msgspec.Struct, frozen=True, omit_defaults=True):
     results: tuple[TestResult, ...]
     software: dict[str, str] = {}  # torch, cuda, driver: digests are comparable within the same only
     models: dict[str, str] = {}  # gpu -> model as NVML names it
+    notes: tuple[str, ...] = ()  # what limits the run's word: no telemetry, faults put in on purpose
 
     def gpu_status(self, gpu: str) -> TestStatus:
         """How the run ended for one of its GPUs: another one's failure is not this one's."""

@@ -25,6 +25,9 @@ _UNITS = {
     "_gigabytes": "GB",
     "_percent": "%",
     "_seconds": "s",
+    "_celsius": "°C",
+    "_watts": "W",
+    "_megahertz": "MHz",
 }
 
 
@@ -38,9 +41,15 @@ def is_pair(figure: str) -> bool:
     return figure.startswith("to_")
 
 
-def in_words(figure: str, value: float) -> str:
-    """A figure as people say it: `memory copy 2801 GB/s`."""
+def quantity(figure: str) -> tuple[str, str]:
+    """What a figure's name says, and its unit: `memory copy`, `GB/s`."""
     for ending, unit in _UNITS.items():
         if figure.endswith(ending):
-            return f"{figure.removesuffix(ending).replace('_', ' ')} {value:.4g} {unit}"
-    return f"{figure.replace('_', ' ')} {value:.4g}"
+            return figure.removesuffix(ending).replace("_", " "), unit
+    return figure.replace("_", " "), ""
+
+
+def in_words(figure: str, value: float) -> str:
+    """A figure as people say it: `memory copy 2801 GB/s`."""
+    name, unit = quantity(figure)
+    return f"{name} {value:.4g} {unit}".rstrip()

@@ -68,8 +68,13 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True, tag="ready"):
 class Devices(msgspec.Struct, frozen=True, omit_defaults=True, tag="devices"):
     """What the job DEVICES answers in the place of an outcome."""
 
-    devices: tuple[CudaDevice, ...] = ()
-    problem: str = ""  # one sentence why there are none
+    devices: tuple[CudaDevice, ...]
+
+
+class Unable(msgspec.Struct, frozen=True, omit_defaults=True, tag="unable"):
+    """No job can be done here: torch is absent or broken, or sees no GPU. No word about any GPU's health."""
+
+    problem: str  # one sentence
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
@@ -98,7 +103,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, tag="outcome"):
     gpus: tuple[GpuOutcome, ...]
 
 
-Message: TypeAlias = Ready | Progress | Outcome | Devices
+Message: TypeAlias = Ready | Progress | Outcome | Devices | Unable
 
 Say: TypeAlias = Callable[[Progress], None]
 """How a test tells its progress; raises `Stopped` when the worker has been told to stop."""

@@ -13,6 +13,7 @@ from typer.exceptions import Abort, TyperException
 from gpuhealth import __version__
 from gpuhealth.cli import (
     agent,
+    burnin,
     capture,
     check,
     classify,
@@ -35,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_ON_A_NODE = (check, classify, explain, capture, events)
+_ON_A_NODE = (check, burnin, classify, explain, capture, events)
 _ON_A_CLUSTER = (fleet, node, quarantine, restore, override, release_gpus)
 for module in (*_ON_A_NODE, *_ON_A_CLUSTER, agent, controller):
     app.command(name=module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)

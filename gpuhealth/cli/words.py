@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from gpuhealth.model import Action, MissingReason, Severity, State
+from gpuhealth.readings import TestStatus
 
 DO = {
     Action.NONE: "nothing to be done",
@@ -34,6 +35,13 @@ STYLE: dict[str, str] = {
     State.DEGRADED: "yellow",
     State.UNHEALTHY: "bold red",
     State.UNKNOWN: "bold magenta",
+}
+
+RESULT_STYLE: dict[str, str] = {
+    TestStatus.PASSED: "green",
+    TestStatus.FAILED: "bold red",
+    TestStatus.SKIPPED: "dim",
+    TestStatus.STOPPED: "yellow",
 }
 
 

@@ -1,0 +1,196 @@
+"""`gpuhealth burnin`: active tests on this machine."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gpuhealth.cli import options
+from gpuhealth.cli.output import COULD_NOT, HEALTHY, UNHEALTHY, CommandError, near, write_line
+
+if TYPE_CHECKING:
+    from gpuhealth.burnin.jobs import Fault
+    from gpuhealth.burnin.run import Curves, Plan, Run
+    from gpuhealth.burnin.sampling import Sampler
+    from gpuhealth.burnin.targets import Target
+    from gpuhealth.config import Settings
+    from gpuhealth.readings import BurninRun
+
+
+class Level(enum.StrEnum):
+    """How thorough."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    LONG = "long"
+
+
+def command(
+    level: Annotated[
+        Level | None,
+        typer.Option(help="quick is done within 1 min, standard within 5 min, long takes half an hour and more."),
+    ] = None,
+    tests: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Only these, such as exact,memory; else those of the level.")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="DEVICES", help="all, cuda:0,1, or cpu and cpu:0,1 to try the tests out.")
+    ] = None,
+    duration: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long all tests work together, such as 10m.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with results and curves, in HTML.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Leave the result in this folder for the agent.")
+    ] = None,
+    reason: Annotated[
+        str, typer.Option(metavar="WHY", help="Why it is run: manual, preflight, periodic, return.")
+    ] = "manual",
+    seed: Annotated[int, typer.Option(min=0, help="Of the operands; the same seed draws the same.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Also on GPUs that other processes use.")] = False,
+    config: options.Config = None,
+) -> None:
+    """Make the GPUs of this machine work, and see whether they do it right.
+
+    Exit code: 0 passed, 2 failed, 3 could not test or was stopped.
+    """
+    import asyncio
+
+    from gpuhealth.burnin import levels
+    from gpuhealth.burnin.listing import TESTS
+    from gpuhealth.burnin.run import Plan
+
+    settings = options.load_settings(config)
+    names = [name.strip() for name in tests.split(",")] if tests else []
+    for name in names:
+        if name not in TESTS:
+            raise CommandError(
+                f"--tests: there is no test {name!r}{near(name, list(TESTS))}; known: {', '.join(TESTS)}"
+            )
+    seconds = None if duration is None else options.duration(duration, "--duration")
+    if seconds == 0:
+        raise CommandError("--duration: no time to test in")
+    chosen = level or settings.burnin.level
+    if report is not None and not report.parent.is_dir():
+        raise CommandError(f"--report: there is no folder {report.parent}")
+    plan = Plan(
+        level=chosen,
+        tests=levels.plan(chosen, names, seconds),
+        targets=(),
+        reason=reason,
+        seed=seed,
+        faults=_faults(settings),
+    )
+    result, curves = asyncio.run(_burnin(settings, plan, devices or settings.burnin.devices, force))
+    if report is not None:
+        from gpuhealth.burnin import page
+
+        try:
+            report.write_text(page.page(result, curves), encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"--report: cannot write {report}: {error.strerror}") from None
+    unsaved = ""
+    if save is not None or reason != "manual":
+        from gpuhealth.burnin import results
+
+        folder = save or settings.burnin.results
+        try:
+            results.save(result, folder)
+        except OSError as error:
+            unsaved = f"the result cannot be left in {folder} for the agent: {error.strerror}"
+    if as_json:
+        import msgspec
+
+        write_line(msgspec.json.encode(result))
+    else:
+        from gpuhealth.cli import tested
+
+        tested.show(result)
+    if unsaved:
+        raise CommandError(unsaved)
+    raise typer.Exit(_exit_code(result))
+
+
+def _exit_code(result: BurninRun) -> int:
+    from gpuhealth.readings import TestStatus
+
+    return {TestStatus.PASSED: HEALTHY, TestStatus.FAILED: UNHEALTHY}.get(result.status, COULD_NOT)
+
+
+def _faults(settings: Settings) -> tuple[Fault, ...]:
+    import msgspec
+
+    from gpuhealth.burnin.jobs import Fault
+
+    try:
+        return msgspec.convert(settings.burnin.faults, tuple[Fault, ...])
+    except msgspec.ValidationError as error:
+        raise CommandError(f"configuration: burnin.faults: {error}") from None
+
+
+async def _burnin(settings: Settings, plan: Plan, devices: str, force: bool) -> tuple[BurninRun, Curves]:
+    import asyncio
+    import signal
+
+    import msgspec
+
+    from gpuhealth.burnin.run import Run
+    from gpuhealth.burnin.sampling import Sampler
+    from gpuhealth.burnin.targets import BurninError
+    from gpuhealth.cli import progress
+
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    run: Run | None = None
+
+    def stop() -> None:
+        if run is not None:
+            run.stop()
+        elif task is not None:
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    sampler = Sampler(settings)
+    try:
+        async with sampler.sampling():
+            targets = await _targets(sampler, devices, settings.roots.proc, force)
+            run = Run(msgspec.structs.replace(plan, targets=targets), settings, sampler)
+            async with progress.shown(run):
+                result = await run.run()
+    except BurninError as error:
+        raise CommandError(str(error)) from None
+    except asyncio.CancelledError:
+        raise CommandError("stopped before the first test began") from None
+    return result, run.curves()
+
+
+async def _targets(sampler: Sampler, devices: str, proc: Path, force: bool) -> tuple[Target, ...]:
+    """The devices to be tested. Raises BurninError where there are none, or others use them."""
+    from gpuhealth.burnin import targets as choosing
+    from gpuhealth.burnin.run import cuda_devices
+
+    _need_torch()
+    shown = await cuda_devices() if choosing.needs_cuda(devices) else ()
+    targets = choosing.targets(devices, shown, sampler.gpus)
+    for target in targets:
+        users = choosing.users(sampler.gpus[target.gpu], proc) if target.gpu in sampler.gpus else []
+        if users and not force:
+            raise choosing.BurninError(
+                f"{target.device} ({target.gpu}) is in use by {', '.join(users)}: stop them, or test all the same with"
+                " --force"
+            )
+    return targets
+
+
+def _need_torch() -> None:
+    """Looked for, not loaded: only the tests' processes do that."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise CommandError("the tests need PyTorch, which is not installed: pip install 'gpuhealth[burnin]'")

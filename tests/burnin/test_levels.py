@@ -1,0 +1,33 @@
+"""How long the levels take, and what they leave out."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuhealth.burnin.levels import LEVELS, plan
+from gpuhealth.burnin.listing import TESTS
+
+
+@pytest.mark.parametrize(("level", "least", "most"), [("quick", 10, 45), ("standard", 120, 270), ("long", 1800, 5400)])
+def test_a_level_takes_as_long_as_it_says(level: str, least: float, most: float) -> None:
+    """quick ≤ 60 s, standard ≤ 5 min, long ≥ 30 min: the work leaves room for the processes' starts."""
+    assert least <= sum(plan(level).values()) <= most
+
+
+def test_tests_keep_their_order_and_are_known() -> None:
+    """Whatever the order in which they are named."""
+    assert list(plan("long")) == list(TESTS)
+    assert list(plan("standard", ["soak", "exact"])) == ["exact", "soak"]
+    assert all(set(tests) <= set(TESTS) for tests in LEVELS.values())
+
+
+def test_a_test_that_the_level_leaves_out_takes_the_next_ones_time() -> None:
+    """`--level quick --tests soak` is no mistake."""
+    assert plan("quick", ["soak"]) == {"soak": LEVELS["standard"]["soak"]}
+
+
+def test_a_duration_is_shared_as_the_level_shares_it() -> None:
+    """All of it is used, and none is left out."""
+    scaled = plan("standard", duration=600)
+    assert sum(scaled.values()) == pytest.approx(600)
+    assert scaled["soak"] / scaled["exact"] == pytest.approx(LEVELS["standard"]["soak"] / LEVELS["standard"]["exact"])
