@@ -1,0 +1,12 @@
+"""What tests that use torch in this process share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The sizes here are too small for several: on a busy machine they wait for one another most of the time."""
+    torch.set_num_threads(1)

@@ -1,0 +1,117 @@
+"""The test of device memory, on the processor's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import msgspec
+import pytest
+import torch
+
+from gpuhealth.burnin import memory, words
+from gpuhealth.burnin.jobs import Fault, GpuOutcome
+from tests.burnin.jobs import Stopper, done
+
+
+def test_sound_memory_passes() -> None:
+    """Nothing wrong is found where nothing is wrong, and the share that was tested is told."""
+    outcome = done(memory.run)["A"]
+    assert (outcome.failure, outcome.miscompares) == ("", ())
+    assert outcome.figures["tested_percent"] >= 90
+    assert outcome.figures["rounds"] == 1
+    assert outcome.figures["wrong_words"] == 0
+
+
+def test_a_stuck_cell_is_found_and_named() -> None:
+    """A bit that is always flipped is repeatable; the address is exact, within the chunk it is put in."""
+    outcome = done(memory.run, Fault("memory_bits"))["A"]
+    first = outcome.miscompares[0]
+    assert first.kind == "repeatable"
+    assert first.repeats == "3 of 3 when read again, 3 of 3 when written again"
+    xor = int(first.xor, 16)
+    assert xor.bit_count() == 1
+    assert int(first.got, 16) ^ int(first.expected, 16) == xor
+    # In the pattern of addresses the expected word is its own byte offset, and little-endian bytes tell the rest.
+    assert first.what == "own address"
+    assert first.index == int(first.expected, 16) + (xor.bit_length() - 1) // 8
+    assert "wrong words of 64 bits" in outcome.failure
+    assert outcome.figures["wrong_words"] > len(outcome.miscompares)
+
+
+@pytest.mark.parametrize("after", [0, 100, 600])
+def test_a_bit_that_flips_once_is_transient(after: int) -> None:
+    """Whichever write it follows, one flipped bit is one wrong word, and gone when it is written again."""
+    outcome = done(memory.run, Fault("memory_bits", times=1, after=after))["A"]
+    (miss,) = outcome.miscompares
+    assert (miss.kind, miss.wrong) == ("transient", 1)
+    assert miss.repeats == "3 of 3 when read again, 0 of 3 when written again"
+    assert outcome.figures["wrong_words"] == 1
+
+
+def test_many_bits_and_words_are_counted() -> None:
+    """Every wrong word counts, and the first of them is listed with all its bits."""
+    outcome = done(memory.run, Fault("memory_bits", bits=3, elements=5, times=1))["A"]
+    (miss,) = outcome.miscompares
+    assert miss.wrong == 5
+    assert int(miss.xor, 16).bit_count() == 3
+
+
+def test_only_the_faulty_gpu_is_named() -> None:
+    """Of two devices the one without a fault passes."""
+    outcomes = done(memory.run, Fault("memory_bits", gpu="B"), gpus="AB")
+    assert outcomes["A"].failure == ""
+    assert outcomes["B"].failure != ""
+
+
+def test_it_stops_when_told() -> None:
+    """A test that is told to stop ends at once and keeps what it has found."""
+    stopper = Stopper(after=80)
+    outcome = done(memory.run, Fault("memory_bits"), seconds=3600, say=stopper)["A"]
+    assert len(stopper.heard) == 81
+    assert outcome.figures["rounds"] == 0
+    assert outcome.miscompares != ()
+
+
+_CAPPED = """
+import resource, sys
+from gpuhealth.burnin import memory
+from tests.burnin.jobs import done
+import msgspec, pathlib
+done(memory.run)  # whatever torch loads at first use
+used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+limit = used + (24 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+outcome = done(memory.run, memory_bytes=int(sys.argv[1]))["A"]
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+sys.stdout.buffer.write(msgspec.json.encode(outcome))
+"""
+
+
+def test_too_little_memory_is_a_failure() -> None:
+    """Where less can be allocated than is said to be free, what there is is tested, and the test fails by its share."""
+    environment = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": "."}
+    for bytes_, least, most in ((64 << 20, 5, 60), (1 << 20, 90, 100)):
+        command = [sys.executable, "-c", _CAPPED, str(bytes_)]
+        ran = subprocess.run(command, capture_output=True, check=True, env=environment, timeout=150)
+        outcome = msgspec.json.decode(ran.stdout, type=GpuOutcome)
+        assert least < outcome.figures["tested_percent"] < most
+        assert ("90 % must be tested" in outcome.failure) == (most < 90)
+
+
+def test_words_differ_between_seeds_and_places() -> None:
+    """Numbers of one seed are all different, and no word stands at the same place under another seed."""
+    one, two = (words.numbers(4096, seed, torch.device("cpu")) for seed in (1, 2))
+    assert len(set(one.tolist())) == 4096
+    assert not bool(one.eq(two).any())
+
+
+def test_the_first_wrong_word_is_the_lowest() -> None:
+    """The index is that of the first wrong byte, whatever else is wrong behind it."""
+    held = torch.zeros(1000, dtype=torch.int64)
+    assert words.miscompare("zeros", held, 0) is None
+    held[200], held[700], held[900] = 1 << 63 - 8, 5, -1
+    miss = words.miscompare("zeros", held, 0, offset_bytes=4096)
+    assert miss is not None
+    assert (miss.index, miss.wrong) == (4096 + 8 * 200 + 6, 3)
+    assert (miss.xor, miss.expected) == ("0080000000000000", "0000000000000000")
