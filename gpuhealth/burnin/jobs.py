@@ -83,6 +83,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
     gpu: str
     done: float  # 0 to 1
     rates: dict[str, float] = {}  # of the last moments, units in the names
+    doing: str = ""  # what may hang next, where the GPU alone does not tell it: the copy between two GPUs
 
 
 class GpuOutcome(msgspec.Struct, frozen=True, omit_defaults=True):

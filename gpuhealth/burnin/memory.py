@@ -79,12 +79,7 @@ class _MemoryTest:
 
     def _failure(self, tested: int, free: int) -> str:
         if self._wrong:
-            first = self._misses[0]
-            kind = f", {first.kind.replace('_', ' ')}" if first.kind else ""
-            return (
-                f"{self._wrong} wrong words of 64 bits, the first at byte {first.index:#x} in {first.what}"
-                f" (bits {first.xor}{kind})"
-            )
+            return words.in_words(msgspec.structs.replace(self._misses[0], wrong=self._wrong))
         if tested < _LEAST_SHARE * free:
             return (
                 f"only {tested / 1e6:.0f} MB of {free / 1e6:.0f} MB of free memory could be allocated"

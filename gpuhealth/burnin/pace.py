@@ -26,6 +26,6 @@ class Pace:
         """Whether the time is up."""
         return self.done >= 1.0
 
-    def step(self, rates: dict[str, float] | None = None) -> None:
+    def step(self, doing: str = "", rates: dict[str, float] | None = None) -> None:
         """Tells the parent. Raises Stopped when it wants the test to end."""
-        self._say(Progress(self._gpu, self.done, rates or {}))
+        self._say(Progress(self._gpu, self.done, rates or {}, doing))

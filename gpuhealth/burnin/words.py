@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import msgspec
 import torch
 from torch import Tensor
 
 from gpuhealth.readings import Miscompare
 
 BYTES = 8
+_AGAIN = 3
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio: odd, and its multiples differ in all their bits
 
@@ -46,7 +50,22 @@ def miscompare(what: str, held: Tensor, wanted: Tensor | int, offset_bytes: int 
         what=what,
         index=offset_bytes + BYTES * index + byte,
         wrong=count,
-        xor=f"{xor:016x}",
-        got=f"{got:016x}",
-        expected=f"{expected:016x}",
+        xor=f"0x{xor:016x}",
+        got=f"0x{got:016x}",
+        expected=f"0x{expected:016x}",
+    )
+
+
+def classified(miss: Miscompare, again: Callable[[], Miscompare | None]) -> Miscompare:
+    """The miss with its kind: `again` does the same once more and compares."""
+    wrong = sum(again() is not None for _ in range(_AGAIN))
+    kind = "repeatable" if wrong else "transient"
+    return msgspec.structs.replace(miss, kind=kind, repeats=f"{wrong} of {_AGAIN} when done again")
+
+
+def in_words(miss: Miscompare) -> str:
+    """A miss as a part of a sentence."""
+    kind = f", {miss.kind.replace('_', ' ')}" if miss.kind else ""
+    return (
+        f"{miss.wrong} wrong words of 64 bits in {miss.what}, the first at byte {miss.index:#x} (bits {miss.xor}{kind})"
     )

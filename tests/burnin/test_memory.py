@@ -114,4 +114,4 @@ def test_the_first_wrong_word_is_the_lowest() -> None:
     miss = words.miscompare("zeros", held, 0, offset_bytes=4096)
     assert miss is not None
     assert (miss.index, miss.wrong) == (4096 + 8 * 200 + 6, 3)
-    assert (miss.xor, miss.expected) == ("0080000000000000", "0000000000000000")
+    assert (miss.xor, miss.expected) == ("0x0080000000000000", "0x0000000000000000")

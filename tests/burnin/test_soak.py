@@ -1,0 +1,46 @@
+"""The test under full load, on the processor."""
+
+from __future__ import annotations
+
+from gpuhealth.burnin import soak
+from gpuhealth.burnin.jobs import Fault
+from tests.burnin.jobs import Stopper, done
+
+
+def test_a_sound_device_keeps_its_speed_and_its_bits() -> None:
+    """Throughput and worst second are told, and all products that were compared are equal."""
+    stopper = Stopper(after=10_000)
+    outcome = done(soak.run, seconds=3.0, say=stopper)["A"]
+    assert (outcome.failure, outcome.miscompares) == ("", ())
+    assert 0 < outcome.figures["fp32_tflops_worst_second"] <= outcome.figures["fp32_tflops"]
+    assert outcome.figures["products_compared"] >= 1
+    assert any("fp32_tflops" in each.rates for each in stopper.heard)
+
+
+def test_a_flipped_bit_is_found() -> None:
+    """A product that differs in one bit from the first is found, and is transient when the next ones are right."""
+    outcome = done(soak.run, Fault("result_bits", after=1, times=1))["A"]
+    (miss,) = outcome.miscompares
+    assert (miss.kind, miss.wrong, int(miss.xor, 16).bit_count()) == ("transient", 1, 1)
+    assert "1 of 1 products differ from the first" in outcome.failure
+
+
+def test_a_device_that_goes_wrong_hot() -> None:
+    """What goes wrong from some product on, and stays wrong, is repeatable; the other device is not blamed."""
+    outcomes = done(soak.run, Fault("result_bits", gpu="B", after=1), gpus="AB")
+    assert outcomes["A"].failure == ""
+    assert outcomes["B"].miscompares[0].kind == "repeatable"
+
+
+def test_a_slow_device_has_a_low_throughput() -> None:
+    """Twenty times slower shows, whatever else the machine does meanwhile."""
+    outcomes = done(soak.run, Fault("slow", gpu="B", factor=20), gpus="AB", seconds=1.0)
+    assert outcomes["B"].figures["fp32_tflops"] < outcomes["A"].figures["fp32_tflops"] / 2
+
+
+def test_it_stops_when_told() -> None:
+    """At once, in the middle of a second; nothing is wrong with what was done."""
+    stopper = Stopper(after=1)
+    outcome = done(soak.run, seconds=3600, say=stopper)["A"]
+    assert len(stopper.heard) == 2
+    assert outcome.failure == ""
