@@ -23,7 +23,7 @@ from gpuhealth import __version__, checks
 from gpuhealth.catalog import kernel_lines
 from gpuhealth.checks.burnin import REQUIRED
 from gpuhealth.cluster.keeper import Keeper
-from gpuhealth.cluster.node import RELEASE_REQUESTS, Act, Desired, Override, restored
+from gpuhealth.cluster.node import RELEASE_REQUESTS, Act, Desired, Override, fleet_findings, restored
 from gpuhealth.cluster.report import Facts, Gpu, Inventory
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import ConfigError, Settings, SettingsFile
@@ -35,7 +35,7 @@ from gpuhealth.probes.kmsg import KmsgReader
 from gpuhealth.probes.node import NodeProbe
 from gpuhealth.probes.nvml_child import XidSeen
 from gpuhealth.probes.release import DriverRelease
-from gpuhealth.readings import UNREAD, KernelLog, NodeReadings
+from gpuhealth.readings import NOT_SUPPORTED, UNREAD, FleetFinding, KernelLog, NodeReadings
 from gpuhealth.verdict import Change, ChangeKind, Findings
 
 log = structlog.get_logger()
@@ -44,6 +44,7 @@ _MEMORY_SECONDS = 60.0  # what changes in every round, such as counters, is reme
 _REPEAT_SECONDS = 60.0  # a kernel event that goes on is journalled this often, with a count
 _MAX_REPEATS = 1000
 _ASK_SECONDS = 3.0  # for our Node to say whether the driver may be taken, before it is for the first time
+_NOT_IN_TOUCH = Missing(MissingReason.ERROR, "our Node has not been seen yet")
 
 Service = Callable[["Agent"], Awaitable[None]]
 """Something that runs beside the agent and looks at it, such as the HTTP server."""
@@ -177,6 +178,7 @@ class Agent:
                     await self._node_asked.wait()
         readings = await self.probe.read(self.settings.interval, self._kernel_log(), self.clock)
         readings = self.release.judged(readings, len(self._history.baseline.gpus), self.settings.release_grace)
+        readings = msgspec.structs.replace(readings, fleet=self._fleet_findings())
         self.round_seconds = time.monotonic() - began
         self._know_gpus(readings)
         self.readings = readings
@@ -339,6 +341,13 @@ class Agent:
         if (requests := writer.release_requests) is not None:
             for reason in RELEASE_REQUESTS:
                 self._ask_release(reason, wanted=reason in requests)
+
+    def _fleet_findings(self) -> Reading[tuple[FleetFinding, ...]]:
+        """What the controller says of our GPUs."""
+        if not self.settings.kubernetes.enabled:
+            return NOT_SUPPORTED
+        writer = self.keeper.writer
+        return fleet_findings(writer.annotations) if writer and writer.known else _NOT_IN_TOUCH
 
     def _ended_by_person(self, writer: NodeWriter) -> list[Change]:
         """What ends as a person declares the node well, or trusts it without the burn-in that was asked for."""

@@ -281,6 +281,14 @@ class Release(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
         return msgspec.structs.replace(self, since=self.since + step, until=self.until and self.until + step)
 
 
+class FleetFinding(msgspec.Struct, frozen=True):
+    """What the controller says of one GPU of the node, from comparing it with all others of its kind."""
+
+    code: str
+    gpu: str
+    message: str
+
+
 class NodeReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything read in one round, and the kernel events since the round before."""
 
@@ -295,4 +303,5 @@ class NodeReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     fabric_manager_running: Reading[bool] = UNREAD
     burnin: Reading[BurninReadings] = UNREAD
     release: Release | None = None  # of the driver, now
+    fleet: Reading[tuple[FleetFinding, ...]] = NOT_SUPPORTED  # only in a cluster
     events: tuple[KernelEvent, ...] = ()

@@ -11,6 +11,7 @@ from gpuhealth.checks import (
     driver,
     ecc,
     fabric,
+    fleet,
     gpu,
     inventory,
     kernel,
@@ -39,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     fabric.CHECK,
     persistence.CHECK,
     burnin.CHECK,
+    fleet.CHECK,
     xid.CHECK,
     kernel.CHECK,
 )

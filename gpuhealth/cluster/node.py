@@ -19,6 +19,7 @@ import msgspec
 from gpuhealth.cluster.kinds import (
     CONDITION,
     DRIVER_UPGRADE_STATE,
+    FLEET_FINDINGS,
     OUT_OF_SERVICE,
     OVERRIDE,
     QUARANTINE,
@@ -28,8 +29,8 @@ from gpuhealth.cluster.kinds import (
     STATE_LABEL,
     TAINT,
 )
-from gpuhealth.model import NODE, Finding, MissingReason, NotCovered, Severity, State, Verdict
-from gpuhealth.readings import Release
+from gpuhealth.model import NODE, Finding, Missing, MissingReason, NotCovered, Reading, Severity, State, Verdict
+from gpuhealth.readings import FleetFinding, Release
 
 Object = dict[str, Any]
 
@@ -114,6 +115,14 @@ def override(node: Object) -> Override | None:
 def out_of_service(node: Object) -> str:
     """Why a person wants the node out of service, on one line; empty if nobody does."""
     return " ".join(notes(node).get(OUT_OF_SERVICE, "").split())[:1024]
+
+
+def fleet_findings(annotations: Mapping[str, str]) -> Reading[tuple[FleetFinding, ...]]:
+    """What the controller says of the node's GPUs."""
+    try:
+        return msgspec.json.decode(annotations.get(FLEET_FINDINGS, "[]"), type=tuple[FleetFinding, ...])
+    except msgspec.DecodeError as error:
+        return Missing(MissingReason.ERROR, f"annotation {FLEET_FINDINGS}: {error}")
 
 
 def restored(annotations: Mapping[str, str]) -> datetime | None:

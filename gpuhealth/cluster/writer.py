@@ -139,6 +139,11 @@ class NodeWriter:
             self.following = False
 
     @property
+    def known(self) -> bool:
+        """Whether our Node has been seen."""
+        return self._latest is not None
+
+    @property
     def labels(self) -> dict[str, str]:
         """Our Node's labels, as last seen."""
         return labels(self._latest) if self._latest else {}

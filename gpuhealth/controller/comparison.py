@@ -13,14 +13,16 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from gpuhealth.checks import fleet
+
 FEWEST_DIGESTS = 3  # GPUs without which there is no majority that names one of them
 FEWEST_SPEEDS = 8
 _MAD_TO_SIGMA = 1.4826  # of a normal distribution
 _SIGMAS = 5.0
 _USUAL_SPREAD = 0.10  # GPUs of one model differ by 5 % and more in good health (Bekman, Machine Learning Engineering)
 
-MISMATCH = "burnin.digest_mismatch"
-SLOW = "burnin.slow_in_fleet"
+MISMATCH = fleet.MISMATCH.name
+SLOW = fleet.SLOW.name
 
 
 class Tested(msgspec.Struct, frozen=True):

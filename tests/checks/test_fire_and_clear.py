@@ -181,8 +181,8 @@ CASES = [
 
 EVENTS = {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}
 """Codes of the kernel log, which have tests of their own."""
-FOLLOWS = {"burnin.required"}
-"""What is raised by another finding's clearing: tests/test_verdict.py."""
+FOLLOWS = {"burnin.required", "fleet.digest_mismatch", "fleet.slow"}
+"""What is raised by another finding's clearing, and what the controller says: tests/test_verdict.py, test_fleet.py."""
 
 
 class Bench:

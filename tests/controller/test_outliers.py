@@ -35,7 +35,7 @@ def test_a_gpu_that_computes_otherwise_is_told_to_its_agent(cluster: Cluster) ->
     async def run() -> None:
         async with cluster.controller() as controller:
             (found,) = await until(lambda: said(cluster, odd))
-            assert (found["code"], found["gpu"]) == ("burnin.digest_mismatch", "GPU-2")
+            assert (found["code"], found["gpu"]) == ("fleet.digest_mismatch", "GPU-2")
             assert "good on 3 of 4" in found["message"]
             assert [(each.node, each.gpu) for each in controller.outliers.found] == [(odd, "GPU-2")]
             assert [said(cluster, node) for node in others] == [[], [], []]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -141,6 +142,23 @@ def test_a_healthy_node_writes_nothing(marked: Marked) -> None:
         before, rounds = marked.writes(), _rounds(sim)
         wait_for("forty rounds more", lambda: _rounds(sim) > rounds + 40, seconds=60)
         assert marked.writes() == before
+
+
+def test_what_the_controller_finds_takes_the_way_of_every_finding(marked: Marked) -> None:
+    """A GPU that the fleet's comparison names is tainted for, within the budget; when it is not named it is well."""
+    marked.budget(1)
+    path, merge = f"/api/v1/nodes/{marked.name}", "application/merge-patch+json"
+    with marked.sim as sim:
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+        gpu = sim.driver.text("gpu5.uuid")
+        said = [{"code": "fleet.digest_mismatch", "gpu": gpu, "message": "differs from 99 of 100"}]
+        note = {"metadata": {"annotations": {"gpuhealth.io/fleet-findings": json.dumps(said)}}}
+        marked.plane.request("PATCH", path, note, content_type=merge)
+        wait_for("the taint", lambda: marked.taint() == "fleet.digest_mismatch")
+        wait_for("the report", lambda: [f["gpu"] for f in marked.report()["findings"]] == [gpu])
+        none = {"metadata": {"annotations": {"gpuhealth.io/fleet-findings": None}}}
+        marked.plane.request("PATCH", path, none, content_type=merge)
+        wait_for("the taint to go", lambda: marked.taint() is None)
 
 
 def _rounds(sim: SimulatedNode) -> float:
