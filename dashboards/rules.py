@@ -1,7 +1,8 @@
 """What wakes people up, and what only tells them: the alerts on one node and its agent.
 
 Critical: jobs are harmed now, or will be. Warning: somebody should look in working hours. Every alert names the node as
-its agent does, also where Prometheus knows it by an address only.
+its agent does, also where Prometheus knows it by an address only; the one on a driver that fails everywhere names the
+budget that holds the nodes.
 """
 
 from __future__ import annotations
@@ -87,6 +88,18 @@ def alerts() -> list[Alert]:
             "See `kubectl get qb` and the nodes that are out. Many that failed alike are a bad driver or a bad check:"
             " find that first. Else repair nodes, raise the budget, or take the node out by hand with"
             " `gpuhealth quarantine {{ $labels.node }}`.",
+        ),
+        Alert(
+            "GPUSuspectDriver",
+            'sum by (job, budget, code) (gpuhealth_quarantine_held_nodes{limit="maxPerFault"}) > 0',
+            "1m",
+            "critical",
+            "{{ $labels.code }} on more nodes than budget {{ $labels.budget }} believes: a suspect driver or check",
+            "{{ $value }} nodes that report it stay in service, because as many as maxPerFault allows went out for the"
+            " same fault within the window.",
+            "Compare driver, kernel and image of the nodes (`kubectl get ghr -o wide`) with those of the others; see"
+            " `gpuhealth explain {{ $labels.code }}`. A bad check is switched off with the setting"
+            " findings.{{ $labels.code }}.quarantine: false; if the nodes are bad indeed, raise maxPerFault.",
         ),
         Alert(
             "GPUNodeUnknown",

@@ -63,6 +63,7 @@ class Quarantine(msgspec.Struct, frozen=True, rename="camel"):
     since: datetime | None = None
     drain: bool = False
     budget: str = ""  # that holds it
+    limit: str = ""  # of the budget: maxUnavailable, maxPerWindow or maxPerFault
     reason: str = ""
     places: tuple[str, ...] = ()
 

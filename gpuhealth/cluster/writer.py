@@ -395,7 +395,8 @@ class NodeWriter:
             state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
             return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=why, places=places)
         if isinstance(self._outcome, Held):
-            return Quarantine("held", self._held_code, budget=self._outcome.budget, reason=self._outcome.reason)
+            by = self._outcome
+            return Quarantine("held", self._held_code, budget=by.budget, limit=by.limit, reason=by.reason)
         if isinstance(self._outcome, NoBudget):
             return Quarantine("held", self._held_code, reason="no QuarantineBudget selects this node")
         if freed:

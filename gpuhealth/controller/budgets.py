@@ -7,14 +7,16 @@ status spares them the counting and tells people how it stands.
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import msgspec
 import structlog
 
-from gpuhealth.cluster.budget import limit_of
+from gpuhealth.cluster.budget import Limit, limit_of
 from gpuhealth.cluster.client import Client, Object
 from gpuhealth.cluster.errors import ApiError, NotFoundError
 from gpuhealth.cluster.kinds import BUDGETS
+from gpuhealth.cluster.node import camel, written_time
 from gpuhealth.cluster.report import merge_patch
 from gpuhealth.cluster.selectors import matches
 from gpuhealth.controller.facts import Budget
@@ -22,6 +24,8 @@ from gpuhealth.controller.fleet import Fleet
 
 log = structlog.get_logger()
 
+FAULT_LIMIT_REACHED = "FaultLimitReached"
+"""Condition of a budget: nodes stay in service because as many as maxPerFault allows went out for the same fault."""
 NAMES = 100
 """How many nodes a status names: it is for people, and an object has its limits."""
 _PAUSE_SECONDS = 1.0  # a hundred nodes that come at once are one write
@@ -78,6 +82,12 @@ class Budgets:
         status: Object = msgspec.to_builtins(standing)
         status["observedGeneration"] = body["metadata"]["generation"]
         status["heldNodes"], status["nodes"] = sorted(held)[:NAMES], holders[:NAMES]
+        alike = {
+            hold.code: count
+            for hold, count in self._fleet.holds.items()
+            if hold.budget == budget.key and hold.limit == Limit.PER_FAULT
+        }
+        status["conditions"] = [_fault_limit(alike, body, datetime.now(UTC))]
         if patch := merge_patch(body.get("status"), status):
             try:
                 await self._client.patch(BUDGETS, budget.key, {"status": patch}, subresource="status")
@@ -92,3 +102,25 @@ class Budgets:
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # a big fleet must not hold up what else the loop has to do
         return size
+
+
+def _fault_limit(alike: dict[str, int], budget: Object, now: datetime) -> Object:
+    """The condition FaultLimitReached, given how many nodes maxPerFault holds by their finding's code."""
+    known: Object = next(iter(budget.get("status", {}).get("conditions") or []), {})  # there is no other
+    status = "True" if alike else "False"
+    reason, message = "BelowLimit", "no node is held because too many failed alike"
+    if alike:
+        worst = max(alike, key=lambda code: alike[code])
+        nodes = ", ".join(f"{code} on {count}" for code, count in sorted(alike.items()))
+        reason = camel(worst)
+        message = f"more nodes than maxPerFault allows failed alike: a suspect driver or check; held: {nodes}"
+    since = known["lastTransitionTime"] if known.get("status") == status else written_time(now)
+    generation = budget["metadata"]["generation"]
+    return {
+        "type": FAULT_LIMIT_REACHED,
+        "status": status,
+        "observedGeneration": generation,
+        "lastTransitionTime": since,
+        "reason": reason,
+        "message": message,
+    }

@@ -66,6 +66,7 @@ class Quarantine(msgspec.Struct, frozen=True):
     since: datetime | None = None
     drain: bool = False
     budget: str = ""
+    limit: str = ""
 
     @property
     def asks_for_drain(self) -> bool:

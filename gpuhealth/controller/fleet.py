@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,6 +29,14 @@ AGENT_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=age
 BURNIN_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=burnin"
 
 
+class Hold(NamedTuple):
+    """What keeps a node in service that should be out."""
+
+    budget: str
+    limit: str  # of the budget
+    code: str
+
+
 class Standing(msgspec.Struct, frozen=True):
     """What one node adds to the counts."""
 
@@ -36,7 +44,7 @@ class Standing(msgspec.Struct, frozen=True):
     pool: str
     silent: bool
     gpus: tuple[tuple[str, str], ...]
-    held_by: str = ""
+    held: Hold | None = None
     drain: str = ""  # phase, while one is wanted
 
 
@@ -56,6 +64,7 @@ class Fleet:
         self.phases: Counter[str] = Counter()  # nodes whose drain is wanted, by phase
         self.silent: dict[str, float] = {}  # nodes with no agent that is ready, and since when on our steady clock
         self.held: dict[str, set[str]] = {}  # nodes that should be out and have no place, by budget
+        self.holds: Counter[Hold] = Counter()  # the same, counted
         self.to_drain: set[str] = set()
         self.to_end: set[str] = set()  # nodes whose report tells of a drain that is wanted no more
         self.version = 0  # grows with every change
@@ -153,10 +162,10 @@ class Fleet:
         for standing, change in ((old, -1), (new, 1)):
             if standing is not None:
                 self._count(standing, change)
-        if old is not None and old.held_by:
-            self.held[old.held_by].discard(name)
-        if new is not None and new.held_by:
-            self.held.setdefault(new.held_by, set()).add(name)
+        if old is not None and old.held:
+            self.held[old.held.budget].discard(name)
+        if new is not None and new.held:
+            self.held.setdefault(new.held.budget, set()).add(name)
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
         wanted = node is not None and report is not None and wants_drain(node, report)
         under_way = report is not None and report.drain.phase in {"draining", "drained"}
@@ -173,6 +182,8 @@ class Fleet:
             _add(self.gpus, gpu, change)
         if standing.drain:
             _add(self.phases, standing.drain, change)
+        if standing.held:
+            _add(self.holds, standing.held, change)
 
     def _standing(self, name: str) -> Standing | None:
         """What a node is to the counts; nothing if it has no GPUs or is no more."""
@@ -184,8 +195,9 @@ class Fleet:
         # What an agent said that is no longer there may have been true then.
         gpus = tuple((UNKNOWN, model) for _, model in report.gpus) if silent else report.gpus
         drain = (report.drain.phase or "pending") if wants_drain(node, report) else ""
-        held_by = report.quarantine.budget if report.quarantine.state == "held" else ""
-        return Standing(node.state or UNKNOWN, self.pool(node), silent, gpus, held_by, drain)
+        said = report.quarantine
+        held = Hold(said.budget, said.limit, said.code) if said.state == "held" and said.budget else None
+        return Standing(node.state or UNKNOWN, self.pool(node), silent, gpus, held, drain)
 
     def pool(self, node: facts.Node) -> str:
         """The node's pool, by the first of the labels that it has."""

@@ -59,8 +59,9 @@ class ControllerCollector(Collector):
         yield gauge("budget_used", "Places of a budget that are taken", ["budget"], used)
         limits = [(name, standing.limit) for name, standing in standings]
         yield gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
-        held = [(name, standing.held) for name, standing in standings]
-        yield gauge("quarantine_held_nodes", "Nodes that should be out and have no place", ["budget"], held)
+        held = [(*hold, count) for hold, count in fleet.holds.items()]
+        text = "Nodes that should be out and for which a limit of a budget leaves no place"
+        yield gauge("quarantine_held_nodes", text, ["budget", "limit", "code"], held)
         under_way = Counter(test.reason for test in fleet.tests.items.values() if not test.over)
         yield gauge("burnin_running", "Burn-ins under way or waiting for their node", ["reason"], under_way.items())
         outliers = [(each.code, each.node, each.gpu, 1) for each in self._controller.outliers.found]

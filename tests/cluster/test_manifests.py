@@ -102,10 +102,11 @@ def test_columns(plane: ControlPlane) -> None:
         (version,) = plane.request("GET", path)["spec"]["versions"]
         for column in version["additionalPrinterColumns"]:
             schema = version["schema"]["openAPIV3Schema"]
-            for part in column["jsonPath"].strip(".").split("."):
+            for part in re.sub(r"\[\?.*\]", "", column["jsonPath"]).strip(".").split("."):
                 if part == "metadata":
                     break
                 schema = schema["properties"][part]
+                schema = schema.get("items", schema)
 
 
 def test_settings_are_valid(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_metrics(cluster: Cluster) -> None:
 
         assert isinstance(await outcome(cluster, silent), Admitted)
         cluster.quarantine(silent)
-        cluster.say(speaking, {"quarantine": {"state": "held", "budget": cluster.name}})
+        held = {"state": "held", "budget": cluster.name, "limit": "maxPerFault", "code": "xid.79"}
+        cluster.say(speaking, {"quarantine": held})
         cluster.unready(agent)
         await until(lambda: controller.fleet.phases["drained"] == 1 and len(controller.fleet.silent) == 2)
         await until(lambda: controller.budgets.standings[cluster.name].used == 1)
@@ -84,7 +85,7 @@ def test_metrics(cluster: Cluster) -> None:
         assert shown["gpuhealth_fleet_nodes", "drained"] == 1
         assert ("gpuhealth_fleet_nodes", "degraded") not in shown
         assert shown["gpuhealth_fleet_gpus", "H100", "unknown"] == 4
-        assert shown["gpuhealth_quarantine_held_nodes",] == 1
+        assert shown["gpuhealth_quarantine_held_nodes", "xid.79", "maxPerFault"] == 1
         assert shown["gpuhealth_drain_nodes", "drained"] == 1
         cluster.plane.request("DELETE", f"/api/v1/nodes/{silent}")
         await until(lambda: silent not in controller.fleet.nodes.items)

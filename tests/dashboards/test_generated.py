@@ -72,11 +72,11 @@ def test_the_essential_checks_are_the_code_s() -> None:
 
 
 def test_every_alert_says_what_to_do() -> None:
-    """Every alert has one of two severities, a summary that names the node, and more than a sentence of description."""
+    """Every alert has one of two severities, a summary that says where, and more than a sentence of description."""
     for alert in rules.alerts():
         rule = alert.rule()
         assert rule["labels"]["severity"] in ("critical", "warning")
-        assert "$labels.node" in rule["annotations"]["summary"]
+        assert {"$labels.node", "$labels.budget"} & set(rule["annotations"]["summary"].split())
         assert alert.description
         assert alert.advice
 

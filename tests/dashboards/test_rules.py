@@ -32,6 +32,7 @@ class Fault:
     good: str
     bad: str
     agent: str = "1"  # gpuhealth_agent_info during the fault
+    about: str = 'node="gpu-7"'  # labels of the alert that say where
 
     def values(self, minutes: int) -> str:
         """In promtool's notation, a sample a minute."""
@@ -54,7 +55,15 @@ FAULTS = {
     "GPUDriverUnresponsive": Fault(
         _series("gpuhealth_finding", 'code="driver.unresponsive",component="node",severity="critical"'), "_", "1"
     ),
-    "GPUQuarantineHeld": Fault(_series("gpuhealth_quarantine_held", 'budget="pool-a"'), "_", "1"),
+    "GPUQuarantineHeld": Fault(
+        _series("gpuhealth_quarantine_held", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "1"
+    ),
+    "GPUSuspectDriver": Fault(
+        _series("gpuhealth_quarantine_held_nodes", 'budget="pool-a",limit="maxPerFault",code="xid.79"'),
+        "_",
+        "495",
+        about='budget="pool-a",code="xid.79"',
+    ),
     "GPUNodeUnknown": Fault(_series("gpuhealth_verdict", 'verdict="unknown"'), "0", "1"),
     "GPUHealthAgentDown": Fault(_series("up"), "1", "0", agent="_"),
     "GPUNodeDegraded": Fault(_series("gpuhealth_verdict", 'verdict="degraded"'), "0", "1"),
@@ -71,6 +80,9 @@ FAULTS = {
 }
 HARMLESS = {
     "GPUNodeUnhealthy": Fault(_series("gpuhealth_verdict", 'verdict="degraded"'), "0", "1"),
+    "GPUSuspectDriver": Fault(
+        _series("gpuhealth_quarantine_held_nodes", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "7"
+    ),
     "GPUHealthNotChecked": Fault(
         _series("gpuhealth_not_checked", 'check="pcie.replay_rate",reason="no_history"'), "_", "1"
     ),
@@ -117,10 +129,10 @@ def _promtool(folder: Path, fault: Fault, minutes: int, expected: dict[tuple[str
 
 @pytest.mark.parametrize("alert", rules.alerts(), ids=lambda alert: alert.name)
 def test_an_alert_fires_when_it_should(tmp_path: Path, alert: rules.Alert) -> None:
-    """Nothing before the fault, pending until its time is over, then firing for the node by name, then clear."""
+    """Nothing before the fault, pending until its time is over, then firing with its place by name, then clear."""
     hold = _minutes(alert.hold)
     minutes = hold + _STAYS
-    ours = f'alertname="{alert.name}",node="gpu-7"'
+    ours = f'alertname="{alert.name}",{FAULTS[alert.name].about}'
     firing = f'ALERTS{{{ours},alertstate="firing",severity="{alert.severity}"}}'
     expected = {
         (f"ALERTS{{{ours}}}", _BEGIN - 1): False,
