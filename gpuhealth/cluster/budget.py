@@ -22,6 +22,8 @@ unless it is 0 %: a PodDisruptionBudget rounds up, which in a small pool is a la
 A limit that is lowered takes nothing back from nodes that are out, and lets no other out before there is room again:
 of a budget that was ever changed the places are looked at first, and those beyond the limit count (`open_names`). Only
 where a percentage became less because its pool shrank may the surplus stay out beside as many as are allowed now.
+
+For a budget that says `countUnavailable` the controller takes places for the nodes that others took out.
 """
 
 from __future__ import annotations
@@ -128,6 +130,21 @@ def open_names(needed: Set, held: Iterable[str]) -> list[str]:
     return [f"{needed.prefix}.{k}" for k in range(size)]
 
 
+def taken_place(needed: Set, name: str, holder: str, now: datetime) -> Object:
+    """The Lease of a place for its holder."""
+    labels = {BUDGET_LABEL: needed.budget, SET_LABEL: _set_label(needed), HOLDER_LABEL: _label(holder)}
+    return {"metadata": {"name": name, "labels": labels}, "spec": _spec(needed, holder, now)}
+
+
+def _spec(needed: Set, holder: str, now: datetime) -> Object:
+    spec: Object = {"holderIdentity": holder, "acquireTime": _written(now), "renewTime": _written(now)}
+    return spec | ({"leaseDurationSeconds": needed.seconds} if needed.seconds else {})
+
+
+def _written(now: datetime) -> str:
+    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 class Places:
     """The places of one node."""
 
@@ -196,7 +213,7 @@ class Places:
         if self._seconds(lease):  # it runs out by itself and is freed by nobody
             self._leases()[name] = lease
             return True
-        renewed = {**lease, "spec": lease["spec"] | {"renewTime": self._written_now()}}
+        renewed = {**lease, "spec": lease["spec"] | {"renewTime": _written(self._now())}}
         try:
             self._leases()[name] = await self._client.replace(LEASES, name, renewed, self._namespace)
         except NotFoundError:
@@ -255,8 +272,7 @@ class Places:
         return None  # so much demand that the next try may as well come later
 
     async def _create(self, needed: Set, name: str) -> bool:
-        labels = {BUDGET_LABEL: needed.budget, SET_LABEL: _set_label(needed), HOLDER_LABEL: _label(self._node)}
-        lease = {"metadata": {"name": name, "labels": labels}, "spec": self._spec(needed)}
+        lease = taken_place(needed, name, self._node, self._now())
         try:
             self._leases()[name] = await self._client.create(LEASES, lease, self._namespace)
         except AlreadyExistsError as error:
@@ -275,20 +291,13 @@ class Places:
         """Takes a place whose time has run out, unless somebody else is quicker."""
         name = lease["metadata"]["name"]
         labels = lease["metadata"]["labels"] | {HOLDER_LABEL: _label(self._node)}
-        new = {**lease, "metadata": {**lease["metadata"], "labels": labels}, "spec": self._spec(needed)}
+        spec = _spec(needed, self._node, self._now())
+        new = {**lease, "metadata": {**lease["metadata"], "labels": labels}, "spec": spec}
         try:
             self._leases()[name] = await self._client.replace(LEASES, name, new, self._namespace)
         except (ConflictError, NotFoundError):
             return False
         return True
-
-    def _spec(self, needed: Set) -> Object:
-        time = self._written_now()
-        spec: Object = {"holderIdentity": self._node, "acquireTime": time, "renewTime": time}
-        return spec | ({"leaseDurationSeconds": needed.seconds} if needed.seconds else {})
-
-    def _written_now(self) -> str:
-        return self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     async def _give_back(self, names: Iterable[str]) -> None:
         for name in names:
@@ -350,4 +359,4 @@ def _set_label(needed: Set) -> str:
 
 
 def _label(text: str) -> str:
-    return text[-63:].lstrip("-._")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[-63:].lstrip("-._")

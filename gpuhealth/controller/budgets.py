@@ -1,4 +1,4 @@
-"""The status of the QuarantineBudgets.
+"""The QuarantineBudgets: their status, and what they have to count beside the agents' places.
 
 Agents do not need it: they count for themselves where no status says a size, and the API server bounds the places. The
 status spares them the counting and tells people how it stands.
@@ -19,8 +19,9 @@ from gpuhealth.cluster.kinds import BUDGETS
 from gpuhealth.cluster.node import camel, written_time
 from gpuhealth.cluster.report import merge_patch
 from gpuhealth.cluster.selectors import matches
-from gpuhealth.controller.facts import Budget
+from gpuhealth.controller.facts import Budget, Node
 from gpuhealth.controller.fleet import Fleet
+from gpuhealth.controller.standins import give_back, stand_in
 
 log = structlog.get_logger()
 
@@ -39,15 +40,17 @@ class Standing(msgspec.Struct, frozen=True):
     limit: int
     used: int
     held: int
+    unavailable: int = 0  # cordoned or not ready without our taint, where they count
 
 
 class Budgets:
     """Keeps what is said of the budgets true."""
 
-    def __init__(self, client: Client, fleet: Fleet) -> None:
+    def __init__(self, client: Client, fleet: Fleet, namespace: str) -> None:
         self.standings: dict[str, Standing] = {}
         self._client = client
         self._fleet = fleet
+        self._namespace = namespace
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -64,6 +67,9 @@ class Budgets:
         try:
             for budget in list(self._fleet.budgets.items.values()):
                 await self._keep(budget)
+            for place in list(self._fleet.places.items.values()):
+                if place.stands_for and place.budget not in self._fleet.budgets.items:
+                    await give_back(self._client, self._namespace, place)
         except ApiError as error:
             log.warning("the budgets could not be kept; it is tried again", error=str(error))
             return False
@@ -75,9 +81,14 @@ class Budgets:
         body = budget.body
         places = [place for place in self._fleet.places.items.values() if place.budget == budget.key and place.lasting]
         held = self._fleet.held.get(budget.key, set())
-        size = await self._size(body)
-        holders = sorted({place.holder for place in places})
-        standing = Standing(size, limit_of(body["spec"]["maxUnavailable"], size), len(places), len(held))
+        selected = await self._selected(body)
+        size, unavailable = len(selected), set[str]()
+        if body["spec"].get("countUnavailable"):  # our own taint: such a node has a place of its own
+            unavailable = {node.key for node in selected if (node.cordoned or not node.ready) and not node.tainted}
+        await stand_in(self._client, self._namespace, budget, size, places, unavailable)
+        holders = sorted({place.holder for place in places if not place.stands_for})
+        limit = limit_of(body["spec"]["maxUnavailable"], size)
+        standing = Standing(size, limit, len(places), len(held), len(unavailable))
         self.standings[budget.key] = standing
         status: Object = msgspec.to_builtins(standing)
         status["observedGeneration"] = body["metadata"]["generation"]
@@ -94,14 +105,14 @@ class Budgets:
             except NotFoundError:
                 log.debug("a budget is gone", budget=budget.key)
 
-    async def _size(self, budget: Object) -> int:
-        """How many nodes it selects."""
-        selector, size = budget["spec"]["nodeSelector"], 0
+    async def _selected(self, budget: Object) -> list[Node]:
+        selector, selected = budget["spec"]["nodeSelector"], []
         for number, node in enumerate(list(self._fleet.nodes.items.values()), 1):
-            size += matches(selector, node.labels)
+            if matches(selector, node.labels):
+                selected.append(node)
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # a big fleet must not hold up what else the loop has to do
-        return size
+        return selected
 
 
 def _fault_limit(alike: dict[str, int], budget: Object, now: datetime) -> Object:

@@ -54,7 +54,7 @@ class Controller:
         self._services = services
         options = settings.controller
         self.fleet = Fleet(where.namespace, options.pool_labels)
-        self.budgets = Budgets(self._client, self.fleet)
+        self.budgets = Budgets(self._client, self.fleet, where.namespace)
         self.election = Election(self._client, where.namespace, options.election, self.identity)
         telling = Telling(self._client, self.identity, _now)
         left_after = None if settings.mode == "observe" else options.place_left_after  # to free it, the Node is marked

@@ -93,12 +93,12 @@ class NodeDrain:
         self._written: facts.Drain | None = None
 
     async def run(self) -> None:
-        """Returns when nothing is left that should go."""
-        if not await self._begin():
-            return
+        """Until cancelled: what comes to a node that is drained already must go, too."""
+        await self._begin()
         following = asyncio.create_task(self._follow())
         try:
-            while not await self._step():
+            while True:
+                await self._step()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._patience()):
                         await self._news.wait()
@@ -115,8 +115,8 @@ class NodeDrain:
         async with aclosing(pods) as events:
             await self._pods.follow(events, self._news.set)
 
-    async def _begin(self) -> bool:
-        """Take the drain up, or begin it; False when it is complete already."""
+    async def _begin(self) -> None:
+        """Take the drain up, or begin it."""
         means = self._means
         while not (said := await self._read()).quarantine.asks_for_drain:  # noqa: ASYNC110 - nothing to wait on
             await asyncio.sleep(_PAUSE_SECONDS)  # it has changed: when the watch says so too, we are cancelled
@@ -126,7 +126,7 @@ class NodeDrain:
             self._drain = self._written = said.drain
             await mark_state(means, self._node, said.drain.phase)
             log.info("drain goes on", node=self._node, phase=said.drain.phase, deadline=str(said.drain.deadline))
-            return said.drain.phase == "draining"
+            return
         now = means.now().astimezone(UTC).replace(microsecond=0)
         deadline = now + timedelta(seconds=means.settings.drain_deadline)
         self._drain = facts.Drain("draining", since, now, deadline)
@@ -135,18 +135,19 @@ class NodeDrain:
         log.info("drain begins", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
         message = f"{self._why}: its pods are asked to go, and deleted at {written_time(deadline)}"
         await means.telling.of_node(self._node, "DrainStarted", message)
-        return True
 
     async def _read(self) -> facts.Report:
         """The node's report as it is, not as a watch has seen it."""
         return facts.report(await self._means.client.get(REPORTS, self._node))
 
-    async def _step(self) -> bool:
-        """Does what can be done now; whether nothing is left to be done."""
+    async def _step(self) -> None:
+        """Does what can be done now."""
         self._news.clear()
         if not self._pods.listed:
-            return False
+            return
         present = self._movable()
+        if present and self._drain.phase == "drained":
+            await self._reopen(present)
         self._sent &= self._pods.items.keys()
         waiting = set() if self._has_just_run_out() else {pod.uid for pod in present if not pod.terminating}
         self._retry_at = {uid: time for uid, time in self._retry_at.items() if uid in waiting}
@@ -158,10 +159,9 @@ class NodeDrain:
             await self._means.pace.take(len(gang))
             await self._move([pod for pod in gang if self._may_try(self._pods.items.get(pod.uid))])
             await self._note(self._movable())
-        if present or self._movable() or not await mark_state(self._means, self._node, "drained"):
-            return False
-        await self._finish()
-        return True
+        nothing_left = not present and not self._movable()
+        if nothing_left and await mark_state(self._means, self._node, "drained") and self._drain.phase != "drained":
+            await self._finish()
 
     def _movable(self) -> list[Pod]:
         return movable(self._pods.items.values(), self._means.fleet.kept_namespaces.items)
@@ -182,7 +182,7 @@ class NodeDrain:
         due = [time - now for time in self._retry_at.values()]
         if (deadline := self._deadline()) is not None and not self._is_overdue():
             due.append((deadline - self._means.now()).total_seconds())
-        if not self._movable():
+        if not self._movable() and self._drain.phase != "drained":
             due.append(_MARK_SECONDS)  # only the label is missing
         longest = self._means.settings.drain_retry
         return min(max(0.0, min(due, default=longest)), longest)
@@ -269,6 +269,18 @@ class NodeDrain:
     async def _save(self) -> None:
         await write_drain(self._means.client, self._node, self._written, self._drain)
         self._written = self._drain
+
+    async def _reopen(self, present: list[Pod]) -> None:
+        """Pods that tolerate the taint, or were bound at that very moment, have come: they have their own deadline."""
+        now = self._means.now().astimezone(UTC).replace(microsecond=0)
+        deadline = now + timedelta(seconds=self._means.settings.drain_deadline)
+        changed = {"phase": "draining", "started_at": now, "deadline": deadline, "ended_at": None}
+        self._drain = msgspec.structs.replace(self._drain, **changed)
+        await self._save()
+        log.info("drain begins again", node=self._node, pods=len(present), deadline=written_time(deadline))
+        message = f"{self._why}, and was drained: pods that have come since, such as {present[0].namespace}/"
+        message += f"{present[0].name}, are asked to go, and deleted at {written_time(deadline)}"
+        await self._means.telling.of_node(self._node, "DrainResumed", message)
 
     async def _finish(self) -> None:
         ended = self._means.now().astimezone(UTC).replace(microsecond=0)

@@ -16,6 +16,8 @@ from gpuhealth.cluster.node import condition, is_ready, notes, override, parsed_
 from gpuhealth.controller.comparison import Tested
 
 UNKNOWN = "unknown"
+STAND_IN = "gpuhealth-controller/"
+"""Before the node's name in the holder of a place that the controller has taken for it; no node's name has a slash."""
 GPU = "nvidia.com/gpu"
 """The device plugin's resource."""
 REASON_LABEL = f"{GROUP}/burnin-reason"
@@ -126,6 +128,11 @@ class Place(msgspec.Struct, frozen=True):
     uid: str
     version: str
 
+    @property
+    def stands_for(self) -> str:
+        """The node for which the controller has taken it; empty where a node has taken it itself."""
+        return self.holder.removeprefix(STAND_IN) if self.holder.startswith(STAND_IN) else ""
+
 
 class Kept(msgspec.Struct, frozen=True):
     """A namespace that drains leave alone."""
@@ -143,10 +150,10 @@ def node(item: Object) -> Node:
         labels,
         tainted=TAINT in keys,
         ready=is_ready(item),
+        cordoned=unschedulable(item),
         health=sys.intern((condition(item) or {}).get("reason", "")),
         preflight=PREFLIGHT_TAINT in keys,
         overridden=override(item) is not None,
-        cordoned=unschedulable(item),
         fleet_findings=notes(item).get(FLEET_FINDINGS, ""),
         gpus=int((item.get("status", {}).get("allocatable") or {}).get(GPU, 0)),
     )

@@ -67,7 +67,7 @@ class Leftovers:
     async def _round(self) -> float | None:
         """Frees what is to be freed; seconds until something else may be. Places that run out need nobody."""
         fleet, due = self._fleet, []
-        places = [place for place in fleet.places.items.values() if place.lasting]
+        places = [place for place in fleet.places.items.values() if place.lasting and not place.stands_for]
         before, self._seen = self._seen, {}
         for place in places:
             version, since = before.get(place.key, ("", 0.0))

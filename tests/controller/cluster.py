@@ -45,14 +45,17 @@ class Cluster:
     def settings(self, **options: Any) -> Settings:
         """A controller's, of this control plane."""
         election = {"enabled": False, **options.pop("election", {})}
+        where = {"kubeconfig": str(options.pop("kubeconfig", None) or self.kubeconfig())}
         quick = {"drain_retry": 0.1, "evictions_per_second": 1000, "http": {"host": "127.0.0.1", "port": 0}, **options}
-        where = {"kubeconfig": str(self.kubeconfig()), "context": "controller"}
         return Settings.model_validate({"kubernetes": where, "controller": {**quick, "election": election}})
 
     def kubeconfig(self) -> Any:
         """The controller's own: it has no rights but those of the manifests."""
-        token = self.plane.service_account_token("gpuhealth", "gpuhealth-controller")
-        return self.plane.write_kubeconfig("controller", token)
+        return self.plane.write_kubeconfig("controller", self.token())
+
+    def token(self) -> str:
+        """Of the controller's account."""
+        return self.plane.service_account_token("gpuhealth", "gpuhealth-controller")
 
     @asynccontextmanager
     async def controller(self, **options: Any) -> AsyncIterator[Controller]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from kube.proxy import FaultyProxy
 
 from gpuhealth.cluster.node import written_time
 from tests.controller.cluster import Cluster, until
@@ -227,13 +228,12 @@ def test_next_quarantine_is_drained_anew(cluster: Cluster) -> None:
             cluster.quarantine(node)
             await until(lambda: cluster.drain(node).get("phase") == "drained")
         first = cluster.drain(node)
-        pod = cluster.pod(node)
         async with cluster.controller() as controller:
             await until(lambda: controller.fleet.phases["drained"])
             cluster.recover(node)
             await until(lambda: cluster.drain(node)["phase"] == "ended")
-            assert cluster.evictions(pod) == {}
             assert cluster.drain(node) == {**first, "phase": "ended"}
+            pod = cluster.pod(node)
             cluster.quarantine(node, since="2026-03-02T12:00:00Z")
             await stop_all(cluster, pod)
             await until(lambda: cluster.drain(node)["phase"] == "drained")
@@ -280,3 +280,96 @@ def test_without_our_taint_nothing_is_drained(cluster: Cluster) -> None:
     asyncio.run(run())
     assert cluster.drain(node) == {}
     assert cluster.evictions(pod) == {}
+
+
+def test_pods_that_come_late(cluster: Cluster) -> None:
+    """What comes to a drained node (it tolerates the taint) is drained as well, by the next controller too, and with a
+    deadline of its own; after the quarantine it may stay."""
+    node = cluster.node()
+
+    async def run() -> None:
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await until(lambda: cluster.drain(node).get("phase") == "drained")
+            late = cluster.pod(node)
+            await stop_all(cluster, late)
+            await until(lambda: cluster.drain(node).get("evicted") == 1 and cluster.drain(node)["phase"] == "drained")
+        later = cluster.pod(node)
+        long_ago = {"startedAt": in_seconds(-700_000), "deadline": in_seconds(-60)}
+        cluster.say(node, {"drain": long_ago})
+        async with cluster.controller():
+            await until(lambda: cluster.evictions(later)[201] == 1)
+            assert cluster.drain(node)["phase"] == "draining"
+            assert "endedAt" not in cluster.drain(node)
+            assert datetime.fromisoformat(cluster.drain(node)["deadline"]) > datetime.now(UTC) + timedelta(days=6)
+            await stop_all(cluster, later)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+            assert cluster.state(node) == "drained"
+            await until(lambda: "DrainResumed" in cluster.reasons(node, "default"))
+            cluster.recover(node)
+            await until(lambda: cluster.drain(node)["phase"] == "ended")
+            welcome = cluster.pod(node)
+            other = cluster.node()
+            cluster.quarantine(other)
+            await until(lambda: cluster.drain(other).get("phase") == "drained")
+            assert cluster.evictions(welcome) == {}
+        assert [cluster.evictions(pod) for pod in (late, later)] == [{201: 1}, {201: 1}]
+
+    asyncio.run(run())
+    assert (cluster.drain(node)["evicted"], cluster.drain(node)["deleted"]) == (2, 0)
+
+
+def test_one_pace_for_the_fleet(cluster: Cluster) -> None:
+    """However many nodes drain at once, evictions keep to the fleet's rate: the burst, and then one after the other."""
+    nodes = [cluster.node() for _ in range(4)]
+    pods = [cluster.pod(node) for node in nodes for _ in range(2)]
+
+    def evicted() -> int:
+        return sum(cluster.evictions(pod)[201] for pod in pods)
+
+    async def run() -> None:
+        async with cluster.controller(evictions_per_second=0.001, eviction_burst=3):
+            for node in nodes:
+                cluster.quarantine(node)
+            await until(lambda: evicted() == 3)
+            await until(lambda: all(cluster.drain(node).get("phase") == "draining" for node in nodes))
+            other = cluster.node()  # the drain of a node without pods needs no turn
+            cluster.quarantine(other)
+            await until(lambda: cluster.drain(other).get("phase") == "drained")
+            assert evicted() == 3
+        async with cluster.controller():
+            await stop_all(cluster, *pods)
+            await until(lambda: all(cluster.drain(node)["phase"] == "drained" for node in nodes), seconds=60)
+
+    asyncio.run(run())
+    assert [cluster.evictions(pod)[201] for pod in pods] == [1] * len(pods)
+
+
+def test_an_api_server_that_fails_meanwhile(cluster: Cluster) -> None:
+    """Watches that break and are too old (410), evictions whose answer is lost, refused and failing requests: the drain
+    ends all the same, and each pod is evicted once."""
+    node = cluster.node()
+    pods = [cluster.pod(node) for _ in range(3)]
+
+    async def run() -> None:
+        proxy = FaultyProxy(cluster.plane, cluster.token())
+        async with proxy, cluster.controller(drain_retry="1s", kubeconfig=proxy.kubeconfig) as controller:
+            await until(lambda: controller.fleet.ready)
+            proxy.fail("lost", method="POST", path=f"{pods[0]}/eviction")
+            proxy.fail(500, method="POST", path=f"{pods[1]}/eviction")
+            proxy.fail("reset", method="POST", path=f"{pods[2]}/eviction")
+            proxy.fail(503, method="PATCH", path="gpuhealthreports", times=2)
+            proxy.fail("reset", method="PATCH", path=f"/nodes/{node}")
+            cluster.quarantine(node)
+            await until(lambda: cluster.terminating(pods[0]))
+            proxy.fail(410, path="watch=true", times=6)
+            proxy.break_streams()
+            await stop_all(cluster, *pods)
+            proxy.fail(410, path="watch=true", times=6)
+            proxy.break_streams()
+            await until(lambda: cluster.drain(node)["phase"] == "drained", seconds=60)
+
+    asyncio.run(run())
+    assert [cluster.evictions(pod)[201] for pod in pods] == [1, 1, 1]
+    assert cluster.state(node) == "drained"
+    assert [cluster.deletions(pod) for pod in pods] == [[], [], []]
