@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpuhealth.cluster.node import Desired
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
 from tests.cluster.builders import Pool, finding, until, verdict
+from tests.rights import granted, used
 
 POD = {
     "apiVersion": "v1",
@@ -67,6 +69,35 @@ def test_all_that_the_agent_does(plane: ControlPlane, pool: Pool, kubeconfig: Pa
 
     asyncio.run(run())
     assert pool.report(node)["status"]["verdict"] == "healthy"
+
+
+def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) -> None:
+    """No rule grants a verb that the agent does not need: the audit log shows a request with each."""
+    node = pool.node()
+    pool.budget("50%", maxPerFault=1, window="1s")
+    sick, again = (Desired(verdict(finding(message=text)), ("xid.79",)) for text in ("once", "again"))
+    clock = [datetime.now(UTC)]
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(kubeconfig) as client:
+            writer = NodeWriter(client, Settings(), node, now=lambda: clock[0])
+            await writer.apply(Desired(verdict()))  # not following yet: it gets its Node
+            follow = asyncio.create_task(writer.run())
+            await until(lambda: writer.labels)
+            for desired in (sick, again, sick, again):  # out and back within the time in which Events are counted up
+                clock[0] += timedelta(seconds=2)  # a place for the fault has run out and is taken over
+                await writer.apply(desired)
+                assert writer.taints
+                await writer.apply(Desired(verdict()))
+            follow.cancel()
+            await asyncio.wait([follow])
+        plane.request("DELETE", f"/api/v1/nodes/{node}")
+        plane.create_node(node, pool.labels)
+        async with Client.from_kubeconfig(kubeconfig) as client:  # a Node made anew adopts its report
+            await NodeWriter(client, Settings(), node).apply(sick)
+
+    asyncio.run(run())
+    assert granted("gpuhealth-agent") - used(plane, "gpuhealth-agent") == set()
 
 
 @pytest.mark.parametrize(
