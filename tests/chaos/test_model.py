@@ -20,8 +20,8 @@ from kube.proxy import FaultyProxy
 
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.errors import ApiError
-from gpuhealth.cluster.kinds import OVERRIDE, TAINT
-from gpuhealth.cluster.node import Desired, Object, has_taint, record, released, taints, unschedulable
+from gpuhealth.cluster.kinds import OUT_OF_SERVICE, OVERRIDE, TAINT
+from gpuhealth.cluster.node import BY_PERSON, Desired, Object, has_taint, record, released, taints, unschedulable
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
 from tests.cluster.builders import Pool, finding, verdict
@@ -53,6 +53,7 @@ class OneNode(RuleBasedStateMachine):
         self.freed: set[str] = set()  # ended by a person, and there ever since
         self.their_taints: list[Object] = []
         self.their_cordon = False
+        self.wish = False  # that it be out of service, by a person
         self.room = False
         self.proxy = self.runner.run(FaultyProxy(self.plane).__aenter__())
         self.client = Client.from_kubeconfig(self.proxy.kubeconfig, attempts=2)
@@ -94,7 +95,8 @@ class OneNode(RuleBasedStateMachine):
         after = self.seen()
         ours = record(after)
         if record(before) is None and ours is not None:
-            assert self.room, "nothing goes out without a place in a budget"
+            assert self.room or ours.code == BY_PERSON, "nothing goes out without a place in a budget"
+            assert self.wish or ours.code != BY_PERSON, "nor by a wish that nobody has"
             assert OVERRIDE not in after["metadata"]["annotations"], "a person's word wins"
             assert ours.code not in self.freed, "what a person ended is not begun again"
         return done
@@ -157,6 +159,14 @@ class OneNode(RuleBasedStateMachine):
         """A person declares the node healthy or unmanaged, or takes that back."""
         self.pool.patch(self.node, {"metadata": {"annotations": {OVERRIDE: word}}})
 
+    @rule(wish=st.booleans())
+    def person_wants_it_out(self, wish: bool) -> None:
+        """A person wants the node out of service, or no longer."""
+        self.wish = wish
+        self.pool.patch(self.node, {"metadata": {"annotations": {OUT_OF_SERVICE: "why" if wish else None}}})
+        if not wish:
+            self.freed.discard(BY_PERSON)
+
     # -- what holds ----------------------------------------------------------------------------------------------------
 
     def seen(self) -> Object:
@@ -178,7 +188,7 @@ class OneNode(RuleBasedStateMachine):
         others = [taint for taint in others if taint not in ours and not taint["key"].startswith("node.kubernetes.io/")]
         assert sorted(others, key=str) == sorted(self.their_taints, key=str)
         assert unschedulable(node) or not self.their_cordon
-        if ours:
+        if ours and (mark := record(node)) is not None and mark.code != BY_PERSON:
             assert list(self.pool.places().values()) == [self.node]
 
     @rule()
@@ -193,13 +203,15 @@ class OneNode(RuleBasedStateMachine):
             return
         out = self.is_out()
         by_hand = any(taint["key"] == TAINT for taint in self.their_taints)
-        assert list(self.pool.places().values()) == [self.node] * out, "a place while it is out, and only then"
+        places = list(self.pool.places().values())
+        asked_for = self.wish and BY_PERSON not in released(node)
+        assert places == [self.node] * out or (asked_for and not places), "a place while it is out, and only then"
         assert has_taint(node) is (out or by_hand)
         assert unschedulable(node) is (self.their_cordon or (out and self.mode == "cordon"))
         wanted = self.faults - set(released(node))
-        if word == "healthy" or by_hand or not wanted:
+        if word == "healthy" or by_hand or not (wanted or asked_for):
             assert not out
-        elif self.room:
+        elif self.room or asked_for:
             assert out
         assert self.applied()
         assert self.seen()["metadata"]["resourceVersion"] == node["metadata"]["resourceVersion"], "and then is silent"
