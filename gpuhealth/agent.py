@@ -27,7 +27,7 @@ from gpuhealth.cluster.node import RELEASE_REQUESTS, Act, Desired, Override, fle
 from gpuhealth.cluster.report import Facts, Gpu, Inventory
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import ConfigError, Settings, SettingsFile
-from gpuhealth.journal import Entry, JournalWriter, entry_of
+from gpuhealth.journal import Entry, JournalWriter, Repeats, entry_of
 from gpuhealth.memory import Memory, open_journal, recall
 from gpuhealth.model import KernelEvent, KernelRecord, Missing, MissingReason, Reading, State, Verdict
 from gpuhealth.probes.clock import Now, SteadyClock, wall_clock
@@ -41,8 +41,6 @@ from gpuhealth.verdict import Change, ChangeKind, Findings
 log = structlog.get_logger()
 
 _MEMORY_SECONDS = 60.0  # what changes in every round, such as counters, is remembered this often
-_REPEAT_SECONDS = 60.0  # a kernel event that goes on is journalled this often, with a count
-_MAX_REPEATS = 1000
 _ASK_SECONDS = 3.0  # for our Node to say whether the driver may be taken, before it is for the first time
 _NOT_IN_TOUCH = Missing(MissingReason.ERROR, "our Node has not been seen yet")
 
@@ -93,7 +91,7 @@ class Agent:
         self._reader: KmsgReader | None = None
         self._no_kernel_log = Missing(MissingReason.ERROR, "the kernel log has not been opened yet")
         self._nvml_tells_xids = False  # in the place of a kernel log that cannot be opened
-        self._repeats: dict[tuple[str, str], tuple[float, int]] = {}
+        self._repeats = Repeats()
         self._gpu_by_pci: dict[str, str] = {}
         self._inventory = Inventory()
         self._node_labels: dict[str, str] = {}
@@ -283,15 +281,10 @@ class Agent:
         self._publish(changes, readings)
 
     def _note_event(self, event: KernelEvent, now: datetime) -> None:
-        """Journals a kernel event; of one that goes on, a line a minute with how often it came."""
-        key = (event.finding, event.pci or "")
-        noted, repeats = self._repeats.get(key, (-_REPEAT_SECONDS, 0))
-        if (seconds := time.monotonic()) - noted < _REPEAT_SECONDS:
-            self._repeats[key] = (noted, repeats + 1)
+        """Journals a kernel event; of one that goes on, fewer and fewer, with how often it came."""
+        repeats = self._repeats.passed_over((event.finding, event.pci or ""), time.monotonic())
+        if repeats is None:
             return
-        if len(self._repeats) >= _MAX_REPEATS:
-            self._repeats.clear()
-        self._repeats[key] = (seconds, 0)
         message = event.meaning + (f" ({repeats} more since the last entry)" if repeats else "")
         where = self._gpu_by_pci.get(event.pci or "", event.pci or "node")
         self.journal.note(

@@ -24,6 +24,9 @@ log = structlog.get_logger()
 _RETRY_SECONDS = 5.0
 _MAX_UNWRITTEN = 10_000  # entries held while the disk refuses them
 _KEPT_ANYHOW = 1000  # entries, however old: a clock that is far ahead must not empty the journal
+_FIRST_REPEAT = 60.0
+_LONGEST_REPEAT = 3600.0
+_MAX_REPEATS = 1000  # kinds of events that are told apart
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -199,6 +202,32 @@ class Journal:
         """Closes the file, after what is being written."""
         with self._turn:
             self._database.close()
+
+
+class _Repeat(msgspec.Struct):
+    noted: float
+    seconds: float  # until the next may be noted
+    passed: int = 0
+
+
+class Repeats:
+    """Which of the events that go on and on are noted: one at once, then one after a minute, two, four … an hour."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], _Repeat] = {}
+
+    def passed_over(self, key: tuple[str, str], at: float) -> int | None:
+        """How many were not noted since the last that was; None where this is another. `at`: steady seconds."""
+        known = self._known.get(key)
+        if known is not None and at - known.noted < known.seconds:
+            known.passed += 1
+            return None
+        if known is None and len(self._known) >= _MAX_REPEATS:
+            self._known.clear()
+        goes_on = known is not None and at - known.noted < 2 * known.seconds
+        seconds = min(_LONGEST_REPEAT, 2 * known.seconds) if known is not None and goes_on else _FIRST_REPEAT
+        self._known[key] = _Repeat(at, seconds)
+        return known.passed if known is not None else 0
 
 
 class JournalWriter:

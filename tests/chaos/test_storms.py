@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
+import pytest
 import structlog
 from benchmarks.halves import CODE, Half, History, SharedClient, most, running, until
 from kube import ControlPlane
+from structlog.testing import capture_logs
 
+from gpuhealth.agent import Agent
 from gpuhealth.cluster.client import Client
 from gpuhealth.config import Settings
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.fleet import Hold
+from gpuhealth.journal import Journal
+from gpuhealth.model import KernelRecord, State
+from gpuhealth.probes.clock import SteadyClock
 from gpuhealth.web.controller import ControllerCollector
+from gpuhealth.web.metrics import Exposition
+from tests.checks.builders import START, gpus
+from tests.checks.builders import node as readings_of
 from tests.cluster.builders import Pool
 
 NODES = 60
@@ -79,3 +95,163 @@ def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None
     finally:
         structlog.reset_defaults()
     assert most(history.out) == PER_FAULT
+
+
+GPUS = 8
+LINES = 168_924
+"""XID 45 lines that one cluster's log held of two days: channels of programs that had ended."""
+STORM = timedelta(days=2)
+AT_ONCE = 12  # lines that the reader finds at once
+JOB = 77
+"""Nodes of the job that crashes."""
+CRASH = (13, 31, 43, 45)
+
+
+class Simulated(SteadyClock):
+    """A clock that is set by hand, and never noticed to have been."""
+
+    def __call__(self) -> datetime:
+        """The time that it is set to."""
+        return self._read_wall()
+
+
+class Node:
+    """An agent in this process: its hardware is well, its clock is set by hand, its kernel log is what it is told."""
+
+    def __init__(self, folder: Path, name: str, now: datetime = START) -> None:
+        settings = {"node_name": name, "interval": 0.001, "journal": {"path": folder / f"{name}.sqlite"}}
+        self.now = now
+        self.agent = Agent(Settings.model_validate(settings))
+        self.agent.clock = Simulated(lambda: self.now)
+        self.agent.probe.read = self._readings  # type: ignore[method-assign, assignment]
+        self.agent._node_asked.set()
+
+    async def _readings(self, *_: object) -> Any:
+        return msgspec.structs.replace(
+            readings_of(*gpus(GPUS)), node=self.agent.settings.node_name, time=self.now, boot_id="boot"
+        )
+
+    async def round(self) -> None:
+        """A round, and what it has to say is in the journal."""
+        await self.agent._round()
+        self.agent.journal.note()
+        await self.agent.journal.run_once()
+
+    def says(self, *lines: str) -> None:
+        """The kernel log tells it."""
+        self.agent._take_records([KernelRecord(line, self.now) for line in lines])
+
+
+def xid(code: int, gpu: int, pid: int) -> str:
+    """A line of the driver about a program."""
+    return f"NVRM: Xid (PCI:0000:{gpu + 1:02x}:00): {code}, pid={pid}, name=python3, Ch {pid % 64:08x}"
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Agents in this process."""
+    made: list[Node] = []
+
+    def make(name: str) -> Node:
+        made.append(Node(tmp_path, name))
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.agent.journal.close()
+
+
+def test_two_days_of_a_program_s_faults(
+    make_node: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """168,924 XIDs 45 in two days: every one is counted, none wants the node out, and little is kept of them."""
+    storm = make_node("node")
+    clock = SimpleNamespace(monotonic=lambda: storm.now.timestamp())
+    monkeypatch.setattr("gpuhealth.agent.time", clock)
+
+    async def run() -> None:
+        await storm.round()
+        assert storm.agent.verdict is not None
+        assert storm.agent.verdict.verdict is State.HEALTHY
+        for first in range(0, LINES, AT_ONCE):
+            storm.now = START + STORM * (first / LINES)
+            numbers = range(first, min(LINES, first + AT_ONCE))
+            storm.says(*(xid(45, number % GPUS, 4000 + number // 100) for number in numbers))
+            assert not storm.agent.findings.quarantine().findings
+            if first // AT_ONCE % 100 == 0:
+                await storm.round()
+        storm.now += timedelta(hours=1)
+        await storm.round()
+
+    with capture_logs() as logged:
+        asyncio.run(run())
+    agent = storm.agent
+    assert agent.counts.kernel_events["xid"] == sum(agent.counts.xids.values()) == LINES
+    assert agent.verdict is not None
+    assert agent.verdict.verdict is State.HEALTHY, "and an hour later nothing is left of it"
+    assert len(logged) <= 4 * GPUS, "raised and cleared"
+    shown = [line for line in Exposition(agent).text().decode().splitlines() if "xid" in line and line[0] != "#"]
+    assert len(shown) <= 4 * GPUS
+    journal = Journal(tmp_path / "node.sqlite", 1e9, 100_000, read_only=True)
+    entries = list(journal.entries(limit=LINES))
+    journal.close()
+    kinds = Counter(entry.kind for entry in entries)
+    assert kinds["kernel"] <= GPUS * (8 + 48), "seven that come at doubling intervals, then one an hour"
+    assert sum(kinds.values()) - kinds["kernel"] <= 4 * GPUS
+    told = [int(entry.message.rpartition("(")[2].split()[0]) for entry in entries if "more since" in entry.message]
+    assert LINES - GPUS * 3600 <= sum(told) + kinds["kernel"] <= LINES, "but for those since the last entry"
+
+
+def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_node: Callable[..., Node]) -> None:
+    """77 nodes report XIDs 13, 31, 43 and 45 within seconds: none is ever tainted, and each writes a few times."""
+    pool.budget(JOB)
+    nodes = [make_node(name) for name in pool.nodes(JOB)]
+    history = History()
+
+    def settled(node: Node) -> bool:
+        writer = node.agent.keeper.writer
+        return writer is not None and writer.retry_in is None and not node.agent.keeper._changed.is_set()
+
+    async def run() -> None:
+        async with (
+            SharedClient(plane.kubeconfig) as client,
+            Client.from_kubeconfig(plane.kubeconfig) as observer,
+            history.following(observer, f"pool={pool.name}", pool.name),
+        ):
+            for node in nodes:
+                await node.round()
+            keeping = [asyncio.create_task(node.agent.keeper.keep(client, node.agent.settings)) for node in nodes]
+            try:
+                await until(lambda: verdicts() == {"healthy": JOB}, seconds=300)
+                before = writes(client)
+                for _ in range(5):
+                    for number, node in enumerate(nodes):
+                        node.now += timedelta(seconds=1)
+                        pid = 4000 + number
+                        node.says(*(xid(code, gpu, pid + gpu) for code in CRASH for gpu in range(GPUS)))
+                        await asyncio.sleep(0)
+                await until(lambda: verdicts() == {"degraded": JOB}, seconds=300)
+                await until(lambda: all(settled(node) for node in nodes), seconds=300)
+                written = writes(client) - before
+                assert written["POST"] == 0, "no place and no Event: a node that is degraded is in service"
+                assert written["PATCH"] <= 6 * JOB, "label, condition, report, and once more for what came meanwhile"
+            finally:
+                for task in keeping:
+                    task.cancel()
+                await asyncio.gather(*keeping, return_exceptions=True)
+
+    def writes(client: Client) -> Counter[str]:
+        return Counter({kind: sum(n for (m, _), n in client.calls.items() if m == kind) for kind in ("POST", "PATCH")})
+
+    def verdicts() -> dict[str, int]:
+        reports = plane.request("GET", "/apis/gpuhealth.io/v1alpha1/gpuhealthreports")["items"]
+        ours = [each for each in reports if each["metadata"]["name"].startswith(f"{pool.name}-")]
+        return dict(Counter(each.get("status", {}).get("verdict", "") for each in ours))
+
+    with capture_logs() as logged:
+        asyncio.run(run())
+    assert most(history.out) == 0
+    assert not pool.places()
+    findings = sum(entry["event"] == "finding raised" for entry in logged)
+    assert findings <= JOB * GPUS * len(CRASH)
+    assert len(logged) - findings <= 12 * JOB, "the acts"
