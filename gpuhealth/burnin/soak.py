@@ -1,8 +1,7 @@
 """Full load until the temperature is steady: the same product again and again, its speed second by second.
 
-Operands are random over their whole range, which draws more power than numbers that repeat. Every second a product is
-compared with the first one, bit by bit: what goes wrong only when it is hot shows here. What is wrong from the first
-product on is for the exact products of another test to find.
+Operands are random, which draws more power than numbers that repeat. Every second two products are looked at: the load's
+own must have the bits of the first one, and one of exact arithmetic those that are known.
 """
 
 from __future__ import annotations
@@ -10,21 +9,26 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import msgspec
 import torch
 from torch import Tensor
 
 from gpuhealth.burnin import words
-from gpuhealth.burnin.device import Device
+from gpuhealth.burnin.device import Device, compute_the_same_every_time
+from gpuhealth.burnin.exact import differences, same
 from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import TFLOPS
 from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.operands import draw
 from gpuhealth.burnin.pace import Pace
+from gpuhealth.burnin.products import FORMATS, Format, Shape, multiply
 from gpuhealth.readings import Miscompare
 
 _SIZE = 8192
 _SMALL_SIZE = 256
+_EXACT_SIZE = 2048  # the processor draws its operands
 _BATCH_SECONDS = 0.2  # of work given to the device at once: it hardly waits for us, and we answer in time
 _SMALL_BATCH_SECONDS = 0.02
 _WARM_UP_SHARE = 0.2  # of the time, until clocks and temperature have settled; not in the figures
@@ -33,6 +37,7 @@ _LISTED = 4
 
 def run(job: Job, devices: Sequence[Device], say: Say, faults: Faults) -> tuple[GpuOutcome, ...]:
     """Loads one device after another; that all GPUs are loaded at once, a process for each of them does."""
+    compute_the_same_every_time()
     return tuple(_Soak(job, device, say, faults, job.seconds / len(devices)).outcome() for device in devices)
 
 
@@ -46,8 +51,11 @@ class _Soak:
         self._misses: list[Miscompare] = []
         self._wrong = self._compared = 0
         self._size = _SMALL_SIZE if device.small else _SIZE
-        self._dtype = _dtype(device)
-        self._figure = f"{_NAMES[self._dtype]}{TFLOPS}"
+        self._format = _format(device)
+        self._figure = f"{self._format.name}{TFLOPS}"
+        size = min(self._size, _EXACT_SIZE)
+        self._known = draw(self._format, Shape(size, size, size), job.seed)
+        self._known_here = self._known.to(device)
 
     def outcome(self) -> GpuOutcome:
         with contextlib.suppress(Stopped):
@@ -67,14 +75,16 @@ class _Soak:
     def _failure(self) -> str:
         if not self._misses:
             return ""
-        return f"{self._wrong} of {self._compared} products differ from the first: {words.in_words(self._misses[0])}"
+        first = self._misses[0]
+        return (
+            f"{self._wrong} of {self._compared} products are wrong: {first.wrong} elements of {first.what},"
+            f" the first at {first.index} (bits {first.xor}, {first.kind.replace('_', ' ')})"
+        )
 
     def _load(self) -> None:
         generator = torch.Generator(self._device.torch).manual_seed(self._seed)
         left, right = (
-            torch.randn(self._size, self._size, generator=generator, device=self._device.torch, dtype=torch.float32).to(
-                self._dtype
-            )
+            torch.randn(self._size, self._size, generator=generator, device=self._device.torch).to(self._format.left)
             for _ in range(2)
         )
         result = torch.empty_like(left)
@@ -97,36 +107,45 @@ class _Soak:
                 rate = batches * batch * 2 * self._size**3 / busy / 1e12
                 self._pace.step(rates={self._figure: rate})
             self._seconds.append((self._pace.done, rate))
-            self._compare(left, right, result, first)
+            self._look_at(lambda: self._repeated(left, right, result, first))
+            self._look_at(self._exact)
 
     def _product(self, left: Tensor, right: Tensor, result: Tensor) -> None:
         torch.mm(left, right, out=result)
         self._faults.result(self._device, result)
 
-    def _compare(self, left: Tensor, right: Tensor, result: Tensor, first: Tensor) -> None:
-        what = f"{_NAMES[self._dtype]} {'x'.join([str(self._size)] * 3)} seed {self._seed}"
-
-        def again() -> Miscompare | None:
-            self._product(left, right, result)
-            return words.miscompare(what, _as_words(result), _as_words(first))
-
-        miss = again()
+    def _look_at(self, product: Callable[[], Miscompare | None]) -> None:
+        miss = product()
         self._compared += 1
         if miss is not None:
             self._wrong += 1
             if len(self._misses) < _LISTED:
-                self._misses.append(words.classified(miss, again))
+                self._misses.append(words.classified(miss, product))
+        self._pace.step()
+
+    def _repeated(self, left: Tensor, right: Tensor, result: Tensor, first: Tensor) -> Miscompare | None:
+        self._product(left, right, result)
+        if same(result, first):
+            return None
+        what = f"the load {self._format.name} {'x'.join([str(self._size)] * 3)} seed {self._seed}"
+        return differences(what, result, first)
+
+    def _exact(self) -> Miscompare | None:
+        values = multiply(self._format, self._known_here.left.values, self._known_here.right.values)
+        self._faults.result(self._device, values)
+        rows = self._known_here.wrong_rows(values)
+        if not len(rows):
+            return None
+        found = differences(str(self._known), values[rows].cpu(), self._known.truth(rows.cpu()))
+        if found is None:
+            return Miscompare(str(self._known), int(rows[0]) * values.shape[1], len(rows), repeats="the check itself")
+        row, column = divmod(found.index, values.shape[1])
+        return msgspec.structs.replace(found, index=int(rows[row]) * values.shape[1] + column)
 
 
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-
-
-def _dtype(device: Device) -> torch.dtype:
+def _format(device: Device) -> Format:
     """What the tensor cores do best: bf16 from Ampere on, fp16 before. On a processor what its library does well."""
-    if not device.is_cuda:
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device.torch) >= (8, 0) else torch.float16
-
-
-def _as_words(result: Tensor) -> Tensor:
-    return result.view(-1).view(torch.int64)
+    name = "fp32"
+    if device.is_cuda:
+        name = "bf16" if torch.cuda.get_device_capability(device.torch) >= (8, 0) else "fp16"
+    return next(each for each in FORMATS if each.name == name)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from gpuhealth.burnin import soak
 from gpuhealth.burnin.jobs import Fault
+from gpuhealth.burnin.judging import Trial, judge
+from gpuhealth.burnin.watched import Watched
+from gpuhealth.config import BurninLimits
+from gpuhealth.readings import TestStatus
 from tests.burnin.jobs import Stopper, done
+from tests.checks import builders
+
+LIMITS = BurninLimits()
 
 
 def test_a_sound_device_keeps_its_speed_and_its_bits() -> None:
     """Throughput and worst second are told, and all products that were compared are equal."""
     stopper = Stopper(after=10_000)
-    outcome = done(soak.run, seconds=3.0, say=stopper)["A"]
+    outcome = done(soak.run, seconds=1.5, say=stopper)["A"]
     assert (outcome.failure, outcome.miscompares) == ("", ())
     assert 0 < outcome.figures["fp32_tflops_worst_second"] <= outcome.figures["fp32_tflops"]
     assert outcome.figures["products_compared"] >= 1
@@ -22,7 +29,18 @@ def test_a_flipped_bit_is_found() -> None:
     outcome = done(soak.run, Fault("result_bits", after=1, times=1))["A"]
     (miss,) = outcome.miscompares
     assert (miss.kind, miss.wrong, int(miss.xor, 16).bit_count()) == ("transient", 1, 1)
-    assert "1 of 1 products differ from the first" in outcome.failure
+    assert miss.what.startswith("the load fp32")
+    assert "1 of 2 products are wrong" in outcome.failure
+
+
+def test_a_device_that_is_always_wrong() -> None:
+    """From the first product on: the load only repeats itself, but the known product shows it, with its right bits."""
+    outcome = done(soak.run, Fault("result_bits", bits=2))["A"]
+    (miss,) = outcome.miscompares
+    assert miss.what.startswith("fp32 256x256x256")
+    assert (miss.kind, miss.wrong) == ("repeatable", 1)
+    assert int(miss.got, 16) ^ int(miss.expected, 16) == int(miss.xor, 16)
+    assert int(miss.xor, 16).bit_count() == 2
 
 
 def test_a_device_that_goes_wrong_hot() -> None:
@@ -33,9 +51,14 @@ def test_a_device_that_goes_wrong_hot() -> None:
 
 
 def test_a_slow_device_has_a_low_throughput() -> None:
-    """Twenty times slower shows, whatever else the machine does meanwhile."""
+    """Twenty times slower shows, whatever else the machine does, and fails beside a sound one of its model."""
     outcomes = done(soak.run, Fault("slow", gpu="B", factor=20), gpus="AB", seconds=1.0)
     assert outcomes["B"].figures["fp32_tflops"] < outcomes["A"].figures["fp32_tflops"] / 2
+    model = dict.fromkeys("AB", "a model without floors")
+    sound = builders.gpu(remap_correctable_rows=0, remap_uncorrectable_rows=0)
+    watched = {gpu: Watched(sound, sound) for gpu in "AB"}
+    trial = Trial("soak", tuple(outcomes.values()), builders.START, 1.0, watched=watched, models=model)
+    assert [result.status for result in judge(trial, LIMITS)] == [TestStatus.PASSED, TestStatus.FAILED]
 
 
 def test_it_stops_when_told() -> None:
