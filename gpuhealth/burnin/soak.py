@@ -1,6 +1,6 @@
 """Full load until the temperature is steady: the same product again and again, its speed second by second.
 
-Operands are random, which draws more power than numbers that repeat. Every second two products are looked at: the load's
+Operands are random, which draws more power than repetition would. Every second two products are looked at: the load's
 own must have the bits of the first one, and one of exact arithmetic those that are known.
 """
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from gpuhealth.burnin import bandwidth, figures
-from gpuhealth.burnin.jobs import Fault
+from gpuhealth.burnin.device import Device
+from gpuhealth.burnin.faults import Faults
+from gpuhealth.burnin.jobs import Fault, Job
+from gpuhealth.burnin.judging import Trial, judge
+from gpuhealth.burnin.watched import Watched
+from gpuhealth.config import BurninLimits
+from gpuhealth.readings import TestStatus
 from tests.burnin.jobs import Stopper, done
+from tests.checks import builders
 
 ALL = {
     figures.HOST_TO_DEVICE,
@@ -45,11 +52,34 @@ def test_a_bit_that_always_flips_is_repeatable() -> None:
     assert {miss.kind for miss in outcomes["B"].miscompares} == {"repeatable"}
 
 
+def test_a_transfer_that_did_not_happen_is_found() -> None:
+    """What an earlier transfer left in the target does not pass for the data of one that moved nothing."""
+    job = Job("bandwidth", ("cpu",), ("A",), 0.0, seed=7)
+    test = bandwidth._BandwidthTest(job, Device("cpu", "A", small=True), lambda _: None, Faults(job), 0.0)
+    for transfer in test._transfers():
+        test._sample(transfer)
+        assert not test._misses
+        test._sample(transfer._replace(work=lambda: None))
+        assert test._misses.pop().what == transfer.what
+
+
 def test_a_slow_device_has_low_figures() -> None:
     """Twenty times slower shows in every figure, whatever else the machine does meanwhile."""
     outcomes = done(bandwidth.run, Fault("slow", gpu="B", factor=20), gpus="AB")
     for figure in ALL:
         assert outcomes["B"].figures[figure] < outcomes["A"].figures[figure] / 2, figure
+
+
+def test_a_device_below_its_models_floor_fails() -> None:
+    """A processor's memory is slower than an H100 must be; held to a thousandth of the floors, it passes."""
+    outcomes = tuple(done(bandwidth.run).values())
+    sound = builders.gpu(remap_correctable_rows=0, remap_uncorrectable_rows=0)
+    models = {"A": "NVIDIA H100 80GB HBM3"}
+    trial = Trial("bandwidth", outcomes, builders.START, 1.0, watched={"A": Watched(sound, sound)}, models=models)
+    (strict,), (lax,) = (judge(trial, BurninLimits(floor_percent=percent)) for percent in (100, 0.1))
+    assert strict.status is TestStatus.FAILED
+    assert "(floor 1905)" in strict.message
+    assert lax.status is TestStatus.PASSED
 
 
 def test_it_tells_what_it_does_and_stops_when_told() -> None:

@@ -81,8 +81,8 @@ import msgspec, pathlib
 done(memory.run)  # whatever torch loads at first use
 used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-resource.setrlimit(resource.RLIMIT_AS, (used + (12 << 20), hard))
-outcome = done(memory.run, memory_bytes=64 << 20)["A"]
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), hard))
+outcome = done(memory.run, memory_bytes=256 << 20)["A"]
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 sys.stdout.buffer.write(msgspec.json.encode(outcome))
 """
