@@ -100,6 +100,7 @@ def test_what_is_no_silence(cluster: Cluster) -> None:
             cluster.unready(others_pod)
             await until(lambda: other in controller.fleet.silent)
             controller.fleet.silent[other] = 1.0
+            cluster.node()  # something changes: a reason to look
             await until(lambda: cluster.health(other) == SILENT)
 
     asyncio.run(run())
