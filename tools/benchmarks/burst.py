@@ -13,22 +13,7 @@ from pathlib import Path
 from kube import ControlPlane
 
 from benchmarks import Figures, Settings
-from benchmarks.halves import (
-    BUDGET,
-    LABELS,
-    History,
-    SharedClient,
-    calls,
-    first,
-    make_nodes,
-    most,
-    plane_with_budget,
-    quiet,
-    running,
-    until,
-)
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.selectors import written
+from benchmarks.halves import calls, first, fleet, most, plane_with_budget, quiet, until
 
 _AGENTS = 1000
 _PLACES = 10_000  # a budget that does not bind; of its last places most would be found taken at first
@@ -42,24 +27,19 @@ def run(seconds: float) -> tuple[Figures, Settings]:
 
 
 async def _measure(plane: ControlPlane, kubeconfig: Path, seconds: float) -> tuple[Figures, Settings]:
-    history = History()
-    async with SharedClient(kubeconfig, in_turn=True) as client, Client.from_kubeconfig(plane.kubeconfig) as observer:
-        nodes = await make_nodes(plane, _AGENTS)
-        async with (
-            history.following(observer, written({"matchLabels": LABELS}), BUDGET),
-            running(client, nodes) as halves,
-        ):
-            before, began = calls(client), time.monotonic()
-            for half in halves:
-                half.want(sick=True)
-            await until(lambda: most(history.out) == _AGENTS, seconds)
-            until_tainted = calls(client) - before
-            await until(lambda: all(half.told for half in halves), seconds)
-            figures = {
-                "last_taint_s": first(history.out, _AGENTS) - began,
-                "median_taint_s": first(history.out, _AGENTS // 2) - began,
-                "all_written_s": time.monotonic() - began,
-                "calls_until_tainted": until_tainted,
-                "calls": calls(client) - before,
-            }
+    async with fleet(plane, kubeconfig, _AGENTS, in_turn=True) as all_of:
+        client, halves, out = all_of.client, all_of.halves, all_of.history.out
+        before, began = calls(client), time.monotonic()
+        for half in halves:
+            half.want(sick=True)
+        await until(lambda: most(out) == _AGENTS, seconds)
+        until_tainted = calls(client) - before
+        await until(lambda: all(half.told for half in halves), seconds)
+        figures = {
+            "last_taint_s": first(out, _AGENTS) - began,
+            "median_taint_s": first(out, _AGENTS // 2) - began,
+            "all_written_s": time.monotonic() - began,
+            "calls_until_tainted": until_tainted,
+            "calls": calls(client) - before,
+        }
     return figures, {"agents": _AGENTS, "places": _PLACES}

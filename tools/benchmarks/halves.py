@@ -22,10 +22,12 @@ from kube import ControlPlane
 
 from benchmarks.cluster import budget
 from gpuhealth.cluster.client import Client, Object, Query, configuration
+from gpuhealth.cluster.errors import AlreadyExistsError
 from gpuhealth.cluster.keeper import Keeper
 from gpuhealth.cluster.kinds import LEASES, NODES
 from gpuhealth.cluster.node import Act, Desired, record, taints
 from gpuhealth.cluster.report import Facts
+from gpuhealth.cluster.selectors import written
 from gpuhealth.cluster.watching import Changed, Event, Listed, watch
 from gpuhealth.config import Settings
 from gpuhealth.model import NODE, Action, Coverage, Evidence, Finding, Severity, State, Verdict
@@ -136,7 +138,7 @@ async def running(client: Client, nodes: Iterable[str]) -> AsyncIterator[list[Ha
     try:
         for half in halves:
             half.start()
-        await until(lambda: all(half.told for half in halves))
+        await until(lambda: all(half.told for half in halves), seconds=600.0)
         yield halves
     finally:
         await asyncio.gather(*[half.kill() for half in halves])
@@ -161,8 +163,37 @@ async def make_nodes(plane: ControlPlane, count: int) -> list[str]:
     """The names of so many new GPU nodes."""
     names = [f"node-{k:04}" for k in range(count)]
     async with Client.from_kubeconfig(plane.kubeconfig, connections=_CONNECTIONS) as client:
-        await asyncio.gather(*[client.create(NODES, {"metadata": {"name": n, "labels": LABELS}}) for n in names])
+        await asyncio.gather(*[_make_node(client, name) for name in names])
     return names
+
+
+async def _make_node(client: Client, name: str) -> None:
+    with contextlib.suppress(AlreadyExistsError):  # the machine was so busy that an answer came too late
+        await client.create(NODES, {"metadata": {"name": name, "labels": LABELS}})
+
+
+class Fleet(msgspec.Struct, frozen=True):
+    """Many agents' cluster halves on a control plane of their own, and what a watch of their nodes has seen."""
+
+    client: SharedClient
+    halves: list[Half]
+    history: History
+
+
+@asynccontextmanager
+async def fleet(plane: ControlPlane, kubeconfig: Path, count: int, *, in_turn: bool = False) -> AsyncIterator[Fleet]:
+    """So many halves, healthy and settled."""
+    history = History()
+    async with (
+        SharedClient(kubeconfig, in_turn=in_turn) as client,
+        Client.from_kubeconfig(plane.kubeconfig) as observer,
+    ):
+        nodes = await make_nodes(plane, count)
+        async with (
+            history.following(observer, written({"matchLabels": LABELS}), BUDGET),
+            running(client, nodes) as halves,
+        ):
+            yield Fleet(client, halves, history)
 
 
 def calls(client: Client) -> int:
