@@ -175,7 +175,7 @@ async def _make_node(client: Client, name: str) -> None:
 class Fleet(msgspec.Struct, frozen=True):
     """Many agents' cluster halves on a control plane of their own, and what a watch of their nodes has seen."""
 
-    client: SharedClient
+    client: Client
     halves: list[Half]
     history: History
 
