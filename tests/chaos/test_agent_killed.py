@@ -80,6 +80,8 @@ def killed(plane: ControlPlane, tmp_path: Path) -> Iterator[Killed]:
     """A node with room for three in its budget."""
     made = Killed(plane, tmp_path)
     made.budget(3)
+    # What was not remembered before the kill is read again, as far as the first start looks back.
+    made.sim.configure({"kmsg": {"lookback": "1h"}})
     made.sim.configure({"nvml": {"warn_after": "60s", "critical_after": "60s"}, "findings": {"*": {"raise_after": 0}}})
     yield made
     made.sim.stop(signal.SIGKILL)
