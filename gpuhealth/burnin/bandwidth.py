@@ -69,7 +69,7 @@ class _BandwidthTest:
             self._measure()
         return GpuOutcome(
             self._device.gpu,
-            failure="; ".join(map(words.in_words, self._misses)),
+            failure=words.failure(self._misses),
             figures={figure: statistics.median(samples) for figure, samples in self._samples.items()},
             miscompares=tuple(self._misses),
         )

@@ -96,7 +96,7 @@ class _Rank:
         figures = {figure: statistics.median(samples) for figure, samples in self._samples.items()}
         return GpuOutcome(
             self._device.gpu,
-            failure="; ".join([*map(words.in_words, self._misses), *self._blamed]),
+            failure="; ".join(filter(None, [words.failure(self._misses), *self._blamed])),
             figures={**figures, RANKS: float(self._job.ranks)} if figures else {},
             miscompares=tuple(self._misses),
         )

@@ -112,7 +112,7 @@ class _PeerTest:
         misses = self._misses[device.gpu]
         return GpuOutcome(
             device.gpu,
-            failure="; ".join(map(words.in_words, misses)),
+            failure=words.failure(misses),
             figures=figures,
             miscompares=tuple(misses),
         )
