@@ -20,11 +20,12 @@ class Entry(NamedTuple):
     module: str  # has run(job, devices, say, faults) -> outcomes; only workers import it
     workers: Workers
     meaning: str
+    seed: int | None = None  # the same in each run, where results are compared across runs and nodes
 
 
 TESTS = {
     "exact": Entry("gpuhealth.burnin.exact", Workers.GPU, "products whose every bit is known"),
-    "repeat": Entry("gpuhealth.burnin.repeat", Workers.GPU, "the same product again and again, bit for bit"),
+    "repeat": Entry("gpuhealth.burnin.repeat", Workers.GPU, "the same product again and again, bit for bit", 1),
     "memory": Entry("gpuhealth.burnin.memory", Workers.GPU, "every byte of the memory"),
     # One GPU after another: GPUs that share a PCIe switch or a socket would take each other's share.
     "bandwidth": Entry("gpuhealth.burnin.bandwidth", Workers.NODE, "device memory, and copies from and to the host"),

@@ -20,7 +20,7 @@ _TELEMETRY = (
     "sm_clock_megahertz",
     "memory_clock_megahertz",
 )
-_NOT_DRAWN = ("temperature_margin_celsius", "utilization_percent", "pcie_generation", "pcie_width")
+_NOT_DRAWN = ("temperature_margin_celsius", "utilization_percent")  # and mere counts, which have no unit
 _COLOURS = 8  # of Okabe and Ito, which the colour-blind tell apart; more GPUs take them again, with dashes
 _WIDTH, _HEIGHT = 640.0, 240.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 10.0, 24.0, 38.0
@@ -169,7 +169,8 @@ def _short(gpu: str) -> str:
 
 def _charts(run: BurninRun, curves: Curves) -> Iterator[str]:
     gpus = [gpu for gpu in _gpus(run) if curves.get(gpu)]
-    known = list(dict.fromkeys(name for gpu in gpus for name in curves[gpu] if name not in _NOT_DRAWN))
+    drawn = (name for gpu in gpus for name in curves[gpu] if quantity(name)[1] and name not in _NOT_DRAWN)
+    known = list(dict.fromkeys(drawn))
     names = [name for name in known if name not in _TELEMETRY] + [name for name in _TELEMETRY if name in known]
     if not names:
         return

@@ -22,6 +22,7 @@ STOP_SECONDS = worker.HARD_EXIT_SECONDS + 0.2
 """From SIGTERM to SIGKILL."""
 _STACK_SECONDS = 0.5  # for faulthandler to write, on SIGABRT
 _KILL_SECONDS = 1.0  # after SIGKILL; a process in D state does not go, and is not waited for
+_REAP_SECONDS = 0.2
 _START_SECONDS = 180.0  # torch comes from a cold network file system, on all GPUs at once
 _EVIDENCE_BYTES = 16_384
 _READ_BYTES = 1 << 20
@@ -98,8 +99,14 @@ class Worker:
                     await self._answered.wait()
             except TimeoutError:
                 late = f"gave no outcome within {seconds:.0f} s" if self.software else "did not start"
+        except asyncio.CancelledError:
+            self._stopping = True  # nobody waits for what it has found
+            raise
         finally:
-            await self._end()
+            try:
+                await self._end()
+            finally:
+                self._close()
         return self._judged("" if self._stopping else late)
 
     def stop(self) -> None:
@@ -138,7 +145,7 @@ class Worker:
         return f"; process {self.pid} cannot be ended (state {state})"
 
     async def _end(self) -> None:
-        """Sees the process to its end, by force where it needs that, and frees what the parent holds of it."""
+        """Sees the process to its end, by force where it needs that."""
         self._limit = None
         hangs = not self._answered.is_set() and not self._stopping
         if self._answered.is_set() or hangs:
@@ -150,9 +157,21 @@ class Worker:
             await self._exit_within(_STACK_SECONDS)
         self._signal(signal.SIGKILL)
         await self._exit_within(_KILL_SECONDS)
+
+    def _close(self) -> None:
+        """Frees what the parent holds of the process, and keeps its last words."""
+        if not self._exited.is_set():  # we were cancelled while it was being ended, or it cannot be
+            self._signal(signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_REAP_SECONDS)
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _EVIDENCE_BYTES))
         self._evidence = self._errors.read().decode(errors="replace")
-        self._close()
+        loop = asyncio.get_running_loop()
+        for descriptor in (self._handle, self._output.fileno()):
+            loop.remove_reader(descriptor)
+        os.close(self._handle)
+        for stream in (self._input, self._output, self._errors):
+            stream.close()
 
     async def _exit_within(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -194,11 +213,3 @@ class Worker:
         self._readable()  # its last words may still be in the pipe
         self._exited.set()
         self._answered.set()
-
-    def _close(self) -> None:
-        loop = asyncio.get_running_loop()
-        for descriptor in (self._handle, self._output.fileno()):
-            loop.remove_reader(descriptor)
-        os.close(self._handle)
-        for stream in (self._input, self._output, self._errors):
-            stream.close()

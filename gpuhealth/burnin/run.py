@@ -91,7 +91,8 @@ class Run:
         self.test = ""
         return BurninRun(
             node=self._settings.node_name,
-            boot_id=boot_id(self._settings.roots.proc),
+            # In a Pod the agent's roots need not be there; the boot's name is the same in every container.
+            boot_id=boot_id(self._settings.roots.proc) or boot_id(Path("/proc")),
             level=self.plan.level,
             reason=self.plan.reason,
             started=started,
@@ -160,7 +161,7 @@ class Run:
     def _jobs(self, test: str, seconds: float, folder: Path) -> list[Job]:
         """The jobs of a test, all to be done at once."""
         targets = self.plan.targets
-        workers = TESTS[test].workers
+        workers, seed = TESTS[test].workers, TESTS[test].seed
         shares = [targets] if workers is Workers.NODE else [(target,) for target in targets]
         processor = any(target.is_processor for target in targets)
         return [
@@ -169,7 +170,7 @@ class Run:
                 devices=tuple(target.device for target in share),
                 gpus=tuple(target.gpu for target in share),
                 seconds=seconds,
-                seed=self.plan.seed,
+                seed=self.plan.seed if seed is None else seed,
                 small=processor,
                 rank=rank if workers is Workers.RANK else 0,
                 ranks=len(targets) if workers is Workers.RANK else 1,
@@ -211,12 +212,11 @@ class Run:
         return tuple(map(GpuOutcome, job.gpus))
 
     def _whose(self, job: Job) -> str:
-        """One process for several GPUs does not tell whose fault its end was; what it was last heard of may."""
-        last = [progress for gpu, progress in self.progress.items() if gpu in job.gpus][-1:]
-        if not last or (len(job.gpus) == 1 and not last[0].doing):
+        """One process for several GPUs does not tell whose fault its end was; where it was last heard of may."""
+        if len(job.gpus) == 1:
             return ""
-        several = f"it tests {len(job.gpus)} GPUs, and was " if len(job.gpus) > 1 else ""
-        return f" ({several}last heard of {last[0].doing or last[0].gpu})"
+        last = list(self.progress)[-1:]
+        return f" (it tests {len(job.gpus)} GPUs, and was last heard of {last[0]})" if last else ""
 
     def _untold(self, gpu: str) -> GpuOutcome:
         return GpuOutcome(gpu, "" if self.stopped else "the test's process said nothing of this GPU")
@@ -257,6 +257,5 @@ def _environment(targets: Sequence[Target]) -> dict[str, str]:
     """The workers'. On processors they share the cores, or each would start as many threads as there are."""
     environment = dict(os.environ)
     if any(target.is_processor for target in targets):
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin take the cores from one another
         environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // len(targets)))
     return environment

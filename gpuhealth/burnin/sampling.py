@@ -72,6 +72,7 @@ class Sampler:
     def __init__(self, settings: Settings, interval: float = INTERVAL_SECONDS) -> None:
         # A run leaves at most one process behind in a driver that hangs: no replacement is started beside it.
         self._probe = NvmlProbe(settings.nvml.model_copy(update={"max_replacements": 0}))
+        self._first_patience = settings.nvml.critical_after  # the driver starts, on all GPUs
         self._patience = settings.nvml.warn_after
         self._interval = interval
         self._kmsg = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, 0.0)
@@ -90,7 +91,7 @@ class Sampler:
         """Reads once, then again and again."""
         try:
             await self._read_log()
-            await self._read_nvml(self._patience)
+            await self._read_nvml(self._first_patience)
             self._identify()
             task = asyncio.create_task(self._watch())
             try:
@@ -154,9 +155,9 @@ class Sampler:
         try:
             async with asyncio.timeout(wait_seconds), self._reading:
                 readings = await self._probe.read(wait_seconds)
+                while not (readings.answered or readings.problem):  # it returns early when a deadline is crossed
+                    readings = await self._probe.read(wait_seconds)
         except TimeoutError:
-            return False
-        if readings.problem is None and not readings.answered:
             return False  # late; what it says when it comes is taken then
         self.nvml = readings
         now = time.monotonic()

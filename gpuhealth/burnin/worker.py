@@ -47,7 +47,7 @@ class _Voice:
         # What native libraries print to standard output must not come between our lines.
         self._output = os.dup(1)
         os.dup2(2, 1)
-        self._told: dict[str, tuple[float, str]] = {}  # GPU -> when, and what it was doing
+        self._told: dict[str, float] = {}
         self.stopping = False
 
     def stop(self, _number: int, _frame: FrameType | None) -> None:
@@ -64,9 +64,8 @@ class _Voice:
         if self.stopping:
             raise Stopped
         now = time.monotonic()
-        told, doing = self._told.get(progress.gpu, (-_PROGRESS_SECONDS, ""))
-        if now - told >= _PROGRESS_SECONDS or doing != progress.doing:  # what hangs must have been named
-            self._told[progress.gpu] = now, progress.doing
+        if now - self._told.get(progress.gpu, -_PROGRESS_SECONDS) >= _PROGRESS_SECONDS:
+            self._told[progress.gpu] = now
             self.say(msgspec.structs.replace(progress, rates=_finite(progress.rates)))
 
 
@@ -109,14 +108,9 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _out_of_memory(torch: ModuleType, error: BaseException) -> bool:
-    """On a processor torch raises a plain RuntimeError for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _work(torch: ModuleType, job: Job, voice: _Voice) -> Outcome | Unable:
+def _work(job: Job, voice: _Voice) -> Outcome | Unable:
     try:
-        from gpuhealth.burnin.device import Device
+        from gpuhealth.burnin.device import Device, is_out_of_memory
         from gpuhealth.burnin.faults import Faults
 
         test = importlib.import_module(TESTS[job.test].module)
@@ -134,7 +128,8 @@ def _work(torch: ModuleType, job: Job, voice: _Voice) -> Outcome | Unable:
     except Stopped:
         return Outcome(())
     except Exception as error:  # noqa: BLE001 - whatever a library or a device raises is this test's failure
-        what = "out of memory" if _out_of_memory(torch, error) else type(error).__name__
+        exhausted = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
+        what = "out of memory" if exhausted else type(error).__name__
         failure = f"{what}: {_first_line(error)}"
         return Outcome(tuple(GpuOutcome(gpu, failure, evidence=traceback.format_exc()) for gpu in job.gpus))
     return Outcome(tuple(msgspec.structs.replace(each, figures=_finite(each.figures)) for each in outcomes))
@@ -154,7 +149,7 @@ def main() -> None:
         return
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     voice.say(Ready(_software(torch)))
-    voice.say(_devices(torch) if job.test == DEVICES else _work(torch, job, voice))
+    voice.say(_devices(torch) if job.test == DEVICES else _work(job, voice))
     os._exit(0)  # what is left to take down may hang: contexts, communicators, threads
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from gpuhealth.burnin.targets import Target
     from gpuhealth.config import Settings
     from gpuhealth.readings import BurninRun
+
+MAX_SEED = 2**31 - 1
 
 
 class Level(enum.StrEnum):
@@ -47,12 +50,15 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="Write a page with results and curves, in HTML.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Leave the result in this folder for the agent.")
-    ] = None,
+        bool,
+        typer.Option("--save", help="Leave the result in burnin.results for the agent; so are all but manual runs."),
+    ] = False,
     reason: Annotated[
         str, typer.Option(metavar="WHY", help="Why it is run: manual, preflight, periodic, return.")
     ] = "manual",
-    seed: Annotated[int, typer.Option(min=0, help="Of the operands; the same seed draws the same.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Draws the same operands again; else new ones in each run.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also on GPUs that other processes use.")] = False,
     config: options.Config = None,
 ) -> None:
@@ -84,7 +90,7 @@ def command(
         tests=levels.plan(chosen, names, seconds),
         targets=(),
         reason=reason,
-        seed=seed,
+        seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
         faults=_faults(settings),
     )
     result, curves = asyncio.run(_burnin(settings, plan, devices or settings.burnin.devices, force))
@@ -96,10 +102,10 @@ def command(
         except OSError as error:
             raise CommandError(f"--report: cannot write {report}: {error.strerror}") from None
     unsaved = ""
-    if save is not None or reason != "manual":
+    if save or reason != "manual":
         from gpuhealth.burnin import results
 
-        folder = save or settings.burnin.results
+        folder = settings.burnin.results
         try:
             results.save(result, folder)
         except OSError as error:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gpuhealth.burnin.figures import in_words
+from gpuhealth.burnin.figures import in_words, quantity
 from gpuhealth.burnin.listing import TESTS
 from gpuhealth.burnin.run import Run
 from gpuhealth.burnin.targets import Target
@@ -84,7 +84,8 @@ def _value(values: dict[str, float], name: str, unit: str) -> str:
 
 def _rates(run: Run, target: Target) -> str:
     progress = run.progress.get(target.gpu)
-    return ", ".join(in_words(*rate) for rate in list(progress.rates.items())[:_RATES]) if progress else ""
+    rates = [in_words(*rate) for rate in progress.rates.items() if quantity(rate[0])[1]] if progress else []
+    return ", ".join(rates[-_RATES:])
 
 
 def _so_far(run: Run, target: Target) -> Text:

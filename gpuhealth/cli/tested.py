@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from gpuhealth.burnin.figures import in_words, is_pair
+from gpuhealth.burnin.figures import in_words, is_pair, quantity
 from gpuhealth.cli.output import columns, console, labelled, printable, short
 from gpuhealth.cli.words import RESULT_STYLE, counted
 from gpuhealth.readings import BurninRun, Miscompare, TestResult, TestStatus
@@ -66,11 +66,11 @@ def _status(status: TestStatus) -> Text:
 
 
 def _figures(out: Console, run: BurninRun) -> None:
-    """Of each figure the least and the most, and where they were: a straggler shows without a limit being crossed."""
+    """Of each rate the least and the most, and where they were: a straggler shows without a limit being crossed."""
     values: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for result in run.results:
         for figure, value in result.figures.items():
-            if not is_pair(figure):
+            if quantity(figure)[1] in ("TFLOPS", "GB/s") and not is_pair(figure):
                 values.setdefault((result.test, figure), []).append((value, result.gpu))
     if not values:
         return

@@ -103,7 +103,7 @@ class NodeWriter:
         self._now = now
         self._lock = asyncio.Lock()
         self._latest: Object | None = None
-        self._places = Places(client, settings.kubernetes.namespace, node_name)
+        self._places = Places(client, settings.kubernetes.namespace, node_name, now=now)
         self._events = Events(client, node_name)
         self._report = Report(client, node_name)
         self._outcome: Outcome | None = None  # of the last try to get a place that failed
@@ -265,8 +265,6 @@ class NodeWriter:
             self._outcome = None
         elif out:
             await self._keep_place(node, marks.taint)
-            for name in await self._places.drop_surplus():
-                self._did(acts, Act("give_back", name, "", self._now()))
         elif not await self._admitted(node, marks.taint, acts):
             return self._in_service(node, marks, desired)
         return marks

@@ -1,0 +1,208 @@
+"""A worker's crash, hang or death is an answer to the parent, with its evidence; nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from simnode import wait_for
+
+from gpuhealth.burnin.jobs import DEVICES, Fault, Job, Outcome, Unable
+from gpuhealth.burnin.processes import Answer, Failure, Worker
+
+_PATIENCE = 120.0
+_HANG_SECONDS = 2.0
+
+
+def _job(*kinds: str, seconds: float = 0.1, **fields: object) -> Job:
+    faults = tuple(Fault(kind, **fields) for kind in kinds)  # type: ignore[arg-type]
+    return Job("memory", ("cpu",), ("GPU-1",), seconds, seed=1, small=True, memory_bytes=1 << 20, faults=faults)
+
+
+def _faulty(folder: Path) -> dict[str, str]:
+    """An environment in which `import torch` fails as it does where a library of it is missing."""
+    package = folder / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def _noisy(folder: Path) -> dict[str, str]:
+    """An environment in which loading torch prints to standard output, as native libraries do."""
+    (folder / "typing_extensions.py").write_text(_NOISE)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+_NOISE = """
+import os, sys
+os.write(1, b'NCCL INFO {"type": ')
+sys.path.remove(os.path.dirname(__file__))
+del sys.modules["typing_extensions"]
+import typing_extensions
+"""
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Answer | Failure]:
+    """How workers ended to which something was done; all at once, since each loads torch."""
+
+    async def killed() -> Answer | Failure:
+        worker = Worker(os.environ)
+        return await worker.work(_job(seconds=600), _PATIENCE, lambda _: os.kill(worker.pid, signal.SIGKILL))
+
+    async def stopped(job: Job) -> Answer | Failure:
+        worker = Worker(os.environ)
+        return await worker.work(job, 600.0, lambda _: worker.stop())
+
+    async def stopped_while_hanging() -> Answer | Failure:
+        """It hangs in native code before its first progress: a SIGTERM's handler does not get to run."""
+        worker = Worker(os.environ)
+        work = asyncio.create_task(worker.work(_job("hang"), 600.0, lambda _: None))
+        used = None
+        while not worker.software or used != (used := _processor_time(worker.pid)):
+            await asyncio.sleep(0.5)
+        worker.stop()
+        return await work
+
+    async def done(
+        job: Job, environment: Mapping[str, str] = os.environ, seconds: float = _PATIENCE
+    ) -> Answer | Failure:
+        return await Worker(environment).work(job, seconds, lambda _: None)
+
+    async def everything() -> dict[str, Answer | Failure]:
+        works = {
+            "clean": done(_job(), _noisy(tmp_path_factory.mktemp("noisy"))),
+            "segfault": done(_job("segfault")),
+            "bus_error": done(_job("bus_error")),
+            "hang": done(_job("hang"), seconds=_HANG_SECONDS),
+            "out_of_memory": done(_job("out_of_memory")),
+            "killed": killed(),
+            "stopped": stopped(_job(seconds=600)),
+            "stopped_while_hanging": stopped_while_hanging(),
+            "devices": done(Job(DEVICES, (), (), 0.0, 1)),
+            "no_torch": done(_job(), _faulty(tmp_path_factory.mktemp("faulty"))),
+        }
+        return dict(zip(works, await asyncio.gather(*works.values()), strict=True))
+
+    return asyncio.run(everything())
+
+
+def _failure(ends: Mapping[str, Answer | Failure], name: str) -> Failure:
+    end = ends[name]
+    assert isinstance(end, Failure), end
+    return end
+
+
+def _outcome(ends: Mapping[str, Answer | Failure], name: str) -> Outcome:
+    end = ends[name]
+    assert isinstance(end, Outcome), end
+    return end
+
+
+def test_a_sound_worker_answers_whatever_libraries_print(ends: Mapping[str, Answer | Failure]) -> None:
+    """What stands on standard output beside the protocol does not spoil it."""
+    (outcome,) = _outcome(ends, "clean").gpus
+    assert (outcome.gpu, outcome.failure) == ("GPU-1", "")
+    assert outcome.figures["rounds"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "heading"),
+    [("segfault", "SIGSEGV", "Segmentation fault"), ("bus_error", "SIGBUS", "Bus error")],
+)
+def test_a_crash_names_its_signal_and_leaves_its_stack(
+    ends: Mapping[str, Answer | Failure], name: str, number: str, heading: str
+) -> None:
+    """A crash in native code is named, and its evidence is the stack of Python code that led there."""
+    failure = _failure(ends, name)
+    assert f"was ended by {number}" in failure.sentence
+    assert heading in failure.evidence
+    assert "in _crash" in failure.evidence
+
+
+def test_a_hang_in_native_code_is_ended_and_shows_where(ends: Mapping[str, Answer | Failure]) -> None:
+    """A worker that is deaf to SIGTERM is ended after its deadline; the stack shows the call that hangs."""
+    failure = _failure(ends, "hang")
+    assert failure.sentence == f"the test hangs: its process gave no outcome within {_HANG_SECONDS:.0f} s"
+    assert "in _hang" in failure.evidence
+
+
+def test_a_killed_worker_is_told_as_such(ends: Mapping[str, Answer | Failure]) -> None:
+    """As the kernel does when memory runs out."""
+    assert "was ended by SIGKILL (by the kernel for want of memory" in _failure(ends, "killed").sentence
+
+
+def test_memory_that_the_device_does_not_have_is_a_failure_in_words(ends: Mapping[str, Answer | Failure]) -> None:
+    """It ends the test, not the process."""
+    (outcome,) = _outcome(ends, "out_of_memory").gpus
+    assert outcome.failure.startswith("out of memory: ")
+    assert "Traceback" in outcome.evidence
+
+
+def test_told_to_stop_a_worker_returns_what_it_has(ends: Mapping[str, Answer | Failure]) -> None:
+    """Ten minutes of work end at once, with the figures so far."""
+    (outcome,) = _outcome(ends, "stopped").gpus
+    assert outcome.failure == ""
+    assert outcome.figures["tested_gigabytes"] > 0
+
+
+def test_told_to_stop_a_worker_that_hangs_is_killed(ends: Mapping[str, Answer | Failure]) -> None:
+    """It is not waited for; that it hung is no finding when nobody waited for its outcome."""
+    assert "was ended by SIGKILL" in _failure(ends, "stopped_while_hanging").sentence
+
+
+def test_without_cuda_there_are_no_devices(ends: Mapping[str, Answer | Failure]) -> None:
+    """One sentence says why, and what would be right."""
+    end = ends["devices"]
+    assert isinstance(end, Unable)
+    assert "built without CUDA" in end.problem
+
+
+def test_a_broken_torch_is_no_word_about_the_gpu(ends: Mapping[str, Answer | Failure]) -> None:
+    """Nothing was tested, and one sentence says why."""
+    end = ends["no_torch"]
+    assert isinstance(end, Unable)
+    assert "libcudart.so.12: cannot open shared object file" in end.problem
+    assert "pip install 'gpuhealth[burnin]'" in end.problem
+
+
+_PARENT = """
+import asyncio, os, sys
+from gpuhealth.burnin.jobs import Fault, Job
+from gpuhealth.burnin.processes import Worker
+
+async def main():
+    worker = Worker(os.environ)
+    print(worker.pid, flush=True)
+    await worker.work(Job("memory", ("cpu",), ("g",), 600.0, 1, faults=(Fault("hang"),)), 600.0, lambda _: None)
+
+asyncio.run(main())
+"""
+
+
+def test_no_worker_outlives_its_parent() -> None:
+    """The parent is killed and can do nothing any more; the worker is gone with it."""
+    with subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        worker = int(parent.stdout.readline())
+        wait_for("the worker's own session", lambda: _stat(worker)[3] == str(worker))
+        parent.kill()
+    wait_for("the worker's end", lambda: _stat(worker)[0] in ("", "Z"))
+
+
+def _processor_time(pid: int) -> list[str]:
+    return _stat(pid)[11:13]
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, group, session and so on, of proc(5); empty strings where the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return [""] * 4
