@@ -102,6 +102,7 @@ class Agent:
         self._remembered_at = -_MEMORY_SECONDS
         self.findings: Findings
         self.journal: JournalWriter
+        self._preflight_due = False  # the node is to be closed until it has passed its first tests once more
         self._recall()
         self.keeper = Keeper(
             self._marks_wanted,
@@ -320,7 +321,7 @@ class Agent:
             verdict = msgspec.structs.replace(verdict, verdict=State.UNKNOWN)
         quarantine = self.findings.quarantine()
         codes = tuple(finding.code for finding in quarantine.findings)
-        return Desired(verdict, codes, quarantine.drain, self.release.current), self._facts()
+        return Desired(verdict, codes, quarantine.drain, self.release.current, self._preflight_due), self._facts()
 
     def _node_changed(self, writer: NodeWriter) -> None:
         """Takes from our Node what people say there."""
@@ -329,6 +330,9 @@ class Agent:
             self.findings.configure(self.settings, self._node_labels)
         if self.readings is not None and (changes := self._ended_by_person(writer)):
             self._publish(changes, self.readings)
+        if self._preflight_due and writer.carries(self.settings.preflight.taint):
+            self._preflight_due = False
+            self.journal.note()
         if writer.asked:
             self._node_asked.set()
         if (requests := writer.release_requests) is not None:
@@ -384,6 +388,9 @@ class Agent:
         self._history, self._position = remembered.history, remembered.position
         if remembered.release:
             self.release.take_up(remembered.release)
+        # A node that is seen for the first time has the taint from where it comes from, or is to have none.
+        again = remembered.rebooted and self.settings.preflight.after_reboot
+        self._preflight_due = remembered.preflight_due or again
         self.findings = Findings(self.settings, self.clock(), remembered.ledger)
         self.journal = JournalWriter(journal, self._memory, self.clock)
 
@@ -392,7 +399,9 @@ class Agent:
 
     def _memory(self) -> dict[str, bytes]:
         self._remembered_at = time.monotonic()
-        memory = Memory(self.findings.ledger(), self._history, self._position, self.release.current)
+        memory = Memory(
+            self.findings.ledger(), self._history, self._position, self.release.current, self._preflight_due
+        )
         return memory.encoded(self.clock, self.probe.boot_id)
 
     def _catch_up(self) -> None:

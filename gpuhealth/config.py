@@ -188,6 +188,21 @@ class Burnin(_Section):
     faults: tuple[dict[str, Any], ...] = ()  # put in on purpose, to see them caught: burnin.jobs.Fault
 
 
+class Preflight(_Section):
+    """The tests that a new node has to pass before work may come."""
+
+    taint: str = Field(
+        default="gpuhealth.io/preflight", min_length=1
+    )  # key; with another, see daemonset/preflight.yaml
+    level: Literal["quick", "standard", "long"] = "standard"
+    tests: tuple[str, ...] = ()  # else those of the level
+    duration: Duration | None = None  # of the tests' work in all; else the level's
+    settle: Duration = 600.0  # a new node may take so long until all passive checks pass: its driver is being installed
+    deadline: Duration = Field(default=1800.0, gt=0)  # of it all; a long burn-in needs more
+    retry: Duration = Field(default=10.0, gt=0)
+    after_reboot: bool = False  # also for a node that was rebooted, once its agent has seen that
+
+
 class Kubernetes(_Section):
     """The cluster, where there is one."""
 
@@ -298,6 +313,7 @@ class Settings(_Section):
     http: Http = Http()
     journal: Journal = Journal()
     burnin: Burnin = Burnin()
+    preflight: Preflight = Preflight()
     kubernetes: Kubernetes = Kubernetes()
     controller: Controller = Controller()
     quarantine: Quarantine = Quarantine()

@@ -30,6 +30,8 @@ class Memory(msgspec.Struct):
     history: History = msgspec.field(default_factory=History)
     position: Position | None = None
     release: Release | None = None  # of the driver, in this boot
+    preflight_due: bool = False  # the node has to pass its first tests once more, and is not closed yet
+    rebooted: bool = False  # since this was remembered
 
     def encoded(self, clock: SteadyClock, boot_id: str) -> dict[str, bytes]:
         """As the journal keeps it."""
@@ -37,6 +39,7 @@ class Memory(msgspec.Struct):
             "findings": self.ledger,
             "history": self.history,
             "release": self.release,
+            "preflight_due": self.preflight_due,
             "written": clock.instant(boot_id),
         } | ({"kmsg": self.position} if self.position else {})
         return {key: msgspec.json.encode(value) for key, value in values.items()}
@@ -63,7 +66,9 @@ def recall(journal: Journal | None, clock: SteadyClock, boot_id: str) -> Memory:
         memory.ledger = _decoded(journal.recall("findings"), Ledger) or memory.ledger
         memory.history = _decoded(journal.recall("history"), History) or memory.history
         memory.position = _decoded(journal.recall("kmsg"), Position)
+        memory.preflight_due = _decoded(journal.recall("preflight_due"), bool) or False
         written = _decoded(journal.recall("written"), Instant)
+        memory.rebooted = written is not None and written.boot_id != boot_id and bool(written.boot_id and boot_id)
         if written and written.boot_id == boot_id:  # a reboot ends what the driver was released for
             memory.release = _decoded(journal.recall("release"), Release)
     except JournalError as error:

@@ -23,6 +23,7 @@ from gpuhealth.cli import (
     fleet,
     node,
     override,
+    preflight,
     quarantine,
     release_gpus,
     restore,
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 _ON_A_NODE = (check, burnin, classify, explain, capture, events)
 _ON_A_CLUSTER = (fleet, node, quarantine, restore, override, release_gpus)
-for module in (*_ON_A_NODE, *_ON_A_CLUSTER, agent, controller):
+for module in (*_ON_A_NODE, *_ON_A_CLUSTER, agent, preflight, controller):
     app.command(name=module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 

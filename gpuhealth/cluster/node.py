@@ -40,6 +40,8 @@ REFRESH = timedelta(minutes=1)
 """How often a text is renewed that says the same with other numbers: a temperature in it costs no write a round."""
 BY_PERSON = "by_person"
 """In the place of a finding's code, where a person wants the node out of service."""
+PENDING, FAILED = "pending", "failed"
+"""Values of the preflight taint: to be tested, and tested in vain."""
 SILENT = "AgentSilent"
 """The condition's reason where nobody speaks for the node any more; set by the controller."""
 _CONTROLLERS_STATES = {"draining", "drained"}
@@ -65,6 +67,7 @@ class Desired(msgspec.Struct, frozen=True):
     quarantine: tuple[str, ...] = ()  # codes of the findings that want the node out of service, the worst first
     drain: bool = False  # whether what runs there should be moved away, too
     release: Release | None = None  # of the driver, now
+    preflight: bool = False  # whether the node is to pass its first tests once more
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -85,13 +88,15 @@ class Marks(msgspec.Struct, frozen=True):
     taint: str | None = None  # value of our taint: a finding's code
     cordon: bool = False
     released: tuple[str, ...] = ()
+    preflight: str | None = None  # key of a taint that should be there until the tests have passed
 
 
 class Act(msgspec.Struct, frozen=True):
     """One thing that was done, or would have been."""
 
     kind: str
-    """place, give_back, held, taint, untaint, cordon, uncordon, label, released, condition, event or report"""
+    """place, give_back, held, taint, untaint, preflight, cordon, uncordon, label, released, condition, event or
+    report"""
     target: str
     detail: str
     time: datetime
@@ -263,10 +268,19 @@ def _line(findings: list[Finding]) -> str:
     return "; ".join(parts)
 
 
-def state_label(node: Object, verdict: Verdict, *, quarantined: bool, by_person: Override | None = None) -> str:
-    """The label's value. What the controller and the burn-in say of a node is kept while it holds."""
+def state_label(
+    node: Object,
+    verdict: Verdict,
+    *,
+    quarantined: bool,
+    by_person: Override | None = None,
+    preflight: bool = False,
+) -> str:
+    """The label's value. What the controller says of a node is kept while it holds; preflight lasts as its taint."""
     current = labels(node).get(STATE_LABEL, "")
-    if current == "preflight" or (current in _CONTROLLERS_STATES and quarantined):
+    if preflight:
+        return "preflight"
+    if current in _CONTROLLERS_STATES and quarantined:
         return current
     if quarantined:
         return "quarantined"
@@ -294,6 +308,10 @@ def _node_patch(node: Object, marks: Marks, now: datetime) -> tuple[Object | Non
     if (marks.taint is not None or ours is not None) and (new := _new_taints(node, marks, ours)) is not None:
         spec["taints"] = new
         acts.append(Act("taint" if marks.taint else "untaint", TAINT, marks.taint or "", now))
+    if marks.preflight and not has_taint(node, marks.preflight):
+        pending = {"key": marks.preflight, "value": PENDING, "effect": "NoSchedule"}
+        spec["taints"] = [*spec.get("taints", taints(node)), pending]
+        acts.append(Act("preflight", marks.preflight, PENDING, now))
     cordoned = ours is not None and ours.cordoned
     if marks.cordon and not unschedulable(node):
         spec["unschedulable"] = cordoned = True
@@ -323,9 +341,9 @@ def _node_patch(node: Object, marks: Marks, now: datetime) -> tuple[Object | Non
     return {"metadata": metadata, **({"spec": spec} if spec else {})}, acts
 
 
-def has_taint(node: Object) -> bool:
+def has_taint(node: Object, key: str = TAINT) -> bool:
     """Whether the Node carries a taint of our key, by whomever."""
-    return any(taint["key"] == TAINT for taint in taints(node))
+    return any(taint["key"] == key for taint in taints(node))
 
 
 def _new_taints(node: Object, marks: Marks, ours: Record | None) -> list[Object] | None:

@@ -98,6 +98,7 @@ class NodeWriter:
         self.changed = asyncio.Event()  # set by every change of our Node; for the agent to wait on and clear
         self._client = client
         self._mode = settings.mode
+        self._preflight_taint = settings.preflight.taint
         self._dry_run = dry_run
         self._on_act = on_act
         self._now = now
@@ -157,6 +158,10 @@ class NodeWriter:
     def taints(self) -> list[Object]:
         """Our Node's taints, as last seen."""
         return taints(self._latest) if self._latest else []
+
+    def carries(self, key: str) -> bool:
+        """Whether our Node, as last seen, has a taint of that key."""
+        return self._latest is not None and has_taint(self._latest, key)
 
     @property
     def override(self) -> Override | None:
@@ -266,7 +271,7 @@ class NodeWriter:
         elif out:
             await self._keep_place(node, marks.taint)
         elif not await self._admitted(node, marks.taint, acts):
-            return self._in_service(node, marks, desired)
+            return self._labelled(node, msgspec.structs.replace(marks, taint=None, cordon=False), desired)
         return marks
 
     def _without_budget(self, node: Object, desired: Desired) -> tuple[Marks, bool]:
@@ -286,13 +291,18 @@ class NodeWriter:
         if taint == BY_PERSON:
             reason = "OutOfService" if status == "True" else reason
             message = f"out of service by a person's wish: {out_of_service(node)}; {message}"[:MESSAGE_LIMIT]
-        state = state_label(node, desired.verdict, quarantined=taint is not None, by_person=person)
-        cordon = taint is not None and self._mode == "cordon"
-        return Marks(status, reason, message, state, taint, cordon, freed), out
+        preflight = self._preflight_taint if desired.preflight and person is None else None
+        marks = Marks(
+            status, reason, message, "", taint, taint is not None and self._mode == "cordon", freed, preflight
+        )
+        return self._labelled(node, marks, desired), out
 
-    def _in_service(self, node: Object, marks: Marks, desired: Desired) -> Marks:
-        state = state_label(node, desired.verdict, quarantined=False)
-        return Marks(marks.status, marks.reason, marks.message, state, None, cordon=False, released=marks.released)
+    def _labelled(self, node: Object, marks: Marks, desired: Desired) -> Marks:
+        preflight = marks.preflight is not None or has_taint(node, self._preflight_taint)
+        out = marks.taint is not None
+        by_person = override(node)
+        state = state_label(node, desired.verdict, quarantined=out, by_person=by_person, preflight=preflight)
+        return msgspec.structs.replace(marks, state=state)
 
     async def _admitted(self, node: Object, code: str, acts: list[Act]) -> bool:
         loop = asyncio.get_running_loop()
@@ -356,6 +366,10 @@ class NodeWriter:
         for act in done:
             self._did(acts, act)
         kinds = {act.kind for act in done}
+        if "preflight" in kinds:
+            self._events.add(
+                Note("Preflight", "rebooted: to be tested before work may come", self._now(), warning=False)
+            )
         if "taint" in kinds:
             self._events.add(Note("Quarantined", f"taken out of service: {sent.marks.message}", self._now()))
         elif sent.ended_by_person:

@@ -152,7 +152,7 @@ def node(item: Object) -> Node:
         ready=is_ready(item),
         cordoned=unschedulable(item),
         health=sys.intern((condition(item) or {}).get("reason", "")),
-        preflight=PREFLIGHT_TAINT in keys,
+        preflight=PREFLIGHT_TAINT in keys or labels.get(STATE_LABEL) == "preflight",  # of another key the label tells
         overridden=override(item) is not None,
         fleet_findings=notes(item).get(FLEET_FINDINGS, ""),
         gpus=int((item.get("status", {}).get("allocatable") or {}).get(GPU, 0)),

@@ -75,7 +75,6 @@ def guarded() -> Iterator[Guarded]:
     try:
         plane.apply(d for d in documents(BASE) if d["kind"] not in {"DaemonSet", "Deployment"})
         plane.apply(d for d in ALL if d["kind"] == "ConfigMap")
-        plane.apply(_preflight_account())
         with Admission(plane, deepcopy(ALL)) as admission:
             lease = {"metadata": {"name": "is-it-there", "namespace": "gpuhealth"}, "spec": {}}
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", **lease}
@@ -83,22 +82,6 @@ def guarded() -> Iterator[Guarded]:
             yield Guarded(plane, admission)
     finally:
         plane.stop()
-
-
-def _preflight_account() -> list[Document]:
-    """Preflight, with an agent's rights."""
-    metadata = {"name": PREFLIGHT, "namespace": "gpuhealth"}
-    rbac = "rbac.authorization.k8s.io"
-    return [
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
-        {
-            "apiVersion": f"{rbac}/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": PREFLIGHT},
-            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "gpuhealth-agent"},
-            "subjects": [{"kind": "ServiceAccount", **metadata}],
-        },
-    ]
 
 
 @pytest.fixture
@@ -212,7 +195,7 @@ async def _settled(write: NodeWriter, desired: Desired, *, acting: bool) -> None
 
 
 def test_preflight_takes_its_taint_off(guarded: Guarded, pool: Pool) -> None:
-    """Preflight removes the taint of a new node, and that alone; the agent of the same node may not."""
+    """Preflight changes and removes the taint of a new node, and that alone; its agent may only put it on again."""
     node = pool.node()
     pool.patch(node, {"spec": {"taints": [THEIR_TAINT, NEW_NODE]}})
     off = {"spec": {"taints": [THEIR_TAINT]}, "metadata": {"labels": {STATE_LABEL: None}}}
@@ -225,10 +208,17 @@ def test_preflight_takes_its_taint_off(guarded: Guarded, pool: Pool) -> None:
             body: Document = {"spec": {"taints": None}}
             with pytest.raises(ForbiddenError, match="the taints of others"):
                 await preflight.request("PATCH", f"/api/v1/nodes/{node}", body=body, content_type=MERGE_PATCH)
+            failed: Document = {"spec": {"taints": [THEIR_TAINT, {**NEW_NODE, "value": "failed"}]}}
+            await preflight.request("PATCH", f"/api/v1/nodes/{node}", body=failed, content_type=MERGE_PATCH)
             await preflight.request("PATCH", f"/api/v1/nodes/{node}", body=off, content_type=MERGE_PATCH)
+        async with guarded.client(guarded.token(node)) as agent:  # after a reboot
+            again: Document = {"spec": {"taints": [THEIR_TAINT, NEW_NODE]}}
+            await agent.request("PATCH", f"/api/v1/nodes/{node}", body=again, content_type=MERGE_PATCH)
+            with pytest.raises(ForbiddenError, match="only by gpuhealth-preflight"):
+                await agent.request("PATCH", f"/api/v1/nodes/{node}", body=failed, content_type=MERGE_PATCH)
 
     asyncio.run(run())
-    assert pool.get(node)["spec"]["taints"] == [THEIR_TAINT]
+    assert pool.get(node)["spec"]["taints"] == [THEIR_TAINT, NEW_NODE]
 
 
 # --- what a stolen token could send -----------------------------------------------------------------------------------
@@ -336,7 +326,7 @@ FORBIDDEN: list[Row] = [
     ("PATCH", NODE, taints(OUR_TAINT), "comes and goes with the annotation"),
     ("PATCH", NODE, taints({**OUR_TAINT, "effect": "NoExecute"}, annotations=RECORD), "its effect is NoSchedule"),
     ("PATCH", NODE, taints(kept=(THEIR_TAINT,)), "only by gpuhealth-preflight"),
-    ("PATCH", NODE, taints({**NEW_NODE, "effect": "NoExecute"}), "only be taken off"),
+    ("PATCH", NODE, taints({**NEW_NODE, "effect": "NoExecute"}), "has the effect NoSchedule"),
     ("PATCH", NODE, {"spec": {"unschedulable": True}}, "in mode cordon"),
     ("PATCH", NODE, {"spec": {"providerID": "aws:///x"}}, "nothing of a Node's spec"),
     ("PATCH", "/api/v1/nodes/OTHER/status", {"status": {"conditions": [CONDITION]}}, NOT_YOURS),

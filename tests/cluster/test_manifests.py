@@ -129,9 +129,10 @@ def test_agents_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.load().node_name == "a-node"
 
 
-def test_every_right_has_a_reason() -> None:
+@pytest.mark.parametrize("file", ["rbac.yaml", "preflight.yaml"])
+def test_every_right_has_a_reason(file: str) -> None:
     """Each rule of every role is preceded by a comment."""
-    text = (BASE / "rbac.yaml").read_text(encoding="utf-8")
+    text = (BASE / file).read_text(encoding="utf-8")
     rules = re.findall(r"^.*\n  - apiGroups", text, flags=re.MULTILINE)
     assert len(rules) == sum(len(d["rules"]) for d in yaml.safe_load_all(text) if "rules" in d)
     assert all(rule.lstrip().startswith("#") for rule in rules)

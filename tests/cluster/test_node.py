@@ -290,11 +290,13 @@ def test_override_is_in_the_condition() -> None:
         ("healthy", verdict(finding()), True, "quarantined"),
         ("draining", verdict(finding()), True, "draining"),
         ("drained", verdict(), False, "healthy"),
-        ("preflight", verdict(), False, "preflight"),
+        ("preflight", verdict(), False, "healthy"),  # its taint is gone
         ("testing", verdict(), False, "testing"),
         ("testing", verdict(finding()), True, "quarantined"),
     ],
 )
 def test_state_label(current: str, found: Any, quarantined: bool, label: str) -> None:
     """The controller's and the burn-in's words are kept while they hold."""
-    assert state_label(node(labels={STATE_LABEL: current}), found, quarantined=quarantined) == label
+    current_node = node(labels={STATE_LABEL: current})
+    assert state_label(current_node, found, quarantined=quarantined) == label
+    assert state_label(current_node, found, quarantined=quarantined, preflight=True) == "preflight"

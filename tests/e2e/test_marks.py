@@ -7,14 +7,18 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from kube import ControlPlane
 from kube.control_plane import RequestError
 from simnode import REAL_KMSG, SimulatedNode, wait_for
 
+from gpuhealth.readings import TestStatus
+from tests.burnin.builders import START, result, run
 from tests.e2e.test_agent import QUICK, entries
 
 TAINT = "gpuhealth.io/unhealthy"
@@ -120,6 +124,55 @@ def test_a_kernel_fault_marks_the_node_and_a_reset_clears_it(marked: Marked) -> 
             "the place given back",
             lambda: marked.name not in str([each["spec"] for each in marked.plane.request("GET", leases)["items"]]),
         )
+
+
+def test_a_node_is_tested_before_it_returns(marked: Marked) -> None:
+    """With test_before_return a node that recovered stays out until every asked-for test has passed, over restarts."""
+    marked.budget(1)
+    marked.sim.configure({"quarantine": {"test_before_return": True}})
+    with marked.sim as sim:
+        sim.driver.inject("remap_failed", gpu=2)
+        wait_for("the taint", lambda: marked.taint() == "memory.remap_failed")
+        sim.driver.clear()
+        wait_for("the requirement", lambda: marked.taint() == "burnin.required")
+        wait_for("the report", lambda: marked.report()["quarantine"]["state"] == "awaiting_test")
+        assert marked.node()["metadata"]["labels"]["gpuhealth.io/state"] == "quarantined"
+        _leave_burnin(sim, 2, TestStatus.FAILED)
+        wait_for("the failed test", lambda: {"burnin.exact", "burnin.required"} <= sim.findings())
+    with marked.sim as sim:
+        wait_for("both after a restart", lambda: {"burnin.exact", "burnin.required"} <= sim.findings())
+        assert marked.taint() is not None
+        _leave_burnin(sim, 2, TestStatus.PASSED)
+        wait_for("the taint to go", lambda: marked.taint() is None)
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+        history = marked.report()["burnin"]["gpus"][sim.driver.text("gpu2.uuid")]["history"]
+        assert [each["status"] for each in history] == ["passed", "failed"]
+
+
+def test_a_person_may_take_it_back_untested(marked: Marked) -> None:
+    """Who removes the taint ends the requirement with it; nothing is left of either."""
+    marked.budget(1)
+    marked.sim.configure({"quarantine": {"test_before_return": True}})
+    with marked.sim as sim:
+        sim.driver.inject("remap_failed", gpu=2)
+        wait_for("the taint", lambda: marked.taint() == "memory.remap_failed")
+        sim.driver.clear()
+        wait_for("the requirement", lambda: marked.taint() == "burnin.required")
+        path = f"/api/v1/nodes/{marked.name}"
+        patch = {"spec": {"taints": None}}
+        marked.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
+        wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
+        wait_for("no word of it", lambda: "gpuhealth.io/released" not in marked.node()["metadata"]["annotations"])
+        assert marked.taint() is None
+
+
+def _leave_burnin(sim: SimulatedNode, gpu: int, status: TestStatus) -> None:
+    """Leaves a result on the node, as a burn-in that has just begun would."""
+    now = datetime.now(UTC)
+    left = run(result(gpu=sim.driver.text(f"gpu{gpu}.uuid"), status=status), at=(now - START).total_seconds())
+    folder = sim.folder / "burnin"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{now.timestamp()}.json").write_bytes(msgspec.json.encode(left))
 
 
 def test_without_a_budget_nothing_is_tainted(marked: Marked) -> None:
