@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -242,6 +243,8 @@ class JournalWriter:
         self._now = now
         self._unwritten: list[Entry] = []
         self._wanted = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "journal")
+        self._writing: tuple[list[Entry], Future[JournalError | None]] | None = None
         self.errors = 0
 
     def note(self, *entries: Entry) -> None:
@@ -257,20 +260,43 @@ class JournalWriter:
         self._wanted.clear()
         assert self._journal is not None  # or nothing would be wanted
         entries, self._unwritten = self._unwritten, []
-        try:
-            await asyncio.to_thread(self._journal.write, entries, self._memory())
-            await asyncio.to_thread(self._journal.prune, self._now())
-        except JournalError as error:
+        future = self._thread.submit(self._write, entries, self._memory(), self._now())
+        self._writing = entries, future
+        await asyncio.wait([asyncio.wrap_future(future)])  # if we are cancelled the thread goes on: close() sees to it
+        if error := self._outcome():
             self.errors += 1
-            log.error("the journal cannot be written", error=str(error))  # noqa: TRY400 - one sentence says it
+            log.error("the journal cannot be written", error=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
-            self._unwritten = [*entries, *self._unwritten][-_MAX_UNWRITTEN:]
             self._wanted.set()
+
+    def _write(self, entries: list[Entry], memory: dict[str, bytes], now: datetime) -> JournalError | None:
+        """In the thread; what went wrong, if anything did."""
+        assert self._journal is not None
+        try:
+            self._journal.write(entries, memory)
+        except JournalError as error:
+            return error
+        try:
+            self._journal.prune(now)
+        except JournalError as error:  # the next one may
+            log.error("the journal grows", error=str(error))  # noqa: TRY400 - one sentence says it
+        return None
+
+    def _outcome(self) -> JournalError | None:
+        """What became of the last write; what it could not write is to be written again."""
+        if self._writing is None:
+            return None
+        (entries, future), self._writing = self._writing, None
+        if error := future.result():
+            self._unwritten = [*entries, *self._unwritten][-_MAX_UNWRITTEN:]
+        return error
 
     def close(self) -> None:
         """Writes what is left, and closes the journal."""
         if self._journal is None:
             return
+        self._thread.shutdown()  # after the write that is under way
+        self._outcome()
         try:
             self._journal.write(self._unwritten, self._memory())
         except JournalError as error:

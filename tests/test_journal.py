@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -129,3 +130,48 @@ def test_the_writer_tries_again_what_the_disk_refused(tmp_path: Path, monkeypatc
         writer.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_closed_while_the_thread_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """A stop in the middle of a write loses nothing and writes nothing twice, whether the disk takes it or not."""
+    kept = journal(tmp_path)
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def write(entries: list[Entry], memory: dict[str, bytes]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            assert may_go_on.wait(30)
+            if refused:
+                raise JournalError("database or disk is full")
+        Journal.write(kept, entries, memory)
+
+    monkeypatch.setattr(kept, "write", write)
+
+    async def run() -> None:
+        writer = JournalWriter(kept, lambda: {"kmsg": b"2"}, lambda: NOW)
+        writer.note(entry(code="first"))
+        writing = asyncio.create_task(writer.run_once())
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        writer.note(entry(code="second"))
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        threading.Timer(0.1, may_go_on.set).start()
+        writer.close()
+
+    asyncio.run(run())
+    monkeypatch.undo()
+    again = journal(tmp_path)
+    assert [e.code for e in again.entries()] == ["first", "second"]
+    assert again.recall("kmsg") == b"2"
+    again.close()
+
+
+def test_a_clock_that_is_far_ahead_does_not_empty_the_journal(tmp_path: Path) -> None:
+    """The newest entries stay, however old they look; of the others those that are too old go."""
+    kept = journal(tmp_path, keep=DAY, most=5000)
+    kept.write([entry(0, f"xid.{number}") for number in range(1200)])
+    kept.prune(NOW + timedelta(days=365))
+    assert [e.code for e in kept.entries(limit=5000)] == [f"xid.{number}" for number in range(200, 1200)]
+    kept.close()

@@ -60,6 +60,7 @@ class _BandwidthTest:
         self._seed = job.seed
         self._pace = Pace(seconds, device.gpu, say)
         self._samples: dict[str, list[float]] = {}  # figure -> GB/s
+        self._rates: dict[str, float] = {}  # the last of each
         self._misses: list[Miscompare] = []
         self._count = buffer_words(device)
 
@@ -68,7 +69,7 @@ class _BandwidthTest:
             self._measure()
         return GpuOutcome(
             self._device.gpu,
-            failure="; ".join(map(words.in_words, self._misses)),
+            failure=words.failure(self._misses),
             figures={figure: statistics.median(samples) for figure, samples in self._samples.items()},
             miscompares=tuple(self._misses),
         )
@@ -117,11 +118,11 @@ class _BandwidthTest:
             for _ in range(_REPEATS):
                 transfer.work()
 
-        self._pace.step(transfer.what)
+        self._pace.step(transfer.what, self._rates)
         seconds = self._done(transfer, work)
         rate = _REPEATS * transfer.counted / seconds / 1e9
         self._samples.setdefault(transfer.figure, []).append(rate)
-        self._pace.step(transfer.what, {transfer.figure: rate})
+        self._rates[transfer.figure] = rate
         miss = self._compared(transfer)
         if miss is not None and len(self._misses) < _LISTED:
             self._misses.append(words.classified(miss, lambda: self._again(transfer)))

@@ -81,6 +81,7 @@ class _Rank:
         self._faults = faults
         self._pace = Pace(job.seconds, device.gpu, say)
         self._samples: dict[str, list[float]] = {}
+        self._rates: dict[str, float] = {}  # the last of each
         self._misses: list[Miscompare] = []
         self._blamed: dict[str, None] = {}  # sentences, each once
 
@@ -95,7 +96,7 @@ class _Rank:
         figures = {figure: statistics.median(samples) for figure, samples in self._samples.items()}
         return GpuOutcome(
             self._device.gpu,
-            failure="; ".join([*map(words.in_words, self._misses), *self._blamed]),
+            failure="; ".join(filter(None, [words.failure(self._misses), *self._blamed])),
             figures={**figures, RANKS: float(self._job.ranks)} if figures else {},
             miscompares=tuple(self._misses),
         )
@@ -164,7 +165,7 @@ class _Rank:
 
     def _sample(self, collective: Collective) -> None:
         with contextlib.suppress(Stopped):  # all ranks agree on the end, after the round
-            self._pace.step(collective.name)
+            self._pace.step(collective.name, self._rates)
         collective.before()
         self._device.synchronize()
         self._faults.transfer(self._device)
@@ -172,8 +173,7 @@ class _Rank:
         self._faults.reduction(self._device, collective.result)
         rate = collective.bus_bytes / seconds / 1e9
         self._samples.setdefault(collective.figure, []).append(rate)
-        with contextlib.suppress(Stopped):
-            self._pace.step(collective.name, {collective.figure: rate})
+        self._rates[collective.figure] = rate
         wanted = collective.wanted()
         miss = words.miscompare(f"{collective.name} of {self._job.ranks}", collective.result, wanted)
         if miss is not None and len(self._misses) < _LISTED:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 
 class Device:
@@ -67,6 +68,14 @@ def compute_the_same_every_time() -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_accumulation = False
     torch.set_num_threads(torch.get_num_threads())  # fixes what OpenMP would choose anew for each product
+
+
+def integer_product(matrix: Tensor, vector: Tensor) -> Tensor:
+    """An integer matrix times an int64 vector, modulo 2^64."""
+    if matrix.is_cuda:  # which has no integer product
+        return (matrix * vector).sum(1)
+    step = max(1, (1 << 15) // matrix.shape[1])  # what stays in the cache while it is widened
+    return torch.cat([block.to(torch.int64) @ vector for block in torch.split(matrix, step)])
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,9 +1,9 @@
 """Exact arithmetic: products whose every bit is known, in every number format the device has.
 
 The first product of a pair of operands is proven on the device and on the host (`operands`: integers, and Freivalds'
-check); all later ones must equal it in every bit; the last is compared on the host once more, and the operands on the
-device are proven before the first and after the last. So nothing is believed because the device says so, and the
-proofs' cost is shared by all products of the pair.
+check); all later ones must equal it in every bit; the last is compared on the host once more, and before the first and
+after the last the operands on the device are compared with those on the host. So nothing is believed because the
+device says so, and the proofs' cost is shared by all products of the pair.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gpuhealth.burnin.device import Device
+from gpuhealth.burnin.device import Device, compute_the_same_every_time
 from gpuhealth.burnin.faults import Faults, bits
 from gpuhealth.burnin.jobs import GpuOutcome, Job, Progress, Say, Stopped
 from gpuhealth.burnin.operands import Pair, draw
@@ -93,6 +93,7 @@ class Tested:
 
 def run(job: Job, devices: Sequence[Device], say: Say, faults: Faults) -> tuple[GpuOutcome, ...]:
     """Works for about `job.seconds`; when told to stop, the outcomes are of what was done by then."""
+    compute_the_same_every_time()
     tested = [Tested(device, faults) for device in devices]
     drawing = ThreadPoolExecutor(1)
     try:
@@ -192,14 +193,13 @@ class _Exact:
 
     def _operands_hold(self, one: Tested, pair: Pair, mine: Pair) -> bool:
         """Whether the device has the operands that were drawn."""
-        if not any(len(rows) for rows in mine.wrong_operand_rows()):
-            return True
         for name, drawn, there in (("A", pair.left, mine.left), ("B", pair.right, mine.right)):
-            found = differences(f"operand {name} of {pair}", there.values.cpu(), drawn.values)
-            if found:
-                self._classify(one, found, lambda: _corrupted(one.load(pair)), lambda: _corrupted(one.load(pair)))
+            if not same(there.values.cpu(), drawn.values):
+                found = differences(f"operand {name} of {pair}", there.values.cpu(), drawn.values)
+                assert found is not None
+                self._classify(one, found, lambda: _corrupted(one, pair), lambda: _corrupted(one, pair))
                 return False
-        return self._wrong_check(one, pair, mine)
+        return True
 
     def _proven(self, one: Tested, pair: Pair, mine: Pair, result: Tensor) -> bool:
         """Whether the device's first product is right: by a check on the device, and by one on the host."""
@@ -229,15 +229,13 @@ class _Exact:
 
         self._classify(one, found, lambda: len(mine.wrong_rows(one.product(mine))) > 0, other)
 
-    def _wrong_check(self, one: Tested, pair: Pair, mine: Pair) -> bool:
+    def _wrong_check(self, one: Tested, pair: Pair, mine: Pair) -> None:
         """The device says that something is wrong, and the host finds nothing: then the device's check was wrong."""
-        found = Miscompare(f"check of {pair}", index=0, wrong=1)
 
         def again() -> bool:
-            return _corrupted(mine) or len(mine.wrong_rows(one.product(mine))) > 0
+            return len(mine.wrong_rows(one.product(mine))) > 0
 
-        self._classify(one, found, again, again)
-        return False
+        self._classify(one, Miscompare(f"check of {pair}", index=0, wrong=1), again, again)
 
     def _classify(self, one: Tested, found: Miscompare, again: Callable[[], bool], other: Callable[[], bool]) -> None:
         one.miscompares.append(found)  # before it is known how it behaves: one may be told to stop meanwhile
@@ -247,14 +245,18 @@ class _Exact:
 
 def same(one: Tensor, other: Tensor) -> bool:
     """Whether two results have the same bits; -0.0 is not 0.0, and a NaN is equal to itself."""
+    if not one.is_contiguous():  # stored by columns
+        one, other = one.t(), other.t()
     seen, expected = (bits(result).flatten() for result in (one, other))
     if seen.numel() * seen.element_size() % 8 == 0:
         seen, expected = seen.view(torch.int64), expected.view(torch.int64)
     return torch.equal(seen, expected)
 
 
-def _corrupted(pair: Pair) -> bool:
-    return any(len(rows) for rows in pair.wrong_operand_rows())
+def _corrupted(one: Tested, pair: Pair) -> bool:
+    """Whether operands do not arrive as they were drawn."""
+    mine = one.load(pair)
+    return not (same(mine.left.values.cpu(), pair.left.values) and same(mine.right.values.cpu(), pair.right.values))
 
 
 def differences(what: str, got: Tensor, expected: Tensor) -> Miscompare | None:

@@ -44,6 +44,7 @@ class _PeerTest:
         self._faults = faults
         self._paces = {device.gpu: Pace(job.seconds, device.gpu, say) for device in devices}
         self._samples: dict[tuple[str, str], list[float]] = {}  # (from, to) -> GB/s
+        self._rates: dict[str, dict[str, float]] = {device.gpu: {} for device in devices}  # the last to each peer
         self._misses: dict[str, list[Miscompare]] = {device.gpu: [] for device in devices}
 
     def measure(self) -> None:
@@ -84,10 +85,11 @@ class _PeerTest:
             done()
             return compared()
 
-        self._paces[sender.gpu].step(name)
+        rates = self._rates[sender.gpu]
+        self._paces[sender.gpu].step(name, rates)
         rate = _REPEATS * words.BYTES * held.numel() / done() / 1e9
         self._samples.setdefault((sender.gpu, receiver.gpu), []).append(rate)
-        self._paces[sender.gpu].step(name, {pair(receiver.gpu): rate})
+        rates[pair(receiver.gpu)] = rate
         miss = compared()
         if miss is not None and len(self._misses[sender.gpu]) < _LISTED:
             miss = words.classified(miss, again)
@@ -110,7 +112,7 @@ class _PeerTest:
         misses = self._misses[device.gpu]
         return GpuOutcome(
             device.gpu,
-            failure="; ".join(map(words.in_words, misses)),
+            failure=words.failure(misses),
             figures=figures,
             miscompares=tuple(misses),
         )

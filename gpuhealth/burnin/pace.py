@@ -28,4 +28,4 @@ class Pace:
 
     def step(self, doing: str = "", rates: dict[str, float] | None = None) -> None:
         """Tells the parent. Raises Stopped when it wants the test to end."""
-        self._say(Progress(self._gpu, self.done, rates or {}, doing))
+        self._say(Progress(self._gpu, self.done, dict(rates or {}), doing))

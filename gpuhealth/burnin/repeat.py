@@ -16,7 +16,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gpuhealth.burnin.device import Device
+from gpuhealth.burnin.device import Device, compute_the_same_every_time
 from gpuhealth.burnin.exact import differences, same
 from gpuhealth.burnin.faults import Faults, bits
 from gpuhealth.burnin.jobs import GpuOutcome, Job, Progress, Say, Stopped
@@ -101,6 +101,7 @@ def run(job: Job, devices: Sequence[Device], say: Say, faults: Faults) -> tuple[
     Formats and shapes come in a fixed order with seeds counted from `job.seed`, so that devices and nodes with the
     same seed have digests in common.
     """
+    compute_the_same_every_time()
     repeated = [_Repeated(device, faults) for device in devices]
     with suppress(Stopped):
         _Repeat(job, repeated, say).work()

@@ -212,11 +212,12 @@ class Run:
         return tuple(map(GpuOutcome, job.gpus))
 
     def _whose(self, job: Job) -> str:
-        """One process for several GPUs does not tell whose fault its end was; where it was last heard of may."""
-        if len(job.gpus) == 1:
+        """One process for several GPUs does not tell whose fault its end was; what it was last heard of may."""
+        last = [progress for gpu, progress in self.progress.items() if gpu in job.gpus][-1:]
+        if not last or (len(job.gpus) == 1 and not last[0].doing):
             return ""
-        last = list(self.progress)[-1:]
-        return f" (it tests {len(job.gpus)} GPUs, and was last heard of {last[0]})" if last else ""
+        several = f"it tests {len(job.gpus)} GPUs, and was " if len(job.gpus) > 1 else ""
+        return f" ({several}last heard of {last[0].doing or last[0].gpu})"
 
     def _untold(self, gpu: str) -> GpuOutcome:
         return GpuOutcome(gpu, "" if self.stopped else "the test's process said nothing of this GPU")
@@ -257,5 +258,6 @@ def _environment(targets: Sequence[Target]) -> dict[str, str]:
     """The workers'. On processors they share the cores, or each would start as many threads as there are."""
     environment = dict(os.environ)
     if any(target.is_processor for target in targets):
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin take the cores from one another
         environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // len(targets)))
     return environment

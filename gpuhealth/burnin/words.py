@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
@@ -69,3 +69,10 @@ def in_words(miss: Miscompare) -> str:
     return (
         f"{miss.wrong} wrong words of 64 bits in {miss.what}, the first at byte {miss.index:#x} (bits {miss.xor}{kind})"
     )
+
+
+def failure(misses: Sequence[Miscompare]) -> str:
+    """What is wrong, as a part of a sentence that names the first miss; empty without one."""
+    if not misses:
+        return ""
+    return in_words(misses[0]) + (f"; {len(misses) - 1} more like it" if len(misses) > 1 else "")

@@ -47,7 +47,7 @@ class _Voice:
         # What native libraries print to standard output must not come between our lines.
         self._output = os.dup(1)
         os.dup2(2, 1)
-        self._told: dict[str, float] = {}
+        self._told: dict[str, tuple[float, str]] = {}  # GPU -> when, and what it was doing
         self.stopping = False
 
     def stop(self, _number: int, _frame: FrameType | None) -> None:
@@ -64,8 +64,9 @@ class _Voice:
         if self.stopping:
             raise Stopped
         now = time.monotonic()
-        if now - self._told.get(progress.gpu, -_PROGRESS_SECONDS) >= _PROGRESS_SECONDS:
-            self._told[progress.gpu] = now
+        told, doing = self._told.get(progress.gpu, (-_PROGRESS_SECONDS, ""))
+        if now - told >= _PROGRESS_SECONDS or doing != progress.doing:  # what hangs must have been named
+            self._told[progress.gpu] = now, progress.doing
             self.say(msgspec.structs.replace(progress, rates=_finite(progress.rates)))
 
 

@@ -32,6 +32,7 @@ import enum
 import math
 import random
 import re
+import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
@@ -48,6 +49,7 @@ BUDGET_LABEL = f"{GROUP}/budget"
 SET_LABEL = f"{GROUP}/place-set"
 HOLDER_LABEL = f"{GROUP}/node"
 TRIES = 4  # at places that were free in the list and that others took first
+LATE_SECONDS = 30.0  # after which no request of an agent that was killed is done any more
 BLIND = 6  # tries, at the most, before the places are listed: the more there are, the dearer is the list
 MANY = 100
 
@@ -154,15 +156,17 @@ class Places:
         namespace: str,
         node: str,
         *,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] | None = None,
         choose: random.Random | None = None,
     ) -> None:
+        """`now` is the API server's time: a node whose clock is off must not take over what has not run out."""
         self._client = client
         self._namespace = namespace
         self._node = node
-        self._now = now
+        self._now = now or client.server_time
         self._choose = choose or random.Random()  # noqa: S311 - no secret
         self._held: dict[str, Object] | None = None  # Leases by name; None: to be asked for
+        self._look_again_at: float | None = math.inf  # monotonic; inf: when a place has been taken; None: done
         self._full = ""  # prefix of the set that had no place for us
 
     @property
@@ -201,6 +205,8 @@ class Places:
             self._held = None  # what was taken is found again, and used or given back
             raise
         self._full = ""
+        if self._look_again_at == math.inf:
+            self._look_again_at = time.monotonic() + LATE_SECONDS
         return Admitted(tuple(sorted(name for s in sets if (name := self._place_in(s)))), tuple(taken))
 
     async def _is_kept(self, name: str) -> bool:
@@ -221,6 +227,26 @@ class Places:
         except ConflictError:  # also when the answer to our own request was lost
             return await self._is_ours_now(name)
         return True
+
+    async def drop_surplus(self) -> tuple[str, ...]:
+        """Once, some time after our first place: gives back a second one in the same set.
+
+        The agent before us may have died with a request under way that was done only after we had looked.
+        """
+        if self._look_again_at is None or time.monotonic() < self._look_again_at:
+            return ()
+        self._held = None
+        seen: set[str] = set()
+        surplus: list[str] = []
+        for name in await self.recall():
+            prefix = name.rpartition(".")[0]
+            if not self._has_run_out(self._leases()[name]):
+                if prefix in seen:
+                    surplus.append(name)
+                seen.add(prefix)
+        await self._give_back(surplus)
+        self._look_again_at = None
+        return tuple(surplus)
 
     async def to_return(self) -> tuple[str, ...]:
         """The places that last until they are given back."""

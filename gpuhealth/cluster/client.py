@@ -10,7 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -109,6 +113,7 @@ class Client:
         self._observer = observer
         self._configure = configure
         self._api: Any = None
+        self._told_time: tuple[str, float] | None = None  # an answer's Date, and when it came by the monotonic clock
         self._generation = 0  # counts how often the credentials were read
         self._connecting = asyncio.Lock()
 
@@ -131,6 +136,14 @@ class Client:
         if api is not None:
             await api.close()
             await asyncio.sleep(0)  # in which the loop closes the sockets of watches that were cut off
+
+    def server_time(self) -> datetime:
+        """The API server's time, which is the same for all nodes; before any answer that of this machine's clock."""
+        if self._told_time is not None:
+            told, when = self._told_time
+            with suppress(ValueError):
+                return parsedate_to_datetime(told).astimezone(UTC) + timedelta(seconds=time.monotonic() - when)
+        return datetime.now(UTC)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -290,6 +303,8 @@ class Client:
             response = await self._send(method, path, query, body, headers, limits)
             status = response.status
             data = await response.read()
+            if date := response.headers.get("Date"):
+                self._told_time = date, time.monotonic()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise _unavailable(error, self.timeout) from error
         finally:

@@ -104,7 +104,7 @@ class NodeWriter:
         self._now = now
         self._lock = asyncio.Lock()
         self._latest: Object | None = None
-        self._places = Places(client, settings.kubernetes.namespace, node_name, now=now)
+        self._places = Places(client, settings.kubernetes.namespace, node_name)
         self._events = Events(client, node_name)
         self._report = Report(client, node_name)
         self._outcome: Outcome | None = None  # of the last try to get a place that failed
@@ -270,6 +270,8 @@ class NodeWriter:
             self._outcome = None
         elif out:
             await self._keep_place(node, marks.taint)
+            for name in await self._places.drop_surplus():
+                self._did(acts, Act("give_back", name, "", self._now()))
         elif not await self._admitted(node, marks.taint, acts):
             return self._labelled(node, msgspec.structs.replace(marks, taint=None, cordon=False), desired)
         return marks

@@ -84,11 +84,12 @@ def test_a_device_below_its_models_floor_fails() -> None:
 
 def test_it_tells_what_it_does_and_stops_when_told() -> None:
     """The direction is named before it begins; figures up to then are kept."""
-    stopper = Stopper(after=4)
+    stopper = Stopper(after=2)
     outcome = done(bandwidth.run, seconds=3600, say=stopper)["A"]
-    assert [each.doing for each in stopper.heard][::2] == [
+    assert [each.doing for each in stopper.heard] == [
         "copies from the host",
         "copies to the host",
         "copies in memory",
     ]
     assert set(outcome.figures) == {figures.HOST_TO_DEVICE, figures.DEVICE_TO_HOST}
+    assert set(stopper.heard[-1].rates) == set(outcome.figures)

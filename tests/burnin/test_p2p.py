@@ -55,7 +55,7 @@ def test_one_device_has_no_peer() -> None:
 
 def test_it_stops_when_told() -> None:
     """Pairs that were measured until then are kept."""
-    outcomes = done(p2p.run, gpus="ABC", seconds=3600, say=Stopper(after=4))
+    outcomes = done(p2p.run, gpus="ABC", seconds=3600, say=Stopper(after=1))
     assert figures.pair("B") in outcomes["A"].figures
     assert outcomes["C"].figures == {}
 
@@ -75,7 +75,7 @@ def test_a_stuck_copy_has_been_named() -> None:
     process.start()
     there.close()
     heard = [here.recv()]
-    # The second copy from B is that to C: before it come A-B, A-C and B-A, each told of twice.
+    # The second copy from B is that to C: before it come A-B, A-C and B-A, each told of.
     while heard[-1] != "copies from B to C":
         heard.append(here.recv())
     assert not here.poll(1.0)

@@ -104,7 +104,7 @@ def test_an_upgrade_by_the_gpu_operator(upgraded: Upgraded) -> None:
         wait_for("the release", lambda: sim.metric("gpuhealth_agent_driver_released") == 1)
         sim.xid(95, gpu=2, text=XID_95)
         wait_for("the taint", lambda: upgraded.taint() == "xid.95")
-        assert upgraded.condition() == ("False", "Xid95")
+        wait_for("the condition", lambda: upgraded.condition() == ("False", "Xid95"))
         assert "the driver is released" in upgraded.message()
     raised = {code for kind, code in entries(sim) if kind == "raised"}
     assert raised == {"xid.45", "xid.95"}

@@ -272,6 +272,29 @@ def test_release_during_a_hang_says_so(node: Simulator) -> None:
     run(body)
 
 
+def test_release_during_a_round_is_no_death(node: Simulator) -> None:
+    """A round that is outstanding when the driver is let go was told to end: no crash, no pause before the next."""
+
+    async def body(probe: NvmlProbe) -> None:
+        await answered(probe)
+        node.inject("hang")
+        reading = asyncio.create_task(probe.read(PATIENT))
+        await until(lambda: probe._child is not None and probe._child.in_round)
+        releasing = asyncio.create_task(probe.release())
+        await asyncio.sleep(0)
+        node.release()
+        problem = (await reading).problem
+        assert problem
+        assert problem.reason is MissingReason.RELEASED
+        await releasing
+        assert probe._last_exit is None
+        node.clear()
+        probe.acquire()
+        assert (await answered(probe)).count == 8
+
+    run(body)
+
+
 def test_a_child_that_dies_is_started_again_with_growing_pauses(node: Simulator) -> None:
     """A crash of the NVML process is a problem with a reason; starts are spaced, not a loop."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from types import TracebackType
 
 import aiohttp
@@ -29,6 +30,7 @@ class Fault(msgspec.Struct):
     path: str = ""
     left: int = 1
     retry_after: str = ""
+    then: Callable[[], None] | None = None  # done before the client hears of it
 
 
 class FaultyProxy:
@@ -67,10 +69,19 @@ class FaultyProxy:
         await self._session.close()
         await asyncio.sleep(0)  # in which the loop closes the sockets that were cut off
 
-    def fail(self, what: int | str, *, method: str = "", path: str = "", times: int = 1, retry_after: str = "") -> None:
+    def fail(
+        self,
+        what: int | str,
+        *,
+        method: str = "",
+        path: str = "",
+        times: int = 1,
+        retry_after: str = "",
+        then: Callable[[], None] | None = None,
+    ) -> None:
         """From now on fail the next `times` requests that match (-1: all of them until heal())."""
         self._healed.clear()
-        self._faults.append(Fault(what, method, path, times, retry_after))
+        self._faults.append(Fault(what, method, path, times, retry_after, then))
 
     def heal(self) -> None:
         """No more faults; requests that hang go on."""
@@ -94,6 +105,10 @@ class FaultyProxy:
         fault = self._fault(request)
         if fault is None:
             return await self._forward(request)
+        if fault.what == "lost":
+            await self._forward(request, answer=False)
+        if fault.then is not None:
+            fault.then()
         if isinstance(fault.what, int):
             headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
             status = {"kind": "Status", "code": fault.what, "message": f"made to fail with {fault.what}"}
@@ -102,8 +117,6 @@ class FaultyProxy:
             return web.Response()
         if fault.what == "hang":
             await self._healed.wait()
-        elif fault.what == "lost":
-            await self._forward(request, answer=False)
         if request.transport is not None:
             request.transport.abort()
         return web.Response()
