@@ -81,8 +81,8 @@ import msgspec, pathlib
 done(memory.run)  # whatever torch loads at first use
 used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), hard))
-outcome = done(memory.run, memory_bytes=256 << 20)["A"]
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), hard))
+outcome = done(memory.run, memory_bytes=512 << 20)["A"]
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 sys.stdout.buffer.write(msgspec.json.encode(outcome))
 """
@@ -92,7 +92,8 @@ def test_too_little_memory_is_a_failure() -> None:
     """Where less can be allocated than is said to be free, what there is is tested, and the test fails by its share."""
     environment = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": "."}
     command = [sys.executable, "-c", _CAPPED]
-    ran = subprocess.run(command, capture_output=True, check=True, env=environment, timeout=150)
+    ran = subprocess.run(command, capture_output=True, check=False, env=environment, timeout=150)
+    assert ran.returncode == 0, ran.stderr.decode()
     outcome = msgspec.json.decode(ran.stdout, type=GpuOutcome)
     assert 5 < outcome.figures["tested_percent"] < 30
     assert "90 % must be tested" in outcome.failure
