@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from gpuhealth.burnin import exact
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.faults import Faults, flip
 from gpuhealth.burnin.jobs import Fault, GpuOutcome, Job, Progress, Stopped
+from gpuhealth.burnin.operands import Pair
 from gpuhealth.burnin.products import FORMATS
 
 BF16 = next(form for form in FORMATS if form.name == "bf16")
@@ -120,6 +122,21 @@ def test_what_a_rest_cures_is_hot_only() -> None:
     device = Resting("cpu", "cpu0", small=True)
     (outcome,) = _run(_job(), _Flipping(lambda _: not device.rested), device)
     assert outcome.miscompares[0].kind == "hot_only"
+
+
+@pytest.mark.usefixtures("one_format")
+def test_a_device_whose_own_check_is_wrong_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product is right, and the host says so; the device finds it wrong."""
+    load = Pair.to
+
+    def corrupted(pair: Pair, device: Device) -> Pair:
+        loaded = load(pair, device)
+        return replace(loaded, expected=loaded.expected + 1)
+
+    monkeypatch.setattr(Pair, "to", corrupted)
+    (outcome,) = _run(_job())
+    assert outcome.miscompares[0].what.startswith("check of ")
+    assert outcome.failure
 
 
 @pytest.mark.usefixtures("one_format")
