@@ -23,7 +23,8 @@ GPU = "nvidia.com/gpu"
 REASON_LABEL = f"{GROUP}/burnin-reason"
 TESTED_NODE = f"{GROUP}/node"
 """Annotation of a burn-in's pod: the node that it is for."""
-_SPEEDS = ("_tflops", "_gigabytes_per_second")
+_SPEEDS = {"soak": "_tflops", "bandwidth": "_gigabytes_per_second", "collectives": "_gigabytes_per_second"}
+"""Tests that measure how fast a GPU is, and how the names of those figures end."""
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -177,10 +178,16 @@ def report(item: Object) -> Report:
 def _tested(node: str, burnin: Object) -> Iterator[Tested]:
     """What is compared over the fleet. Most of it is the same on thousands of GPUs, and kept once."""
     for uuid, gpu in (burnin.get("gpus") or {}).items():
-        tests = (gpu.get("tests") or {}).values()
+        said = gpu.get("tests") or {}
+        tests = said.values()
         digests = {what: digest for test in tests for what, digest in (test.get("digests") or {}).items()}
         software: dict[str, str] = next((test["software"] for test in tests if test.get("software")), {})
-        speeds = {what: value for test in tests for what, value in (test.get("figures") or {}).items()}
+        speeds = {
+            what: float(value)
+            for name, ending in _SPEEDS.items()
+            for what, value in (said.get(name, {}).get("figures") or {}).items()
+            if what.endswith(ending)
+        }
         yield Tested(
             node,
             uuid,
@@ -188,7 +195,7 @@ def _tested(node: str, burnin: Object) -> Iterator[Tested]:
             sys.intern(gpu.get("level", "")),
             sys.intern(", ".join(f"{name} {version}" for name, version in sorted(software.items()))),
             tuple((sys.intern(what), sys.intern(digest)) for what, digest in sorted(digests.items())),
-            tuple((sys.intern(w), float(value)) for w, value in sorted(speeds.items()) if w.endswith(_SPEEDS)),
+            tuple((sys.intern(what), value) for what, value in sorted(speeds.items())),
         )
 
 

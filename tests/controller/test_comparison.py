@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import msgspec
@@ -9,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuhealth.cluster import tested
+from gpuhealth.controller import facts
 from gpuhealth.controller.comparison import FEWEST_SPEEDS, MISMATCH, SLOW, Tested, outliers
+from tests.burnin.builders import result, run
 
+GPU = "GPU-0"
 RIGHT, WRONG, ODD = "a" * 64, "b" * 64, "c" * 64
 H100 = "NVIDIA H100 80GB HBM3"
 PRODUCT = "bf16/1024x1024x1024/seed7"
@@ -68,6 +73,24 @@ def test_speeds_of_other_levels_models_and_small_groups_are_not_compared() -> No
     fleet = [_ran(number, 700) for number in range(20)]
     assert outliers([*fleet, _ran(20, 300, level="quick"), _ran(21, 60, model="Tesla T4")]) == []
     assert outliers([*(_ran(number, 700) for number in range(FEWEST_SPEEDS - 2)), _ran(99, 10)]) == []
+
+
+def test_what_is_compared_is_what_the_agent_writes() -> None:
+    """Digests with their software, and the speeds of the tests that measure them: no pair, no small product."""
+    speeds = {"bf16_tflops": 700.0, "ranks": 8.0}
+    results = (
+        result("repeat", digests={PRODUCT: RIGHT}, figures={"bf16_tflops": 9.0}),
+        result("soak", figures=speeds),
+        result("bandwidth", figures={"memory_copy_gigabytes_per_second": 2800.0}),
+        result("p2p", figures={"to_GPU-1_gigabytes_per_second": 300.0}),
+    )
+    done = run(*results, software={"torch": "2.13", "cuda": "13.0"}, models={GPU: H100})
+    said = {"metadata": {"name": "n"}, "status": {"burnin": json.loads(json.dumps(tested.status_of([done], [GPU])))}}
+    (found,) = facts.report(said).tests
+    assert (found.node, found.gpu, found.model, found.level) == ("n", GPU, H100, done.level)
+    assert (found.software, found.digests) == ("cuda 13.0, torch 2.13", ((PRODUCT, RIGHT[:16]),))
+    assert dict(found.speeds) == {"bf16_tflops": 700.0, "memory_copy_gigabytes_per_second": 2800.0}
+    assert facts.report(said).tested is not None
 
 
 @given(
