@@ -90,6 +90,7 @@ def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
                 "since": "",
                 "drain": True,
                 "budget": "",
+                "limit": "",
                 "reason": "",
                 "places": [f"{pool.name}.0"],
             }
