@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from simnode import wait_for
 
 from gpuhealth.burnin.device import Device, is_out_of_memory
 from gpuhealth.burnin.faults import Faults, bits, flip
@@ -123,6 +125,8 @@ def test_a_hang_is_deaf_to_sigterm_s_handler() -> None:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"begun\n"
+            kernel_waits_in = Path(f"/proc/{process.pid}/wchan")
+            wait_for("the hang", lambda: "futex" in kernel_waits_in.read_text())  # before it, a handler still runs
             process.terminate()
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(1)
