@@ -182,11 +182,15 @@ class Run:
         ]
 
     async def _all_done(self, jobs: Sequence[Job]) -> list[GpuOutcome]:
+        tasks: list[asyncio.Task[tuple[GpuOutcome, ...]]] = []
+        problem: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._done(job)) for job in jobs]
         except* BurninError as errors:
-            raise errors.exceptions[0] from None
+            problem = errors.exceptions[0]
+        if problem is not None:  # what is raised up there would be a group again
+            raise problem
         return [outcome for task in tasks for outcome in task.result()]
 
     async def _done(self, job: Job) -> tuple[GpuOutcome, ...]:
