@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sys
+import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -19,6 +19,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 import msgspec
@@ -49,6 +50,7 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy"}
 
 FIRST_DELAY = 0.1
+_GOODBYE_SECONDS, _GOODBYE_LOOKS = 0.5, 50
 LONGEST_DELAY = 5.0
 
 _library = lean.load()
@@ -114,6 +116,7 @@ class Client:
         self._observer = observer
         self._configure = configure
         self._api: Any = None
+        self._sockets: WeakSet[socket.socket] = WeakSet()
         self._told_time: tuple[str, float] | None = None  # an answer's Date, and when it came by the monotonic clock
         self._generation = 0  # counts how often the credentials were read
         self._connecting = asyncio.Lock()
@@ -137,6 +140,11 @@ class Client:
         if api is not None:
             await api.close()
             await asyncio.sleep(0)  # in which the loop closes the sockets of watches that were cut off
+            # Other requests that were cut off have said goodbye over TLS, and the library does not wait for the answer.
+            for _ in range(_GOODBYE_LOOKS):
+                if all(each.fileno() < 0 for each in self._sockets):
+                    return
+                await asyncio.sleep(_GOODBYE_SECONDS / _GOODBYE_LOOKS)
 
     def server_time(self) -> datetime:
         """The API server's time, which is the same for all nodes; before any answer that of this machine's clock."""
@@ -381,7 +389,7 @@ class Client:
                 proxied = any(name.lower() in _PROXY_VARIABLES for name in os.environ)
                 configured.client_session_kwargs = {"trust_env": proxied}
                 self._api = _library.api_client(configured)
-                self._api.rest_client._create_connector = lambda: _connector(self._api.rest_client)  # noqa: SLF001
+                self._api.rest_client._create_connector = lambda: _connector(self._api.rest_client, self._sockets)  # noqa: SLF001
                 self._api.user_agent = f"gpuhealth/{__version__}"
             return self._api
 
@@ -400,14 +408,16 @@ class Client:
             self._observer(method, status)
 
 
-def _connector(rest: Any) -> aiohttp.TCPConnector:
-    """As the library makes it (which has the method for being overridden), but one whose close() leaves no socket open.
+def _connector(rest: Any, sockets: WeakSet[socket.socket]) -> aiohttp.TCPConnector:
+    """As the library makes it, which has the method for being overridden; its sockets are kept in sight."""
 
-    A request that is cut off says goodbye over TLS and waits for the answer; up to Python 3.12.6 nobody else ends that.
-    """
-    return aiohttp.TCPConnector(
-        limit=rest.maxsize, ssl=rest.ssl_context, enable_cleanup_closed=sys.version_info < (3, 12, 7)
-    )
+    def opened(address: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, *_ = address
+        made = socket.socket(family, kind, protocol)
+        sockets.add(made)
+        return made
+
+    return aiohttp.TCPConnector(limit=rest.maxsize, ssl=rest.ssl_context, socket_factory=opened)
 
 
 def _selectors(labels: str, fields: str) -> dict[str, str | int]:
