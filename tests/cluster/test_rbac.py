@@ -84,9 +84,13 @@ def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) 
             await writer.apply(Desired(verdict()))  # not following yet: it gets its Node
             follow = asyncio.create_task(writer.run())
             await until(lambda: writer.labels)
+            run_out = client.server_time()
             for desired in (sick, again, sick, again):  # out and back within the time in which Events are counted up
-                clock[0] += timedelta(seconds=2)  # a place for the fault has run out and is taken over
+                clock[0] += timedelta(seconds=2)
+                while client.server_time() < run_out:  # the place for the fault, which is then taken anew
+                    await asyncio.sleep(0.05)
                 await writer.apply(desired)
+                run_out = client.server_time() + timedelta(seconds=2)
                 assert writer.taints
                 await writer.apply(Desired(verdict()))
             follow.cancel()
