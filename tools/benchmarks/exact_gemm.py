@@ -17,7 +17,7 @@ from gpuhealth.burnin.operands import Pair, Scaled, draw
 from gpuhealth.burnin.products import FORMATS, Format, Shape, available, by_columns, multiply
 
 _PROCESSOR = Device("cpu", "cpu")
-_LARGE = {"fp64": 2048, "fp32": 4096, "bf16": 4096, "int8": 4096}  # formats with a fast kernel on a processor
+_LARGE = {"fp64": 2048, "fp32": 4096, "bf16": 4096, "int8": 8192}  # formats with a fast kernel on a processor
 _TIMED = 4  # products
 _TRIALS = 100  # for each format and kind of flip
 _CLEAN = 10_000
