@@ -29,7 +29,7 @@ def save(run: BurninRun, folder: Path) -> Path:
             os.fsync(file.fileno())
         Path(part).chmod(0o644)
         Path(part).replace(path)
-    except BaseException:
+    except BaseException:  # whatever stops it, no half file is left behind
         Path(part).unlink(missing_ok=True)
         raise
     for old in sorted(folder.glob("*.json"))[:-KEPT]:
