@@ -145,8 +145,8 @@ def test_a_node_is_tested_before_it_returns(marked: Marked) -> None:
         _leave_burnin(sim, 2, TestStatus.PASSED)
         wait_for("the taint to go", lambda: marked.taint() is None)
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
-        history = marked.report()["burnin"]["gpus"][sim.driver.text("gpu2.uuid")]["history"]
-        assert [each["status"] for each in history] == ["passed", "failed"]
+        gpu = sim.driver.text("gpu2.uuid")  # the report is written last
+        wait_for("the history", lambda: _statuses(marked.report(), gpu) == ["passed", "failed"])
 
 
 def test_a_person_may_take_it_back_untested(marked: Marked) -> None:
@@ -164,6 +164,11 @@ def test_a_person_may_take_it_back_untested(marked: Marked) -> None:
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
         wait_for("no word of it", lambda: "gpuhealth.io/released" not in str(marked.node()["metadata"]))
         assert marked.taint() is None
+
+
+def _statuses(report: dict[str, Any], gpu: str) -> list[str]:
+    """Of the runs on a GPU, the latest first."""
+    return [each["status"] for each in report["burnin"]["gpus"][gpu]["history"]]
 
 
 def _leave_burnin(sim: SimulatedNode, gpu: int, status: TestStatus) -> None:
