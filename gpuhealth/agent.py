@@ -26,7 +26,8 @@ from gpuhealth.cluster.keeper import Keeper
 from gpuhealth.cluster.node import RELEASE_REQUESTS, Act, Desired, Override, fleet_findings, restored
 from gpuhealth.cluster.report import Facts, Gpu, Inventory
 from gpuhealth.cluster.writer import NodeWriter
-from gpuhealth.config import ConfigError, Settings, SettingsFile
+from gpuhealth.config import Settings
+from gpuhealth.config_file import ConfigError, SettingsFile
 from gpuhealth.journal import Entry, JournalWriter, Repeats, entry_of
 from gpuhealth.memory import Memory, open_journal, recall
 from gpuhealth.model import KernelEvent, KernelRecord, Missing, MissingReason, Reading, State, Verdict

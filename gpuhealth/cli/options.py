@@ -20,11 +20,11 @@ Config = Annotated[
 
 def load_settings(path: Path | None) -> Settings:
     """The settings in force; raises CommandError."""
-    from gpuhealth import config
+    from gpuhealth import config_file
 
     try:
-        return config.load(path)
-    except config.ConfigError as error:
+        return config_file.load(path)
+    except config_file.ConfigError as error:
         raise CommandError(str(error)) from None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from simnode import SimulatedNode
 
-from gpuhealth import config
+from gpuhealth import config_file
 from gpuhealth.burnin.jobs import Fault
 from gpuhealth.burnin.run import Curves, Plan, Run
 from gpuhealth.burnin.sampling import Sampler
@@ -37,7 +37,7 @@ def _run(
     """Runs the memory test; `faults` makes them of the GPUs' names, `then` does things to the run before it begins."""
 
     async def run() -> tuple[BurninRun, Curves]:
-        settings = config.load(node.config)
+        settings = config_file.load(node.config)
         sampler = Sampler(settings, interval=0.05)
         async with sampler.sampling():
             chosen = targets(devices, (), sampler.gpus)

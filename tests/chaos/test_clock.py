@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kube import ControlPlane
 
-from gpuhealth import config
+from gpuhealth import config_file
 from gpuhealth.agent import Agent
 from gpuhealth.cluster.node import parsed_time
 from gpuhealth.journal import Entry, Journal
@@ -46,7 +46,7 @@ class Timed(Marked):
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[Agent]:
         """A running agent."""
-        agent = Agent(config.load(self.sim.config), self.sim.config, wall=self.wall)
+        agent = Agent(config_file.load(self.sim.config), self.sim.config, wall=self.wall)
         task = asyncio.create_task(agent.run())
         try:
             await until(lambda: agent.counts.rounds >= 1, 60)

@@ -12,7 +12,7 @@ import yaml
 from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 
-from gpuhealth import config
+from gpuhealth import config_file
 from gpuhealth.cluster.kinds import BUDGETS, REPORTS
 from tests.cluster.builders import Pool
 from tests.conftest import BASE
@@ -114,7 +114,7 @@ def test_settings_are_valid(tmp_path: Path) -> None:
     (config_map,) = [d for d in ALL if d["kind"] == "ConfigMap" and d["metadata"]["name"] == "gpuhealth"]
     path = tmp_path / "gpuhealth.yaml"
     path.write_text(config_map["data"]["gpuhealth.yaml"])
-    settings = config.load(path)
+    settings = config_file.load(path)
     mounts = {mount["mountPath"] for mount in agent()["containers"][0]["volumeMounts"]}
     assert {str(settings.roots.sys), str(settings.roots.proc), str(settings.roots.kmsg)} <= mounts
     assert str(settings.journal.path.parent) in mounts
@@ -126,7 +126,7 @@ def test_agents_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in agent()["containers"][0]["env"]:
         if variable["name"] != "GPUHEALTH_CONFIG":
             monkeypatch.setenv(variable["name"], variable.get("value", "a-node"))
-    assert config.load().node_name == "a-node"
+    assert config_file.load().node_name == "a-node"
 
 
 @pytest.mark.parametrize("file", ["rbac.yaml", "preflight.yaml"])

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from kube import ControlPlane, Document, documents
 
-from gpuhealth import config
+from gpuhealth import config_file
 from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH
 from tests.conftest import BASE
 
@@ -165,7 +165,7 @@ def test_secure_metrics(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, na
     for variable in container["env"]:
         if variable["name"] != "GPUHEALTH_CONFIG":
             monkeypatch.setenv(variable["name"], variable.get("value", "a-node"))
-    settings = config.load()
+    settings = config_file.load()
     http = settings.http if name == "agent" else settings.controller.http
     assert http.tls is not None
     assert http.authorization == "kubernetes"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from kube import documents
 
-from gpuhealth import config
+from gpuhealth import config_file
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.errors import ForbiddenError
 from tests.conftest import BASE
@@ -43,7 +43,7 @@ def test_deployment(tmp_path: Path) -> None:
     (config_map,) = [d for d in ALL if d["kind"] == "ConfigMap" and d["metadata"]["name"] == "gpuhealth"]
     path = tmp_path / "gpuhealth.yaml"
     path.write_text(config_map["data"]["gpuhealth.yaml"])
-    settings = config.load(path)
+    settings = config_file.load(path)
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["ports"][0]["containerPort"] == settings.controller.http.port
     assert container["args"] == ["controller"]

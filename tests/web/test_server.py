@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from gpuhealth.config import ConfigError, Http, Kubernetes, load
+from gpuhealth.config import Http, Kubernetes
+from gpuhealth.config_file import ConfigError, load
 from gpuhealth.web import server
 from gpuhealth.web.access import Access
 from tests.web.certificates import Authority

@@ -20,7 +20,7 @@ from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN, RequestError
 from simnode import SimulatedNode, wait_for
 
-from gpuhealth import config
+from gpuhealth import config_file
 from gpuhealth.checks.history import History
 from gpuhealth.cluster import node as marking
 from gpuhealth.cluster.kinds import NODES, REPORTS, TAINT, Kind
@@ -152,7 +152,7 @@ class Printed:
 
     def _desired(self) -> Desired:
         """What the agent has journalled of its findings, judged as the agent does."""
-        settings = config.load(self._simulated.config)
+        settings = config_file.load(self._simulated.config)
         where, now = settings.journal, datetime.now(UTC)
         with closing(Journal(where.path, where.keep, where.max_entries, read_only=True)) as journal:
             ledger = _decoded(journal.recall("findings"), Ledger)
