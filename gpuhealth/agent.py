@@ -20,7 +20,6 @@ import msgspec
 import structlog
 
 from gpuhealth import __version__, checks
-from gpuhealth.catalog import kernel_lines
 from gpuhealth.checks.burnin import REQUIRED
 from gpuhealth.cluster.keeper import Keeper
 from gpuhealth.cluster.node import RELEASE_REQUESTS, Act, Desired, Override, fleet_findings, restored
@@ -30,13 +29,12 @@ from gpuhealth.config import Settings
 from gpuhealth.config_file import ConfigError, SettingsFile
 from gpuhealth.journal import Entry, JournalWriter, Repeats, entry_of
 from gpuhealth.memory import Memory, open_journal, recall
-from gpuhealth.model import KernelEvent, KernelRecord, Missing, MissingReason, Reading, State, Verdict
+from gpuhealth.model import KernelEvent, Missing, MissingReason, Reading, State, Verdict
 from gpuhealth.probes.clock import Now, SteadyClock, wall_clock
-from gpuhealth.probes.kmsg import KmsgReader
+from gpuhealth.probes.kernel_log import KernelLogProbe
 from gpuhealth.probes.node import NodeProbe
-from gpuhealth.probes.nvml_child import XidSeen
 from gpuhealth.probes.release import DriverRelease
-from gpuhealth.readings import NOT_SUPPORTED, UNREAD, FleetFinding, KernelLog, NodeReadings
+from gpuhealth.readings import NOT_SUPPORTED, UNREAD, FleetFinding, NodeReadings
 from gpuhealth.verdict import Change, ChangeKind, Findings
 
 log = structlog.get_logger()
@@ -58,8 +56,6 @@ class Counts(msgspec.Struct):
     failures: Counter[str] = msgspec.field(default_factory=Counter)  # by loop
     api_calls: Counter[tuple[str, int]] = msgspec.field(default_factory=Counter)  # by method and status
     rounds: int = 0
-    kernel_records: int = 0
-    lost_records: int = 0
 
 
 class Agent:
@@ -83,15 +79,10 @@ class Agent:
         self.updated = asyncio.Event()  # set with it; for who shows it to clear
         self.http_port = 0
         self.config_valid = True
-        self.kmsg_lag_seconds = 0.0
         self.round_seconds = 0.0
         self.check_seconds = 0.0
         self._file = SettingsFile(config_path)
         self._services = services
-        self._parser = kernel_lines.KernelLog()
-        self._reader: KmsgReader | None = None
-        self._no_kernel_log = Missing(MissingReason.ERROR, "the kernel log has not been opened yet")
-        self._nvml_tells_xids = False  # in the place of a kernel log that cannot be opened
         self._repeats = Repeats()
         self._gpu_by_pci: dict[str, str] = {}
         self._inventory = Inventory()
@@ -101,6 +92,7 @@ class Agent:
         self._node_asked = asyncio.Event()  # our Node says whether we may take the driver, or cannot be asked
         self.release = DriverRelease(self.probe.nvml, self.clock, self._note_release)
         self._remembered_at = -_MEMORY_SECONDS
+        self.kernel_log: KernelLogProbe
         self.findings: Findings
         self.journal: JournalWriter
         self._preflight_due = False  # the node is to be closed until it has passed its first tests once more
@@ -112,7 +104,6 @@ class Agent:
             observer=self._count_call,
             now=self.clock,
         )
-        self.probe.nvml.on_xid = self._take_nvml_xid
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -176,7 +167,7 @@ class Agent:
             with contextlib.suppress(TimeoutError):  # a restart in mid-upgrade must not take the driver for a moment
                 async with asyncio.timeout(_ASK_SECONDS):
                     await self._node_asked.wait()
-        readings = await self.probe.read(self.settings.interval, self._kernel_log(), self.clock)
+        readings = await self.probe.read(self.settings.interval, self.kernel_log.read(), self.clock)
         readings = self.release.judged(readings, len(self._history.baseline.gpus), self.settings.release_grace)
         readings = msgspec.structs.replace(readings, fleet=self._fleet_findings())
         self.round_seconds = time.monotonic() - began
@@ -209,7 +200,7 @@ class Agent:
         self._gpu_by_pci |= {gpu.pci[:-2]: gpu.component for gpu in nvml.gpus if isinstance(gpu.pci, str)}
         self.findings.attribute(self._gpu_by_pci)
         if isinstance(version := nvml.driver_version, str) and version.partition(".")[0].isdecimal():
-            self._parser.driver = int(version.partition(".")[0])
+            self.kernel_log.know_driver(int(version.partition(".")[0]))
 
     def _publish(self, changes: list[Change], readings: NodeReadings) -> None:
         """Makes known what has changed: log, journal, metrics, marks."""
@@ -225,47 +216,8 @@ class Agent:
     # -- kernel log ----------------------------------------------------------------------------------------------------
 
     async def _follow_kernel_log(self) -> None:
-        """Reads the kernel log as it comes; where it cannot be read, NVML tells of XIDs at least."""
         await self._looked.wait()
-        roots, lookback = self.settings.roots, self.settings.kmsg.lookback
-        reader = KmsgReader(roots.kmsg, self.probe.boot_id, self._position, lookback, self.clock)
-        problem = reader.open()
-        if problem is not None:
-            if self._no_kernel_log != problem:
-                log.warning(
-                    "the kernel log cannot be read; NVML tells of XIDs, without their text", reason=str(problem)
-                )
-            self._no_kernel_log, self._nvml_tells_xids = problem, True
-            self.probe.nvml.want_events()
-            await asyncio.sleep(_MEMORY_SECONDS)
-            return
-        self._reader = reader
-        try:
-            async for records in reader:
-                self._take_records(records)
-        finally:
-            self._reader = None
-            reader.close()
-
-    def _kernel_log(self) -> Reading[KernelLog]:
-        """How well the log was read since the last round."""
-        if self._reader is None:
-            return KernelLog("nvml") if self._nvml_tells_xids else self._no_kernel_log
-        lost = self._reader.take_lost_records()
-        self.counts.lost_records += lost
-        self.kmsg_lag_seconds = self._reader.lag_seconds
-        return KernelLog("kmsg", self._reader.records, lost, self._reader.lag_seconds)
-
-    def _take_records(self, records: Sequence[KernelRecord]) -> None:
-        self.counts.kernel_records += len(records)
-        events = [event for record in records if (event := self._parser.feed(record))]
-        if self._reader:
-            self._position = self._reader.position
-        if events:
-            self._take_events(events)
-
-    def _take_nvml_xid(self, seen: XidSeen) -> None:
-        self._take_events([kernel_lines.nvml_xid_event(seen.xid, seen.pci[:-2] or None)])
+        await self.kernel_log.follow(self.settings.roots.kmsg, self.settings.kmsg.lookback)
 
     def _take_events(self, events: list[KernelEvent]) -> None:
         """Judges kernel events at once."""
@@ -386,7 +338,8 @@ class Agent:
         """Takes up what an earlier agent on this node has remembered."""
         journal = open_journal(self.settings.journal)
         remembered = recall(journal, self.clock, self.probe.boot_id)
-        self._history, self._position = remembered.history, remembered.position
+        self._history = remembered.history
+        self.kernel_log = KernelLogProbe(self.probe, remembered.position, self._take_events, self.clock)
         if remembered.release:
             self.release.take_up(remembered.release)
         # A node that is seen for the first time has the taint from where it comes from, or is to have none.
@@ -401,7 +354,7 @@ class Agent:
     def _memory(self) -> dict[str, bytes]:
         self._remembered_at = time.monotonic()
         memory = Memory(
-            self.findings.ledger(), self._history, self._position, self.release.current, self._preflight_due
+            self.findings.ledger(), self._history, self.kernel_log.position, self.release.current, self._preflight_due
         )
         return memory.encoded(self.clock, self.probe.boot_id)
 

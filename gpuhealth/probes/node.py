@@ -23,7 +23,7 @@ def boot_id(proc: Path) -> str:
 
 
 class NodeProbe:
-    """Reads the node. The kernel log comes by itself and is read by probes/kmsg.py."""
+    """Reads the node. The kernel log comes by itself and is followed by probes/kernel_log.py."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -142,9 +142,9 @@ class _AgentCollector(Collector):
         yield gauge(
             "agent_driver_released", "1 while the driver is let go on request", [], [(agent.probe.nvml.released,)]
         )
-        yield counter("agent_kmsg_records", "Kernel-log records read", [], [(counts.kernel_records,)])
-        yield counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(counts.lost_records,)])
-        yield gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kmsg_lag_seconds,)])
+        yield counter("agent_kmsg_records", "Kernel-log records read", [], [(agent.kernel_log.records,)])
+        yield counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(agent.kernel_log.lost_records,)])
+        yield gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kernel_log.lag_seconds,)])
         failures = dict.fromkeys(_LOOPS, 0) | counts.failures
         yield counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
         yield counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])

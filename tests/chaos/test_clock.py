@@ -121,7 +121,7 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
         assert agent.verdict is not None
         assert agent.verdict.is_known
         assert agent.is_current()
-        assert agent.counts.kernel_records == records
+        assert agent.kernel_log.records == records
         assert abs(agent.clock() - wall()) < A_MINUTE
         assert all(abs(finding.first_seen - wall()) < timedelta(minutes=10) for finding in agent.findings.active())
 
@@ -133,7 +133,7 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
             await eventually(lambda: "clock" in {entry.code for entry in timed.entries()})
             await unmoved(agent, records=1)
             sim.xid(13, gpu=2)  # the same fault, as far as `coalesce` reaches
-            await until(lambda: agent.counts.kernel_records == 2)
+            await until(lambda: agent.kernel_log.records == 2)
             assert timed.changed_at() == transition
             assert timed.taint() == "memory.remap_failed"
         wall.offset += step

@@ -139,7 +139,7 @@ class Node:
 
     def says(self, *lines: str) -> None:
         """The kernel log tells it."""
-        self.agent._take_records([KernelRecord(line, self.now) for line in lines])
+        self.agent.kernel_log._take_records([KernelRecord(line, self.now) for line in lines], None)
 
 
 def xid(code: int, gpu: int, pid: int) -> str:
