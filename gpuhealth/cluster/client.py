@@ -1,34 +1,28 @@
 """A thin client of the API server: dicts in, dicts out, one error hierarchy, every call bounded in time.
 
-It stands on the transport of `kubernetes.aio` (addresses, TLS, credentials) and leaves its models alone. What is added:
-errors by status (`errors`), retries of what can safely be done twice, credentials read again after a 401, pages, and
-watches that go on (`watching`).
+It stands on a `connection`. What is added: errors by status (`errors`), retries of what can safely be done twice,
+credentials read again after a 401, pages, and watches that go on (`watching`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
 
 import aiohttp
 import msgspec
 
-from gpuhealth import __version__
-from gpuhealth.cluster import lean
+from gpuhealth.cluster.connection import Connection, Query, configuration
 from gpuhealth.cluster.errors import (
     AlreadyExistsError,
-    NoConfigurationError,
     TooManyRequestsError,
     UnauthorizedError,
     UnavailableError,
@@ -37,7 +31,6 @@ from gpuhealth.cluster.errors import (
 from gpuhealth.cluster.kinds import Kind
 
 Object = dict[str, Any]
-Query = Mapping[str, str | int]
 Observer = Callable[[str, int], None]
 """Told of every attempt: the method, and the status or 0 where there was no answer. For metrics."""
 
@@ -46,14 +39,8 @@ MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy"}
-
 FIRST_DELAY = 0.1
-_GOODBYE_SECONDS, _GOODBYE_LOOKS = 0.5, 50
 LONGEST_DELAY = 5.0
-
-_library = lean.load()
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -66,35 +53,6 @@ class Listing(msgspec.Struct, frozen=True):
 def backoff(attempt: int, longest: float = LONGEST_DELAY, *, first: float = FIRST_DELAY) -> float:
     """Seconds to wait after the given number of failures: exponential, with jitter so that a fleet does not march."""
     return min(longest, first * 2.0 ** min(attempt, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-
-
-async def configuration(
-    kubeconfig: Path | None = None, context: str | None = None, service_account: Path = SERVICE_ACCOUNT
-) -> Any:
-    """Where the API server is and who we are: a kubeconfig, else the pod's service account, else ~/.kube/config."""
-    loaded = _library.configuration()
-    try:
-        if kubeconfig is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            # The loader reads the token file again every minute: kubelet rotates it.
-            _library.in_cluster_loader(
-                token_filename=str(service_account / "token"), cert_filename=str(service_account / "ca.crt")
-            ).load_and_set(loaded)
-            return loaded
-        await _library.load_kube_config(
-            config_file=_kubeconfig(kubeconfig), context=context, client_configuration=loaded, persist_config=False
-        )
-    except NoConfigurationError:
-        raise
-    except Exception as error:  # the loader lets through whatever a malformed file provokes in it
-        raise NoConfigurationError(f"the cluster's configuration cannot be used: {error}") from error
-    return loaded
-
-
-def _kubeconfig(given: Path | None) -> str:
-    files = str(given or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
-    if not any(Path(file).exists() for file in files.split(os.pathsep)):
-        raise NoConfigurationError(f"no service account, and no kubeconfig at {files}")
-    return files
 
 
 class Client:
@@ -112,14 +70,9 @@ class Client:
         self.timeout = timeout  # of one attempt
         self.attempts = attempts  # of one call
         self.calls: dict[tuple[str, int], int] = {}  # attempts by (method, status)
-        self._connections = connections  # at once; 0: no limit, since every watch keeps one for itself
         self._observer = observer
-        self._configure = configure
-        self._api: Any = None
-        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._connection = Connection(configure, connections)
         self._told_time: tuple[str, float] | None = None  # an answer's Date, and when it came by the monotonic clock
-        self._generation = 0  # counts how often the credentials were read
-        self._connecting = asyncio.Lock()
 
     @classmethod
     def from_kubeconfig(cls, kubeconfig: Path | None = None, context: str | None = None, **options: Any) -> Client:
@@ -136,15 +89,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections."""
-        api, self._api = self._api, None
-        if api is not None:
-            await api.close()
-            await asyncio.sleep(0)  # in which the loop closes the sockets of watches that were cut off
-            # Other requests that were cut off have said goodbye over TLS, and the library does not wait for the answer.
-            for _ in range(_GOODBYE_LOOKS):
-                if all(each.fileno() < 0 for each in self._sockets):
-                    return
-                await asyncio.sleep(_GOODBYE_SECONDS / _GOODBYE_LOOKS)
+        await self._connection.close()
 
     def server_time(self) -> datetime:
         """The API server's time, which is the same for all nodes; before any answer that of this machine's clock."""
@@ -282,14 +227,14 @@ class Client:
         left = attempts or self.attempts
         refused = unanswered = False
         while True:
-            generation = self._generation
+            generation = self._connection.generation
             try:
                 return await self._attempt(method, path, query, body, content_type, accept)
             except UnauthorizedError:
                 if refused:
                     raise
                 refused = True
-                await self._read_credentials_again(generation)
+                await self._connection.read_credentials_again(generation)
             except AlreadyExistsError as error:
                 error.unanswered = unanswered
                 raise
@@ -309,7 +254,7 @@ class Client:
         limits = aiohttp.ClientTimeout(total=self.timeout)
         status = 0
         try:
-            response = await self._send(method, path, query, body, headers, limits)
+            response = await self._connection.send(method, path, query, body, headers, limits)
             status = response.status
             data = await response.read()
             if date := response.headers.get("Date"):
@@ -328,9 +273,9 @@ class Client:
         UnavailableError when it breaks, or is silent for that many seconds.
         """
         limits = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout, sock_read=silence)
-        generation = self._generation
+        generation = self._connection.generation
         try:
-            response = await self._send("GET", path, query, None, {"Accept": "application/json"}, limits)
+            response = await self._connection.send("GET", path, query, None, {"Accept": "application/json"}, limits)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             self._count("WATCH", 0)
             raise _unavailable(error, self.timeout) from error
@@ -339,7 +284,7 @@ class Client:
             if response.status >= 300:
                 data = await response.read()
                 if response.status == 401:
-                    await self._read_credentials_again(generation)
+                    await self._connection.read_credentials_again(generation)
                 raise from_status(response.status, _decoded(data), response.headers.get("Retry-After"))
             yield b""
             rest = b""
@@ -355,69 +300,10 @@ class Client:
                 response.connection.transport.abort()  # a polite TLS shutdown would outlive the event loop
             response.close()
 
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        query: Query | None,
-        body: Any,
-        headers: dict[str, str],
-        limits: aiohttp.ClientTimeout,
-    ) -> aiohttp.ClientResponse:
-        api = await self._connected()
-        try:
-            request = await api.param_serialize(
-                method,
-                path,
-                query_params=list(query.items()) if query else None,
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
-            )
-        except _library.config_exception as error:  # the token file, which is read again from time to time
-            raise NoConfigurationError(f"the service account's token cannot be read: {error}") from error
-        answer = await api.call_api(*request, _request_timeout=limits)
-        response: aiohttp.ClientResponse = answer.response
-        return response
-
-    async def _connected(self) -> Any:
-        async with self._connecting:
-            if self._api is None:
-                configured = await self._configure()
-                configured.connection_pool_maxsize = self._connections
-                # Looking for a proxy costs every request two hops through a thread: only where there may be one.
-                proxied = any(name.lower() in _PROXY_VARIABLES for name in os.environ)
-                configured.client_session_kwargs = {"trust_env": proxied}
-                self._api = _library.api_client(configured)
-                self._api.rest_client._create_connector = lambda: _connector(self._api.rest_client, self._sockets)  # noqa: SLF001
-                self._api.user_agent = f"gpuhealth/{__version__}"
-            return self._api
-
-    async def _read_credentials_again(self, generation: int) -> None:
-        """After a refusal; once for all the calls that were refused together, and without breaking any connection."""
-        async with self._connecting:
-            if generation == self._generation and self._api is not None:
-                self._generation += 1
-                fresh = await self._configure()
-                self._api.configuration.api_key = fresh.api_key
-                self._api.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
-
     def _count(self, method: str, status: int) -> None:
         self.calls[method, status] = self.calls.get((method, status), 0) + 1
         if self._observer is not None:
             self._observer(method, status)
-
-
-def _connector(rest: Any, sockets: WeakSet[socket.socket]) -> aiohttp.TCPConnector:
-    """As the library makes it, which has the method for being overridden; its sockets are kept in sight."""
-
-    def opened(address: tuple[Any, ...]) -> socket.socket:
-        family, kind, protocol, *_ = address
-        made = socket.socket(family, kind, protocol)
-        sockets.add(made)
-        return made
-
-    return aiohttp.TCPConnector(limit=rest.maxsize, ssl=rest.ssl_context, socket_factory=opened)
 
 
 def _selectors(labels: str, fields: str) -> dict[str, str | int]:

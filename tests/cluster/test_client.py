@@ -13,7 +13,8 @@ from kube.control_plane import ADMIN_TOKEN, free_port
 from kube.proxy import FaultyProxy
 
 from gpuhealth.cluster import errors
-from gpuhealth.cluster.client import JSON_PATCH, Client, configuration
+from gpuhealth.cluster.client import JSON_PATCH, Client
+from gpuhealth.cluster.connection import configuration
 from gpuhealth.cluster.kinds import EVENTS, LEASES, NODES, Kind
 
 CONFIG_MAPS = Kind("v1", "ConfigMap", "configmaps", namespaced=True)

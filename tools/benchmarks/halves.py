@@ -21,7 +21,8 @@ import structlog
 from kube import ControlPlane
 
 from benchmarks.cluster import budget
-from gpuhealth.cluster.client import Client, Object, Query, configuration
+from gpuhealth.cluster.client import Client, Object
+from gpuhealth.cluster.connection import Query, configuration
 from gpuhealth.cluster.errors import AlreadyExistsError
 from gpuhealth.cluster.keeper import Keeper
 from gpuhealth.cluster.kinds import LEASES, NODES
