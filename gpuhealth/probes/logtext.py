@@ -41,12 +41,14 @@ _KMSG_TAG = re.compile(r" [A-Z][A-Z0-9_]*=")
 _ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
 _PRI = re.compile(r"<(\d{1,3})>", re.ASCII)
 _RFC5424 = re.compile(r"1 (\S+) \S+ (\S+) \S+ \S+ (?:-|(?:\[[^\]]*\])+) ?\ufeff?(.*)", re.ASCII | re.DOTALL)
-_SECONDS = re.compile(r"\[ *(\d{1,12}\.\d{1,9})(?: *<[ \d.]+>)?\](?:\[ *[TC]\d+\])? ?(.*)", re.ASCII | re.DOTALL)
-_CTIME = re.compile(r"\[([A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4})\] ?(.*)", re.ASCII | re.DOTALL)
-_RELATIVE = re.compile(r"\[(?:[A-Z][a-z]{2} ?\d{1,2} \d\d:\d\d| *\+ *\d+\.\d+)\] ?(.*)", re.ASCII | re.DOTALL)
+# The thread or CPU that wrote the record: the kernel prints it behind its time, dmesg behind times of all its formats.
+_REST = r"(?: ?\[ *[TC]\d+\])? ?(.*)"
+_SECONDS = re.compile(r"\[ *(\d{1,12}\.\d{1,9})(?: *<[ \d.]+>)?\]" + _REST, re.ASCII | re.DOTALL)
+_CTIME = re.compile(r"\[([A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4})\]" + _REST, re.ASCII | re.DOTALL)
+_RELATIVE = re.compile(r"\[(?:[A-Z][a-z]{2} ?\d{1,2} \d\d:\d\d| *\+ *\d+\.\d+)\]" + _REST, re.ASCII | re.DOTALL)
 _DECODED = re.compile(r"([a-z0-9]{3,9}) *:(emerg|alert|crit|err|warn|notice|info|debug) *: ?(.*)", re.ASCII | re.DOTALL)
 _ISO = re.compile(
-    r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?) (.*)", re.ASCII | re.DOTALL
+    r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?)(?= )" + _REST, re.ASCII | re.DOTALL
 )
 _SYSLOG = re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d{1,9})? (.*)", re.ASCII | re.DOTALL)
 _FULL = re.compile(
