@@ -198,7 +198,8 @@ class Agent:
         )
         self._inventory = Inventory(_text(nvml.driver_version), tuple(gpus))
         self._gpu_by_pci |= {gpu.pci[:-2]: gpu.component for gpu in nvml.gpus if isinstance(gpu.pci, str)}
-        self.findings.attribute(self._gpu_by_pci)
+        by_index = {f"gpu{gpu.index}": gpu.component for gpu in nvml.gpus}
+        self.findings.attribute(self._gpu_by_pci | by_index)
         if isinstance(version := nvml.driver_version, str) and version.partition(".")[0].isdecimal():
             self.kernel_log.know_driver(int(version.partition(".")[0]))
 

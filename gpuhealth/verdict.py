@@ -138,9 +138,9 @@ class Findings:
         self._measured = {key: when + step for key, when in self._measured.items()}
 
     def attribute(self, names: dict[str, str]) -> None:
-        """Names components anew: a GPU that was known by its PCI address when a finding came has told its uuid."""
+        """Names components anew: a GPU that was known by its address or index when a finding came has told its uuid."""
         for key, tracked in list(self._tracked.items()):
-            if (uuid := names.get(key[1])) and uuid != key[1]:
+            if (uuid := names.get(key[1].removesuffix(".0"))) and uuid != key[1]:
                 del self._tracked[key]
                 tracked.finding = msgspec.structs.replace(tracked.finding, component=uuid, gpu=uuid)
                 self._tracked.setdefault((key[0], uuid), tracked)
@@ -193,7 +193,12 @@ class Findings:
         """What ends by something else than its own check: its GPU is gone for good, or the burn-in asked for passed."""
         out, now = self._out(), readings.time
         gpus = {gpu.component for gpu in known_gpus(readings, history)}
-        named = {tracked.finding.gpu for tracked in self._tracked.values() if tracked.finding.gpu.startswith("GPU-")}
+        named = {
+            tracked.finding.gpu
+            for tracked in self._tracked.values()
+            if tracked.finding.gpu.startswith("GPU-")
+            or (tracked.finding.gpu and self._clears(tracked) is Clears.REREAD)
+        }
         gone = named - gpus if _is_complete(readings) else set()
         changes = [
             self._cleared(key, now, "the GPU is no longer in the node")

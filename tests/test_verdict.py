@@ -406,6 +406,27 @@ def test_findings_of_a_replaced_gpu_end() -> None:
     assert kept.active() == ()
 
 
+def test_a_gpu_that_tells_its_name_takes_over_what_was_found_before() -> None:
+    """What was found on an address or an index goes on under the uuid, beside what the uuid has already."""
+    kept = findings()
+    places = ["gpu3", "0000:1b:00.0", "0000:43:00", GPU]
+    kept.take([found("gpu.lost", component=place) for place in places], at(0), BOOT)
+    kept.attribute({"gpu3": GPU, "0000:1b:00": "GPU-2", "0000:43:00": "GPU-3"})
+    assert {(each.component, each.gpu) for each in kept.active()} == {(name, name) for name in (GPU, "GPU-2", "GPU-3")}
+
+
+def test_what_nobody_can_read_again_under_its_name_ends() -> None:
+    """A GPU that never told its uuid and is gone takes along what it was found with; XIDs wait for the reboot."""
+    kept = findings()
+    lost, xid = found("gpu.lost", component="gpu3"), found("xid.79", component="0000:1b:00")
+    named = [msgspec.structs.replace(each, gpu=each.component) for each in (lost, xid)]
+    kept.take(named, at(0), BOOT)
+    nameless = readings(GpuReadings(0, uuid="GPU-9"), GpuReadings(3, uuid=TIMEOUT), time=at(5))
+    assert kept.settle(nameless, History()) == []
+    assert kinds(settled(kept, gpus=("GPU-9",))) == [(ChangeKind.CLEARED, "gpu.lost")]
+    assert [each.code for each in kept.active()] == ["xid.79"]
+
+
 def test_the_gpu_in_the_place_of_a_bad_one_is_tested() -> None:
     """With the policy on, a replaced GPU leaves the requirement with the node: the new one has proved nothing."""
     kept = findings(TESTED)

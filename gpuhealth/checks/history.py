@@ -29,6 +29,7 @@ class Baseline(msgspec.Struct):
     """What the node had when it was last seen whole."""
 
     gpus: dict[str, str] = {}  # uuid -> PCI address
+    counted: int = 0  # GPUs that NVML has listed at once, those among them that never told their uuid
     active_links: dict[str, list[int]] = {}  # uuid -> NVLinks that have been active
     ecc: dict[str, bool] = {}  # uuid -> ECC was on
     models: dict[str, str] = {}  # uuid -> name

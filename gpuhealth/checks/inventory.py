@@ -39,7 +39,7 @@ def _missing(look: Look) -> Judgement:
         counts["/dev/nvidiaN"] = len(nodes)
     if not isinstance(nvml, Missing) and not isinstance(nvml.count, Missing):
         counts["NVML"] = nvml.count
-    known = len(remembered) if expected is None else expected
+    known = max(len(remembered), look.history.baseline.counted) if expected is None else expected
     wanted = max([known, *counts.values()])
     short = {source: count for source, count in counts.items() if count < wanted}
     if short:
@@ -108,7 +108,9 @@ def remember(readings: NodeReadings, settings: Settings, history: History) -> No
             up = {link.link for link in gpu.nvlinks if not isinstance(link.state, Missing) and link.state}
             baseline.active_links[uuid] = sorted(up | set(baseline.active_links.get(uuid, [])))
     present = {gpu.uuid for gpu in nvml.gpus if isinstance(gpu.uuid, str)}
+    baseline.counted = max(baseline.counted, len(nvml.gpus))
     if nvml.answered and settings.expect_gpus == len(present) == len(nvml.gpus):
+        baseline.counted = len(present)
         for uuid in set(baseline.gpus) - present:
             _forget(history, uuid)
 

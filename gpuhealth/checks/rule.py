@@ -17,7 +17,7 @@ from gpuhealth.checks.code import Check, Code
 from gpuhealth.checks.history import History
 from gpuhealth.config import Settings
 from gpuhealth.model import Action, Finding, Missing, MissingReason, Outcome, Reading, Severity
-from gpuhealth.readings import UNREAD, GpuReadings, NodeReadings, NvmlReadings
+from gpuhealth.readings import UNREAD, GpuReadings, NodeReadings, NvmlReadings, PciDevice
 
 T = TypeVar("T")
 
@@ -111,12 +111,23 @@ def known_gpus(readings: NodeReadings, history: History) -> tuple[GpuReadings, .
             call = nvml.waiting_for or "NVML"
             reason = Missing(MissingReason.TIMEOUT, f"waiting {nvml.waiting_seconds:.0f} s for {call}")
     remembered = history.baseline.gpus
-    gpus = _recognised(listed, remembered)
+    gpus = _recognised(_placed(listed, readings.pci), remembered)
     seen = {gpu.uuid for gpu in gpus}
     if any(isinstance(gpu.uuid, Missing) for gpu in gpus):
         return gpus  # such a GPU is one of the absent, and nothing tells which
     stand_ins = [(uuid, pci) for uuid, pci in remembered.items() if uuid not in seen]
     return (*gpus, *(GpuReadings(-1, uuid=uuid, pci=pci, error=reason) for uuid, pci in stand_ins))
+
+
+def _placed(gpus: tuple[GpuReadings, ...], pci: Reading[tuple[PciDevice, ...]]) -> tuple[GpuReadings, ...]:
+    """The only GPU that does not tell its address has the one that the bus shows beside those of the others."""
+    nowhere = [gpu for gpu in gpus if isinstance(gpu.pci, Missing)]
+    on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
+    left = set(on_bus) - {gpu.pci for gpu in gpus if isinstance(gpu.pci, str)}
+    if not len(nowhere) == len(left) == 1 or len(on_bus) != len(gpus):
+        return gpus
+    (address,) = left
+    return tuple(msgspec.structs.replace(gpu, pci=address) if gpu is nowhere[0] else gpu for gpu in gpus)
 
 
 def _recognised(gpus: tuple[GpuReadings, ...], remembered: dict[str, str]) -> tuple[GpuReadings, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gpuhealth.checks.history import History
-from gpuhealth.checks.inventory import remember
+from gpuhealth.checks.inventory import MISSING_CHECK, remember
 from gpuhealth.config import Settings
+from gpuhealth.model import NODE
 from gpuhealth.readings import GpuReadings, NvLink
-from tests.checks.builders import LOST, gpu, gpus, node, nvml, pci, uuid
+from tests.checks.builders import LOST, gpu, gpus, judged, node, nvml, pci, uuid
 
 
 def after(history: History, *listed: GpuReadings, answered: bool = True, **settings: Any) -> History:
@@ -56,3 +57,12 @@ def test_taken_out_on_purpose() -> None:
     assert len(history.baseline.gpus) == 4
     after(history, *gpus(3), expect_gpus=3)
     assert set(history.baseline.gpus) == {uuid(0), uuid(1), uuid(2)}
+
+
+def test_remembers_one_that_never_told_its_name() -> None:
+    """A GPU that was lost whenever we looked is missed once NVML lists it no more, until expect_gpus says better."""
+    nameless = gpu(1, uuid=LOST, pci=LOST, error=LOST)
+    history = after(History(), gpu(0), nameless)
+    assert "2 GPUs expected" in judged(MISSING_CHECK, node(gpu(0)), history).finding("gpu.missing", NODE).message
+    after(history, gpu(0), expect_gpus=1)
+    assert judged(MISSING_CHECK, node(gpu(0)), history).findings == []

@@ -10,7 +10,7 @@ from gpuhealth.checks.history import Baseline, History
 from gpuhealth.config import Settings
 from gpuhealth.model import NODE, Action, KernelEvent, Missing, MissingReason, NotChecked, Outcome, Severity
 from gpuhealth.readings import UNREAD, NodeReadings, NvmlReadings
-from tests.checks.builders import BROKEN, LOST, Judged, gpu, gpus, node, nvml, pci, uuid
+from tests.checks.builders import BROKEN, LOST, Judged, device, gpu, gpus, node, nvml, pci, uuid
 
 # What is said of the node, and what is said of a GPU that does not answer.
 NODE_CODES = {
@@ -140,6 +140,17 @@ def test_lost_gpu_without_a_name() -> None:
     for broken in (by_address, nameless):
         judged = judge(node(gpu(0), broken, nvml=nvml(gpu(0), broken)), remembering(2))
         assert [("gpu.lost", uuid(1))] == [(finding.code, finding.component) for finding in judged.findings]
+
+
+def test_lost_before_anybody_looked() -> None:
+    """Of one GPU that was never seen well, the bus tells the address: the one that no other GPU has."""
+    broken = gpu(1, uuid=LOST, pci=LOST, error=LOST)
+    listed = (gpu(0), broken, gpu(2))
+    judged = judge(node(*gpus(3), nvml=nvml(*listed)))
+    assert [("gpu.lost", pci(1))] == [(finding.code, finding.component) for finding in judged.findings]
+    for others in ((device(0), device(2)), tuple(device(index) for index in range(4))):  # hidden, or not the driver's
+        judged = judge(node(*gpus(3), nvml=nvml(*listed), pci=others))
+        assert "gpu1" in {finding.component for finding in judged.findings if finding.code == "gpu.lost"}
 
 
 def test_two_nameless_gpus_are_not_guessed() -> None:

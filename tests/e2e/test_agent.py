@@ -57,6 +57,18 @@ def test_a_fault_read_from_nvml_comes_and_goes(node: SimulatedNode) -> None:
     assert entries(node) == [("raised", "memory.remap_failed"), ("cleared", "memory.remap_failed")]
 
 
+@pytest.mark.parametrize("lost", [[3], [3, 5]], ids=["one", "two"])
+def test_lost_before_the_agent_came(node: SimulatedNode, lost: list[int]) -> None:
+    """GPUs that an agent has never seen well are found lost, and well again when they are back, over a restart too."""
+    node.driver.inject("lost", gpu=lost)
+    with node:
+        wait_for("the findings", lambda: node.findings() == {"gpu.lost"})
+        node.stop()
+        node.driver.clear()
+        node.start()
+        wait_for("healthy again", lambda: healthy(node) and not node.findings())
+
+
 def test_several_findings_are_all_kept(node: SimulatedNode) -> None:
     """Faults of different kinds on several GPUs stand beside each other."""
     with node:
