@@ -26,6 +26,7 @@ from gpuhealth.controller.budgets import Budgets
 from gpuhealth.controller.drain import Means
 from gpuhealth.controller.drains import Drains
 from gpuhealth.controller.fleet import Fleet
+from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.leftovers import Leftovers
 from gpuhealth.controller.outliers import Outliers
 from gpuhealth.controller.pace import Pace
@@ -67,6 +68,7 @@ class Controller:
             self.fleet,
             options,
             Evictor(self._client),
+            Gangs(self._client, self.fleet),
             Pace(options.evictions_per_second, options.eviction_burst),
             telling,
             self.results,

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from gpuhealth.cluster.client import JSON_PATCH, Client
-from gpuhealth.cluster.errors import InvalidError, NotFoundError
+from gpuhealth.cluster.errors import ApiError, InvalidError, NotFoundError
 from gpuhealth.cluster.eviction import Evictor, Outcome, Result
 from gpuhealth.cluster.kinds import NODES, PODS, REPORTS, STATE_LABEL
 from gpuhealth.cluster.node import written_time
@@ -26,6 +27,7 @@ from gpuhealth.cluster.watching import watch
 from gpuhealth.config import Controller as Settings
 from gpuhealth.controller import facts
 from gpuhealth.controller.fleet import Fleet
+from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.pace import Pace
 from gpuhealth.controller.pods import Pod, gangs, movable, slim
 from gpuhealth.controller.table import Table
@@ -45,6 +47,7 @@ class Means(msgspec.Struct, frozen=True):
     fleet: Fleet
     settings: Settings
     evictor: Evictor
+    gangs: Gangs
     pace: Pace
     telling: Telling
     results: Counter[str]  # of evictions and deletions, for metrics
@@ -76,6 +79,13 @@ async def mark_state(means: Means, node: str, state: str) -> bool:
     return True
 
 
+class Refusal(NamedTuple):
+    """Why a pod is still there, and when it is asked again."""
+
+    reason: str
+    retry_at: float  # in the loop's time
+
+
 class NodeDrain:
     """One node's drain, by this process."""
 
@@ -85,8 +95,8 @@ class NodeDrain:
         self._pods = Table[Pod]()
         self._news = asyncio.Event()  # of the node's pods
         self._sent: set[str] = set()  # pods that have been sent away, though the watch may not say so yet
-        self._told: set[str] = set()  # pods of which it was told that they may not go
-        self._retry_at: dict[str, float] = {}  # by pod, in the loop's time
+        self._told: set[tuple[str, bool]] = set()  # pods that may not go, and whether their gang was split
+        self._refusals: dict[str, Refusal] = {}  # by pod
         self._forcing = False
         self._why = ""
         self._drain = facts.Drain()
@@ -97,14 +107,15 @@ class NodeDrain:
         await self._begin()
         following = asyncio.create_task(self._follow())
         try:
-            while True:
-                await self._step()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._patience()):
-                        await self._news.wait()
-                if following.done():
-                    following.result()
-                await asyncio.sleep(_PAUSE_SECONDS)
+            with self._means.gangs.of_node(self._node, self._pods):
+                while True:
+                    await self._step()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._patience()):
+                            await self._news.wait()
+                    if following.done():
+                        following.result()
+                    await asyncio.sleep(_PAUSE_SECONDS)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
@@ -150,14 +161,18 @@ class NodeDrain:
             await self._reopen(present)
         self._sent &= self._pods.items.keys()
         waiting = set() if self._has_just_run_out() else {pod.uid for pod in present if not pod.terminating}
-        self._retry_at = {uid: time for uid, time in self._retry_at.items() if uid in waiting}
+        self._refusals = {uid: refusal for uid, refusal in self._refusals.items() if uid in waiting}
         if present:
             await mark_state(self._means, self._node, "draining")
         await self._note(present)
-        for gang in gangs(pod for pod in present if self._may_try(pod)):
-            # Asked again at each step: with many pods the first of them is long ago.
-            await self._means.pace.take(len(gang))
-            await self._move([pod for pod in gang if self._may_try(self._pods.items.get(pod.uid))])
+        for gang in gangs(present):
+            if not (trying := self._to_try(gang)):
+                continue
+            if not await self._must_wait(trying):
+                await self._means.pace.take(len(trying))
+                # Asked again: with many pods the first look is long ago.
+                if (trying := self._to_try(gang)) and not await self._must_wait(trying):
+                    await self._move(trying)
             await self._note(self._movable())
         nothing_left = not present and not self._movable()
         if nothing_left and await mark_state(self._means, self._node, "drained") and self._drain.phase != "drained":
@@ -166,20 +181,22 @@ class NodeDrain:
     def _movable(self) -> list[Pod]:
         return movable(self._pods.items.values(), self._means.fleet.kept_namespaces.items)
 
-    def _may_try(self, pod: Pod | None) -> bool:
-        if (
-            pod is None
-            or pod.terminating
-            or pod.uid in self._sent
-            or not movable([pod], self._means.fleet.kept_namespaces.items)
-        ):
-            return False
-        return self._retry_at.get(pod.uid, 0.0) <= asyncio.get_running_loop().time()
+    def _to_try(self, gang: list[Pod]) -> list[Pod]:
+        """The pods of a gang that are still to be sent away, as they are; none before the time has come for all."""
+        now = asyncio.get_running_loop().time()
+        known = [self._pods.items[pod.uid] for pod in gang if pod.uid in self._pods.items]
+        left = [
+            pod
+            for pod in movable(known, self._means.fleet.kept_namespaces.items)
+            if not pod.terminating and pod.uid not in self._sent
+        ]
+        waiting = any(pod.uid in self._refusals and self._refusals[pod.uid].retry_at > now for pod in left)
+        return [] if waiting else left
 
     def _patience(self) -> float:
         """Seconds after which something is due though nothing was heard."""
         now = asyncio.get_running_loop().time()
-        due = [time - now for time in self._retry_at.values()]
+        due = [refusal.retry_at - now for refusal in self._refusals.values()]
         if (deadline := self._deadline()) is not None and not self._is_overdue():
             due.append((deadline - self._means.now()).total_seconds())
         if not self._movable() and self._drain.phase != "drained":
@@ -205,14 +222,29 @@ class NodeDrain:
 
     # --- pods ---------------------------------------------------------------------------------------------------------
 
+    async def _must_wait(self, gang: list[Pod]) -> bool:
+        """Whether a gang has to wait, since not all of its pods may go now."""
+        if self._is_overdue():
+            return False
+        try:
+            reason = await self._means.gangs.obstacle(gang[0])
+        except ApiError as error:
+            await self._put_off(gang, Result(Outcome.FAILED, str(error), error.retry_after or 0.0))
+            return True
+        if reason:
+            await self._put_off(gang, Result(Outcome.REFUSED, reason))
+        return bool(reason)
+
     async def _move(self, gang: list[Pod]) -> None:
-        """Sends the pods of a gang away together; while the first of them may not go, none is asked."""
-        if not gang:
-            return
+        """Sends the pods of a gang away together; while it is whole and the first may not go, none of the others is
+        asked: what the budgets allow may have changed a moment ago."""
         first, *others = gang
+        if self._means.gangs.is_split(first):
+            await asyncio.gather(*(self._send_away(pod) for pod in gang))
+            return
         await self._send_away(first)
-        if (retry_at := self._retry_at.get(first.uid)) is not None:
-            self._retry_at |= {pod.uid: retry_at for pod in others}
+        if (refusal := self._refusals.get(first.uid)) is not None:
+            self._refusals |= {pod.uid: refusal for pod in others}
         else:
             await asyncio.gather(*(self._send_away(pod) for pod in others))
 
@@ -220,23 +252,40 @@ class NodeDrain:
         means, overdue = self._means, self._is_overdue()
         send = means.evictor.delete if overdue else means.evictor.evict
         result = await send(pod.namespace, pod.name, pod.uid)
-        means.results[result.outcome] += 1
-        log.info(
-            "pod", outcome=result.outcome, node=self._node, namespace=pod.namespace, pod=pod.name, detail=result.detail
-        )
         match result.outcome:
             case Outcome.EVICTED:
                 self._drain = msgspec.structs.replace(self._drain, evicted=self._drain.evicted + 1)
             case Outcome.DELETED:
                 self._drain = msgspec.structs.replace(self._drain, deleted=self._drain.deleted + 1)
             case Outcome.REFUSED | Outcome.FAILED:
-                delay = max(means.settings.drain_retry, result.retry_after)
-                self._retry_at[pod.uid] = asyncio.get_running_loop().time() + delay
-                await self._tell_refusal(pod, result)
+                await self._put_off([pod], result)
                 return
+        self._count(pod, result)
+        means.gangs.split(pod)
         self._sent.add(pod.uid)
-        self._retry_at.pop(pod.uid, None)
+        self._refusals.pop(pod.uid, None)
         await self._tell_departure(pod, result)
+
+    async def _put_off(self, pods: list[Pod], result: Result) -> None:
+        """They are tried again, later and together."""
+        self._count(pods[0], result)
+        delay = max(self._means.settings.drain_retry, result.retry_after)
+        refusal = Refusal(result.detail, asyncio.get_running_loop().time() + delay)
+        self._refusals |= {pod.uid: refusal for pod in pods}
+        for pod in pods:
+            await self._tell_refusal(pod, result)
+
+    def _count(self, pod: Pod, result: Result) -> None:
+        self._means.results[result.outcome] += 1
+        log.info(
+            "pod",
+            outcome=result.outcome,
+            node=self._node,
+            namespace=pod.namespace,
+            pod=pod.name,
+            gang=pod.gang,
+            detail=result.detail,
+        )
 
     async def _tell_departure(self, pod: Pod, result: Result) -> None:
         if result.outcome is Outcome.EVICTED:
@@ -246,21 +295,24 @@ class NodeDrain:
             await self._means.telling.of_pod(pod, "DrainDeadline", message, warning=True)
 
     async def _tell_refusal(self, pod: Pod, result: Result) -> None:
-        """Once for each pod, however often it is refused."""
-        if pod.uid not in self._told:
-            self._told.add(pod.uid)
-            message = f"{self._why}, but the pod may not be evicted now: {result.detail}; it is tried again"
+        """Once for each pod, however often it is refused; and once when others of its gang have gone."""
+        split = bool(pod.gang) and self._means.gangs.is_split(pod)
+        if (pod.uid, split) not in self._told:
+            self._told.add((pod.uid, split))
+            others = f", and others of its gang {pod.gang} have gone" if split else ""
+            message = f"{self._why}, but the pod may not be evicted now: {result.detail}{others}; it is tried again"
             await self._means.telling.of_pod(pod, "EvictionRefused", message, warning=True)
 
     # --- the report ---------------------------------------------------------------------------------------------------
 
     async def _note(self, present: list[Pod]) -> None:
         """Writes how far it is, where that has changed."""
-        refused = [pod for pod in present if pod.uid in self._retry_at and not pod.terminating]
+        refused = [pod for pod in present if pod.uid in self._refusals and not pod.terminating]
         staying = [pod for pod in self._pods.items.values() if not pod.settled and pod not in present]
         parts = []
         if refused:
-            parts.append(f"{len(refused)} may not be evicted, such as {refused[0].namespace}/{refused[0].name}")
+            pod, reason = refused[0], self._refusals[refused[0].uid].reason
+            parts.append(f"{len(refused)} may not be evicted, such as {pod.namespace}/{pod.name}: {reason}")
         if staying:
             parts.append(f"{len(staying)} stay as they or their namespaces ask")
         self._drain = msgspec.structs.replace(self._drain, remaining=len(present), message="; ".join(parts))

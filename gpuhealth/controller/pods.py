@@ -21,6 +21,9 @@ class Pod(msgspec.Struct, frozen=True):
     name: str
     uid: str
     gang: str = ""
+    labels: dict[str, str] = {}
+    pending: bool = False  # none of its containers has started
+    ready: bool = True
     terminating: bool = False
     settled: bool = False  # of a DaemonSet, of the kubelet's own files, or over: nothing to be moved away
     refuses: bool = False  # it says that drains shall leave it alone
@@ -30,6 +33,11 @@ class Pod(msgspec.Struct, frozen=True):
         """What makes it this pod and not another of its name."""
         return self.uid
 
+    @property
+    def group(self) -> tuple[str, str]:
+        """What it has in common with the pods that go when it goes: its gang, or nothing."""
+        return self.namespace, self.gang or f"/{self.uid}"  # no label's value has a slash
+
 
 def slim(item: Object) -> Pod:
     """A pod as a drain sees it."""
@@ -37,15 +45,20 @@ def slim(item: Object) -> Pod:
     labels, notes = metadata.get("labels") or {}, metadata.get("annotations") or {}
     owners = metadata.get("ownerReferences") or []
     of_daemon_set = any(owner["kind"] == "DaemonSet" and owner.get("controller") for owner in owners)
-    over = item.get("status", {}).get("phase") in {"Succeeded", "Failed"}
+    status = item.get("status", {})
+    phase = status.get("phase", "Pending")
+    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or [])
     return Pod(
         metadata["namespace"],
         metadata["name"],
         metadata["uid"],
         next((labels[key] for key in GANGS if labels.get(key)), ""),
-        bool(metadata.get("deletionTimestamp")),
-        of_daemon_set or MIRROR in notes or over,
-        "false" in {labels.get(DRAIN), notes.get(DRAIN)},
+        labels,
+        pending=phase == "Pending",
+        ready=ready,
+        terminating=bool(metadata.get("deletionTimestamp")),
+        settled=of_daemon_set or MIRROR in notes or phase in {"Succeeded", "Failed"},
+        refuses="false" in {labels.get(DRAIN), notes.get(DRAIN)},
     )
 
 
@@ -58,5 +71,5 @@ def gangs(pods: Iterable[Pod]) -> list[list[Pod]]:
     """The pods in the steps in which they go: the pods of one gang at once, any other by itself."""
     steps: dict[tuple[str, str], list[Pod]] = {}
     for pod in sorted(pods, key=lambda pod: (pod.namespace, pod.name)):
-        steps.setdefault((pod.namespace, pod.gang or f"/{pod.uid}"), []).append(pod)
+        steps.setdefault(pod.group, []).append(pod)
     return list(steps.values())

@@ -183,12 +183,11 @@ class Cluster:
             f"/api/v1/namespaces/{self.namespace}/pods", {"metadata": {"name": name}, "spec": spec}
         )
 
-    def guard(self, labels: dict[str, str], available: int) -> str:
+    def guard(self, labels: dict[str, str], available: int, name: str = "guard") -> str:
         """A PodDisruptionBudget, once it has been computed; its path."""
         spec = {"minAvailable": available, "selector": {"matchLabels": labels}}
         path = f"/apis/policy/v1beta1/namespaces/{self.namespace}/poddisruptionbudgets"
-        self._create(path, {"metadata": {"name": "guard"}, "spec": spec})
-        return f"{path}/guard"
+        return self._create(path, {"metadata": {"name": name}, "spec": spec})
 
     def is_guarding(self, path: str, healthy: int) -> bool:
         """Whether the budget has been computed for that many pods."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from kube.proxy import FaultyProxy
@@ -241,28 +240,6 @@ def test_next_quarantine_is_drained_anew(cluster: Cluster) -> None:
     asyncio.run(run())
     assert cluster.drain(node)["quarantineSince"] == "2026-03-02T12:00:00Z"
     assert cluster.drain(node)["evicted"] == 1
-
-
-@pytest.mark.parametrize("label", ["pod-group.scheduling.sigs.k8s.io", "scheduling.x-k8s.io/pod-group"])
-def test_a_gang_goes_together(cluster: Cluster, label: str) -> None:
-    """While the first pod of a gang may not go the others are not asked; then all of them go."""
-    node = cluster.node()
-    labels: dict[str, Any] = {label: "job", "app": "one"}
-    gang = [cluster.pod(node, labels=labels) for _ in range(3)]
-    guard = cluster.guard({"app": "one"}, 3)
-
-    async def run() -> None:
-        await until(lambda: cluster.is_guarding(guard, 3))
-        async with cluster.controller():
-            cluster.quarantine(node)
-            await until(lambda: cluster.evictions(gang[0])[429] > 1)
-            assert [cluster.evictions(pod) for pod in gang[1:]] == [{}, {}]
-            cluster.plane.request("DELETE", guard)
-            await stop_all(cluster, *gang)
-            await until(lambda: cluster.drain(node)["phase"] == "drained")
-
-    asyncio.run(run())
-    assert [cluster.evictions(pod)[201] for pod in gang] == [1, 1, 1]
 
 
 def test_without_our_taint_nothing_is_drained(cluster: Cluster) -> None:

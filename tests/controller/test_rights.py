@@ -21,12 +21,13 @@ def names(listed: Document) -> list[str]:
 
 
 def test_every_right_is_used(cluster: Cluster) -> None:
-    """No rule grants a verb without need: a drain to its deadline, a burn-in, a silent agent and a deleted node's
-    place take all of them, as the audit log shows."""
+    """No rule grants a verb without need: a drain to its deadline, a gang's drain, a burn-in, a silent agent and a
+    deleted node's place take all of them, as the audit log shows."""
     idle = cluster.node(gpus=8)
     sick, silent, deleted = (cluster.node() for _ in range(3))
     cluster.agent(silent)
-    going, staying = cluster.pod(sick), cluster.pod(sick, labels={"app": "one"})
+    going = [cluster.pod(sick, labels={"scheduling.x-k8s.io/pod-group": "gang"}) for _ in range(2)]
+    staying = cluster.pod(sick, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
     cluster.budget("100%")
     labels = {"gpuhealth.io/budget": cluster.name, "gpuhealth.io/place-set": "unavailable"}
@@ -54,7 +55,7 @@ def test_every_right_is_used(cluster: Cluster) -> None:
             await until(lambda: cluster.health(silent) == SILENT)
             cluster.plane.request("DELETE", f"/api/v1/nodes/{deleted}")
             cluster.quarantine(sick)
-            await stop_all(cluster, going)
+            await stop_all(cluster, *going)
             await until(lambda: cluster.evictions(staying)[429])
             cluster.say(sick, {"drain": {"deadline": in_seconds(0)}})
             await stop_all(cluster, staying)

@@ -1,0 +1,211 @@
+"""Gangs on a real control plane whose controller manager computes the disruption budgets: in one step or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from kube.proxy import FaultyProxy
+
+from tests.controller.cluster import Cluster, until
+from tests.controller.test_drain import in_seconds, stop_all
+
+APP = {"app": "training"}
+LABEL = "scheduling.x-k8s.io/pod-group"
+
+
+def gang(cluster: Cluster, *nodes: str, label: str = LABEL) -> list[str]:
+    """A pod on each of the nodes, all of one gang."""
+    return [cluster.pod(node, labels={label: "job", **APP}) for node in nodes]
+
+
+async def guarded(cluster: Cluster, available: int, healthy: int, name: str = "guard") -> str:
+    """A PodDisruptionBudget that has been computed; its path."""
+    path = cluster.guard(APP, available, name)
+    await until(lambda: cluster.is_guarding(path, healthy))
+    return path
+
+
+def asked(cluster: Cluster, pods: list[str]) -> list[Any]:
+    """The answers to evictions of each."""
+    return [cluster.evictions(pod) for pod in pods]
+
+
+def names(pods: list[str]) -> list[str]:
+    """Of the pods."""
+    return [pod.rpartition("/")[2] for pod in pods]
+
+
+@pytest.mark.parametrize("label", ["pod-group.scheduling.sigs.k8s.io", LABEL])
+@pytest.mark.parametrize("allowed", [0, 1, 2, 3])
+def test_no_part_of_a_gang_goes(cluster: Cluster, label: str, allowed: int) -> None:
+    """While the budget allows a part of the gang to go no pod of it is asked, and report and Events say why; when it
+    allows all, all go, each evicted once."""
+    node = cluster.node()
+    pods = gang(cluster, *[node] * 4, label=label)
+
+    async def run() -> None:
+        budget = await guarded(cluster, 4 - allowed, 4)
+        async with cluster.controller() as controller:
+            cluster.quarantine(node)
+            await until(lambda: controller.results["refused"] > 3)
+            assert asked(cluster, pods) == [{}] * 4
+            assert not any(cluster.terminating(pod) for pod in pods)
+            reason = f"PodDisruptionBudget guard allows {allowed} of 4 to go"
+            await until(lambda: reason in cluster.drain(node)["message"])
+            assert cluster.drain(node)["message"].startswith("4 may not be evicted, such as ")
+            for name in names(pods):
+                await until(lambda name=name: "EvictionRefused" in cluster.reasons(name))  # type: ignore[misc]
+            cluster.patch(budget, {"spec": {"minAvailable": 0}})
+            await stop_all(cluster, *pods)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert asked(cluster, pods) == [{201: 1}] * 4
+    assert [cluster.deletions(pod) for pod in pods] == [[]] * 4
+    assert [cluster.reasons(name).count("EvictionRefused") for name in names(pods)] == [1] * 4
+
+
+def test_a_gang_at_the_deadline(cluster: Cluster) -> None:
+    """A gang of which only a part may ever go is whole until the deadline, and is then deleted, none evicted."""
+    node = cluster.node()
+    pods = gang(cluster, *[node] * 4)
+
+    async def run() -> None:
+        await guarded(cluster, 2, 4)
+        async with cluster.controller() as controller:
+            cluster.quarantine(node)
+            await until(lambda: controller.results["refused"] > 3)
+            assert not any(cluster.terminating(pod) for pod in pods)
+            cluster.say(node, {"drain": {"deadline": in_seconds(1)}})
+            await stop_all(cluster, *pods)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert asked(cluster, pods) == [{}] * 4
+    assert [len(cluster.deletions(pod)) for pod in pods] == [1] * 4
+    assert (cluster.drain(node)["evicted"], cluster.drain(node)["deleted"]) == (0, 4)
+
+
+def test_a_gang_on_several_nodes(cluster: Cluster) -> None:
+    """On nodes that are drained at the same time the pods of a gang go together, though each node's alone might go; its
+    pods elsewhere are neither counted nor moved."""
+    nodes, well = [cluster.node(), cluster.node()], cluster.node()
+    pods = gang(cluster, *nodes, *nodes)
+    (elsewhere,) = gang(cluster, well)
+
+    def told(reason: str) -> bool:
+        return all(reason in cluster.drain(node).get("message", "") for node in nodes)
+
+    async def run() -> None:
+        budget = await guarded(cluster, 4, 5)
+        async with cluster.controller():
+            for node in nodes:
+                cluster.quarantine(node)
+            await until(lambda: told("allows 1 of 4 to go"))
+            cluster.patch(budget, {"spec": {"minAvailable": 2}})
+            await until(lambda: told("allows 3 of 4 to go"))
+            assert asked(cluster, pods) == [{}] * 4
+            cluster.patch(budget, {"spec": {"minAvailable": 1}})
+            await stop_all(cluster, *pods)
+            await until(lambda: all(cluster.drain(node)["phase"] == "drained" for node in nodes))
+
+    asyncio.run(run())
+    assert [cluster.evictions(pod)[201] for pod in pods] == [1] * 4
+    assert not cluster.terminating(elsewhere)
+
+
+def test_a_budget_that_changes_in_between(cluster: Cluster) -> None:
+    """The server's answer is the last word. A first pod that it refuses keeps the others; when it refuses one in the
+    middle the others go, that one is told of and tried again by itself."""
+    node = cluster.node()
+    pods = gang(cluster, *[node] * 3)
+
+    async def run() -> None:
+        await guarded(cluster, 0, 3)
+        proxy = FaultyProxy(cluster.plane, cluster.token())
+        async with proxy, cluster.controller(kubeconfig=proxy.kubeconfig) as controller:
+            await until(lambda: controller.fleet.ready)
+            proxy.fail(429, method="POST", path=f"{pods[0]}/eviction", times=3)
+            proxy.fail(429, method="POST", path=f"{pods[1]}/eviction", times=5)
+            cluster.quarantine(node)
+            await until(lambda: cluster.evictions(pods[1])[201])
+            evictions = [path for method, path in proxy.seen if method == "POST" and path.endswith("/eviction")]
+            assert evictions[:3] == [f"{pods[0]}/eviction"] * 3
+            assert set(evictions[3:6]) == {f"{pod}/eviction" for pod in pods}
+            assert evictions[6:] == [f"{pods[1]}/eviction"] * 5
+            await stop_all(cluster, *pods)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert asked(cluster, pods) == [{201: 1}] * 3
+    path = f"/api/v1/namespaces/{cluster.namespace}/events?fieldSelector=involvedObject.name={names(pods)[1]}"
+    told = [event["message"] for event in cluster.plane.request("GET", path)["items"]]
+    assert any("others of its gang job have gone" in message for message in told)
+
+
+def test_what_is_left_of_a_gang(cluster: Cluster) -> None:
+    """A gang that has lost a pod is spared no longer: the rest goes as far as the budget allows, and on."""
+    node = cluster.node()
+    lost, *pods = gang(cluster, *[node] * 3)
+
+    async def run() -> None:
+        budget = await guarded(cluster, 2, 3)
+        async with cluster.controller() as controller:
+            cluster.quarantine(node)
+            await until(lambda: "allows 1 of 3" in cluster.drain(node).get("message", ""))
+            cluster.plane.request("DELETE", lost)  # by whoever runs the job
+            await until(lambda: sum(cluster.evictions(pod)[429] for pod in pods))
+            cluster.patch(budget, {"spec": {"minAvailable": 1}})
+            await until(lambda: any(cluster.terminating(pod) for pod in pods))
+            refused = controller.results["refused"]
+            await until(lambda: controller.results["refused"] > refused)
+            cluster.plane.request("DELETE", budget)
+            await stop_all(cluster, lost, *pods)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert [cluster.evictions(pod)[201] for pod in pods] == [1, 1]
+
+
+def test_two_budgets_of_a_gang(cluster: Cluster) -> None:
+    """The server evicts no pod that has two budgets, so such a gang waits for its deadline whole, and is told why."""
+    node = cluster.node()
+    pods = gang(cluster, *[node] * 2)
+
+    async def run() -> None:
+        await guarded(cluster, 0, 2, "one")
+        await guarded(cluster, 0, 2, "two")
+        async with cluster.controller():
+            cluster.quarantine(node)
+            reason = "has more than one PodDisruptionBudget (one, two)"
+            await until(lambda: reason in cluster.drain(node).get("message", ""))
+            cluster.say(node, {"drain": {"deadline": in_seconds(0)}})
+            await stop_all(cluster, *pods)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert asked(cluster, pods) == [{}] * 2
+
+
+@pytest.mark.parametrize("failure", [500, 403, "reset"])
+def test_budgets_that_cannot_be_read(cluster: Cluster, failure: int | str) -> None:
+    """A gang is not asked while nobody knows whether all of it may go; it goes when that is known."""
+    node = cluster.node()
+    pods = gang(cluster, *[node] * 2)
+
+    async def run() -> None:
+        proxy = FaultyProxy(cluster.plane, cluster.token())
+        async with proxy, cluster.controller(kubeconfig=proxy.kubeconfig) as controller:
+            await until(lambda: controller.fleet.ready)
+            proxy.fail(failure, method="GET", path="poddisruptionbudgets", times=-1)
+            cluster.quarantine(node)
+            await until(lambda: controller.results["failed"])
+            assert asked(cluster, pods) == [{}] * 2
+            proxy.heal()
+            await stop_all(cluster, *pods)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert asked(cluster, pods) == [{201: 1}] * 2
