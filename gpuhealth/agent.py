@@ -23,8 +23,8 @@ from gpuhealth import __version__, checks
 from gpuhealth.checks.burnin import REQUIRED
 from gpuhealth.cluster.keeper import Keeper
 from gpuhealth.cluster.node import RELEASE_REQUESTS, Act, Desired, Override, fleet_findings, restored
+from gpuhealth.cluster.own_node import OwnNode
 from gpuhealth.cluster.report import Facts, Gpu, Inventory
-from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
 from gpuhealth.config_file import ConfigError, SettingsFile
 from gpuhealth.journal import Entry, JournalWriter, Repeats, entry_of
@@ -277,19 +277,19 @@ class Agent:
         codes = tuple(finding.code for finding in quarantine.findings)
         return Desired(verdict, codes, quarantine.drain, self.release.current, self._preflight_due), self._facts()
 
-    def _node_changed(self, writer: NodeWriter) -> None:
+    def _node_changed(self, node: OwnNode) -> None:
         """Takes from our Node what people say there."""
-        if writer.labels != self._node_labels:
-            self._node_labels = writer.labels
+        if node.labels != self._node_labels:
+            self._node_labels = node.labels
             self.findings.configure(self.settings, self._node_labels)
-        if self.readings is not None and (changes := self._ended_by_person(writer)):
+        if self.readings is not None and (changes := self._ended_by_person(node)):
             self._publish(changes, self.readings)
-        if self._preflight_due and writer.carries(self.settings.preflight.taint):
+        if self._preflight_due and node.carries(self.settings.preflight.taint):
             self._preflight_due = False
             self.journal.note()
-        if writer.asked:
+        if node.asked:
             self._node_asked.set()
-        if (requests := writer.release_requests) is not None:
+        if (requests := node.release_requests) is not None:
             for reason in RELEASE_REQUESTS:
                 self._ask_release(reason, wanted=reason in requests)
 
@@ -297,13 +297,13 @@ class Agent:
         """What the controller says of our GPUs."""
         if not self.settings.kubernetes.enabled:
             return NOT_SUPPORTED
-        writer = self.keeper.writer
-        return fleet_findings(writer.annotations) if writer and writer.known else _NOT_IN_TOUCH
+        node = self.keeper.writer.node if self.keeper.writer else None
+        return fleet_findings(node.annotations) if node and node.known else _NOT_IN_TOUCH
 
-    def _ended_by_person(self, writer: NodeWriter) -> list[Change]:
+    def _ended_by_person(self, node: OwnNode) -> list[Change]:
         """What ends as a person declares the node well, or trusts it without the burn-in that was asked for."""
-        now, when = self.clock(), restored(writer.annotations)
-        trusted = REQUIRED.name in writer.released or writer.override is Override.HEALTHY
+        now, when = self.clock(), restored(node.annotations)
+        trusted = REQUIRED.name in node.released or node.override is Override.HEALTHY
         changes = self.findings.dismiss(REQUIRED.name, now) if trusted else []
         return changes + (self.findings.restore(when, now) if when else [])
 

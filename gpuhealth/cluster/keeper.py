@@ -12,6 +12,7 @@ import structlog
 from gpuhealth.cluster.client import Client, Observer, backoff
 from gpuhealth.cluster.errors import ApiError, NoConfigurationError
 from gpuhealth.cluster.node import Act, Desired
+from gpuhealth.cluster.own_node import OwnNode
 from gpuhealth.cluster.report import Facts
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
@@ -26,7 +27,7 @@ class Keeper:
         self,
         wanted: Callable[[], tuple[Desired, Facts] | None],
         *,
-        node_changed: Callable[[NodeWriter], None],
+        node_changed: Callable[[OwnNode], None],
         on_act: Callable[[Act], None],
         observer: Observer,
         now: Callable[[], datetime],
@@ -58,8 +59,8 @@ class Keeper:
     async def keep(self, client: Client, settings: Settings) -> None:
         """The same through a given client."""
         writer = NodeWriter(client, settings, settings.node_name, on_act=self._on_act, now=self._now)
-        self.writer, writer.changed = writer, self._changed
-        following = asyncio.create_task(writer.run())
+        self.writer, writer.node.changed = writer, self._changed
+        following = asyncio.create_task(writer.node.follow())
         try:
             while True:
                 await self._once(writer)
@@ -74,7 +75,7 @@ class Keeper:
             async with asyncio.timeout(patience):
                 await self._changed.wait()
         self._changed.clear()
-        self._node_changed(writer)
+        self._node_changed(writer.node)
         wanted = self._wanted()
         if wanted is None:
             return

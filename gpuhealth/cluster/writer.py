@@ -2,8 +2,8 @@
 
 `apply` looks at the Node as it is and at what should be, and writes the difference: a place in the budget, then taint,
 cordon and label in one request, then the condition, Events and the report. If the API server is away it raises, and
-the caller calls again later with what is wanted then; what was done already is found done. At steady state a watch on
-our own Node is all the traffic there is.
+the caller calls again later with what is wanted then; what was done already is found done. At steady state the watch
+of our own Node (`own_node`) is all the traffic there is.
 
 The taint is what keeps work off a bad node; the rest tells of it. When many nodes fail at once, the telling of the
 first would hold up the taints of the last: a `patient` writer tells later, the longer the slower the API server is.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from contextlib import aclosing
 from datetime import UTC, datetime
 
 import msgspec
@@ -38,20 +37,17 @@ from gpuhealth.cluster.node import (
     ended_by_person,
     has_taint,
     labels,
-    notes,
     out_of_service,
     override,
     patches,
     record,
-    release_requests,
     released,
     state_label,
     summary,
-    taints,
     wanted_codes,
 )
+from gpuhealth.cluster.own_node import OwnNode
 from gpuhealth.cluster.report import Facts, Quarantine, Report, status_of
-from gpuhealth.cluster.watching import Broken, Changed, Listed, Resumed, watch
 from gpuhealth.config import Settings
 from gpuhealth.model import State
 
@@ -92,10 +88,7 @@ class NodeWriter:
         on_act: Callable[[Act], None] = _nothing,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.node_name = node_name
-        self.asked = False  # whether the API server has been asked for our Node, with or without an answer
-        self.following = False  # whether what is known of our Node is as new as a watch can tell
-        self.changed = asyncio.Event()  # set by every change of our Node; for the agent to wait on and clear
+        self.node = OwnNode(client, node_name)
         self._client = client
         self._mode = settings.mode
         self._preflight_taint = settings.preflight.taint
@@ -103,7 +96,6 @@ class NodeWriter:
         self._on_act = on_act
         self._now = now
         self._lock = asyncio.Lock()
-        self._latest: Object | None = None
         self._places = Places(client, settings.kubernetes.namespace, node_name)
         self._events = Events(client, node_name)
         self._report = Report(client, node_name)
@@ -116,68 +108,6 @@ class NodeWriter:
         self._unsure: Sent | None = None  # whether it was done is not known
         self._would: list[tuple[str, str, str]] = []
 
-    # --- what our Node says -------------------------------------------------------------------------------------------
-
-    async def run(self) -> None:
-        """Follow our own Node until cancelled; raises only what waiting does not mend, such as ForbiddenError."""
-        try:
-            follow = watch(self._client, NODES, fields=f"metadata.name={self.node_name}", paged=False)
-            async with aclosing(follow) as events:
-                async for event in events:
-                    self.asked = True
-                    match event:
-                        case Listed(items):
-                            self.following = True
-                            self._listed(items)
-                        case Changed("DELETED", _):
-                            self._latest = None
-                        case Changed(_, item):
-                            self._see(item)
-                        case Broken() | Resumed():
-                            self.following = isinstance(event, Resumed)
-                    self.changed.set()
-        finally:
-            self.following = False
-
-    @property
-    def known(self) -> bool:
-        """Whether our Node has been seen."""
-        return self._latest is not None
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """Our Node's labels, as last seen."""
-        return labels(self._latest) if self._latest else {}
-
-    @property
-    def annotations(self) -> dict[str, str]:
-        """Our Node's annotations, as last seen."""
-        return notes(self._latest) if self._latest else {}
-
-    @property
-    def taints(self) -> list[Object]:
-        """Our Node's taints, as last seen."""
-        return taints(self._latest) if self._latest else []
-
-    def carries(self, key: str) -> bool:
-        """Whether our Node, as last seen, has a taint of that key."""
-        return self._latest is not None and has_taint(self._latest, key)
-
-    @property
-    def override(self) -> Override | None:
-        """What a person has said of our node."""
-        return override(self._latest) if self._latest else None
-
-    @property
-    def released(self) -> tuple[str, ...]:
-        """The codes whose quarantine a person has ended."""
-        return released(self._latest) if self._latest else ()
-
-    @property
-    def release_requests(self) -> tuple[str, ...] | None:
-        """Who asks us on our Node to let go of the driver; None while the Node has not been seen."""
-        return release_requests(self._latest) if self._latest else None
-
     @property
     def held(self) -> tuple[Held, str] | None:
         """What keeps our node in service although it should be out, and the finding's code."""
@@ -189,21 +119,6 @@ class NodeWriter:
         due = [self._tell_at] if self._untold else []
         due += [self._retry_at] if self._outcome is not None else []
         return max(0.0, min(due) - asyncio.get_running_loop().time()) if due else None
-
-    def _listed(self, nodes: list[Object]) -> None:
-        if nodes:
-            self._see(nodes[0])  # a list out of a cache may be older than what we have written
-        else:
-            self._latest = None
-
-    def _see(self, node: Object) -> None:
-        """Keep the newer one: the answer to our own write may overtake the watch, or the other way."""
-        known = self._latest
-        if known is not None and known["metadata"]["uid"] == node["metadata"]["uid"]:
-            versions = [known["metadata"]["resourceVersion"], node["metadata"]["resourceVersion"]]
-            if all(version.isdigit() for version in versions) and int(versions[0]) > int(versions[1]):
-                return
-        self._latest = node
 
     # --- what is made so ----------------------------------------------------------------------------------------------
 
@@ -223,7 +138,7 @@ class NodeWriter:
     async def _apply(self, desired: Desired, facts: Facts, *, patient: bool) -> list[Act]:
         acts: list[Act] = []
         self._untold = False
-        node = self._latest if self.following and self._latest is not None else await self._read()
+        node = await self.node.current()
         if override(node) is Override.UNMANAGED:
             self._outcome = None
             await self._write_report(node, desired, facts, acts)
@@ -244,11 +159,6 @@ class NodeWriter:
                 await self._tell(node, desired, facts, acts)
         return acts
 
-    async def _read(self) -> Object:
-        node = await self._client.get(NODES, self.node_name)
-        self._see(node)
-        return node
-
     async def _mark(self, node: Object, desired: Desired, acts: list[Act]) -> Object:
         """Write what the Node lacks; read it again when somebody else was quicker."""
         for attempt in range(CONFLICTS):
@@ -260,7 +170,7 @@ class NodeWriter:
             except ConflictError:
                 if attempt == CONFLICTS - 1:
                     raise
-                node = await self._read()
+                node = await self.node.read()
         raise AssertionError("the last attempt returns or raises")
 
     async def _marks(self, node: Object, desired: Desired, acts: list[Act]) -> Marks:
@@ -337,8 +247,8 @@ class NodeWriter:
     async def _write(self, node: Object, changes: Patches, marks: Marks, acts: list[Act]) -> Object:
         if changes.node is not None:
             self._unsure = Sent(changes, marks, ended_by_person(node))
-            node = await self._client.patch(NODES, self.node_name, changes.node)
-            self._see(node)
+            node = await self._client.patch(NODES, self.node.name, changes.node)
+            self.node.see(node)
             self._confirm(node, acts)
         return node
 
@@ -349,9 +259,9 @@ class NodeWriter:
         if changes.status is not None:
             before = (condition(node) or {}).get("status", "True")
             node = await self._client.patch(
-                NODES, self.node_name, changes.status, content_type=STRATEGIC_MERGE_PATCH, subresource="status"
+                NODES, self.node.name, changes.status, content_type=STRATEGIC_MERGE_PATCH, subresource="status"
             )
-            self._see(node)
+            self.node.see(node)
             self._did(acts, changes.acts[-1])
             if before != marks.status and record(node) is None:  # of a node that is out, an Event has the same message
                 self._events.add(Note(marks.reason, marks.message, self._now(), warning=marks.status != "True"))
@@ -389,7 +299,7 @@ class NodeWriter:
         """
         if record(node) is not None or not await self._places.to_return():
             return node
-        node = await self._mark(await self._read(), desired, acts)
+        node = await self._mark(await self.node.read(), desired, acts)
         if record(node) is None:
             for name in await self._places.release():
                 self._did(acts, Act("give_back", name, "", self._now()))
@@ -399,7 +309,7 @@ class NodeWriter:
         would = tuple(f"{act.kind} {act.target} {act.detail}".strip() for act in acts if not act.done)
         status = status_of(desired.verdict, self._standing(node, desired), facts, would, desired.release)
         if await self._report.write(node, status, self._now()):
-            self._did(acts, Act("report", self.node_name, str(desired.verdict.verdict), self._now()))
+            self._did(acts, Act("report", self.node.name, str(desired.verdict.verdict), self._now()))
 
     def _standing(self, node: Object, desired: Desired) -> Quarantine:
         ours = record(node)

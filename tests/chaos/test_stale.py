@@ -24,12 +24,12 @@ def test_a_watch_that_broke_unnoticed(plane: ControlPlane, pool: Pool) -> None:
     async def run() -> None:
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, attempts=1) as client:
             writer = NodeWriter(client, Settings(), node)
-            following = asyncio.create_task(writer.run())
-            await until(lambda: writer.following)
+            following = asyncio.create_task(writer.node.follow())
+            await until(lambda: writer.node.following)
             await writer.apply(HEALTHY)
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-            writer.following = True  # as it looks until the silence has lasted for minutes
+            writer.node.following = True  # as it looks until the silence has lasted for minutes
             proxy.fail("lost", method="PATCH", path=f"/nodes/{node}")
             with pytest.raises(UnavailableError):
                 await writer.apply(SICK)
@@ -54,7 +54,7 @@ def test_a_list_from_an_old_cache(plane: ControlPlane, pool: Pool) -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
             writer = NodeWriter(client, Settings(), node)
             await writer.apply(SICK)
-            writer._listed([old])
-            assert [taint["value"] for taint in writer.taints] == ["xid.79"]
+            writer.node._listed([old])
+            assert [taint["value"] for taint in writer.node.taints] == ["xid.79"]
 
     asyncio.run(run())

@@ -151,20 +151,20 @@ def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["t
 
     async def life(client: Client) -> None:
         write = NodeWriter(client, Settings(mode=mode), node)
-        follow = asyncio.create_task(write.run())
-        await until(lambda: write.labels)
+        follow = asyncio.create_task(write.node.follow())
+        await until(lambda: write.node.labels)
         for desired in (HEALTHY, SICK, SICKER, HEALTHY):
             await write.apply(desired)
             await _settled(write, desired, acting=acting)
         await _settled(write, SICK, acting=acting)
         pool.patch(node, {"spec": {"unschedulable": None} if mode == "cordon" else {"taints": [THEIR_TAINT]}})
-        await until(lambda: len(write.taints) == 1 or mode == "cordon")
+        await until(lambda: len(write.node.taints) == 1 or mode == "cordon")
         await asyncio.sleep(0)
         await write.apply(SICK)
         await write.apply(HEALTHY)
         await _settled(write, SICK, acting=acting)
         pool.patch(node, {"metadata": {"annotations": {OVERRIDE: "healthy"}}})
-        await until(lambda: write.override)
+        await until(lambda: write.node.override)
         await write.apply(SICK)
         follow.cancel()
         with suppress(asyncio.CancelledError):
@@ -189,7 +189,7 @@ async def _settled(write: NodeWriter, desired: Desired, *, acting: bool) -> None
     """The taint as it should be, also when a place has to run out first."""
     wanted = {desired.quarantine[0]} if desired.quarantine and acting else set()
     async with asyncio.timeout(30):
-        while {taint.get("value") for taint in write.taints if taint["key"] == TAINT} != wanted:
+        while {taint.get("value") for taint in write.node.taints if taint["key"] == TAINT} != wanted:
             await asyncio.sleep(min(write.retry_in or 0.05, 0.2))
             await write.apply(desired)
 

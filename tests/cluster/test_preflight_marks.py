@@ -136,7 +136,7 @@ def test_a_rebooted_node_is_closed_again(
             writer = NodeWriter(client, Settings(mode=mode), node)
             first = {act.kind for act in await writer.apply(wanted) if act.done}
             assert ("preflight" in first) is closed
-            assert writer.carries(KEY) is closed
+            assert writer.node.carries(KEY) is closed
             assert "preflight" not in {act.kind for act in await writer.apply(wanted) if act.done}
 
     asyncio.run(run())

@@ -52,12 +52,12 @@ def test_all_that_the_agent_does(plane: ControlPlane, pool: Pool, kubeconfig: Pa
     async def run() -> None:
         async with Client.from_kubeconfig(kubeconfig) as client:
             writer = NodeWriter(client, Settings(mode="cordon"), node)
-            follow = asyncio.create_task(writer.run())
-            await until(lambda: writer.labels)
+            follow = asyncio.create_task(writer.node.follow())
+            await until(lambda: writer.node.labels)
             for _ in range(2):
                 await writer.apply(sick)
                 async with asyncio.timeout(20):
-                    while not writer.taints:
+                    while not writer.node.taints:
                         await asyncio.sleep(writer.retry_in or 0.01)
                         await writer.apply(sick)
                 await writer.apply(Desired(verdict()))
@@ -82,8 +82,8 @@ def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) 
         async with Client.from_kubeconfig(kubeconfig) as client:
             writer = NodeWriter(client, Settings(), node, now=lambda: clock[0])
             await writer.apply(Desired(verdict()))  # not following yet: it gets its Node
-            follow = asyncio.create_task(writer.run())
-            await until(lambda: writer.labels)
+            follow = asyncio.create_task(writer.node.follow())
+            await until(lambda: writer.node.labels)
             run_out = client.server_time()
             for desired in (sick, again, sick, again):  # out and back within the time in which Events are counted up
                 clock[0] += timedelta(seconds=2)
@@ -91,7 +91,7 @@ def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) 
                     await asyncio.sleep(0.05)
                 await writer.apply(desired)
                 run_out = client.server_time() + timedelta(seconds=2)
-                assert writer.taints
+                assert writer.node.taints
                 await writer.apply(Desired(verdict()))
             follow.cancel()
             await asyncio.wait([follow])

@@ -56,9 +56,9 @@ def health(pool: Pool, node: str) -> dict[str, str]:
 @asynccontextmanager
 async def watching(writing: NodeWriter) -> AsyncIterator[None]:
     """Follow the Node meanwhile, as the agent does."""
-    task = asyncio.create_task(writing.run())
+    task = asyncio.create_task(writing.node.follow())
     try:
-        await until(lambda: writing.labels)
+        await until(lambda: writing.node.labels)
         yield
     finally:
         task.cancel()
@@ -155,11 +155,11 @@ def test_silence_returns_after_an_outage(plane: ControlPlane, pool: Pool) -> Non
                 await write.apply(HEALTHY)
                 proxy.fail("reset", times=-1)
                 proxy.break_streams()
-                await until(lambda: not write.following)
+                await until(lambda: not write.node.following)
                 with pytest.raises(errors.UnavailableError):
                     await write.apply(HEALTHY)
                 proxy.heal()
-                await until(lambda: write.following)
+                await until(lambda: write.node.following)
                 client.calls.clear()
                 assert await write.apply(HEALTHY) == []
                 assert client.calls == {}
@@ -262,13 +262,13 @@ def test_override_healthy(plane: ControlPlane, pool: Pool) -> None:
             async with watching(write):
                 await write.apply(SICK)
                 pool.patch(node, {"metadata": {"annotations": {OVERRIDE: "healthy"}}})
-                await until(lambda: write.override is Override.HEALTHY)
+                await until(lambda: write.node.override is Override.HEALTHY)
                 await write.apply(SICK)
                 assert ours(pool, node) == []
                 assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("True", "Override")
                 assert pool.places() == {}
                 pool.patch(node, {"metadata": {"annotations": {OVERRIDE: None}}})
-                await until(lambda: write.override is None)
+                await until(lambda: write.node.override is None)
                 await write.apply(SICK)
                 assert ours(pool, node) == ["xid.79"]
 
@@ -450,7 +450,7 @@ def test_conflicts_are_resolved(plane: ControlPlane, pool: Pool) -> None:
                 # The watch is cut off and kept off, so that what the writer has seen is old.
                 proxy.fail(503, path="watch=true", times=-1)
                 proxy.break_streams()
-                write.following = True
+                write.node.following = True
                 pool.patch(node, {"spec": {"taints": [theirs]}})
                 await write.apply(SICK)
         assert [taint["key"] for taint in pool.get(node)["spec"]["taints"]] == ["theirs", TAINT]
@@ -665,16 +665,16 @@ def test_what_the_node_says_is_followed(plane: ControlPlane, pool: Pool) -> None
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
             write = writer(client, node)
             async with watching(write):
-                assert write.labels["pool"] == pool.name
-                assert write.release_requests == ()
+                assert write.node.labels["pool"] == pool.name
+                assert write.node.release_requests == ()
                 proxy.break_streams()
                 note = {"gpuhealth.io/release-gpus": "true"}
                 pool.patch(
                     node,
                     {"metadata": {"annotations": note}, "spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}},
                 )
-                await until(lambda: write.release_requests == ("annotation",))
-                assert write.taints[0]["key"] == "a"
-                assert write.changed.is_set()
+                await until(lambda: write.node.release_requests == ("annotation",))
+                assert write.node.taints[0]["key"] == "a"
+                assert write.node.changed.is_set()
 
     asyncio.run(run())
