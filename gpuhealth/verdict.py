@@ -19,16 +19,15 @@ from gpuhealth.checks.code import Clears, Rule
 from gpuhealth.checks.history import History
 from gpuhealth.checks.rule import known_gpus
 from gpuhealth.config import FindingPolicy, Settings
+from gpuhealth.measured import Key, Measured
 from gpuhealth.model import (
     Clean,
-    Coverage,
     Finding,
     GpuVerdict,
     MigVerdict,
     Missing,
     MissingReason,
     NotChecked,
-    NotCovered,
     Outcome,
     Severity,
     State,
@@ -41,9 +40,6 @@ _RECOVERY_SIGNALS = ("gpu.recovery_action", "gpu.reset_required")
 
 _READ_AGAIN = (Clears.REREAD, Clears.PASSED)
 """What is found anew in every round for as long as it is so."""
-
-Key = tuple[str, str]
-"""Code and component."""
 
 
 class Tracked(msgspec.Struct):
@@ -108,7 +104,7 @@ class Findings:
         node_labels: dict[str, str] | None = None,
         one_look: bool = False,
     ) -> None:
-        self._started = started
+        self.measured = Measured(started)
         self._one_look = one_look
         self._tracked: dict[Key, Tracked] = {
             (tracked.finding.code, tracked.finding.component): tracked
@@ -116,9 +112,6 @@ class Findings:
             if _exists(tracked.finding.code)
         }
         self._restored = ledger.restored if ledger else None
-        self._measured: dict[Key, datetime] = {}
-        self._unmeasured: dict[Key, Missing] = {}
-        self._checked: set[str] = set()
         self.configure(settings, node_labels or {})
 
     def configure(self, settings: Settings, node_labels: dict[str, str]) -> None:
@@ -132,10 +125,8 @@ class Findings:
 
     def shift(self, seconds: float) -> None:
         """The clock was set by so many seconds."""
-        step = timedelta(seconds=seconds)
         self.ledger().shift(seconds)
-        self._started += step
-        self._measured = {key: when + step for key, when in self._measured.items()}
+        self.measured.shift(timedelta(seconds=seconds))
 
     def attribute(self, names: dict[str, str]) -> None:
         """Names components anew: a GPU that was known by its address or index when a finding came has told its uuid."""
@@ -150,22 +141,9 @@ class Findings:
         raised = (tracked.finding for tracked in self._tracked.values() if tracked.raised)
         return tuple(sorted(raised, key=lambda finding: (-finding.severity.rank, finding.first_seen, finding.code)))
 
-    @property
-    def unmeasured(self) -> dict[Key, Missing]:
-        """What could not be checked in the last round, and why."""
-        return dict(self._unmeasured)
-
-    def last_measured(self) -> dict[str, datetime]:
-        """By code, when it was last measured on the component that has waited longest."""
-        oldest: dict[str, datetime] = {}
-        for (code, _), when in self._measured.items():
-            oldest[code] = min(when, oldest.get(code, when))
-        return oldest
-
     def take_round(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
         """Takes the outcomes of a whole round: what it could not measure is no longer covered."""
-        self._checked.clear()
-        self._unmeasured.clear()
+        self.measured.begin_round()
         return self.take(outcomes, now, boot_id)
 
     def take(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
@@ -174,15 +152,11 @@ class Findings:
         changes: list[Change] = []
         for outcome in outcomes:
             key = (outcome.code, outcome.component)
+            self.measured.take(outcome, now)
             if isinstance(outcome, NotChecked):
-                self._unmeasured[key] = outcome.reason
                 if tracked := self._tracked.get(key):
                     tracked.clean_since = None  # not known to be clean any more
-                continue
-            self._measured[key] = now
-            self._checked.add(outcome.code)
-            self._unmeasured.pop(key, None)
-            if isinstance(outcome, Clean):
+            elif isinstance(outcome, Clean):
                 changes += self._clean(key, now)
             elif not self._policy(outcome.code).ignore:
                 changes += self._found(key, outcome, now, boot_id)
@@ -359,7 +333,7 @@ class Findings:
             verdict=State.combined(states),
             gpus=tuple(gpus),
             findings=findings,
-            coverage=self._coverage(),
+            coverage=self.measured.coverage(),
         )
 
     def _unknown(self, now: datetime, release: Release | None) -> set[str]:
@@ -369,14 +343,7 @@ class Findings:
         """
         patience = 0.0 if self._one_look else self._settings.unknown_after
         within = release and release.known and (now - release.since).total_seconds() < self._settings.release_limit
-        excused = MissingReason.RELEASED if within else None
-        return {
-            component
-            for (code, component), missing in self._unmeasured.items()
-            if checks.code(code).essential
-            and missing.reason is not excused
-            and (now - self._measured.get((code, component), self._started)).total_seconds() >= patience
-        }
+        return self.measured.unknown(now, patience, excused=MissingReason.RELEASED if within else None)
 
     def _gpu_verdict(
         self, gpu: GpuReadings, history: History, findings: tuple[Finding, ...], unknown: set[str]
@@ -401,18 +368,6 @@ class Findings:
                     state([finding for finding in own if finding.mig_instance in ("", mig.uuid)]),
                 )
                 for mig in gpu.mig_devices
-            ),
-        )
-
-    def _coverage(self) -> Coverage:
-        components: dict[tuple[str, str], list[str]] = {}
-        for (code, component), reason in self._unmeasured.items():
-            components.setdefault((code, str(reason)), []).append(component)
-        return Coverage(
-            checked=tuple(sorted(self._checked)),
-            not_checked=tuple(
-                NotCovered(code, f"{reason} ({', '.join(sorted(where))})")
-                for (code, reason), where in sorted(components.items())
             ),
         )
 

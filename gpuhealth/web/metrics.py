@@ -94,7 +94,7 @@ class _AgentCollector(Collector):
         xids = [(*key, value) for key, value in counts.xids.items()]
         yield counter("xid_errors", "XIDs seen in the kernel log or told by NVML", ["xid", "gpu"], xids)
         yield counter("kernel_events", "Kernel-log records that mean something", ["kind"], counts.kernel_events.items())
-        missing = {(check, reason.reason) for (check, _), reason in agent.findings.unmeasured.items()}
+        missing = {(check, reason.reason) for (check, _), reason in agent.findings.measured.unmeasured.items()}
         yield gauge(
             "not_checked", "1 for a check that could not be made", ["check", "reason"], [(*m, 1) for m in missing]
         )
@@ -109,7 +109,7 @@ class _AgentCollector(Collector):
             "check_last_success_timestamp_seconds",
             "When a check last read all it needs",
             ["check"],
-            [(check, when.timestamp()) for check, when in agent.findings.last_measured().items()],
+            [(check, when.timestamp()) for check, when in agent.findings.measured.last_measured().items()],
         )
         yield gauge("check_duration_seconds", "Time that judging the last round took", [], [(agent.check_seconds,)])
         held = agent.keeper.writer.held if agent.keeper.writer else None
