@@ -12,7 +12,7 @@ from dashboards import rules
 from tests.dashboards.prometheus import Prometheus, until
 
 
-@pytest.mark.parametrize("alert", rules.alerts(), ids=lambda alert: alert.name)
+@pytest.mark.parametrize("alert", rules.ALERTS, ids=lambda alert: alert.name)
 def test_every_expression_is_evaluated(node: SimulatedNode, prometheus: Prometheus, alert: rules.Alert) -> None:
     """Prometheus takes the expression, now and over a range, and has evaluated the rule without error."""
     prometheus.query(alert.expr)

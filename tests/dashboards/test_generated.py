@@ -73,7 +73,7 @@ def test_the_essential_checks_are_the_code_s() -> None:
 
 def test_every_alert_says_what_to_do() -> None:
     """Every alert has one of two severities, a summary that says where, and more than a sentence of description."""
-    for alert in rules.alerts():
+    for alert in rules.ALERTS:
         rule = alert.rule()
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert {"$labels.node", "$labels.budget"} & set(rule["annotations"]["summary"].split())

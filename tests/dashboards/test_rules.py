@@ -127,7 +127,7 @@ def _promtool(folder: Path, fault: Fault, minutes: int, expected: dict[tuple[str
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("alert", rules.alerts(), ids=lambda alert: alert.name)
+@pytest.mark.parametrize("alert", rules.ALERTS, ids=lambda alert: alert.name)
 def test_an_alert_fires_when_it_should(tmp_path: Path, alert: rules.Alert) -> None:
     """Nothing before the fault, pending until its time is over, then firing with its place by name, then clear."""
     hold = _minutes(alert.hold)
@@ -156,4 +156,4 @@ def test_an_alert_is_silent_when_it_should(tmp_path: Path, name: str) -> None:
 
 def test_every_alert_has_its_fault() -> None:
     """No alert is untested."""
-    assert list(FAULTS) == [alert.name for alert in rules.alerts()]
+    assert list(FAULTS) == [alert.name for alert in rules.ALERTS]
