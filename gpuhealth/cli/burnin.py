@@ -68,48 +68,75 @@ def command(
     """
     import asyncio
 
-    from gpuhealth.burnin import levels
-    from gpuhealth.burnin.listing import TESTS
-    from gpuhealth.burnin.run import Plan
-
     settings = options.load_settings(config)
+    chosen = level or settings.burnin.level
+    seconds = None if duration is None else options.duration(duration, "--duration")
+    plan = _plan(settings, chosen, _names(tests), seconds, reason, seed)
+    if report is not None and not report.parent.is_dir():
+        raise CommandError(f"--report: there is no folder {report.parent}")
+    result, curves = asyncio.run(_burnin(settings, plan, devices or settings.burnin.devices, force))
+    if report is not None:
+        _write_report(report, result, curves)
+    unsaved = _save(result, settings.burnin.results) if save or reason != "manual" else ""
+    _show(result, as_json)
+    if unsaved:
+        raise CommandError(unsaved)
+    raise typer.Exit(_exit_code(result))
+
+
+def _names(tests: str | None) -> list[str]:
+    """The tests that are named. Raises CommandError for one that is not known."""
+    from gpuhealth.burnin.listing import TESTS
+
     names = [name.strip() for name in tests.split(",")] if tests else []
     for name in names:
         if name not in TESTS:
             raise CommandError(
                 f"--tests: there is no test {name!r}{near(name, list(TESTS))}; known: {', '.join(TESTS)}"
             )
-    seconds = None if duration is None else options.duration(duration, "--duration")
+    return names
+
+
+def _plan(
+    settings: Settings, level: str, names: list[str], seconds: float | None, reason: str, seed: int | None
+) -> Plan:
+    """What to do, on targets that are still to be found. Raises CommandError."""
+    from gpuhealth.burnin import levels
+    from gpuhealth.burnin.run import Plan
+
     if seconds == 0:
         raise CommandError("--duration: no time to test in")
-    chosen = level or settings.burnin.level
-    if report is not None and not report.parent.is_dir():
-        raise CommandError(f"--report: there is no folder {report.parent}")
-    plan = Plan(
-        level=chosen,
-        tests=levels.plan(chosen, names, seconds),
+    return Plan(
+        level=level,
+        tests=levels.plan(level, names, seconds),
         targets=(),
         reason=reason,
         seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
         faults=_faults(settings),
     )
-    result, curves = asyncio.run(_burnin(settings, plan, devices or settings.burnin.devices, force))
-    if report is not None:
-        from gpuhealth.burnin import page
 
-        try:
-            report.write_text(page.page(result, curves), encoding="utf-8")
-        except OSError as error:
-            raise CommandError(f"--report: cannot write {report}: {error.strerror}") from None
-    unsaved = ""
-    if save or reason != "manual":
-        from gpuhealth.burnin import results
 
-        folder = settings.burnin.results
-        try:
-            results.save(result, folder)
-        except OSError as error:
-            unsaved = f"the result cannot be left in {folder} for the agent: {error.strerror}"
+def _write_report(file: Path, result: BurninRun, curves: Curves) -> None:
+    from gpuhealth.burnin import page
+
+    try:
+        file.write_text(page.page(result, curves), encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"--report: cannot write {file}: {error.strerror}") from None
+
+
+def _save(result: BurninRun, folder: Path) -> str:
+    """Why the result could not be left for the agent; empty if it is."""
+    from gpuhealth.burnin import results
+
+    try:
+        results.save(result, folder)
+    except OSError as error:
+        return f"the result cannot be left in {folder} for the agent: {error.strerror}"
+    return ""
+
+
+def _show(result: BurninRun, as_json: bool) -> None:
     if as_json:
         import msgspec
 
@@ -118,9 +145,6 @@ def command(
         from gpuhealth.cli import tested
 
         tested.show(result)
-    if unsaved:
-        raise CommandError(unsaved)
-    raise typer.Exit(_exit_code(result))
 
 
 def _exit_code(result: BurninRun) -> int:
