@@ -72,8 +72,9 @@ def policies(documents: list[Document]) -> list[Policy]:
     found = []
     for binding in [d["spec"] for d in documents if d["kind"] == "ValidatingAdmissionPolicyBinding"]:
         assert binding["validationActions"] == ["Deny"]
-        params = by_name["ConfigMap", binding["paramRef"]["name"]] if "paramRef" in binding else None
-        found.append(Policy(by_name["ValidatingAdmissionPolicy", binding["policyName"]], params))
+        policy = by_name["ValidatingAdmissionPolicy", binding["policyName"]]
+        kind = policy["spec"].get("paramKind", {}).get("kind")
+        found.append(Policy(policy, by_name[kind, binding["paramRef"]["name"]] if kind else None))
     return found
 
 
@@ -146,6 +147,9 @@ class Admission:
     def _answer(self, name: str, review: Document) -> Document:
         request = review["request"]
         self._add_node_claim(request["userInfo"])
+        # Servers before 1.27 repeat the field there.
+        annotations = ((request.get("object") or {}).get("metadata") or {}).get("annotations") or {}
+        annotations.pop("seccomp.security.alpha.kubernetes.io/pod", None)
         if request["resource"]["resource"] == "nodes":
             # Before 1.20.6 the server's own validation made the old Node equal to the new one (CVE-2021-25735). What is
             # stored is still the old one now.

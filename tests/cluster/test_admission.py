@@ -26,6 +26,8 @@ from tests.conftest import BASE
 
 ALL = documents(BASE / "admission")
 POLICIES = [d for d in ALL if d["kind"] == "ValidatingAdmissionPolicy"]
+BURNINS = "gpuhealth-burnins"  # of the controller; tested with it
+OF_AGENTS = [d for d in ALL if d["metadata"]["name"] != BURNINS]
 PREFLIGHT = "gpuhealth-preflight"
 SICK = Desired(verdict(finding()), ("xid.79",))
 SICKER = Desired(verdict(finding("ecc.uncorrectable"), finding()), ("ecc.uncorrectable", "xid.79"))
@@ -75,7 +77,7 @@ def guarded() -> Iterator[Guarded]:
     try:
         plane.apply(d for d in documents(BASE) if d["kind"] not in {"DaemonSet", "Deployment"})
         plane.apply(d for d in ALL if d["kind"] == "ConfigMap")
-        with Admission(plane, deepcopy(ALL)) as admission:
+        with Admission(plane, deepcopy(OF_AGENTS)) as admission:
             lease = {"metadata": {"name": "is-it-there", "namespace": "gpuhealth"}, "spec": {}}
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", **lease}
             asyncio.run(until(lambda: plane.apply([body]) and admission.reviewed))
@@ -108,7 +110,8 @@ def test_policy_is_well_formed(document: Document) -> None:
         assert yields_bool(each["expression"])
     assert all(each["message"] and each["reason"] == "Forbidden" for each in spec["validations"])
     (binding,) = [d["spec"] for d in ALL if d.get("spec", {}).get("policyName") == document["metadata"]["name"]]
-    assert ("params." in str(spec["validations"])) == ("paramKind" in spec) == ("paramRef" in binding)
+    asks = "params." in str(spec["variables"] + spec["validations"])
+    assert asks == ("paramKind" in spec) == ("paramRef" in binding)
     assert binding.get("paramRef", {}).get("parameterNotFoundAction", "Deny") == "Deny"
 
 
@@ -120,13 +123,16 @@ def test_policies_know_who_they_are_for() -> None:
         if d["kind"] == "ServiceAccount"
     }
     request: Document = {"operation": "UPDATE", "name": "n", "userInfo": {}}
-    for policy in policies(ALL):
+    template = [d for d in documents(BASE) if d["kind"] == "PodTemplate"]
+    for policy in policies(ALL + template):
         bound = set()
         for user in accounts:
             request["userInfo"]["username"] = user
             if policy.broken(request):  # nothing in this request could be allowed
                 bound.add(user.rpartition(":")[2])
-        assert bound == {account.rpartition(":")[2] for account in accounts} - {"gpuhealth-controller"}
+        controller = {"gpuhealth-controller"}
+        agents = {account.rpartition(":")[2] for account in accounts} - controller
+        assert bound == (controller if policy.name == BURNINS else agents)
     (parameters,) = [d for d in ALL if d["kind"] == "ConfigMap"]
     assert parameters["data"] == {"mode": Settings().mode, "preflightTaint": PREFLIGHT_TAINT}
 
@@ -409,7 +415,8 @@ def test_every_rule_is_needed(guarded: Guarded, scene: Scene) -> None:
         broken = guarded.admission.policies[name].broken(request)
         if len(broken) == 1:
             needed.add(broken[0][0]["message"])
-    assert needed == {validation["message"] for document in POLICIES for validation in document["spec"]["validations"]}
+    bound = [document for document in POLICIES if document in OF_AGENTS]
+    assert needed == {validation["message"] for document in bound for validation in document["spec"]["validations"]}
 
 
 def test_what_a_person_did_stays(guarded: Guarded, pool: Pool) -> None:
@@ -457,7 +464,7 @@ def test_a_token_without_a_node_is_refused(guarded: Guarded, pool: Pool) -> None
 
 def test_large_nodes_are_judged() -> None:
     """A Node with a thousand labels, annotations and taints of others is judged like any other."""
-    (policy,) = [each for each in policies(ALL) if each.name == "gpuhealth-nodes"]
+    (policy,) = [each for each in policies(OF_AGENTS) if each.name == "gpuhealth-nodes"]
     user = {"username": "system:serviceaccount:gpuhealth:gpuhealth-agent", "extra": {NODE_CLAIM: ["n"]}}
     strings = {f"key-{k}": "v" * 200 for k in range(1000)}
     spec = {"taints": [{"key": key, "effect": "NoSchedule"} for key in strings]}

@@ -1,0 +1,220 @@
+"""The admission policy for burn-ins: what the controller sends is allowed, what its stolen token could send is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from kube import ControlPlane, Document, documents
+from kube.control_plane import RequestError
+
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.errors import ForbiddenError
+from gpuhealth.cluster.kinds import PODS
+from gpuhealth.controller.plan import PERIODIC, RETURN, Candidate
+from gpuhealth.controller.testing import pod_of
+from tests.cluster.admission import Admission
+from tests.conftest import BASE
+from tests.controller.cluster import Cluster, until
+from tests.controller.test_testing import ends, gone, runs, say_tested
+
+POLICY = [d for d in documents(BASE / "admission") if d["metadata"]["name"] == "gpuhealth-burnins"]
+TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
+Crime = Callable[[Document], Any]
+
+
+@pytest.fixture(scope="module")
+def admission(managed: ControlPlane) -> Iterator[Admission]:
+    """The policy in front of the control plane, with the PodTemplate as the server has it."""
+    template = managed.request("GET", TEMPLATE)
+    with Admission(managed, [*POLICY, {"kind": "PodTemplate", **template}]) as made:
+
+        def reviews() -> bool:
+            with suppress(RequestError):  # it may only be tried, and the namespace may be new
+                managed.request("POST", "/api/v1/namespaces/default/pods?dryRun=All", plain("is-it-there"))
+            return bool(made.reviewed)
+
+        asyncio.run(until(reviews))
+        yield made
+
+
+def plain(name: str) -> Document:
+    """A pod of anybody's."""
+    spec = {"containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": False}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+def honest(cluster: Cluster, reason: str = PERIODIC, level: str = "standard") -> Document:
+    """What the controller would send."""
+    template = cluster.plane.request("GET", TEMPLATE)["template"]
+    return pod_of(template, Candidate(f"{cluster.name}-n", "p", reason), 8, level)
+
+
+async def send(cluster: Cluster, body: Document) -> None:
+    """As whoever has the controller's token."""
+    async with Client.from_kubeconfig(cluster.kubeconfig(), "controller", attempts=1) as client:
+        await client.create(PODS, body, "gpuhealth")
+
+
+def test_the_controller_is_not_refused(admission: Admission, cluster: Cluster) -> None:
+    """A real controller's burn-in of an idle node is admitted, and placed by the scheduler."""
+    idle = cluster.node(gpus=8)
+    seen = len(admission.reviewed)
+
+    async def run() -> None:
+        async with cluster.controller(periodic={"enabled": True, "max_per_pool": 1}):
+            await until(lambda: runs(cluster, idle))
+            say_tested(cluster, idle)
+            ends(cluster, idle, 0)
+            await until(lambda: gone(cluster, idle))
+
+    asyncio.run(run())
+    users = [request["userInfo"]["username"] for _, request in admission.reviewed[seen:]]
+    assert "system:serviceaccount:gpuhealth:gpuhealth-controller" in users
+
+
+@pytest.mark.parametrize("reason", [PERIODIC, RETURN])
+@pytest.mark.parametrize("level", ["quick", "standard", "long"])
+def test_every_burn_in_is_allowed(admission: Admission, cluster: Cluster, reason: str, level: str) -> None:
+    """Of every level and for every reason; also as the server changes it where GPUs and priorities are in use."""
+    body = honest(cluster, reason, level)
+    path = f"/api/v1/namespaces/gpuhealth/pods/{body['metadata']['name']}"
+    asyncio.run(send(cluster, body))
+    try:
+        assert cluster.plane.request("GET", path)["spec"]["priority"] == -1_000_000_000
+        assert admission.reviewed
+    finally:
+        cluster.stop(path)
+
+
+def test_others_are_not_bound(admission: Admission, cluster: Cluster) -> None:
+    """Pods of others are none of its business."""
+    seen = len(admission.reviewed)
+    assert cluster.pod(cluster.node())
+    assert len(admission.reviewed) > seen
+
+
+# --- what a stolen token could send -----------------------------------------------------------------------------------
+
+
+def spec(**fields: Any) -> Crime:
+    """Something else in the pod's spec."""
+    return lambda body: body["spec"].update(fields)
+
+
+def container(**fields: Any) -> Crime:
+    """Something else in the burn-in's container."""
+    return lambda body: body["spec"]["containers"][0].update(fields)
+
+
+def security(**fields: Any) -> Crime:
+    """Something else in the container's security context."""
+    return lambda body: body["spec"]["containers"][0]["securityContext"].update(fields)
+
+
+def metadata(**fields: Any) -> Crime:
+    """Something more in the pod's metadata."""
+
+    def change(body: Document) -> None:
+        for key, value in fields.items():
+            here = body["metadata"].get(key)
+            body["metadata"][key] = here | value if isinstance(here, dict) else value
+
+    return change
+
+
+def volume(**source: Any) -> Crime:
+    """One more volume."""
+    return lambda body: body["spec"]["volumes"].append({"name": "more", **source})
+
+
+def without(part: str, key: str) -> Crime:
+    """Something that the template has is left away."""
+    return lambda body: body[part].pop(key)
+
+
+def resources(kind: str, **amounts: str) -> Crime:
+    """More that it asks for."""
+    return lambda body: body["spec"]["containers"][0]["resources"].setdefault(kind, {}).update(amounts)
+
+
+def entirely(body: Document) -> None:
+    """A pod that has nothing of a burn-in."""
+    other = plain("x")["spec"]
+    other["containers"][0]["securityContext"] = {"privileged": True}
+    body["spec"] = other | {"hostPID": True, "volumes": [{"name": "root", "hostPath": {"path": "/"}}]}
+
+
+SHELL = {"name": "shell", "image": "busybox", "securityContext": {"privileged": True}}
+PLACE, WHAT = "volumes, host namespaces", "image, command, environment"
+FORBIDDEN: dict[str, tuple[Crime, str]] = {
+    "a pod of its own": (entirely, PLACE),
+    "the node's root": (volume(hostPath={"path": "/"}), PLACE),
+    "the node's root, for the results": (
+        lambda body: body["spec"]["volumes"][0].update(hostPath={"path": "/"}),
+        PLACE,
+    ),
+    "a secret": (volume(secret={"secretName": "s"}), PLACE),
+    "a token": (spec(automountServiceAccountToken=True), PLACE),
+    "hostPID": (spec(hostPID=True), PLACE),
+    "hostNetwork": (spec(hostNetwork=True), PLACE),
+    "hostIPC": (spec(hostIPC=True), PLACE),
+    "no seccomp": (spec(securityContext={"seccompProfile": {"type": "Unconfined"}}), PLACE),
+    "the default runtime": (without("spec", "runtimeClassName"), PLACE),
+    "a priority above others": (spec(priorityClassName="system-node-critical"), PLACE),
+    "past the scheduler": (spec(nodeName="n"), PLACE),
+    "an init container": (spec(initContainers=[SHELL]), PLACE),
+    "without a deadline": (without("spec", "activeDeadlineSeconds"), PLACE),
+    "another container": (lambda body: body["spec"]["containers"].append(SHELL), WHAT),
+    "another name": (container(name="x"), WHAT),
+    "another image": (container(image="busybox"), WHAT),
+    "a shell": (container(command=["sh", "-c", "id"]), WHAT),
+    "other code": (
+        lambda body: body["spec"]["containers"][0]["env"].append({"name": "LD_PRELOAD", "value": "x"}),
+        WHAT,
+    ),
+    "privileged": (security(privileged=True, allowPrivilegeEscalation=True), WHAT),
+    "a capability": (security(capabilities={"add": ["SYS_ADMIN"], "drop": ["ALL"]}), WHAT),
+    "without a security context": (lambda body: body["spec"]["containers"][0].pop("securityContext"), WHAT),
+    "a hook": (container(lifecycle={"postStart": {"exec": {"command": ["id"]}}}), WHAT),
+    "other arguments": (container(args=["burnin", "--report", "/var/lib/gpuhealth/burnin/x"]), "arguments"),
+    "more arguments": (lambda body: body["spec"]["containers"][0]["args"].append("--save"), "arguments"),
+    "another device": (resources("limits", **{"example.com/disk": "1"}), "no other device"),
+    "another service account": (spec(serviceAccountName="gpuhealth-agent"), "service account"),
+    "a device by annotation": (metadata(annotations={"cdi.k8s.io/x": "vendor.com/device=all"}), "annotations"),
+    "the labels of an agent": (metadata(labels={"app.kubernetes.io/component": "agent"}), "labels"),
+    "without labels": (without("metadata", "labels"), "labels"),
+    "finalizers": (metadata(finalizers=["x/y"]), "finalizers"),
+    "owners": (
+        metadata(ownerReferences=[{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}]),
+        "finalizers nor owners",
+    ),
+}
+
+
+@pytest.mark.parametrize("crime", FORBIDDEN)
+def test_a_stolen_token_makes_no_other_pod(admission: Admission, cluster: Cluster, crime: str) -> None:
+    """What RBAC would let pass, the policy refuses, and says why."""
+    change, why = FORBIDDEN[crime]
+    body = honest(cluster)
+    change(body)
+    with pytest.raises(ForbiddenError, match=f"denied the request: .*{why}"):
+        asyncio.run(send(cluster, body))
+
+
+def test_every_rule_is_needed(admission: Admission, cluster: Cluster) -> None:
+    """For each rule there is a pod that nothing but this rule refuses."""
+    seen = len(admission.reviewed)
+    for change, _ in FORBIDDEN.values():
+        body = honest(cluster)
+        change(body)
+        with suppress(ForbiddenError):
+            asyncio.run(send(cluster, body))
+    (policy,) = admission.policies.values()
+    broken = [policy.broken(request) for _, request in admission.reviewed[seen:]]
+    assert len(broken) == len(FORBIDDEN)
+    needed = {each[0][0]["message"] for each in broken if len(each) == 1}
+    assert needed == {validation["message"] for validation in policy.spec["validations"]}
