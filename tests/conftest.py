@@ -1,4 +1,4 @@
-"""What tests of several folders share: one control plane for all of them."""
+"""What tests of several folders share: a control plane for all of them, and one with a scheduler."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kube import ControlPlane, MissingBinariesError
+from kube import ControlPlane, MissingBinariesError, documents
 
 BASE = Path(__file__).parents[1] / "daemonset"
 
@@ -21,6 +21,33 @@ def plane() -> Iterator[ControlPlane]:
         pytest.skip(str(error))
     try:
         control_plane.apply(BASE)
+        yield control_plane
+    finally:
+        control_plane.stop()
+
+
+@pytest.fixture(scope="session")
+def managed() -> Iterator[ControlPlane]:
+    """A control plane with a controller manager, a scheduler, and an audit log."""
+    control_plane = ControlPlane(controller_manager=True, scheduler=True, audit=True)
+    try:
+        control_plane.start()
+    except MissingBinariesError as error:
+        pytest.skip(str(error))
+    try:
+        # Not what makes pods: the tests make the agents' pods themselves, and a DaemonSet would take them over.
+        control_plane.apply([d for d in documents(BASE) if d["kind"] not in {"DaemonSet", "Deployment"}])
+        # The GPU Operator makes it, or the container toolkit's own installation.
+        control_plane.apply(
+            [
+                {
+                    "apiVersion": "node.k8s.io/v1",
+                    "kind": "RuntimeClass",
+                    "metadata": {"name": "nvidia"},
+                    "handler": "nvidia",
+                }
+            ]
+        )
         yield control_plane
     finally:
         control_plane.stop()

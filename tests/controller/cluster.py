@@ -125,8 +125,12 @@ class Cluster:
         self.plane.request("PATCH", path, body, content_type="application/strategic-merge-patch+json")
 
     def agent(self, node: str) -> str:
-        """An agent's pod that is ready; its path."""
-        labels = {"app.kubernetes.io/name": "gpuhealth", "app.kubernetes.io/component": "agent"}
+        """An agent's pod that is ready, and stays in a drain as a DaemonSet's do; its path."""
+        labels = {
+            "app.kubernetes.io/name": "gpuhealth",
+            "app.kubernetes.io/component": "agent",
+            "gpuhealth.io/drain": "false",
+        }
         return self.pod(node, "gpuhealth", labels=labels)
 
     def unready(self, pod: str) -> None:

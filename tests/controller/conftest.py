@@ -1,41 +1,13 @@
-"""A control plane that computes PodDisruptionBudgets and places pods, and a cluster of the test's own on it."""
+"""A cluster of the test's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from kube import ControlPlane, MissingBinariesError, documents
+from kube import ControlPlane
 
-from tests.conftest import BASE
 from tests.controller.cluster import Cluster
-
-
-@pytest.fixture(scope="session")
-def managed() -> Iterator[ControlPlane]:
-    """A control plane with a controller manager, a scheduler, and an audit log."""
-    control_plane = ControlPlane(controller_manager=True, scheduler=True, audit=True)
-    try:
-        control_plane.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
-        # Not what makes pods: the tests make the agents' pods themselves, and a DaemonSet would take them over.
-        control_plane.apply([d for d in documents(BASE) if d["kind"] not in {"DaemonSet", "Deployment"}])
-        # The GPU Operator makes it, or the container toolkit's own installation.
-        control_plane.apply(
-            [
-                {
-                    "apiVersion": "node.k8s.io/v1",
-                    "kind": "RuntimeClass",
-                    "metadata": {"name": "nvidia"},
-                    "handler": "nvidia",
-                }
-            ]
-        )
-        yield control_plane
-    finally:
-        control_plane.stop()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ XID_95 = "pid=7194, name=x, Uncontained: LTC TAG (0x2, 0x1)."
 class Marked:
     """A simulated node and its Node object, in a pool of its own."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, kmsg: Path | None = None) -> None:
+    def __init__(self, plane: ControlPlane, folder: Path, kmsg: Path | None = None, gpus: int = 8) -> None:
         self.plane = plane
         self.name = f"marked-{next(_NUMBERS)}"
         self.labels = {"pool": self.name}
@@ -37,7 +37,7 @@ class Marked:
         token = plane.service_account_token("gpuhealth", "gpuhealth-agent")
         kubeconfig = plane.write_kubeconfig(self.name, token)
         settings = QUICK | {"kmsg": {"lookback": 0}}
-        self.sim = SimulatedNode(folder, self.name, kubeconfig=kubeconfig, kmsg=kmsg, settings=settings)
+        self.sim = SimulatedNode(folder, self.name, gpus=gpus, kubeconfig=kubeconfig, kmsg=kmsg, settings=settings)
 
     def budget(self, most: int) -> None:
         """Allows so many nodes of the pool to be out."""

@@ -241,6 +241,7 @@ class ControlPlane:
         if name == "kube-controller-manager":
             flags.append(f"--service-account-private-key-file={self.folder / 'service-accounts.key'}")
             flags.append(f"--root-ca-file={self.ca}")
+            flags.append("--node-monitor-grace-period=24h")  # nobody plays a kubelet's heartbeat
         self._launch(name, *flags)
         self._await(name, lambda: _listens(port))
 
