@@ -1,4 +1,4 @@
-"""A person's hand on a node, by annotations: out of service, and back."""
+"""A person's hand on a node: taints taken away, overrides, out of service by an annotation, and back."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from kube import ControlPlane
 
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.kinds import OUT_OF_SERVICE, OVERRIDE, RELEASED
-from gpuhealth.cluster.node import Desired, restored
+from gpuhealth.cluster.node import Desired, Override, restored
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
 from gpuhealth.model import State
-from tests.cluster.builders import Pool, finding, verdict
-from tests.cluster.test_writer import health, ours
+from tests.cluster.builders import Pool, finding, until, verdict
+from tests.cluster.writing import HEALTHY, SICK, Mode, health, ours, watching, writer
 
-HEALTHY = Desired(verdict())
-SICK = Desired(verdict(finding()), ("xid.79",), drain=True)
 WHY = "fan is loud (ann)"
 
 
@@ -152,3 +150,73 @@ def test_unknown_does_not_outlast_the_wish(plane: ControlPlane, pool: Pool) -> N
 def test_when_it_was_restored(text: str, time: str) -> None:
     """The annotation is a time, in UTC where it says nothing else; anything else says nothing."""
     assert str(restored({"gpuhealth.io/restored": text})) == time
+
+
+@pytest.mark.parametrize("mode", ["taint", "cordon"])
+def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
+    """A taint or cordon of ours that a person takes away is not put back for that finding, but is for another."""
+    node = pool.node()
+    pool.budget(1)
+    other = Desired(verdict(finding(), finding("ecc.uncorrectable")), ("ecc.uncorrectable", "xid.79"))
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            await writer(client, node, mode).apply(SICK)
+            pool.patch(node, {"spec": {"taints": None} if mode == "taint" else {"unschedulable": None}})
+            acts = await writer(client, node, mode).apply(SICK)
+            assert "released" in {act.kind for act in acts}
+            for _ in range(2):  # also after another restart
+                await writer(client, node, mode).apply(SICK)
+                assert ours(pool, node) == []
+                assert "unschedulable" not in pool.get(node)["spec"]
+            assert pool.places() == {}
+            assert pool.report(node)["status"]["quarantine"]["state"] == "released"
+            await writer(client, node, mode).apply(other)
+            assert ours(pool, node) == ["ecc.uncorrectable"]
+            await writer(client, node, mode).apply(HEALTHY)
+            assert RELEASED not in pool.get(node)["metadata"].get("annotations", {})
+            await writer(client, node, mode).apply(SICK)
+            assert ours(pool, node) == ["xid.79"], "the finding was cleared in between: this is a new one"
+
+    asyncio.run(run())
+
+
+def test_override_healthy(plane: ControlPlane, pool: Pool) -> None:
+    """A person's word lifts the quarantine at once and says so in the condition; without it, it is back."""
+    node = pool.node()
+    pool.budget(1)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            write = writer(client, node)
+            async with watching(write):
+                await write.apply(SICK)
+                pool.patch(node, {"metadata": {"annotations": {OVERRIDE: "healthy"}}})
+                await until(lambda: write.node.override is Override.HEALTHY)
+                await write.apply(SICK)
+                assert ours(pool, node) == []
+                assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("True", "Override")
+                assert pool.places() == {}
+                pool.patch(node, {"metadata": {"annotations": {OVERRIDE: None}}})
+                await until(lambda: write.node.override is None)
+                await write.apply(SICK)
+                assert ours(pool, node) == ["xid.79"]
+
+    asyncio.run(run())
+
+
+def test_override_unmanaged(plane: ControlPlane, pool: Pool) -> None:
+    """A node that is not ours to manage is not touched: neither marked nor unmarked; the report is still written."""
+    node = pool.node()
+    pool.budget(1)
+    pool.patch(node, {"metadata": {"annotations": {OVERRIDE: "unmanaged"}}})
+    before = pool.get(node)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            acts = await writer(client, node).apply(SICK)
+            assert [act.kind for act in acts] == ["report"]
+            assert pool.get(node)["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+            assert pool.places() == {}
+
+    asyncio.run(run())
