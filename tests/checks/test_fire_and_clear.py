@@ -182,7 +182,7 @@ CASES = [
 EVENTS = {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}
 """Codes of the kernel log, which have tests of their own."""
 FOLLOWS = {"burnin.required", "fleet.digest_mismatch", "fleet.slow"}
-"""What is raised by another finding's clearing, and what the controller says: tests/test_verdict.py, test_fleet.py."""
+"""Raised by another finding's clearing, or by the controller: tests/test_return_to_service.py, test_fleet.py."""
 
 
 class Bench:
