@@ -16,7 +16,9 @@ from types import TracebackType
 from typing import Any
 
 from cel_expr_python import cel  # type: ignore[import-untyped] # ships no marker of its types
-from kube import ControlPlane, Document
+from kube import ControlPlane, Document, documents
+
+from tests.conftest import BASE
 
 POD_CLAIM = "authentication.kubernetes.io/pod-name"
 NODE_CLAIM = "authentication.kubernetes.io/node-name"
@@ -31,6 +33,11 @@ ENVIRONMENT = cel.NewEnv(
         "variables": _MAP,
     }
 )
+
+ALL = documents(BASE / "admission")
+POLICIES = [d for d in ALL if d["kind"] == "ValidatingAdmissionPolicy"]
+BURNINS = "gpuhealth-burnins"  # of the controller; tested with it
+OF_AGENTS = [d for d in ALL if d["metadata"]["name"] != BURNINS]
 
 
 def yields_bool(expression: str) -> bool:
