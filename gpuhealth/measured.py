@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from gpuhealth import checks
@@ -19,14 +20,16 @@ class Measured:
         self._last: dict[Key, datetime] = {}
         self._unmeasured: dict[Key, Missing] = {}
         self._checked: set[str] = set()
+        self._round: set[Key] = set()
 
     def shift(self, step: timedelta) -> None:
         """The clock was set by so much."""
         self._started += step
         self._last = {key: when + step for key, when in self._last.items()}
 
-    def begin_round(self) -> None:
-        """What the round that follows does not measure is no longer covered."""
+    def begin_round(self, outcomes: Sequence[Outcome]) -> None:
+        """What these outcomes of a whole round do not tell of is no longer covered."""
+        self._round = {(outcome.code, outcome.component) for outcome in outcomes}
         self._checked.clear()
         self._unmeasured.clear()
 
@@ -48,9 +51,13 @@ class Measured:
     def last_measured(self) -> dict[str, datetime]:
         """By code, when it was last measured on the component that has waited longest."""
         oldest: dict[str, datetime] = {}
-        for (code, _), when in self._last.items():
-            oldest[code] = min(when, oldest.get(code, when))
+        for key in self._round & self._last.keys():
+            oldest[key[0]] = min(self._last[key], oldest.get(key[0], self._last[key]))
         return oldest
+
+    def is_looked_for(self, key: Key) -> bool:
+        """Whether the last whole round had any outcome for it; before the first one everything is."""
+        return key in self._round or not self._round
 
     def unknown(self, now: datetime, patience_seconds: float, excused: MissingReason | None) -> set[str]:
         """Components with an essential check that has not been measured for too long, for any but one reason."""

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from gpuhealth import checks
+from gpuhealth.catalog.xid import RECOVERY_ACTION
 from gpuhealth.checks import burnin
 from gpuhealth.checks.code import Clears, Rule
 from gpuhealth.checks.history import History
@@ -36,7 +37,8 @@ from gpuhealth.model import (
 from gpuhealth.readings import GpuReadings, NodeReadings, Release
 
 # A GPU that asked for recovery and no longer does has been reset: this ends what only a reset can end.
-_RECOVERY_SIGNALS = ("gpu.recovery_action", "gpu.reset_required")
+_DRIVERS_WORD = f"xid.{RECOVERY_ACTION}"
+_RECOVERY_SIGNALS = ("gpu.recovery_action", "gpu.reset_required", _DRIVERS_WORD)
 
 _READ_AGAIN = (Clears.REREAD, Clears.PASSED)
 """What is found anew in every round for as long as it is so."""
@@ -143,7 +145,8 @@ class Findings:
 
     def take_round(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
         """Takes the outcomes of a whole round: what it could not measure is no longer covered."""
-        self.measured.begin_round()
+        outcomes = list(outcomes)
+        self.measured.begin_round(outcomes)
         return self.take(outcomes, now, boot_id)
 
     def take(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
@@ -156,6 +159,9 @@ class Findings:
             if isinstance(outcome, NotChecked):
                 if tracked := self._tracked.get(key):
                     tracked.clean_since = None  # not known to be clean any more
+                    unseen = (now - tracked.finding.last_seen).total_seconds()
+                    if not tracked.raised and unseen > self._rule(tracked.finding).raise_after:
+                        del self._tracked[key]  # not known to have held: should it be seen again, it begins anew
             elif isinstance(outcome, Clean):
                 changes += self._clean(key, now)
             elif not self._policy(outcome.code).ignore:
@@ -258,6 +264,8 @@ class Findings:
 
     def _clean(self, key: Key, now: datetime) -> list[Change]:
         tracked = self._tracked.get(key)
+        if tracked and key[0] == _DRIVERS_WORD:  # said once, when it is so
+            return [self._cleared(key, now, "the driver asks for no recovery any more"), *self._recovered(key, now)]
         if tracked is None or self._clears(tracked) not in _READ_AGAIN:
             return []
         if not tracked.raised:
@@ -267,17 +275,18 @@ class Findings:
         if self._clears(tracked) is Clears.PASSED:
             return [self._cleared(key, now, "the test has passed")]
         clear_after = self._rule(tracked.finding).clear_after
-        if (now - tracked.clean_since).total_seconds() < clear_after:
-            return []
+        if (now - tracked.clean_since).total_seconds() < clear_after and self._is_read(key, tracked):
+            return []  # a word of the kernel on what no round reads will not be said twice
         changes = [self._cleared(key, now, f"read clean for {clear_after:g} s")]
-        if key[0] in _RECOVERY_SIGNALS:
-            gpu = tracked.finding.gpu
-            changes += [
-                self._cleared(other, now, f"{key[0]} of the GPU has cleared: it was reset")
-                for other, latched in list(self._tracked.items())
-                if latched.finding.gpu == gpu and latched.recovery_seen and self._clears(latched) is Clears.RECOVERY
-            ]
-        return changes
+        return changes + self._recovered(key, now) if key[0] in _RECOVERY_SIGNALS else changes
+
+    def _recovered(self, signal: Key, now: datetime) -> list[Change]:
+        """What only a reset could end, once the signal that it was asked for has cleared."""
+        return [
+            self._cleared(key, now, f"{signal[0]} of the GPU has cleared: it was reset")
+            for key, latched in list(self._tracked.items())
+            if latched.finding.gpu == signal[1] and latched.recovery_seen and self._clears(latched) is Clears.RECOVERY
+        ]
 
     def _ended(self, now: datetime, boot_id: str) -> list[Change]:
         """What ends by a new boot or by not being repeated."""
@@ -294,7 +303,7 @@ class Findings:
         return changes
 
     def restore(self, when: datetime, now: datetime) -> list[Change]:
-        """A person declared the node well: what cannot be read again and was last seen before that is over.
+        """A person declared the node well: what no round reads again and was last seen before that is over.
 
         Once for each `when`: a person's clock that is fast must not end what comes later.
         """
@@ -304,8 +313,13 @@ class Findings:
         return [
             self._cleared(key, now, f"a person has declared the node well ({when:%Y-%m-%d %H:%M:%SZ})")
             for key, tracked in list(self._tracked.items())
-            if tracked.raised and tracked.finding.last_seen <= when and self._clears(tracked) not in _READ_AGAIN
+            if tracked.raised and tracked.finding.last_seen <= when and not self._is_read(key, tracked)
         ]
+
+    def _is_read(self, key: Key, tracked: Tracked) -> bool:
+        """Whether its end will be read: that of a failed test is, and of what the last round had an outcome for."""
+        clears = self._clears(tracked)
+        return clears is Clears.PASSED or (clears is Clears.REREAD and self.measured.is_looked_for(key))
 
     def _clears(self, tracked: Tracked) -> Clears:
         return self._rule(tracked.finding).code.clears

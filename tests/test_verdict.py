@@ -71,6 +71,29 @@ def test_raise_after_debounces_and_one_look_does_not() -> None:
     assert findings(settings, one_look=True).take([found("thermal.gpu")], at(0), BOOT)
 
 
+def test_bursts_far_apart_do_not_add_up() -> None:
+    """What is seen for a moment now and then, and cannot be judged between, has not held."""
+    kept = findings()
+    raise_after = checks.code("gpu.straggler").raise_after
+    burst = found("gpu.straggler", Severity.WARNING)
+    for start in (0.0, 3600.0, 7200.0):
+        assert kept.take([burst], at(start), BOOT) == []
+        assert kept.take([NotChecked("gpu.straggler", GPU, TIMEOUT)], at(start + 10), BOOT) == []
+        assert kept.take([NotChecked("gpu.straggler", GPU, TIMEOUT)], at(start + raise_after + 10), BOOT) == []
+    kept.take([burst], at(9000), BOOT)
+    kept.take([NotChecked("gpu.straggler", GPU, TIMEOUT)], at(9010), BOOT)  # but a short gap is no break
+    assert kinds(kept.take([burst], at(9000 + raise_after), BOOT)) == [(ChangeKind.RAISED, "gpu.straggler")]
+
+
+def test_measured_means_what_is_there_now() -> None:
+    """A GPU that is gone and an event that came once make no check look overdue."""
+    kept = findings()
+    kept.take_round([clean("gpu.lost"), clean("gpu.lost", "GPU-2")], at(0), BOOT)
+    kept.take([found("xid.31", Severity.WARNING)], at(1), BOOT)
+    kept.take_round([clean("gpu.lost", "GPU-2"), NotChecked("ecc.disabled", GPU, TIMEOUT)], at(10), BOOT)
+    assert kept.measured.last_measured() == {"gpu.lost": at(10)}
+
+
 def test_severity_follows_what_is_read() -> None:
     """A reading that gets worse or better changes the finding's severity, and says what it was."""
     kept = findings()
@@ -107,6 +130,17 @@ def test_a_reset_clears_what_the_gpu_asked_it_for() -> None:
     assert [finding.component for finding in kept.active()] == ["GPU-2"]
 
 
+def test_the_drivers_own_word_ends_what_it_asked_for() -> None:
+    """XID 154 back to none ends the XIDs before it at once, also where no recovery action can be read."""
+    kept = findings()
+    kept.take([found("xid.95"), found("xid.154"), found("xid.95", component="GPU-2")], at(0), BOOT)
+    kept.take([found("gpu.recovery_action")], at(0), BOOT)  # before anybody knew that it cannot be read
+    assert kept.take_round([clean("gpu.lost")], at(100), BOOT) == []
+    changes = kept.take([clean("gpu.recovery_action"), clean("xid.154")], at(200), BOOT)
+    assert {code for _, code in kinds(changes)} == {"gpu.recovery_action", "xid.154", "xid.95"}
+    assert [finding.component for finding in kept.active()] == ["GPU-2"]
+
+
 def test_a_person_ends_what_waits_for_one() -> None:
     """A person's word ends what is latched and was last seen before it, once, and nothing that can be read again."""
     kept = findings()
@@ -119,6 +153,15 @@ def test_a_person_ends_what_waits_for_one() -> None:
     again = findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger))
     assert again.restore(at(50), at(130)) == []
     assert kinds(again.restore(at(60), at(130))) == [(ChangeKind.CLEARED, "xid.79")]
+
+
+def test_a_person_ends_what_no_round_reads_any_more() -> None:
+    """What became unreadable for good, such as by another driver, stays until a person says that it is over."""
+    kept = findings()
+    kept.take([found("memory.remap_failed"), found("memory.unrepairable")], at(0), BOOT)
+    kept.take_round([NotChecked("memory.unrepairable", GPU, TIMEOUT)], at(1e6), "boot-2")
+    assert len(kept.active()) == 2
+    assert kinds(kept.restore(at(1e6), at(1e6))) == [(ChangeKind.CLEARED, "memory.remap_failed")]
 
 
 def test_an_event_expires() -> None:

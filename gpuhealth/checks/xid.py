@@ -22,7 +22,7 @@ from gpuhealth.checks.rule import known_gpus, label
 from gpuhealth.config import Settings
 from gpuhealth.config import Xid as XidSettings
 from gpuhealth.model import Action, Finding, KernelEvent, Missing, Outcome, Severity
-from gpuhealth.readings import GpuReadings, NodeReadings
+from gpuhealth.readings import NOT_SUPPORTED, GpuReadings, NodeReadings
 
 COVERAGE = Code(
     "xid",
@@ -179,7 +179,9 @@ class _Judge:
             yield code.clean(gpu)
             return
         place = label(gpu) if gpu else "node"
-        for each in (code, wanted) if event.action is not Action.NONE else (code,):
+        # Where field 230 is not supported no round could read that it is over: the XID stands alone.
+        polled = gpu is not None and gpu.recovery_action != NOT_SUPPORTED
+        for each in (code, wanted) if event.action is not Action.NONE and polled else (code,):
             yield each.found(
                 gpu,
                 f"{place}: XID {RECOVERY_ACTION}: {event.meaning}",

@@ -13,7 +13,7 @@ from gpuhealth.checks.history import Baseline, History
 from gpuhealth.checks.xid import CHECK, code_for
 from gpuhealth.config import Settings
 from gpuhealth.model import Action, Clean, Finding, KernelRecord, Missing, MissingReason, NotChecked, Outcome, Severity
-from gpuhealth.readings import KernelLog, MigDevice, NodeReadings, NvmlReadings
+from gpuhealth.readings import NOT_SUPPORTED, KernelLog, MigDevice, NodeReadings, NvmlReadings
 from tests.checks.builders import START, gpu, uuid
 
 READ = KernelLog("kmsg")
@@ -209,6 +209,14 @@ def test_recovery_action_by_value() -> None:
     }
     cleared = node.says(line(154, text="GPU recovery action changed from 0x2 (OS Reboot) to 0x0 (None)"), after=1)
     assert cleared == [Clean("gpu.recovery_action", uuid(0)), Clean("xid.154", uuid(0))]
+
+
+def test_a_recovery_action_that_is_not_polled() -> None:
+    """Where the GPU has no field 230 the XID stands alone: nothing would ever read that the action is over."""
+    node = Node()
+    node.gpus = [gpu(0, recovery_action=NOT_SUPPORTED)]
+    (found,) = node.finds(line(154, text="GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)"))
+    assert (found.code, found.severity, found.action) == ("xid.154", Severity.CRITICAL, Action.RESET_GPU)
 
 
 def test_a_recovery_action_without_text() -> None:
