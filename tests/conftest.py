@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from kube import ControlPlane, MissingBinariesError, documents
 
 BASE = Path(__file__).parents[1] / "daemonset"
+
+# How long an example takes says more of what else the machine does.
+settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,11 @@ REAL_KMSG = Path("/dev/kmsg")
 _GPUHEALTH = Path(sys.executable).with_name("gpuhealth")
 
 
-def wait_for(what: str, ready: Callable[[], T | None], seconds: float = 60.0, every: float = 0.02) -> T:
-    """Waits until `ready` gives something true, and returns it; TimeoutError names what did not come."""
+def wait_for(what: str, ready: Callable[[], T | None], seconds: float = 180.0, every: float = 0.02) -> T:
+    """Waits until `ready` gives something true, and returns it; TimeoutError names what did not come.
+
+    It comes at once, or on a machine that is busy with other things much later: so the limit is long.
+    """
     deadline = time.monotonic() + seconds
     while not (value := ready()):
         if time.monotonic() > deadline:
@@ -131,7 +134,7 @@ class SimulatedNode:
         process, self._process = self._process, None
         process.send_signal(number)
         try:
-            return process.wait(30)
+            return process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -157,7 +160,7 @@ class SimulatedNode:
         lines = self.log_file.read_bytes()[since:].decode().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
-    def get(self, path: str, seconds: float = 5.0) -> tuple[int, str]:
+    def get(self, path: str, seconds: float = 60.0) -> tuple[int, str]:
         """An HTTP answer of the agent: status and text; status 0 where there is none."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=seconds) as answer:

@@ -20,7 +20,7 @@ from gpuhealth.burnin.jobs import Devices, Job, Message, Outcome, Progress, Read
 
 STOP_SECONDS = worker.HARD_EXIT_SECONDS + 0.2
 """From SIGTERM to SIGKILL."""
-_STACK_SECONDS = 0.5  # for faulthandler to write, on SIGABRT
+_STACK_SECONDS = 2.0  # for faulthandler to write, on SIGABRT
 _KILL_SECONDS = 1.0  # after SIGKILL; a process in D state does not go, and is not waited for
 _REAP_SECONDS = 0.2
 _START_SECONDS = 180.0  # torch comes from a cold network file system, on all GPUs at once

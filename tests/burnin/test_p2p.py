@@ -43,7 +43,7 @@ def test_data_of_another_gpu_would_show() -> None:
 
 def test_a_slow_sender_is_slow_to_all() -> None:
     """Its median is low, those of its peers are not: they have a good pair left."""
-    outcomes = done(p2p.run, Fault("slow", gpu="B", factor=30), gpus="ABC")
+    outcomes = done(p2p.run, Fault("slow", gpu="B", factor=30), gpus="ABC", seconds=2.0)  # samples enough for a median
     speeds = {gpu: outcome.figures[figures.P2P] for gpu, outcome in outcomes.items()}
     assert speeds["B"] < min(speeds["A"], speeds["C"]) / 2
 

@@ -88,7 +88,7 @@ class Node:
             capture_output=True,
             text=True,
             env=self.env(**more),
-            timeout=90,
+            timeout=300,
             check=False,
         )
         return Said(done.returncode, done.stdout, done.stderr)

@@ -107,7 +107,8 @@ def test_several_rounds_are_judged_with_their_history(gpu_node: Node, tmp_path: 
 
 def test_kernel_log_is_judged_by_the_time_of_the_capture(gpu_node: Node, tmp_path: Path) -> None:
     """An XID of the minutes before the capture counts in the replay; an older one needs --since."""
-    gpu_node.log("NVRM: Xid (PCI:0000:61:00): 79, GPU has fallen off the bus.", seconds_ago=1200)
+    gpu_node.configure("kmsg: {lookback: 10s}")
+    gpu_node.log("NVRM: Xid (PCI:0000:61:00): 79, GPU has fallen off the bus.", seconds_ago=60)
     file = tmp_path / "c.tar.gz"
     gpu_node.run("capture", "-o", file)
     assert gpu_node.run("check", "--replay", file).code == 0

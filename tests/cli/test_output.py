@@ -140,12 +140,12 @@ def test_driver_that_hangs_is_told_at_a_terminal(gpu_node: Node) -> None:
     with subprocess.Popen([COMMAND, "check"], env=gpu_node.env(), stdout=subprocess.DEVNULL, stderr=its) as process:
         os.close(its)
         try:
-            assert process.wait(timeout=75) == 2
+            assert process.wait(timeout=300) == 2
             told = os.read(ours, 1 << 16).decode()
         finally:
             gpu_node.simulator.release()
     os.close(ours)
-    assert "waiting for NVML … 2 s (at most 3 s)" in told
+    assert re.search(r"waiting for NVML … [12] s \(at most 3 s\)", told)
 
 
 def test_help_is_plain_and_complete(node: Node) -> None:

@@ -45,7 +45,7 @@ def verdict(*findings: Finding, state: State | None = None, not_checked: tuple[N
     return Verdict("node", T0, state, (), findings, Coverage(("xid.79",), not_checked))
 
 
-async def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+async def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
     """What the condition returns once it is true."""
     async with asyncio.timeout(seconds):
         while not (value := condition()):

@@ -86,7 +86,7 @@ def test_the_servers_time(plane: ControlPlane) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=1)
+            assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
             await client.list(LEASES)
             assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
             client._told_time = "Sun, 01 Mar 2026 12:00:00 GMT", time.monotonic() - 60.0

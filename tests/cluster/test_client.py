@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from kube import ControlPlane
-from kube.control_plane import ADMIN_TOKEN, free_port
+from kube.control_plane import ADMIN_TOKEN
 from kube.proxy import FaultyProxy
 
 from gpuhealth.cluster import errors
@@ -178,10 +179,12 @@ def test_nobody_listens(plane: ControlPlane, tmp_path: Path) -> None:
     """A refused connection and a server that is not HTTP at all are outages like any other."""
 
     async def run() -> None:
-        kubeconfig = plane.write_kubeconfig("nobody", "t", f"http://127.0.0.1:{free_port()}")
-        async with Client.from_kubeconfig(kubeconfig, attempts=2) as client:
-            with pytest.raises(errors.UnavailableError):
-                await client.get(NODES, "any")
+        with socket.socket() as taken:  # and nobody else gets the port meanwhile
+            taken.bind(("127.0.0.1", 0))
+            kubeconfig = plane.write_kubeconfig("nobody", "t", f"http://127.0.0.1:{taken.getsockname()[1]}")
+            async with Client.from_kubeconfig(kubeconfig, attempts=2) as client:
+                with pytest.raises(errors.UnavailableError):
+                    await client.get(NODES, "any")
 
     asyncio.run(run())
 

@@ -56,7 +56,7 @@ def test_audit_tells_who_did_what(plane: ControlPlane) -> None:
     name = f"audited-{os.getpid()}"
     with pytest.raises(RequestError):
         plane.request("GET", f"/api/v1/nodes/{name}")
-    (event,) = [event for event in plane.audit() if name in event["requestURI"]]
+    (event,) = [event for event in plane.audit(name) if name in event["requestURI"]]
     assert (event["verb"], event["user"]["username"], event["responseStatus"]["code"]) == ("get", "admin", 404)
 
 

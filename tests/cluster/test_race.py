@@ -40,7 +40,7 @@ def test_race_of_agents_that_die(plane: ControlPlane, pool: Pool) -> None:
             for half in halves:
                 half.want(sick=True)
             await asyncio.gather(*[killed_at_random(half) for half in random.sample(halves, KILLED)])
-            await until(lambda: history.out[-1].count == PLACES)
+            await until(lambda: history.out[-1].count == history.places[-1].count == PLACES)
 
     asyncio.run(run())
     assert most(history.out) == most(history.places) == PLACES

@@ -24,7 +24,7 @@ SINCE = "2026-03-01T12:00:00Z"
 _names = itertools.count(1)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+async def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
     """What the condition returns once it is true. It is asked in a thread, so that the controller goes on."""
     async with asyncio.timeout(seconds):
         while not (value := await asyncio.to_thread(condition)):
@@ -141,7 +141,7 @@ class Cluster:
         """How often the controller has written to a path."""
         ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
         reads = {"get", "list", "watch"}
-        events = [e for e in self.plane.audit() if e["requestURI"] == path and e["verb"] not in reads]
+        events = [e for e in self.plane.audit(path) if e["requestURI"] == path and e["verb"] not in reads]
         return sum(event["user"]["username"] == ours for event in events)
 
     def drain(self, node: str) -> Document:
@@ -208,13 +208,13 @@ class Cluster:
 
     def evictions(self, path: str) -> Counter[int]:
         """The answers to evictions of the pod, by status."""
-        events = [e for e in self.plane.audit() if e["requestURI"] == f"{path}/eviction"]
+        events = [e for e in self.plane.audit(path) if e["requestURI"] == f"{path}/eviction"]
         return Counter(event["responseStatus"]["code"] for event in events)
 
     def deletions(self, path: str) -> list[Document]:
         """The options of the controller's deletions of the pod."""
         ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
-        events = [e for e in self.plane.audit() if e["requestURI"] == path and e["verb"] == "delete"]
+        events = [e for e in self.plane.audit(path) if e["requestURI"] == path and e["verb"] == "delete"]
         return [event["requestObject"] for event in events if event["user"]["username"] == ours]
 
     def reasons(self, name: str, namespace: str = "") -> list[str]:
@@ -244,7 +244,7 @@ class Cluster:
 
     def _create_when_possible(self, path: str, body: Document) -> str:
         """A new namespace has no service account yet, and without one the server takes no pod."""
-        for _ in range(1000):
+        for _ in range(10_000):
             with contextlib.suppress(RequestError):
                 return self._create(path, body)
             time.sleep(0.01)

@@ -144,7 +144,7 @@ def test_only_the_leader_writes(cluster: Cluster) -> None:
                 await until(lambda: standby.fleet.ready and standby.election.leader)
                 cluster.quarantine(node)
                 await until(lambda: standby.fleet.phases["drained"])
-                assert leader.budgets.standings
+                await until(lambda: leader.budgets.standings)
                 assert not standby.leading
                 assert {method for method, _ in standby.api_calls} == {"GET", "WATCH"}
                 assert not any(name.startswith("gpuhealth_fleet") for name in names_of(standby))

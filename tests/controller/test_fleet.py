@@ -81,6 +81,9 @@ def test_metrics(cluster: Cluster) -> None:
         cluster.unready(agent)
         await until(lambda: controller.fleet.phases["drained"] == 1 and len(controller.fleet.silent) == 2)
         await until(lambda: controller.budgets.standings[cluster.name].used == 1)
+        # Labels and reports come by watches of their own.
+        await until(lambda: controller.fleet.states["drained", cluster.name])
+        await until(lambda: controller.fleet.held.get(cluster.name))
         shown = samples((await scrape(controller.http_port))[1], cluster.name)
         assert shown["gpuhealth_fleet_nodes", "drained"] == 1
         assert ("gpuhealth_fleet_nodes", "degraded") not in shown
@@ -89,8 +92,8 @@ def test_metrics(cluster: Cluster) -> None:
         assert shown["gpuhealth_drain_nodes", "drained"] == 1
         cluster.plane.request("DELETE", f"/api/v1/nodes/{silent}")
         await until(lambda: silent not in controller.fleet.nodes.items)
-        assert set(controller.fleet.silent) == {speaking}
-        assert not controller.fleet.phases
+        await until(lambda: set(controller.fleet.silent) == {speaking})
+        await until(lambda: not controller.fleet.phases)
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
 

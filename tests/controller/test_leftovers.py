@@ -98,7 +98,7 @@ def test_an_agent_that_was_frozen_before_its_taint(cluster: Cluster) -> None:
     cluster.budget(1)
 
     async def run() -> None:
-        async with FaultyProxy(cluster.plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, timeout=60) as client:
+        async with FaultyProxy(cluster.plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, timeout=600) as client:
             writer = NodeWriter(client, Settings(), frozen)
             proxy.fail("hang", method="PATCH", path=f"/nodes/{frozen}")
             applying = asyncio.create_task(writer.apply(SICK))

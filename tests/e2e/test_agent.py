@@ -14,12 +14,14 @@ from simnode import SimulatedNode, wait_for
 
 from gpuhealth.journal import Journal
 
+# Rounds are quick. Only who hangs the driver is impatient with it: on a busy machine it may be slow without a fault.
 QUICK: dict[str, Any] = {
     "interval": "200ms",
-    "unknown_after": "2s",
-    "nvml": {"warn_after": "1s", "critical_after": "3s", "reinit_interval": "200ms"},
+    "unknown_after": "60s",
+    "nvml": {"warn_after": "60s", "critical_after": "120s", "reinit_interval": "200ms"},
     "findings": {"*": {"clear_after": "400ms", "raise_after": 0}},
 }
+IMPATIENT = {"nvml": {"warn_after": "1s", "critical_after": "3s"}}
 
 
 @pytest.fixture
@@ -80,9 +82,12 @@ def test_several_findings_are_all_kept(node: SimulatedNode) -> None:
 
 def test_a_hang_blinds_nobody_else(node: SimulatedNode) -> None:
     """While every NVML call hangs: metrics answer, the kernel log acts, the hang is a finding; then it clears."""
+    node.configure(IMPATIENT)
+    starts = "gpuhealth_agent_nvml_process_starts_total"
     with node:
         wait_for("healthy", lambda: healthy(node))
-        descriptors = _descriptors(node)
+        wait_for("one NVML process", lambda: node.metric("gpuhealth_agent_nvml_processes") == 1)
+        descriptors, started = _descriptors(node), node.metric(starts) or 0.0
         node.driver.inject("hang")
         node.xid(79, gpu=3, text="GPU has fallen off the bus.")
         wait_for("the kernel-log fault", lambda: "xid.79" in node.findings())
@@ -91,13 +96,13 @@ def test_a_hang_blinds_nobody_else(node: SimulatedNode) -> None:
         wait_for("the critical", lambda: node.metric(unresponsive % "critical"))
         assert node.get("/healthz")[0] == 200
         assert not [line for line in node.get("/metrics")[1].splitlines() if line.startswith("gpuhealth_gpu_power")]
-        assert node.metric("gpuhealth_agent_nvml_processes") == 2
+        wait_for("another NVML process", lambda: node.metric("gpuhealth_agent_nvml_processes") == 2)
         wait_for("unknown GPUs", lambda: node.metric('gpuhealth_not_checked{check="gpu.lost",reason="timeout"}'))
         node.driver.release()
         node.driver.clear()
         wait_for("the end of the hang", lambda: node.findings() == {"xid.79"})
         wait_for("one NVML process", lambda: node.metric("gpuhealth_agent_nvml_processes") == 1)
-        assert node.metric("gpuhealth_agent_nvml_process_starts_total") == 2
+        assert node.metric(starts) == started + 1
         wait_for("no descriptor more", lambda: _descriptors(node) <= descriptors + 1)
 
 
@@ -142,7 +147,7 @@ def _kernel(node: SimulatedNode) -> list[str]:
 
 def test_the_first_start_looks_back_and_no_further(node: SimulatedNode) -> None:
     """At the very first start records of the last `lookback` count, and older ones do not."""
-    node.configure({"kmsg": {"lookback": "30s"}})
+    node.configure({"kmsg": {"lookback": "2m"}})
     with node.kmsg.open("a") as log:  # of the moment of boot
         log.write(f"3,0,0,-;NVRM: Xid (PCI:{node.pci(0)}): 79, GPU has fallen off the bus.\n")
     node.xid(95, gpu=1, text="pid=1, name=x, Uncontained")
@@ -168,12 +173,12 @@ def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
     node.kmsg.unlink()
     with node:
         wait_for("the warning", lambda: "kmsg.unavailable" in node.findings())
-        rounds = "gpuhealth_agent_rounds_total"
-        wait_for("the GPUs", lambda: "gpuhealth_gpu_info{" in node.get("/metrics")[1])
-        before = node.metric(rounds) or 0.0
-        wait_for("NVML to listen", lambda: (node.metric(rounds) or 0.0) > before + 2)
-        node.driver.inject("xid", gpu=4, code=95)
-        wait_for("the XID", lambda: "xid.95" in node.findings())
+
+        def told() -> bool:
+            node.driver.inject("xid", gpu=4, code=95)  # again and again: NVML tells only what happens once it listens
+            return "xid.95" in node.findings()
+
+        wait_for("the XID", told)
 
 
 def test_the_driver_is_let_go_and_taken_again(node: SimulatedNode) -> None:
@@ -203,7 +208,9 @@ def test_settings_are_taken_up_when_they_change(node: SimulatedNode) -> None:
             {"findings": {**QUICK["findings"], "persistence.off": {"quarantine": True, "severity": "critical"}}}
         )
         wait_for("the new severity", lambda: node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 1)
-        node.config.write_text("interval: [")
+        broken = node.config.with_suffix(".broken")
+        broken.write_text("interval: [")
+        broken.replace(node.config)
         wait_for("the refusal", lambda: node.metric("gpuhealth_agent_config_valid") == 0)
         assert "is not valid YAML" in next(line["error"] for line in node.log() if "error" in line)
         assert node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 1

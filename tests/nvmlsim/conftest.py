@@ -79,9 +79,9 @@ def until() -> Callable[[Callable[[], bool]], None]:
     """Wait for a state."""
 
     def wait(reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 180
         while not reached():
-            assert time.monotonic() < deadline, "the state was not reached in 30 s"
+            assert time.monotonic() < deadline, "the state was not reached in 180 s"
             time.sleep(0.002)
 
     return wait

@@ -54,7 +54,7 @@ device = pytest.mark.skipif(bool(_why_no_device()), reason=_why_no_device() or "
 async def read_until(reader: KmsgReader, enough: Callable[[list[KernelRecord]], bool]) -> list[KernelRecord]:
     """Records of the reader until there are enough."""
     seen: list[KernelRecord] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         async for batch in reader:
             seen += batch
             if enough(seen):
@@ -121,7 +121,9 @@ async def test_records_of_the_device(mark: str) -> None:
     assert one.time is not None
     assert abs((datetime.now(UTC) - one.time).total_seconds()) < 60
     assert reader.take_lost_records() == 0
-    assert reader.position == Position(BOOT, seen[-1].sequence)
+    assert reader.position is not None
+    assert reader.position.boot_id == BOOT
+    assert reader.position.sequence >= seen[-1].sequence  # a daemon may have written behind it
     assert 0 <= reader.lag_seconds < 60
 
 
@@ -180,7 +182,8 @@ async def test_an_overrun_is_counted(mark: str) -> None:
     write(f"{mark} last")
     seen = await read_until(reader, ends_with(f"{mark} last"))
     reader.close()
-    assert reader.take_lost_records() == seen[0].sequence - last.sequence - 1 >= 5
+    # The first record that is left may be a daemon's, which is read past.
+    assert 5 <= oldest - last.sequence - 1 <= reader.take_lost_records() <= seen[0].sequence - last.sequence - 1
     assert reader.take_lost_records() == 0
 
 
@@ -316,7 +319,7 @@ async def test_a_burst_does_not_keep_others_waiting(pipe: tuple[Path, Callable[[
     task = asyncio.create_task(others())
     reader = KmsgReader(path, BOOT, None, 3600.0)
     count, batches = 0, 0
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         async for batch in reader:
             count, batches = count + len(batch), batches + 1
             assert len(batch) <= 256 * 512  # 256 reads; a pipe's read holds several records, the device's one

@@ -97,8 +97,9 @@ def test_an_address_that_is_taken_is_an_error(make_agent: Callable[[], Agent]) -
     asyncio.run(whole())
 
 
-def test_the_agent_answers_while_the_driver_hangs(node: SimulatedNode) -> None:
+def test_the_agent_answers_while_the_driver_hangs(impatient: SimulatedNode) -> None:
     """Liveness, readiness and metrics are there throughout a hang, which is a finding and not the agent's end."""
+    node = impatient
     node.driver.inject("hang")
     wait_for("the finding", lambda: "driver.unresponsive" in node.findings())
     for path in PATHS:

@@ -25,6 +25,7 @@ SETTINGS = {
 _XID_GPU, _LINK_GPU, _LINK = 3, 5, 7
 _XID = "Uncontained: LTC TAG (0x2, 0x1)."
 _SCRAPE_SECONDS = 0.1
+_SCRAPE_TIMEOUT_SECONDS = 10.0  # as long as Prometheus waits
 _UNHEALTHY = 2  # exit code of `gpuhealth check`
 
 
@@ -227,7 +228,7 @@ class _Scrapes:
     def _scrape(self) -> None:
         while not self._stop.wait(_SCRAPE_SECONDS):
             began = time.monotonic()
-            self.failed += self._node.get("/metrics", seconds=2.0)[0] != 200
+            self.failed += self._node.get("/metrics", seconds=_SCRAPE_TIMEOUT_SECONDS)[0] != 200
             self.seconds.append(time.monotonic() - began)
 
 
