@@ -40,7 +40,8 @@ from gpuhealth.verdict import Change, ChangeKind, Findings
 log = structlog.get_logger()
 
 _MEMORY_SECONDS = 60.0  # what changes in every round, such as counters, is remembered this often
-_ASK_SECONDS = 3.0  # for our Node to say whether the driver may be taken, before it is for the first time
+_NVML_SECONDS = 2.0  # for a round of NVML, however short the interval: a busy node answers late, and that is no news
+_ASK_SECONDS = 10.0  # for our Node to say whether the driver may be taken, before it is for the first time
 _NOT_IN_TOUCH = Missing(MissingReason.ERROR, "our Node has not been seen yet")
 
 Service = Callable[["Agent"], Awaitable[None]]
@@ -167,7 +168,8 @@ class Agent:
             with contextlib.suppress(TimeoutError):  # a restart in mid-upgrade must not take the driver for a moment
                 async with asyncio.timeout(_ASK_SECONDS):
                     await self._node_asked.wait()
-        readings = await self.probe.read(self.settings.interval, self.kernel_log.read(), self.clock)
+        patience = max(self.settings.interval, _NVML_SECONDS)
+        readings = await self.probe.read(patience, self.kernel_log.read(), self.clock)
         readings = self.release.judged(readings, len(self._history.baseline.gpus), self.settings.release_grace)
         readings = msgspec.structs.replace(readings, fleet=self._fleet_findings())
         self.round_seconds = time.monotonic() - began
