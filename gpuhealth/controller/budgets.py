@@ -54,16 +54,10 @@ class Budgets:
 
     async def run(self) -> None:
         """Until cancelled."""
-        with self._fleet.listening() as heard:
-            while True:
-                await heard.wait()
-                heard.clear()
-                if self._fleet.ready and not await self._round():
-                    heard.set()
-                await asyncio.sleep(_PAUSE_SECONDS)
+        await self._fleet.rounds(self._round, _PAUSE_SECONDS)
 
-    async def _round(self) -> bool:
-        """Does what is to be done; whether it could be."""
+    async def _round(self) -> float | None:
+        """Does what is to be done; seconds until it is tried again, if it could not be."""
         try:
             for budget in list(self._fleet.budgets.items.values()):
                 await self._keep(budget)
@@ -72,10 +66,10 @@ class Budgets:
                     await give_back(self._client, self._namespace, place)
         except ApiError as error:
             log.warning("the budgets could not be kept; it is tried again", error=str(error))
-            return False
+            return 0.0
         for gone in self.standings.keys() - self._fleet.budgets.items.keys():
             del self.standings[gone]
-        return True
+        return None
 
     async def _keep(self, budget: Budget) -> None:
         body = budget.body

@@ -103,6 +103,20 @@ class Fleet:
         finally:
             self._listeners.discard(event)
 
+    async def rounds(self, look: Callable[[], Awaitable[float | None]], pause_seconds: float) -> None:
+        """Until cancelled: has somebody look when something has changed, or after the seconds that `look` gave back.
+
+        The pause after each look makes one look of changes that come together.
+        """
+        with self.listening() as heard:
+            while True:
+                heard.clear()
+                due_in = await look() if self.ready else None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(due_in):
+                        await heard.wait()
+                await asyncio.sleep(pause_seconds)
+
     def _tables(self) -> tuple[Table[Any], ...]:
         return (
             self.nodes,

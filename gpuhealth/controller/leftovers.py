@@ -10,7 +10,6 @@ writes its Lease anew, which fails if it is gone, and otherwise makes our deleti
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Callable
@@ -49,23 +48,18 @@ class Leftovers:
 
     async def run(self) -> None:
         """Until cancelled."""
-        with self._fleet.listening() as heard:
-            while True:
-                heard.clear()
-                due_in = None
-                if self._fleet.ready:
-                    try:
-                        due_in = await self._round()
-                    except ApiError as error:
-                        log.warning("places could not be freed; it is tried again", error=str(error))
-                        due_in = _RETRY_SECONDS
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(due_in):
-                        await heard.wait()
-                await asyncio.sleep(_PAUSE_SECONDS)
+        await self._fleet.rounds(self._round, _PAUSE_SECONDS)
 
     async def _round(self) -> float | None:
-        """Frees what is to be freed; seconds until something else may be. Places that run out need nobody."""
+        """Frees what is to be freed; seconds until something else may be."""
+        try:
+            return await self._free_what_is_left()
+        except ApiError as error:
+            log.warning("places could not be freed; it is tried again", error=str(error))
+            return _RETRY_SECONDS
+
+    async def _free_what_is_left(self) -> float | None:
+        """The same. Places that run out need nobody."""
         fleet, due = self._fleet, []
         places = [place for place in fleet.places.items.values() if place.lasting and not place.stands_for]
         before, self._seen = self._seen, {}

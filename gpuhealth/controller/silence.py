@@ -8,8 +8,6 @@ is not contradicted. Taints stay as they are: silence is no evidence, for the no
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -50,14 +48,7 @@ class Silence:
 
     async def run(self) -> None:
         """Until cancelled."""
-        with self._fleet.listening() as heard:
-            while True:
-                heard.clear()
-                due_in = await self._round() if self._fleet.ready else None
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(due_in):
-                        await heard.wait()
-                await asyncio.sleep(_PAUSE_SECONDS)
+        await self._fleet.rounds(self._round, _PAUSE_SECONDS)
 
     async def _round(self) -> float | None:
         """Tells what is due; seconds until something else is."""

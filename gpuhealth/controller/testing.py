@@ -8,7 +8,6 @@ at most, whoever leads. It has no rights: it writes its result on the node, wher
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections import Counter
@@ -77,20 +76,17 @@ class Testing:
 
     async def run(self) -> None:
         """Until cancelled."""
-        with self._fleet.listening() as heard:
-            while True:
-                heard.clear()
-                if self._fleet.ready:
-                    try:
-                        await self._round()
-                    except ApiError as error:
-                        log.warning("the burn-in plan is held up; it is tried again", error=str(error))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._settings.pending_limit if self._unplaced_since else _LOOK_SECONDS):
-                        await heard.wait()
-                await asyncio.sleep(_PAUSE_SECONDS)
+        await self._fleet.rounds(self._round, _PAUSE_SECONDS)
 
-    async def _round(self) -> None:
+    async def _round(self) -> float:
+        """Looks after the tests and begins new ones; seconds until the next look."""
+        try:
+            await self._follow_the_plan()
+        except ApiError as error:
+            log.warning("the burn-in plan is held up; it is tried again", error=str(error))
+        return self._settings.pending_limit if self._unplaced_since else _LOOK_SECONDS
+
+    async def _follow_the_plan(self) -> None:
         self._known |= {test.uid: test for test in self._fleet.tests.items.values()}
         for test in list(self._known.values()):
             if self._is_listed(test) or not await self._is_gone(test):
