@@ -9,7 +9,6 @@ device says so, and the proofs' cost is shared by all products of the pair.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, cycle
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from gpuhealth.burnin.device import Device, compute_the_same_every_time
 from gpuhealth.burnin.faults import Faults, bits
-from gpuhealth.burnin.jobs import GpuOutcome, Job, Progress, Say, Stopped
+from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.operands import Pair, draw
+from gpuhealth.burnin.pace import CommonPace
 from gpuhealth.burnin.products import FORMATS, Format, Shape, available, multiply
 from gpuhealth.burnin.recurrence import recurrence
 from gpuhealth.readings import Miscompare
@@ -31,7 +31,6 @@ _LARGEST = 8192  # m, k, n: fills the largest GPU
 _SMALL = 192
 _LOCATED_ROWS = 256  # of which the truth is computed on the host
 _ENOUGH = 5  # miscompares, after which a device needs no further test
-_SAY_SECONDS = 0.25
 
 
 class Tested:
@@ -122,8 +121,8 @@ def shapes(form: Format, largest: int, chance: random.Random) -> Iterator[Shape]
 
 class _Exact:
     def __init__(self, job: Job, tested: Sequence[Tested], say: Say) -> None:
-        self._job, self._tested, self._say = job, tested, say
-        self._began = self._said = time.monotonic()
+        self._job, self._tested = job, tested
+        self._pace = CommonPace(job.seconds, {one.device.gpu: one.figures for one in tested}, say)
         self._chance = random.Random(job.seed)  # noqa: S311 - shapes to compute
 
     def work(self, drawing: ThreadPoolExecutor) -> None:
@@ -136,12 +135,12 @@ class _Exact:
         pairs = (drawing.submit(draw, form, next(of_form), next(seeds)) for form, of_form in in_turn)
         upcoming = next(pairs)
         for number in count():
-            over = number >= len(forms) and self._elapsed() >= self._job.seconds
+            over = number >= len(forms) and self._pace.elapsed >= self._job.seconds
             if over or all(len(one.miscompares) >= _ENOUGH for one in self._tested):
                 break
             pair = upcoming.result()
             upcoming = next(pairs)
-            self._use(pair, upcoming, self._elapsed() + self._job.seconds / len(forms))
+            self._use(pair, upcoming, self._pace.elapsed + self._job.seconds / len(forms))
 
     def _largest(self, form: Format) -> int:
         device = self._tested[0].device
@@ -154,33 +153,22 @@ class _Exact:
             largest //= 2
         return largest
 
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._began
-
-    def _alive(self) -> None:
-        """Tells the progress of all devices, not more often than anyone reads it."""
-        if time.monotonic() - self._said >= _SAY_SECONDS:
-            self._said = time.monotonic()
-            done = min(1.0, self._elapsed() / self._job.seconds)
-            for one in self._tested:
-                self._say(Progress(one.device.gpu, done, one.figures()))
-
     def _use(self, pair: Pair, upcoming: Future[Pair], until: float) -> None:
         """Multiplies one pair on all devices that have its format."""
         loaded = [(one, one.load(pair)) for one in self._tested if one.has(pair.form)]
         proven = []
         for one, mine in loaded:
-            self._alive()
+            self._pace.step()
             if self._operands_hold(one, pair, mine):
                 first = one.product(mine)
                 if self._proven(one, pair, mine, first):
                     proven.append((one, mine, first))
         last: dict[str, Tensor] = {}
         for number in count(1):
-            if self._elapsed() >= until or not proven or (number >= PRODUCTS_PER_PAIR and upcoming.done()):
+            if self._pace.elapsed >= until or not proven or (number >= PRODUCTS_PER_PAIR and upcoming.done()):
                 break
             for one, mine, first in proven:
-                self._alive()
+                self._pace.step()
                 last[one.device.gpu] = result = one.product(mine)
                 if not same(result, first):
                     self._report(one, pair, mine, result)
@@ -239,7 +227,7 @@ class _Exact:
 
     def _classify(self, one: Tested, found: Miscompare, again: Callable[[], bool], other: Callable[[], bool]) -> None:
         one.miscompares.append(found)  # before it is known how it behaves: one may be told to stop meanwhile
-        kind, repeats = recurrence(one.device, again, other, self._alive)
+        kind, repeats = recurrence(one.device, again, other, self._pace.step)
         one.miscompares[-1] = msgspec.structs.replace(found, kind=kind, repeats=repeats)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 from gpuhealth.burnin.jobs import Progress, Say
+
+_SAY_SECONDS = 0.25
 
 
 class Pace:
@@ -29,3 +32,27 @@ class Pace:
     def step(self, doing: str = "", rates: dict[str, float] | None = None) -> None:
         """Tells the parent. Raises Stopped when it wants the test to end."""
         self._say(Progress(self._gpu, self.done, dict(rates or {}), doing))
+
+
+class CommonPace:
+    """The time that a test has on all devices together, and the word to the parent, no oftener than anyone reads it."""
+
+    def __init__(self, seconds: float, figures: Mapping[str, Callable[[], dict[str, float]]], say: Say) -> None:
+        """`figures` of each GPU, as they are when they are told."""
+        self._seconds = seconds
+        self._figures = figures
+        self._say = say
+        self._began = self._said = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._began
+
+    def step(self) -> None:
+        """Tells the parent how far all are. Raises Stopped when it wants the test to end."""
+        if time.monotonic() - self._said >= _SAY_SECONDS:
+            self._said = time.monotonic()
+            done = min(1.0, self.elapsed / self._seconds)
+            for gpu, figures in self._figures.items():
+                self._say(Progress(gpu, done, figures()))

@@ -8,7 +8,6 @@ must be that of every other GPU of the same model under the same libraries.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -19,7 +18,8 @@ from torch import Tensor
 from gpuhealth.burnin.device import Device, compute_the_same_every_time
 from gpuhealth.burnin.exact import differences, same
 from gpuhealth.burnin.faults import Faults, bits
-from gpuhealth.burnin.jobs import GpuOutcome, Job, Progress, Say, Stopped
+from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.pace import CommonPace
 from gpuhealth.burnin.products import FORMATS, Format, Shape, available, by_columns, multiply
 from gpuhealth.burnin.recurrence import recurrence
 from gpuhealth.readings import Miscompare
@@ -27,7 +27,6 @@ from gpuhealth.readings import Miscompare
 _PRODUCTS = 32  # of one pair of operands, if time allows
 _SIZE, _SMALL = 4096, 96
 _ENOUGH = 5  # miscompares, after which a device needs no further test
-_SAY_SECONDS = 0.25
 
 
 def full_range(rows: int, columns: int, dtype: torch.dtype, sums: int, generator: torch.Generator) -> Tensor:
@@ -81,6 +80,9 @@ class _Repeated:
         self._faults.result(self.device, result)
         return result
 
+    def figures(self) -> dict[str, float]:
+        return {"products": float(self.products)}
+
     def outcome(self) -> GpuOutcome:
         failure = ""
         if not self.formats:
@@ -89,9 +91,8 @@ class _Repeated:
             first = self.miscompares[0]
             failure = f"the same product gave other bits: {first.what}, {first.wrong} elements from {first.index} on"
             failure += f", bits {first.xor}" + (f", {first.kind.replace('_', ' ')}" if first.kind else "")
-        figures = {"products": float(self.products)}
         return GpuOutcome(
-            self.device.gpu, failure, figures=figures, miscompares=tuple(self.miscompares), digests=self.digests
+            self.device.gpu, failure, figures=self.figures(), miscompares=tuple(self.miscompares), digests=self.digests
         )
 
 
@@ -110,30 +111,20 @@ def run(job: Job, devices: Sequence[Device], say: Say, faults: Faults) -> tuple[
 
 class _Repeat:
     def __init__(self, job: Job, repeated: Sequence[_Repeated], say: Say) -> None:
-        self._job, self._repeated, self._say = job, repeated, say
-        self._began = self._said = time.monotonic()
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._began
-
-    def _alive(self) -> None:
-        if time.monotonic() - self._said >= _SAY_SECONDS:
-            self._said = time.monotonic()
-            done = min(1.0, self._elapsed() / self._job.seconds)
-            for one in self._repeated:
-                self._say(Progress(one.device.gpu, done, {"products": float(one.products)}))
+        self._job, self._repeated = job, repeated
+        self._pace = CommonPace(job.seconds, {one.device.gpu: one.figures for one in repeated}, say)
 
     def work(self) -> None:
         """All formats in turn, each once at least, until the time is over."""
         seed = self._job.seed
         while True:
             for form in FORMATS:
-                if seed >= self._job.seed + len(FORMATS) and self._elapsed() >= self._job.seconds:
+                if seed >= self._job.seed + len(FORMATS) and self._pace.elapsed >= self._job.seconds:
                     return
                 for one in self._repeated:
                     if form in one.formats and len(one.miscompares) < _ENOUGH:
                         share = self._job.seconds / len(FORMATS) / len(self._repeated)
-                        self._use(one, form, self._shape(form, one.device), seed, self._elapsed() + share)
+                        self._use(one, form, self._shape(form, one.device), seed, self._pace.elapsed + share)
                 seed += 1
             if all(len(one.miscompares) >= _ENOUGH or not one.formats for one in self._repeated):
                 return
@@ -150,8 +141,8 @@ class _Repeat:
         mine = one.load(drawn)
         first = one.product(form, mine)
         done = 1
-        while done < 2 or (done < _PRODUCTS and self._elapsed() < until):
-            self._alive()
+        while done < 2 or (done < _PRODUCTS and self._pace.elapsed < until):
+            self._pace.step()
             result = one.product(form, mine)
             done += 1
             if not same(result, first):
@@ -180,6 +171,6 @@ class _Repeat:
             fresh = one.load(operands(form, shape, self._job.seed + (1 << 32) + len(one.digests)))
             return not same(one.product(form, fresh), one.product(form, fresh))
 
-        kind, repeats = recurrence(one.device, lambda: not same(one.product(form, mine), first), other, self._alive)
+        kind, repeats = recurrence(one.device, lambda: not same(one.product(form, mine), first), other, self._pace.step)
         one.miscompares[-1] = msgspec.structs.replace(found, kind=kind, repeats=repeats)
         return first
