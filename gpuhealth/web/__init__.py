@@ -1,1 +1,1 @@
-"""HTTP: metrics, health, and later the fleet's page."""
+"""HTTP: metrics and health of agent and controller, in the clear or over TLS, to all or to those who may."""
