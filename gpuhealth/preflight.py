@@ -22,7 +22,7 @@ import structlog
 
 from gpuhealth.burnin import results
 from gpuhealth.cluster import preflight as marks
-from gpuhealth.cluster.client import JSON_PATCH, Client, Object, backoff
+from gpuhealth.cluster.client import JSON_PATCH, Client, Object, backoff, patience
 from gpuhealth.cluster.errors import ApiError, InvalidError
 from gpuhealth.cluster.events import Events, Note
 from gpuhealth.cluster.kinds import NODES
@@ -68,13 +68,15 @@ class Preflight:
         failures = 0
         with contextlib.suppress(asyncio.CancelledError):
             while True:
+                pause = _IDLE_SECONDS
                 try:
                     await self.once()
                     failures = 0
                 except ApiError as error:
                     failures += 1
+                    pause = patience(error, failures)
                     log.warning("the API server refuses; it is tried again", error=str(error), failures=failures)
-                await asyncio.sleep(backoff(failures) if failures else _IDLE_SECONDS)
+                await asyncio.sleep(pause)
 
     async def once(self) -> None:
         """Tests the node if it waits for it, and says on the Node how that ended."""
@@ -203,7 +205,7 @@ class Preflight:
             except ApiError as error:
                 failures += 1
                 log.warning("the Node cannot be marked; it is tried again", error=str(error), failures=failures)
-                await asyncio.sleep(backoff(failures))
+                await asyncio.sleep(patience(error, failures))
             else:
                 return
 

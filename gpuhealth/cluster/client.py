@@ -23,6 +23,7 @@ import msgspec
 from gpuhealth.cluster.connection import Connection, Query, configuration
 from gpuhealth.cluster.errors import (
     AlreadyExistsError,
+    ApiError,
     TooManyRequestsError,
     UnauthorizedError,
     UnavailableError,
@@ -53,6 +54,13 @@ class Listing(msgspec.Struct, frozen=True):
 def backoff(attempt: int, longest: float = LONGEST_DELAY, *, first: float = FIRST_DELAY) -> float:
     """Seconds to wait after the given number of failures: exponential, with jitter so that a fleet does not march."""
     return min(longest, first * 2.0 ** min(attempt, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+def patience(error: ApiError, failures: int, longest: float = LONGEST_DELAY) -> float:
+    """Seconds until the next try after an error: not before the server says, which may have told a thousand agents the
+    same in the same second, so each comes a random share later; where it says nothing, the backoff."""
+    asked = (error.retry_after or 0.0) * random.uniform(1.0, 2.0)  # noqa: S311 - no secret
+    return max(asked, backoff(failures, longest))
 
 
 class Client:
@@ -241,11 +249,10 @@ class Client:
             except (TooManyRequestsError, UnavailableError) as error:
                 unanswered |= isinstance(error, UnavailableError)
                 left -= 1
-                delay = max(error.retry_after or 0.0, backoff(self.attempts - left))
                 final = isinstance(error, UnavailableError) and not repeatable
-                if final or left < 1 or delay > LONGEST_DELAY:
+                if final or left < 1 or (error.retry_after or 0.0) > LONGEST_DELAY:
                     raise
-                await asyncio.sleep(delay)
+                await asyncio.sleep(patience(error, self.attempts - left))
 
     async def _attempt(
         self, method: str, path: str, query: Query | None, body: Any, content_type: str, accept: str

@@ -18,6 +18,9 @@ from __future__ import annotations
 
 from typing import Any
 
+MOST_PATIENCE = 60.0
+"""Seconds: a server, or a proxy before it, that asks for more is asked again all the same; a fault must not wait."""
+
 
 class ClusterError(Exception):
     """Anything that went wrong with the cluster."""
@@ -95,5 +98,5 @@ def from_status(status: int, body: Any, retry_after: str | None = None) -> ApiEr
         kind = AlreadyExistsError
     elif reason == "Expired":  # some paths say so with another status
         kind = GoneError
-    wait = float(retry_after) if retry_after and retry_after.isdigit() else None
+    wait = min(float(retry_after), MOST_PATIENCE) if retry_after and retry_after.isdecimal() else None
     return kind(message, status=status, reason=reason, retry_after=wait)

@@ -71,6 +71,7 @@ class Events:
                     await self._send(note)
                     sent.append(note)
                 except (UnavailableError, TooManyRequestsError):
+                    self._tokens += 1.0  # of what was not sent
                     raise
                 except ApiError:  # such as no right to write Events: that must not keep a taint from being reported
                     self.dropped += 1

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import structlog
 
-from gpuhealth.cluster.client import Client, Observer, backoff
+from gpuhealth.cluster.client import Client, Observer, patience
 from gpuhealth.cluster.errors import ApiError, NoConfigurationError
 from gpuhealth.cluster.node import Act, Desired
 from gpuhealth.cluster.own_node import OwnNode
@@ -40,6 +40,7 @@ class Keeper:
         self._now = now
         self._changed = asyncio.Event()
         self._failures = 0
+        self._retry_in = 0.0  # seconds, after a failure
         self.writer: NodeWriter | None = None
 
     def changed(self) -> None:
@@ -70,9 +71,8 @@ class Keeper:
 
     async def _once(self, writer: NodeWriter) -> None:
         # After a failure we come back by ourselves; news that come meanwhile are not kept waiting.
-        patience = backoff(self._failures) if self._failures else writer.retry_in
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(self._retry_in if self._failures else writer.retry_in):
                 await self._changed.wait()
         self._changed.clear()
         self._node_changed(writer.node)
@@ -86,4 +86,5 @@ class Keeper:
             raise
         except ApiError as error:
             self._failures += 1
+            self._retry_in = patience(error, self._failures)
             log.warning("the node could not be marked; it is tried again", error=str(error), failures=self._failures)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from gpuhealth.cluster.client import Client, Object, backoff
+from gpuhealth.cluster.client import Client, Object, backoff, patience
 from gpuhealth.cluster.errors import (
     ApiError,
     GoneError,
@@ -110,7 +110,7 @@ async def watch(
         except (UnavailableError, TooManyRequestsError, UnauthorizedError) as error:
             broken = True
             yield Broken(error)
-            await asyncio.sleep(max(error.retry_after or 0.0, backoff(failures, longest=30.0)))
+            await asyncio.sleep(patience(error, failures, longest=30.0))
             failures += 1
 
 

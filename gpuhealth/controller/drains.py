@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
-from gpuhealth.cluster.client import backoff
+from gpuhealth.cluster.client import backoff, patience
 from gpuhealth.cluster.errors import ApiError, NotFoundError
 from gpuhealth.controller import facts
 from gpuhealth.controller.drain import Means, NodeDrain, mark_state, write_drain
@@ -71,10 +71,12 @@ class Drains:
             try:
                 return await NodeDrain(node, self._means).run()
             except ApiError as error:
+                pause = patience(error, failures, longest=60.0)
                 log.warning("a drain is held up; it is tried again", node=node, error=str(error))
             except Exception:  # one node's trouble must not end the drains of the others; it is logged
+                pause = backoff(failures, longest=60.0)
                 log.exception("unexpected error", node=node)
-            await asyncio.sleep(max(1.0, backoff(failures, longest=60.0)))
+            await asyncio.sleep(max(1.0, pause))
             failures += 1
 
     async def _end(self, node: str) -> bool:

@@ -89,6 +89,13 @@ def test_outage_keeps_them(plane: ControlPlane, pool: Pool) -> None:
                     await events.flush()
             await events.flush()
             assert len(pool.events(node)) == 1
+            proxy.fail("reset", method="POST", times=BURST + 5)
+            events.add(Note("Xid79", "after many tries", T0))
+            for _ in range(BURST + 5):
+                with pytest.raises(errors.UnavailableError):
+                    await events.flush()
+            assert len(await events.flush()) == 1
+            assert (len(pool.events(node)), events.dropped) == (2, 0)
             for k in range(WAITING + 3):
                 events.add(Note("Xid79", f"m{k}", T0))
             assert events.dropped == 3
