@@ -88,7 +88,7 @@ def test_tokens(rights: ControlPlane, tmp_path: Path, account: str) -> None:
     other_audience = rights.service_account_token("default", "reader", audience="elsewhere")
     own = rights.write_kubeconfig(account, rights.service_account_token("gpuhealth", account))
 
-    async def test() -> None:
+    async def body() -> None:
         async with served(tmp_path, own) as read:
             assert await read.status("/metrics", reader) == 200
             assert await read.status("/metrics", reader, "HEAD") == 200
@@ -103,7 +103,7 @@ def test_tokens(rights: ControlPlane, tmp_path: Path, account: str) -> None:
             for path in access.OPEN:
                 assert await read.status(path) == 200
 
-    asyncio.run(test())
+    asyncio.run(body())
 
 
 def test_answers_are_remembered_for_a_while(
@@ -113,7 +113,7 @@ def test_answers_are_remembered_for_a_while(
     reader = rights.service_account_token("default", "reader")
     monkeypatch.setattr(access, "REMEMBER", 3)
 
-    async def test() -> None:
+    async def body() -> None:
         async with FaultyProxy(rights) as proxy, served(tmp_path, proxy.kubeconfig) as read:
             for _ in range(5):
                 assert await read.status("/metrics", reader) == 200
@@ -133,7 +133,7 @@ def test_answers_are_remembered_for_a_while(
             assert await read.status("/other", reader) == 403
             assert len(proxy.seen) == 6
 
-    asyncio.run(test())
+    asyncio.run(body())
 
 
 def test_nobody_is_let_in_without_an_answer(
@@ -143,7 +143,7 @@ def test_nobody_is_let_in_without_an_answer(
     reader = rights.service_account_token("default", "reader")
     powerless = rights.write_kubeconfig("powerless", rights.service_account_token("default", "stranger"))
 
-    async def test() -> None:
+    async def body() -> None:
         async with FaultyProxy(rights) as proxy, served(tmp_path, proxy.kubeconfig) as read:
             for fault in ("reset", 500):
                 proxy.fail(fault, times=-1)
@@ -165,14 +165,14 @@ def test_nobody_is_let_in_without_an_answer(
         async with served(tmp_path, tmp_path / "absent") as read:
             assert await read.status("/metrics", reader) == 503
 
-    asyncio.run(test())
+    asyncio.run(body())
 
 
 def test_the_controllers_pages(tmp_path: Path) -> None:
     """The controller's are as closed as the agent's, and none of them takes anything."""
     settings = Settings.model_validate({"kubernetes": {"kubeconfig": tmp_path / "absent"}})
 
-    async def test() -> None:
+    async def body() -> None:
         pages = controller.pages(Controller(settings))
         assert set(pages) == {"/metrics", "/healthz", "/readyz"}
         http = Http(host="127.0.0.1", port=0)
@@ -190,4 +190,4 @@ def test_the_controllers_pages(tmp_path: Path) -> None:
             assert await read.status("/metrics") == 401
             assert await read.status("/healthz") == 200
 
-    asyncio.run(test())
+    asyncio.run(body())

@@ -69,7 +69,7 @@ def test_slow_headers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who says nothing, who says a little at a time, and who begins a second request slowly: each is cut off."""
     monkeypatch.setattr(server, "HEADER_SECONDS", 1.0)
 
-    async def test() -> None:
+    async def body() -> None:
         async with served() as port:
             assert await exchange(port) == b""
             assert await exchange(port, b"GET /page HTTP/1.1\r\n") == b""
@@ -87,19 +87,19 @@ def test_slow_headers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
             assert b"200" not in await reader.read()
             await closed(writer)
 
-    run(test)
+    run(body)
 
 
 def test_idle_connections_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection may be used again, and not be kept for ever."""
     monkeypatch.setattr(server, "IDLE_SECONDS", 0.3)
 
-    async def test() -> None:
+    async def body() -> None:
         async with served() as port:
             answer = await exchange(port, ASK, ASK)
             assert answer.count(b"HTTP/1.1 200 OK") == 2
 
-    run(test)
+    run(body)
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -109,7 +109,7 @@ def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     Authority(tmp_path).issue(tmp_path / "tls.crt", tmp_path / "tls.key", "server")
     files = {"tls": {"cert": tmp_path / "tls.crt", "key": tmp_path / "tls.key"}} if tls else {}
 
-    async def test() -> None:
+    async def body() -> None:
         async with served(**files) as port:
             idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
             options: dict[str, Any] = {"ssl": _trusting(None)} if tls else {}
@@ -121,7 +121,7 @@ def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             await asyncio.gather(*(closed(writer) for _, writer in idle))
             await asyncio.gather(*gone)
 
-    run(test)
+    run(body)
 
 
 async def _ended(reader: asyncio.StreamReader) -> None:
@@ -154,12 +154,12 @@ def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch, request_text: bytes,
     monkeypatch.setattr(server, "IDLE_SECONDS", 300.0)  # it is not this that ends them
     monkeypatch.setattr(server, "HEADER_SECONDS", 300.0)
 
-    async def test() -> None:
+    async def body() -> None:
         async with served() as port:
             answer = await exchange(port, request_text)
             assert answer.startswith((b"HTTP/1.1 " + status, b"HTTP/1.0 " + status))
 
-    run(test)
+    run(body)
 
 
 def test_tls_and_renewed_files(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_tls_and_renewed_files(tmp_path: Path) -> None:
     authority.issue(cert, key, "first")
     http = Http.model_validate({"host": "127.0.0.1", "port": 0, "tls": {"cert": cert, "key": key}})
 
-    async def test() -> None:
+    async def body() -> None:
         async with served(tls=http.tls) as port:
             assert b"200" not in await exchange(port, ASK)
             assert await _get(port, _trusting(authority.cert)) == (200, "first")
@@ -187,7 +187,7 @@ def test_tls_and_renewed_files(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "RELOAD_SECONDS", 0.05)
-        run(test)
+        run(body)
 
 
 async def _get(port: int, context: ssl.SSLContext, path: str = "/page", token: str = "") -> tuple[int, str]:
@@ -212,12 +212,12 @@ def test_tls_1_1_is_refused(tmp_path: Path) -> None:
 def test_files_that_are_no_certificate(tmp_path: Path) -> None:
     """A server that cannot have its certificate says which, and does not start without."""
 
-    async def test() -> None:
+    async def body() -> None:
         with pytest.raises(OSError, match=r"TLS cannot be served with .*absent\.crt"):
             async with served(tls={"cert": tmp_path / "absent.crt", "key": tmp_path / "absent.key"}):
                 pass
 
-    run(test)
+    run(body)
 
 
 def test_certificates_of_clients(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_certificates_of_clients(tmp_path: Path) -> None:
             made.load_cert_chain(tmp_path / f"{name}.crt", tmp_path / f"{name}.key")
         return made
 
-    async def test() -> None:
+    async def body() -> None:
         async with served(tls={"cert": cert, "key": key, "client_ca": ours.cert}) as port:
             assert (await _get(port, context()))[0] == 401
             assert (await _get(port, context(), token="Authorization: Bearer x\r\n"))[0] == 401
@@ -242,7 +242,7 @@ def test_certificates_of_clients(tmp_path: Path) -> None:
             with pytest.raises((OSError, IndexError)):  # refused in the handshake, or with no answer
                 await _get(port, context("stranger"))
 
-    run(test)
+    run(body)
 
 
 def test_tokens_do_not_travel_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
