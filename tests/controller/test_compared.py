@@ -1,37 +1,94 @@
-"""The fleet's comparison of what the command really computes."""
+"""The fleet's comparison of what the command really computes, and of how fast it really is."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import msgspec
+from kube import Document
+from simnode import SimulatedNode
 
 from gpuhealth.cluster import tested
 from gpuhealth.controller import facts
-from gpuhealth.controller.comparison import MISMATCH, outliers
+from gpuhealth.controller.comparison import MISMATCH, SLOW, Outlier, outliers
 from gpuhealth.readings import BurninRun, TestStatus
+from tests.controller.cluster import Cluster, until
+from tests.controller.test_outliers import said
 
-COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--devices", "cpu", "--tests", "repeat", "--duration", "2s"]
+COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--json"]
+NO_LIMITS = {"floor_percent": 0, "relative_percent": 0}  # a processor is no H100, and two of them share its cores
 
 
-def report(node: str, faults: str) -> facts.Report:
-    """What the controller keeps of a node whose burn-in was run just now; it has passed."""
-    env = {**os.environ, "GPUHEALTH_BURNIN__FAULTS": faults}
-    done = subprocess.run([*COMMAND, "--json"], env=env, capture_output=True, check=True)
+def burnin(environment: dict[str, str], *options: str) -> Document:
+    """What a report says of a burn-in that was run just now; it has passed."""
+    done = subprocess.run([*COMMAND, *options], env=environment, capture_output=True, check=True)
     run = msgspec.json.decode(done.stdout, type=BurninRun)
     assert run.status is TestStatus.PASSED
-    gpu = run.results[0].gpu
-    run = msgspec.structs.replace(run, models={gpu: "a processor"})
-    status = {"burnin": json.loads(json.dumps(tested.status_of([run], [gpu])))}
-    return facts.report({"metadata": {"name": node}, "status": status})
+    gpus = [result.gpu for result in run.results]
+    run = msgspec.structs.replace(run, models=run.models or dict.fromkeys(gpus, "a processor"))
+    status: Document = json.loads(json.dumps(tested.status_of([run], gpus)))
+    return status
+
+
+def compared(burnins: dict[str, Document]) -> list[Outlier]:
+    """The outliers of a fleet whose nodes have these results."""
+    reports = [facts.report({"metadata": {"name": node}, "status": {"burnin": each}}) for node, each in burnins.items()]
+    return outliers(each for report in reports for each in report.tests)
+
+
+def named(found: list[Outlier]) -> set[tuple[str, str, str]]:
+    """Node, GPU and code of each."""
+    return {(each.node, each.gpu, each.code) for each in found}
 
 
 def test_a_device_that_is_always_wrong_in_the_same_way() -> None:
     """Alone it passes, since it repeats itself bit for bit; beside three sound ones it is named."""
     faults = {"sick": '[{"kind": "result_bits"}]'}
-    reports = [report(node, faults.get(node, "[]")) for node in ("one", "two", "three", "sick")]
-    found = outliers(each for one in reports for each in one.tests)
-    assert {(each.node, each.code) for each in found} == {("sick", MISMATCH)}
+    options = ("--devices", "cpu", "--tests", "repeat", "--duration", "2s")
+    burnins = {
+        node: burnin({**os.environ, "GPUHEALTH_BURNIN__FAULTS": faults.get(node, "[]")}, *options)
+        for node in ("one", "two", "three", "sick")
+    }
+    assert {(each.node, each.code) for each in compared(burnins)} == {("sick", MISMATCH)}
+
+
+def test_a_node_whose_devices_are_all_slow(cluster: Cluster, tmp_path: Path) -> None:
+    """Beside one another they are alike and pass; beside ten of the same model on other nodes they are named, to their
+    agent. Where the machine was too busy to tell, everybody is measured once more."""
+    sizes = {cluster.node(): 5, cluster.node(): 5, cluster.node(): 2}
+    *sound, slow = sizes
+    sims = {node: SimulatedNode(tmp_path / node, node, gpus=count) for node, count in sizes.items()}
+    for sim in sims.values():
+        sim.configure({"burnin": {"limits": NO_LIMITS}})
+    sims[slow].configure({"burnin": {"faults": [{"kind": "slow", "factor": 30}]}})
+    wanted = {(slow, sims[slow].driver.text(f"gpu{number}.uuid"), SLOW) for number in range(2)}
+    found: list[Outlier] = []
+    burnins: dict[str, Document] = {}
+    for _ in range(8):
+        for node, count in sizes.items():
+            devices = ",".join(f"cpu:{number}" for number in range(count))
+            options = ("--devices", devices, "--tests", "bandwidth", "--duration", f"{count * 0.3:g}s")
+            burnins[node] = burnin(sims[node].env, *options)
+        found = compared(burnins)
+        if named(found) == wanted:
+            break
+    assert named(found) == wanted
+    assert all("of 12 NVIDIA H100" in each.message for each in found), found
+
+    def findings() -> set[tuple[Any, ...]]:
+        return {(each["code"], each["gpu"], each["message"]) for each in said(cluster, slow)}
+
+    async def run() -> None:
+        for node, each in burnins.items():
+            cluster.say(node, {"burnin": each})
+        async with cluster.controller():
+            await until(lambda: findings() == {(SLOW, each.gpu, each.message) for each in found}, seconds=120)
+
+    asyncio.run(run())
+    assert [said(cluster, node) for node in sound] == [[], []]
