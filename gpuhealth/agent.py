@@ -42,6 +42,7 @@ log = structlog.get_logger()
 _MEMORY_SECONDS = 60.0  # what changes in every round, such as counters, is remembered this often
 _NVML_SECONDS = 2.0  # for a round of NVML, however short the interval: a busy node answers late, and that is no news
 _ASK_SECONDS = 10.0  # for our Node to say whether the driver may be taken, before it is for the first time
+_TAKEN_AT_START = ("node_name", "log_level", "roots", "http", "journal")
 _NOT_IN_TOUCH = Missing(MissingReason.ERROR, "our Node has not been seen yet")
 
 Service = Callable[["Agent"], Awaitable[None]]
@@ -117,6 +118,7 @@ class Agent:
             loop.add_signal_handler(number, main.cancel)
         loop.add_signal_handler(signal.SIGUSR1, self._on_release_signal)
         log.info("agent starts", node=self.settings.node_name, mode=self.settings.mode, version=__version__)
+        _warn_of_misspelt(self.settings)
         try:
             async with asyncio.TaskGroup() as group:
                 for step in (self._round, self._follow_kernel_log, self._write_journal, self._mark_node):
@@ -385,11 +387,21 @@ class Agent:
         if settings is None:
             return
         self.config_valid = True
-        self.settings = settings
-        self.findings.configure(settings, self._node_labels)
+        at_start = {name: getattr(self.settings, name) for name in _TAKEN_AT_START}
+        if later := [name for name, value in at_start.items() if getattr(settings, name) != value]:
+            log.warning("some changed settings are taken up only when the agent starts anew", settings=later)
+        _warn_of_misspelt(settings)
+        self.settings = settings.model_copy(update=at_start)
+        self.probe.nvml.configure(settings.nvml)
+        self.findings.configure(self.settings, self._node_labels)
         self._settings_changed.set()
         self.keeper.changed()
         log.info("configuration reloaded", file=str(self._file.path))
+
+
+def _warn_of_misspelt(settings: Settings) -> None:
+    if patterns := checks.unmatched(settings):
+        log.warning("settings for findings that do not exist", patterns=patterns)
 
 
 def _log_change(change: Change) -> None:

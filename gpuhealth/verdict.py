@@ -111,7 +111,7 @@ class Findings:
         self._tracked: dict[Key, Tracked] = {
             (tracked.finding.code, tracked.finding.component): tracked
             for tracked in (ledger.tracked if ledger else [])
-            if _exists(tracked.finding.code)
+            if checks.exists(tracked.finding.code)  # another version's may not
         }
         self._restored = ledger.restored if ledger else None
         self.configure(settings, node_labels or {})
@@ -400,12 +400,3 @@ def _is_complete(readings: NodeReadings) -> bool:
     if isinstance(nvml, Missing) or nvml.problem or not nvml.answered:
         return False
     return all(isinstance(gpu.uuid, str) for gpu in nvml.gpus)
-
-
-def _exists(code: str) -> bool:
-    """Whether this version still knows a code that another has remembered."""
-    try:
-        checks.code(code)
-    except KeyError:
-        return False
-    return True

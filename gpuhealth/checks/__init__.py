@@ -5,6 +5,10 @@ To add a check, write its codes and rules in a file of this folder and name its 
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
+from gpuhealth.catalog import sxid as sxid_facts
+from gpuhealth.catalog import xid as xid_facts
 from gpuhealth.checks import (
     burnin,
     clocks,
@@ -63,6 +67,29 @@ def judge_events(readings: NodeReadings, settings: Settings, history: History) -
 def code(name: str) -> Code:
     """The code of that name, XIDs and SXids by their number; KeyError for one that does not exist."""
     return _CODES.get(name) or xid.code_for(name)
+
+
+def known_codes() -> list[str]:
+    """Every finding code there is, those of XIDs and SXids by number."""
+    numbered = [f"xid.{number}" for number in xid_facts.table()] + [f"sxid.{number}" for number in sxid_facts.table()]
+    return list(dict.fromkeys([*_CODES, *numbered]))
+
+
+def exists(name: str) -> bool:
+    """Whether there is a finding code of that name."""
+    try:
+        code(name)
+    except KeyError:
+        return False
+    return True
+
+
+def unmatched(settings: Settings) -> list[str]:
+    """Codes and patterns for which the settings have a policy and that fit no finding code: misspelt, or of old."""
+    policies = [settings.findings, *(pool.findings for pool in settings.pools)]
+    patterns = dict.fromkeys(pattern for findings in policies for pattern in findings)
+    known = known_codes() if patterns else []
+    return [each for each in patterns if not exists(each) and not any(fnmatchcase(name, each) for name in known)]
 
 
 def code_of(finding: Finding, settings: Settings) -> Code:

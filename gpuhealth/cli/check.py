@@ -69,6 +69,7 @@ def _exit_code(judgement: Judgement) -> int:
 def _looked(
     config: Path | None, expect_gpus: int | None, selection: Selection, back: float | None
 ) -> tuple[Judgement, list[str]]:
+    from gpuhealth import checks
     from gpuhealth.cli import judging, look
 
     settings = _expecting(options.load_settings(config), expect_gpus)
@@ -77,6 +78,7 @@ def _looked(
     rounds, records = look.machine(settings, back)
     # That no agent has run here needs no word; that its journal cannot be read does.
     notes = [memory.problem] if memory.problem and not memory.absent else []
+    notes += [f"the settings' findings.{pattern} fits no finding code" for pattern in checks.unmatched(settings)]
     judgement = judging.judge(rounds, records, settings, look.history(memory.history), selection, back)
     seen = {(finding.code, finding.component) for finding in judgement.verdict.findings}
     for tracked in memory.held:

@@ -63,14 +63,14 @@ def command(
     elif " " in text:
         raise CommandError("this line means nothing that gpuhealth knows of")
     else:
-        from gpuhealth.cli.judging import known_codes
+        from gpuhealth.checks import known_codes
 
         raise CommandError(f"{printable(text)!r} is no XID, SXid or finding code{near(text.lower(), known_codes())}")
 
 
 def _codes(text: str) -> list[str]:
     """The finding codes that the text names: one, a pattern's, or a subject's."""
-    from gpuhealth.cli.judging import known_codes
+    from gpuhealth.checks import known_codes
 
     known = known_codes()
     if text in known:
@@ -156,12 +156,20 @@ class _Explained:
             self.code(event.finding)
 
     def _xid(self, facts: XidFacts) -> None:
+        from gpuhealth.catalog.xid import NVLINK
+
         self._title(f"XID {facts.code}", facts.mnemonic)
         self._row("means", f"{facts.meaning}.")
         self._row("cause", ", ".join(_CAUSES[cause] for cause in facts.causes if cause in _CAUSES))
         self._row("do", f"{facts.advice} [{facts.action}]")
         self._row("then", f"NVIDIA's next step is {facts.next_step}." if facts.next_step else "")
-        if facts.program:
+        if facts.code in NVLINK:
+            self._row(
+                "note",
+                "The hex words of its line decide how bad it is: explain the whole line. Where they cannot be read it"
+                " is a warning, and critical when it repeats on the same GPU.",
+            )
+        elif facts.program:
             self._row("note", "A program can cause it: by itself it takes no node out of service.")
         elif facts.escalates and facts.policy.escalates:
             self._row("note", "Once it is a warning; it is critical when it repeats on the same GPU.")

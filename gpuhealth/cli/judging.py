@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from gpuhealth import checks
-from gpuhealth.catalog import sxid, xid
 from gpuhealth.catalog.kernel_lines import KernelLog
 from gpuhealth.checks import kernel
 from gpuhealth.checks.code import Clears
@@ -49,24 +48,17 @@ class Judgement(msgspec.Struct, frozen=True):
     nothing_here: str = ""  # why there is nothing to judge
 
 
-def known_codes() -> list[str]:
-    """Every finding code there is, those of XIDs and SXids by number."""
-    codes = [code.name for check in checks.CHECKS for code in check.codes]
-    codes += [f"xid.{number}" for number in xid.table()] + [f"sxid.{number}" for number in sxid.table()]
-    return list(dict.fromkeys(codes))
-
-
 class Selection:
     """The finding codes that were asked for: codes, shell patterns, or a subject (`ecc` is `ecc.*`)."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         """Raises CommandError for a pattern that fits no code: a check that is misspelt must not pass."""
         self.patterns = patterns
-        events = [code for code in known_codes() if _is_event(code)]
+        events = [code for code in checks.known_codes() if _is_event(code)]
         self._of_kernel_log = any(_fits(code, pattern) for code in events for pattern in patterns)
-        known = known_codes()
+        known = checks.known_codes()
         for pattern in patterns:
-            if not any(_fits(code, pattern) for code in known) and not _exists(pattern):
+            if not any(_fits(code, pattern) for code in known) and not checks.exists(pattern):
                 subjects = sorted({code.partition(".")[0] for code in known})
                 raise CommandError(f"--only {pattern}: no such finding code{near(pattern, [*known, *subjects])}")
 
@@ -86,14 +78,6 @@ def _is_event(code: str) -> bool:
 
 def _fits(code: str, pattern: str) -> bool:
     return fnmatchcase(code, pattern) or code.startswith(f"{pattern}.")
-
-
-def _exists(name: str) -> bool:
-    try:
-        checks.code(name)
-    except KeyError:
-        return False
-    return True
 
 
 def judge(

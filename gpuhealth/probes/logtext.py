@@ -246,7 +246,7 @@ def classify(lines: Iterable[bytes | str], driver: int | None = None) -> Iterato
         line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
         if not may_matter(line) and not (line.startswith("{") and '"MESSAGE"' in line and _is_bytes(line)):
             continue
-        line = line.rstrip("\r\n")
+        line = line.strip("\r\n\0")  # zeros are what a crash leaves in a file where the last words were to be
         found = message(line)
         event = feed(KernelRecord(found.text)) if found else None
         if event is not None:

@@ -206,6 +206,10 @@ class NvmlProbe:
         self.starts = 0
         self.on_xid: Callable[[nvml_child.XidSeen], None] = lambda _: None
 
+    def configure(self, settings: Nvml) -> None:
+        """Takes new deadlines; a child that runs keeps its `reinit_interval`."""
+        self._settings = settings
+
     @property
     def released(self) -> bool:
         """Whether the driver has been let go on request."""

@@ -289,6 +289,15 @@ def test_unknown_setting(node: Node) -> None:
     assert said.err == f"gpuhealth: configuration {node.config}: thermall is not a known setting\n"
 
 
+def test_settings_of_a_finding_that_does_not_exist(gpu_node: Node) -> None:
+    """A misspelt code in the settings is told, or its author would believe that it holds; a right one is not."""
+    gpu_node.configure("findings: {xdi.79: {ignore: true}, xid.79: {ignore: true}, 'ecc.*': {ignore: true}}")
+    said = gpu_node.run("check")
+    assert [line for line in said.out.splitlines() if line.startswith("note:")] == [
+        "note: the settings' findings.xdi.79 fits no finding code"
+    ]
+
+
 def test_time_is_now(gpu_node: Node) -> None:
     """The verdict carries the time of the look."""
     before = datetime.now(UTC)

@@ -30,6 +30,13 @@ def test_xid_of_a_program(node: Node) -> None:
     assert "the node stays in service" in said.out
 
 
+@pytest.mark.parametrize("number", ["74", "149"])
+def test_xid_of_nvlink(node: Node, number: str) -> None:
+    """Of an XID whose hex words decide, the whole line is asked for."""
+    said = node.run("explain", number)
+    assert "explain the whole line" in said.out
+
+
 @pytest.mark.parametrize("words", [["12028"], ["sxid", "12028"], ["sxid.12028"], ["SXid: 12028"]])
 def test_sxid(node: Node, words: list[str]) -> None:
     """An SXid is known by its five digits."""

@@ -218,6 +218,17 @@ def test_settings_are_taken_up_when_they_change(node: SimulatedNode) -> None:
         wait_for("a usable file", lambda: node.metric("gpuhealth_agent_config_valid") == 1)
 
 
+def test_settings_that_a_running_agent_cannot_take_up(node: SimulatedNode) -> None:
+    """What is taken at the start stays as it was and is told, and so is a policy for a finding that does not exist."""
+    with node:
+        node.configure({"node_name": "another", "findings": {"xdi.79": {"ignore": True}}, "expect_gpus": 9})
+        wait_for("what can be taken up", lambda: "gpu.missing" in node.findings())
+        assert node.metric('gpuhealth_agent_info{node="gpu-node-1",version="0.1.0"}') == 1
+    told = [line for line in node.log() if line["level"] == "warning"]
+    assert ["node_name"] in [line.get("settings") for line in told]
+    assert ["xdi.79"] in [line.get("patterns") for line in told]
+
+
 def test_stops_in_good_order(node: SimulatedNode) -> None:
     """On SIGTERM the agent ends by itself with 0, leaves no process, and its log is JSON throughout."""
     node.start()

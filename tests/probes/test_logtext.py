@@ -142,6 +142,12 @@ def test_a_raw_record_in_full() -> None:
     assert record.time == BOOTED + timedelta(seconds=5)
 
 
+def test_the_first_line_after_a_crash() -> None:
+    """The zeros that a crash leaves in a log file do not hide the line behind them."""
+    (found,) = classify([b"\0" * 4096 + FORMATS["syslog"].encode() + b"\n"])
+    assert (found["finding"], found["line"]) == ("xid.79", FORMATS["syslog"])
+
+
 def test_dmesg_lists_a_record_over_several_lines() -> None:
     """The indented lines that follow belong to the kernel, and the event is that of the last line."""
     lines = [
