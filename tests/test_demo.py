@@ -49,7 +49,7 @@ def _start(temporary: Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def _check(process: subprocess.Popen[str], temporary: Path) -> str:
-    output, _ = process.communicate(timeout=170)
+    output, _ = process.communicate(timeout=550)
     assert process.returncode == 0, output
     after = 0
     for step in _STEPS:
@@ -63,7 +63,7 @@ def _check(process: subprocess.Popen[str], temporary: Path) -> str:
 
 def _nothing_is_left(temporary: Path) -> None:
     processes = [each for each in psutil.process_iter() if _environment(each).get(_MARK) == str(temporary)]
-    _, alive = psutil.wait_procs(processes, timeout=10)  # an NVML process ends a moment after its agent
+    _, alive = psutil.wait_procs(processes, timeout=120)  # an NVML process ends a moment after its agent
     assert [each.name() for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
     assert list(temporary.iterdir()) == []
 
@@ -99,6 +99,6 @@ def test_interrupted(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert any("Fault 1" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 130
     _nothing_is_left(tmp_path)

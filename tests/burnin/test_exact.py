@@ -48,7 +48,7 @@ def test_right_products_pass_in_every_format() -> None:
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_one_flip_is_found_and_transient(after: int) -> None:
     """In the first product, which nothing can be compared with, as in later ones; the bits are the flipped ones."""
-    (outcome,) = _run(_job(Fault("result_bits", after=after, times=1)))
+    (outcome,) = _run(_job(Fault("result_bits", after=after, times=1), seconds=2.0))
     (found,) = outcome.miscompares
     assert (found.kind, found.wrong) == ("transient", 1)
     assert int(found.got, 16) ^ int(found.expected, 16) == int(found.xor, 16) != 0
@@ -77,7 +77,7 @@ def test_a_corrupted_operand_is_named() -> None:
 @pytest.mark.usefixtures("one_format")
 def test_only_the_bad_one_of_two_devices_fails() -> None:
     """They work on the same operands."""
-    good, bad = _run(_job(Fault("result_bits", gpu="cpu1", after=2), gpus=("cpu0", "cpu1")))
+    good, bad = _run(_job(Fault("result_bits", gpu="cpu1", after=2), seconds=2.0, gpus=("cpu0", "cpu1")))
     assert (good.failure, good.miscompares) == ("", ())
     assert bad.miscompares
     assert good.figures["products"] > 0

@@ -46,7 +46,7 @@ def test_every_format_repeats_itself_and_has_a_digest() -> None:
 def test_the_odd_one_is_named_and_the_digest_is_the_others(after: int) -> None:
     """Also when the odd one is the first."""
     (clean,) = _run(_job())
-    (outcome,) = _run(_job(Fault("result_bits", after=after, times=1, bits=2)))
+    (outcome,) = _run(_job(Fault("result_bits", after=after, times=1, bits=2), seconds=2.0))
     (found,) = outcome.miscompares
     assert (found.kind, found.wrong, int(found.xor, 16).bit_count()) == ("transient", 1, 2)
     assert outcome.digests["bf16/96x96x96/seed7"] == clean.digests["bf16/96x96x96/seed7"]

@@ -25,6 +25,11 @@ def _substituted(expr: str, node: SimulatedNode) -> str:
     return expr
 
 
+def _rows(prometheus: Prometheus, expr: str) -> list[Any]:
+    """What the expression gives; nothing for a moment where a scrape took longer than a second."""
+    return until(lambda: prometheus.query(expr), f"data for {expr}")
+
+
 @pytest.fixture(scope="module")
 def faulty(node: SimulatedNode, prometheus: Prometheus) -> SimulatedNode:
     """The node with a fault for every panel that is empty without one."""
@@ -55,7 +60,7 @@ def test_the_tables_have_their_columns(faulty: SimulatedNode, prometheus: Promet
             continue
         there = {f"Value #{target['refId']}" for target in panel["targets"]}
         for target in panel["targets"]:
-            for row in prometheus.query(_substituted(target["expr"], faulty)):
+            for row in _rows(prometheus, _substituted(target["expr"], faulty)):
                 there |= set(row["metric"])
         assert set(panel["transformations"][1]["options"]["include"]["names"]) <= there
 
@@ -64,7 +69,8 @@ def test_the_table_of_gpus_has_a_line_each(faulty: SimulatedNode, prometheus: Pr
     """Each query of the table gives every GPU exactly once, so that the merged table has a line for each."""
     (table,) = (panel for panel in _BOARD["panels"] if panel["title"] == "State")
     for target in table["targets"]:
-        gpus = [row["metric"]["gpu"] for row in prometheus.query(_substituted(target["expr"], faulty))]
+        rows = _rows(prometheus, _substituted(target["expr"], faulty))
+        gpus = [row["metric"]["gpu"] for row in rows]
         assert len(gpus) == len(set(gpus)) == 8
 
 
@@ -86,5 +92,5 @@ def test_the_variables_find_the_node(node: SimulatedNode, prometheus: Prometheus
         if variable["type"] == "query":
             match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"])
             assert match
-            found[variable["name"]] = prometheus.query(_substituted(match[1], node))[0]["metric"][match[2]]
+            found[variable["name"]] = _rows(prometheus, _substituted(match[1], node))[0]["metric"][match[2]]
     assert found == {"node": node.name, "instance": node.url.removeprefix("http://")}
