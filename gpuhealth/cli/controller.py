@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from gpuhealth.cli import options
 from gpuhealth.cli.agent import log_json
 from gpuhealth.cli.output import CommandError
+
+if TYPE_CHECKING:
+    from gpuhealth.config import Settings
 
 
 def command(config: options.Config = None) -> None:
     """See the whole fleet, and drain the nodes that are out of service."""
     import asyncio
 
-    settings = options.load_settings(config)
-    log_json(settings.log_level)
+    from gpuhealth.config_file import SettingsFile
+
+    named = os.environ.get("GPUHEALTH_CONFIG")
+    path = config or (Path(named) if named else None)
+    file = SettingsFile(path)  # before it is read: what changes meanwhile is seen
+    known = options.load_settings(path)
+    log_json(known.log_level)
     from gpuhealth.cluster.errors import NoConfigurationError
     from gpuhealth.controller.controller import Controller
     from gpuhealth.web.controller import serve
 
     try:
-        asyncio.run(Controller(settings, services=(serve,)).run())
+        settings: Settings | None = known
+        while settings is not None:
+            settings = asyncio.run(Controller(settings, services=(serve,), file=file).run())
     except NoConfigurationError as error:
         raise CommandError(str(error)) from None

@@ -22,6 +22,7 @@ from gpuhealth.cluster.election import Election
 from gpuhealth.cluster.errors import NoConfigurationError
 from gpuhealth.cluster.eviction import Evictor
 from gpuhealth.config import Settings
+from gpuhealth.config_file import ConfigError, SettingsFile
 from gpuhealth.controller.budgets import Budgets
 from gpuhealth.controller.drain import Means
 from gpuhealth.controller.drains import Drains
@@ -36,6 +37,8 @@ from gpuhealth.controller.testing import Testing
 
 log = structlog.get_logger()
 
+_LOOK_SECONDS = 2.0  # between looks at the settings' file
+
 Service = Callable[["Controller"], Awaitable[None]]
 """Something that runs beside the controller and looks at it, such as the HTTP server."""
 
@@ -43,7 +46,15 @@ Service = Callable[["Controller"], Awaitable[None]]
 class Controller:
     """The controller of one cluster. What is public is what the HTTP server shows."""
 
-    def __init__(self, settings: Settings, services: Sequence[Service] = (), *, client: Client | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        services: Sequence[Service] = (),
+        *,
+        file: SettingsFile | None = None,
+        client: Client | None = None,
+    ) -> None:
+        """`file` is where the settings come from: once it has changed, run() ends."""
         where = settings.kubernetes
         self.settings = settings
         self.identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
@@ -53,8 +64,10 @@ class Controller:
         self.results: Counter[str] = Counter()  # of evictions and deletions
         self._client = client or Client.from_kubeconfig(where.kubeconfig, where.context, observer=self._count_call)
         self._services = services
+        self._file = file
         options = settings.controller
-        self.fleet = Fleet(where.namespace, options.pool_labels)
+        # Agents that only observe leave a node out that is out already: it loses no pod for that.
+        self.fleet = Fleet(where.namespace, options.pool_labels, drains=settings.mode != "observe")
         self.budgets = Budgets(self._client, self.fleet, where.namespace)
         self.election = Election(self._client, where.namespace, options.election, self.identity)
         telling = Telling(self._client, self.identity, _now)
@@ -80,10 +93,20 @@ class Controller:
         """Whether it is this one that acts."""
         return self.election.leading or not self.settings.controller.election.enabled
 
-    async def run(self) -> None:
-        """Runs until SIGTERM or SIGINT, then gives the Lease back; NoConfigurationError where there is no cluster."""
+    async def run(self) -> Settings | None:
+        """Runs until SIGTERM or SIGINT, or until there are other settings, which it returns; gives the Lease back then.
+
+        Raises NoConfigurationError where there is no cluster.
+        """
         main = asyncio.current_task()
         assert main is not None
+        settings: list[Settings] = []
+
+        async def end_when_changed() -> None:
+            settings.append(await self._other_settings())
+            main.cancel()
+
+        waiting = asyncio.create_task(end_when_changed())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, main.cancel)
         log.info("controller starts", identity=self.identity, version=__version__)
@@ -94,8 +117,24 @@ class Controller:
             no_cluster = _first(group)
         except* asyncio.CancelledError:
             log.info("controller stops", identity=self.identity)
+        finally:
+            waiting.cancel()
         if no_cluster is not None:
             raise NoConfigurationError(str(no_cluster))
+        return settings[0] if settings else None
+
+    async def _other_settings(self) -> Settings:
+        """Returns when the file has other settings. Some that cannot be used are reported once, and change nothing."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                settings = self._file.changed() if self._file else None
+            except ConfigError as error:
+                log.error("the changed configuration is not used", error=str(error))  # noqa: TRY400 - one sentence
+                continue
+            if settings is not None and settings != self.settings:
+                log.info("the controller starts anew, with other settings", identity=self.identity)
+                return settings
 
     async def work(self) -> None:
         """Watches and acts until cancelled."""

@@ -51,7 +51,8 @@ class Standing(msgspec.Struct, frozen=True):
 class Fleet:
     """All nodes with GPUs, and what belongs to them."""
 
-    def __init__(self, namespace: str, pool_labels: tuple[str, ...]) -> None:
+    def __init__(self, namespace: str, pool_labels: tuple[str, ...], *, drains: bool = True) -> None:
+        """`drains`: whether a node's drain may be wanted at all."""
         self.nodes = Table[facts.Node](self._changed)
         self.reports = Table[facts.Report](self._report_changed)
         self.agents = Table[facts.Agent](self._agent_changed)
@@ -71,6 +72,7 @@ class Fleet:
         self.tested_version = 0  # grows when burn-ins have told something new
         self.namespace = namespace
         self._pool_labels = pool_labels
+        self._drains = drains
         self._standings: dict[str, Standing] = {}
         self._agents: Counter[str] = Counter()  # by node
         self._ready_agents: Counter[str] = Counter()  # by node
@@ -181,7 +183,7 @@ class Fleet:
         if new is not None and new.held:
             self.held.setdefault(new.held.budget, set()).add(name)
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
-        wanted = node is not None and report is not None and wants_drain(node, report)
+        wanted = node is not None and report is not None and self._drains and wants_drain(node, report)
         under_way = report is not None and report.drain.phase in {"draining", "drained"}
         if new is None or not new.silent:
             self.silent.pop(name, None)
@@ -208,7 +210,7 @@ class Fleet:
         report = report or facts.Report(name)
         # What an agent said that is no longer there may have been true then.
         gpus = tuple((UNKNOWN, model) for _, model in report.gpus) if silent else report.gpus
-        drain = (report.drain.phase or "pending") if wants_drain(node, report) else ""
+        drain = (report.drain.phase or "pending") if self._drains and wants_drain(node, report) else ""
         said = report.quarantine
         held = Hold(said.budget, said.limit, said.code) if said.state == "held" and said.budget else None
         return Standing(node.state or UNKNOWN, self.pool(node), silent, gpus, held, drain)

@@ -47,7 +47,10 @@ class Cluster:
         election = {"enabled": False, **options.pop("election", {})}
         where = {"kubeconfig": str(options.pop("kubeconfig", None) or self.kubeconfig())}
         quick = {"drain_retry": 0.1, "evictions_per_second": 1000, "http": {"host": "127.0.0.1", "port": 0}, **options}
-        return Settings.model_validate({"kubernetes": where, "controller": {**quick, "election": election}})
+        mode = quick.pop("mode", "taint")
+        return Settings.model_validate(
+            {"mode": mode, "kubernetes": where, "controller": quick | {"election": election}}
+        )
 
     def kubeconfig(self) -> Any:
         """The controller's own: it has no rights but those of the manifests."""

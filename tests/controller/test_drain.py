@@ -218,6 +218,36 @@ def test_recovery_while_there_is_no_controller(cluster: Cluster) -> None:
     assert cluster.drain(node)["remaining"] == 1
 
 
+def test_nothing_is_drained_while_we_only_observe(cluster: Cluster) -> None:
+    """In mode observe no pod goes, of a node that was out before neither, past the deadline neither; when we act again
+    the node's drain begins anew, with a deadline of its own."""
+    node, other = cluster.node(), cluster.node()
+    pod = cluster.pod(node, labels={"app": "one"})
+    guard = cluster.guard({"app": "one"}, 1)
+
+    async def run() -> None:
+        await until(lambda: cluster.is_guarding(guard, 1))
+        async with cluster.controller():
+            cluster.quarantine(node)
+            await until(lambda: cluster.evictions(pod)[429])
+        seen = cluster.evictions(pod)
+        cluster.say(node, {"drain": {"deadline": in_seconds(-60)}})
+        async with cluster.controller(mode="observe") as controller:
+            await until(lambda: cluster.drain(node)["phase"] == "cancelled")
+            cluster.quarantine(other)
+            await until(lambda: controller.fleet.reports.items[other].quarantine.asks_for_drain)
+            assert not controller.fleet.phases
+        assert cluster.drain(other) == {}
+        assert cluster.evictions(pod) == seen
+        async with cluster.controller():
+            await until(lambda: cluster.drain(node)["phase"] == "draining")
+            assert datetime.fromisoformat(cluster.drain(node)["deadline"]) > datetime.now(UTC) + timedelta(days=6)
+            await until(lambda: cluster.evictions(pod)[429] > seen[429])
+
+    asyncio.run(run())
+    assert cluster.deletions(pod) == []
+
+
 def test_next_quarantine_is_drained_anew(cluster: Cluster) -> None:
     """A drain that is complete is not begun again after a restart; the node's next quarantine has its own."""
     node = cluster.node()

@@ -107,6 +107,31 @@ def test_killed_in_mid_drain(cluster: Cluster, tmp_path: Path) -> None:
     cluster.plane.request("DELETE", path)
 
 
+def test_other_settings(cluster: Cluster, tmp_path: Path) -> None:
+    """A changed file is taken up by the running controller: mode observe stops a drain at once. One that cannot be used
+    is reported and changes nothing."""
+    node = cluster.node()
+    pod = cluster.pod(node, labels={"app": "one"})
+    guard = cluster.guard({"app": "one"}, 1)
+    wait_for(lambda: cluster.is_guarding(guard, 1))
+    with controllers(cluster, tmp_path) as start:
+        controller = start("controller")
+        cluster.quarantine(node)
+        wait_for(lambda: cluster.evictions(pod)[429])
+        config = tmp_path / "gpuhealth.yaml"
+        before = config.read_text()
+        config.write_text("mode: maybe\n")
+        wait_for(lambda: controller.said("the changed configuration is not used"))
+        assert not controller.said("the controller starts anew, with other settings")
+        assert cluster.drain(node)["phase"] == "draining"
+        config.write_text(f"mode: observe\n{before}")
+        wait_for(lambda: cluster.drain(node)["phase"] == "cancelled")
+        assert controller.said("the controller starts anew, with other settings")
+        assert controller.end(signal.SIGTERM) == 0
+    assert not cluster.terminating(pod)
+    cluster.plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{cluster.name}")
+
+
 def test_without_a_cluster(tmp_path: Path) -> None:
     """A controller that has no cluster says so in one sentence."""
     config = tmp_path / "gpuhealth.yaml"
