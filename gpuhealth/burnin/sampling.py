@@ -18,7 +18,7 @@ from gpuhealth.probes.node import boot_id
 from gpuhealth.probes.nvml import NvmlProbe
 from gpuhealth.probes.nvml_child import XidSeen
 from gpuhealth.probes.pci import PciProbe
-from gpuhealth.readings import GpuReadings, NvmlReadings, Span
+from gpuhealth.readings import GpuReadings, NvmlReadings, PciDevice, Span
 
 INTERVAL_SECONDS = 1.0
 _STOPPED_SECONDS = 0.3
@@ -46,8 +46,9 @@ class Sample(msgspec.Struct, frozen=True):
 class _Window:
     """What is kept of one GPU between the two ends of a test."""
 
-    def __init__(self, before: GpuReadings) -> None:
+    def __init__(self, before: GpuReadings, pci_before: PciDevice | None) -> None:
         self.before = self.after = before
+        self.pci_before = self.pci_after = pci_before
         self.reasons: dict[int, int] = {}
         self.values: dict[str, list[float]] = {}
 
@@ -63,7 +64,7 @@ class _Window:
         pci = self.before.pci.partition(".")[0] if isinstance(self.before.pci, str) else None
         # An SXid names a switch, which all GPUs share.
         own = tuple(event for event in events if event.pci in (None, pci) or event.kind == "sxid")
-        return Watched(self.before, self.after, self.reasons, spans, own)
+        return Watched(self.before, self.after, self.pci_before, self.pci_after, self.reasons, spans, own)
 
 
 class Sampler:
@@ -120,7 +121,8 @@ class Sampler:
     def begin(self) -> None:
         """A test begins: its counters start from the last reading."""
         self._events.clear()
-        self._windows = {name: _Window(gpu) for name, gpu in self.gpus.items()}
+        functions = self._functions()
+        self._windows = {name: _Window(gpu, functions.get(gpu.pci)) for name, gpu in self.gpus.items()}
 
     async def end(self, stopped: bool = False) -> dict[str, Watched]:
         """A test has ended: what was seen of each GPU since it began.
@@ -130,6 +132,9 @@ class Sampler:
         """
         answered = await self._read_nvml(_STOPPED_SECONDS if stopped else self._patience)
         await self._read_log()
+        functions = self._functions()
+        for window in self._windows.values():
+            window.pci_after = functions.get(window.before.pci)
         if not (answered or stopped):
             return {}
         return {name: window.watched(self._events) for name, window in self._windows.items()}
@@ -138,11 +143,15 @@ class Sampler:
         version = self.nvml.driver_version
         if isinstance(version, str) and version.partition(".")[0].isdecimal():
             self._kernel.driver = int(version.partition(".")[0])
-        functions = self._pci.read()
-        ids = {} if isinstance(functions, Missing) else {each.address: each.device_id for each in functions}
+        functions = self._functions()
         self.device_ids = {
-            name: ids[gpu.pci] for name, gpu in self.gpus.items() if isinstance(gpu.pci, str) and gpu.pci in ids
+            name: functions[gpu.pci].device_id for name, gpu in self.gpus.items() if gpu.pci in functions
         }
+
+    def _functions(self) -> dict[Reading[str], PciDevice]:
+        """What sysfs shows on the PCI bus, by address; the GPUs of a virtual machine or container may not be there."""
+        functions = self._pci.read()
+        return {} if isinstance(functions, Missing) else {each.address: each for each in functions}
 
     async def _watch(self) -> None:
         while True:

@@ -29,7 +29,7 @@ def signs(watched: Watched, seconds: float, limits: BurninLimits) -> Iterator[st
         return  # everything else is missing for the same reason
     yield from _throttling(watched)
     yield from map(_event, filter(_serious, watched.events))
-    for what, earlier, later, allowed in _counters(before, after, seconds, limits):
+    for what, earlier, later, allowed in (*_counters(before, after, seconds, limits), *_bus_errors(watched)):
         grown = _grown(earlier, later)
         if isinstance(grown, Missing):
             yield f"{what} could not be read ({grown})"
@@ -86,6 +86,18 @@ def _counters(
         yield f"pages retired for {cause.replace('_', '-')} errors", before.retired_pages.get(cause, 0), value, 0
     replays = round(limits.pcie_replays_per_minute * max(seconds, _MINUTE) / _MINUTE)
     yield "PCIe replays", before.pcie_replays, after.pcie_replays, replays
+
+
+def _bus_errors(watched: Watched) -> Iterator[tuple[str, Reading[int], Reading[int], int]]:
+    """The same of the kernel's own counts; a transfer goes on after an error that is not fatal."""
+    before, after = watched.pci_before, watched.pci_after
+    if before is None:
+        return
+    gone = Missing(MissingReason.NOT_INSTALLED, f"sysfs shows no {before.address} any more")
+    for kind in ("nonfatal", "fatal"):
+        name = f"aer_{kind}"
+        later = gone if after is None else getattr(after, name)
+        yield f"uncorrectable PCIe errors (aer_dev_{kind})", getattr(before, name), later, 0
 
 
 def _flags(before: GpuReadings, after: GpuReadings) -> Iterator[tuple[str, Reading[bool], Reading[bool]]]:

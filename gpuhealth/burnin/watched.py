@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from gpuhealth.model import KernelEvent
-from gpuhealth.readings import GpuReadings, Span
+from gpuhealth.readings import GpuReadings, PciDevice, Span
 
 
 class Watched(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -13,6 +13,8 @@ class Watched(msgspec.Struct, frozen=True, omit_defaults=True):
 
     before: GpuReadings
     after: GpuReadings
+    pci_before: PciDevice | None = None  # its function as sysfs shows it; None where it is not shown
+    pci_after: PciDevice | None = None
     clocks_event_reasons: dict[int, int] = {}  # mask of reasons as NVML gave it -> samples that had just this mask
     spans: dict[str, Span] = {}  # temperature_celsius, power_watts, sm_clock_megahertz … over all samples
     events: tuple[KernelEvent, ...] = ()  # of the kernel log, of this GPU or of no GPU in particular

@@ -13,7 +13,7 @@ from gpuhealth.burnin.judging import Trial, judge
 from gpuhealth.burnin.watched import Watched
 from gpuhealth.config import BurninLimits
 from gpuhealth.model import Action, KernelEvent, Missing, MissingReason, Severity
-from gpuhealth.readings import GpuReadings, Miscompare, NvLink, Span, TestResult, TestStatus
+from gpuhealth.readings import NOT_SUPPORTED, GpuReadings, Miscompare, NvLink, PciDevice, Span, TestResult, TestStatus
 from tests.checks import builders
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -192,6 +192,43 @@ def test_signs_of_hardware_trouble(after: dict[str, Any], words: str) -> None:
     assert words in result.message
     if "could not" not in words and "NVML answers" not in words:
         assert one(trial(soak(), watched={"A": watched(moved, before=moved)})).status is TestStatus.PASSED
+
+
+def function(**changes: Any) -> PciDevice:
+    """A sound GPU's function on the PCI bus."""
+    sound = PciDevice(builders.pci(0), 0x030200, 0x2330, aer_correctable=0, aer_nonfatal=0, aer_fatal=0)
+    return msgspec.structs.replace(sound, **changes)
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (function(aer_nonfatal=2), "2 uncorrectable PCIe errors (aer_dev_nonfatal)"),
+        (function(aer_fatal=1), "1 uncorrectable PCIe errors (aer_dev_fatal)"),
+        (function(aer_fatal=TIMEOUT), "uncorrectable PCIe errors (aer_dev_fatal) could not be read (timeout"),
+        (None, "could not be read (not_installed: sysfs shows no 0000:"),
+    ],
+)
+def test_errors_on_the_pci_bus(after: PciDevice | None, words: str) -> None:
+    """The kernel's counts of uncorrectable errors must not move during a test: a bad riser shows in them alone."""
+    result = one(trial(soak(), watched={"A": watched(pci_before=function(), pci_after=after)}))
+    assert result.status is TestStatus.FAILED
+    assert words in result.message
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, None),
+        (function(aer_fatal=1), function(aer_fatal=1)),
+        (function(aer_correctable=0), function(aer_correctable=9)),
+        (function(aer_fatal=NOT_SUPPORTED), function(aer_fatal=NOT_SUPPORTED)),
+    ],
+)
+def test_a_bus_without_new_errors(before: PciDevice | None, after: PciDevice | None) -> None:
+    """Not shown to this container, counted earlier, corrected, or not counted by this bus at all: no fault."""
+    quiet = watched(pci_before=before, pci_after=after)
+    assert one(trial(soak(), watched={"A": quiet})).status is TestStatus.PASSED
 
 
 def test_what_a_gpu_does_not_have_is_no_fault() -> None:

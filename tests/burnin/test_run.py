@@ -61,6 +61,7 @@ def test_each_gpu_has_its_own_result_whatever_becomes_of_the_others(node: Simula
         node.xid(48, gpu=2)
         node.driver.inject("hw_thermal", gpu=3)
         node.driver.clear("hw_thermal", gpu=3)
+        node.driver.inject("aer", gpu=3, severity="nonfatal", count=2)
 
     def trouble_during_the_test(run: Run) -> None:
         run.on_test = trouble
@@ -74,6 +75,7 @@ def test_each_gpu_has_its_own_result_whatever_becomes_of_the_others(node: Simula
     assert wrong.miscompares[0].temperature_celsius == 71
     assert "XID 48" in with_xid.message
     assert "HW thermal throttling" in throttled.message
+    assert "2 uncorrectable PCIe errors (aer_dev_nonfatal)" in throttled.message
     assert (sound.telemetry["temperature_celsius"].max, sound.figures["wrong_words"]) == (44, 0)
     assert run.status is TestStatus.FAILED
     assert {"torch", "driver"} <= run.software.keys()
