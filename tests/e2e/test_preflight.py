@@ -1,6 +1,7 @@
 """A new node on a real API server: closed until its tests have passed, whatever happens meanwhile.
 
-Processors stand in for two of the eight GPUs of a simulated node; agent, preflight and the tests' workers are real.
+Processors stand in for GPUs of a simulated node, for two of the eight where nothing else is said; agent, preflight and
+the tests' workers are real.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ THEIRS = {"key": "example.com/theirs", "value": "x", "effect": "NoSchedule"}
 TEST = "exact"
 BAD_GPU = {"kind": "result_bits", "bits": 1}
 QUICK = {"level": "quick", "tests": [TEST], "duration": "100ms", "retry": "200ms"}
+NO_LIMITS = {"floor_percent": 0, "relative_percent": 0}  # a processor is no H100, and eight of them share its cores
 
 
 class NewNode(Marked):
@@ -121,7 +123,9 @@ def new(plane: ControlPlane, tmp_path: Path) -> Iterator[NewNode]:
 
 @pytest.mark.timeout(600)
 def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
-    """It waits for the driver, tests, and opens the node; the report tells of it; a second time nothing is repeated."""
+    """It waits for the driver, tests all eight GPUs, and opens the node; the report tells of it; nothing is repeated."""
+    new.sim.configure({"burnin": {"devices": "cpu:0,1,2,3,4,5,6,7", "limits": NO_LIMITS}})
+    new.sim.configure({"preflight": {**QUICK, "tests": [TEST, "bandwidth"], "duration": "1s"}})
     new.sim.driver.inject("init_failure")
     with new.sim as sim:
         wait_for("the agent's label", lambda: new.label() == "preflight")
@@ -133,9 +137,14 @@ def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
         wait_for("the agent's own label", lambda: new.label() == "healthy")
         wait_for("the Event", lambda: new.told("PreflightPassed"))
         (run,) = new.runs()
-        assert (run.reason, run.status, len(run.results)) == ("preflight", TestStatus.PASSED, 2)
+        assert (run.reason, run.status, len(run.results)) == ("preflight", TestStatus.PASSED, 16)
         gpus = wait_for("the report", lambda: (new.report().get("burnin") or {}).get("gpus"))
-        assert gpus[new.gpu(1)]["tests"][TEST]["status"] == "passed"
+        assert gpus.keys() == {new.gpu(index) for index in range(8)}
+        for gpu in gpus.values():
+            assert {test: said["status"] for test, said in gpu["tests"].items()} == {
+                TEST: "passed",
+                "bandwidth": "passed",
+            }
         new.kill()
         new.close()
         new.start()
