@@ -350,7 +350,7 @@ class Agent:
         # A node that is seen for the first time has the taint from where it comes from, or is to have none.
         again = remembered.rebooted and self.settings.preflight.after_reboot
         self._preflight_due = remembered.preflight_due or again
-        self.findings = Findings(self.settings, self.clock(), remembered.ledger)
+        self.findings = Findings(self.settings, remembered.ledger)
         self.journal = JournalWriter(journal, self._memory, self.clock)
 
     async def _write_journal(self) -> None:

@@ -13,10 +13,10 @@ Key = tuple[str, str]
 
 
 class Measured:
-    """Of one node, since `started`."""
+    """Of one node; `whole` is when every essential check last was measured, by us or by an agent before us."""
 
-    def __init__(self, started: datetime) -> None:
-        self._started = started
+    def __init__(self, whole: datetime | None = None) -> None:
+        self.whole = self._before = whole
         self._last: dict[Key, datetime] = {}
         self._unmeasured: dict[Key, Missing] = {}
         self._checked: set[str] = set()
@@ -24,11 +24,14 @@ class Measured:
 
     def shift(self, step: timedelta) -> None:
         """The clock was set by so much."""
-        self._started += step
+        self.whole = self.whole and self.whole + step
+        self._before = self._before and self._before + step
         self._last = {key: when + step for key, when in self._last.items()}
 
-    def begin_round(self, outcomes: Sequence[Outcome]) -> None:
+    def begin_round(self, outcomes: Sequence[Outcome], now: datetime) -> None:
         """What these outcomes of a whole round do not tell of is no longer covered."""
+        if not any(isinstance(each, NotChecked) and checks.code(each.code).essential for each in outcomes):
+            self.whole = now
         self._round = {(outcome.code, outcome.component) for outcome in outcomes}
         self._checked.clear()
         self._unmeasured.clear()
@@ -60,13 +63,18 @@ class Measured:
         return key in self._round or not self._round
 
     def unknown(self, now: datetime, patience_seconds: float, excused: MissingReason | None) -> set[str]:
-        """Components with an essential check that has not been measured for too long, for any but one reason."""
+        """Components with an essential check that has not been measured for too long, or never, for any reason but
+        one that is excused."""
+        patience = timedelta(seconds=patience_seconds)
+
+        def waited(key: Key) -> bool:
+            last = self._last.get(key, self._before)
+            return last is None or now - last >= patience
+
         return {
             component
             for (code, component), missing in self._unmeasured.items()
-            if checks.code(code).essential
-            and missing.reason is not excused
-            and (now - self._last.get((code, component), self._started)).total_seconds() >= patience_seconds
+            if checks.code(code).essential and missing.reason is not excused and waited((code, component))
         }
 
     def coverage(self) -> Coverage:

@@ -59,6 +59,7 @@ class Ledger(msgspec.Struct):
 
     tracked: list[Tracked] = []
     restored: datetime | None = None  # when a person last declared the node well
+    measured: datetime | None = None  # when every essential check last was
 
     def shift(self, seconds: float) -> None:
         """The clock was set: moves every time along, so that what has lasted has lasted as long as before."""
@@ -69,6 +70,7 @@ class Ledger(msgspec.Struct):
                 found, first_seen=found.first_seen + step, last_seen=found.last_seen + step
             )
             tracked.clean_since = tracked.clean_since and tracked.clean_since + step
+        self.measured = self.measured and self.measured + step
 
 
 class ChangeKind(enum.StrEnum):
@@ -101,12 +103,11 @@ class Findings:
     def __init__(
         self,
         settings: Settings,
-        started: datetime,
         ledger: Ledger | None = None,
         node_labels: dict[str, str] | None = None,
         one_look: bool = False,
     ) -> None:
-        self.measured = Measured(started)
+        self.measured = Measured(ledger.measured if ledger else None)
         self._one_look = one_look
         self._tracked: dict[Key, Tracked] = {
             (tracked.finding.code, tracked.finding.component): tracked
@@ -123,7 +124,7 @@ class Findings:
 
     def ledger(self) -> Ledger:
         """What to remember."""
-        return Ledger(list(self._tracked.values()), self._restored)
+        return Ledger(list(self._tracked.values()), self._restored, self.measured.whole)
 
     def shift(self, seconds: float) -> None:
         """The clock was set by so many seconds."""
@@ -146,7 +147,7 @@ class Findings:
     def take_round(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
         """Takes the outcomes of a whole round: what it could not measure is no longer covered."""
         outcomes = list(outcomes)
-        self.measured.begin_round(outcomes)
+        self.measured.begin_round(outcomes, now)
         return self.take(outcomes, now, boot_id)
 
     def take(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
@@ -351,7 +352,7 @@ class Findings:
         )
 
     def _unknown(self, now: datetime, release: Release | None) -> set[str]:
-        """Components with an essential check that has not been measured for too long.
+        """Components with an essential check that has not been measured for too long, or never.
 
         While the driver is released on request what was known holds, though not for ever.
         """

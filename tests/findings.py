@@ -45,8 +45,8 @@ def clean(code: str, component: str = GPU) -> Clean:
 
 
 def findings(settings: Settings | None = None, ledger: Ledger | None = None, one_look: bool = False) -> Findings:
-    """Findings of a node that starts at START."""
-    return Findings(settings or Settings(), START, ledger, one_look=one_look)
+    """Findings of a node."""
+    return Findings(settings or Settings(), ledger, one_look=one_look)
 
 
 def readings(*gpus: GpuReadings, time: datetime = START) -> NodeReadings:

@@ -13,7 +13,7 @@ from gpuhealth.readings import (
     GpuReadings,
     Release,
 )
-from gpuhealth.verdict import Findings
+from gpuhealth.verdict import Findings, Ledger
 from tests.findings import BOOT, GPU, START, TIMEOUT, at, clean, findings, found, readings
 
 
@@ -33,6 +33,29 @@ def test_unknown_after_patience_and_never_healthy() -> None:
     look = findings(one_look=True)
     look.take_round(unread, at(0), BOOT)
     assert look.verdict(readings(gpu), History(), at(0)).verdict is State.UNKNOWN
+
+
+def test_what_was_never_measured_is_unknown_at_once() -> None:
+    """A node that is new is unknown until each essential check was measured; over a restart the patience goes on."""
+    gpu = GpuReadings(index=0, uuid=GPU, pci="0000:1b:00.0", name="H100")
+    measured, unread = clean("ecc.uncorrectable"), NotChecked("ecc.uncorrectable", GPU, TIMEOUT)
+
+    def state(kept: Findings, seconds: float) -> State:
+        return kept.verdict(readings(gpu), History(), at(seconds)).verdict
+
+    new = findings(Settings(unknown_after=120.0))
+    new.take_round([clean("xid", "node"), unread], at(0), BOOT)
+    assert (state(new, 0), new.ledger().measured) == (State.UNKNOWN, None)
+    new.take_round([measured], at(10), BOOT)
+    assert state(new, 10) is State.HEALTHY
+    new.take_round([unread], at(100), BOOT)
+    again = findings(
+        Settings(unknown_after=120.0), ledger=msgspec.json.decode(msgspec.json.encode(new.ledger()), type=Ledger)
+    )
+    again.take_round([unread], at(110), BOOT)
+    assert (state(again, 129), state(again, 130)) == (State.HEALTHY, State.UNKNOWN)
+    again.shift(3600.0)
+    assert (state(again, 3729), state(again, 3730)) == (State.HEALTHY, State.UNKNOWN)
 
 
 def test_nothing_known_is_unknown() -> None:

@@ -94,7 +94,7 @@ def judge(
         return _no_judgement(last, settings, selection, reason)
     begin = rounds[0].time - timedelta(seconds=min(back_seconds, _LONGEST_SECONDS))
     _forget_since(history, begin)
-    findings = Findings(settings, rounds[0].time, one_look=True)
+    findings = Findings(settings, one_look=True)
     outcomes: list[Outcome] = []
     for readings, events in _with_events(rounds, _events(last, records), begin):
         seen = msgspec.structs.replace(readings, events=events)

@@ -193,7 +193,7 @@ class Bench:
         self.probe = NodeProbe(settings)
         self.history = History()
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.findings = Findings(settings, self.now)
+        self.findings = Findings(settings)
         self.outcomes: list[Outcome] = []
         self._settings = settings
 

@@ -157,7 +157,7 @@ class Printed:
         with closing(Journal(where.path, where.keep, where.max_entries, read_only=True)) as journal:
             ledger = _decoded(journal.recall("findings"), Ledger)
             history = _decoded(journal.recall("history"), History)
-        findings = Findings(settings, now, ledger, marking.labels(self._node))
+        findings = Findings(settings, ledger, marking.labels(self._node))
         quarantine = findings.quarantine()
         verdict = findings.verdict(NodeReadings(settings.node_name, now, ""), history, now)
         return Desired(verdict, tuple(finding.code for finding in quarantine.findings), quarantine.drain)
