@@ -48,20 +48,23 @@ _POWER_BRAKE_BIT = 0x80
 def _throttled(code: Code, gpu: GpuReadings, look: Look, bits: int, counters: tuple[str, ...]) -> Judgement:
     settings = look.settings.clocks
     share, source = _share_of_time(code, gpu, look, counters), "NVML throttle-time counters"
+    how_long = "" if isinstance(share, Missing) else f"for {share * 100:.1f} % of the last {settings.window:g} s"
     reasons = gpu.clocks_event_reasons
     if isinstance(share, Missing):
         if isinstance(reasons, Missing):
             return reasons if share.reason is MissingReason.NOT_SUPPORTED else share
         key = f"{code.name}/{gpu.component}/bit"
         marks = look.history.mark(key, look.now, settings.window, "set" if reasons & bits else "")
-        share, source = sum(bool(mark) for _, mark in marks) / len(marks), "nvmlDeviceGetCurrentClocksEventReasons"
+        times = sum(bool(mark) for _, mark in marks)
+        share, source = times / len(marks), "nvmlDeviceGetCurrentClocksEventReasons"
+        how_long = f"at {times} of {len(marks)} looks within {settings.window:g} s"
     if share * 100 <= settings.throttled_percent:
         return None
     now = "" if isinstance(reasons, Missing) else f", reasons 0x{reasons:x} now"
     return look.found(
         code,
         gpu,
-        f"clocks held down for {share * 100:.1f} % of the last {settings.window:g} s{now}",
+        f"clocks held down {how_long}{now}",
         source=source,
         reading=f"{share * 100:.1f} %",
         threshold=f"{settings.throttled_percent:g} %",

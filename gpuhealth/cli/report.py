@@ -16,6 +16,7 @@ from gpuhealth.config import Settings
 from gpuhealth.model import NODE, Action, Finding, Missing, NotCovered, Reading, Severity, State, Verdict
 from gpuhealth.readings import NodeReadings
 
+_TAKES_THE_NODE = (Action.RESET_GPU, Action.REBOOT_NODE, Action.INSPECT_HARDWARE)
 _WHERE = re.compile(r" \(([^()]*)\)$")
 
 
@@ -213,11 +214,11 @@ def _what_it_means(verdict: Verdict) -> str:
         case State.HEALTHY:
             return f"{counted(len(verdict.gpus), 'GPU')}, nothing wrong found."
         case State.DEGRADED:
-            return f"{found}; the node can work. Next: {_next(verdict)}."
+            return f"{found}; the node can work. {_next(verdict)}."
         case State.UNHEALTHY:
-            return f"{found}. Next: {_next(verdict)}."
+            return f"{found}. {_next(verdict)}."
         case State.UNKNOWN:
-            besides = f" {found} besides: {_next(verdict)}." if found else ""
+            besides = f" {found} besides. {_next(verdict)}." if found else ""
             return f"what is essential could not be checked.{besides} Do not trust this node until it has been."
 
 
@@ -228,4 +229,7 @@ def _next(verdict: Verdict) -> str:
     numbers = {gpu.uuid: gpu.index for gpu in verdict.gpus}
     gpus = {numbers.get(each.gpu, -1) for each in asking if (each.code, each.action) == (worst.code, worst.action)}
     named = ", ".join(str(number) for number in sorted(gpus) if number >= 0)
-    return DO[worst.action] + (f" (GPU {named}, {worst.code})" if named else f" ({worst.code})")
+    # Nobody takes a node that can work away from its work for a warning.
+    waits = verdict.verdict is State.DEGRADED and worst.action in _TAKES_THE_NODE
+    where = f"GPU {named}, {worst.code}" if named else worst.code
+    return f"{'When it is free' if waits else 'Next'}: {DO[worst.action]} ({where})"

@@ -48,6 +48,16 @@ def test_bits_are_bits(reasons: int) -> None:
     assert found(look(clocks_event_reasons=reasons, throttle_nanoseconds=NO_COUNTERS)) == expected
 
 
+def test_one_look_does_not_claim_a_minute() -> None:
+    """Of bits it is told how often they were seen; of counters, for how much of the time they ran."""
+    (seen,) = look(clocks_event_reasons=0x20).findings
+    assert "at 1 of 1 looks within 60 s" in seen.message
+    history = History()
+    look(history, **throttled())
+    (counted,) = look(history, at=60.0, **throttled(sw_thermal=45)).findings
+    assert "for 75.0 % of the last 60 s" in counted.message
+
+
 def test_harmless_reasons() -> None:
     """Idle, application clocks, the power cap, sync boost and display clocks are no fault."""
     assert found(look(clocks_event_reasons=0x1 | 0x2 | 0x4 | 0x10 | 0x100)) == set()

@@ -36,6 +36,9 @@ def test_warning_exits_1(gpu_node: Node) -> None:
     for label in ("what", "read", "source", "action", "clears"):
         assert f"\n  {label}" in said.out
     assert said.out.splitlines()[-1].startswith("degraded: 1 warning; the node can work. Next: ")
+    gpu_node.simulator.clear()
+    gpu_node.simulator.inject("remap_reserve", gpu=2)
+    assert "; the node can work. When it is free: " in gpu_node.run("check").out.splitlines()[-1]
 
 
 def test_critical_exits_2_and_says_what_to_do(gpu_node: Node) -> None:
