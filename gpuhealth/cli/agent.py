@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from gpuhealth.cli import options
+from gpuhealth.cli.output import CommandError
+
+T = TypeVar("T")
 
 
 def command(config: options.Config = None) -> None:
     """Watch over this node all the time."""
-    import asyncio
-
     named = os.environ.get("GPUHEALTH_CONFIG")
     path = config or (Path(named) if named else None)
     settings = options.load_settings(path)
@@ -19,7 +22,24 @@ def command(config: options.Config = None) -> None:
     from gpuhealth.agent import Agent
     from gpuhealth.web.node import serve
 
-    asyncio.run(Agent(settings, path, services=(serve,)).run())
+    run(Agent(settings, path, services=(serve,)).run())
+
+
+def run(process: Coroutine[Any, Any, T]) -> T:
+    """Runs a process to its end; what it returns. What the settings got wrong about where to serve is told in one sentence."""
+    import asyncio
+
+    from gpuhealth.web.server import ServingError
+
+    try:
+        return asyncio.run(process)
+    except BaseExceptionGroup as group:
+        error: BaseException | None = group.subgroup(ServingError)
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if error is None:
+            raise
+        raise CommandError(str(error)) from None
 
 
 def log_json(level: str) -> None:

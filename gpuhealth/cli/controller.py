@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuhealth.cli import options
-from gpuhealth.cli.agent import log_json
+from gpuhealth.cli.agent import log_json, run
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 def command(config: options.Config = None) -> None:
     """See the whole fleet, and drain the nodes that are out of service."""
-    import asyncio
-
     from gpuhealth.config_file import SettingsFile
 
     named = os.environ.get("GPUHEALTH_CONFIG")
@@ -32,6 +30,6 @@ def command(config: options.Config = None) -> None:
     try:
         settings: Settings | None = known
         while settings is not None:
-            settings = asyncio.run(Controller(settings, services=(serve,), file=file).run())
+            settings = run(Controller(settings, services=(serve,), file=file).run())
     except NoConfigurationError as error:
         raise CommandError(str(error)) from None

@@ -91,7 +91,7 @@ def pages(controller: Controller) -> dict[str, Handler]:
 
 
 async def serve(controller: Controller) -> None:
-    """Serves until cancelled. Raises OSError where the address or the TLS files cannot be had."""
+    """Serves until cancelled. Raises ServingError where the address or the TLS files cannot be had."""
     http = controller.settings.controller.http
     access = Access(http, controller.settings.kubernetes)
     async with serving(http, pages(controller), access) as controller.http_port:

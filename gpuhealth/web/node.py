@@ -30,7 +30,7 @@ def pages(agent: Agent, exposition: Exposition) -> dict[str, Handler]:
 
 
 async def serve(agent: Agent) -> None:
-    """Serves until cancelled. Raises OSError where the address or the TLS files cannot be had."""
+    """Serves until cancelled. Raises ServingError where the address or the TLS files cannot be had."""
     exposition = Exposition(agent)
     access = Access(agent.settings.http, agent.settings.kubernetes)
     async with serving(agent.settings.http, pages(agent, exposition), access) as agent.http_port:

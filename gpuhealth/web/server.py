@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -37,9 +38,13 @@ RELOAD_SECONDS = 10.0  # between looks at the TLS files
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class ServingError(OSError):
+    """The address or the TLS files cannot be had; the text is one sentence that says why."""
+
+
 @asynccontextmanager
 async def serving(http: Http, pages: dict[str, Handler], access: Access) -> AsyncGenerator[int]:
-    """Serves the pages, GET and HEAD, at http's address; the port. Raises OSError where the address cannot be had."""
+    """Serves the pages, GET and HEAD, at http's address; the port. Raises ServingError where that cannot be."""
     connections = _Connections(http.tls)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[connections.count, access.check])
     app.add_routes([web.get(path, handler) for path, handler in pages.items()])
@@ -53,7 +58,7 @@ async def serving(http: Http, pages: dict[str, Handler], access: Access) -> Asyn
         max_headers=MAX_HEADERS,
         lingering_time=LINGER_SECONDS,
     )
-    with socket.create_server((http.host, http.port), family=_family(http.host), backlog=CONNECTIONS) as listener:
+    with _listener(http) as listener:
         listener.setblocking(False)
         await runner.setup()
         assert runner.server is not None
@@ -73,6 +78,17 @@ async def serving(http: Http, pages: dict[str, Handler], access: Access) -> Asyn
             await access.close()
 
 
+def _listener(http: Http) -> socket.socket:
+    try:
+        return socket.create_server((http.host, http.port), family=_family(http.host), backlog=CONNECTIONS)
+    except OSError as error:
+        told = error.errno is not None and error.errno > 0  # a name that does not resolve has a number of its own
+        reason = os.strerror(error.errno) if told else error.strerror  # type: ignore[arg-type]  # told
+        raise ServingError(
+            f"cannot serve at {http.host} port {http.port}: {reason}; the setting http.host or http.port names another"
+        ) from error
+
+
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
@@ -81,13 +97,13 @@ class ServerTls:
     """The certificate, read again when its files change: cert-manager renews them under a running server."""
 
     def __init__(self, tls: Tls) -> None:
-        """Raises OSError where the files cannot be used."""
+        """Raises ServingError where the files cannot be used."""
         self._tls = tls
         try:
             self._stamp = self._stamped()
             self.context = self._read()
         except OSError as error:  # an ssl.SSLError is one
-            raise OSError(f"TLS cannot be served with {tls.cert} and {tls.key}: {error}") from error
+            raise ServingError(f"TLS cannot be served with {tls.cert} and {tls.key}: {error}") from error
 
     def _read(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

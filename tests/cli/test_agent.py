@@ -2,7 +2,10 @@
 
 import json
 import signal
+import socket
 import subprocess
+
+import pytest
 
 from tests.cli.command import COMMAND, Node
 
@@ -32,3 +35,23 @@ def test_agent_with_settings_it_cannot_use(node: Node) -> None:
     assert said.code == 3
     assert said.err.startswith(f"gpuhealth: configuration {node.config}: interval: ")
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("http", "sentence"),
+    [
+        ("{host: 127.0.0.1, port: PORT}", "cannot serve at 127.0.0.1 port PORT: Address already in use;"),
+        ("{host: no.such.host.invalid}", "cannot serve at no.such.host.invalid port 9475: "),
+        ("{tls: {cert: /absent.crt, key: /absent.key}, port: 0}", "TLS cannot be served with /absent.crt"),
+    ],
+)
+def test_agent_that_cannot_serve(gpu_node: Node, http: str, sentence: str) -> None:
+    """An address or a certificate that cannot be had ends the agent with one sentence after its log, exit 3."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        gpu_node.configure(f"http: {http.replace('PORT', port)}\nkubernetes: {{enabled: false}}")
+        said = gpu_node.run("agent")
+    assert said.code == 3
+    *logged, last = said.err.splitlines()
+    assert [json.loads(line)["level"] for line in logged] == ["info"] * len(logged)
+    assert last.startswith(f"gpuhealth: {sentence.replace('PORT', port)}")
