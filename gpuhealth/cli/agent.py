@@ -26,7 +26,7 @@ def command(config: options.Config = None) -> None:
 
 
 def run(process: Coroutine[Any, Any, T]) -> T:
-    """Runs a process to its end; what it returns. What the settings got wrong about where to serve is told in one sentence."""
+    """Runs a process to its end, and returns what it does; that it cannot serve is told in one sentence."""
     import asyncio
 
     from gpuhealth.web.server import ServingError

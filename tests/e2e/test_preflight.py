@@ -123,7 +123,7 @@ def new(plane: ControlPlane, tmp_path: Path) -> Iterator[NewNode]:
 
 @pytest.mark.timeout(600)
 def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
-    """It waits for the driver, tests all eight GPUs, and opens the node; the report tells of it; nothing is repeated."""
+    """It waits for the driver, tests all eight GPUs and opens the node; the report tells of it; nothing is repeated."""
     new.sim.configure({"burnin": {"devices": "cpu:0,1,2,3,4,5,6,7", "limits": NO_LIMITS}})
     new.sim.configure({"preflight": {**QUICK, "tests": [TEST, "bandwidth"], "duration": "1s"}})
     new.sim.driver.inject("init_failure")
