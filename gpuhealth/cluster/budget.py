@@ -219,7 +219,9 @@ class Places:
         if self._seconds(lease):  # it runs out by itself and is freed by nobody
             self._leases()[name] = lease
             return True
-        renewed = {**lease, "spec": lease["spec"] | {"renewTime": _written(self._now())}}
+        before = datetime.fromisoformat(lease["spec"]["renewTime"])
+        now = max(self._now(), before + timedelta.resolution)  # the same time again would be no change to the server
+        renewed = {**lease, "spec": lease["spec"] | {"renewTime": _written(now)}}
         try:
             self._leases()[name] = await self._client.replace(LEASES, name, renewed, self._namespace)
         except NotFoundError:

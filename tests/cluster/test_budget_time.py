@@ -31,6 +31,23 @@ class Clock:
         return self.time
 
 
+def test_written_anew_in_the_same_moment(plane: ControlPlane, pool: Pool) -> None:
+    """A place that is used again is another version of it, whatever the clock says: who is about to free the last one
+    fails."""
+    pool.budget(1)
+    clock = Clock()
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            versions = []
+            for _ in range(3):
+                assert isinstance(await Places(client, NAMESPACE, "n", now=clock).acquire(pool.labels, "x"), Admitted)
+                versions.append((await client.get(LEASES, f"{pool.name}.0", NAMESPACE))["metadata"]["resourceVersion"])
+            assert len(set(versions)) == 3
+
+    asyncio.run(run())
+
+
 def test_window(plane: ControlPlane, pool: Pool) -> None:
     """Going out counts for the whole window, also when the node is back; then the place may be taken over."""
     pool.budget(10, maxPerWindow=2, window="1h")
