@@ -30,6 +30,7 @@ FAULT_LIMIT_REACHED = "FaultLimitReached"
 NAMES = 100
 """How many nodes a status names: it is for people, and an object has its limits."""
 _PAUSE_SECONDS = 1.0  # a hundred nodes that come at once are one write
+_RETRY_SECONDS = 5.0
 _AT_ONCE = 500
 
 
@@ -58,18 +59,23 @@ class Budgets:
 
     async def _round(self) -> float | None:
         """Does what is to be done; seconds until it is tried again, if it could not be."""
-        try:
-            for budget in list(self._fleet.budgets.items.values()):
+        retry_in = None
+        for budget in list(self._fleet.budgets.items.values()):
+            try:
                 await self._keep(budget)
+            except ApiError as error:  # one that cannot be kept must not keep the others from it
+                log.warning("a budget could not be kept; it is tried again", budget=budget.key, error=str(error))
+                retry_in = _RETRY_SECONDS
+        try:
             for place in list(self._fleet.places.items.values()):
                 if place.stands_for and place.budget not in self._fleet.budgets.items:
                     await give_back(self._client, self._namespace, place)
         except ApiError as error:
-            log.warning("the budgets could not be kept; it is tried again", error=str(error))
-            return 0.0
+            log.warning("a place could not be given back; it is tried again", error=str(error))
+            retry_in = _RETRY_SECONDS
         for gone in self.standings.keys() - self._fleet.budgets.items.keys():
             del self.standings[gone]
-        return None
+        return retry_in
 
     async def _keep(self, budget: Budget) -> None:
         body = budget.body

@@ -313,6 +313,9 @@ class NodeDrain:
         if refused:
             pod, reason = refused[0], self._refusals[refused[0].uid].reason
             parts.append(f"{len(refused)} may not be evicted, such as {pod.namespace}/{pod.name}: {reason}")
+        if late := [pod for pod in present if pod.gone_by is not None and pod.gone_by < self._means.now()]:
+            pod = late[0]  # the server keeps it until kubelet says that it is gone
+            parts.append(f"{len(late)} were told to stop and are there yet, such as {pod.namespace}/{pod.name}")
         if staying:
             parts.append(f"{len(staying)} stay as they or their namespaces ask")
         self._drain = msgspec.structs.replace(self._drain, remaining=len(present), message="; ".join(parts))

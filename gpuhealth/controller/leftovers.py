@@ -51,33 +51,35 @@ class Leftovers:
         await self._fleet.rounds(self._round, _PAUSE_SECONDS)
 
     async def _round(self) -> float | None:
-        """Frees what is to be freed; seconds until something else may be."""
-        try:
-            return await self._free_what_is_left()
-        except ApiError as error:
-            log.warning("places could not be freed; it is tried again", error=str(error))
-            return _RETRY_SECONDS
-
-    async def _free_what_is_left(self) -> float | None:
-        """The same. Places that run out need nobody."""
-        fleet, due = self._fleet, []
-        places = [place for place in fleet.places.items.values() if place.lasting and not place.stands_for]
+        """Frees what is to be freed; seconds until something else may be. Places that run out need nobody."""
+        due = []
+        places = [place for place in self._fleet.places.items.values() if place.lasting and not place.stands_for]
         before, self._seen = self._seen, {}
         for place in places:
             version, since = before.get(place.key, ("", 0.0))
             self._seen[place.key] = (place.version, since if version == place.version else time.monotonic())
         for place in places:
-            if place.holder not in fleet.nodes.items:
-                if await self._is_gone(place.holder):
-                    await self._free(place, "its node is deleted")
-            elif (due_in := self._left_in(place)) is not None:
-                if due_in > 0:
-                    due.append(due_in)
-                elif await self._is_left(place.holder):
-                    why = "its agent took it, did not take the node out of service, and is gone"
-                    await self._free(place, why)
-                    await self._telling.of_node(place.holder, "PlaceFreed", f"place {place.key} is free again: {why}")
+            try:
+                due_in = await self._free_if_left(place)
+            except ApiError as error:  # one that cannot be freed must not keep the others from it
+                log.warning("a place could not be freed; it is tried again", place=place.key, error=str(error))
+                due_in = _RETRY_SECONDS
+            due += [] if due_in is None else [due_in]
         return min(due, default=None)
+
+    async def _free_if_left(self, place: Place) -> float | None:
+        """Frees a place that nobody will give back; seconds until it may be such."""
+        if place.holder not in self._fleet.nodes.items:
+            if await self._is_gone(place.holder):
+                await self._free(place, "its node is deleted")
+        elif (due_in := self._left_in(place)) is not None:
+            if due_in > 0:
+                return due_in
+            if await self._is_left(place.holder):
+                why = "its agent took it, did not take the node out of service, and is gone"
+                await self._free(place, why)
+                await self._telling.of_node(place.holder, "PlaceFreed", f"place {place.key} is free again: {why}")
+        return None
 
     async def _is_gone(self, node: str) -> bool:
         # Two watches are not in step: the Lease of a Node that has just come may be known before the Node is.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from datetime import datetime
 
 import msgspec
 
 from gpuhealth.cluster.client import Object
 from gpuhealth.cluster.kinds import DRAIN
+from gpuhealth.cluster.node import parsed_time
 
 MIRROR = "kubernetes.io/config.mirror"
 GANGS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
@@ -24,7 +26,7 @@ class Pod(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     pending: bool = False  # none of its containers has started
     ready: bool = True
-    terminating: bool = False
+    gone_by: datetime | None = None  # it has been told to stop: when its grace is over
     settled: bool = False  # of a DaemonSet, of the kubelet's own files, or over: nothing to be moved away
     refuses: bool = False  # it says that drains shall leave it alone
 
@@ -32,6 +34,11 @@ class Pod(msgspec.Struct, frozen=True):
     def key(self) -> str:
         """What makes it this pod and not another of its name."""
         return self.uid
+
+    @property
+    def terminating(self) -> bool:
+        """Whether it is on its way."""
+        return self.gone_by is not None
 
     @property
     def group(self) -> tuple[str, str]:
@@ -56,7 +63,7 @@ def slim(item: Object) -> Pod:
         labels,
         pending=phase == "Pending",
         ready=ready,
-        terminating=bool(metadata.get("deletionTimestamp")),
+        gone_by=parsed_time(gone_by) if (gone_by := metadata.get("deletionTimestamp")) else None,
         settled=of_daemon_set or MIRROR in notes or phase in {"Succeeded", "Failed"},
         refuses="false" in {labels.get(DRAIN), notes.get(DRAIN)},
     )

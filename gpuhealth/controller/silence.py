@@ -55,9 +55,10 @@ class Silence:
         silent = self._fleet.silent
         self._told = {node: since for node, since in self._told.items() if silent.get(node) == since}
         waiting = {node: since for node, since in silent.items() if node not in self._told}
+        retry_in = None
         for node, since in sorted(waiting.items(), key=lambda item: item[1]):
             if (due_in := since + self._patience - time.monotonic()) > 0:
-                return due_in
+                return min(due_in, retry_in or due_in)
             if not self._concerns_us(node):
                 continue
             await self._pace.take()
@@ -66,10 +67,10 @@ class Silence:
                     self._told[node] = since
             except NotFoundError:
                 log.debug("a silent node is gone", node=node)
-            except ApiError as error:
+            except ApiError as error:  # one that cannot be marked must not keep the others from it
                 log.warning("a silent node could not be marked; it is tried again", node=node, error=str(error))
-                return _RETRY_SECONDS
-        return None
+                retry_in = _RETRY_SECONDS
+        return retry_in
 
     def _concerns_us(self, name: str) -> bool:
         found = self._fleet.nodes.items.get(name)

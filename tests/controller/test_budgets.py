@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from kube.proxy import FaultyProxy
 
 from gpuhealth.cluster.budget import Admitted, Held
 from gpuhealth.cluster.client import Client
@@ -27,6 +28,28 @@ def cordon(cluster: Cluster, node: str, *, on: bool) -> None:
 def resize(cluster: Cluster, amount: int) -> None:
     """A person changes the budget."""
     cluster.patch(f"{QB}/{cluster.name}", {"spec": {"maxUnavailable": amount}})
+
+
+def test_one_that_cannot_be_kept(cluster: Cluster) -> None:
+    """A budget whose status the server does not take keeps no other from its own."""
+    another = Cluster(cluster.plane)
+    first, second = sorted([cluster, another], key=lambda each: each.name)  # as they are listed
+    first.budget(1)
+    second.budget(1)
+
+    async def run() -> None:
+        proxy = FaultyProxy(cluster.plane, cluster.token())
+        proxy.fail(422, method="PATCH", path=f"/quarantinebudgets/{first.name}/status", times=-1)
+        async with proxy, cluster.controller(kubeconfig=proxy.kubeconfig):
+            await until(lambda: status(second).get("observedGeneration"))
+            assert not status(first)
+            proxy.heal()
+            await until(lambda: status(first).get("observedGeneration"))
+
+    try:
+        asyncio.run(run())
+    finally:
+        another.remove()
 
 
 @pytest.mark.parametrize("counted", [True, False])

@@ -218,6 +218,28 @@ def test_recovery_while_there_is_no_controller(cluster: Cluster) -> None:
     assert cluster.drain(node)["remaining"] == 1
 
 
+def test_a_pod_that_does_not_stop(cluster: Cluster) -> None:
+    """A pod that was told to stop and is there yet (a kubelet that is down, a finalizer) is named, not waited for in
+    silence."""
+    node = cluster.node()
+    pod = cluster.pod(node)
+    cluster.plane.request("DELETE", f"{pod}?gracePeriodSeconds=1")
+
+    async def run() -> None:
+        async with cluster.controller():
+            cluster.quarantine(node)
+            name = pod.rpartition("/")[2]
+            message = f"1 were told to stop and are there yet, such as {cluster.namespace}/{name}"
+            await until(lambda: cluster.drain(node).get("message") == message)
+            assert cluster.drain(node)["phase"] == "draining"
+            await stop_all(cluster, pod)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert cluster.drain(node)["message"] == ""
+    assert cluster.evictions(pod) == {}
+
+
 def test_nothing_is_drained_while_we_only_observe(cluster: Cluster) -> None:
     """In mode observe no pod goes, of a node that was out before neither, past the deadline neither; when we act again
     the node's drain begins anew, with a deadline of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from kube.proxy import FaultyProxy
 
 from tests.controller.cluster import Cluster, until
 
@@ -49,6 +50,26 @@ def test_a_silent_agent(cluster: Cluster, how: str) -> None:
     assert cluster.writes(f"/api/v1/nodes/{node}/status") == 1
     assert cluster.writes(f"/api/v1/nodes/{node}") == 0
     assert cluster.reasons(node, "default").count("AgentSilent") == 1
+
+
+def test_one_that_cannot_be_told(cluster: Cluster) -> None:
+    """A silent node that the server lets nobody mark does not keep the others from it, and is marked in the end."""
+    (first, pod), (second, other) = healthy_node(cluster), healthy_node(cluster)
+
+    async def run() -> None:
+        proxy = FaultyProxy(cluster.plane, cluster.token())
+        async with proxy, cluster.controller(agent_silent_after="300ms", kubeconfig=proxy.kubeconfig) as controller:
+            await until(lambda: controller.fleet.ready)
+            proxy.fail(422, method="PATCH", path=f"/nodes/{first}/status", times=-1)
+            cluster.unready(pod)
+            await until(lambda: first in controller.fleet.silent)
+            cluster.unready(other)
+            await until(lambda: cluster.health(second) == SILENT)
+            assert cluster.health(first) == HEALTHY
+            proxy.heal()
+            await until(lambda: cluster.health(first) == SILENT)
+
+    asyncio.run(run())
 
 
 def test_an_agent_that_speaks_is_not_contradicted(cluster: Cluster) -> None:
