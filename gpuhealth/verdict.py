@@ -249,7 +249,7 @@ class Findings:
         tracked.finding = msgspec.structs.replace(
             finding, severity=severity, first_seen=before.first_seen, last_seen=now
         )
-        tracked.clean_since = None
+        tracked.clean_since, tracked.boot_id = None, boot_id
         if finding.code in _RECOVERY_SIGNALS:
             for other in self._tracked.values():
                 other.recovery_seen |= other.finding.gpu == finding.gpu

@@ -116,6 +116,14 @@ def test_latched_by_the_boot() -> None:
     assert (cleared.kind, cleared.reason) == (ChangeKind.CLEARED, "the node has rebooted")
 
 
+def test_the_same_fault_in_the_next_boot() -> None:
+    """A fault that comes again with the first words of a new boot is one of that boot, and waits for the next."""
+    kept = findings()
+    kept.take([found("xid.79")], at(0), BOOT)
+    assert kept.take([found("xid.79")], at(300), "boot-2") == []
+    assert kinds(kept.take([], at(600), "boot-3")) == [(ChangeKind.CLEARED, "xid.79")]
+
+
 def test_a_reset_clears_what_the_gpu_asked_it_for() -> None:
     """Recovery action back to none ends the GPU's latched XIDs, not those of another GPU, not those never reset."""
     kept = findings()

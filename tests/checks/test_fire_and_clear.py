@@ -151,7 +151,6 @@ CASES = [
     Case("memory.repair_pending", WARNING, *fault("repair_pending"), model="b200"),
     Case("memory.unrepairable", CRITICAL, *fault("unrepairable"), model="b200"),
     Case("inforom.corrupted", CRITICAL, *fault("corrupted_inforom")),
-    Case("inforom.corrupted", CRITICAL, *fault("corrupted_inforom")),
     Case("thermal.gpu", WARNING, *fault("overheat", margin=5)),
     Case("thermal.gpu", CRITICAL, *fault("overheat")),
     Case("thermal.gpu", CRITICAL, *fault("overheat", margin=-10), model="v100-sxm2-32gb"),
