@@ -98,10 +98,17 @@ class Journal:
             if read_only:
                 raise JournalError(f"{path} is no journal: {error}") from None
             self.set_aside = path.with_suffix(f".damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-            path.rename(self.set_aside)
-            self._database = self._open(read_only)
+            self._database = self._begun_anew(self.set_aside)
         except OSError as error:
             raise JournalError(f"cannot make journal {path}: {error.strerror}") from None
+
+    def _begun_anew(self, set_aside: Path) -> sqlite3.Connection:
+        """A new journal in the place of one that is damaged: often by a disk that lets nothing be moved either."""
+        try:
+            self.path.rename(set_aside)
+            return self._open(read_only=False)
+        except (OSError, sqlite3.Error) as error:
+            raise JournalError(f"{self.path} is no journal, and cannot be set aside: {error}") from None
 
     def _open(self, read_only: bool) -> sqlite3.Connection:
         mode = "ro" if read_only else "rwc"

@@ -83,6 +83,14 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path) -> None:
     kept.close()
 
 
+def test_a_damaged_file_that_cannot_be_moved(tmp_path: Path) -> None:
+    """Where the damaged file cannot be set aside there is no journal, and one sentence says so."""
+    path = tmp_path / f"{'x' * 240}.sqlite"  # the name that it would get is longer than a name may be
+    path.write_bytes(b"no journal" * 1000)
+    with pytest.raises(JournalError, match=r"is no journal, and cannot be set aside: .*File name too long"):
+        Journal(path, 1e9, 100)
+
+
 def test_reading_leaves_no_trace(tmp_path: Path) -> None:
     """A reader neither makes a journal nor repairs one."""
     with pytest.raises(JournalError, match="cannot open"):
