@@ -7,7 +7,10 @@ transaction, so that after a crash the remembered kernel-log position never runs
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +26,7 @@ from gpuhealth.verdict import Change
 log = structlog.get_logger()
 
 _RETRY_SECONDS = 5.0
+_MEMORY = Path("/dev/shm")  # noqa: S108 - writable where no disk is
 _MAX_UNWRITTEN = 10_000  # entries held while the disk refuses them
 _KEPT_ANYHOW = 1000  # entries, however old: a clock that is far ahead must not empty the journal
 _FIRST_REPEAT = 60.0
@@ -93,7 +97,9 @@ class Journal:
                 path.parent.mkdir(parents=True, exist_ok=True)
             self._database = self._open(read_only)
         except sqlite3.OperationalError as error:
-            raise JournalError(f"cannot open journal {path}: {error}") from None
+            if not (read_only and path.is_file()):
+                raise JournalError(f"cannot open journal {path}: {error}") from None
+            self._database = self._copy_opened()
         except sqlite3.DatabaseError as error:
             if read_only:
                 raise JournalError(f"{path} is no journal: {error}") from None
@@ -101,6 +107,21 @@ class Journal:
             self._database = self._begun_anew(self.set_aside)
         except OSError as error:
             raise JournalError(f"cannot make journal {path}: {error.strerror}") from None
+
+    def _copy_opened(self) -> sqlite3.Connection:
+        """A copy in memory, to be read: on a disk that is read-only now SQLite cannot open what it has not closed."""
+        try:
+            with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+                for suffix in ("", "-wal"):  # the last transactions
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.copyfile(f"{self.path}{suffix}", f"{folder}/copy{suffix}")
+                with closing(sqlite3.connect(f"{folder}/copy")) as copy:
+                    database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+                    copy.backup(database)
+            database.execute("PRAGMA query_only=ON")
+        except (OSError, sqlite3.Error) as error:
+            raise JournalError(f"cannot read journal {self.path}: {error}") from None
+        return database
 
     def _begun_anew(self, set_aside: Path) -> sqlite3.Connection:
         """A new journal in the place of one that is damaged: often by a disk that lets nothing be moved either."""

@@ -46,11 +46,16 @@ class Memory(msgspec.Struct):
 
 
 def open_journal(where: config.Journal) -> Journal | None:
-    """The node's journal; None where there can be none, which is logged."""
+    """The node's journal; None where there can be none, which is logged.
+
+    One that cannot be written is read all the same: a disk that fails must not take along what was found.
+    """
     try:
         journal = Journal(where.path, where.keep, where.max_entries)
     except JournalError as error:
         log.error("no journal: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
+        with contextlib.suppress(JournalError):
+            return Journal(where.path, where.keep, where.max_entries, read_only=True)
         return None
     if journal.set_aside:
         log.error("the journal was damaged and has been set aside", file=str(journal.set_aside))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from gpuhealth import config
 from gpuhealth.journal import Entry, Journal, JournalError, JournalWriter
+from gpuhealth.memory import open_journal
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY = 86400.0
@@ -101,6 +107,33 @@ def test_reading_leaves_no_trace(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="is no journal"):
         Journal(damaged, DAY, 100, read_only=True)
     assert damaged.exists()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs CAP_SYS_ADMIN")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_has_become_read_only(tmp_path: Path, disk: Path) -> None:
+    """What was remembered is there for the next agent and for `gpuhealth events`; what cannot be written is told."""
+    with closing(journal(tmp_path)) as open_to_the_end:
+        open_to_the_end.write([entry()], {"findings": b"latched"})
+        for name in ("journal.sqlite", "journal.sqlite-wal"):  # the last words are in the second alone
+            shutil.copy(tmp_path / name, disk)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    again = open_journal(config.Journal(path=disk / "journal.sqlite"))
+    assert again is not None
+    with closing(again):
+        assert again.recall("findings") == b"latched"
+        assert len(list(again.entries())) == 1
+        with pytest.raises(JournalError, match="cannot write journal"):
+            again.write((), {"findings": b"other"})
 
 
 def test_a_place_that_cannot_be_made(tmp_path: Path) -> None:
