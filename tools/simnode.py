@@ -157,7 +157,8 @@ class SimulatedNode:
         """The agent's log from a byte on: one dict a line."""
         if not self.log_file.exists():
             return []
-        lines = self.log_file.read_bytes()[since:].decode().splitlines()
+        complete, _, _ = self.log_file.read_bytes()[since:].rpartition(b"\n")  # the last line may be on its way
+        lines = complete.decode().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def get(self, path: str, seconds: float = 60.0) -> tuple[int, str]:
