@@ -24,7 +24,7 @@ Query = Mapping[str, str | int]
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy"}
-_GOODBYE_SECONDS, _GOODBYE_LOOKS = 0.5, 50
+_GOODBYE_SECONDS, _GOODBYE_LOOKS = 2.0, 200
 
 _library = lean.load()
 

@@ -8,16 +8,20 @@ async with FaultyProxy(plane) as proxy:
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from types import TracebackType
+from weakref import WeakSet
 
 import aiohttp
 import msgspec
 from aiohttp import web
+from aiohttp.connector import AddrInfoType
 
 from kube.control_plane import ADMIN_TOKEN, ControlPlane
 
+_GOODBYE_SECONDS = 120.0  # for TLS, on a machine that has much else to do
 _HOP_HEADERS = {"host", "connection", "transfer-encoding", "content-length", "keep-alive"}
 
 
@@ -41,14 +45,14 @@ class FaultyProxy:
         self._token = token
         self._faults: list[Fault] = []
         self._streams: set[asyncio.Task[object]] = set()
+        self._sockets: WeakSet[socket.socket] = WeakSet()  # to the API server
         self._healed = asyncio.Event()
         self.seen: list[tuple[str, str]] = []  # method and path with query of every request, failed or not
 
     async def __aenter__(self) -> FaultyProxy:
         context = ssl.create_default_context(cafile=str(self._plane.ca))
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=0), auto_decompress=False
-        )
+        connector = aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=self._opened)
+        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         application = web.Application(client_max_size=2**24)
         application.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=1.0)
@@ -67,7 +71,15 @@ class FaultyProxy:
         self.break_streams()
         await self._runner.cleanup()
         await self._session.close()
-        await asyncio.sleep(0)  # in which the loop closes the sockets that were cut off
+        async with asyncio.timeout(_GOODBYE_SECONDS):
+            while any(each.fileno() >= 0 for each in self._sockets):  # the loop closes those that were cut off
+                await asyncio.sleep(0.01)
+
+    def _opened(self, address: AddrInfoType) -> socket.socket:
+        made = socket.socket(*address[:3])
+        made.setblocking(False)
+        self._sockets.add(made)
+        return made
 
     def fail(
         self,
