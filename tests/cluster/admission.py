@@ -36,8 +36,8 @@ ENVIRONMENT = cel.NewEnv(
 
 ALL = documents(BASE / "admission")
 POLICIES = [d for d in ALL if d["kind"] == "ValidatingAdmissionPolicy"]
-BURNINS = "gpuhealth-burnins"  # of the controller; tested with it
-OF_AGENTS = [d for d in ALL if d["metadata"]["name"] != BURNINS]
+CONTROLLERS = {"gpuhealth-controller", "gpuhealth-burnins"}  # tested with it
+OF_AGENTS = [d for d in ALL if d["metadata"]["name"] not in CONTROLLERS]
 
 
 def yields_bool(expression: str) -> bool:

@@ -8,7 +8,7 @@ from kube import Document, documents
 
 from gpuhealth.cluster.kinds import PREFLIGHT_TAINT, STATE_LABEL
 from gpuhealth.config import Settings
-from tests.cluster.admission import ALL, BURNINS, NODE_CLAIM, OF_AGENTS, POLICIES, policies, yields_bool
+from tests.cluster.admission import ALL, CONTROLLERS, NODE_CLAIM, OF_AGENTS, POLICIES, policies, yields_bool
 from tests.conftest import BASE
 
 
@@ -50,7 +50,7 @@ def test_policies_know_who_they_are_for() -> None:
                 bound.add(user.rpartition(":")[2])
         controller = {"gpuhealth-controller"}
         agents = {account.rpartition(":")[2] for account in accounts} - controller
-        assert bound == (controller if policy.name == BURNINS else agents)
+        assert bound == (controller if policy.name in CONTROLLERS else agents)
     (parameters,) = [d for d in ALL if d["kind"] == "ConfigMap"]
     assert parameters["data"] == {"mode": Settings().mode, "preflightTaint": PREFLIGHT_TAINT}
 

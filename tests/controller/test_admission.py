@@ -1,4 +1,4 @@
-"""The admission policy for burn-ins: what the controller sends is allowed, what its stolen token could send is not."""
+"""The controller's admission policies: what it sends is allowed, what its stolen token could send is not."""
 
 from __future__ import annotations
 
@@ -11,31 +11,38 @@ import pytest
 from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 
-from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.cluster.errors import ForbiddenError
-from gpuhealth.cluster.kinds import PODS
+from gpuhealth.cluster.kinds import OVERRIDE, PODS, TAINT
 from gpuhealth.controller.plan import PERIODIC, RETURN, Candidate
 from gpuhealth.controller.testing import pod_of
-from tests.cluster.admission import Admission
+from tests.cluster.admission import CONTROLLERS, Admission
 from tests.conftest import BASE
-from tests.controller.cluster import Cluster, until
+from tests.controller.cluster import MERGE, Cluster, until
+from tests.controller.test_drain import stop_all
+from tests.controller.test_silence import SILENT, healthy_node
 from tests.controller.test_testing import ends, gone, runs, say_tested
 
-POLICY = [d for d in documents(BASE / "admission") if d["metadata"]["name"] == "gpuhealth-burnins"]
+POLICIES = [d for d in documents(BASE / "admission") if d["metadata"]["name"] in CONTROLLERS]
 TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
 Crime = Callable[[Document], Any]
 
 
 @pytest.fixture(scope="module")
 def admission(managed: ControlPlane) -> Iterator[Admission]:
-    """The policy in front of the control plane, with the PodTemplate as the server has it."""
+    """The policies in front of the control plane, with the PodTemplate as the server has it."""
     template = managed.request("GET", TEMPLATE)
-    with Admission(managed, [*POLICY, {"kind": "PodTemplate", **template}]) as made:
+    with Admission(managed, [*POLICIES, {"kind": "PodTemplate", **template}]) as made:
 
         def reviews() -> bool:
             with suppress(RequestError):  # it may only be tried, and the namespace may be new
                 managed.request("POST", "/api/v1/namespaces/default/pods?dryRun=All", plain("is-it-there"))
-            return bool(made.reviewed)
+            managed.create_node("is-it-there", {})
+            managed.request(
+                "PATCH", "/api/v1/nodes/is-it-there", {"metadata": {"labels": {"a": "b"}}}, content_type=MERGE
+            )
+            managed.request("DELETE", "/api/v1/nodes/is-it-there")
+            return {name for name, _ in made.reviewed} == CONTROLLERS
 
         asyncio.run(until(reviews))
         yield made
@@ -60,8 +67,10 @@ async def send(cluster: Cluster, body: Document) -> None:
 
 
 def test_the_controller_is_not_refused(admission: Admission, cluster: Cluster) -> None:
-    """A real controller's burn-in of an idle node is admitted, and placed by the scheduler."""
-    idle = cluster.node(gpus=8)
+    """A real controller tests an idle node, drains a sick one and marks a silent one: nothing of it is refused."""
+    idle, sick = cluster.node(gpus=8), cluster.node()
+    silent, agent = healthy_node(cluster)
+    work = cluster.pod(sick)
     seen = len(admission.reviewed)
 
     async def run() -> None:
@@ -70,10 +79,18 @@ def test_the_controller_is_not_refused(admission: Admission, cluster: Cluster) -
             say_tested(cluster, idle)
             ends(cluster, idle, 0)
             await until(lambda: gone(cluster, idle))
+        async with cluster.controller(agent_silent_after="300ms") as controller:
+            await until(lambda: controller.fleet.ready)
+            cluster.unready(agent)
+            await until(lambda: cluster.health(silent) == SILENT)
+            cluster.quarantine(sick)
+            await stop_all(cluster, work)
+            await until(lambda: cluster.drain(sick)["phase"] == "drained")
+            assert not [call for call in controller.api_calls if call[1] == 403]
 
     asyncio.run(run())
-    users = [request["userInfo"]["username"] for _, request in admission.reviewed[seen:]]
-    assert "system:serviceaccount:gpuhealth:gpuhealth-controller" in users
+    ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
+    assert {name for name, r in admission.reviewed[seen:] if r["userInfo"]["username"] == ours} == CONTROLLERS
 
 
 @pytest.mark.parametrize("reason", [PERIODIC, RETURN])
@@ -205,16 +222,61 @@ def test_a_stolen_token_makes_no_other_pod(admission: Admission, cluster: Cluste
         asyncio.run(send(cluster, body))
 
 
-def test_every_rule_is_needed(admission: Admission, cluster: Cluster) -> None:
-    """For each rule there is a pod that nothing but this rule refuses."""
+FINDINGS = "gpuhealth.io/fleet-findings"
+OF_A_NODE: dict[str, tuple[str, Document, str]] = {
+    "our taint": ("", {"spec": {"taints": [{"key": TAINT, "effect": "NoExecute"}]}}, "taints, cordon"),
+    "no taints": ("", {"spec": {"taints": None}}, "taints, cordon"),
+    "a cordon": ("", {"spec": {"unschedulable": True}}, "taints, cordon"),
+    "a label": ("", {"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}}, "labels and annotations"),
+    "one label less": ("", {"metadata": {"labels": {"gpuhealth.io/pool": None}}}, "labels and annotations"),
+    "a person's word": ("", {"metadata": {"annotations": {OVERRIDE: "healthy"}}}, "labels and annotations"),
+    "no person's word": ("", {"metadata": {"annotations": {"c": None}}}, "labels and annotations"),
+    "a label for an annotation": ("", {"metadata": {"labels": {FINDINGS: "x"}}}, "labels and annotations"),
+    "a finalizer": ("", {"metadata": {"finalizers": ["x/y"]}}, "finalizers and owners"),
+    "another condition": ("/status", {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}, "status"),
+    "fewer GPUs": ("/status", {"status": {"allocatable": {"nvidia.com/gpu": "0"}}}, "status"),
+    "a label by way of the status": ("/status", {"metadata": {"labels": {"a": "b"}}}, "labels and annotations"),
+}
+
+
+@pytest.fixture
+def node(cluster: Cluster) -> str:
+    """A node with marks of others."""
+    name = cluster.node(gpus=8)
+    body = {"metadata": {"annotations": {"c": "d"}}, "spec": {"taints": [{"key": "theirs", "effect": "NoSchedule"}]}}
+    cluster.patch(f"/api/v1/nodes/{name}", body)
+    return name
+
+
+async def change(cluster: Cluster, node: str, subresource: str, body: Document) -> None:
+    """As whoever has the controller's token."""
+    kind = STRATEGIC_MERGE_PATCH if subresource else MERGE_PATCH
+    async with Client.from_kubeconfig(cluster.kubeconfig(), "controller", attempts=1) as client:
+        await client.request("PATCH", f"/api/v1/nodes/{node}{subresource}", body=body, content_type=kind)
+
+
+@pytest.mark.parametrize("crime", OF_A_NODE)
+def test_a_stolen_token_takes_no_node_out(admission: Admission, cluster: Cluster, node: str, crime: str) -> None:
+    """RBAC lets the controller change every Node; the policy leaves it our label, annotation and condition."""
+    subresource, body, why = OF_A_NODE[crime]
+    with pytest.raises(ForbiddenError, match=f"denied the request: .*{why}"):
+        asyncio.run(change(cluster, node, subresource, body))
+    asyncio.run(change(cluster, node, "", {"metadata": {"annotations": {FINDINGS: "[]"}}}))
+    asyncio.run(change(cluster, node, "", {"metadata": {"annotations": {FINDINGS: None}}}))
+    assert admission.reviewed
+
+
+def test_every_rule_is_needed(admission: Admission, cluster: Cluster, node: str) -> None:
+    """For each rule there is a request that nothing but this rule refuses."""
     seen = len(admission.reviewed)
-    for change, _ in FORBIDDEN.values():
+    for crime, _ in FORBIDDEN.values():
         body = honest(cluster)
-        change(body)
+        crime(body)
         with suppress(ForbiddenError):
             asyncio.run(send(cluster, body))
-    (policy,) = admission.policies.values()
-    broken = [policy.broken(request) for _, request in admission.reviewed[seen:]]
-    assert len(broken) == len(FORBIDDEN)
+    for subresource, body, _ in OF_A_NODE.values():
+        with suppress(ForbiddenError):
+            asyncio.run(change(cluster, node, subresource, body))
+    broken = [admission.policies[name].broken(request) for name, request in admission.reviewed[seen:]]
     needed = {each[0][0]["message"] for each in broken if len(each) == 1}
-    assert needed == {validation["message"] for validation in policy.spec["validations"]}
+    assert needed == {each["message"] for policy in admission.policies.values() for each in policy.spec["validations"]}
