@@ -110,6 +110,7 @@ class Test(msgspec.Struct, frozen=True):
     over: bool
     deleting: bool
     exit_code: int | None = None
+    end: str = ""  # in the kubelet's words: OOMKilled, Evicted, DeadlineExceeded
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -226,6 +227,7 @@ def test(item: Object) -> Test:
         over=status.get("phase") in {"Succeeded", "Failed"},
         deleting=bool(metadata.get("deletionTimestamp")),
         exit_code=ended[0].get("exitCode") if ended else None,
+        end=status.get("reason") or (ended[0].get("reason") or "" if ended else ""),
     )
 
 

@@ -42,6 +42,7 @@ OUTCOMES = {
     "passed": "the node has passed its burn-in",
     "failed": "the node has failed its burn-in: see kubectl get ghr",
     "stopped": "the burn-in was stopped before it was complete",
+    "broken": "the burn-in's Pod ended without a result",
     "gave_way": "the burn-in gave way to other work",
     "unplaced": "the burn-in found no room on the node and was given up",
 }
@@ -122,7 +123,7 @@ class Testing:
 
     async def _look_after(self, test: facts.Test) -> None:
         if test.over:
-            await self._end(test, _BY_EXIT_CODE.get(-1 if test.exit_code is None else test.exit_code, "failed"))
+            await self._end(test, _BY_EXIT_CODE.get(-1 if test.exit_code is None else test.exit_code, "broken"))
         elif test.deleting and test.uid not in self._told:
             await self._tell(test, "gave_way")
         elif not test.bound and not test.deleting:
@@ -143,9 +144,10 @@ class Testing:
         self.outcomes[outcome] += 1
         if outcome != "passed":
             self._not_before[test.node] = time.monotonic() + _BUSY_SECONDS
-        log.info("burn-in over", node=test.node, outcome=outcome, reason=test.reason)
+        log.info("burn-in over", node=test.node, outcome=outcome, reason=test.reason, end=test.end)
         reason = "Burnin" + "".join(word.capitalize() for word in outcome.split("_"))
-        await self._telling.of_node(test.node, reason, OUTCOMES[outcome], warning=outcome == "failed")
+        end = f": {test.end}" if outcome == "broken" and test.end else ""
+        await self._telling.of_node(test.node, reason, OUTCOMES[outcome] + end, warning=outcome in ("failed", "broken"))
 
     # --- what is next -------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ def runs(cluster: Cluster, node: str) -> bool:
 
 def ends(cluster: Cluster, node: str, exit_code: int) -> None:
     """The burn-in has come to its end."""
-    state = {"terminated": {"exitCode": exit_code}}
+    state = {"terminated": {"exitCode": exit_code, "reason": "OOMKilled" if exit_code == 137 else "Error"}}
     ended = [{"name": "burnin", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state}]
     phase = "Failed" if exit_code else "Succeeded"
     cluster.patch(f"{PODS}/burnin-{node}/status", {"status": {"phase": phase, "containerStatuses": ended}})
@@ -71,7 +71,10 @@ def is_bound(cluster: Cluster, path: str) -> bool:
     return bool(cluster.plane.request("GET", path)["spec"].get("nodeName"))
 
 
-@pytest.mark.parametrize(("exit_code", "reason"), [(0, "BurninPassed"), (2, "BurninFailed"), (3, "BurninStopped")])
+@pytest.mark.parametrize(
+    ("exit_code", "reason"),
+    [(0, "BurninPassed"), (2, "BurninFailed"), (3, "BurninStopped"), (137, "BurninBroken")],
+)
 def test_an_idle_node_is_tested(cluster: Cluster, exit_code: int, reason: str) -> None:
     """All its GPUs, below everything, with the label `testing`; afterwards Pod and label are gone, Events stay."""
     node = cluster.node(gpus=8)
@@ -95,7 +98,10 @@ def test_an_idle_node_is_tested(cluster: Cluster, exit_code: int, reason: str) -
             assert sum(controller.testing.outcomes.values()) == 1
 
     asyncio.run(run())
-    assert "BurninStarted" in cluster.reasons(node, "default")
+    path = f"/api/v1/namespaces/default/events?fieldSelector=involvedObject.name={node}"
+    said = {event["reason"]: event["message"] for event in cluster.plane.request("GET", path)["items"]}
+    assert "BurninStarted" in said
+    assert ("OOMKilled" in said[reason]) == (exit_code == 137)
 
 
 def test_real_work_takes_the_place_at_once(cluster: Cluster) -> None:
