@@ -107,6 +107,13 @@ def test_killed_in_mid_drain(cluster: Cluster, tmp_path: Path) -> None:
     cluster.plane.request("DELETE", path)
 
 
+def replace(file: Path, text: str) -> None:
+    """In one step, as kubelet does it: a file that is half written would be one of other settings."""
+    part = file.with_suffix(".part")
+    part.write_text(text)
+    part.replace(file)
+
+
 def test_other_settings(cluster: Cluster, tmp_path: Path) -> None:
     """A changed file is taken up by the running controller: mode observe stops a drain at once. One that cannot be used
     is reported and changes nothing."""
@@ -120,11 +127,11 @@ def test_other_settings(cluster: Cluster, tmp_path: Path) -> None:
         wait_for(lambda: cluster.evictions(pod)[429])
         config = tmp_path / "gpuhealth.yaml"
         before = config.read_text()
-        config.write_text("mode: maybe\n")
+        replace(config, "mode: maybe\n")
         wait_for(lambda: controller.said("the changed configuration is not used"))
         assert not controller.said("the controller starts anew, with other settings")
         assert cluster.drain(node)["phase"] == "draining"
-        config.write_text(f"mode: observe\n{before}")
+        replace(config, f"mode: observe\n{before}")
         wait_for(lambda: cluster.drain(node)["phase"] == "cancelled")
         assert controller.said("the controller starts anew, with other settings")
         assert controller.end(signal.SIGTERM) == 0

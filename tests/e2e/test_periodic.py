@@ -106,7 +106,7 @@ class Idle(Marked):
 
     def made(self) -> list[Document]:
         """The Pods that were made to test it, all that there ever were."""
-        creations = (e for e in self.plane.audit() if e["requestURI"] == PODS and e["verb"] == "create")
+        creations = (e for e in self.plane.audit(self.name) if e["requestURI"] == PODS and e["verb"] == "create")
         bodies = (event["requestObject"] for event in creations)
         return [body for body in bodies if body["metadata"]["name"] == f"burnin-{self.name}"]
 
