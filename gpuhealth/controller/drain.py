@@ -37,6 +37,7 @@ log = structlog.get_logger()
 
 _PAUSE_SECONDS = 0.2  # a node's pods that end together are one write
 _MARK_SECONDS = 1.0
+_LONGEST_REST_SECONDS = 3600.0
 _OUR_STATES = ("draining", "drained")
 
 
@@ -98,6 +99,8 @@ class NodeDrain:
         self._told: set[tuple[str, bool]] = set()  # pods that may not go, and whether their gang was split
         self._refusals: dict[str, Refusal] = {}  # by pod
         self._forcing = False
+        self._reopened = 0  # how often pods have come after all had gone
+        self._rests_until = 0.0  # in the loop's time
         self._why = ""
         self._drain = facts.Drain()
         self._written: facts.Drain | None = None
@@ -158,6 +161,8 @@ class NodeDrain:
             return
         present = self._movable()
         if present and self._drain.phase == "drained":
+            if asyncio.get_running_loop().time() < self._rests_until:
+                return
             await self._reopen(present)
         self._sent &= self._pods.items.keys()
         waiting = set() if self._has_just_run_out() else {pod.uid for pod in present if not pod.terminating}
@@ -335,12 +340,16 @@ class NodeDrain:
         log.info("drain begins again", node=self._node, pods=len(present), deadline=written_time(deadline))
         message = f"{self._why}, and was drained: pods that have come since, such as {present[0].namespace}/"
         message += f"{present[0].name}, are asked to go, and deleted at {written_time(deadline)}"
+        self._reopened += 1
         await self._means.telling.of_node(self._node, "DrainResumed", message)
 
     async def _finish(self) -> None:
         ended = self._means.now().astimezone(UTC).replace(microsecond=0)
         self._drain = msgspec.structs.replace(self._drain, phase="drained", remaining=0, ended_at=ended)
         await self._save()
+        # What somebody makes anew for this very node, as often as it goes, must not go and come for ever.
+        rest = min(_LONGEST_REST_SECONDS, self._means.settings.drain_retry * 2.0 ** min(self._reopened, 16))
+        self._rests_until = asyncio.get_running_loop().time() + rest
         drain = self._drain
         log.info("drained", node=self._node, evicted=drain.evicted, deleted=drain.deleted)
         message = f"{self._why}: drained, {drain.evicted} pods evicted and {drain.deleted} deleted at the deadline"

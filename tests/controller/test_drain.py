@@ -348,6 +348,31 @@ def test_pods_that_come_late(cluster: Cluster) -> None:
     assert (cluster.drain(node)["evicted"], cluster.drain(node)["deleted"]) == (2, 0)
 
 
+def test_what_comes_again_and_again(cluster: Cluster) -> None:
+    """A pod that is made anew for the node as soon as it has gone does not go and come in a loop: when all had gone the
+    node rests, and is then drained again."""
+    node, other = cluster.node(), cluster.node()
+
+    async def run() -> None:
+        async with cluster.controller(drain_retry="1h"):
+            cluster.quarantine(node)
+            await until(lambda: cluster.drain(node).get("phase") == "drained")
+            again = cluster.pod(node)
+            cluster.quarantine(other)
+            await until(lambda: cluster.drain(other).get("phase") == "drained")
+            assert cluster.evictions(again) == {}
+        async with cluster.controller():
+            for _ in range(3):
+                await stop_all(cluster, again)
+                await until(lambda: cluster.drain(node)["phase"] == "drained")
+                again = cluster.pod(node)
+            await stop_all(cluster, again)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert cluster.drain(node)["evicted"] == 4
+
+
 def test_one_pace_for_the_fleet(cluster: Cluster) -> None:
     """However many nodes drain at once, evictions keep to the fleet's rate: the burst, and then one after the other."""
     nodes = [cluster.node() for _ in range(4)]
