@@ -49,7 +49,12 @@ def quantity(figure: str) -> tuple[str, str]:
     return figure.replace("_", " "), ""
 
 
+def digits(value: float) -> str:
+    """Four digits of what was measured, all of what was counted."""
+    return f"{value:.4g}" if value % 1 else f"{value:.0f}"
+
+
 def in_words(figure: str, value: float) -> str:
     """A figure as people say it: `memory copy 2801 GB/s`."""
     name, unit = quantity(figure)
-    return f"{name} {value:.4g} {unit}".rstrip()
+    return f"{name} {digits(value)} {unit}".rstrip()

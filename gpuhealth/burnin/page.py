@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from gpuhealth.burnin.figures import is_pair, quantity
+from gpuhealth.burnin.figures import digits, is_pair, quantity
 from gpuhealth.burnin.run import Curves
 from gpuhealth.readings import BurninRun, Miscompare, TestResult, TestStatus
 
@@ -155,7 +155,7 @@ def _figures(run: BurninRun) -> Iterator[str]:
     rows = []
     for (test, figure), each in values.items():
         name, unit = quantity(figure)
-        cells = [f'<span class="number">{each[gpu]:.4g}</span>' if gpu in each else "" for gpu in gpus]
+        cells = [f'<span class="number">{digits(each[gpu])}</span>' if gpu in each else "" for gpu in gpus]
         rows.append([escape(test), escape(name), escape(unit), *cells])
     yield from _table(["test", "figure", "unit", *(f"<code>{escape(_short(gpu))}</code>" for gpu in gpus)], rows)
 

@@ -47,7 +47,7 @@ def failed() -> BurninRun:
     """Two GPUs, one with a bad cell and text in it that would break a page."""
     miss = Miscompare("pattern <0xaa>", 4096, 3, xor="0400", kind="hot_only", temperature_celsius=71.0)
     bad = result("memory", "GPU-1-b", FAILED, message="3 wrong words", miscompares=(miss,), evidence="<script>&")
-    good = result("memory", "GPU-0-a", figures={"memory_copy_gigabytes_per_second": 2801.5})
+    good = result("memory", "GPU-0-a", figures={"memory_copy_gigabytes_per_second": 2801.5, "rounds": 14190.0})
     good = msgspec.structs.replace(good, seconds=50.0)
     return run(good, bad, node="node-<1>", models={"GPU-0-a": "NVIDIA H100"}, notes=("no telemetry",))
 
@@ -66,7 +66,7 @@ def test_it_says_what_failed_where_and_why(failed: BurninRun) -> None:
     shown = " ".join(_Reader(page(failed, {})).text)
     for words in ("node-<1>", "✗ failed", "✓ passed", "3 wrong words", "pattern <0xaa>", "4096", "0400", "hot only"):
         assert words in shown
-    for words in ("71", "<script>&", "no telemetry", "NVIDIA H100", "memory copy", "GB/s", "2802"):
+    for words in ("71", "<script>&", "no telemetry", "NVIDIA H100", "memory copy", "GB/s", "2802", "14190"):
         assert words in shown
 
 
