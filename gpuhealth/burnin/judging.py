@@ -42,6 +42,8 @@ _JUDGED = {
 """The figures that are held against limits; of a soak those that end in TFLOPS. Sizes and samples of other tests are
 too few to say how fast a GPU is."""
 
+_STEADY_CELSIUS = 2.0  # in a fifth of a soak; less is the noise of a sensor that gives whole degrees
+
 
 class Trial(msgspec.Struct, frozen=True):
     """One test of all devices of a node, as it went."""
@@ -87,6 +89,8 @@ def _result(trial: Trial, outcome: GpuOutcome, slow_pairs: Sequence[str], limits
         status, message = TestStatus.STOPPED, f"told to stop after {trial.seconds:.0f} s; nothing wrong until then"
     else:
         status, message = TestStatus.PASSED, "; ".join(sentence for sentence, _ in reached) or _nothing_wrong(outcome)
+        if trial.test == "soak" and watched is not None and watched.warming_celsius >= _STEADY_CELSIUS:
+            message += f"; it was still getting warmer ({watched.warming_celsius:.1f} °C): a longer soak tells more"
     return TestResult(
         test=trial.test,
         gpu=outcome.gpu,

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 
-from gpuhealth.burnin.watched import Watched
+from gpuhealth.burnin.watched import Watched, warming
 from gpuhealth.catalog.kernel_lines import KernelLog, nvml_xid_event
 from gpuhealth.config import Settings
 from gpuhealth.model import KernelEvent, Missing, Reading
@@ -64,7 +64,8 @@ class _Window:
         pci = self.before.pci.partition(".")[0] if isinstance(self.before.pci, str) else None
         # An SXid names a switch, which all GPUs share.
         own = tuple(event for event in events if event.pci in (None, pci) or event.kind == "sxid")
-        return Watched(self.before, self.after, self.pci_before, self.pci_after, self.reasons, spans, own)
+        rise = warming(self.values.get("temperature_celsius", []))
+        return Watched(self.before, self.after, self.pci_before, self.pci_after, self.reasons, spans, own, rise)
 
 
 class Sampler:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 import msgspec
 
 from gpuhealth.model import KernelEvent
@@ -18,3 +21,10 @@ class Watched(msgspec.Struct, frozen=True, omit_defaults=True):
     clocks_event_reasons: dict[int, int] = {}  # mask of reasons as NVML gave it -> samples that had just this mask
     spans: dict[str, Span] = {}  # temperature_celsius, power_watts, sm_clock_megahertz … over all samples
     events: tuple[KernelEvent, ...] = ()  # of the kernel log, of this GPU or of no GPU in particular
+    warming_celsius: float = 0.0  # how much it was still getting warmer when the test ended
+
+
+def warming(celsius: Sequence[float]) -> float:
+    """How much warmer the last fifth of the samples is than the fifth before it; 0 where there are too few to tell."""
+    part = len(celsius) // 5
+    return statistics.fmean(celsius[-part:]) - statistics.fmean(celsius[-2 * part : -part]) if part else 0.0

@@ -10,7 +10,7 @@ import pytest
 from gpuhealth.burnin import figures
 from gpuhealth.burnin.jobs import GpuOutcome
 from gpuhealth.burnin.judging import Trial, judge
-from gpuhealth.burnin.watched import Watched
+from gpuhealth.burnin.watched import Watched, warming
 from gpuhealth.config import BurninLimits
 from gpuhealth.model import Action, KernelEvent, Missing, MissingReason, Severity
 from gpuhealth.readings import NOT_SUPPORTED, GpuReadings, Miscompare, NvLink, PciDevice, Span, TestResult, TestStatus
@@ -243,6 +243,18 @@ def test_a_gpu_without_telemetry_does_not_pass() -> None:
     result = one(trial(soak(), watched={}))
     assert result.status is TestStatus.FAILED
     assert "telemetry saw nothing" in result.message
+
+
+def test_a_soak_too_short_for_a_steady_temperature_says_so() -> None:
+    """It passes, since nothing is wrong; whoever reads it knows what was not reached. Other tests need no such time."""
+    hotter = {"A": watched(warming_celsius=warming([40, 50, 60, 65, 68]))}
+    steady = {"A": watched(warming_celsius=warming([40, 60, 68, 69, 69]))}
+    result = one(trial(soak(), watched=hotter))
+    assert result.status is TestStatus.PASSED
+    assert "still getting warmer (3.0 °C)" in result.message
+    assert "warmer" not in one(trial(soak(), watched=steady)).message
+    assert "warmer" not in one(trial(GpuOutcome("A"), test="memory", watched=hotter)).message
+    assert warming([40, 50]) == 0
 
 
 def test_power_under_full_load() -> None:
