@@ -72,11 +72,24 @@ class KernelLogProbe:
     def read(self) -> Reading[KernelLog]:
         """How well the log was read since this was last asked."""
         if self._reader is None:
+            if deaf := self._probe.nvml.deaf:
+                return Missing(
+                    self._problem.reason, f"{self._problem.detail}; NVML does not tell either, {deaf.detail}"
+                )
             return KernelLog("nvml") if self._nvml_tells_xids else self._problem
         lost = self._reader.take_lost_records()
         self.lost_records += lost
         self.lag_seconds = self._reader.lag_seconds
         return KernelLog("kmsg", self._reader.records, lost, self._reader.lag_seconds)
+
+    def _from_nvml(self) -> Reading[KernelLog]:
+        """The kernel log that NVML stands in for."""
+        deaf = self._probe.nvml.deaf
+        if deaf is None or deaf.reason is MissingReason.RELEASED:
+            return deaf or KernelLog("nvml")
+        return Missing(
+            self._problem.reason, f"{self._problem.detail}; NVML does not tell of XIDs either: {deaf.detail}"
+        )
 
     def _take_records(self, records: Sequence[KernelRecord], position: Position | None) -> None:
         self.records += len(records)

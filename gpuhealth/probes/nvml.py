@@ -27,6 +27,7 @@ from gpuhealth.readings import UNREAD, GpuReadings, NvmlReadings
 log = structlog.get_logger()
 
 RELEASED = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was let go on request"))
+_NOT_SAID = Missing(MissingReason.ERROR, "it has not said whether it does")
 _LONGEST_BACKOFF_SECONDS = 300.0
 _RELEASE_SECONDS = 1.0
 _DECODER = msgspec.json.Decoder(nvml_child.Message)
@@ -63,6 +64,7 @@ class _Child:
         self._loop.add_reader(self._output, self._readable)
         self.exited = False
         self.crash = ""  # a traceback
+        self.deaf: Missing | None = None  # why NVML tells of no XIDs, where it was asked to
         self.asked_at: float | None = None  # the question that has waited longest
         self.in_round = False
         self._open_questions = 0
@@ -90,6 +92,7 @@ class _Child:
 
     def want_events(self) -> None:
         """Asks for XID events from now on."""
+        self.deaf = _NOT_SAID
         self._command(b"events\n")
 
     def _command(self, line: bytes) -> None:
@@ -130,6 +133,8 @@ class _Child:
                 self._answered()
             case nvml_child.XidSeen():
                 self._on_xid(message)
+            case nvml_child.Listening():
+                self.deaf = message.problem
             case nvml_child.Crashed():
                 self.crash = message.traceback
 
@@ -214,6 +219,13 @@ class NvmlProbe:
     def released(self) -> bool:
         """Whether the driver has been let go on request."""
         return self._released
+
+    @property
+    def deaf(self) -> Missing | None:
+        """Why NVML tells of no XIDs, where it was asked to and does not."""
+        if self._released:
+            return RELEASED.problem
+        return self._child.deaf if self._child else self._last_exit
 
     @property
     def pids(self) -> list[int]:

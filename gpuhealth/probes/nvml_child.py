@@ -56,13 +56,19 @@ class XidSeen(msgspec.Struct, frozen=True, tag=True):
     time: float
 
 
+class Listening(msgspec.Struct, frozen=True, tag=True):
+    """Whether NVML tells of XIDs: why not, if it does not."""
+
+    problem: Missing | None
+
+
 class Crashed(msgspec.Struct, frozen=True, tag=True):
     """Said by a process that ends because of an error of its own."""
 
     traceback: str
 
 
-Message: TypeAlias = Began | Gpu | Ended | XidSeen | Crashed
+Message: TypeAlias = Began | Gpu | Ended | XidSeen | Listening | Crashed
 
 
 class _Child:
@@ -110,6 +116,7 @@ class _Child:
 
     def round(self) -> None:
         self._restart_if_due()
+        self._listen()
         driver = self._driver
         if driver is None:
             unread = self._problem or Missing(MissingReason.ERROR)
@@ -146,11 +153,13 @@ class _Child:
             nvml_driver.stop(self.progress)
         self._problem = nvml_driver.start(self.progress)
         self._driver = None if self._problem else nvml_driver.Driver(self.progress, before)
-        self._listen()
 
     def _listen(self) -> None:
         if self._driver and self._want_events and not self._events:
-            self._events = nvml_driver.XidEvents(lambda *seen: self.say(XidSeen(*seen)))
+            heard = nvml_driver.listen(lambda *seen: self.say(XidSeen(*seen)))
+            problem = heard if isinstance(heard, Missing) else None
+            self._events = None if isinstance(heard, Missing) else heard
+            self.say(Listening(problem))
 
 
 def _input_ended() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pynvml
 
-from gpuhealth.model import Missing, Reading
+from gpuhealth.model import Missing, MissingReason, Reading
 from gpuhealth.probes.nvml_gpu import Gpu, Progress, missing, pci_address, plain
 from gpuhealth.readings import GpuReadings
 
@@ -78,6 +78,14 @@ class Driver:
         return {index: gpu.known for index, gpu in self._gpus.items()}
 
 
+def listen(seen: Callable[[int, str, str, float], None]) -> XidEvents | Missing:
+    """Waits for XID events from now on; why NVML tells of none, if it does not."""
+    try:
+        return XidEvents(seen)
+    except pynvml.NVMLError as error:
+        return Missing(MissingReason.ERROR, f"XID events: {error} ({error.value})")
+
+
 class XidEvents:
     """Waits for XID events in a thread: for nodes whose kernel log cannot be read."""
 
@@ -93,8 +101,11 @@ class XidEvents:
             with contextlib.suppress(pynvml.NVMLError):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 pci, uuid = pci_address(pynvml.nvmlDeviceGetPciInfo(handle)), plain(pynvml.nvmlDeviceGetUUID(handle))
-                self._gpus[cast(handle, c_void_p).value] = (pci, uuid)
                 pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
+                self._gpus[cast(handle, c_void_p).value] = (pci, uuid)
+        if not self._gpus:
+            pynvml.nvmlEventSetFree(self._set)
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
 

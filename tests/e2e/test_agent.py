@@ -181,6 +181,20 @@ def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
         wait_for("the XID", told)
 
 
+@pytest.mark.parametrize("call", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents"])
+def test_nobody_tells_of_xids(node: SimulatedNode, call: str) -> None:
+    """Where neither kernel log nor NVML tells of XIDs, that is not checked: unknown, and no fault of the driver."""
+    node.kmsg.unlink()
+    node.driver.inject("error", call=call, code=3)
+    with node:
+        wait_for("what is not checked", lambda: 'not_checked{check="xid"' in node.get("/metrics")[1])
+        wait_for("unknown", lambda: node.metric('gpuhealth_verdict{verdict="unknown"}') == 1)
+        assert node.findings() == set()
+        assert node.metric("gpuhealth_agent_nvml_process_starts_total") == 1
+        node.driver.clear()
+        wait_for("NVML in its place", lambda: node.findings() == {"kmsg.unavailable"})
+
+
 def test_the_driver_is_let_go_and_taken_again(node: SimulatedNode) -> None:
     """SIGUSR1 closes every handle of the driver; the reason is shown, nothing is called a fault; a second takes it."""
     with node:
