@@ -178,8 +178,9 @@ class _Child:
             self._input = -1
 
     def close(self) -> None:
-        """Frees what the parent holds of it; the child ends by itself."""
+        """Frees what the parent holds of it; the child ends by itself. Nobody waits for it any longer."""
         self.let_go()
+        self.answered.set()
         if self._output >= 0:
             self._loop.remove_reader(self._output)
             os.close(self._output)

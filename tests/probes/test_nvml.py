@@ -299,6 +299,26 @@ def test_release_during_a_round_is_no_death(node: Simulator) -> None:
     run(body)
 
 
+def test_a_round_ends_with_its_child_however_that_is_seen(node: Simulator) -> None:
+    """A child that is found gone before the end of its output was read is waited for by nobody."""
+
+    async def body(probe: NvmlProbe) -> None:
+        await answered(probe)
+        node.inject("hang")
+        reading = asyncio.create_task(probe.read(3600.0))
+        await until(lambda: probe._child is not None and probe._child.in_round)
+        probe.let_go()
+        node.release()
+        while _left(probe):  # without a turn of the loop, which would read the output
+            time.sleep(0.01)
+        async with asyncio.timeout(PATIENT):
+            problem = (await reading).problem
+        assert problem
+        assert problem.reason is MissingReason.RELEASED
+
+    run(body, Nvml(warn_after=3600.0, critical_after=3601.0))
+
+
 def test_a_child_that_dies_is_started_again_with_growing_pauses(node: Simulator) -> None:
     """A crash of the NVML process is a problem with a reason; starts are spaced, not a loop."""
 
