@@ -51,8 +51,9 @@ async def _live(run: Run, out: Console) -> None:
 
 def _table(run: Run, seconds: float) -> RenderableType:
     tests = list(run.plan.tests)
-    number = tests.index(run.test) + 1 if run.test in tests else len(tests)
-    head = Text.assemble((f"test {number} of {len(tests)}  ", "dim"), (run.test or "done", "bold"))
+    number = tests.index(run.test) + 1 if run.test else len(tests) if run.results else 1
+    word = run.test or ("done" if run.results else "begins")
+    head = Text.assemble((f"test {number} of {len(tests)}  ", "dim"), (word, "bold"))
     if run.test:
         head.append(f"  {TESTS[run.test].meaning}")
     head.append(f"  {_clock(seconds)}", style="dim")
