@@ -26,6 +26,7 @@ from gpuhealth.controller.fleet import Hold
 from gpuhealth.journal import Journal
 from gpuhealth.model import KernelRecord, State
 from gpuhealth.probes.clock import SteadyClock
+from gpuhealth.readings import KernelLog
 from gpuhealth.web.controller import ControllerCollector
 from gpuhealth.web.metrics import Exposition
 from tests.checks.builders import START, gpus
@@ -129,7 +130,11 @@ class Node:
 
     async def _readings(self, *_: object) -> Any:
         return msgspec.structs.replace(
-            readings_of(*gpus(GPUS)), node=self.agent.settings.node_name, time=self.now, boot_id="boot"
+            readings_of(*gpus(GPUS)),
+            node=self.agent.settings.node_name,
+            time=self.now,
+            boot_id="boot",
+            kernel_log=KernelLog("kmsg"),
         )
 
     async def round(self) -> None:
