@@ -171,9 +171,9 @@ class Agent:
                 async with asyncio.timeout(_ASK_SECONDS):
                     await self._node_asked.wait()
         patience = max(self.settings.interval, _NVML_SECONDS)
-        readings = await self.probe.read(patience, self.kernel_log.read(), self.clock)
+        readings = await self.probe.read(patience, self.clock)
         readings = self.release.judged(readings, len(self._history.baseline.gpus), self.settings.release_grace)
-        readings = msgspec.structs.replace(readings, fleet=self._fleet_findings())
+        readings = msgspec.structs.replace(readings, kernel_log=self.kernel_log.read(), fleet=self._fleet_findings())
         self.round_seconds = time.monotonic() - began
         self._know_gpus(readings)
         self.readings = readings
@@ -221,8 +221,7 @@ class Agent:
     # -- kernel log ----------------------------------------------------------------------------------------------------
 
     async def _follow_kernel_log(self) -> None:
-        await self._looked.wait()
-        await self.kernel_log.follow(self.settings.roots.kmsg, self.settings.kmsg.lookback)
+        await self.kernel_log.follow(self.settings.roots.kmsg, self.settings.kmsg.lookback, self._looked)
 
     def _take_events(self, events: list[KernelEvent]) -> None:
         """Judges kernel events at once."""

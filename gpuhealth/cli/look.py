@@ -15,7 +15,7 @@ from gpuhealth.journal import Entry, Journal, JournalError
 from gpuhealth.model import KernelRecord, Missing, Reading
 from gpuhealth.probes.kmsg import KmsgError, KmsgReader
 from gpuhealth.probes.node import NodeProbe, boot_id
-from gpuhealth.readings import UNREAD, KernelLog, NodeReadings
+from gpuhealth.readings import KernelLog, NodeReadings
 from gpuhealth.verdict import Ledger, Tracked
 
 _JOURNAL_ENTRIES = 100_000
@@ -111,7 +111,7 @@ async def _machine(
 
 async def _round(probe: NodeProbe, patience: float) -> NodeReadings:
     while True:  # a read returns early when a deadline is crossed
-        readings = await probe.read(patience, UNREAD)
+        readings = await probe.read(patience)
         if not 0 < _waited_for(readings) < patience:
             return readings
 

@@ -48,8 +48,11 @@ class KernelLogProbe:
         """The branch of the NVIDIA driver (570, 575 …), on which the meaning of some lines depends."""
         self._parser.driver = branch
 
-    async def follow(self, kmsg: Path, lookback: float) -> None:
-        """Reads the log as it comes. Returns when it is time to try again. Raises KmsgError when it breaks."""
+    async def follow(self, kmsg: Path, lookback: float, after: asyncio.Event) -> None:
+        """Opens the log, and `after` that reads it as it comes. Returns when it is time to try again.
+
+        Raises KmsgError when it breaks.
+        """
         reader = KmsgReader(kmsg, self._probe.boot_id, self.position, lookback, self._now)
         problem = reader.open()
         if problem is not None:
@@ -63,6 +66,7 @@ class KernelLogProbe:
             return
         self._reader = reader
         try:
+            await after.wait()
             async for records in reader:
                 self._take_records(records, reader.position)
         finally:
@@ -72,11 +76,7 @@ class KernelLogProbe:
     def read(self) -> Reading[KernelLog]:
         """How well the log was read since this was last asked."""
         if self._reader is None:
-            if deaf := self._probe.nvml.deaf:
-                return Missing(
-                    self._problem.reason, f"{self._problem.detail}; NVML does not tell either, {deaf.detail}"
-                )
-            return KernelLog("nvml") if self._nvml_tells_xids else self._problem
+            return self._from_nvml() if self._nvml_tells_xids else self._problem
         lost = self._reader.take_lost_records()
         self.lost_records += lost
         self.lag_seconds = self._reader.lag_seconds

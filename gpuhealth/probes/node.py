@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpuhealth.config import Settings
-from gpuhealth.model import Missing, Reading
+from gpuhealth.model import Missing
 from gpuhealth.probes.burnin import BurninProbe
 from gpuhealth.probes.clock import Now, wall_clock
 from gpuhealth.probes.devices import FabricManagerProbe, device_nodes, live_pids
 from gpuhealth.probes.nvml import NvmlProbe
 from gpuhealth.probes.pci import PciProbe
-from gpuhealth.readings import NOT_SUPPORTED, KernelLog, NodeReadings, NvmlReadings
+from gpuhealth.readings import NOT_SUPPORTED, NodeReadings, NvmlReadings
 
 
 def boot_id(proc: Path) -> str:
@@ -33,7 +33,7 @@ class NodeProbe:
         self._burnin = BurninProbe(settings.burnin.results)
         self.boot_id = boot_id(settings.roots.proc)
 
-    async def read(self, wait_seconds: float, kernel_log: Reading[KernelLog], now: Now = wall_clock) -> NodeReadings:
+    async def read(self, wait_seconds: float, now: Now = wall_clock) -> NodeReadings:
         """One round; NVML is waited for at most `wait_seconds`, and the round is of the time that `now` then tells."""
         nvml = await self.nvml.read(wait_seconds)
         roots = self._settings.roots
@@ -46,7 +46,6 @@ class NodeProbe:
             nvml=nvml,
             pci=pci,
             device_nodes=device_nodes(roots.dev),
-            kernel_log=kernel_log,
             live_pids=live_pids(roots.proc, _pids(nvml)),
             fabric_manager_running=self._fabric_manager.read() if switches else NOT_SUPPORTED,
             burnin=await self._burnin.read(),

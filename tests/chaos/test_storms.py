@@ -126,6 +126,7 @@ class Node:
         self.agent = Agent(Settings.model_validate(settings))
         self.agent.clock = Simulated(lambda: self.now)
         self.agent.probe.read = self._readings  # type: ignore[method-assign, assignment]
+        self.agent.kernel_log.read = lambda: KernelLog("kmsg")  # type: ignore[method-assign]
         self.agent._node_asked.set()
 
     async def _readings(self, *_: object) -> Any:
@@ -134,7 +135,6 @@ class Node:
             node=self.agent.settings.node_name,
             time=self.now,
             boot_id="boot",
-            kernel_log=KernelLog("kmsg"),
         )
 
     async def round(self) -> None:

@@ -199,7 +199,8 @@ class Bench:
     async def round(self, seconds: float = ROUND) -> NodeReadings:
         """One round, so much later."""
         self.now += timedelta(seconds=seconds)
-        readings = await self.probe.read(PATIENT, KernelLog("kmsg"), lambda: self.now)
+        read = await self.probe.read(PATIENT, lambda: self.now)
+        readings = msgspec.structs.replace(read, kernel_log=KernelLog("kmsg"))
         self.outcomes = checks.judge(readings, self._settings, self.history)
         self.findings.take_round(self.outcomes, self.now, readings.boot_id)
         return readings

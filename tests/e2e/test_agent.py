@@ -168,6 +168,14 @@ def test_a_latched_finding_survives_a_restart(node: SimulatedNode) -> None:
         assert entries(node).count(("raised", "xid.79")) == 1
 
 
+def test_a_sound_node_is_healthy_from_its_first_round_on(node: SimulatedNode) -> None:
+    """All that is essential is measured in the very first round, the kernel log too: nobody waits for a second one."""
+    node.configure({"interval": "1h"})
+    with node:
+        wait_for("healthy", lambda: healthy(node))
+        assert node.metric("gpuhealth_agent_rounds_total") == 1
+
+
 def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
     """Where the kernel log cannot be opened, XIDs come from NVML, and that this is so is a finding."""
     node.kmsg.unlink()
