@@ -69,7 +69,7 @@ def run(arguments: list[str] | None = None) -> int:
     except typer.Exit as done:
         code = done.exit_code
     except TyperException as wrong_use:
-        _say(wrong_use.format_message())
+        _say(wrong_use.format_message().replace("Value error, ", ""))  # pydantic's words, which Typer lets through
     except CommandError as error:
         _say(str(error))
     except (KeyboardInterrupt, Abort):

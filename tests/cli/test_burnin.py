@@ -143,6 +143,7 @@ def test_without_torch_it_says_what_to_install(node: Node, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (("--level", "deep"), "Invalid value for '--level': 'deep' is not one of 'quick', 'standard', 'long'."),
         (("--tests", "memry"), "--tests: there is no test 'memry'; did you mean memory?"),
         (("--duration", "soon"), "--duration: 'soon' is no duration (write 30s, 10m, 24h or 14d)"),
         (("--duration", "0"), "--duration: no time to test in"),
