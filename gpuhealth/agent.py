@@ -34,6 +34,7 @@ from gpuhealth.probes.clock import Now, SteadyClock, wall_clock
 from gpuhealth.probes.kernel_log import KernelLogProbe
 from gpuhealth.probes.node import NodeProbe
 from gpuhealth.probes.release import DriverRelease
+from gpuhealth.probes.stale_library import StaleLibrary
 from gpuhealth.readings import NOT_SUPPORTED, UNREAD, FleetFinding, NodeReadings
 from gpuhealth.verdict import Change, ChangeKind, Findings
 
@@ -47,6 +48,10 @@ _NOT_IN_TOUCH = Missing(MissingReason.ERROR, "our Node has not been seen yet")
 
 Service = Callable[["Agent"], Awaitable[None]]
 """Something that runs beside the agent and looks at it, such as the HTTP server."""
+
+
+class RestartRequiredError(Exception):
+    """The agent has ended itself, since only a new process can go on. The text says why, in one sentence."""
 
 
 class Counts(msgspec.Struct):
@@ -93,6 +98,9 @@ class Agent:
         self._settings_changed = asyncio.Event()
         self._node_asked = asyncio.Event()  # our Node says whether we may take the driver, or cannot be asked
         self.release = DriverRelease(self.probe.nvml, self.clock, self._note_release)
+        self._stale_library = StaleLibrary()
+        self._restart_reason = ""
+        self._end: Callable[[], object] = lambda: None
         self._remembered_at = -_MEMORY_SECONDS
         self.kernel_log: KernelLogProbe
         self.findings: Findings
@@ -110,10 +118,14 @@ class Agent:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Runs until SIGTERM or SIGINT; then everything is written down and let go."""
+        """Runs until SIGTERM or SIGINT; then everything is written down and let go.
+
+        Raises RestartRequiredError when only a new process, in a new container, can measure the node.
+        """
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
         assert main is not None
+        self._end = main.cancel
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, main.cancel)
         loop.add_signal_handler(signal.SIGUSR1, self._on_release_signal)
@@ -129,6 +141,8 @@ class Agent:
             log.info("agent stops", node=self.settings.node_name)
         finally:
             self._finish()
+        if self._restart_reason:
+            raise RestartRequiredError(self._restart_reason)
 
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         name = step.__name__.removeprefix("_")
@@ -184,12 +198,21 @@ class Agent:
         self._publish(changes + self.findings.settle(readings, self._history), readings)
         self.counts.rounds += 1
         self._looked.set()
+        self._end_if_library_is_stale(readings)
         if time.monotonic() - self._remembered_at > _MEMORY_SECONDS:
             self.journal.note()
         pause = max(0.0, self.settings.interval - (time.monotonic() - began))
         await asyncio.sleep(pause / 2)
         self.probe.nvml.ping()
         await asyncio.sleep(pause / 2)
+
+    def _end_if_library_is_stale(self, readings: NodeReadings) -> None:
+        if self._restart_reason or not (reason := self._stale_library.restart_reason(readings)):
+            return
+        self._restart_reason = reason
+        log.warning("agent ends to get the present driver library", reason=reason)
+        self.journal.note(Entry(readings.time, "agent", "agent.nvml_library", "node", reason))
+        self._end()
 
     def _know_gpus(self, readings: NodeReadings) -> None:
         """Takes what a complete answer of NVML tells of the GPUs; it holds while there is none."""

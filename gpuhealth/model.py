@@ -77,7 +77,9 @@ class MissingReason(enum.StrEnum):
     MISMATCH = "mismatch"  # NVML 18: library and kernel module are of different versions
     NO_PERMISSION = "no_permission"
     NO_HISTORY = "no_history"  # a rate needs an earlier reading
-    ERROR = "error"  # anything else; the detail says what
+    DRIVER_ERROR = "driver_error"  # NVML 8, 10, 11, 17, 20, 28, 999: the driver or the GPU failed and does not say how
+    AGENT_FAULT = "agent_fault"  # our own process failed: says nothing about the node
+    ERROR = "error"  # anything else, such as an answer of an unexpected type; the detail says what was seen
 
 
 class Missing(msgspec.Struct, frozen=True, tag="missing"):

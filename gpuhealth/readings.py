@@ -62,7 +62,8 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     uuid: Reading[str] = UNREAD
     pci: Reading[str] = UNREAD  # dddd:bb:dd.f, lower case
     error: Missing | None = None
-    failed_calls: dict[str, str] = {}  # NVML call -> error text, for returns that are no plain answer
+    calls: int = 0  # different NVML calls made in this round
+    failed_calls: dict[str, Missing] = {}  # NVML call -> what was seen instead of an answer that can be used
     name: Reading[str] = UNREAD
     serial: Reading[str] = UNREAD
     vbios: Reading[str] = UNREAD
@@ -155,6 +156,23 @@ class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     def is_nvswitch(self) -> bool:
         """NVSwitches show as bridges of class 0x0680."""
         return self.device_class >> 8 == 0x0680
+
+
+class KernelModule(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The NVIDIA kernel module of the node, as the kernel shows it to every container."""
+
+    version: str  # of the loaded module, such as 550.54.15; empty while none is loaded
+    version_at_start: str  # when the agent's process started: the container's libraries are of that time
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the module is loaded."""
+        return self.version != ""
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether another module is loaded than when the agent's process started."""
+        return self.is_loaded and self.version != self.version_at_start
 
 
 class KernelLog(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -298,6 +316,7 @@ class NodeReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     nvml: Reading[NvmlReadings] = UNREAD
     pci: Reading[tuple[PciDevice, ...]] = UNREAD
     device_nodes: Reading[tuple[int, ...]] = UNREAD  # N of every /dev/nvidiaN
+    kernel_module: Reading[KernelModule] = UNREAD
     kernel_log: Reading[KernelLog] = UNREAD
     live_pids: Reading[tuple[int, ...]] = UNREAD  # of the processes that hold a GPU, those that exist
     fabric_manager_running: Reading[bool] = UNREAD

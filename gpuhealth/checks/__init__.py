@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from gpuhealth.catalog import sxid as sxid_facts
 from gpuhealth.catalog import xid as xid_facts
 from gpuhealth.checks import (
+    agent,
     burnin,
     clocks,
     driver,
@@ -34,6 +35,7 @@ from gpuhealth.readings import NodeReadings
 
 CHECKS: tuple[Check, ...] = (
     driver.CHECK,
+    agent.CHECK,
     gpu.CHECK,
     ecc.CHECK,
     memory.CHECK,

@@ -27,6 +27,7 @@ NOT_LOADED = Code(
     meaning="The node has NVIDIA GPUs but no working driver: its kernel module is not loaded or its library absent.",
     advice="Check lsmod, dmesg and the driver's installation (DKMS build, Secure Boot, nouveau); load or install it.",
     quarantine=True,
+    raise_after=600.0,  # after a boot, or during an upgrade, the module is loaded within minutes
 )
 MISMATCH = Code(
     "driver.mismatch",
@@ -41,8 +42,8 @@ NVML_ERROR = Code(
     "nvml.error",
     Severity.WARNING,
     Action.REBOOT_NODE,
-    meaning="NVML returned an error that says nothing about its cause, such as 999 (unknown error); again and again it"
-    " means a driver or GPU that cannot be relied on.",
+    meaning="NVML does not start, cannot count the GPUs or fails most calls to a GPU with an error that does not name"
+    " the cause, such as 999 (unknown error). When that repeats, the driver or the GPU cannot be relied on.",
     advice="Look for XIDs and NVRM lines in the kernel log at that time. If it repeats, reset the GPU or reboot the"
     " node, and update the driver.",
     quarantine=True,  # once it is critical
@@ -77,24 +78,34 @@ def _not_loaded(look: Look) -> Judgement:
     if not isinstance(nvml, Missing):
         return None
     if nvml.reason not in (MissingReason.NOT_LOADED, MissingReason.NOT_INSTALLED):
-        # A mismatch is told by a loaded module; of any other reason nothing follows.
+        # A mismatch is reported by a loaded module; from any other reason nothing follows.
         return None if nvml.reason is MissingReason.MISMATCH else nvml
+    module = look.readings.kernel_module
+    if isinstance(module, Missing):
+        return module  # the library may be missing in our container only
+    if module.is_loaded:
+        return None  # agent.nvml_library: the node has its driver, our container does not reach it
     pci = look.readings.pci
     on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
     expected = len(look.history.baseline.gpus) if look.settings.expect_gpus is None else look.settings.expect_gpus
     if not on_bus and not expected:
         return nvml  # no GPU is known of: not a fault, and not known to be none either
-    what = "kernel module not loaded" if nvml.reason is MissingReason.NOT_LOADED else "driver library not installed"
     gpus = f"GPUs on the PCI bus: {', '.join(on_bus)}" if on_bus else f"the node ought to have {expected} GPUs"
-    return look.found(NOT_LOADED, None, f"{what}; {gpus}", source="nvmlInit_v2", reading=nvml)
+    return look.found(
+        NOT_LOADED, None, f"kernel module nvidia is not loaded; {gpus}", source="nvmlInit_v2, /sys/module", reading=nvml
+    )
 
 
 def _mismatch(look: Look) -> Judgement:
-    nvml = look.nvml
-    if isinstance(nvml, Missing) and nvml.reason is MissingReason.MISMATCH:
-        message = "driver library and kernel module are of different versions"
-        return look.found(MISMATCH, None, message, source="nvmlInit_v2", reading=nvml)
-    return nvml if isinstance(nvml, Missing) else None
+    nvml, module = look.nvml, look.readings.kernel_module
+    if not isinstance(nvml, Missing) or nvml.reason is not MissingReason.MISMATCH:
+        return nvml if isinstance(nvml, Missing) else None
+    if isinstance(module, Missing):
+        return module
+    if module.has_changed:
+        return None  # agent.nvml_library: our library is the older one, what starts now gets the right one
+    message = f"driver library and kernel module ({module.version}) are of different versions"
+    return look.found(MISMATCH, None, message, source="nvmlInit_v2", reading=nvml)
 
 
 def _node_error(look: Look) -> Judgement:
@@ -104,31 +115,47 @@ def _node_error(look: Look) -> Judgement:
     reason = nvml.problem or nvml.count
     if not isinstance(reason, Missing):
         return None
-    if reason.reason is not MissingReason.ERROR:
+    if reason.reason is not MissingReason.DRIVER_ERROR:
         return reason
     return _repeating(look, None, "NVML does not work" if nvml.problem else "NVML cannot count the GPUs", reason.detail)
 
 
 def _gpu_error(gpu: GpuReadings, look: Look) -> Judgement:
-    # What a corrupt InfoROM answers is a finding of its own.
-    failed = [text for text in gpu.failed_calls.values() if not text.startswith(MissingReason.CORRUPTED_INFOROM)]
-    if failed:
-        return _repeating(look, gpu, "NVML calls failed", "; ".join(text.removeprefix("error: ") for text in failed))
+    if gpu.error and gpu.error.reason is MissingReason.DRIVER_ERROR:
+        return _broken(look, gpu, "NVML cannot open it", gpu.error.detail, Severity.CRITICAL)
+    if fails_most_calls(gpu):
+        return _repeating(look, gpu, "most NVML calls failed", "; ".join(map(_detail, gpu.failed_calls.values())))
     return gpu.error
+
+
+def fails_most_calls(gpu: GpuReadings) -> bool:
+    """Whether the driver failed more than half of the calls about this GPU: no single call stands for a GPU."""
+    failed = [each for each in gpu.failed_calls.values() if each.reason is MissingReason.DRIVER_ERROR]
+    return 2 * len(failed) > gpu.calls
+
+
+def _detail(reason: Missing) -> str:
+    return reason.detail
 
 
 def _repeating(look: Look, gpu: GpuReadings | None, message: str, detail: str) -> Finding:
     limits = look.settings.nvml
     key = f"{NVML_ERROR.name}/{gpu.component if gpu else NODE}"
     rounds = len(look.history.mark(key, look.now, limits.error_window))
+    severity = Severity.CRITICAL if rounds >= limits.errors_critical else Severity.WARNING
+    return _broken(look, gpu, f"{message}{f' in {rounds} rounds' if rounds > 1 else ''}", detail, severity)
+
+
+def _broken(look: Look, gpu: GpuReadings | None, message: str, detail: str, severity: Severity) -> Finding:
+    limits = look.settings.nvml
     return look.found(
         NVML_ERROR,
         gpu,
-        f"{message}{f' in {rounds} rounds' if rounds > 1 else ''}: {detail}",
+        f"{message}: {detail}",
         source="NVML",
         reading=detail,
         threshold=f"critical from {limits.errors_critical} rounds within {limits.error_window:g} s",
-        severity=Severity.CRITICAL if rounds >= limits.errors_critical else Severity.WARNING,
+        severity=severity,
     )
 
 

@@ -135,9 +135,9 @@ def _inforom(gpu: GpuReadings, look: Look) -> Judgement:
         if isinstance(reading, Missing) and reading.reason is MissingReason.CORRUPTED_INFOROM:
             message = "InfoROM corrupt"
             return look.found(INFOROM_CORRUPTED, gpu, message, source="NVML", reading=reading.detail)
-    for call, text in gpu.failed_calls.items():
-        if text.startswith(MissingReason.CORRUPTED_INFOROM):
-            return look.found(INFOROM_CORRUPTED, gpu, "InfoROM corrupt", source=call, reading=text)
+    for call, reason in gpu.failed_calls.items():
+        if reason.reason is MissingReason.CORRUPTED_INFOROM:
+            return look.found(INFOROM_CORRUPTED, gpu, "InfoROM corrupt", source=call, reading=reason.detail)
     checksum = gpu.inforom_checksum
     return gpu.error or (checksum if isinstance(checksum, Missing) else None)
 

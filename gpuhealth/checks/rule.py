@@ -107,6 +107,8 @@ def known_gpus(readings: NodeReadings, history: History) -> tuple[GpuReadings, .
         reason = nvml.problem
     else:
         listed = nvml.gpus
+        if isinstance(nvml.count, Missing):
+            reason = nvml.count
         if not nvml.answered:
             call = nvml.waiting_for or "NVML"
             reason = Missing(MissingReason.TIMEOUT, f"waiting {nvml.waiting_seconds:.0f} s for {call}")

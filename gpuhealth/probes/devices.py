@@ -1,4 +1,4 @@
-"""Device nodes and processes: what /dev and /proc say of the GPUs and of those who use them."""
+"""Device nodes, kernel module and processes, from /dev, /sys and /proc."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 
 from gpuhealth.model import Missing, MissingReason, Reading
 from gpuhealth.probes.pci import file_missing
+from gpuhealth.readings import KernelModule
 
 _DEVICE_NODE = re.compile(r"nvidia(\d+)")
 _FABRIC_MANAGER = "nv-fabricmanage"  # the kernel cuts a process' name to 15 characters
+_NAMELESS = "of unknown version"
 _RESCAN_SECONDS = 60.0  # a scan of /proc costs 10 ms with 1,000 processes
 
 
@@ -23,6 +25,30 @@ def device_nodes(dev: Path) -> Reading[tuple[int, ...]]:
     except OSError as error:
         return file_missing(error)
     return tuple(sorted(int(match[1]) for name in names if (match := _DEVICE_NODE.fullmatch(name))))
+
+
+class KernelModuleProbe:
+    """The loaded NVIDIA kernel module, from /sys/module, which is the node's own in every container."""
+
+    def __init__(self, sys: Path) -> None:
+        self._modules = sys / "module"
+        before = self._version()
+        self._at_start = "" if isinstance(before, Missing) else before
+
+    def read(self) -> Reading[KernelModule]:
+        """The module, or why it cannot be looked for."""
+        version = self._version()
+        return version if isinstance(version, Missing) else KernelModule(version, self._at_start)
+
+    def _version(self) -> Reading[str]:
+        if not self._modules.is_dir():
+            return Missing(MissingReason.NOT_INSTALLED, f"{self._modules} does not exist")
+        try:
+            return (self._modules / "nvidia" / "version").read_text().strip() or _NAMELESS
+        except (FileNotFoundError, NotADirectoryError):
+            return _NAMELESS if (self._modules / "nvidia" / "refcnt").exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            return Missing(MissingReason.ERROR, f"{self._modules}/nvidia/version: {error}")
 
 
 def live_pids(proc: Path, pids: Iterable[int]) -> Reading[tuple[int, ...]]:

@@ -8,7 +8,7 @@ from gpuhealth.config import Settings
 from gpuhealth.model import Missing
 from gpuhealth.probes.burnin import BurninProbe
 from gpuhealth.probes.clock import Now, wall_clock
-from gpuhealth.probes.devices import FabricManagerProbe, device_nodes, live_pids
+from gpuhealth.probes.devices import FabricManagerProbe, KernelModuleProbe, device_nodes, live_pids
 from gpuhealth.probes.nvml import NvmlProbe
 from gpuhealth.probes.pci import PciProbe
 from gpuhealth.readings import NOT_SUPPORTED, NodeReadings, NvmlReadings
@@ -29,6 +29,7 @@ class NodeProbe:
         self._settings = settings
         self.nvml = NvmlProbe(settings.nvml)
         self._pci = PciProbe(settings.roots.sys)
+        self._kernel_module = KernelModuleProbe(settings.roots.sys)
         self._fabric_manager = FabricManagerProbe(settings.roots.proc)
         self._burnin = BurninProbe(settings.burnin.results)
         self.boot_id = boot_id(settings.roots.proc)
@@ -46,6 +47,7 @@ class NodeProbe:
             nvml=nvml,
             pci=pci,
             device_nodes=device_nodes(roots.dev),
+            kernel_module=self._kernel_module.read(),
             live_pids=live_pids(roots.proc, _pids(nvml)),
             fabric_manager_running=self._fabric_manager.read() if switches else NOT_SUPPORTED,
             burnin=await self._burnin.read(),

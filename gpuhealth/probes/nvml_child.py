@@ -1,8 +1,9 @@
 """The process in which NVML calls are made: `python -m gpuhealth.probes.nvml_child`, started by probes/nvml.py.
 
-It reads one-line commands on standard input and answers in JSON lines on standard output; file descriptor 3 is a page
-shared with the parent that holds the name of the call being made. It ends when standard input does: the kernel then
-closes every /dev/nvidia* handle, which works also where nvmlShutdown would hang.
+It reads one-line commands on standard input and answers in JSON lines on file descriptor 4; file descriptor 3 is a page
+shared with the parent that holds the name of the call being made. Standard output and standard error are /dev/null: a
+library that prints there does no harm. The process ends when standard input does: the kernel then closes every
+/dev/nvidia* handle, which works also where nvmlShutdown would hang.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from gpuhealth.probes import nvml_driver
 from gpuhealth.readings import GpuReadings
 
 PROGRESS_FD = 3
+ANSWER_FD = 4
 PROGRESS_BYTES = 256
 
 
 class Began(msgspec.Struct, frozen=True, tag=True):
-    """The round's first line."""
+    """The round's first line. One `Gpu` for every index below `count` follows."""
 
     problem: Missing | None
     driver_version: Reading[str]
@@ -90,11 +92,13 @@ class _Child:
         self._page[:] = call.encode()[:PROGRESS_BYTES].ljust(PROGRESS_BYTES, b"\0")
 
     def say(self, message: Message) -> None:
-        line = self._encoder.encode(message) + b"\n"
+        self._send(self._encoder.encode(message))
+
+    def _send(self, line: bytes) -> None:
         with self._output:
-            view = memoryview(line)
+            view = memoryview(line + b"\n")
             while view:
-                view = view[os.write(1, view) :]
+                view = view[os.write(ANSWER_FD, view) :]
 
     def serve(self) -> None:
         for line in sys.stdin.buffer:
@@ -132,11 +136,22 @@ class _Child:
                 for index in range(count):
                     if _input_ended():
                         return
-                    gpu = driver.read(index, count)
-                    self._lost |= gpu.error is not None
-                    self.say(Gpu(gpu))
+                    self._send(self._gpu(driver, index, count))
         self.progress("")
         self.say(Ended())
+
+    def _gpu(self, driver: nvml_driver.Driver, index: int, count: int) -> bytes:
+        """The line of one GPU: its readings, or why there are none."""
+        try:
+            gpu = driver.read(index, count)
+            line = self._encoder.encode(Gpu(gpu))
+        except Exception:  # noqa: BLE001 - a fault of ours with one GPU must not cost the others
+            why = traceback.format_exc(limit=-1).strip().rpartition("\n")[2]
+            unread = Missing(MissingReason.AGENT_FAULT, f"GPU {index} could not be read: {why}")
+            gpu = GpuReadings(index=index, error=unread)
+            line = self._encoder.encode(Gpu(gpu))
+        self._lost |= gpu.error is not None
+        return line
 
     def _restart_if_due(self) -> None:
         """Starts NVML, again where it failed or a GPU is lost; not in every round, since starting can hang as well."""

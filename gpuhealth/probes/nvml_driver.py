@@ -12,8 +12,13 @@ from typing import Any
 import pynvml
 
 from gpuhealth.model import Missing, MissingReason, Reading
-from gpuhealth.probes.nvml_gpu import Gpu, Progress, missing, pci_address, plain
+from gpuhealth.probes import nvml_value
+from gpuhealth.probes.nvml_gpu import Gpu, Progress
+from gpuhealth.probes.nvml_value import missing, pci_address, text, unexpected, whole
 from gpuhealth.readings import GpuReadings
+
+_MOST_GPUS = 256
+"""More than any node has. A larger count is no count, and a loop over it would not end."""
 
 
 def start(progress: Progress) -> Missing | None:
@@ -23,13 +28,15 @@ def start(progress: Progress) -> Missing | None:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return missing(error, "nvmlInit_v2")
+    except Exception as error:  # noqa: BLE001 - a binding or library that does not fit: the parent reports it
+        return unexpected(error, "nvmlInit_v2")
     return None
 
 
 def stop(progress: Progress) -> None:
     """Closes NVML, so that the next start enumerates the GPUs anew."""
     progress("nvmlShutdown")
-    with contextlib.suppress(pynvml.NVMLError):  # it was not initialized: that is what was wanted
+    with contextlib.suppress(Exception):  # whatever it answers, the next start begins from nothing
         pynvml.nvmlShutdown()
 
 
@@ -40,21 +47,25 @@ class Driver:
         self._progress = progress
         self._gpus: dict[int, Gpu] = {}
         self._known_before = before.known() if before else {}
-        self.driver_version = self._ask("nvmlSystemGetDriverVersion")
-        self.nvml_version = self._ask("nvmlSystemGetNVMLVersion")
-        cuda = self._ask("nvmlSystemGetCudaDriverVersion_v2")
-        self.cuda_version = cuda if isinstance(cuda, Missing) else f"{cuda // 1000}.{cuda % 1000 // 10}"
+        self.driver_version: Reading[str] = self._ask("nvmlSystemGetDriverVersion", text)
+        self.nvml_version: Reading[str] = self._ask("nvmlSystemGetNVMLVersion", text)
+        self.cuda_version: Reading[str] = self._ask("nvmlSystemGetCudaDriverVersion_v2", _cuda_version)
 
-    def _ask(self, name: str) -> Any:
+    def _ask(self, name: str, convert: Callable[[Any], Any]) -> Any:
         self._progress(name)
         try:
-            return plain(getattr(pynvml, name)())
+            return convert(getattr(pynvml, name)())
         except pynvml.NVMLError as error:
             return missing(error, name)
+        except Exception as error:  # noqa: BLE001 - bindings raise anything: this costs one reading, not the round
+            return unexpected(error, name)
 
     def count(self) -> Reading[int]:
         """How many GPUs NVML enumerates."""
-        count: Reading[int] = self._ask("nvmlDeviceGetCount")
+        count: Reading[int] = self._ask("nvmlDeviceGetCount", lambda number: nvml_value.count(number, _MOST_GPUS))
+        if isinstance(count, Missing) and count.reason is MissingReason.NOT_SUPPORTED:
+            # "Not supported" would mean that there is nothing to check.
+            return Missing(MissingReason.ERROR, f"nvmlDeviceGetCount: {count}")
         return count
 
     def read(self, index: int, count: int) -> GpuReadings:
@@ -69,7 +80,7 @@ class Driver:
 
     def ping(self) -> None:
         """Makes one call that the library cannot answer from its own memory."""
-        with contextlib.suppress(pynvml.NVMLError):  # any answer is a sign of life
+        with contextlib.suppress(Exception):  # any answer is a sign of life
             self._progress("nvmlDeviceGetPowerUsage on GPU 0")
             pynvml.nvmlDeviceGetPowerUsage(pynvml.nvmlDeviceGetHandleByIndex(0))
 
@@ -78,12 +89,18 @@ class Driver:
         return {index: gpu.known for index, gpu in self._gpus.items()}
 
 
+def _cuda_version(number: Any) -> str:
+    return f"{whole(number) // 1000}.{number % 1000 // 10}"
+
+
 def listen(seen: Callable[[int, str, str, float], None]) -> XidEvents | Missing:
     """Waits for XID events from now on; why NVML tells of none, if it does not."""
     try:
         return XidEvents(seen)
     except pynvml.NVMLError as error:
-        return Missing(MissingReason.ERROR, f"XID events: {error} ({error.value})")
+        return Missing(MissingReason.ERROR, f"XID events: {missing(error, 'nvmlDeviceRegisterEvents')}")
+    except Exception as error:  # noqa: BLE001 - as for every other call: XID events are missing, the readings are not
+        return unexpected(error, "XID events")
 
 
 class XidEvents:
@@ -96,11 +113,11 @@ class XidEvents:
         self._stopping = threading.Event()
         self._set = pynvml.nvmlEventSetCreate()
         self._gpus: dict[int | None, tuple[str, str]] = {}  # handle -> PCI address, uuid: a lost GPU no longer tells
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            # A GPU that is lost or too old delivers none; the others do.
-            with contextlib.suppress(pynvml.NVMLError):
+        for index in range(nvml_value.count(pynvml.nvmlDeviceGetCount(), _MOST_GPUS)):
+            # A GPU that is lost, too old or answers oddly delivers none; the others do.
+            with contextlib.suppress(Exception):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                pci, uuid = pci_address(pynvml.nvmlDeviceGetPciInfo(handle)), plain(pynvml.nvmlDeviceGetUUID(handle))
+                pci, uuid = pci_address(pynvml.nvmlDeviceGetPciInfo(handle)), text(pynvml.nvmlDeviceGetUUID(handle))
                 pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
                 self._gpus[cast(handle, c_void_p).value] = (pci, uuid)
         if not self._gpus:
@@ -113,14 +130,15 @@ class XidEvents:
         while not self._stopping.is_set():
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._set, self._WAIT_MILLISECONDS)
+                xid, device = whole(event.eventData), cast(event.device, c_void_p).value
             except pynvml.NVMLError_Timeout:
                 continue
-            except pynvml.NVMLError:
+            except Exception:  # noqa: BLE001 - one odd event must not end the thread that reads all of them
                 # After an XID 79 the wait fails at once, again and again: no spinning.
                 self._stopping.wait(self._WAIT_MILLISECONDS / 1000)
                 continue
-            pci, uuid = self._gpus.get(cast(event.device, c_void_p).value, ("", ""))
-            self._seen(int(event.eventData), pci, uuid, time.time())
+            pci, uuid = self._gpus.get(device, ("", ""))
+            self._seen(xid, pci, uuid, time.time())
 
     def stop(self) -> None:
         """Ends the thread before NVML is shut down, which would crash under a waiting call."""

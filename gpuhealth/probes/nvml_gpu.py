@@ -1,12 +1,12 @@
 """Everything that NVML tells of one GPU. Runs in the child process only: any of these calls may never return.
 
-Every call goes through `Gpu.ask`, which tells the parent the call's name before it is made and turns NVML's return
-codes into `Missing`.
+Every call goes through `Gpu.ask`, which names the call to the parent before it is made and turns every return code,
+exception and answer of another type into a `Missing` for that one reading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ctypes import byref
 from typing import Any
 
@@ -14,23 +14,11 @@ import msgspec
 import pynvml
 
 from gpuhealth.model import Missing, MissingReason, Reading
+from gpuhealth.probes import nvml_value
+from gpuhealth.probes.nvml_value import flag, missing, pci_address, text, unexpected, whole
 from gpuhealth.readings import NOT_SUPPORTED, UNREAD, Fabric, GpuProcess, GpuReadings, MigDevice, NvLink
 
 Progress = Callable[[str], None]
-
-_REASONS = {
-    pynvml.NVML_ERROR_NOT_SUPPORTED: MissingReason.NOT_SUPPORTED,
-    # An old driver's library lacks the newer calls: this node has no such thing.
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: MissingReason.NOT_SUPPORTED,
-    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH: MissingReason.NOT_SUPPORTED,
-    pynvml.NVML_ERROR_NO_PERMISSION: MissingReason.NO_PERMISSION,
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: MissingReason.NOT_LOADED,
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: MissingReason.NOT_INSTALLED,
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: MissingReason.MISMATCH,
-    pynvml.NVML_ERROR_CORRUPTED_INFOROM: MissingReason.CORRUPTED_INFOROM,
-    pynvml.NVML_ERROR_GPU_IS_LOST: MissingReason.GPU_LOST,
-    pynvml.NVML_ERROR_RESET_REQUIRED: MissingReason.RESET_REQUIRED,
-}
 
 _ECC = [
     (f"{kind}_{severity}_{place}", error_type, counter, location)
@@ -75,25 +63,17 @@ _LINK5_COUNTERS = {
     "recovery": pynvml.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_EVENTS,
     "recovery_failed": pynvml.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS,
 }
+_MOST_MIG_DEVICES = 64  # seven today
+
+# What is not a plain answer: an error that the driver does not explain, or one that only a reader of the code can.
+_FAILURES = (MissingReason.DRIVER_ERROR, MissingReason.ERROR, MissingReason.CORRUPTED_INFOROM)
+
 _EFFECTIVE_BER = pynvml.NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_BER
 _SYMBOL_BER = pynvml.NVML_FI_DEV_NVLINK_COUNT_SYMBOL_BER
-
-_VALUE_FIELD = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
 
 
 class DeviceGoneError(Exception):
     """The GPU answers every call with "lost": asking further tells nothing."""
-
-
-def missing(error: pynvml.NVMLError, call: str) -> Missing:
-    """The reason that stands for an NVML return code."""
-    reason = _REASONS.get(error.value, MissingReason.ERROR)
-    return Missing(reason, "" if reason is MissingReason.NOT_SUPPORTED else f"{call}: {error} ({error.value})")
-
-
-def plain(value: Any) -> Any:
-    """A value as it is, text decoded."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 class Gpu:
@@ -106,17 +86,39 @@ class Gpu:
         self.known: dict[tuple[Any, ...], Any] = {} if known is None else known
         self._nvlink5: bool | None = None
         self._error: Missing | None = None
-        self._failed: dict[str, str] = {}
+        self._called: set[str] = set()
+        self._failed: dict[str, Missing] = {}
 
-    def ask(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = plain) -> Any:
-        """The value of one NVML call, or Missing. Raises DeviceGoneError when the GPU is lost."""
+    def ask(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = whole, absent: int | None = None) -> Any:
+        """The value of one NVML call as `convert` reads it, or Missing. Raises DeviceGoneError when the GPU is lost.
+
+        `absent` is a return code that means "there is no such thing" for this call.
+        """
         if self._handle is None:
             self._open()
+        call = self._function(name)
+        if isinstance(call, Missing):
+            return call
+        return self._guarded(name, lambda: convert(call(self._handle, *arguments)), absent)
+
+    def _function(self, name: str) -> Any:
+        self._called.add(name)
         self._progress(f"{name} on GPU {self.index}")
+        absent = Missing(MissingReason.NOT_SUPPORTED, f"this version of nvidia-ml-py has no {name}")
+        return getattr(pynvml, name, absent)
+
+    def _guarded(self, name: str, read: Callable[[], Any], absent: int | None = None) -> Any:
+        """What `read` returns; Missing for every way in which it can fail."""
         try:
-            return convert(getattr(pynvml, name)(self._handle, *arguments))
+            return read()
         except pynvml.NVMLError as error:
-            return self._refused(missing(error, name), name)
+            return NOT_SUPPORTED if error.value == absent else self._refused(missing(error, name), name)
+        except Exception as error:  # noqa: BLE001 - bindings raise anything: this costs one reading, not the round
+            return self._refused(unexpected(error, name), name)
+
+    def _part(self, name: str, answer: Any, read: Callable[[Any], Any], absent: int | None = None) -> Any:
+        """One value out of an answer that has several."""
+        return answer if isinstance(answer, Missing) else self._guarded(name, lambda: read(answer), absent)
 
     def _refused(self, reason: Missing, name: str) -> Missing:
         if reason.reason is MissingReason.GPU_LOST:
@@ -124,11 +126,11 @@ class Gpu:
             raise DeviceGoneError
         if reason.reason is MissingReason.RESET_REQUIRED:
             self._error = reason
-        elif reason.reason in (MissingReason.ERROR, MissingReason.CORRUPTED_INFOROM):
-            self._failed[name] = str(reason)
+        elif reason.reason in _FAILURES:
+            self._failed[name] = reason
         return reason
 
-    def _once(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = plain) -> Any:
+    def _once(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = whole) -> Any:
         """As ask, for what never changes: a lost GPU still has its name."""
         key = (name, *arguments)
         if key not in self.known:
@@ -149,29 +151,32 @@ class Gpu:
             pass  # self._error says so, and the rest is missing for the same reason
         if self._error is not None:
             values = dict.fromkeys(_PLAIN_READINGS, self._error) | values
-        return GpuReadings(index=self.index, error=self._error, failed_calls=self._failed, **values)
+        return GpuReadings(
+            index=self.index, error=self._error, calls=len(self._called), failed_calls=self._failed, **values
+        )
 
     def _forget(self) -> None:
-        self._error, self._failed = None, {}
+        self._error, self._called, self._failed = None, set(), {}
 
     def _open(self) -> None:
-        name = "nvmlDeviceGetHandleByIndex_v2"
-        self._progress(f"{name} on GPU {self.index}")
-        try:
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(self.index)
-        except pynvml.NVMLError as error:
-            reason = self._refused(missing(error, name), name)
-            self._error = reason  # without a handle nothing can be asked, whatever the reason
-            raise DeviceGoneError from None
+        name = "nvmlDeviceGetHandleByIndex"
+        call = self._function(name)
+        handle = call if isinstance(call, Missing) else self._guarded(name, lambda: call(self.index))
+        if isinstance(handle, Missing):
+            # Without a handle nothing can be asked. "Not supported" would mean that there is nothing to check.
+            unsupported = handle.reason is MissingReason.NOT_SUPPORTED
+            self._error = Missing(MissingReason.ERROR, f"{name}: {handle}") if unsupported else handle
+            raise DeviceGoneError
+        self._handle = handle
 
     def _identity(self) -> dict[str, Any]:
         threshold = "nvmlDeviceGetTemperatureThreshold"
         return {
-            "uuid": self._once("nvmlDeviceGetUUID"),
+            "uuid": self._once("nvmlDeviceGetUUID", convert=nvml_value.name_of_device),
             "pci": self._once("nvmlDeviceGetPciInfo", convert=pci_address),
-            "name": self._once("nvmlDeviceGetName"),
-            "serial": self._once("nvmlDeviceGetSerial"),
-            "vbios": self._once("nvmlDeviceGetVbiosVersion"),
+            "name": self._once("nvmlDeviceGetName", convert=text),
+            "serial": self._once("nvmlDeviceGetSerial", convert=text),
+            "vbios": self._once("nvmlDeviceGetVbiosVersion", convert=text),
             "minor": self._once("nvmlDeviceGetMinorNumber"),
             "slowdown_celsius": self._once(threshold, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
             "gpu_max_celsius": self._once(threshold, pynvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX),
@@ -183,10 +188,12 @@ class Gpu:
         }
 
     def _state(self) -> dict[str, Any]:
-        memory = self.ask("nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2)  # v1 counts the driver's own as used
-        if isinstance(memory, Missing):
-            memory = self.ask("nvmlDeviceGetMemoryInfo")
-        ecc = self.ask("nvmlDeviceGetEccMode")
+        usage = "nvmlDeviceGetMemoryInfo"
+        memory = self.ask(usage, pynvml.nvmlMemory_v2, convert=_as_it_is)  # v1 counts the driver's own as used
+        if isinstance(memory, Missing) and memory.reason is MissingReason.NOT_SUPPORTED:
+            memory = self.ask(usage, convert=_as_it_is)
+        mode = "nvmlDeviceGetEccMode"
+        ecc = self.ask(mode, convert=_as_it_is)
         return {
             "temperature_celsius": self.ask("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
             "temperature_margin_celsius": self.ask("nvmlDeviceGetMarginTemperature"),
@@ -195,53 +202,53 @@ class Gpu:
             "sm_clock_mhz": self.ask("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),
             "memory_clock_mhz": self.ask("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
             "application_sm_clock_mhz": self.ask("nvmlDeviceGetApplicationsClock", pynvml.NVML_CLOCK_SM),
-            "utilization_percent": self.ask("nvmlDeviceGetUtilizationRates", convert=lambda rates: rates.gpu),
-            "memory_total_bytes": memory if isinstance(memory, Missing) else memory.total,
-            "memory_used_bytes": memory if isinstance(memory, Missing) else memory.used,
-            "ecc_enabled": ecc if isinstance(ecc, Missing) else bool(ecc[0]),
-            "ecc_pending": ecc if isinstance(ecc, Missing) else bool(ecc[1]),
+            "utilization_percent": self.ask("nvmlDeviceGetUtilizationRates", convert=_attribute("gpu")),
+            "memory_total_bytes": self._part(usage, memory, _attribute("total")),
+            "memory_used_bytes": self._part(usage, memory, _attribute("used")),
+            "ecc_enabled": self._part(mode, ecc, _flag_at(0)),
+            "ecc_pending": self._part(mode, ecc, _flag_at(1)),
             "pcie_generation": self.ask("nvmlDeviceGetCurrPcieLinkGeneration"),
             "pcie_width": self.ask("nvmlDeviceGetCurrPcieLinkWidth"),
             "pcie_replays": self.ask("nvmlDeviceGetPcieReplayCounter"),
-            "persistence_mode": self.ask("nvmlDeviceGetPersistenceMode", convert=bool),
+            "persistence_mode": self.ask("nvmlDeviceGetPersistenceMode", convert=flag),
             "compute_mode": self.ask("nvmlDeviceGetComputeMode"),
         }
 
     def _memory_health(self) -> dict[str, Any]:
         sram = pynvml.c_nvmlEccSramErrorStatus_v1_t()
-        sram_answer = self.ask("nvmlDeviceGetSramEccErrorStatus", byref(sram))
-        rows = self.ask("nvmlDeviceGetRemappedRows")
-        rows = [rows] * 4 if isinstance(rows, Missing) else rows
-        repair = self.ask("nvmlDeviceGetRepairStatus")
-        histogram = self.ask("nvmlDeviceGetRowRemapperHistogram")
+        remapped, spare, repairs = (
+            "nvmlDeviceGetRemappedRows",
+            "nvmlDeviceGetRowRemapperHistogram",
+            "nvmlDeviceGetRepairStatus",
+        )
+        rows, histogram, repair = (self.ask(name, convert=_as_it_is) for name in (remapped, spare, repairs))
         pages = {
             "single_bit": pynvml.NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS,
             "double_bit": pynvml.NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR,
         }
         return {
             "ecc_errors": {name: self._ecc_count(*where) for name, *where in _ECC},
-            "sram_threshold_exceeded": sram_answer
-            if isinstance(sram_answer, Missing)
-            else bool(sram.bThresholdExceeded),
-            "remap_correctable_rows": rows[0],
-            "remap_uncorrectable_rows": rows[1],
-            "remap_pending": rows[2] if isinstance(rows[2], Missing) else bool(rows[2]),
-            "remap_failed": rows[3] if isinstance(rows[3], Missing) else bool(rows[3]),
+            "sram_threshold_exceeded": self.ask(
+                "nvmlDeviceGetSramEccErrorStatus", byref(sram), convert=lambda _: flag(sram.bThresholdExceeded)
+            ),
+            "remap_correctable_rows": self._part(remapped, rows, _number_at(0)),
+            "remap_uncorrectable_rows": self._part(remapped, rows, _number_at(1)),
+            "remap_pending": self._part(remapped, rows, _flag_at(2)),
+            "remap_failed": self._part(remapped, rows, _flag_at(3)),
             "remap_histogram": {
-                name: histogram if isinstance(histogram, Missing) else getattr(histogram, name)
+                name: self._part(spare, histogram, _attribute(name))
                 for name in ("max", "high", "partial", "low", "none")
             },
             "retired_pages": {
-                name: self.ask("nvmlDeviceGetRetiredPages", cause, convert=len) for name, cause in pages.items()
+                name: self.ask("nvmlDeviceGetRetiredPages", cause, convert=_length) for name, cause in pages.items()
             },
-            "retirement_pending": self.ask("nvmlDeviceGetRetiredPagesPendingStatus", convert=bool),
+            "retirement_pending": self.ask("nvmlDeviceGetRetiredPagesPendingStatus", convert=flag),
             "repair_pending": {
-                name: repair if isinstance(repair, Missing) else bool(repair[place])
-                for place, name in enumerate(("channel", "tpc"))
+                name: self._part(repairs, repair, _flag_at(place)) for place, name in enumerate(("channel", "tpc"))
             },
             # nvmlDeviceValidateInforom would read the flash itself, which is nothing for every round.
             "inforom_checksum": self.ask("nvmlDeviceGetInforomConfigurationChecksum"),
-            "unrepairable_memory": self.ask("nvmlDeviceGetUnrepairableMemoryFlag_v1", convert=bool),
+            "unrepairable_memory": self.ask("nvmlDeviceGetUnrepairableMemoryFlag_v1", convert=flag),
         }
 
     def _ecc_count(self, error_type: int, counter: int, location: int | None) -> Any:
@@ -250,7 +257,7 @@ class Gpu:
         return self.ask("nvmlDeviceGetMemoryErrorCounter", error_type, counter, location)
 
     def _throttling(self) -> dict[str, Any]:
-        fields = self._fields(_FIELDS)
+        fields = self._fields(dict.fromkeys(_FIELDS, whole))
         return {
             "clocks_event_reasons": self.ask("nvmlDeviceGetCurrentClocksEventReasons"),
             "recovery_action": fields[pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION],
@@ -258,44 +265,42 @@ class Gpu:
             "throttle_nanoseconds": {name: fields[field] for name, field in _THROTTLE_FIELDS.items()},
         }
 
-    def _fields(self, fields: Iterable[int], link: int | None = None) -> dict[int, Any]:
-        wanted = list(fields)
-        answer = self.ask("nvmlDeviceGetFieldValues", wanted if link is None else [(field, link) for field in wanted])
-        if isinstance(answer, Missing):
-            return dict.fromkeys(wanted, answer)
-        values: dict[int, Any] = {}
-        for field, value in zip(wanted, answer, strict=True):
-            if value.nvmlReturn == pynvml.NVML_SUCCESS:
-                values[field] = getattr(value.value, _VALUE_FIELD[value.valueType])
-            else:
-                name = f"nvmlDeviceGetFieldValues({field})"
-                error = pynvml.NVMLError(value.nvmlReturn)
-                # A field id that the driver does not know is refused as an invalid argument.
-                unknown = value.nvmlReturn == pynvml.NVML_ERROR_INVALID_ARGUMENT
-                values[field] = NOT_SUPPORTED if unknown else self._refused(missing(error, name), name)
-        return values
+    def _fields(self, fields: Mapping[int, Callable[[Any], Any]], link: int | None = None) -> dict[int, Any]:
+        """Field values by id, each read by its own function; `link` is the scope of fields of NVLinks."""
+        call = "nvmlDeviceGetFieldValues"
+        asked = list(fields) if link is None else [(field, link) for field in fields]
+        answer = self.ask(call, asked, convert=_as_it_is)
+
+        def read(place: int, field: int, convert: Callable[[Any], Any]) -> Any:
+            name = f"{call}({field})"
+            value = self._part(name, answer, lambda values: values[place])
+            # A field id that the driver does not know is refused as an invalid argument.
+            absent = pynvml.NVML_ERROR_INVALID_ARGUMENT
+            return self._part(name, value, lambda value: convert(nvml_value.field(value)), absent)
+
+        return {field: read(place, field, convert) for place, (field, convert) in enumerate(fields.items())}
 
     def _links(self) -> dict[str, Any]:
         links = []
         for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
-            state = self.ask("nvmlDeviceGetNvLinkState", link)
+            past_the_last = pynvml.NVML_ERROR_INVALID_ARGUMENT
+            state = self.ask("nvmlDeviceGetNvLinkState", link, absent=past_the_last)
             if isinstance(state, Missing) and state.reason is MissingReason.NOT_SUPPORTED:
-                break
-            if isinstance(state, Missing) and f"({pynvml.NVML_ERROR_INVALID_ARGUMENT})" in state.detail:
-                self._failed.pop("nvmlDeviceGetNvLinkState", None)  # past the last link
                 break
             links.append(self._link(link, state))
         return {"nvlinks": tuple(links) if links else NOT_SUPPORTED, "fabric": self._fabric()}
 
     def _link(self, link: int, state: Reading[int]) -> NvLink:
         remote = self._once("nvmlDeviceGetNvLinkRemotePciInfo", link, convert=pci_address)
-        effective: Any = NOT_SUPPORTED
-        symbol: Any = NOT_SUPPORTED
+        rates: list[Any] = [NOT_SUPPORTED, NOT_SUPPORTED]
         counts: dict[str, Any] = {}
         if self._nvlink5 is not False:
-            fields = self._fields([*_LINK5_COUNTERS.values(), _EFFECTIVE_BER, _SYMBOL_BER], link)
+            rate = nvml_value.bit_error_rate
+            fields = self._fields(
+                {**dict.fromkeys(_LINK5_COUNTERS.values(), whole), _EFFECTIVE_BER: rate, _SYMBOL_BER: rate}, link
+            )
             counts = {name: fields[field] for name, field in _LINK5_COUNTERS.items()}
-            effective, symbol = _bit_error_rate(fields[_EFFECTIVE_BER]), _bit_error_rate(fields[_SYMBOL_BER])
+            rates = [fields[_EFFECTIVE_BER], fields[_SYMBOL_BER]]
             if self._nvlink5 is None:
                 self._nvlink5 = any(not isinstance(count, Missing) for count in counts.values())
         if self._nvlink5 is False:
@@ -304,30 +309,22 @@ class Gpu:
                 for name, counter in _LINK_COUNTERS.items()
             }
         errors = {name: count for name, count in counts.items() if not isinstance(count, Missing)}
-        return NvLink(link, state, remote, errors, effective, symbol)
+        return NvLink(link, state, remote, errors, *rates)
 
     def _fabric(self) -> Reading[Fabric]:
+        call = "nvmlDeviceGetGpuFabricInfoV"
         info = pynvml.c_nvmlGpuFabricInfo_v3_t()
-        answer = self.ask("nvmlDeviceGetGpuFabricInfoV", byref(info))
+        answer = self.ask(call, byref(info), convert=_as_it_is)
         if isinstance(answer, Missing) and answer.reason is MissingReason.NOT_SUPPORTED:
             info = pynvml.c_nvmlGpuFabricInfo_v2_t()  # drivers before R550 know no health summary
-            answer = self.ask("nvmlDeviceGetGpuFabricInfoV", byref(info))
+            answer = self.ask(call, byref(info), convert=_as_it_is)
         if isinstance(answer, Missing):
             return answer
-        if info.state == pynvml.NVML_GPU_FABRIC_STATE_NOT_SUPPORTED:
-            return NOT_SUPPORTED
-        return Fabric(
-            state=info.state,
-            status=info.status,
-            clique=info.cliqueId,
-            cluster=bytes(info.clusterUuid).hex(),
-            health_mask=info.healthMask,
-            health_summary=getattr(info, "healthSummary", None),
-        )
+        fabric: Reading[Fabric] = self._part(call, info, _fabric)
+        return fabric
 
     def _use(self) -> dict[str, Any]:
-        mig = self.ask("nvmlDeviceGetMigMode")
-        enabled = mig if isinstance(mig, Missing) else bool(mig[0])
+        enabled = self.ask("nvmlDeviceGetMigMode", convert=_flag_at(0))
         return {
             "compute_processes": self.ask("nvmlDeviceGetComputeRunningProcesses", convert=_processes),
             "graphics_processes": self.ask("nvmlDeviceGetGraphicsRunningProcesses", convert=_processes),
@@ -336,41 +333,63 @@ class Gpu:
         }
 
     def _mig_devices(self) -> Iterator[MigDevice]:
-        most = self.ask("nvmlDeviceGetMaxMigDeviceCount")
+        most = self.ask(
+            "nvmlDeviceGetMaxMigDeviceCount", convert=lambda most: nvml_value.count(most, _MOST_MIG_DEVICES)
+        )
+        empty = pynvml.NVML_ERROR_NOT_FOUND  # a slot with no MIG device
         for index in range(0 if isinstance(most, Missing) else most):
-            self._progress(f"nvmlDeviceGetMigDeviceHandleByIndex on GPU {self.index}")
-            try:
-                handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(self._handle, index)
-                uuid = plain(pynvml.nvmlDeviceGetUUID(handle))
-                instance, compute = (
-                    pynvml.nvmlDeviceGetGpuInstanceId(handle),
-                    pynvml.nvmlDeviceGetComputeInstanceId(handle),
-                )
-            except pynvml.NVMLError_NotFound:
-                continue  # a slot with no MIG device
-            except pynvml.NVMLError as error:
-                self._refused(
-                    missing(error, "nvmlDeviceGetMigDeviceHandleByIndex"), "nvmlDeviceGetMigDeviceHandleByIndex"
-                )
-                continue
-            yield MigDevice(uuid, instance, compute)
+            device = self.ask("nvmlDeviceGetMigDeviceHandleByIndex", index, convert=_mig_device, absent=empty)
+            if isinstance(device, MigDevice):
+                yield device
 
 
 _PLAIN_READINGS = [field.name for field in msgspec.structs.fields(GpuReadings) if field.default is UNREAD]
 
 
-def pci_address(info: Any) -> str:
-    """dddd:bb:dd.f of an nvmlPciInfo_t."""
-    # The legacy bus id is cut to a 4-digit domain and the long one has 8 digits: the numbers are exact.
-    return f"{info.domain:04x}:{info.bus:02x}:{info.device:02x}.0"
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def _attribute(name: str) -> Callable[[Any], int]:
+    return lambda answer: whole(getattr(answer, name))
+
+
+def _number_at(place: int) -> Callable[[Any], int]:
+    return lambda answer: whole(answer[place])
+
+
+def _flag_at(place: int) -> Callable[[Any], bool]:
+    return lambda answer: flag(answer[place])
+
+
+def _length(pages: list[Any]) -> int:
+    return len([*pages])
+
+
+def _fabric(info: Any) -> Reading[Fabric]:
+    state = whole(info.state)
+    if state == pynvml.NVML_GPU_FABRIC_STATE_NOT_SUPPORTED:
+        return NOT_SUPPORTED
+    return Fabric(
+        state=state,
+        status=whole(info.status),
+        clique=whole(info.cliqueId),
+        cluster=bytes(info.clusterUuid).hex(),
+        health_mask=whole(info.healthMask),
+        health_summary=whole(info.healthSummary) if hasattr(info, "healthSummary") else None,
+    )
+
+
+def _mig_device(handle: Any) -> MigDevice:
+    return MigDevice(
+        uuid=nvml_value.name_of_device(pynvml.nvmlDeviceGetUUID(handle)),
+        gpu_instance=whole(pynvml.nvmlDeviceGetGpuInstanceId(handle)),
+        compute_instance=whole(pynvml.nvmlDeviceGetComputeInstanceId(handle)),
+    )
 
 
 def _processes(processes: list[Any]) -> tuple[GpuProcess, ...]:
-    return tuple(GpuProcess(process.pid, process.usedGpuMemory) for process in processes)
+    def used(process: Any) -> int | None:
+        return None if process.usedGpuMemory is None else whole(process.usedGpuMemory)  # None: the driver hides it
 
-
-def _bit_error_rate(value: Any) -> Reading[float]:
-    """Decodes mantissa (bits 8-11) and negative exponent (bits 0-7) of the BER fields 220 and 222."""
-    if isinstance(value, Missing):
-        return value
-    return float((value >> 8 & 0xF) * 10.0 ** -(value & 0xFF))
+    return tuple(GpuProcess(whole(process.pid), used(process)) for process in processes)

@@ -16,6 +16,7 @@ from gpuhealth.readings import (
     BurninReadings,
     Fabric,
     GpuReadings,
+    KernelModule,
     NodeReadings,
     NvLink,
     NvmlReadings,
@@ -24,7 +25,9 @@ from gpuhealth.readings import (
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LOST = Missing(MissingReason.GPU_LOST, "nvmlDeviceGetTemperature: GPU is lost (15)")
-BROKEN = Missing(MissingReason.ERROR, "Unknown Error (999)")
+BROKEN = Missing(MissingReason.DRIVER_ERROR, "Unknown Error (999)")
+LOADED = KernelModule("550.54.15", "550.54.15")
+NOT_LOADED = KernelModule("", "")
 
 
 def uuid(index: int) -> str:
@@ -42,6 +45,7 @@ def gpu(index: int = 0, **changes: Any) -> GpuReadings:
     links = tuple(NvLink(link, 1, errors={"crc_flit": 0, "replay": 0}, effective_ber=0.0) for link in range(4))
     healthy = GpuReadings(
         index=index,
+        calls=40,
         uuid=uuid(index),
         pci=pci(index),
         name="NVIDIA H100 80GB HBM3",
@@ -118,6 +122,7 @@ def node(*listed: GpuReadings, at: float = 0.0, **changes: Any) -> NodeReadings:
         nvml=nvml(*listed),
         pci=tuple(device(each.index) for each in listed),
         device_nodes=tuple(each.index for each in listed),
+        kernel_module=LOADED,
         live_pids=(),
         fabric_manager_running=True,
         burnin=BurninReadings(),

@@ -9,8 +9,8 @@ import pytest
 from gpuhealth.checks import driver as subject
 from gpuhealth.checks.history import Baseline, History
 from gpuhealth.model import NODE, Action, Missing, MissingReason, Severity
-from gpuhealth.readings import NvmlReadings
-from tests.checks.builders import Judged, device, gpu, judged, node, nvml, pci, uuid
+from gpuhealth.readings import KernelModule, NvmlReadings
+from tests.checks.builders import LOADED, NOT_LOADED, Judged, device, gpu, judged, node, nvml, pci, uuid
 
 HANGING = "nvmlDeviceGetEccMode on GPU 3"
 
@@ -60,29 +60,39 @@ def test_slow_round_that_came_back() -> None:
 
 def test_not_loaded() -> None:
     """GPUs on the bus and no kernel module: critical, and they are named."""
-    finding = look(problem(MissingReason.NOT_LOADED, "nvmlInit_v2 (9)")).finding("driver.not_loaded", NODE)
+    away = problem(MissingReason.NOT_LOADED, "nvmlInit_v2 (9)")
+    finding = look(away, kernel_module=NOT_LOADED).finding("driver.not_loaded", NODE)
     assert finding.severity is Severity.CRITICAL
     assert pci(0) in finding.message
 
 
 def test_no_library() -> None:
-    """GPUs on the bus and no libnvidia-ml: a fault, and not a node without GPUs."""
-    finding = look(problem(MissingReason.NOT_INSTALLED)).finding("driver.not_loaded", NODE)
-    assert "library not installed" in finding.message
+    """GPUs on the bus, no libnvidia-ml and no kernel module: a fault, and not a node without GPUs."""
+    finding = look(problem(MissingReason.NOT_INSTALLED), kernel_module=NOT_LOADED).finding("driver.not_loaded", NODE)
+    assert "kernel module nvidia is not loaded" in finding.message
 
 
 def test_no_library_and_hidden_bus() -> None:
     """Where the bus is hidden, the remembered and the expected GPUs tell that a driver ought to be there."""
     history = History(baseline=Baseline(gpus={uuid(0): pci(0)}))
     absent = problem(MissingReason.NOT_INSTALLED)
-    assert look(absent, history, pci=()).severity("driver.not_loaded", NODE) is Severity.CRITICAL
-    assert look(absent, pci=(), expect_gpus=8).severity("driver.not_loaded", NODE) is Severity.CRITICAL
+    hidden: dict[str, Any] = {"pci": (), "kernel_module": NOT_LOADED}
+    assert look(absent, history, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
+    assert look(absent, expect_gpus=8, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
+
+
+@pytest.mark.parametrize("reason", [MissingReason.NOT_INSTALLED, MissingReason.NOT_LOADED])
+def test_a_library_missing_in_our_container_is_no_fault_of_the_node(reason: MissingReason) -> None:
+    """While the node's module is loaded, or cannot be looked for, the driver is not said to be missing."""
+    assert look(problem(reason), kernel_module=LOADED).is_clean("driver.not_loaded", NODE)
+    hidden = Missing(MissingReason.NOT_INSTALLED, "/sys/module does not exist")
+    assert look(problem(reason), kernel_module=hidden).why_not("driver.not_loaded", NODE) is hidden.reason
 
 
 @pytest.mark.parametrize("reason", [MissingReason.NOT_INSTALLED, MissingReason.NOT_LOADED])
 def test_no_gpu_at_all(reason: MissingReason) -> None:
     """No driver and no GPU known of: not checked, never clean."""
-    result = look(problem(reason), pci=())
+    result = look(problem(reason), pci=(), kernel_module=NOT_LOADED)
     assert result.findings == []
     for code in ("driver.not_loaded", "driver.unresponsive", "driver.mismatch"):
         assert result.why_not(code, NODE) is reason
@@ -102,6 +112,12 @@ def test_mismatch() -> None:
     assert result.is_clean("driver.not_loaded", NODE)
 
 
+def test_a_library_older_than_the_module_is_no_fault_of_the_node() -> None:
+    """A module that was loaded after the agent started says nothing about the node's own library."""
+    upgraded = KernelModule("570.86.15", version_at_start="550.54.15")
+    assert look(problem(MissingReason.MISMATCH), kernel_module=upgraded).is_clean("driver.mismatch", NODE)
+
+
 def test_healthy() -> None:
     """A driver that answers is clean in every respect."""
     result = look(nvml(gpu(0)))
@@ -112,26 +128,45 @@ def test_healthy() -> None:
 
 def test_error_of_the_whole() -> None:
     """NVML that fails to start is a warning, and critical in the third round within ten minutes."""
-    history, broken = History(), problem(MissingReason.ERROR, "nvmlInit_v2: Unknown Error (999)")
+    history, broken = History(), problem(MissingReason.DRIVER_ERROR, "nvmlInit_v2: Unknown Error (999)")
     rounds = [look(broken, history, at=at).severity("nvml.error", NODE) for at in (0, 10, 20)]
     assert rounds == [Severity.WARNING, Severity.WARNING, Severity.CRITICAL]
     assert look(broken, history, at=3600).severity("nvml.error", NODE) is Severity.WARNING
     assert look(nvml(gpu(0)), history, at=3610).is_clean("nvml.error", NODE)
 
 
-def test_error_of_a_call() -> None:
-    """An unexpected return of a call is a finding on its GPU, with the call's name, and critical when it repeats."""
-    failing = gpu(0, failed_calls={"nvmlDeviceGetPowerUsage": "error: nvmlDeviceGetPowerUsage: Unknown Error (999)"})
-    history = History()
+def failed(count: int, code: int = 999) -> dict[str, Missing]:
+    """So many calls of a GPU that failed."""
+    reason = MissingReason.DRIVER_ERROR if code == 999 else MissingReason.ERROR
+    return {f"nvmlCall{number}": Missing(reason, f"nvmlCall{number}: ({code})") for number in range(count)}
+
+
+def test_a_gpu_that_fails_most_calls() -> None:
+    """A GPU on which more than half of the calls fail is at fault, and critical when it repeats."""
+    failing, history = gpu(0, calls=40, failed_calls=failed(21)), History()
     for at, severity in ((0, Severity.WARNING), (10, Severity.WARNING), (20, Severity.CRITICAL)):
         result = look(nvml(failing), history, at=at)
         assert result.severity("nvml.error") is severity
-        assert "nvmlDeviceGetPowerUsage" in result.finding("nvml.error").message
+        assert "nvmlCall20" in result.finding("nvml.error").message
         assert result.is_clean("nvml.error", NODE)
     assert look(nvml(gpu(0)), history, at=30).is_clean("nvml.error")
 
 
+@pytest.mark.parametrize("calls", [failed(1), failed(20), failed(40, code=26)])
+def test_single_calls_do_not_stand_for_a_gpu(calls: dict[str, Missing]) -> None:
+    """Up to half of the calls, or all with a code that says nothing about hardware, are no fault of the GPU."""
+    history = History()
+    for at in range(0, 100, 10):
+        assert look(nvml(gpu(0, calls=40, failed_calls=calls)), history, at=at).is_clean("nvml.error")
+
+
+def test_a_gpu_that_cannot_be_opened() -> None:
+    """A handle that the driver refuses for one GPU is critical at the first look."""
+    refused = Missing(MissingReason.DRIVER_ERROR, "nvmlDeviceGetHandleByIndex: Unknown Error (999)")
+    assert look(nvml(gpu(0, error=refused))).severity("nvml.error") is Severity.CRITICAL
+
+
 def test_corrupt_inforom_is_no_unexpected_return() -> None:
     """What inforom.corrupted reports is not reported again."""
-    calls = {"nvmlDeviceGetSerial": "corrupted_inforom: nvmlDeviceGetSerial: Corrupted infoROM (14)"}
+    calls = {"nvmlDeviceGetSerial": Missing(MissingReason.CORRUPTED_INFOROM, "Corrupted infoROM (14)")}
     assert look(nvml(gpu(0, failed_calls=calls))).is_clean("nvml.error")

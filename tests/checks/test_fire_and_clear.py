@@ -23,7 +23,7 @@ from gpuhealth.checks import kernel, xid
 from gpuhealth.checks.history import History
 from gpuhealth.config import Burnin, Nvml, Roots, Settings
 from gpuhealth.model import NODE, Clean, Finding, Missing, NotChecked, Outcome, Severity
-from gpuhealth.probes import devices
+from gpuhealth.probes import devices, nvml
 from gpuhealth.probes.node import NodeProbe
 from gpuhealth.readings import KernelLog, NodeReadings, TestStatus
 from gpuhealth.verdict import Findings
@@ -90,6 +90,20 @@ def _start_fabric_manager(node: Simulator) -> None:
     (process / "comm").write_text("nv-fabricmanage\n")
 
 
+def _upgraded(node: Simulator) -> None:
+    """Another module is loaded under a library that stays, and NVML is asked to start again."""
+    node.set({"node.driver_version": "570.86.15"})
+    node.inject("driver_mismatch")
+    node.inject("error", call="nvmlDeviceGetCount", code=1)
+
+
+def _downgraded(node: Simulator) -> None:
+    """The module is the one that the library is for."""
+    node.clear("driver_mismatch")
+    node.clear("error")
+    node.set({"node.driver_version": VERSION})
+
+
 def burnin(test: str, status: TestStatus) -> Change:
     """A burn-in of all GPUs leaves a result, of which the first GPU's is this."""
 
@@ -116,6 +130,9 @@ def failing(test: str) -> Case:
     return Case(code, Severity.CRITICAL, burnin(test, TestStatus.FAILED), clear, before=passes, every_round=stops)
 
 
+HALF = 0x3FE0000000000000
+"""The bits of 0.5 as a double."""
+VERSION = "550.90.07"
 WARNING, CRITICAL = Severity.WARNING, Severity.CRITICAL
 HANG = fault("hang", call="nvmlDeviceGetPowerUsage")[0], Simulator.release
 HUNG = Nvml(warn_after=0.3, critical_after=0.6)
@@ -135,8 +152,15 @@ CASES = [
     Case("driver.not_loaded", CRITICAL, *of_calls("init_failure"), of_node=True, at_start=True),
     Case("driver.mismatch", CRITICAL, *of_calls("driver_mismatch"), of_node=True, at_start=True),
     Case("nvml.error", CRITICAL, *of_calls("init_failure", code=999), of_node=True, at_start=True),
-    Case("nvml.error", CRITICAL, *fault("error", call="nvmlDeviceGetPowerUsage", code=999)),
-    Case("nvml.error", WARNING, *fault("error", call="nvmlDeviceGetPowerUsage", code=999, count=1)),
+    Case("nvml.error", WARNING, *fault("error", code=999)),
+    Case("nvml.error", CRITICAL, *fault("error", code=999)),
+    Case("agent.nvml_library", WARNING, _upgraded, _downgraded, of_node=True),
+    Case("agent.permission", WARNING, *of_calls("init_failure", code=4), of_node=True, at_start=True),
+    Case("agent.monitor_failed", WARNING, *of_calls("crash", call="nvmlDeviceGetPowerUsage"), of_node=True),
+    Case("agent.unexpected_reading", WARNING, *of_calls("init_failure", code=26), of_node=True, at_start=True),
+    Case("agent.unexpected_reading", WARNING, *fault("error", call="nvmlDeviceGetPowerUsage", code=999)),
+    Case("agent.unexpected_reading", WARNING, *fault("error", call="nvmlDeviceGetApplicationsClock", code=26)),
+    Case("agent.unexpected_reading", WARNING, *fault("odd_field", field=82, type=0, bits=HALF)),
     Case("ecc.uncorrectable", CRITICAL, *fault("ecc_uncorrectable")),
     Case("ecc.uncorrectable", CRITICAL, *fault("ecc_uncorrectable", location="sram")),
     Case("ecc.corrected_rate", WARNING, *fault("ecc_corrected", count=20_000)),
@@ -230,6 +254,7 @@ async def bench(node: Simulator, settings: Settings) -> AsyncIterator[Bench]:
 def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Simulator]:
     """Nodes whose NVML this process' children see, with the processes that use them."""
     monkeypatch.setattr(devices, "_RESCAN_SECONDS", 0.0)
+    monkeypatch.setattr(nvml, "_FIRST_BACKOFF_SECONDS", 0.0)
 
     def make(model: str) -> Simulator:
         node = Simulator(tmp_path, model, GPUS)
@@ -277,9 +302,10 @@ async def _fires_and_clears(case: Case, node: Simulator) -> None:
 
 
 async def _until_raised(it: Bench, case: Case, component: str) -> Finding:
+    seconds = max(ROUND, checks.code(case.code).raise_after / 6)
     for _ in range(12):
         case.every_round(it.node)
-        await it.round()
+        await it.round(seconds)
         for finding in it.raised(case.code):
             if (finding.component, finding.severity) == (component, case.severity):
                 return finding
@@ -338,13 +364,13 @@ def test_idle_link_is_no_fault(make_node: Callable[[str], Simulator]) -> None:
 
 
 def test_no_libnvidia_ml(make_node: Callable[[str], Simulator], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node with GPUs on its bus and without libnvidia-ml.so.1 is at fault, and nothing of it is clean."""
+    """A node whose kernel module is loaded and whose library we do not find is not at fault: ours is the finding."""
     node = make_node("h100-sxm")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nonexistent")
     it, _ = _look(node)
-    assert [finding.code for finding in it.findings.active()] == ["driver.not_loaded"]
+    assert [finding.code for finding in it.findings.active()] == ["agent.nvml_library"]
     clean = {each.code for each in it.outcomes if isinstance(each, Clean)}
-    assert clean <= EVENTS | {"fabricmanager.down"}
+    assert clean <= EVENTS | {"fabricmanager.down", "driver.not_loaded"}
 
 
 def test_no_library_and_no_gpu(make_node: Callable[[str], Simulator], monkeypatch: pytest.MonkeyPatch) -> None:

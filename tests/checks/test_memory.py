@@ -98,7 +98,7 @@ def test_inforom() -> None:
     """One call that finds the InfoROM corrupt is enough, in whichever way it is told."""
     corrupt = Missing(MissingReason.CORRUPTED_INFOROM, "nvmlDeviceGetSerial: Corrupted infoROM (14)")
     assert look(serial=corrupt).severity("inforom.corrupted") is Severity.CRITICAL
-    assert look(failed_calls={"nvmlDeviceGetRetiredPages": str(corrupt)}).severity("inforom.corrupted")
+    assert look(failed_calls={"nvmlDeviceGetRetiredPages": corrupt}).severity("inforom.corrupted")
     result = look(error=corrupt)
     assert [finding.code for finding in result.findings] == ["inforom.corrupted"]
     assert look(inforom_checksum=corrupt).severity("inforom.corrupted")

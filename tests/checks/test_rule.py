@@ -19,6 +19,8 @@ NODE_CODES = {
     "driver.not_loaded",
     "driver.mismatch",
     "fabricmanager.down",
+    "agent.nvml_library",
+    "agent.permission",
 }
 ALL_CODES = {code.name for check in checks.CHECKS for code in check.codes}
 TOLD_CODES = {code.name for check in (burnin.CHECK, fleet.CHECK) for code in check.codes}
@@ -223,7 +225,7 @@ def test_events_alone() -> None:
 
 def test_error_of_the_whole_gpu() -> None:
     """A GPU whose handle cannot be had is not clean in anything, and the error is a finding."""
-    broken = gpu(0, error=BROKEN, failed_calls={"nvmlDeviceGetHandleByIndex_v2": "error: Unknown Error (999)"})
+    broken = gpu(0, error=BROKEN, failed_calls={"nvmlDeviceGetHandleByIndex": BROKEN})
     judged = judge(node(broken))
     assert [finding.code for finding in judged.findings] == ["nvml.error"]
     for code in GPU_CODES - {"nvml.error"}:

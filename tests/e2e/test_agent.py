@@ -111,11 +111,20 @@ def _descriptors(node: SimulatedNode) -> int:
 
 
 def test_no_driver_is_not_healthy(node: SimulatedNode) -> None:
-    """GPUs on the bus and no libnvidia-ml: a finding; the node is never called healthy."""
-    node._environment["LD_LIBRARY_PATH"] = "/nonexistent"
+    """GPUs on the bus and no kernel module: a finding once the grace is over; the node is never called healthy."""
+    node.configure({"findings": {"driver.not_loaded": {"raise_after": "1s"}}})
+    node.driver.inject("init_failure")
     with node:
         wait_for("the finding", lambda: "driver.not_loaded" in node.findings())
         assert not healthy(node)
+
+
+def test_no_library_in_our_container_is_no_fault_of_the_node(node: SimulatedNode) -> None:
+    """A loaded kernel module without a library for us: the node is unknown, and nothing asks for its quarantine."""
+    node._environment["LD_LIBRARY_PATH"] = "/nonexistent"
+    with node:
+        wait_for("the finding", lambda: node.findings() == {"agent.nvml_library"})
+        wait_for("unknown", lambda: node.metric('gpuhealth_verdict{verdict="unknown"}') == 1)
 
 
 def test_the_kernel_log_goes_on_where_it_stopped(node: SimulatedNode) -> None:

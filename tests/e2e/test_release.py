@@ -155,7 +155,7 @@ def test_an_unhealthy_node_stays_so(upgraded: Upgraded) -> None:
 
 def test_not_for_ever(upgraded: Upgraded) -> None:
     """After `release_limit` the node is unknown, and says why; after `release_grace` a driver that is away is one."""
-    upgraded.sim.configure({"release_grace": "1s"})
+    upgraded.sim.configure({"release_grace": "1s", "findings": {"driver.not_loaded": {"raise_after": "1s"}}})
     with upgraded.sim as sim:
         wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
         upgraded.says(notes={ANNOTATION: "true"})

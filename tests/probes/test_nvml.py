@@ -134,7 +134,12 @@ def test_a_gpu_lost_after_the_start_keeps_its_name(node: Simulator) -> None:
 
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [(9, MissingReason.NOT_LOADED), (18, MissingReason.MISMATCH), (999, MissingReason.ERROR)],
+    [
+        (9, MissingReason.NOT_LOADED),
+        (18, MissingReason.MISMATCH),
+        (999, MissingReason.DRIVER_ERROR),
+        (26, MissingReason.ERROR),
+    ],
 )
 def test_a_driver_that_does_not_start(node: Simulator, code: int, reason: MissingReason) -> None:
     """nvmlInit's error is the problem of the whole, and NVML is tried again."""

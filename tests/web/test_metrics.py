@@ -73,7 +73,7 @@ def ill(module_node: SimulatedNode) -> str:
     module_node.driver.inject("ecc_uncorrectable", gpu=0, count=3)
     module_node.driver.inject("error", gpu=1, call="nvmlDeviceGetPcieReplayCounter", code=999)
     module_node.xid(79, gpu=2)
-    wanted = {"ecc.uncorrectable", "xid.79", "nvml.error"}
+    wanted = {"ecc.uncorrectable", "xid.79", "agent.unexpected_reading"}
     wait_for("the findings", lambda: wanted <= module_node.findings())
     return module_node.get("/metrics")[1]
 

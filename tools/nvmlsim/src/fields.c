@@ -310,6 +310,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, n
         field->timestamp = now.tv_sec * 1000000ll + now.tv_nsec / 1000;
         field->latencyUsec = 0;
         field->nvmlReturn = read_field(gpu, field);
+        odd_field_value(target.state, target.slot, field);
     }
     return NVML_SUCCESS;
 }

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -60,6 +61,12 @@ static nvmlReturn_t apply_rules(struct state *state, const char *call, int one, 
             for (uint32_t changes = state->changes; still_hanging(rule, generation); changes = state->changes)
                 state_wait(state, changes, rule->until_ns);
             state->node.hanging--;
+        } else if (rule->kind == RULE_CRASH) {
+            raise(SIGSEGV);
+        } else if (rule->kind == RULE_PRINT) {
+            printf("NVML: %s was called\n", call);
+            fprintf(stderr, "NVML: %s was called\n", call);
+            fflush(stdout);
         } else if (rule->kind == RULE_SLOW) {
             int64_t delay = rule->delay_ms;
             struct timespec pause = {delay / 1000, delay % 1000 * 1000000};
@@ -73,6 +80,19 @@ static nvmlReturn_t apply_rules(struct state *state, const char *call, int one, 
         }
     }
     return NVML_SUCCESS;
+}
+
+void odd_field_value(struct state *state, int slot, nvmlFieldValue_t *field)
+{
+    for (int i = 0; state->rules_in_use && i < MAX_RULES; i++) {
+        struct rule *rule = &state->rule[i];
+        if (rule->kind != RULE_FIELD || (rule->gpu != -1 && rule->gpu != slot) || rule->field != field->fieldId)
+            continue;
+        int64_t bits = rule->bits;
+        field->valueType = (unsigned)rule->type;
+        memcpy(&field->value, &bits, sizeof bits);
+        field->nvmlReturn = NVML_SUCCESS;
+    }
 }
 
 static nvmlReturn_t enter(const char *call, int slot, struct state *state)

@@ -73,6 +73,9 @@ nvmlReturn_t enter_device(const char *call, enum access access, nvmlDevice_t dev
         return NVML_SUCCESS;                                    \
     }
 
+/* What the rules make of a field value that has been read. */
+void odd_field_value(struct state *state, int slot, nvmlFieldValue_t *field);
+
 /* Handles are addresses in tables of this library. */
 nvmlDevice_t device_handle(int slot);
 nvmlDevice_t mig_handle(int slot, int index);

@@ -227,7 +227,7 @@ struct nvswitch {
 };
 
 /* A rule that is put between a program and its calls. */
-enum rule_kind { RULE_NONE, RULE_HANG, RULE_SLOW, RULE_ERROR };
+enum rule_kind { RULE_NONE, RULE_HANG, RULE_SLOW, RULE_ERROR, RULE_FIELD, RULE_PRINT, RULE_CRASH };
 struct rule {
     value kind; /* written last, so that no reader sees half a rule */
     value generation; /* of this place: a call that hung in the rule before is not held by the next one */
@@ -237,6 +237,7 @@ struct rule {
     value count; /* RULE_ERROR: how many calls are left; -1: all */
     value until_ns; /* RULE_HANG: CLOCK_MONOTONIC; 0: until released */
     value delay_ms; /* RULE_SLOW */
+    value field, type, bits; /* RULE_FIELD: what field value answers with which nvmlValueType_t and which bits */
     char call[64]; /* function, "*" for all */
 };
 

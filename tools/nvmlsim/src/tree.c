@@ -235,6 +235,17 @@ static void put_switch(struct node *node, int number)
     put("", "dev/nvidia-nvswitch%d", number);
 }
 
+/* nvmlInit says that the driver is not loaded. */
+static bool module_is_absent(struct state *state)
+{
+    for (int i = 0; i < MAX_RULES; i++) {
+        struct rule *rule = &state->rule[i];
+        if (rule->kind == RULE_ERROR && strcmp(rule->call, "nvmlInit") == 0 && rule->code == NVML_ERROR_DRIVER_NOT_LOADED)
+            return true;
+    }
+    return false;
+}
+
 bool tree_update(struct state *state)
 {
     struct node *node = &state->node;
@@ -248,6 +259,12 @@ bool tree_update(struct state *state)
         update_gpu(state, slot);
     for (int i = 0; node->switch_device_id && i < node->switches; i++)
         put_switch(node, i);
+    put("", "sys/module/kernel/uevent"); /* the folder of modules is there without ours */
+    if (module_is_absent(state)) {
+        drop("sys/module/nvidia");
+        drop("proc/driver/nvidia/version");
+        return !failed;
+    }
     put_line("sys/module/nvidia", "version", "%s", node->driver_version);
     char text[TEXT];
     snprintf(text, sizeof text,

@@ -1,0 +1,39 @@
+"""Counts the seconds that pass while this process runs, and not those while it is frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+_TICK_SECONDS = 1.0
+_LONGEST_STEP_SECONDS = 5.0
+
+
+class Stopwatch:
+    """Seconds since its start, without the time in which the event loop did not run.
+
+    SIGSTOP, the cgroup freezer and a paused virtual machine stop us and what we wait for alike: that is no waiting. A
+    step of the loop that takes longer than 5 s counts as 1 s.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._seconds = 0.0
+        self._last = time.monotonic()
+        self._timer = loop.call_later(_TICK_SECONDS, self._tick)
+
+    def seconds(self) -> float:
+        """How long it has run."""
+        now = time.monotonic()
+        step = now - self._last
+        self._seconds += step if step <= _LONGEST_STEP_SECONDS else _TICK_SECONDS
+        self._last = now
+        return self._seconds
+
+    def stop(self) -> None:
+        """Ends the ticking; it must be called once the stopwatch is no longer needed."""
+        self._timer.cancel()
+
+    def _tick(self) -> None:
+        self.seconds()
+        self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
