@@ -41,7 +41,7 @@ class Node:
         self.journal = folder / "journal.sqlite"
         self.simulator: Simulator | None = None
         self._records = 0
-        for name in ("dev", "proc/sys/kernel/random", "sys/bus/pci/devices"):
+        for name in ("dev", "proc/sys/kernel/random", "sys/bus/pci/devices", "sys/module"):
             (self.root / name).mkdir(parents=True)
         (self.root / "proc/self").mkdir()
         (self.root / "proc/sys/kernel/random/boot_id").write_text(BOOT_ID)

@@ -111,6 +111,24 @@ def test_one_lost_gpu_does_not_hide_the_others(gpu_node: Node) -> None:
     assert "GPU is lost" in reasons[0]
 
 
+@pytest.mark.parametrize(
+    "bits", [0x3FE0000000000000, 0x7FF8000000000000, 0x7FF0000000000000], ids=["double", "nan", "infinity"]
+)
+@pytest.mark.parametrize("field", [82, 230])
+def test_an_odd_value_hides_no_fault(gpu_node: Node, field: int, bits: int) -> None:
+    """A GPU of which one field value cannot be used and whose memory is faulty: eight GPUs, its findings, exit 2."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("odd_field", gpu=3, field=field, type=0, bits=bits)
+    for fault in ("ecc_uncorrectable", "remap_failed"):
+        gpu_node.simulator.inject(fault, gpu=3)
+    gpu_node.simulator.inject("slow", ms=2)  # so that the lines arrive one by one
+    gpu_node.simulator.inject("prints")
+    said = gpu_node.run("check", "--json")
+    assert (said.code, said.json["verdict"], len(said.json["gpus"])) == (2, "unhealthy", 8)
+    assert {"ecc.uncorrectable", "memory.remap_failed"} <= {each["code"] for each in said.json["findings"]}
+    assert said.err == ""
+
+
 def test_mig_devices_are_listed(node: Node) -> None:
     """MIG devices stand below their GPU, in the table and in the JSON."""
     node.with_gpus(gpus=1, mig=2)
