@@ -34,7 +34,7 @@ from gpuhealth.probes.clock import Now, SteadyClock, wall_clock
 from gpuhealth.probes.kernel_log import KernelLogProbe
 from gpuhealth.probes.node import NodeProbe
 from gpuhealth.probes.release import DriverRelease
-from gpuhealth.probes.stale_library import StaleLibrary
+from gpuhealth.probes.stale_library import RestartRequiredError, StaleLibrary
 from gpuhealth.readings import NOT_SUPPORTED, UNREAD, FleetFinding, NodeReadings
 from gpuhealth.verdict import Change, ChangeKind, Findings
 
@@ -48,10 +48,6 @@ _NOT_IN_TOUCH = Missing(MissingReason.ERROR, "our Node has not been seen yet")
 
 Service = Callable[["Agent"], Awaitable[None]]
 """Something that runs beside the agent and looks at it, such as the HTTP server."""
-
-
-class RestartRequiredError(Exception):
-    """The agent has ended itself, since only a new process can go on. The text says why, in one sentence."""
 
 
 class Counts(msgspec.Struct):
@@ -99,7 +95,7 @@ class Agent:
         self._node_asked = asyncio.Event()  # our Node says whether we may take the driver, or cannot be asked
         self.release = DriverRelease(self.probe.nvml, self.clock, self._note_release)
         self._stale_library = StaleLibrary()
-        self._restart_reason = ""
+        self._restart: RestartRequiredError | None = None
         self._end: Callable[[], object] = lambda: None
         self._remembered_at = -_MEMORY_SECONDS
         self.kernel_log: KernelLogProbe
@@ -141,8 +137,8 @@ class Agent:
             log.info("agent stops", node=self.settings.node_name)
         finally:
             self._finish()
-        if self._restart_reason:
-            raise RestartRequiredError(self._restart_reason)
+        if self._restart:
+            raise self._restart
 
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         name = step.__name__.removeprefix("_")
@@ -207,12 +203,13 @@ class Agent:
         await asyncio.sleep(pause / 2)
 
     def _end_if_library_is_stale(self, readings: NodeReadings) -> None:
-        if self._restart_reason or not (reason := self._stale_library.restart_reason(readings)):
-            return
-        self._restart_reason = reason
-        log.warning("agent ends to get the present driver library", reason=reason)
-        self.journal.note(Entry(readings.time, "agent", "agent.nvml_library", "node", reason))
-        self._end()
+        try:
+            self._stale_library.look(readings)
+        except RestartRequiredError as reason:
+            log.warning("agent ends to get the present driver library", reason=str(reason))
+            self.journal.note(Entry(readings.time, "agent", "agent.nvml_library", "node", str(reason)))
+            self._restart = reason
+            self._end()
 
     def _know_gpus(self, readings: NodeReadings) -> None:
         """Takes what a complete answer of NVML tells of the GPUs; it holds while there is none."""

@@ -30,7 +30,9 @@ from gpuhealth.cluster.node import FAILED, summary
 from gpuhealth.config import Settings
 from gpuhealth.model import Missing, State, Verdict
 from gpuhealth.probes.burnin import BurninProbe
+from gpuhealth.probes.devices import KernelModuleProbe
 from gpuhealth.probes.node import boot_id
+from gpuhealth.probes.stale_library import StaleLibrary
 from gpuhealth.readings import BurninRun, TestStatus
 
 log = structlog.get_logger()
@@ -40,6 +42,7 @@ _IDLE_SECONDS = 10.0
 _STOP_SECONDS = 5.0  # in which a command that is told to stop has to end
 _REASON_LIMIT = 800  # of an Event's message
 REASON = "preflight"
+_LIBRARY_FINDINGS = {"agent.nvml_library", "driver.mismatch"}
 _FIT = (State.HEALTHY, State.DEGRADED)  # a warning keeps no node out of service
 
 
@@ -57,10 +60,15 @@ class Preflight:
         self._key = settings.preflight.taint
         self._boot_id = boot_id(settings.roots.proc)
         self._events = Events(client, settings.node_name)
+        self._module = KernelModuleProbe(settings.roots.sys)
+        self._stale_library = StaleLibrary()
         self._told = ""
 
     async def run(self) -> None:
-        """Waits for the taint, tests the node, and begins again, until cancelled by SIGTERM or SIGINT."""
+        """Waits for the taint, tests the node, and begins again, until cancelled by SIGTERM or SIGINT.
+
+        Raises RestartRequiredError when the driver was loaded after us and only a new container can use it.
+        """
         task = asyncio.current_task()
         assert task is not None
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -138,6 +146,8 @@ class Preflight:
             if verdict is not None:
                 if verdict.verdict in _FIT:
                     return
+                codes = {finding.code for finding in verdict.findings}
+                self._stale_library.judge(self._module.read(), fails=not codes.isdisjoint(_LIBRARY_FINDINGS))
                 self._told = f"{verdict.verdict}: {summary(verdict)[2]}"
             if loop.time() >= until:
                 raise FailedError(f"not healthy within {limits.settle:g} s: {self._told}")

@@ -19,13 +19,14 @@ def command(config: options.Config = None) -> None:
     path = config or (Path(named) if named else None)
     settings = options.load_settings(path)
     log_json(settings.log_level)
-    from gpuhealth.agent import Agent, RestartRequiredError
+    from gpuhealth.agent import Agent
+    from gpuhealth.probes.stale_library import RestartRequiredError
     from gpuhealth.web.node import serve
 
     try:
         run(Agent(settings, path, services=(serve,)).run())
     except RestartRequiredError as reason:
-        raise CommandError(f"the agent ends to be started again: {reason}") from None
+        raise CommandError(str(reason)) from None
 
 
 def run(process: Coroutine[Any, Any, T]) -> T:

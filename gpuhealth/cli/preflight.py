@@ -22,10 +22,11 @@ def command(config: options.Config = None) -> None:
     settings = options.load_settings(None)
     log_json(settings.log_level)
     from gpuhealth.cluster.errors import NoConfigurationError
+    from gpuhealth.probes.stale_library import RestartRequiredError
 
     try:
         asyncio.run(_run(settings))
-    except NoConfigurationError as error:
+    except (NoConfigurationError, RestartRequiredError) as error:
         raise CommandError(str(error)) from None
 
 

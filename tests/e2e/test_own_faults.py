@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from simnode import SimulatedNode, wait_for
 
-from gpuhealth.agent import Agent, RestartRequiredError
+from gpuhealth.agent import Agent
 from gpuhealth.config_file import load
 from gpuhealth.probes import stale_library
+from gpuhealth.probes.stale_library import RestartRequiredError
 from tests.e2e.test_agent import QUICK, entries, healthy
 
 QUARANTINING = 'gpuhealth_verdict{verdict="unhealthy"}'
@@ -128,7 +129,7 @@ def test_an_agent_older_than_the_driver_ends_itself(node: SimulatedNode, monkeyp
             await asyncio.gather(running, return_exceptions=True)
 
     with pytest.raises(
-        RestartRequiredError, match=r"570\.86\.15 is loaded, and the agent started with kernel module 550"
+        RestartRequiredError, match=r"570\.86\.15 is loaded, this process started with kernel module 550"
     ):
         asyncio.run(upgraded())
     assert {code for kind, code in entries(node) if kind == "raised"} <= {

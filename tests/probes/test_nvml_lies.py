@@ -131,7 +131,7 @@ def _answers() -> list[tuple[str, Callable[[], Any]]]:
     values = [(f"value {number}", lambda value=value: value) for number, value in enumerate(ODD_VALUES)]
     raised = [(f"raised {number}", _raising(make())) for number, make in enumerate(RAISED)]
     codes = [(f"code {code}", _raising(pynvml.NVMLError(code))) for code in CODES if code not in (LOST, RESET)]
-    return [*values, *raised, *codes]  # type: ignore[list-item]
+    return [*values, *raised, *codes]
 
 
 def test_a_lie_costs_the_readings_of_its_call_alone(
