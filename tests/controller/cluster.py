@@ -40,6 +40,7 @@ class Cluster:
         self.name = f"case-{next(_names)}"
         self.namespace = self.name
         self._paths: list[str] = []
+        self._since = plane.audit_position()
         self._create("/api/v1/namespaces", {"metadata": {"name": self.name}})
 
     def settings(self, **options: Any) -> Settings:
@@ -144,7 +145,7 @@ class Cluster:
         """How often the controller has written to a path."""
         ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
         reads = {"get", "list", "watch"}
-        events = [e for e in self.plane.audit(path) if e["requestURI"] == path and e["verb"] not in reads]
+        events = [e for e in self.plane.audit(path, self._since) if e["requestURI"] == path and e["verb"] not in reads]
         return sum(event["user"]["username"] == ours for event in events)
 
     def drain(self, node: str) -> Document:
@@ -211,13 +212,13 @@ class Cluster:
 
     def evictions(self, path: str) -> Counter[int]:
         """The answers to evictions of the pod, by status."""
-        events = [e for e in self.plane.audit(path) if e["requestURI"] == f"{path}/eviction"]
+        events = [e for e in self.plane.audit(path, self._since) if e["requestURI"] == f"{path}/eviction"]
         return Counter(event["responseStatus"]["code"] for event in events)
 
     def deletions(self, path: str) -> list[Document]:
         """The options of the controller's deletions of the pod."""
         ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
-        events = [e for e in self.plane.audit(path) if e["requestURI"] == path and e["verb"] == "delete"]
+        events = [e for e in self.plane.audit(path, self._since) if e["requestURI"] == path and e["verb"] == "delete"]
         return [event["requestObject"] for event in events if event["user"]["username"] == ours]
 
     def reasons(self, name: str, namespace: str = "") -> list[str]:

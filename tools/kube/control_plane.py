@@ -263,9 +263,24 @@ class ControlPlane:
         """Where the audit log is written, one JSON object a line."""
         return self.folder / "audit.log"
 
-    def audit(self, word: str = "") -> Iterator[dict[str, Any]]:
-        """The audit events so far, one for each request that was answered; those alone that have the word in them."""
-        complete, _, _ = self.audit_log.read_bytes().rpartition(b"\n")  # the last line may be on its way
+    def audit_position(self) -> int:
+        """Where the last whole line of the audit log ends: events after it can be asked for without reading the rest."""
+        with self.audit_log.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            for tail in (1 << 16, size):
+                log.seek(max(0, size - tail))
+                if end := log.read().rfind(b"\n") + 1:
+                    return max(0, size - tail) + end
+        return 0
+
+    def audit(self, word: str = "", since: int = 0) -> Iterator[dict[str, Any]]:
+        """The audit events so far, one for each request that was answered; those alone that have the word in them.
+
+        `since` is an audit_position(): earlier events are left out.
+        """
+        with self.audit_log.open("rb") as log:
+            log.seek(since)
+            complete, _, _ = log.read().rpartition(b"\n")  # the last line may be on its way
         for line in complete.splitlines():
             if word.encode() not in line:
                 continue
