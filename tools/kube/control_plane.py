@@ -264,7 +264,7 @@ class ControlPlane:
         return self.folder / "audit.log"
 
     def audit_position(self) -> int:
-        """Where the last whole line of the audit log ends: events after it can be asked for without reading the rest."""
+        """Where the last whole line of the audit log ends: what comes after it can be asked for alone."""
         with self.audit_log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             for tail in (1 << 16, size):
