@@ -22,6 +22,7 @@ from gpuhealth.cluster.selectors import matches
 from gpuhealth.controller.facts import Budget, Node
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.standins import give_back, stand_in
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -64,6 +65,7 @@ class Budgets:
             try:
                 await self._keep(budget)
             except ApiError as error:  # one that cannot be kept must not keep the others from it
+                raise_if_cancelled()
                 log.warning("a budget could not be kept; it is tried again", budget=budget.key, error=str(error))
                 retry_in = _RETRY_SECONDS
         try:
@@ -71,6 +73,7 @@ class Budgets:
                 if place.stands_for and place.budget not in self._fleet.budgets.items:
                     await give_back(self._client, self._namespace, place)
         except ApiError as error:
+            raise_if_cancelled()
             log.warning("a place could not be given back; it is tried again", error=str(error))
             retry_in = _RETRY_SECONDS
         for gone in self.standings.keys() - self._fleet.budgets.items.keys():

@@ -32,6 +32,7 @@ from gpuhealth.controller.pace import Pace
 from gpuhealth.controller.pods import Pod, gangs, movable, slim
 from gpuhealth.controller.table import Table
 from gpuhealth.controller.telling import Telling
+from gpuhealth.tasks import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -118,10 +119,10 @@ class NodeDrain:
                             await self._news.wait()
                     if following.done():
                         following.result()
+                    raise_if_cancelled()
                     await asyncio.sleep(_PAUSE_SECONDS)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            await end([following])
 
     async def _follow(self) -> None:
         # From the server's cache, which finds a node's pods without going through everybody's.
@@ -173,6 +174,7 @@ class NodeDrain:
         for gang in gangs(present):
             if not (trying := self._to_try(gang)):
                 continue
+            raise_if_cancelled()
             if not await self._must_wait(trying):
                 await self._means.pace.take(len(trying))
                 # Asked again: with many pods the first look is long ago.
@@ -234,6 +236,7 @@ class NodeDrain:
         try:
             reason = await self._means.gangs.obstacle(gang[0])
         except ApiError as error:
+            raise_if_cancelled()
             await self._put_off(gang, Result(Outcome.FAILED, str(error), error.retry_after or 0.0))
             return True
         if reason:

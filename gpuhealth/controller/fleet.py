@@ -23,6 +23,7 @@ from gpuhealth.cluster.watching import watch
 from gpuhealth.controller import facts
 from gpuhealth.controller.facts import UNKNOWN, wants_drain
 from gpuhealth.controller.table import Table
+from gpuhealth.tasks import raise_if_cancelled
 
 AGENT_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=agent"
 
@@ -117,6 +118,7 @@ class Fleet:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(due_in):
                         await heard.wait()
+                raise_if_cancelled()
                 await asyncio.sleep(pause_seconds)
 
     def _tables(self) -> tuple[Table[Any], ...]:

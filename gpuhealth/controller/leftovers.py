@@ -25,6 +25,7 @@ from gpuhealth.controller.facts import Place
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.silence import mark_unknown
 from gpuhealth.controller.telling import Telling
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -62,6 +63,7 @@ class Leftovers:
             try:
                 due_in = await self._free_if_left(place)
             except ApiError as error:  # one that cannot be freed must not keep the others from it
+                raise_if_cancelled()
                 log.warning("a place could not be freed; it is tried again", place=place.key, error=str(error))
                 due_in = _RETRY_SECONDS
             due += [] if due_in is None else [due_in]

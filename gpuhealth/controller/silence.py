@@ -22,6 +22,7 @@ from gpuhealth.controller import facts
 from gpuhealth.controller.fleet import AGENT_LABELS, Fleet
 from gpuhealth.controller.pace import Pace
 from gpuhealth.controller.telling import Telling
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -68,6 +69,7 @@ class Silence:
             except NotFoundError:
                 log.debug("a silent node is gone", node=node)
             except ApiError as error:  # one that cannot be marked must not keep the others from it
+                raise_if_cancelled()
                 log.warning("a silent node could not be marked; it is tried again", node=node, error=str(error))
                 retry_in = _RETRY_SECONDS
         return retry_in

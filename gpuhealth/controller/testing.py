@@ -28,6 +28,7 @@ from gpuhealth.controller.facts import GPU, REASON_LABEL, TESTED_NODE
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.plan import PERIODIC, RETURN, Candidate, Room, in_order
 from gpuhealth.controller.telling import Telling
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -84,6 +85,7 @@ class Testing:
         try:
             await self._follow_the_plan()
         except ApiError as error:
+            raise_if_cancelled()
             log.warning("the burn-in plan is held up; it is tried again", error=str(error))
         return self._settings.pending_limit if self._unplaced_since else _LOOK_SECONDS
 

@@ -80,7 +80,9 @@ def pages(controller: Controller) -> dict[str, Handler]:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")  # that this is answered is the proof: the loop runs
+        if not controller.healthy:
+            return web.Response(text="what was done as the leader has not ended\n", status=503)
+        return web.Response(text="ok\n")  # that this is answered shows that the event loop runs
 
     async def readyz(_: web.Request) -> web.Response:
         if not controller.fleet.ready:
