@@ -55,6 +55,16 @@ WATCH_START_SECONDS = 30.0
 """How long the server may take to agree to a watch, at the least."""
 
 
+class _ListMeta(msgspec.Struct):
+    version: str = msgspec.field(name="resourceVersion", default="")
+    token: str = msgspec.field(name="continue", default="")
+
+
+class _Page(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[Any] | None = None
+
+
 class Listing(msgspec.Struct, frozen=True):
     """All objects of a list, and the version from which a watch goes on."""
 
@@ -153,16 +163,25 @@ class Client:
         fields: str = "",
         limit: int = 500,
         metadata_only: bool = False,
+        cached: bool = False,
     ) -> AsyncGenerator[Listing]:
-        """The same page by page; GoneError when the server dropped the rest meanwhile. Metadata alone is a tenth."""
+        """The same page by page; GoneError when the server dropped the rest meanwhile. Metadata alone is a tenth. What
+        the server has `cached` may be old, and comes in one page."""
         accept = "application/json"
         if metadata_only:
             accept += ";as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
         query: dict[str, str | int] = {"limit": limit, **_selectors(labels, fields)}
+        if cached:
+            query["resourceVersion"] = "0"
+            del query["limit"]
         while True:
             answer = await self.request("GET", kind.path(namespace=namespace), query=query, accept=accept)
-            yield Listing(answer.get("items") or [], answer["metadata"].get("resourceVersion", ""))
-            if not (token := answer["metadata"].get("continue")):
+            try:
+                page = msgspec.convert(answer, _Page)
+            except msgspec.ValidationError as error:  # not of an API server: something else answers at its address
+                raise UnavailableError(f"the answer to a list of {kind.plural} is no list: {error}") from None
+            yield Listing(page.items or [], page.metadata.version)
+            if not (token := page.metadata.token):
                 return
             query["continue"] = token
 
@@ -296,7 +315,10 @@ class Client:
                 self._count(method, status)
         if status >= 300:
             raise from_status(status, _decoded(data), response.headers.get("Retry-After"))
-        return _decoded(data)
+        try:
+            return msgspec.json.decode(data)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise UnavailableError(f"the answer of the API server to {method} {path} is no JSON: {error}") from None
 
     def _raise_unless_leading(self) -> None:
         if self._leading is not None and not self._leading():

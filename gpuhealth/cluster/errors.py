@@ -89,17 +89,24 @@ class UnreadableError(ApiError):
 
     def __init__(self, kind: str, item: Any, problem: BaseException) -> None:
         """`item` is the whole object, of which nothing can be relied on; `problem` is what reading it came to."""
-        metadata = item.get("metadata") if isinstance(item, dict) else None
-        known: dict[str, Any] = metadata if isinstance(metadata, dict) else {}
         self.kind = kind
-        self.namespace, self.name, self.uid, self.version = (
-            value if isinstance(value := known.get(key), str) else ""
-            for key in ("namespace", "name", "uid", "resourceVersion")
-        )
+        self.namespace, self.name, self.uid = (_metadata(item, key) for key in ("namespace", "name", "uid"))
+        self.version = version_of(item)
         self.item = item
         self.problem = f"{type(problem).__name__}: {problem}"[:_PROBLEM_LIMIT]
         where = f"{self.namespace}/{self.name}" if self.namespace else self.name or "without a name"
         super().__init__(f"{kind} {where} cannot be read: {self.problem}")
+
+
+def version_of(item: Any) -> str:
+    """The resourceVersion of an object of which nothing can be relied on; empty where there is none."""
+    return _metadata(item, "resourceVersion")
+
+
+def _metadata(item: Any, key: str) -> str:
+    metadata = item.get("metadata") if isinstance(item, dict) else None
+    value = metadata.get(key) if isinstance(metadata, dict) else None
+    return value if isinstance(value, str) else ""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {

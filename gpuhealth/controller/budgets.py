@@ -61,6 +61,7 @@ class Budgets:
     async def _round(self) -> float | None:
         """Does what is to be done; seconds until it is tried again, if it could not be."""
         retry_in = None
+        unreadable = self._fleet.budgets.unreadable
         for budget in list(self._fleet.budgets.items.values()):
             try:
                 await self._keep(budget)
@@ -70,7 +71,7 @@ class Budgets:
                 retry_in = _RETRY_SECONDS
         try:
             for place in list(self._fleet.places.items.values()):
-                if place.stands_for and place.budget not in self._fleet.budgets.items:
+                if place.stands_for and place.budget not in self._fleet.budgets.items.keys() | unreadable:
                     await give_back(self._client, self._namespace, place)
         except ApiError as error:
             raise_if_cancelled()

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from gpuhealth import __version__
 from gpuhealth.cluster.eviction import Outcome
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.fleet import READ_KINDS
 from gpuhealth.controller.testing import OUTCOMES
 from gpuhealth.web.access import Access
 from gpuhealth.web.families import counter, gauge
@@ -39,6 +40,9 @@ class ControllerCollector(Collector):
         calls = [(*key, value) for key, value in controller.api_calls.items()]
         yield counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
         yield counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
+        unreadable = [(kind, controller.fleet.unreadable[kind]) for kind in READ_KINDS]
+        text = "Versions of objects that could not be read and were left out"
+        yield counter("controller_unreadable_objects", text, ["kind"], unreadable)
         results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero
         yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
         tests = [(each, controller.testing.outcomes[each]) for each in OUTCOMES]

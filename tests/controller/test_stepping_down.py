@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -98,7 +98,7 @@ def test_a_storm_of_drains_and_losses(cluster: Cluster) -> None:
     cluster.plane.request("DELETE", f"{LEASES}/{cluster.name}")
 
 
-def drains_of(loop: asyncio.AbstractEventLoop) -> object:
+def drains_of(loop: asyncio.AbstractEventLoop) -> Callable[[], bool]:
     """A condition that a thread can ask: whether the loop has tasks that drain."""
     return lambda: any("Drains._drain" in repr(task.get_coro()) for task in asyncio.all_tasks(loop))
 
