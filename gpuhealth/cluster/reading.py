@@ -93,6 +93,14 @@ def _identity(error: UnreadableError) -> _Identity:
     return error.namespace, error.name, error.uid
 
 
+def labels_of(item: Any) -> dict[str, str] | None:
+    """The labels of an object that cannot be read otherwise; None where they cannot be either."""
+    try:
+        return msgspec.convert(item["metadata"].get("labels") or {}, dict[str, str])
+    except (TypeError, KeyError, AttributeError, msgspec.ValidationError):
+        return None
+
+
 def time_of(text: Any) -> datetime:
     """A time as the API writes it, in UTC. Raises ValueError where it is none, or none that Python can hold."""
     try:

@@ -19,7 +19,7 @@ from gpuhealth.cluster.client import Object
 from gpuhealth.cluster.errors import UnreadableError
 from gpuhealth.cluster.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
 from gpuhealth.cluster.node import condition, is_ready, notes, override, unschedulable
-from gpuhealth.cluster.reading import Time, text_of, time_of
+from gpuhealth.cluster.reading import Time, labels_of, text_of, time_of
 from gpuhealth.cluster.selectors import checked
 from gpuhealth.controller.comparison import Tested
 
@@ -184,12 +184,11 @@ def unreadable_node(last: Node | None, error: UnreadableError) -> Node:
     Left out, or as it was, it could let one node more be out than a budget allows. Nothing is evicted from it
     meanwhile: it may say that a person has taken the drain back.
     """
-    labels = error.item["metadata"].get("labels")
-    if isinstance(labels, dict):
-        known = {str(key): value for key, value in labels.items() if isinstance(value, str)}
-    else:
-        known = last.labels if last is not None else {}
-    return msgspec.structs.replace(last or Node(error.name, {}), labels=known, ready=False, readable=False)
+    known = last or Node(error.name, {})
+    labels = labels_of(error.item)
+    return msgspec.structs.replace(
+        known, labels=known.labels if labels is None else labels, ready=False, readable=False
+    )
 
 
 def unreadable_report(last: Report | None, _: UnreadableError) -> Report | None:

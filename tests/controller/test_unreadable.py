@@ -168,7 +168,7 @@ class Server:
         self._odd = odd
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """In the list an odd object between two good ones; in the watch two odd ones and half an event before a good one."""
+        """A list with an odd object between good ones; a watch with two odd ones, half an event, and a good one."""
         (kind,) = [kind for kind in SAMPLES if request.path.endswith(f"/{kind.plural}")]
         sample = SAMPLES[kind]
         first, second, third = self._odd.get(kind) or [sample] * 3
