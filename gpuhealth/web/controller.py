@@ -41,7 +41,7 @@ class ControllerCollector(Collector):
         yield counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
         yield counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
         unreadable = [(kind, controller.fleet.unreadable[kind]) for kind in READ_KINDS]
-        text = "Versions of objects that could not be read and were left out"
+        text = "Versions of objects that could not be read"
         yield counter("controller_unreadable_objects", text, ["kind"], unreadable)
         results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero
         yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.disruptions import guard, obstacle
 from gpuhealth.cluster.errors import UnreadableError
 from gpuhealth.cluster.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
 from gpuhealth.cluster.reading import read
@@ -259,6 +262,22 @@ def test_a_drains_pods(item: Json) -> None:
     kept = list(table.items.values())
     assert len(movable(kept, ())) + len(unknown(kept, ())) <= 1
     assert not (table.unreadable and movable(kept, ()))
+
+
+GUARD = {
+    "metadata": META,
+    "spec": {"selector": SAMPLES[BUDGETS]["spec"]["nodeSelector"], "unhealthyPodEvictionPolicy": "AlwaysAllow"},
+    "status": {"observedGeneration": 1, "disruptionsAllowed": 3},
+}
+
+
+@given(item=mutants(GUARD), version=st.sampled_from(["policy/v1", "policy/v1beta1"]))
+@settings(max_examples=300)
+def test_a_pod_disruption_budget(item: Json, version: str) -> None:
+    """A budget is read, and can be asked then, or is an ApiError, on which a drain tries again later."""
+    with contextlib.suppress(UnreadableError):
+        found = read("PodDisruptionBudget", item, partial(guard, version=version))
+        assert isinstance(obstacle([found], [Pod("n", "a", "u", labels={"a": "b"})]), str)
 
 
 def taken(fleet: Fleet, kind: Kind, item: Json, slim_of: Any) -> None:
