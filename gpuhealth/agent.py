@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from gpuhealth import __version__, checks
+from gpuhealth import __version__, checks, tasks
 from gpuhealth.checks.burnin import REQUIRED
 from gpuhealth.cluster.keeper import Keeper
 from gpuhealth.cluster.node import RELEASE_REQUESTS, Act, Desired, Override, fleet_findings, restored
@@ -130,7 +130,7 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 for step in (self._round, self._follow_kernel_log, self._write_journal, self._mark_node):
-                    group.create_task(self._forever(step))
+                    group.create_task(tasks.forever(step, self._count_failure))
                 for service in self._services:
                     group.create_task(service(self))  # type: ignore[arg-type]  # a coroutine function
         except asyncio.CancelledError:
@@ -140,18 +140,9 @@ class Agent:
         if self._restart:
             raise self._restart
 
-    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
-        name = step.__name__.removeprefix("_")
-        task = asyncio.current_task()
-        assert task is not None
-        while not task.cancelling():  # a step may have lost the exception: libraries do
-            try:
-                await step()
-            except Exception:  # a fault in one loop must not end the others; it is logged and counted
-                self.counts.failures[name] += 1
-                log.exception("unexpected error", loop=name)
-                self._has_changed()  # after enough failed rounds the node is unknown
-                await asyncio.sleep(1.0)
+    def _count_failure(self, loop: str) -> None:
+        self.counts.failures[loop] += 1
+        self._has_changed()  # after enough failed rounds the node is unknown
 
     def _finish(self) -> None:
         self.probe.nvml.close()

@@ -34,6 +34,7 @@ from gpuhealth.probes.devices import KernelModuleProbe
 from gpuhealth.probes.node import boot_id
 from gpuhealth.probes.stale_library import StaleLibrary
 from gpuhealth.readings import BurninRun, TestStatus
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -81,6 +82,7 @@ class Preflight:
                     await self.once()
                     failures = 0
                 except ApiError as error:
+                    raise_if_cancelled()
                     failures += 1
                     pause = patience(error, failures)
                     log.warning("the API server refuses; it is tried again", error=str(error), failures=failures)
@@ -213,6 +215,7 @@ class Preflight:
             except InvalidError:  # somebody else changed the taints meanwhile: look again
                 await asyncio.sleep(backoff(0))
             except ApiError as error:
+                raise_if_cancelled()
                 failures += 1
                 log.warning("the Node cannot be marked; it is tried again", error=str(error), failures=failures)
                 await asyncio.sleep(patience(error, failures))

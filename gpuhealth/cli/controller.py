@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpuhealth.cli import options
 from gpuhealth.cli.agent import log_json, run
-from gpuhealth.cli.output import CommandError
+from gpuhealth.cli.output import COULD_NOT, CommandError
 
 if TYPE_CHECKING:
     from gpuhealth.config import Settings
@@ -30,6 +30,11 @@ def command(config: options.Config = None) -> None:
     try:
         settings: Settings | None = known
         while settings is not None:
-            settings = run(Controller(settings, services=(serve,), file=file).run())
+            settings = run(Controller(settings, services=(serve,), file=file).run(_give_up))
     except NoConfigurationError as error:
         raise CommandError(str(error)) from None
+
+
+def _give_up() -> None:
+    """End the process, whatever still runs in it; the kubelet starts another."""
+    os._exit(COULD_NOT)

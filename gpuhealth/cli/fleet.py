@@ -55,6 +55,8 @@ def command(
             if number:
                 out.print()
             show(out, cluster)
+    for row in (row for cluster in clusters for row in cluster.not_well if row.unreadable):
+        typer.echo(f"gpuhealth: {row.unreadable}", err=True)
     for problem in problems:
         typer.echo(f"gpuhealth: {problem}", err=True)
     if problems:

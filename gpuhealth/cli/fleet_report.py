@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from rich.text import Text
 
 from gpuhealth.cli.output import CommandError, columns, labelled, printable
 from gpuhealth.cli.words import STYLE, age, counted
-from gpuhealth.cluster.errors import NotFoundError
+from gpuhealth.cluster.errors import NotFoundError, UnreadableError
 from gpuhealth.cluster.kinds import NODES, PREFLIGHT_TAINT, REPORTS, STATE_LABEL
-from gpuhealth.cluster.node import condition, has_taint, labels, parsed_time, taints
+from gpuhealth.cluster.node import condition, has_taint, labels, taints
+from gpuhealth.cluster.reading import labels_of, read, text_of, time_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,11 +39,18 @@ class Row(msgspec.Struct, frozen=True):
     remaining: int  # pods that should go
     since: datetime | None  # when the quarantine began, or the condition changed
     gpus: tuple[tuple[str, str], ...]  # verdict and model of each
+    unreadable: str = ""  # which of its objects cannot be read, and why
 
     @property
     def is_well(self) -> bool:
         """Whether there is nothing to say of it."""
-        return self.condition == "True" and not self.worst and self.quarantine == "none" and self.state == "healthy"
+        return (
+            not self.unreadable
+            and self.condition == "True"
+            and not self.worst
+            and self.quarantine == "none"
+            and self.state == "healthy"
+        )
 
 
 class Cluster(msgspec.Struct, frozen=True):
@@ -64,13 +73,37 @@ async def rows_of(client: Client, pool_labels: Iterable[str]) -> list[Row]:
     reports: dict[str, dict[str, Any]] = {}
     try:
         async for page in client.pages(REPORTS):
-            reports |= {item["metadata"]["name"]: _slim(item.get("status") or {}) for item in page.items}
+            reports |= dict(_named(item) for item in page.items)
     except NotFoundError:
         raise CommandError("gpuhealth is not installed in this cluster: it knows no GPUHealthReports") from None
     rows: list[Row | None] = []
     async for page in client.pages(NODES):
-        rows += [_row(node, reports.get(node["metadata"]["name"]), pool_labels) for node in page.items]
+        rows += [_readable_row(node, reports, pool_labels) for node in page.items]
     return sorted((row for row in rows if row is not None), key=lambda row: row.node)
+
+
+def _named(report: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A report's name, and what a row needs of it."""
+    try:
+        return read(
+            REPORTS.kind, report, lambda item: (text_of(item["metadata"]["name"]), _slim(item.get("status") or {}))
+        )
+    except UnreadableError as error:
+        return error.name, _slim({}) | {"unreadable": str(error)}
+
+
+def _readable_row(node: Any, reports: dict[str, dict[str, Any]], pool_labels: Iterable[str]) -> Row | None:
+    """The row of a node: without what its report says where that is of a type which no row may have, and of a Node that
+    cannot be read with nothing but its name and pool."""
+    try:
+        return read(NODES.kind, node, lambda node: _row(node, reports.get(node["metadata"]["name"]), pool_labels))
+    except UnreadableError as error:
+        unknown, known = _slim({}), labels_of(node) or {}
+        with suppress(UnreadableError):  # then it is the report
+            problem = {"unreadable": f"{REPORTS.kind} {error.name} cannot be read: {error.problem}"}
+            return read(NODES.kind, node, lambda node: _row(node, unknown | problem, pool_labels))
+        empty = {"metadata": {"name": error.name, "labels": known}}
+        return _row(empty, unknown | {"unreadable": str(error)}, pool_labels)
 
 
 def _slim(status: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +128,7 @@ def _row(node: dict[str, Any], report: dict[str, Any] | None, pool_labels: Itera
     quarantine, drain = report["quarantine"], report["drain"]
     since = quarantine.get("since") or said.get("lastTransitionTime")
     under_way = drain.get("phase") in {"draining", "drained"}
-    return Row(
+    row = Row(
         node=node["metadata"]["name"],
         pool=next((known[key] for key in pool_labels if key in known), ""),
         state=known.get(STATE_LABEL) or "unknown",
@@ -106,9 +139,11 @@ def _row(node: dict[str, Any], report: dict[str, Any] | None, pool_labels: Itera
         budget=quarantine.get("budget", ""),
         drain=drain["phase"] if under_way else "",
         remaining=drain.get("remaining", 0) if under_way else 0,
-        since=parsed_time(since) if since else None,
+        since=time_of(since) if since else None,
         gpus=report["gpus"],
+        unreadable=report.get("unreadable", ""),
     )
+    return msgspec.convert(msgspec.to_builtins(row), Row)  # an error where something is of another type
 
 
 def counted_rows(context: str, rows: list[Row]) -> Cluster:
@@ -150,7 +185,7 @@ def show(out: Console, cluster: Cluster) -> None:
     now = datetime.now(UTC)
     rows = [[Text(heading, style="dim") for heading in ("node", "pool", "state", "worst", "since", "out", "drain")]]
     for row in cluster.not_well:
-        cells = (row.node, row.pool or "-", row.state, row.worst or row.reason or "-", _since(row, now))
+        cells = (row.node, row.pool or "-", row.state, _worst(row), _since(row, now))
         drain = f"{row.drain}, {row.remaining} left" if row.remaining else row.drain or "-"
         style = (
             STYLE["unknown"] if row.condition == "Unknown" else STYLE["critical"] if row.condition == "False" else ""
@@ -164,6 +199,10 @@ def show(out: Console, cluster: Cluster) -> None:
 def _listed(counts: dict[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{count:,} {printable(name)}" for name, count in ordered)
+
+
+def _worst(row: Row) -> str:
+    return "cannot be read" if row.unreadable else row.worst or row.reason or "-"
 
 
 def _since(row: Row, now: datetime) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,9 +14,10 @@ from rich.text import Text
 from gpuhealth.cli import reaching
 from gpuhealth.cli.output import CommandError, columns, labelled, printable, short
 from gpuhealth.cli.words import DO, STYLE, age, counted
-from gpuhealth.cluster.errors import ForbiddenError, NotFoundError
+from gpuhealth.cluster.errors import ForbiddenError, NotFoundError, UnreadableError
 from gpuhealth.cluster.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
 from gpuhealth.cluster.node import condition, labels, notes, taints, unschedulable
+from gpuhealth.cluster.reading import read
 from gpuhealth.cluster.selectors import matches
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from gpuhealth.cluster.client import Client
 
-_EVENTS = 10
+_LAST_EVENTS = 10
 _MARGIN = 12
 
 
@@ -52,9 +55,9 @@ async def ask(client: Client, name: str) -> Known:
     budgets, events = [], []
     with contextlib.suppress(ForbiddenError):  # who may see the node may not have to see these
         budgets = [
-            {"name": each["metadata"]["name"], **(each.get("status") or {})}
+            found
             for each in (await client.list(BUDGETS)).items
-            if matches(each["spec"]["nodeSelector"], labels(node))
+            if (found := _selecting(each, labels(node))) is not None
         ]
         about = f"involvedObject.kind=Node,involvedObject.name={name}"
         events = [
@@ -71,8 +74,21 @@ async def ask(client: Client, name: str) -> Known:
         {key.removeprefix(f"{GROUP}/"): value for key, value in notes(node).items() if key.startswith(f"{GROUP}/")},
         budgets,
         report,
-        sorted(events, key=lambda event: event["lastTimestamp"] or "")[-_EVENTS:],
+        sorted(events, key=lambda event: event["lastTimestamp"] or "")[-_LAST_EVENTS:],
     )
+
+
+def _selecting(budget: Any, known: dict[str, str]) -> dict[str, Any] | None:
+    """The status of a budget that selects a node with these labels, or may: what cannot be read is shown as such."""
+
+    def status(item: dict[str, Any]) -> dict[str, Any] | None:
+        said = {"name": item["metadata"]["name"], **(item.get("status") or {})}
+        return said if matches(item["spec"]["nodeSelector"], known) else None
+
+    try:
+        return read(BUDGETS.kind, budget, status)
+    except UnreadableError as error:
+        return {"name": error.name, "unreadable": error.problem}
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------
@@ -80,14 +96,9 @@ async def ask(client: Client, name: str) -> Known:
 
 def show(out: Console, known: Known) -> None:
     """Prints it all."""
-    report, said = known.report, known.condition
-    inventory = report.get("inventory") or {}
-    head = Text.assemble((printable(known.node), "bold"))
-    head.append(f"  driver {printable(inventory.get('driver') or '-')}  agent {report.get('agentVersion') or '-'}")
-    out.print(head)
-    style = STYLE[{"True": "healthy", "False": "unhealthy"}.get(said.get("status", ""), "unknown")]
-    word = f"{said['status']}, {said['reason']}: {said['message']}" if said else "none: no agent has spoken"
-    _line(out, "GPUHealthy", Text(printable(word), style=style))
+    report = known.report
+    _part(out, "node", lambda: _head(out, known.node, report))
+    _part(out, "GPUHealthy", lambda: _condition(out, known.condition))
     _line(out, "state", ", ".join(_state(known)))
     if wish := known.annotations.get("out-of-service"):
         _line(out, "by a person", f"out of service: {wish}")
@@ -95,16 +106,44 @@ def show(out: Console, known: Known) -> None:
         _line(out, "by a person", f"override: {override}")
     if when := known.annotations.get("restored"):
         _line(out, "by a person", f"declared well at {when}")
-    _line(out, "quarantine", _quarantine(report.get("quarantine") or {}))
+    _part(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(report.get("quarantine") or {})))
     if drain := report.get("drain"):
-        _line(out, "drain", _drain(drain))
+        _part(out, "drain", lambda: _line(out, "drain", _drain(drain)))
     for budget in known.budgets:
-        _line(out, "budget", _budget(budget))
-    _gpus(out, report)
-    for finding in report.get("findings") or []:
+        _part(out, "budget", partial(_show_budget, out, budget))
+    _part(out, "GPUs", lambda: _gpus(out, report))
+    _part(out, "findings", lambda: _findings(out, report.get("findings") or []))
+    _part(out, "not made", lambda: _unchecked(out, report.get("notChecked") or []))
+    _part(out, "Events", lambda: _events(out, known.events))
+
+
+def _head(out: Console, node: str, report: dict[str, Any]) -> None:
+    head = Text.assemble((printable(node), "bold"))
+    driver = (report.get("inventory") or {}).get("driver") or "-"
+    out.print(head.append(f"  driver {printable(driver)}  agent {report.get('agentVersion') or '-'}"))
+
+
+def _condition(out: Console, said: dict[str, Any]) -> None:
+    style = STYLE[{"True": "healthy", "False": "unhealthy"}.get(said.get("status", ""), "unknown")]
+    words = [said.get(key, "-") for key in ("status", "reason", "message")]
+    word = "{}, {}: {}".format(*words) if said else "none: no agent has spoken"
+    _line(out, "GPUHealthy", Text(printable(word), style=style))
+
+
+def _findings(out: Console, findings: list[dict[str, Any]]) -> None:
+    for finding in findings:
         out.print()
-        _finding(out, finding)
-    _rest(out, known)
+        _part(out, "finding", partial(_finding, out, finding))
+
+
+def _part(out: Console, label: str, show_it: Callable[[], None]) -> None:
+    """Prints a part of it, or that it cannot be read: the others are shown all the same."""
+    try:
+        show_it()
+    except OSError:  # the terminal's
+        raise
+    except Exception as error:  # noqa: BLE001 - there is no end to what somebody may have written into the report
+        _line(out, label, f"cannot be read: {type(error).__name__}: {error}")
 
 
 def _line(out: Console, label: str, text: Any) -> None:
@@ -146,7 +185,13 @@ def _drain(drain: dict[str, Any]) -> str:
     return text + (f"; {drain['message']}" if drain.get("message") else "")
 
 
+def _show_budget(out: Console, budget: dict[str, Any]) -> None:
+    _line(out, "budget", _budget(budget))
+
+
 def _budget(budget: dict[str, Any]) -> str:
+    if "unreadable" in budget:
+        return f"{budget['name']}: cannot be read: {budget['unreadable']}"
     if "limit" not in budget:
         return f"{budget['name']}: not counted yet"
     held = f", {budget['held']} held" if budget.get("held") else ""
@@ -197,17 +242,19 @@ def _finding(out: Console, finding: dict[str, Any]) -> None:
     labelled(out, "clears", f"when {printable(finding.get('clearsWhen', ''))}")
 
 
-def _rest(out: Console, known: Known) -> None:
-    unchecked = known.report.get("notChecked") or []
+def _unchecked(out: Console, unchecked: list[dict[str, Any]]) -> None:
     if unchecked:
         out.print()
         out.print(Text(f"{counted(len(unchecked), 'check')} not made:"))
         for each in unchecked:
             labelled(out, "-", printable(f"{each.get('check')}: {each.get('reason')}"), margin=4)
-    if known.events:
+
+
+def _events(out: Console, events: list[dict[str, Any]]) -> None:
+    if events:
         out.print()
         out.print(Text("Last Events:"))
-        for event in known.events:
+        for event in events:
             times = f" ({event['count']} times)" if (event["count"] or 1) > 1 else ""
             labelled(out, "-", printable(f"{event['lastTimestamp']} {event['reason']}: {event['message']}{times}"), 4)
 
@@ -215,5 +262,5 @@ def _rest(out: Console, known: Known) -> None:
 def _ago(time: str) -> str:
     try:
         return age(datetime.now(UTC) - datetime.fromisoformat(time))
-    except (TypeError, ValueError):  # by hand, or none
+    except (TypeError, ValueError, OverflowError):  # by hand, or none
         return "-"

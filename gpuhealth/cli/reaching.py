@@ -77,6 +77,6 @@ def ways_out(node: dict[str, Any]) -> str:
     said = condition(node)
     if said is None:
         return "no agent has ever spoken of this node: nothing will come of it until one runs there"
-    if said["reason"] == SILENT:
+    if said.get("reason") == SILENT:
         return "the agent on this node is silent: nothing will come of it until it is back; kubectl cordon works now"
     return ""

@@ -35,7 +35,7 @@ def command(name: reaching.Name, context: reaching.Context = None, kubeconfig: r
 
     warning, status = reaching.reached(bring_back, kubeconfig, context)
     typer.echo(f"{name}: declared well.")
-    stays = sorted({each["code"] for each in status.get("findings", []) if _is_read_again(each)})
+    stays = sorted({each["code"] for each in status.get("findings") or [] if _is_read_again(each)})
     if stays:
         typer.echo(f"What is read again ends only when it is read clean: {', '.join(stays)}.")
         typer.echo(f"To overrule it: gpuhealth override {name} healthy")
@@ -49,5 +49,5 @@ def _is_read_again(finding: dict[str, Any]) -> bool:
 
     try:
         return finding["severity"] != "info" and checks.code(finding["code"]).clears is Clears.REREAD
-    except KeyError:  # an agent of another version
+    except (KeyError, TypeError):  # an agent of another version
         return False

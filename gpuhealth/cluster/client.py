@@ -2,6 +2,11 @@
 
 It stands on a `connection`. What is added: errors by status (`errors`), retries of what can safely be done twice,
 credentials read again after a 401, pages, and watches that go on (`watching`).
+
+The time limit of a request is asyncio's and never aiohttp's `total`. aiohttp enters one timer twice while it waits for
+the headers of an answer (`ClientSession._request` and `ClientResponse.start` both do `with timer`). When the limit and
+a cancellation of the task fall into one turn of the event loop, each exit takes one away from `Task.cancelling()`: the
+cancellation is raised as a TimeoutError, and nothing of it is left. `asyncio.timeout` tells the two apart.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,12 +29,16 @@ from gpuhealth.cluster.connection import Connection, Query, configuration
 from gpuhealth.cluster.errors import (
     AlreadyExistsError,
     ApiError,
+    NotLeadingError,
     TooManyRequestsError,
     UnauthorizedError,
     UnavailableError,
     from_status,
 )
 from gpuhealth.cluster.kinds import Kind
+from gpuhealth.tasks import cancellations, raise_if_cancelled
+
+_NO_LIMITS = aiohttp.ClientTimeout(total=None)  # without one the library sets its own, of five minutes
 
 Object = dict[str, Any]
 Observer = Callable[[str, int], None]
@@ -42,6 +51,18 @@ APPLY_PATCH = "application/apply-patch+yaml"
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
+WATCH_START_SECONDS = 30.0
+"""How long the server may take to agree to a watch, at the least."""
+
+
+class _ListMeta(msgspec.Struct):
+    version: str = msgspec.field(name="resourceVersion", default="")
+    token: str = msgspec.field(name="continue", default="")
+
+
+class _Page(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[Any] | None = None
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -73,12 +94,22 @@ class Client:
         timeout: float = 10.0,
         attempts: int = 5,
         connections: int = 0,
+        at_once: int = 0,
+        leading: Callable[[], bool] | None = None,
         observer: Observer | None = None,
     ) -> None:
-        self.timeout = timeout  # of one attempt
-        self.attempts = attempts  # of one call
+        """`timeout`: seconds that one attempt may take; `attempts`: how many one call may take.
+
+        `at_once`: so many requests may be without an answer at a time, 0 for no limit; a watch that the server has
+        agreed to does not count. A request that waits for its turn is not timed. `leading` is asked right before each
+        request is sent: where it says no, NotLeadingError is raised and nothing is sent.
+        """
+        self.timeout = timeout
+        self.attempts = attempts
         self.calls: dict[tuple[str, int], int] = {}  # attempts by (method, status)
         self._observer = observer
+        self._leading = leading
+        self._turns = asyncio.Semaphore(at_once) if at_once else nullcontext()
         self._connection = Connection(configure, connections)
         self._told_time: tuple[str, float] | None = None  # an answer's Date, and when it came by the monotonic clock
 
@@ -132,16 +163,25 @@ class Client:
         fields: str = "",
         limit: int = 500,
         metadata_only: bool = False,
+        cached: bool = False,
     ) -> AsyncGenerator[Listing]:
-        """The same page by page; GoneError when the server dropped the rest meanwhile. Metadata alone is a tenth."""
+        """The same page by page; GoneError when the server dropped the rest meanwhile. Metadata alone is a tenth. What
+        the server has `cached` may be old, and comes in one page."""
         accept = "application/json"
         if metadata_only:
             accept += ";as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
         query: dict[str, str | int] = {"limit": limit, **_selectors(labels, fields)}
+        if cached:
+            query["resourceVersion"] = "0"
+            del query["limit"]
         while True:
             answer = await self.request("GET", kind.path(namespace=namespace), query=query, accept=accept)
-            yield Listing(answer.get("items") or [], answer["metadata"].get("resourceVersion", ""))
-            if not (token := answer["metadata"].get("continue")):
+            try:
+                page = msgspec.convert(answer, _Page)
+            except msgspec.ValidationError as error:  # not of an API server: something else answers at its address
+                raise UnavailableError(f"the answer to a list of {kind.plural} is no list: {error}") from None
+            yield Listing(page.items or [], page.metadata.version)
+            if not (token := page.metadata.token):
                 return
             query["continue"] = token
 
@@ -258,34 +298,50 @@ class Client:
         self, method: str, path: str, query: Query | None, body: Any, content_type: str, accept: str
     ) -> Any:
         headers = {"Accept": accept, "Content-Type": content_type}
-        limits = aiohttp.ClientTimeout(total=self.timeout)
-        status = 0
-        try:
-            response = await self._connection.send(method, path, query, body, headers, limits)
-            status = response.status
-            data = await response.read()
-            if date := response.headers.get("Date"):
-                self._told_time = date, time.monotonic()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise _unavailable(error, self.timeout) from error
-        finally:
-            self._count(method, status)
+        status, asked = 0, cancellations()
+        async with self._turns:
+            self._raise_unless_leading()
+            try:
+                async with asyncio.timeout(self.timeout):
+                    response = await self._connection.send(method, path, query, body, headers, _NO_LIMITS)
+                    status = response.status
+                    data = await response.read()
+                if date := response.headers.get("Date"):
+                    self._told_time = date, time.monotonic()
+            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                raise_if_cancelled(beyond=asked)
+                raise _unavailable(error, self.timeout) from error
+            finally:
+                self._count(method, status)
         if status >= 300:
             raise from_status(status, _decoded(data), response.headers.get("Retry-After"))
-        return _decoded(data)
+        try:
+            return msgspec.json.decode(data)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise UnavailableError(f"the answer of the API server to {method} {path} is no JSON: {error}") from None
+
+    def _raise_unless_leading(self) -> None:
+        if self._leading is not None and not self._leading():
+            raise NotLeadingError("this process does not lead: the request was not sent")
 
     async def stream(self, path: str, query: Query, silence: float) -> AsyncGenerator[bytes]:
         """The lines of an answer that goes on, after an empty one as soon as the server has agreed to it.
 
         UnavailableError when it breaks, or is silent for that many seconds.
         """
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout, sock_read=silence)
-        generation = self._connection.generation
-        try:
-            response = await self._connection.send("GET", path, query, None, {"Accept": "application/json"}, limits)
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            self._count("WATCH", 0)
-            raise _unavailable(error, self.timeout) from error
+        limits = aiohttp.ClientTimeout(total=None, sock_read=silence)  # whose end is an error and no cancellation
+        generation, asked = self._connection.generation, cancellations()
+        within = max(self.timeout, WATCH_START_SECONDS)
+        async with self._turns:
+            self._raise_unless_leading()
+            try:
+                async with asyncio.timeout(within):
+                    headers = {"Accept": "application/json"}
+                    response = await self._connection.send("GET", path, query, None, headers, limits)
+            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                self._count("WATCH", 0)
+                raise_if_cancelled(beyond=asked)
+                raise _unavailable(error, within) from error
         self._count("WATCH", response.status)
         try:
             if response.status >= 300:
@@ -301,6 +357,7 @@ class Client:
                 for line in lines:
                     yield line
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise_if_cancelled(beyond=asked)
             raise _unavailable(error, silence) from error
         finally:
             if response.connection is not None and response.connection.transport is not None:

@@ -7,14 +7,17 @@ for: who wants all of them to go or none has to look before the first is asked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from gpuhealth.cluster.client import Client, Object
+from gpuhealth.cluster.errors import UnreadableError
 from gpuhealth.cluster.kinds import Kind
-from gpuhealth.cluster.selectors import Selector, matches
+from gpuhealth.cluster.reading import Reader, text_of
+from gpuhealth.cluster.selectors import Selector, checked, matches
 
 
 class Disrupted(Protocol):
@@ -49,18 +52,22 @@ class Guard(msgspec.Struct, frozen=True):
 class Guards:
     """The PodDisruptionBudgets, in the version that the server serves."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, noted: Callable[[UnreadableError], None] = lambda _error: None) -> None:
+        """`noted` gets each version of one that cannot be read, once."""
         self._client = client
+        self._noted = noted
+        self._reader: Reader[Guard]
         self._kind: Kind | None = None
 
     async def of(self, namespace: str) -> list[Guard]:
-        """Those of a namespace, as they are."""
+        """Those of a namespace, as they are. UnreadableError where one cannot be read: what it allows is not known."""
         if self._kind is None:
             versions = await self._client.served_versions("policy")
             version = "policy/v1" if "policy/v1" in versions else "policy/v1beta1"  # v1 since 1.21, alone since 1.25
             self._kind = Kind(version, "PodDisruptionBudget", "poddisruptionbudgets", namespaced=True)
+            self._reader = Reader(self._kind.kind, partial(guard, version=version), self._noted)
         found = await self._client.list(self._kind, namespace)
-        return [guard(item, self._kind.api_version) for item in found.items]
+        return [self._reader.read(item) for item in found.items]
 
 
 def guard(item: Object, version: str) -> Guard:
@@ -71,9 +78,9 @@ def guard(item: Object, version: str) -> Guard:
         selector = None  # in that version an empty selector selects nothing
     computed = status.get("observedGeneration", 0) >= item["metadata"].get("generation", 0)
     return Guard(
-        item["metadata"]["name"],
-        selector,
-        status.get("disruptionsAllowed", 0) if computed else 0,
+        text_of(item["metadata"]["name"]),
+        checked(selector),
+        msgspec.convert(status.get("disruptionsAllowed", 0), int) if computed else 0,
         spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow",
     )
 

@@ -11,13 +11,16 @@ ClusterError
     ├── GoneError               410: the resource version is too old to resume from
     ├── InvalidError            422: also a JSON patch whose `test` failed
     ├── TooManyRequestsError    429: flow control, or an eviction that a budget refuses
-    └── UnavailableError        5xx, connection refused or reset, no answer in time
+    ├── UnavailableError        5xx, connection refused or reset, no answer in time
+    ├── NotLeadingError         not sent: another process leads, or may soon
+    └── UnreadableError         answered, with an object that holds what cannot be read
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+_PROBLEM_LIMIT = 300  # characters: what somebody wrote there may be long
 MOST_PATIENCE = 60.0
 """Seconds: a server, or a proxy before it, that asks for more is asked again all the same; a fault must not wait."""
 
@@ -75,6 +78,35 @@ class TooManyRequestsError(ApiError):
 
 class UnavailableError(ApiError):
     """The API server gave no answer of use; whether it acted is not known."""
+
+
+class NotLeadingError(ApiError):
+    """The request was not sent, since this process may not act now."""
+
+
+class UnreadableError(ApiError):
+    """An object that holds what cannot be read, such as a time that is none."""
+
+    def __init__(self, kind: str, item: Any, problem: BaseException) -> None:
+        """`item` is the whole object, of which nothing can be relied on; `problem` is what reading it came to."""
+        self.kind = kind
+        self.namespace, self.name, self.uid = (_metadata(item, key) for key in ("namespace", "name", "uid"))
+        self.version = version_of(item)
+        self.item = item
+        self.problem = f"{type(problem).__name__}: {problem}"[:_PROBLEM_LIMIT]
+        where = f"{self.namespace}/{self.name}" if self.namespace else self.name or "without a name"
+        super().__init__(f"{kind} {where} cannot be read: {self.problem}")
+
+
+def version_of(item: Any) -> str:
+    """The resourceVersion of an object of which nothing can be relied on; empty where there is none."""
+    return _metadata(item, "resourceVersion")
+
+
+def _metadata(item: Any, key: str) -> str:
+    metadata = item.get("metadata") if isinstance(item, dict) else None
+    value = metadata.get(key) if isinstance(metadata, dict) else None
+    return value if isinstance(value, str) else ""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {

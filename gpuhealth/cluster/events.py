@@ -17,6 +17,7 @@ from gpuhealth.cluster.client import Client, Object
 from gpuhealth.cluster.errors import AlreadyExistsError, ApiError, NotFoundError, TooManyRequestsError, UnavailableError
 from gpuhealth.cluster.kinds import EVENTS
 from gpuhealth.cluster.node import written_time
+from gpuhealth.tasks import raise_if_cancelled
 
 NAMESPACE = "default"
 """Where Events about objects without a namespace have to be."""
@@ -74,6 +75,7 @@ class Events:
                     self._tokens += 1.0  # of what was not sent
                     raise
                 except ApiError:  # such as no right to write Events: that must not keep a taint from being reported
+                    raise_if_cancelled()
                     self.dropped += 1
             else:
                 self.dropped += 1

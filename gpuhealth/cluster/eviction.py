@@ -13,6 +13,7 @@ import msgspec
 from gpuhealth.cluster.client import Client, Object
 from gpuhealth.cluster.errors import ApiError, ConflictError, NotFoundError, TooManyRequestsError
 from gpuhealth.cluster.kinds import PODS
+from gpuhealth.tasks import raise_if_cancelled
 
 
 class Outcome(enum.StrEnum):
@@ -48,6 +49,7 @@ class Evictor:
             body["apiVersion"] = await self._served_version()
             await self._client.request("POST", PODS.path(name, namespace, "eviction"), body=body, attempts=1)
         except ApiError as error:
+            raise_if_cancelled()
             return _result(error)
         return Result(Outcome.EVICTED)
 
@@ -56,6 +58,7 @@ class Evictor:
         try:
             await self._client.delete(PODS, name, namespace, uid=uid)
         except ApiError as error:
+            raise_if_cancelled()
             return _result(error)
         return Result(Outcome.DELETED)
 

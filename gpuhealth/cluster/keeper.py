@@ -16,6 +16,7 @@ from gpuhealth.cluster.own_node import OwnNode
 from gpuhealth.cluster.report import Facts
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
+from gpuhealth.tasks import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -66,8 +67,7 @@ class Keeper:
             while True:
                 await self._once(writer)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            await end([following])
 
     async def _once(self, writer: NodeWriter) -> None:
         # After a failure we come back by ourselves; news that come meanwhile are not kept waiting.
@@ -85,6 +85,7 @@ class Keeper:
         except NoConfigurationError:
             raise
         except ApiError as error:
+            raise_if_cancelled()
             self._failures += 1
             self._retry_in = patience(error, self._failures)
             log.warning("the node could not be marked; it is tried again", error=str(error), failures=self._failures)

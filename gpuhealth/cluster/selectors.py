@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 Selector = Mapping[str, Any]
+
+
+class _Expression(msgspec.Struct):
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: list[str] | None = None
+
+
+class _Selector(msgspec.Struct, rename="camel"):
+    match_labels: dict[str, str] | None = None
+    match_expressions: list[_Expression] | None = None
+
+
+def checked(selector: Any) -> Selector | None:
+    """The selector; a ValueError says what is wrong with it where it cannot be matched."""
+    msgspec.convert(selector, _Selector | None)
+    found: Selector | None = selector
+    return found
 
 
 def matches(selector: Selector | None, labels: Mapping[str, str]) -> bool:

@@ -22,6 +22,7 @@ from gpuhealth.cluster.selectors import matches
 from gpuhealth.controller.facts import Budget, Node
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.standins import give_back, stand_in
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -60,17 +61,20 @@ class Budgets:
     async def _round(self) -> float | None:
         """Does what is to be done; seconds until it is tried again, if it could not be."""
         retry_in = None
+        unreadable = self._fleet.budgets.unreadable
         for budget in list(self._fleet.budgets.items.values()):
             try:
                 await self._keep(budget)
             except ApiError as error:  # one that cannot be kept must not keep the others from it
+                raise_if_cancelled()
                 log.warning("a budget could not be kept; it is tried again", budget=budget.key, error=str(error))
                 retry_in = _RETRY_SECONDS
         try:
             for place in list(self._fleet.places.items.values()):
-                if place.stands_for and place.budget not in self._fleet.budgets.items:
+                if place.stands_for and place.budget not in self._fleet.budgets.items.keys() | unreadable:
                     await give_back(self._client, self._namespace, place)
         except ApiError as error:
+            raise_if_cancelled()
             log.warning("a place could not be given back; it is tried again", error=str(error))
             retry_in = _RETRY_SECONDS
         for gone in self.standings.keys() - self._fleet.budgets.items.keys():

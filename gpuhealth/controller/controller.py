@@ -2,6 +2,10 @@
 
 A standby keeps the same picture of the fleet, so that it can act at once. Everything it has to know is in the API
 server: nothing is handed over.
+
+There are three clients. One watches the fleet. One is for what only the leader does: it sends nothing unless this
+process leads at that moment, so that nothing that goes on by mistake can act, and only so many of its requests are
+under way at once, however many nodes are drained. The Lease has the third: its renewals wait for nobody.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ import signal
 import socket
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import structlog
 
@@ -34,12 +40,18 @@ from gpuhealth.controller.pace import Pace
 from gpuhealth.controller.silence import Silence
 from gpuhealth.controller.telling import Telling
 from gpuhealth.controller.testing import Testing
+from gpuhealth.tasks import forever, together
 
 log = structlog.get_logger()
 
+AT_ONCE = 32
+"""Requests of a leader that are under way at a time: the API server's flow control gives one client hardly more."""
+STOP_SECONDS = 8.0
+"""In which the process has ended after SIGTERM: less than the grace period of its Pod."""
+_CLEAN_UP_SECONDS = 6.0  # stepping down, giving the Lease back, and the last answers over HTTP take less
 _LOOK_SECONDS = 2.0  # between looks at the settings' file
 
-Service = Callable[["Controller"], Awaitable[None]]
+Service = Callable[["Controller"], Coroutine[Any, Any, None]]
 """Something that runs beside the controller and looks at it, such as the HTTP server."""
 
 
@@ -52,9 +64,10 @@ class Controller:
         services: Sequence[Service] = (),
         *,
         file: SettingsFile | None = None,
-        client: Client | None = None,
+        connect: Callable[..., Client] | None = None,
     ) -> None:
-        """`file` is where the settings come from: once it has changed, run() ends."""
+        """`file` is where the settings come from: once it has changed, run() ends. `connect` makes a Client of its
+        options; without it the settings say where the API server is."""
         where = settings.kubernetes
         self.settings = settings
         self.identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
@@ -62,26 +75,38 @@ class Controller:
         self.api_calls: Counter[tuple[str, int]] = Counter()  # by method and status
         self.failures: Counter[str] = Counter()  # by loop
         self.results: Counter[str] = Counter()  # of evictions and deletions
-        self._client = client or Client.from_kubeconfig(where.kubeconfig, where.context, observer=self._count_call)
+        options = settings.controller
+        connect = connect or partial(Client.from_kubeconfig, where.kubeconfig, where.context)
+        self._client = connect(observer=self._count_call)
+        # No request of a leader takes as long as it may lead without a renewal: half of that, and a third for renewals.
+        acting = connect(
+            timeout=min(5.0, options.election.renew_within / 2),
+            at_once=AT_ONCE,
+            leading=lambda: self.leading,
+            observer=self._count_call,
+        )
+        self._acting = acting
+        self._electing = connect(
+            timeout=min(5.0, options.election.renew_within / 3), attempts=1, observer=self._count_call
+        )
         self._services = services
         self._file = file
-        options = settings.controller
         # Agents that only observe leave a node out that is out already: it loses no pod for that.
         self.fleet = Fleet(where.namespace, options.pool_labels, drains=settings.mode != "observe")
-        self.budgets = Budgets(self._client, self.fleet, where.namespace)
-        self.election = Election(self._client, where.namespace, options.election, self.identity)
-        telling = Telling(self._client, self.identity, _now)
+        self.budgets = Budgets(acting, self.fleet, where.namespace)
+        self.election = Election(self._electing, where.namespace, options.election, self.identity)
+        telling = Telling(acting, self.identity, _now)
         left_after = None if settings.mode == "observe" else options.place_left_after  # to free it, the Node is marked
-        self._leftovers = Leftovers(self._client, self.fleet, telling, left_after, _now)
-        self.testing = Testing(self._client, self.fleet, self.budgets, settings, telling, _now)
-        self.outliers = Outliers(self._client, self.fleet)
-        self._silence = Silence(self._client, self.fleet, telling, options.agent_silent_after, _now)
+        self._leftovers = Leftovers(acting, self.fleet, telling, left_after, _now)
+        self.testing = Testing(acting, self.fleet, self.budgets, settings, telling, _now)
+        self.outliers = Outliers(acting, self.fleet)
+        self._silence = Silence(acting, self.fleet, telling, options.agent_silent_after, _now)
         self._means = Means(
-            self._client,
+            acting,
             self.fleet,
             options,
-            Evictor(self._client),
-            Gangs(self._client, self.fleet),
+            Evictor(acting),
+            Gangs(acting, self.fleet),
             Pace(options.evictions_per_second, options.eviction_burst),
             telling,
             self.results,
@@ -93,22 +118,32 @@ class Controller:
         """Whether it is this one that acts."""
         return self.election.leading or not self.settings.controller.election.enabled
 
-    async def run(self) -> Settings | None:
+    @property
+    def healthy(self) -> bool:
+        """Whether this process is of use yet. One that cannot end what it did as a leader is to be started again."""
+        return not self.election.stuck
+
+    async def run(self, give_up: Callable[[], None] = lambda: None) -> Settings | None:
         """Runs until SIGTERM or SIGINT, or until there are other settings, which it returns; gives the Lease back then.
 
-        Raises NoConfigurationError where there is no cluster.
+        `give_up` is called when the event loop still runs STOP_SECONDS later: something in it does not end, and nothing
+        less than the end of the process will help. Raises NoConfigurationError where there is no cluster.
         """
-        main = asyncio.current_task()
+        main, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert main is not None
         settings: list[Settings] = []
 
+        def stop() -> None:
+            loop.call_later(STOP_SECONDS, self._give_up, give_up)  # also while asyncio.run() waits for what is left
+            main.cancel()
+
         async def end_when_changed() -> None:
             settings.append(await self._other_settings())
-            main.cancel()
+            stop()
 
         waiting = asyncio.create_task(end_when_changed())
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, main.cancel)
+            loop.add_signal_handler(number, stop)
         log.info("controller starts", identity=self.identity, version=__version__)
         no_cluster = None
         try:
@@ -122,6 +157,11 @@ class Controller:
         if no_cluster is not None:
             raise NoConfigurationError(str(no_cluster))
         return settings[0] if settings else None
+
+    def _give_up(self, give_up: Callable[[], None]) -> None:
+        left = sorted(task.get_name() for task in asyncio.all_tasks())
+        log.error("the controller does not stop", seconds=STOP_SECONDS, tasks=left[:10], identity=self.identity)
+        give_up()
 
     async def _other_settings(self) -> Settings:
         """Returns when the file has other settings. Some that cannot be used are reported once, and change nothing."""
@@ -138,12 +178,10 @@ class Controller:
 
     async def work(self) -> None:
         """Watches and acts until cancelled."""
-        async with self._client, asyncio.TaskGroup() as group:
-            for follow in self.fleet.watches(self._client):
-                group.create_task(self._forever(follow))
-            group.create_task(self._forever(self._take_part))
-            for service in self._services:
-                group.create_task(service(self))  # type: ignore[arg-type]  # a coroutine function
+        async with self._client, self._acting, self._electing:
+            steps = [*self.fleet.watches(self._client), self._take_part]
+            services = [service(self) for service in self._services]
+            await together([*map(self._forever, steps), *services], again_after=_CLEAN_UP_SECONDS)
 
     async def _take_part(self) -> None:
         if self.settings.controller.election.enabled:
@@ -153,28 +191,22 @@ class Controller:
 
     async def _lead(self) -> None:
         """What only one controller does."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._forever(Drains(self._means).run, "drains"))
-            group.create_task(self._forever(self.budgets.run, "budgets"))
-            group.create_task(self._forever(self._leftovers.run, "leftovers"))
-            group.create_task(self._forever(self.testing.run, "testing"))
-            if self.settings.mode != "observe":  # then no Node is marked, not by the agents either
-                group.create_task(self._forever(self._silence.run, "silence"))
-                group.create_task(self._forever(self.outliers.run, "outliers"))
+        duties = {
+            "drains": Drains(self._means).run,
+            "budgets": self.budgets.run,
+            "leftovers": self._leftovers.run,
+            "testing": self.testing.run,
+        }
+        if self.settings.mode != "observe":  # then no Node is marked, not by the agents either
+            duties |= {"silence": self._silence.run, "outliers": self.outliers.run}
+        await together([self._forever(run, name) for name, run in duties.items()])
 
-    async def _forever(self, step: Callable[[], Awaitable[None]], name: str = "") -> None:
-        name = name or step.__name__.removeprefix("_")
-        task = asyncio.current_task()
-        assert task is not None
-        while not task.cancelling():  # a step may have lost the exception: libraries do
-            try:
-                await step()
-            except NoConfigurationError:  # there is nothing to wait for
-                raise
-            except Exception:  # a fault in one loop must not end the others; it is logged and counted
-                self.failures[name] += 1
-                log.exception("unexpected error", loop=name)
-                await asyncio.sleep(1.0)
+    def _forever(self, step: Callable[[], Awaitable[None]], name: str = "") -> Coroutine[Any, Any, None]:
+        # Without a cluster there is nothing to wait for.
+        return forever(step, self._count_failure, name=name, fatal=NoConfigurationError)
+
+    def _count_failure(self, loop: str) -> None:
+        self.failures[loop] += 1
 
     def _count_call(self, method: str, status: int) -> None:
         self.api_calls[method, status] += 1

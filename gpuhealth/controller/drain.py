@@ -23,15 +23,17 @@ from gpuhealth.cluster.errors import ApiError, InvalidError, NotFoundError
 from gpuhealth.cluster.eviction import Evictor, Outcome, Result
 from gpuhealth.cluster.kinds import NODES, PODS, REPORTS, STATE_LABEL
 from gpuhealth.cluster.node import written_time
+from gpuhealth.cluster.reading import read
 from gpuhealth.cluster.watching import watch
 from gpuhealth.config import Controller as Settings
 from gpuhealth.controller import facts
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.pace import Pace
-from gpuhealth.controller.pods import Pod, gangs, movable, slim
+from gpuhealth.controller.pods import Pod, gangs, movable, slim, unknown, unreadable_pod
 from gpuhealth.controller.table import Table
 from gpuhealth.controller.telling import Telling
+from gpuhealth.tasks import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -93,7 +95,7 @@ class NodeDrain:
     def __init__(self, node: str, means: Means) -> None:
         self._node = node
         self._means = means
-        self._pods = Table[Pod]()
+        self._pods = Table[Pod](unreadable=unreadable_pod, by_uid=True)
         self._news = asyncio.Event()  # of the node's pods
         self._sent: set[str] = set()  # pods that have been sent away, though the watch may not say so yet
         self._told: set[tuple[str, bool]] = set()  # pods that may not go, and whether their gang was split
@@ -118,14 +120,21 @@ class NodeDrain:
                             await self._news.wait()
                     if following.done():
                         following.result()
+                    raise_if_cancelled()
                     await asyncio.sleep(_PAUSE_SECONDS)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            await end([following])
 
     async def _follow(self) -> None:
         # From the server's cache, which finds a node's pods without going through everybody's.
-        pods = watch(self._means.client, PODS, fields=f"spec.nodeName={self._node}", slim=slim, paged=False)
+        pods = watch(
+            self._means.client,
+            PODS,
+            fields=f"spec.nodeName={self._node}",
+            slim=slim,
+            noted=self._means.fleet.note_unreadable,
+            paged=False,
+        )
         async with aclosing(pods) as events:
             await self._pods.follow(events, self._news.set)
 
@@ -152,7 +161,7 @@ class NodeDrain:
 
     async def _read(self) -> facts.Report:
         """The node's report as it is, not as a watch has seen it."""
-        return facts.report(await self._means.client.get(REPORTS, self._node))
+        return read(REPORTS.kind, await self._means.client.get(REPORTS, self._node), facts.report)
 
     async def _step(self) -> None:
         """Does what can be done now."""
@@ -173,18 +182,22 @@ class NodeDrain:
         for gang in gangs(present):
             if not (trying := self._to_try(gang)):
                 continue
+            raise_if_cancelled()
             if not await self._must_wait(trying):
                 await self._means.pace.take(len(trying))
                 # Asked again: with many pods the first look is long ago.
                 if (trying := self._to_try(gang)) and not await self._must_wait(trying):
                     await self._move(trying)
             await self._note(self._movable())
-        nothing_left = not present and not self._movable()
+        nothing_left = not present and not self._movable() and not self._unknown()
         if nothing_left and await mark_state(self._means, self._node, "drained") and self._drain.phase != "drained":
             await self._finish()
 
     def _movable(self) -> list[Pod]:
         return movable(self._pods.items.values(), self._means.fleet.kept_namespaces.items)
+
+    def _unknown(self) -> list[Pod]:
+        return unknown(self._pods.items.values(), self._means.fleet.kept_namespaces.items)
 
     def _to_try(self, gang: list[Pod]) -> list[Pod]:
         """The pods of a gang that are still to be sent away, as they are; none before the time has come for all."""
@@ -234,6 +247,7 @@ class NodeDrain:
         try:
             reason = await self._means.gangs.obstacle(gang[0])
         except ApiError as error:
+            raise_if_cancelled()
             await self._put_off(gang, Result(Outcome.FAILED, str(error), error.retry_after or 0.0))
             return True
         if reason:
@@ -313,7 +327,8 @@ class NodeDrain:
     async def _note(self, present: list[Pod]) -> None:
         """Writes how far it is, where that has changed."""
         refused = [pod for pod in present if pod.uid in self._refusals and not pod.terminating]
-        staying = [pod for pod in self._pods.items.values() if not pod.settled and pod not in present]
+        unread = self._unknown()
+        staying = [pod for pod in self._pods.items.values() if not pod.settled and pod not in [*present, *unread]]
         parts = []
         if refused:
             pod, reason = refused[0], self._refusals[refused[0].uid].reason
@@ -321,9 +336,13 @@ class NodeDrain:
         if late := [pod for pod in present if pod.gone_by is not None and pod.gone_by < self._means.now()]:
             pod = late[0]  # the server keeps it until kubelet says that it is gone
             parts.append(f"{len(late)} were told to stop and are there yet, such as {pod.namespace}/{pod.name}")
+        if unread:
+            parts.append(f"{len(unread)} cannot be read, such as {unread[0].namespace}/{unread[0].name}")
         if staying:
             parts.append(f"{len(staying)} stay as they or their namespaces ask")
-        self._drain = msgspec.structs.replace(self._drain, remaining=len(present), message="; ".join(parts))
+        self._drain = msgspec.structs.replace(
+            self._drain, remaining=len(present) + len(unread), message="; ".join(parts)
+        )
         await self._save()
 
     async def _save(self) -> None:

@@ -13,6 +13,7 @@ from gpuhealth.cluster.client import backoff, patience
 from gpuhealth.cluster.errors import ApiError, NotFoundError
 from gpuhealth.controller import facts
 from gpuhealth.controller.drain import Means, NodeDrain, mark_state, write_drain
+from gpuhealth.tasks import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ class Drains:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(None if complete else _RETRY_SECONDS):
                             await heard.wait()
+                    raise_if_cancelled()
         finally:
             await self._stop(list(self._tasks))
 
@@ -51,7 +53,7 @@ class Drains:
         for node in sorted(fleet.to_drain - self._tasks.keys()):
             self._ended.pop(node, None)
             self._since[node] = fleet.reports.items[node].quarantine.since
-            self._tasks[node] = asyncio.create_task(self._drain(node))
+            self._tasks[node] = asyncio.create_task(self._drain(node), name=f"drain of {node}")
         return all([await self._end(node) for node in sorted(fleet.to_end)])
 
     def _is_for_now(self, node: str) -> bool:
@@ -60,10 +62,7 @@ class Drains:
         return node in fleet.to_drain and fleet.reports.items[node].quarantine.since == self._since[node]
 
     async def _stop(self, nodes: list[str]) -> None:
-        tasks = [self._tasks.pop(node) for node in nodes]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end([self._tasks.pop(node) for node in nodes])
 
     async def _drain(self, node: str) -> None:
         failures = 0
@@ -76,6 +75,7 @@ class Drains:
             except Exception:  # one node's trouble must not end the drains of the others; it is logged
                 pause = backoff(failures, longest=60.0)
                 log.exception("unexpected error", node=node)
+            raise_if_cancelled()
             await asyncio.sleep(max(1.0, pause))
             failures += 1
 
@@ -102,6 +102,7 @@ class Drains:
         except NotFoundError:
             return True
         except ApiError as error:
+            raise_if_cancelled()
             log.warning("the end of a drain could not be written; it is tried again", node=node, error=str(error))
             return False
         if cancelled:

@@ -18,13 +18,18 @@ import msgspec
 
 from gpuhealth.cluster.budget import BUDGET_LABEL
 from gpuhealth.cluster.client import Client, Object
+from gpuhealth.cluster.errors import UnreadableError
 from gpuhealth.cluster.kinds import BUDGETS, DRAIN, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
 from gpuhealth.cluster.watching import watch
 from gpuhealth.controller import facts
 from gpuhealth.controller.facts import UNKNOWN, wants_drain
 from gpuhealth.controller.table import Table
+from gpuhealth.tasks import raise_if_cancelled
 
 AGENT_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=agent"
+
+READ_KINDS = ("GPUHealthReport", "Lease", "Namespace", "Node", "Pod", "PodDisruptionBudget", "QuarantineBudget")
+"""The kinds of objects that the controller reads."""
 
 BURNIN_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=burnin"
 
@@ -53,13 +58,14 @@ class Fleet:
 
     def __init__(self, namespace: str, pool_labels: tuple[str, ...], *, drains: bool = True) -> None:
         """`drains`: whether a node's drain may be wanted at all."""
-        self.nodes = Table[facts.Node](self._changed)
-        self.reports = Table[facts.Report](self._report_changed)
-        self.agents = Table[facts.Agent](self._agent_changed)
+        self.nodes = Table[facts.Node](self._changed, unreadable=facts.unreadable_node)
+        self.reports = Table[facts.Report](self._report_changed, unreadable=facts.unreadable_report)
+        self.agents = Table[facts.Agent](self._agent_changed, unreadable=facts.unreadable_agent)
         self.budgets = Table[facts.Budget]()
         self.places = Table[facts.Place]()
         self.tests = Table[facts.Test]()
         self.kept_namespaces = Table[facts.Kept]()
+        self.unreadable: Counter[str] = Counter()  # versions of objects that could not be read, by kind
         self.states: Counter[tuple[str, str]] = Counter()  # nodes by state and pool
         self.gpus: Counter[tuple[str, str]] = Counter()  # by verdict and model
         self.phases: Counter[str] = Counter()  # nodes whose drain is wanted, by phase
@@ -117,6 +123,7 @@ class Fleet:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(due_in):
                         await heard.wait()
+                raise_if_cancelled()
                 await asyncio.sleep(pause_seconds)
 
     def _tables(self) -> tuple[Table[Any], ...]:
@@ -140,11 +147,16 @@ class Fleet:
         labels: str = "",
     ) -> Callable[[], Awaitable[None]]:
         async def follow() -> None:
-            async with aclosing(watch(client, kind, namespace, labels=labels, slim=slim)) as events:
+            watched = watch(client, kind, namespace, labels=labels, slim=slim, noted=self.note_unreadable)
+            async with aclosing(watched) as events:
                 await table.follow(events, self._heard)
 
         follow.__name__ = f"watch_{kind.plural}"
         return follow
+
+    def note_unreadable(self, error: UnreadableError) -> None:
+        """Count an object that cannot be read."""
+        self.unreadable[error.kind] += 1
 
     def _heard(self) -> None:
         self.version += 1
@@ -190,7 +202,8 @@ class Fleet:
         else:
             self.silent.setdefault(name, time.monotonic())
         _keep(self.to_drain, name, wanted=wanted)
-        _keep(self.to_end, name, wanted=node is not None and under_way and not wanted)
+        # Of a Node that cannot be read nobody knows whether its drain is wanted: it rests, and is not over.
+        _keep(self.to_end, name, wanted=node is not None and node.readable and under_way and not wanted)
 
     def _count(self, standing: Standing, change: int) -> None:
         _add(self.states, (standing.state, standing.pool), change)
@@ -209,7 +222,8 @@ class Fleet:
         silent = not node.ready or name not in self._ready_agents
         report = report or facts.Report(name)
         # What an agent said that is no longer there may have been true then.
-        gpus = tuple((UNKNOWN, model) for _, model in report.gpus) if silent else report.gpus
+        known = report.readable and not silent
+        gpus = report.gpus if known else tuple((UNKNOWN, model) for _, model in report.gpus)
         drain = (report.drain.phase or "pending") if self._drains and wants_drain(node, report) else ""
         said = report.quarantine
         held = Hold(said.budget, said.limit, said.code) if said.state == "held" and said.budget else None

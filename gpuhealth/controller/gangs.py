@@ -19,7 +19,7 @@ class Gangs:
     """The gangs on all nodes that are being drained; their pods elsewhere stay where they are."""
 
     def __init__(self, client: Client, fleet: Fleet) -> None:
-        self._guards = Guards(client)
+        self._guards = Guards(client, fleet.note_unreadable)
         self._fleet = fleet
         self._nodes: dict[str, Table[Pod]] = {}
         self._split: set[tuple[str, str]] = set()

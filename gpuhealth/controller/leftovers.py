@@ -21,10 +21,12 @@ from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.errors import ApiError, ConflictError, NotFoundError
 from gpuhealth.cluster.kinds import LEASES, NODES
 from gpuhealth.cluster.node import Object, has_taint, override, record
+from gpuhealth.cluster.reading import read
 from gpuhealth.controller.facts import Place
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.silence import mark_unknown
 from gpuhealth.controller.telling import Telling
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -62,6 +64,7 @@ class Leftovers:
             try:
                 due_in = await self._free_if_left(place)
             except ApiError as error:  # one that cannot be freed must not keep the others from it
+                raise_if_cancelled()
                 log.warning("a place could not be freed; it is tried again", place=place.key, error=str(error))
                 due_in = _RETRY_SECONDS
             due += [] if due_in is None else [due_in]
@@ -92,7 +95,7 @@ class Leftovers:
     def _left_in(self, place: Place) -> float | None:
         """Seconds until the place counts as left; None as long as something speaks against it."""
         node, silent_since = self._fleet.nodes.items[place.holder], self._fleet.silent.get(place.holder)
-        if self._patience is None or silent_since is None or node.tainted or node.overridden:
+        if self._patience is None or silent_since is None or node.tainted or node.overridden or not node.readable:
             return None
         return max(silent_since, self._seen[place.key][1]) + self._patience - time.monotonic()
 
@@ -100,12 +103,12 @@ class Leftovers:
         """Whether the Node has no mark of ours, and cannot get one from what an agent has read before."""
         with contextlib.suppress(NotFoundError):
             node = await self._client.get(NODES, name)
-            if not _unmarked(node):
+            if not read(NODES.kind, node, _unmarked):
                 return False
             message = "no agent is ready on this node: nobody looks at its GPUs"
             written = await mark_unknown(self._client, node, message, self._now())
             is_new = written["metadata"]["resourceVersion"] != node["metadata"]["resourceVersion"]
-            return is_new and _unmarked(written)
+            return is_new and read(NODES.kind, written, _unmarked)
         return False
 
     async def _free(self, place: Place, why: str) -> None:

@@ -17,6 +17,7 @@ from gpuhealth.cluster.errors import ApiError, NotFoundError
 from gpuhealth.cluster.kinds import FLEET_FINDINGS, NODES
 from gpuhealth.controller.comparison import Outlier, Tested, outliers
 from gpuhealth.controller.fleet import Fleet
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -40,6 +41,7 @@ class Outliers:
             while True:
                 await heard.wait()
                 heard.clear()
+                raise_if_cancelled()
                 version = self._fleet.tested_version
                 if not self._fleet.ready or version == self._compared:
                     await asyncio.sleep(_LOOK_SECONDS)
@@ -67,6 +69,7 @@ class Outliers:
             except NotFoundError:
                 continue
             except ApiError as error:
+                raise_if_cancelled()
                 log.warning("an agent could not be told of outliers", node=node.key, error=str(error))
                 complete = False
             for outlier in said.get(node.key, []):

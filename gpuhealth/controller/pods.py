@@ -8,8 +8,9 @@ from datetime import datetime
 import msgspec
 
 from gpuhealth.cluster.client import Object
+from gpuhealth.cluster.errors import UnreadableError
 from gpuhealth.cluster.kinds import DRAIN
-from gpuhealth.cluster.node import parsed_time
+from gpuhealth.cluster.reading import text_of, time_of
 
 MIRROR = "kubernetes.io/config.mirror"
 GANGS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
@@ -29,6 +30,7 @@ class Pod(msgspec.Struct, frozen=True):
     gone_by: datetime | None = None  # it has been told to stop: when its grace is over
     settled: bool = False  # of a DaemonSet, of the kubelet's own files, or over: nothing to be moved away
     refuses: bool = False  # it says that drains shall leave it alone
+    readable: bool = True  # if not: as it was last read, if ever
 
     @property
     def key(self) -> str:
@@ -49,29 +51,45 @@ class Pod(msgspec.Struct, frozen=True):
 def slim(item: Object) -> Pod:
     """A pod as a drain sees it."""
     metadata = item["metadata"]
-    labels, notes = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    labels = msgspec.convert(metadata.get("labels") or {}, dict[str, str])
+    notes = msgspec.convert(metadata.get("annotations") or {}, dict[str, str])
     owners = metadata.get("ownerReferences") or []
     of_daemon_set = any(owner["kind"] == "DaemonSet" and owner.get("controller") for owner in owners)
     status = item.get("status", {})
     phase = status.get("phase", "Pending")
     ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or [])
     return Pod(
-        metadata["namespace"],
-        metadata["name"],
-        metadata["uid"],
+        text_of(metadata["namespace"]),
+        text_of(metadata["name"]),
+        text_of(metadata["uid"]),
         next((labels[key] for key in GANGS if labels.get(key)), ""),
         labels,
         pending=phase == "Pending",
         ready=ready,
-        gone_by=parsed_time(gone_by) if (gone_by := metadata.get("deletionTimestamp")) else None,
+        gone_by=time_of(gone_by) if (gone_by := metadata.get("deletionTimestamp")) else None,
         settled=of_daemon_set or MIRROR in notes or phase in {"Succeeded", "Failed"},
         refuses="false" in {labels.get(DRAIN), notes.get(DRAIN)},
     )
 
 
+def unreadable_pod(last: Pod | None, error: UnreadableError) -> Pod:
+    """A pod that cannot be read is still there, so its node is not drained; it may be one that is to be left alone, so
+    it is not sent away. That a DaemonSet's pod is one does not change."""
+    return msgspec.structs.replace(last or Pod(error.namespace, error.name, error.uid), readable=False)
+
+
 def movable(pods: Iterable[Pod], kept_namespaces: Container[str]) -> list[Pod]:
     """The pods that should go, those included that are on their way."""
-    return [pod for pod in pods if not (pod.settled or pod.refuses or pod.namespace in kept_namespaces)]
+    return [pod for pod in pods if pod.readable and not _stays(pod, kept_namespaces)]
+
+
+def unknown(pods: Iterable[Pod], kept_namespaces: Container[str]) -> list[Pod]:
+    """The pods of which nobody knows whether they should go, since they cannot be read."""
+    return [pod for pod in pods if not pod.readable and not _stays(pod, kept_namespaces)]
+
+
+def _stays(pod: Pod, kept_namespaces: Container[str]) -> bool:
+    return pod.settled or pod.refuses or pod.namespace in kept_namespaces
 
 
 def gangs(pods: Iterable[Pod]) -> list[list[Pod]]:

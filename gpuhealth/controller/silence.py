@@ -18,10 +18,12 @@ from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.cluster.errors import ApiError, NotFoundError
 from gpuhealth.cluster.kinds import NODES, PODS
 from gpuhealth.cluster.node import SILENT, condition_patch, is_ready, override, written_time
+from gpuhealth.cluster.reading import read
 from gpuhealth.controller import facts
 from gpuhealth.controller.fleet import AGENT_LABELS, Fleet
 from gpuhealth.controller.pace import Pace
 from gpuhealth.controller.telling import Telling
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -68,6 +70,7 @@ class Silence:
             except NotFoundError:
                 log.debug("a silent node is gone", node=node)
             except ApiError as error:  # one that cannot be marked must not keep the others from it
+                raise_if_cancelled()
                 log.warning("a silent node could not be marked; it is tried again", node=node, error=str(error))
                 retry_in = _RETRY_SECONDS
         return retry_in
@@ -77,12 +80,13 @@ class Silence:
         if found is not None and found.health == SILENT:
             self._told[name] = self._fleet.silent[name]  # by an earlier controller
             return False
-        return found is not None and not found.overridden
+        return found is not None and not found.overridden and found.readable
 
     async def _tell(self, name: str, since: float) -> bool:
         """Marks the node, if it is silent indeed: what the watches say may be old after an outage."""
         node = await self._client.get(NODES, name)
-        if override(node) is not None or (is_ready(node) and await self._has_agent(name)):
+        overridden, ready = read(NODES.kind, node, lambda node: (override(node) is not None, is_ready(node)))
+        if overridden or (ready and await self._has_agent(name)):
             return False
         began = self._now() - timedelta(seconds=time.monotonic() - since)
         message = f"no agent has been ready on this node since {written_time(began)}: nobody looks at its GPUs"
@@ -95,11 +99,11 @@ class Silence:
         # From the server's cache, which knows the pods by their nodes: not another list of all agents for each node.
         query = {"labelSelector": AGENT_LABELS, "fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
         pods = await self._client.request("GET", PODS.path(namespace=self._fleet.namespace), query=query)
-        return any(facts.agent(pod).ready for pod in pods.get("items") or [])
+        return any(read(PODS.kind, pod, facts.agent).ready for pod in pods.get("items") or [])
 
 
 async def mark_unknown(client: Client, node: Object, message: str, now: datetime) -> Object:
     """Have the Node's condition say that its agent is silent; the Node as it is then."""
-    patch = condition_patch(node, "Unknown", SILENT, message, now)
+    patch = read(NODES.kind, node, lambda node: condition_patch(node, "Unknown", SILENT, message, now))
     name = node["metadata"]["name"]
     return await client.patch(NODES, name, patch, content_type=STRATEGIC_MERGE_PATCH, subresource="status")

@@ -14,6 +14,7 @@ from gpuhealth.cluster.events import MESSAGE_LIMIT, NAMESPACE
 from gpuhealth.cluster.kinds import EVENTS
 from gpuhealth.cluster.node import written_time
 from gpuhealth.controller.pods import Pod
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -59,4 +60,5 @@ class Telling:
         except AlreadyExistsError:
             pass
         except ApiError as error:  # such as a namespace that is being deleted: that must not stop a drain
+            raise_if_cancelled()
             log.warning("an event could not be written", reason=reason, about=involved["name"], error=str(error))

@@ -13,13 +13,22 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 import structlog
 
 from gpuhealth.cluster.budget import limit_of
 from gpuhealth.cluster.client import JSON_PATCH, Client, Object
-from gpuhealth.cluster.errors import AlreadyExistsError, ApiError, ConflictError, InvalidError, NotFoundError
+from gpuhealth.cluster.errors import (
+    AlreadyExistsError,
+    ApiError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    UnreadableError,
+)
 from gpuhealth.cluster.kinds import NODES, POD_TEMPLATES, PODS, STATE_LABEL, TAINT
+from gpuhealth.cluster.reading import read
 from gpuhealth.cluster.selectors import matches
 from gpuhealth.config import Settings
 from gpuhealth.controller import facts
@@ -28,6 +37,7 @@ from gpuhealth.controller.facts import GPU, REASON_LABEL, TESTED_NODE
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.plan import PERIODIC, RETURN, Candidate, Room, in_order
 from gpuhealth.controller.telling import Telling
+from gpuhealth.tasks import raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -84,6 +94,7 @@ class Testing:
         try:
             await self._follow_the_plan()
         except ApiError as error:
+            raise_if_cancelled()
             log.warning("the burn-in plan is held up; it is tried again", error=str(error))
         return self._settings.pending_limit if self._unplaced_since else _LOOK_SECONDS
 
@@ -210,7 +221,7 @@ class Testing:
         """Whether something there uses GPUs. The scheduler would find out as well; this spares it the asking."""
         query = {"fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}  # from the server's cache
         pods = await self._client.request("GET", PODS.path(), query=query)
-        return any(uses_gpus(pod) for pod in pods.get("items") or [])
+        return any(_may_use_gpus(pod) for pod in pods.get("items") or [])
 
     async def _start(self, candidate: Candidate) -> bool:
         """Makes the Pod; whether it is there."""
@@ -222,7 +233,8 @@ class Testing:
         except NotFoundError:
             log.error("no burn-in is possible: there is no PodTemplate", name=TEMPLATE)  # noqa: TRY400 - one sentence
             return False
-        body = pod_of(template["template"], candidate, node.gpus, self._settings.level)
+        pod = partial(pod_of, candidate=candidate, gpus=node.gpus, level=self._settings.level)
+        body = read(POD_TEMPLATES.kind, template, lambda template: pod(template["template"]))
         try:
             made = facts.test(await self._client.create(PODS, body, self._fleet.namespace))
         except AlreadyExistsError:  # that of a controller that led before us: the watch will tell of it
@@ -242,6 +254,14 @@ class Testing:
         patch = [{"op": "test", "path": path, "value": node.state}, {"op": "replace", "path": path, "value": state}]
         with contextlib.suppress(InvalidError, NotFoundError):  # what it is now will be told by the watch
             await self._client.patch(NODES, node.key, patch, content_type=JSON_PATCH)
+
+
+def _may_use_gpus(pod: Object) -> bool:
+    try:
+        return read(PODS.kind, pod, uses_gpus)
+    except UnreadableError as error:  # one that cannot be read may be at work
+        log.warning("a pod cannot be read: its node counts as busy", error=str(error))
+        return True
 
 
 def uses_gpus(pod: Object) -> bool:

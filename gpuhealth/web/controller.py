@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from gpuhealth import __version__
 from gpuhealth.cluster.eviction import Outcome
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.fleet import READ_KINDS
 from gpuhealth.controller.testing import OUTCOMES
 from gpuhealth.web.access import Access
 from gpuhealth.web.families import counter, gauge
@@ -39,6 +40,9 @@ class ControllerCollector(Collector):
         calls = [(*key, value) for key, value in controller.api_calls.items()]
         yield counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
         yield counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
+        unreadable = [(kind, controller.fleet.unreadable[kind]) for kind in READ_KINDS]
+        text = "Versions of objects that could not be read"
+        yield counter("controller_unreadable_objects", text, ["kind"], unreadable)
         results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero
         yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
         tests = [(each, controller.testing.outcomes[each]) for each in OUTCOMES]
@@ -80,7 +84,9 @@ def pages(controller: Controller) -> dict[str, Handler]:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")  # that this is answered is the proof: the loop runs
+        if not controller.healthy:
+            return web.Response(text="what was done as the leader has not ended\n", status=503)
+        return web.Response(text="ok\n")  # that this is answered shows that the event loop runs
 
     async def readyz(_: web.Request) -> web.Response:
         if not controller.fleet.ready:

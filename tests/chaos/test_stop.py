@@ -14,6 +14,7 @@ from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
 from gpuhealth.journal import Entry, Journal
+from gpuhealth.tasks import forever
 
 Step = Callable[[], Awaitable[None]]
 ENTRY = Entry(datetime(2026, 3, 1, tzinfo=UTC), "agent", "test", "node", "text")
@@ -28,7 +29,7 @@ def agent(tmp_path: Path) -> Agent:
 
 async def stopped(agent: Agent, step: Step, meanwhile: Callable[[], None]) -> None:
     """The loop of a step is cancelled in the same turn in which something happens, and ends."""
-    task = asyncio.create_task(agent._forever(step))
+    task = asyncio.create_task(forever(step, agent._count_failure))
     for _ in range(5):
         await asyncio.sleep(0)
     meanwhile()

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +65,7 @@ def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None
             half.want(sick=True)
 
     async def run() -> None:
-        controller = Controller(settings, client=Client.from_kubeconfig(plane.kubeconfig))
+        controller = Controller(settings, connect=partial(Client.from_kubeconfig, plane.kubeconfig))
         async with (
             SharedClient(plane.kubeconfig) as client,
             Client.from_kubeconfig(plane.kubeconfig) as observer,

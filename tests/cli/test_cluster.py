@@ -153,6 +153,34 @@ def test_fleet_of_two_clusters(desk: Desk) -> None:
     assert line.startswith("gpuhealth: context nowhere: no answer from the API server")
 
 
+@pytest.mark.parametrize("since", ["0000-01-01T00:00:00Z", "2026-01-01T00:00:00+99:99"])
+def test_a_report_that_cannot_be_read(desk: Desk, since: str) -> None:
+    """A time that is none: the other nodes are shown, and the node whose report it is, with its report's name and what
+    is wrong; `node` shows the rest of it, and `restore` works."""
+    odd, other = desk.pool.nodes(2)
+    desk.pool.budget(1)
+    desk.agent(odd, "xid.79")
+    desk.agent(other)
+    desk.say(odd, {"quarantine": {"since": since}})
+
+    said = desk.run("fleet", "--pool", desk.pool.name)
+    assert said.code == 0
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"gpuhealth: GPUHealthReport {odd} cannot be read: ")
+    assert since in line
+    lines = said.out.splitlines()
+    assert sorted(lines[1].replace(",", "").split()) == ["1", "1", "healthy", "quarantined", "state"]
+    (row,) = [each for each in lines if each.startswith(odd)]
+    assert "cannot be read" in row
+    (cluster,) = desk.run("fleet", "--json", "--pool", desk.pool.name).json["clusters"]
+    assert [(each["node"], each["unreadable"] != "") for each in cluster["not_well"]] == [(odd, True)]
+
+    shown = desk.run("node", odd)
+    assert (shown.code, shown.err) == (0, "")
+    assert "out of service for xid.79" in shown.out
+    assert desk.run("restore", odd).out.startswith(f"{odd}: declared well.")
+
+
 def test_node(desk: Desk) -> None:
     """What is wrong, quarantine and places, drain, budget, the GPUs with their last burn-in, and Events."""
     node = desk.pool.node()
