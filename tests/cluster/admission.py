@@ -1,9 +1,9 @@
-"""ValidatingAdmissionPolicies in front of an API server that has none yet: as a webhook, judged by kube-apiserver's code.
+"""ValidatingAdmissionPolicies in front of an API server that has none yet: a webhook that asks kube-apiserver's code.
 
 The server (1.20) sends every request that a policy's `resourceRules` match, with `object` and `oldObject` as they are
 after patches, defaults and the strategies, which is what a newer server gives to the policy itself. The plugin
-(`kube.policy_plugin`) then matches and judges as a newer server does. What such an old server does not know yet is added
-here: which node a token's pod runs on.
+(`kube.policy_plugin`) then matches and judges as a newer server does. What such an old server does not know yet is
+added here: which node a token's pod runs on.
 """
 
 from __future__ import annotations

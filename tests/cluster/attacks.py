@@ -187,7 +187,12 @@ _OF_PLACES: list[tuple[str, str, Any, str]] = [
     ("POST", LEASES, lease("POOL", "POOL.7", "MINE", age=3600), _CLOCK),
     ("POST", LEASES, lease("POOL", "POOL.7", "MINE", time="9999-12-31T23:59:59.000000Z"), _CLOCK),
     ("POST", LEASES, lease("POOL", "POOL.7", "MINE", time="0000-01-01T00:00:00.000000Z"), "renewTime"),
-    ("POST", LEASES, lease("POOL", "POOL.7", "MINE", time="2099-01-01T00:00:00.000000Z", managedFields=[FORGED]), _CLOCK),
+    (
+        "POST",
+        LEASES,
+        lease("POOL", "POOL.7", "MINE", time="2099-01-01T00:00:00.000000Z", managedFields=[FORGED]),
+        _CLOCK,
+    ),
     ("POST", LEASES, lease("POOL", "POOL.7", "MINE", seconds=60), "has no duration"),
     ("POST", LEASES, lease("POOL", "POOL.window.7", "MINE", seconds=2**31 - 1), "a year at the most"),
     ("DELETE", f"{LEASES}/POOL.0", None, "only the holder"),

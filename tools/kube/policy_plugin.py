@@ -1,4 +1,4 @@
-"""The ValidatingAdmissionPolicy code of kube-apiserver as a program of its own, for servers that are too old to have it.
+"""The ValidatingAdmissionPolicy code of kube-apiserver as a program, for servers that are too old to have it.
 
 `policy-plugin` is found as the other binaries are: in KUBEBUILDER_ASSETS or on PATH. It compiles expressions as the
 server does when a policy is created, and judges AdmissionReviews as the server does when a request comes.
