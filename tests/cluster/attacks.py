@@ -104,8 +104,9 @@ class Row(NamedTuple):
     who: str = "MINE"
 
     def __str__(self) -> str:
-        of = self.policy.removeprefix("gpuhealth-") or "allowed"
-        return f"{of}: {self.who} {self.method} {self.path.partition('/v1')[2]} {json.dumps(self.body)[:70]}"
+        body = {key: value for key, value in (self.body or {}).items() if key not in {"apiVersion", "kind"}}
+        said = json.dumps(body).replace("gpuhealth.io/", "").replace('"', "")
+        return f"{self.policy or 'allowed'}: {self.method} {self.path.rpartition('v1')[2]} {said[:160]}"
 
 
 NOT_YOURS = "that its own pod runs on"
@@ -269,7 +270,7 @@ class Scene:
             path = f"/api/v1/nodes/{node}/status"
             plane.request("PATCH", path, {"status": status}, content_type=STRATEGIC_MERGE_PATCH)
             owner = {**OWNER, "name": node, "uid": pool.get(node)["metadata"]["uid"]}
-            report = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "GPUHealthReport"}
+            report: Document = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "GPUHealthReport"}
             report |= {"metadata": {"name": node, "ownerReferences": [owner]}}
             discovered = {"metadata": {"name": node, "labels": {"feature": "x"}}}
             plane.apply([report, event(f"{node}.1", {"kind": "Node", "name": node})])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import kubernetes_validate  # type: ignore[import-untyped] # ships no type information
 import pytest
 from kube import Document, MissingBinariesError, documents
 from kube.policy_plugin import PolicyPlugin, problems
 
+from gpuhealth.cluster.budget import sets_of, taken_place
 from gpuhealth.cluster.kinds import PREFLIGHT_TAINT, STATE_LABEL
 from gpuhealth.config import Settings
 from tests.cluster.admission import ALL, CONTROLLERS, NODE_CLAIM, POLICIES, needed_rules, speaks_of
@@ -142,7 +144,7 @@ def test_large_nodes_are_judged(plugin: PolicyPlugin) -> None:
     user = {"username": AGENT, "extra": {NODE_CLAIM: ["n"]}}
     strings = {f"key-{k}": "v" * 200 for k in range(1000)}
     spec = {"taints": [{"key": key, "effect": "NoSchedule"} for key in strings]}
-    owned = {"f:metadata": {"f:labels": {f"f:{key}": {} for key in strings}}}
+    owned: Document = {"f:metadata": {"f:labels": {f"f:{key}": {} for key in strings}}}
     entry = {"operation": "Apply", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": owned}
     owners = [entry | {"manager": f"manager-{k}"} for k in range(20)]
     kept = {"name": "n", "annotations": strings, "managedFields": owners}
@@ -157,3 +159,31 @@ def test_large_nodes_are_judged(plugin: PolicyPlugin) -> None:
     message = "of a Node's labels only gpuhealth.io/state may be changed"
     assert message in plugin.review(request)["status"]["message"]
     assert needed_rules(POLICIES, [request]) == {message}
+
+
+NAMES = ["n", "gpu-1.example.com", "a" * 63, "b" * 64, "c" * 80 + "-" + "d" * 62, "e" * 80 + "." + "f" * 62]
+CODES = ["xid.79", "ecc.uncorrectable", "burnin." + "z" * 90, "x" + "." * 3 + "y" * 63]
+
+
+@pytest.mark.parametrize("node", NAMES)
+@pytest.mark.parametrize("code", CODES)
+def test_every_place_is_allowed(plugin: PolicyPlugin, node: str, code: str) -> None:
+    """The places that an agent takes, whatever the names of node and fault, also those longer than a label's value."""
+    spec = {"maxUnavailable": 5, "maxPerWindow": 2, "maxPerFault": 1, "window": "365d"}
+    now = datetime.now(UTC).replace(microsecond=0)
+    entry = {"time": now.isoformat(), "fieldsV1": {"f:spec": {"f:renewTime": {}}}}
+    for needed in sets_of({"metadata": {"name": "pool-a"}, "spec": spec}, 10, code):
+        body = taken_place(needed, f"{needed.prefix}.0", node, now)
+        body["metadata"] |= {"managedFields": [entry], "namespace": "gpuhealth"}
+        group = {"group": "coordination.k8s.io", "version": "v1"}
+        request = {
+            "uid": "u",
+            "kind": {**group, "kind": "Lease"},
+            "resource": {**group, "resource": "leases"},
+            "name": body["metadata"]["name"],
+            "namespace": "gpuhealth",
+            "operation": "CREATE",
+            "userInfo": {"username": AGENT, "extra": {NODE_CLAIM: [node]}},
+            "object": {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", **body},
+        }
+        assert plugin.review(request)["allowed"], plugin.review(request)["status"]["message"]
