@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -36,8 +37,17 @@ FORGED = {
 }
 
 
+_AGO = re.compile(r"(-?\d+) s ago")
+"""A time in a row: it counts from when the row is sent, and not from when this file was read."""
+
+
 def _time(age: float) -> str:
     return (datetime.now(UTC) - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def with_times(text: str) -> str:
+    """The text with a time in the place of each "N s ago"."""
+    return _AGO.sub(lambda found: _time(int(found[1])), text)
 
 
 def lease(
@@ -48,11 +58,11 @@ def lease(
     node: str | None = None,
     of_set: str | None = None,
     seconds: int | None = None,
-    age: float = 0,
+    age: int = 0,
     time: str = "",
     **metadata: Any,
 ) -> Document:
-    """A place, renewed `age` seconds ago; `node` and `of_set` are what its labels say, if not what they should."""
+    """A place, renewed `age` seconds before it is sent (see `with_times`); `node` and `of_set` are what its labels say, if not what they should."""
     middle = name.removeprefix(budget).strip(".").rpartition(".")[0]
     labels = {
         "gpuhealth.io/budget": budget,
@@ -63,7 +73,7 @@ def lease(
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
         "metadata": {"name": name, "namespace": "gpuhealth", "labels": labels, **metadata},
-        "spec": {"holderIdentity": holder, "renewTime": time or _time(age), "leaseDurationSeconds": seconds},
+        "spec": {"holderIdentity": holder, "renewTime": time or f"{age} s ago", "leaseDurationSeconds": seconds},
     }
 
 
@@ -282,16 +292,15 @@ class Scene:
         self.uid = pool.get(self.mine)["metadata"]["uid"]
         unmarked = lease(self.name, f"{self.name}.5", self.other, seconds=1, age=60)
         del unmarked["metadata"]["labels"]
-        plane.apply(
-            [
-                lease(self.name, f"{self.name}.0", self.other),
-                lease(self.name, f"{self.name}.1", self.mine),
-                lease(self.name, f"{self.name}.window.0", self.other, seconds=3600),
-                lease(self.name, f"{self.name}.window.1", self.mine, seconds=3600),
-                lease(self.name, f"{self.name}.window.2", self.other, seconds=60, age=120),
-                unmarked,
-            ]
-        )
+        leases = [
+            lease(self.name, f"{self.name}.0", self.other),
+            lease(self.name, f"{self.name}.1", self.mine),
+            lease(self.name, f"{self.name}.window.0", self.other, seconds=3600),
+            lease(self.name, f"{self.name}.window.1", self.mine, seconds=3600),
+            lease(self.name, f"{self.name}.window.2", self.other, seconds=60, age=120),
+            unmarked,
+        ]
+        plane.apply(json.loads(with_times(json.dumps(leases))))
 
     def filled(self, value: Any) -> Any:
         """A row with the names of this scene in the place of MINE, OTHER, PERSONS, OUT, POOL and UID."""
@@ -299,7 +308,7 @@ class Scene:
         names = {"MINE": self.mine, "OTHER": self.other, "PERSONS": self.persons, "/OUT": f"/{self.out}"}
         for word, name in {**names, "POOL": self.name, "UID": self.uid}.items():
             text = text.replace(word, name)
-        return json.loads(text)
+        return json.loads(with_times(text))
 
     def node(self, who: str) -> str:
         """The node of a row's agent."""
