@@ -223,7 +223,9 @@ def test_capture_that_is_none(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no archive at all", gzip.compress(b"no tar"), gzip.compress(b"x" * 5000)[:-9]]
+    "content",
+    [b"", b"no archive at all", gzip.compress(b"no tar"), gzip.compress(b"x" * 5000)[:-9]],
+    ids=["empty", "text", "no tar", "cut"],  # of the bytes the time is a part
 )
 def test_file_that_is_no_archive(node: Node, tmp_path: Path, content: bytes) -> None:
     """Any other file is refused with one sentence."""

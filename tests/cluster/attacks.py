@@ -62,7 +62,8 @@ def lease(
     time: str = "",
     **metadata: Any,
 ) -> Document:
-    """A place, renewed `age` seconds before it is sent (see `with_times`); `node` and `of_set` are what its labels say, if not what they should."""
+    """A place, renewed `age` seconds before it is sent (see `with_times`); `node` and `of_set` are what its labels say,
+    if not what they should."""
     middle = name.removeprefix(budget).strip(".").rpartition(".")[0]
     labels = {
         "gpuhealth.io/budget": budget,
