@@ -258,14 +258,19 @@ LINES: tuple[tuple[str, tuple[str, ...], re.Pattern[str], Reader], ...] = tuple(
         (
             "io_error",
             ("nvme",),
-            r"nvme (?P<device>nvme\d+): (?:I/O (?:tag )?\d+ (?:\([0-9a-f]{1,8}\) )?(?:opcode 0x[0-9a-f]+ )?"
-            r"(?:\([\w/ -]{1,40}\) )?QID \d+ timeout|controller is down; will reset|"
+            r"nvme (?P<device>nvme\d+): (?:I/O (?:tag )?\d+ (?:\([0-9a-f]{1,8}\) )?(?:type \d+ )?"
+            r"(?:opcode 0x[0-9a-f]+ )?(?:\([\w/ -]{1,40}\) )?QID \d+ timeout|controller is down; will reset|"
             r"Removing after probe failure|Device not ready; aborting)",
             _io_error,
         ),
         ("io_error", ("EXT4-fs error",), rf"EXT4-fs error \(device {_DISK}\)", _io_error),
         ("io_error", ("metadata I/O error",), rf"XFS \({_DISK}\): metadata I/O error", _io_error),
-        ("io_error", ("Disk failure on",), r"md/raid[\w:-]{1,40}: ?Disk failure on (?P<device>\S{1,32}), disabling", _io_error),
+        (
+            "io_error",
+            ("Disk failure on",),
+            r"md/raid[\w:-]+: ?Disk failure on (?P<device>\S{1,32}), disabling",
+            _io_error,
+        ),
         (
             "link",
             ("ink is ", "ink up", "ink Up", "ink UP", "ink down", "ink Down", "ink DOWN"),
@@ -284,11 +289,10 @@ LINES: tuple[tuple[str, tuple[str, ...], re.Pattern[str], Reader], ...] = tuple(
         (
             "mlx5",
             ("mlx5_core",),
-            rf"mlx5_core (?P<device>{_BDF})(?: [\w.-]{{1,32}})?: (?:\w{{1,64}}:\d+:\(pid \d+\): )?(?:"
+            rf"mlx5_core (?P<device>{_BDF})(?: [\w.-]{{1,32}})?: (?:[\w()\[\],.:'-]{{1,64}} ){{0,16}}?(?:"
             r"(?P<grave>device's health compromised|[Ff]atal error)|"
-            r"(?:[\w(),.:-]{1,64} ){0,12}?(?:Port module event\[error\]|[Cc]able error|insufficient power|"
-            r"[Hh]igh [Tt]emperature|assert_var\[\d+\]|assert_exit_ptr|TX timeout|[Tt]imeout|syndrome)|"
-            r"ACCESS_REG\(0x\w+\) (?:\w{1,16}\(\w{1,16}\) ){0,3}failed)",
+            r"Port module event\[error\]|[Cc]able error|insufficient power|[Hh]igh [Tt]emperature|assert_var\[\d+\]|"
+            r"assert_exit_ptr|TX timeout|[Tt]imeout|syndrome|ACCESS_REG\(0x\w+\) (?:\w+\(\w+\) ){0,3}failed)",
             _mlx5,
         ),
     )
@@ -310,7 +314,7 @@ def user_event(record: KernelRecord, found: UserText) -> KernelEvent | None:
 
 
 def host_event(record: KernelRecord) -> KernelEvent | None:
-    """The event of a record that neither NVIDIA's driver wrote nor holds text of a user; None for one without meaning."""
+    """The event of a record that is not NVIDIA's and has no text of a user; None for one that means nothing."""
     text = record.text
     for kind, words, pattern, reader in LINES:
         for word in words:

@@ -60,7 +60,7 @@ class KernelLog:
             return None if user_text.file_first(text) else event
         if form := user_text.event_form(text):
             return host_lines.user_event(record, form)
-        # Most records mean nothing, so that it is cheaper to ask last whether a user wrote what seems to mean something.
+        # Most records mean nothing: it is cheaper to ask last whether what seems to mean something holds a user's text.
         lost = self._lost
         event = self._by_patterns(record)
         if (event is not None or self._lost != lost) and user_text.recognise(text):

@@ -41,7 +41,7 @@ _LOST_TAIL = re.compile(r"\s*(?:NVRM: )?(?:system has )?fallen off the bus and i
 _LOST = re.compile(rf"NVRM: (?:GPU (?:at )?(?:PCI:)?{_PCI}:? )(?:GPU )?has fallen off the bus", re.ASCII)
 _OF_GPU = re.compile(rf"NVRM: GPU (?:at )?(?:PCI:)?{_PCI}: ", re.ASCII)
 
-_NVRM = (
+NVRM = (
     (
         re.compile(r"(?:RmInitAdapter failed|rm_init_adapter failed|The NVIDIA probe routine failed)"),
         (LogCode.DRIVER_INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise a GPU"),
@@ -60,24 +60,36 @@ _NVRM = (
         ),
     ),
     (
-        re.compile(r"(?:\w{1,64}: )?uvm encountered global fatal error 0x[0-9a-f]{1,8}, requiring os reboot"),
-        (LogCode.DRIVER_NEEDS_REBOOT, Severity.CRITICAL, Action.REBOOT_NODE, "Unified memory met an error that only a reboot ends"),
+        re.compile(r"(?:GPU\d+ )?(?:\w{1,64}: )?uvm encountered global fatal error 0x[0-9a-f]+, requiring os reboot"),
+        (
+            LogCode.DRIVER_NEEDS_REBOOT,
+            Severity.CRITICAL,
+            Action.REBOOT_NODE,
+            "Unified memory met an error that only a reboot ends",
+        ),
     ),
     (
         re.compile(
             rf"{_WORDS}(?:GPU lost from the bus|GSP RM heartbeat timed out|Rpc[A-Z]\w+ {_WORDS}timed out"
-            rf"|rpcSendMessage failed|rpcRecvPoll {_WORDS}timed? ?out|GPU is probably locked|\[NV_ERR_GPU_IS_LOST\]"
+            rf"|rpcSendMessage failed|rpcRecvPoll {_WORDS}timed? ?out|GPU is probably locked|\[?NV_ERR_GPU_IS_LOST"
             r"|(?:Assertion|Check) failed: [\w ()=|&!>,.-]{0,200}NV_ERR_GPU_IS_LOST)",
             re.IGNORECASE,
         ),
-        (LogCode.DRIVER_ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The driver's calls to the GPU or its firmware fail"),
+        (
+            LogCode.DRIVER_ERRORS,
+            Severity.WARNING,
+            Action.CONTACT_SUPPORT,
+            "The driver's calls to the GPU or its firmware fail",
+        ),
     ),
     (
         re.compile(rf"(?:GPU\d+ )?knvlink\w{{1,64}}: {_WORDS}fail", re.IGNORECASE),
         (LogCode.DRIVER_ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The driver could not set up NVLink"),
     ),
 )
-_NVLINK = re.compile(rf"nvidia-(?:nvlink|nvswitch)\d*: {_WORDS}(?:fail|timed out|error)", re.IGNORECASE)
+_NVLINK = re.compile(
+    rf"(?:nvidia-nvlink\d*: {_WORDS}|nvidia-nvswitch\d+: [^\"'\n]{{0,200}}?)(?:fail|timed out|error)", re.IGNORECASE
+)
 
 
 @functools.lru_cache(maxsize=256)  # a node has few addresses, and a storm names one of them in every line
@@ -178,11 +190,12 @@ def nvrm_event(record: KernelRecord) -> KernelEvent | None:
         of_gpu = _OF_GPU.match(text)
         start = of_gpu.end() if of_gpu else len("NVRM: ")
         pci = address(of_gpu[1], of_gpu[2], of_gpu[3]) if of_gpu else None
-        for pattern, facts in _NVRM:
+        for pattern, facts in NVRM:
             if pattern.match(text, start):
                 return _nvrm(record, pci, *facts)
     elif _NVLINK.match(text):
-        return _nvrm(record, None, LogCode.DRIVER_ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The NVLink driver reports errors")
+        meaning = "The NVLink driver reports errors"
+        return _nvrm(record, None, LogCode.DRIVER_ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, meaning)
     return None
 
 

@@ -74,7 +74,7 @@ _EVENTS = (  # of their own
     _form(
         "oom",
         "mm/oom_kill.c",
-        r"(?P<cgroup>Memory cgroup )?[Oo]ut of memory(?: \([^)]*\))?: Kill(?:ed)? process "
+        r"(?P<cgroup>Memory cgroup )?[Oo]ut of memory(?: \(\w{1,40}\))?: Kill(?:ed)? process "
         rf"{_PID} \({_PROCESS}\)",
         "ut of memory",
     ),
@@ -99,7 +99,11 @@ _HEADS = (
     ("security", r"SELinux: |AppArmor: |Yama: "),
     ("arch/mips, arch/loongarch", r"do_page_fault\(\): "),
 )
-_FIXED_HEAD = _form("fixed_head", ", ".join(source for source, _ in _HEADS), "|".join(f"(?:{head})" for _, head in _HEADS))
+_FIXED_HEAD = _form(
+    "fixed_head",
+    ", ".join(source for source, _ in _HEADS),
+    "|".join(f"(?:{head})" for _, head in _HEADS),
+)
 
 _SEGFAULT = _form(
     "segfault",

@@ -158,7 +158,7 @@ EVENTS = (
         Severity.WARNING,
         Action.INSPECT_HARDWARE,
         "A network adapter of NVIDIA's (mlx5) reported an error of itself, its firmware or its cable.",
-        "Look at the adapter (mlxlink, ethtool -m) and its cable; an adapter that reports a fatal error needs a reboot.",
+        "Look at the adapter (mlxlink, ethtool -m) and its cable; one that reports a fatal error needs a reboot.",
         _HOUR,
     ),
     _link_code(

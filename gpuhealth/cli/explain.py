@@ -249,8 +249,9 @@ def _by_itself(event: KernelEvent) -> str:
         return "" if severity is usual else f"raise {event.finding} as {severity} for this line."
     if any(isinstance(each, Clean) for each in outcomes):
         return f"end {event.finding} of this device, if it was raised."
-    counted = f": {event.finding} comes from the counters that the kernel keeps in /sys" if event.finding in COUNTED else ""
-    return f"raise nothing for this line{counted}."
+    if event.finding in COUNTED:
+        return f"raise nothing for this line: {event.finding} comes from the counters that the kernel keeps in /sys."
+    return "raise nothing for this line."
 
 
 def _acts(code: Code) -> str:

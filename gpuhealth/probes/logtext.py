@@ -89,8 +89,8 @@ def message(line: str) -> Message | None:
         return _dmesg(line)
     if first.isdigit():
         return _kmsg(line) or _iso(line) or _unix(line) or Message(line)
-    if first == "{":
-        return _journald(line)
+    if first == "{":  # JSON, or the number that the kernel gives to an error of the firmware: {1}[Hardware Error]
+        return Message(line) if line[1:2].isdigit() else _journald(line)
     if first == "<":
         return _with_priority(line)
     if first in (" ", "\t"):  # a second line of the record before, or, in raw records, a tag such as " SUBSYSTEM=pci"
