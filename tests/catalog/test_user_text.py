@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from gpuhealth.catalog import user_text
 from gpuhealth.catalog.kernel_lines import KernelLog
 from gpuhealth.model import KernelEvent, KernelRecord, Severity
-from gpuhealth.probes.kmsg import unescape
-from gpuhealth.probes.logtext import classify
+from gpuhealth.probes.logtext import classify, unescape
 from tests.catalog.lines import LINES
 
 NAME_BYTES, FILE_BYTES = 15, 255
@@ -220,7 +219,7 @@ NOT_IN_A_TEXT = {"ext4 option", "xfs option", "btrfs option", "ext4 error", "fat
 """Forms in which a line break is not seen through: of the first four root chooses the text, who mounts; the last begins
 with a file's name, so that its first line is like a record of its own. The kernel prints it only when asked to."""
 STAMP = "[    1.000001] "
-WRITTEN = {
+WRITTEN: dict[str, Callable[[str], list[str]]] = {
     "dmesg -S, console": lambda record: [STAMP + line for line in record.split("\n")],
     "dmesg": lambda record: (STAMP + record).replace("\n", "\n" + " " * len(STAMP)).split("\n"),
     "old dmesg": lambda record: (STAMP + record).split("\n"),
