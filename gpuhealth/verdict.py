@@ -276,7 +276,7 @@ class Findings:
         if self._clears(tracked) is Clears.PASSED:
             return [self._cleared(key, now, "the test has passed")]
         if self._clears(tracked) is Clears.LOGGED:
-            return [self._cleared(key, now, "the kernel log says that it is over")]
+            return [self._cleared(key, now, "the kernel log reports its end")]
         clear_after = self._rule(tracked.finding).clear_after
         if (now - tracked.clean_since).total_seconds() < clear_after and self._is_read(key, tracked):
             return []  # a word of the kernel on what no round reads will not be said twice

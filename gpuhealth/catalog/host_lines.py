@@ -148,7 +148,7 @@ def _segfault(g: Groups) -> Found:
 def _link(g: Groups) -> Found:
     name, pci = g.get("slave") or g["name"], _pci(g.get("device"))
     finding = LogCode.INFINIBAND_DOWN if name.startswith("ib") else LogCode.NIC_DOWN
-    interface = name if pci else ""  # without a device it may be one that a user made in a namespace of his own
+    interface = name if pci else ""  # without a device it may be one that a user made in a network namespace
     if g["state"].lower() == "down":
         meaning = f"Link of {name} went down"
         return Found(finding, _WARNING, Action.INSPECT_HARDWARE, meaning, pci, interface=interface)

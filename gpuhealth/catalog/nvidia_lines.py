@@ -106,7 +106,7 @@ def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
     domain, bus, device, gpu_instance, compute_instance, number, text = match.groups()
     code, text = int(number), text or ""
     pid, process = _process(text)
-    found = xid.assess(code, _said(text) if code in xid.BY_TEXT else "", driver)
+    found = xid.assess(code, _own_text(text) if code in xid.BY_TEXT else "", driver)
     return KernelEvent(
         kind="xid",
         line=record.text,
@@ -136,11 +136,11 @@ def _process(text: str) -> tuple[int | None, str | None]:
     return pid, None if name.startswith(("<", "'<")) else name or None
 
 
-def _said(text: str) -> str:
-    """What the driver says of the fault, behind the process.
+def _own_text(text: str) -> str:
+    """The driver's own text about the fault, which follows the process.
 
-    A program's name may hold the comma that ends it, and words of the driver: those that count begin behind the last
-    comma that a name can reach.
+    A program's name may hold a comma, and text that looks like the driver's: the driver's begins behind the last comma
+    that a name can reach.
     """
     match = _PROCESS.match(text)
     return text[match.end() :] if match else text

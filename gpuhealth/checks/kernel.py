@@ -174,25 +174,25 @@ EVENTS = (
 )
 _BY_NAME = {code.name: code for code in EVENTS}
 COUNTED = (LogCode.PCIE_CORRECTABLE, LogCode.PCIE_UNCORRECTABLE)
-"""Codes that lines name and that the check of the counters in /sys raises: the line alone raises nothing."""
+"""Codes that lines name and that the check of the counters in /sys raises: a line alone raises nothing."""
 _OF_NETWORK = ("link", "mlx5")  # kinds of event whose PCI address is that of a network adapter
 
 
 def judge(readings: NodeReadings, _settings: Settings, history: History) -> Iterator[Outcome]:
-    """What follows from the events alone. Of the same fault in one batch the last and worst one speaks."""
+    """What follows from the events alone. Of the same fault in one batch the last and worst event counts."""
     events = [event for event in readings.events if event.finding in _BY_NAME]
     if not events:
         return
     gpus = {gpu.pci.partition(".")[0]: gpu for gpu in known_gpus(readings, history) if isinstance(gpu.pci, str)}
-    speaks: dict[tuple[str, str], KernelEvent] = {}
+    counting: dict[tuple[str, str], KernelEvent] = {}
     for event in events:
         key = event.finding, event.interface or event.pci or ""
         if event.kind == "link":
             if event.interface or event.severity is not Severity.INFO:  # up again: but which one of several?
-                speaks[key] = event
-        elif key not in speaks or event.severity.rank >= speaks[key].severity.rank:
-            speaks[key] = event
-    for event in speaks.values():
+                counting[key] = event
+        elif key not in counting or event.severity.rank >= counting[key].severity.rank:
+            counting[key] = event
+    for event in counting.values():
         yield _outcome(event, gpus, readings)
 
 

@@ -92,7 +92,7 @@ def _event(text: str) -> KernelEvent | None:
         if events:
             return events[-1]
         if any(user_text.recognise(record.text) for record in records):
-            return None  # what is in it is a program's word, not the kernel's
+            return None  # the rest is text of a program, not a message of the kernel
     return None
 
 

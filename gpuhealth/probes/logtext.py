@@ -5,8 +5,8 @@ counts: of syslog and the journal the entries of the kernel, of raw records thos
 latter is what /dev/kmsg gives to a writer, and so how a fault is injected for a test.
 
 /dev/kmsg escapes a line break within a record. Other formats break the line there, and the rest looks like a record of
-its own: text of a user (a file's name in a crash) could pretend to be one. Where the kernel's time or the indentation
-shows that a line is the rest of such a record, it is no event.
+its own: text of a user (a file's name in a crash) could look like one. Where the kernel's time or the indentation shows
+that a line is the rest of such a record, it is no event. Where times are coarser than a microsecond nothing shows it.
 """
 
 from __future__ import annotations
@@ -238,10 +238,11 @@ def _continues_user_text(line: str, found: Message, before: deque[str]) -> bool:
         return False
     indented = line[:1] in (" ", "\t")
     for earlier in reversed(before):
-        head = message(earlier)
-        timed = head is not None and (head.stamp.clock != "" or head.since_boot != "")
-        if timed or (indented and earlier[:1] not in (" ", "\t")):
-            return head is not None and user_text.recognise(head.text) is not None
+        ends_indentation = indented and earlier[:1] not in (" ", "\t")
+        if ends_indentation or earlier[:1] == "[":
+            head = message(earlier)
+            if head is not None and (ends_indentation or head.since_boot):
+                return user_text.recognise(head.text) is not None
     return False  # a log without times: each line may be a record
 
 

@@ -132,7 +132,7 @@ def fed(text: str) -> KernelEvent | None:
 
 @pytest.mark.parametrize(("form", "name", "file"), FORGERIES)
 def test_forgeries(form: Form, name: str, file: str) -> None:
-    """Names that make a record look like a fault of the node, as real programs have done it, are seen through."""
+    """Names that make a record look like a fault of the node, as real programs have done it, change nothing."""
     assert len(name.encode()) <= NAME_BYTES
     event = fed(form.record(name, file))
     assert (event.kind if event else "") == form.kind
@@ -216,7 +216,7 @@ def test_real_lines_have_no_text_of_a_user(line: str) -> None:
 
 
 NOT_IN_A_TEXT = {"ext4 option", "xfs option", "btrfs option", "ext4 error", "fatal signal"}
-"""Forms in which a line break is not seen through: of the first four root chooses the text, who mounts; the last begins
+"""Forms in which a line break is not recognised: of the first four root chooses the text, who mounts; the last begins
 with a file's name, so that its first line is like a record of its own. The kernel prints it only when asked to."""
 STAMP = "[    1.000001] "
 WRITTEN: dict[str, Callable[[str], list[str]]] = {
@@ -246,8 +246,9 @@ def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, f
         ["x[1]: segfault at 0 ip 0 sp 0 error 4 in x[7f+1]", HEADS[0]],
         ["[    1.000001] traps: x[1] trap int3 ip:0 sp:0 error:0 in x[7f+1]", f"[    1.000002] {HEADS[0]}"],
         ["Nov 22 01:43:47 gpu kernel: x[1]: segfault at 0 ip 0 sp 0", f"Nov 22 01:43:47 gpu kernel: {HEADS[0]}"],
+        ["[   1234]     0  1234     1000      100    57344        0             0 python", HEADS[0]],
     ],
-    ids=["bare", "another time", "no kernel time"],
+    ids=["bare", "another time", "no kernel time", "bare table"],
 )
 def test_a_record_after_a_crash_counts(lines: list[str]) -> None:
     """A fault after a crash, of another time or in a log without exact times, is not lost."""

@@ -105,7 +105,7 @@ def test_fires_and_clears(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["infiniband.down", "nic.down"])
 def test_a_link_that_comes_up_again(name: str) -> None:
-    """The line that says that the same link is up ends the finding; that of another link does not."""
+    """The line that reports the same link up ends the finding; that of another link does not."""
     tracker, down = Findings(SETTINGS), CASES[name][0]
     up = down.replace("Link down", "Link up")
     assert taken(tracker, up) == []
@@ -126,7 +126,7 @@ def test_no_link_line_takes_a_node_out() -> None:
 
 
 def test_a_link_without_a_device_is_of_the_node() -> None:
-    """Names of interfaces that a user can make in a namespace of his own become no components."""
+    """Names of interfaces that a user can make in a network namespace become no components."""
     lines = [f"bond{number}: (slave x{number}): link status definitely down, disabling slave" for number in range(500)]
     (found,) = findings(*lines)
     assert (found.code, found.component) == ("nic.down", NODE)
