@@ -213,37 +213,56 @@ def records(lines: Iterable[bytes | str], booted: datetime | None = None, zone: 
     `booted` gives times to records that count from the boot, `zone` is that of local times; what names no year has no
     time.
     """
-    before: deque[str] = deque(maxlen=_LINES_OF_A_RECORD)
-    for raw in lines:
+    earlier = _Earlier()
+    for number, raw in enumerate(lines):
         line = _decoded(raw)
         found = message(line)
-        if found is not None and found.text and not _continues_user_text(line, found, before):
+        if found is not None and found.text and not earlier.end_in(line, number, found):
             yield KernelRecord(found.text, _time(found.stamp, booted, zone), found.sequence, found.priority)
-        before.append(line)
+        earlier.lines.append(line)
 
 
-def _continues_user_text(line: str, found: Message, before: deque[str]) -> bool:
-    """Whether a line is the rest of a record with text of a user, by the lines before it."""
-    if found.since_boot:
-        if not before or found.since_boot not in before[-1]:
+class _Earlier:
+    """The lines before the one at hand: they show whether it is the rest of a record with text of a user."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=_LINES_OF_A_RECORD)
+        self._without_time = -1  # number of the last line without a time that was found to be a record
+
+    def end_in(self, line: str, number: int, found: Message) -> bool:
+        """Whether the line with this number ends such a record."""
+        if found.since_boot:
+            return self._has_time_of_user_text(found.since_boot)
+        if found.stamp.clock or found.sequence >= 0:
             return False
-        for earlier in reversed(before):
+        indented = line[:1] in (" ", "\t")
+        if not indented and self._without_time == number - 1:
+            self._without_time = number
+            return False
+        record: list[str] = []
+        for earlier in reversed(self.lines):
+            record.append(earlier)
+            ends_indentation = indented and earlier[:1] not in (" ", "\t")
+            if ends_indentation or (earlier[:1] == "[" and (head := message(earlier)) and head.since_boot):
+                return any(map(_has_user_text, record))
+        self._without_time = number  # a log without times: each line may be a record
+        return False
+
+    def _has_time_of_user_text(self, since_boot: str) -> bool:
+        if not self.lines or since_boot not in self.lines[-1]:
+            return False
+        for earlier in reversed(self.lines):
             head = message(earlier)
-            if head is None or head.since_boot != found.since_boot:
+            if head is None or head.since_boot != since_boot:
                 return False
             if user_text.recognise(head.text):
                 return True
         return False
-    if found.stamp.clock or found.sequence >= 0:
-        return False
-    indented = line[:1] in (" ", "\t")
-    for earlier in reversed(before):
-        ends_indentation = indented and earlier[:1] not in (" ", "\t")
-        if ends_indentation or earlier[:1] == "[":
-            head = message(earlier)
-            if head is not None and (ends_indentation or head.since_boot):
-                return user_text.recognise(head.text) is not None
-    return False  # a log without times: each line may be a record
+
+
+def _has_user_text(line: str) -> bool:
+    found = message(line)
+    return found is not None and user_text.recognise(found.text) is not None
 
 
 def _time(stamp: Stamp, booted: datetime | None, zone: tzinfo) -> datetime | None:
@@ -278,17 +297,16 @@ def classify(lines: Iterable[bytes | str], driver: int | None = None) -> Iterato
     branch, where it is known.
     """
     feed = KernelLog(driver).feed
-    before: deque[str] = deque(maxlen=_LINES_OF_A_RECORD)
-    previous = ""
+    earlier, previous = _Earlier(), ""
     for number, raw in enumerate(lines, 1):
-        before.append(previous)
+        earlier.lines.append(previous)
         previous = line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
         if not may_matter(line) and not (line.startswith("{") and '"MESSAGE"' in line and _is_bytes(line)):
             continue
         line = line.strip("\r\n\0")  # zeros are what a crash leaves in a file where the last words were to be
         found = message(line)
         event = feed(KernelRecord(found.text)) if found else None
-        if found and event is not None and not _continues_user_text(line, found, before):
+        if found and event is not None and not earlier.end_in(line, number, found):
             yield {
                 "number": number,
                 "line": line,
