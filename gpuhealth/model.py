@@ -123,6 +123,7 @@ class KernelEvent(msgspec.Struct, frozen=True):
     pid: int | None = None
     process: str | None = None
     link: int | None = None  # NVLink number
+    interface: str = ""  # name of the network interface, of a line that names its PCI device too
     meaning: str = ""
     sequence: int = -1
 

@@ -267,7 +267,7 @@ class Findings:
         tracked = self._tracked.get(key)
         if tracked and key[0] == _DRIVERS_WORD:  # said once, when it is so
             return [self._cleared(key, now, "the driver asks for no recovery any more"), *self._recovered(key, now)]
-        if tracked is None or self._clears(tracked) not in _READ_AGAIN:
+        if tracked is None or self._clears(tracked) not in (*_READ_AGAIN, Clears.LOGGED):
             return []
         if not tracked.raised:
             del self._tracked[key]
@@ -275,6 +275,8 @@ class Findings:
         tracked.clean_since = tracked.clean_since or now
         if self._clears(tracked) is Clears.PASSED:
             return [self._cleared(key, now, "the test has passed")]
+        if self._clears(tracked) is Clears.LOGGED:
+            return [self._cleared(key, now, "the kernel log reports its end")]
         clear_after = self._rule(tracked.finding).clear_after
         if (now - tracked.clean_since).total_seconds() < clear_after and self._is_read(key, tracked):
             return []  # a word of the kernel on what no round reads will not be said twice
@@ -296,7 +298,7 @@ class Findings:
             clears = self._clears(tracked)
             if clears in (Clears.RECOVERY, Clears.REBOOT) and boot_id and tracked.boot_id != boot_id:
                 changes.append(self._cleared(key, now, "the node has rebooted"))
-            elif clears is Clears.EXPIRY:
+            elif clears in (Clears.EXPIRY, Clears.LOGGED):
                 quiet = (now - tracked.finding.last_seen).total_seconds()
                 clear_after = self._rule(tracked.finding).clear_after
                 if quiet >= clear_after:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuhealth.catalog import host_lines, nvidia_lines, xid
+from gpuhealth.catalog import host_lines, nvidia_lines, user_text, xid
 from gpuhealth.model import KernelEvent, KernelRecord
 
 _LOST_LINES_APART = 16
@@ -52,12 +52,26 @@ class KernelLog:
     def feed(self, record: KernelRecord) -> KernelEvent | None:
         """The event of this record, if it means something. Never raises, whatever the text."""
         text = record.text
-        if self._lost is not None and (event := self._lost_continued(record)):
-            return event
+        if self._lost is not None:
+            self._count_apart()
         if not may_matter(text):
             return None
-        if text.startswith("NVRM: Xid ("):
-            return nvidia_lines.xid_event(record, self.driver)
+        if text.startswith("NVRM: Xid (") and (event := nvidia_lines.xid_event(record, self.driver)):
+            return None if user_text.file_first(text) else event
+        if form := user_text.event_form(text):
+            return host_lines.user_event(record, form)
+        # Most records mean nothing: it is cheaper to ask last whether what seems to mean something holds a user's text.
+        lost = self._lost
+        event = self._by_patterns(record)
+        if (event is not None or self._lost != lost) and user_text.recognise(text):
+            self._lost = lost
+            return None
+        return event
+
+    def _by_patterns(self, record: KernelRecord) -> KernelEvent | None:
+        text = record.text
+        if self._lost is not None and (event := self._lost_continued(record)):
+            return event
         if text.startswith(("NVRM: ", "nvidia-nv")):
             if text.startswith("nvidia-nvswitch") and ": SXid (" in text:
                 return nvidia_lines.sxid_event(record)
@@ -73,10 +87,13 @@ class KernelLog:
             event = nvidia_lines.lost_event(record, self._lost)
             self._lost = None
             return event
-        self._apart += 1
-        if self._apart > _LOST_LINES_APART:
-            self._lost = None
         return None
+
+    def _count_apart(self) -> None:
+        """Another record, or the last of the message; after too many the message is forgotten."""
+        self._apart += 1
+        if self._apart > _LOST_LINES_APART + 1:
+            self._lost = None
 
 
 def nvml_xid_event(code: int, pci: str | None, gpu_instance: int | None = None) -> KernelEvent:

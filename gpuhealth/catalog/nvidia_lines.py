@@ -1,6 +1,7 @@
 """What the NVIDIA driver writes to the kernel log: XIDs, SXids and the NVRM lines that matter.
 
-Every expression is anchored at the start of the kernel message: a line that merely quotes one of these is nothing.
+Every expression is anchored at the start of the kernel message: a line that merely quotes one of these is nothing. None
+skips text that could be a user's before the words that count. Of an XID the name of the process is such text.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import functools
 import re
 
 from gpuhealth.catalog import sxid, xid
+from gpuhealth.catalog.codes import LogCode
+from gpuhealth.catalog.user_text import BYTE, NAME_BYTES
 from gpuhealth.model import Action, KernelEvent, KernelRecord, Severity
 
 _PCI = r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.[0-7])?"
@@ -17,6 +20,7 @@ _XID = re.compile(
     rf"NVRM: Xid \((?:PCI:)?{_PCI}(?: GPU-I:(\d{{1,4}}))?(?: GPU-CI:(\d{{1,4}}))?\): (\d{{1,6}})(?:, ?(.*)|\s*)$",
     re.ASCII | re.DOTALL,
 )
+_PROCESS = re.compile(rf"pid=[^,]{{1,24}}, (?:name={BYTE}{{0,{NAME_BYTES}}}, )?", re.DOTALL)
 _SXID = re.compile(
     rf"nvidia-nvswitch\d+: SXid \((?:PCI:)?{_PCI}\): (\d{{1,6}}), "
     r"(?:(Fatal|Non-fatal|Nonfatal|Correctable), )?(?:Link (-?\d{1,4})\b)?",
@@ -24,51 +28,68 @@ _SXID = re.compile(
 )
 _SXID_FOLLOW_UP = re.compile(r"(?:Severity \d+ Engine instance|Data \{)", re.IGNORECASE)
 
+# Words of the driver: no bracket, with which the kernel goes on behind the name of a program, and no quotation.
+_WORDS = r"(?:[\w.,:=!'/%-]{1,80} ){0,24}?"
+
 _LOST_HEAD = re.compile(rf"NVRM: The NVIDIA GPU {_PCI}", re.ASCII)
+_LOST_WHOLE = re.compile(
+    rf"{_LOST_HEAD.pattern}\s+(?:NVRM: )?\(PCI ID: [0-9a-f:]{{3,9}}\) installed in this system has\s+(?:NVRM: )?"
+    "fallen off the bus",
+    re.ASCII | re.IGNORECASE,
+)
 _LOST_TAIL = re.compile(r"\s*(?:NVRM: )?(?:system has )?fallen off the bus and is not responding")
 _LOST = re.compile(rf"NVRM: (?:GPU (?:at )?(?:PCI:)?{_PCI}:? )(?:GPU )?has fallen off the bus", re.ASCII)
 _OF_GPU = re.compile(rf"NVRM: GPU (?:at )?(?:PCI:)?{_PCI}: ", re.ASCII)
 
-INIT_FAILED = "driver.init_failed"
-CLIENT_MISMATCH = "driver.client_mismatch"
-NEEDS_REBOOT = "driver.needs_reboot"
-ERRORS = "driver.errors"
-_NVRM = (
+NVRM = (
     (
         re.compile(r"(?:RmInitAdapter failed|rm_init_adapter failed|The NVIDIA probe routine failed)"),
-        (INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise a GPU"),
+        (LogCode.DRIVER_INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise a GPU"),
     ),
     (
         re.compile(r"None of the NVIDIA (?:devices|graphics adapters) were initialized"),
-        (INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise any GPU"),
+        (LogCode.DRIVER_INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise any GPU"),
     ),
     (
         re.compile(r"API mismatch: "),
         (
-            CLIENT_MISMATCH,
+            LogCode.DRIVER_CLIENT_MISMATCH,
             Severity.WARNING,
             Action.UPDATE_SOFTWARE,
             "A program came with a driver library of another version than the kernel module",
         ),
     ),
     (
-        re.compile(r".{0,80}uvm encountered global fatal error .*requiring os reboot"),
-        (NEEDS_REBOOT, Severity.CRITICAL, Action.REBOOT_NODE, "Unified memory met an error that only a reboot ends"),
+        re.compile(r"(?:GPU\d+ )?(?:\w{1,64}: )?uvm encountered global fatal error 0x[0-9a-f]+, requiring os reboot"),
+        (
+            LogCode.DRIVER_NEEDS_REBOOT,
+            Severity.CRITICAL,
+            Action.REBOOT_NODE,
+            "Unified memory met an error that only a reboot ends",
+        ),
     ),
     (
         re.compile(
-            r".{0,400}(?:NV_ERR_GPU_IS_LOST|GPU lost from the bus|GSP RM heartbeat timed out|Rpc[A-Z]\w+ .*timed out"
-            r"|rpcSendMessage failed|rpcRecvPoll.*timed? ?out|GPU is probably locked)",
+            rf"{_WORDS}(?:GPU lost from the bus|GSP RM heartbeat timed out|Rpc[A-Z]\w+ {_WORDS}timed out"
+            rf"|rpcSendMessage failed|rpcRecvPoll {_WORDS}timed? ?out|GPU is probably locked|\[?NV_ERR_GPU_IS_LOST"
+            r"|(?:Assertion|Check) failed: [\w ()=|&!>,.-]{0,200}NV_ERR_GPU_IS_LOST)",
             re.IGNORECASE,
         ),
-        (ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The driver's calls to the GPU or its firmware fail"),
+        (
+            LogCode.DRIVER_ERRORS,
+            Severity.WARNING,
+            Action.CONTACT_SUPPORT,
+            "The driver's calls to the GPU or its firmware fail",
+        ),
     ),
     (
-        re.compile(r"(?:GPU\d+ )?knvlink\w+: .*fail", re.IGNORECASE),
-        (ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The driver could not set up NVLink"),
+        re.compile(rf"(?:GPU\d+ )?knvlink\w{{1,64}}: {_WORDS}fail", re.IGNORECASE),
+        (LogCode.DRIVER_ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The driver could not set up NVLink"),
     ),
 )
-_NVLINK = re.compile(r"nvidia-(?:nvlink|nvswitch)\d*: .{0,200}(?:fail|timed out|error)", re.IGNORECASE)
+_NVLINK = re.compile(
+    rf"(?:nvidia-nvlink\d*: {_WORDS}|nvidia-nvswitch\d+: [^\"'\n]{{0,200}}?)(?:fail|timed out|error)", re.IGNORECASE
+)
 
 
 @functools.lru_cache(maxsize=256)  # a node has few addresses, and a storm names one of them in every line
@@ -83,9 +104,9 @@ def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
     if match is None:
         return None
     domain, bus, device, gpu_instance, compute_instance, number, text = match.groups()
-    pid, process, text = _process(text or "")
-    code = int(number)
-    found = xid.assess(code, text, driver)
+    code, text = int(number), text or ""
+    pid, process = _process(text)
+    found = xid.assess(code, _own_text(text) if code in xid.BY_TEXT else "", driver)
     return KernelEvent(
         kind="xid",
         line=record.text,
@@ -105,16 +126,24 @@ def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
     )
 
 
-def _process(text: str) -> tuple[int | None, str | None, str]:
-    """Process id and name, where the text begins with them and they are known, and the rest of the text."""
+def _process(text: str) -> tuple[int | None, str | None]:
+    """Process id and name, where the text begins with them and they are known."""
     if not text.startswith("pid="):
-        return None, None, text
+        return None, None
     number, _, text = text[4:].partition(", ")
     pid = int(number) if number.isascii() and number.isdigit() and len(number) < 12 else None
-    if not text.startswith("name="):
-        return pid, None, text
-    name, _, text = text[5:].partition(", ")
-    return pid, None if name.startswith(("<", "'<")) else name or None, text
+    name = text[5:].partition(", ")[0] if text.startswith("name=") else ""
+    return pid, None if name.startswith(("<", "'<")) else name or None
+
+
+def _own_text(text: str) -> str:
+    """The driver's own text about the fault, which follows the process.
+
+    A program's name may hold a comma, and text that looks like the driver's: the driver's begins behind the last comma
+    that a name can reach.
+    """
+    match = _PROCESS.match(text)
+    return text[match.end() :] if match else text
 
 
 def sxid_event(record: KernelRecord) -> KernelEvent | None:
@@ -155,17 +184,18 @@ def nvrm_event(record: KernelRecord) -> KernelEvent | None:
     """The event of any other line of the driver that matters."""
     text = record.text
     if "allen off the bus" in text:
-        match = _LOST.match(text) or _LOST_HEAD.match(text)
+        match = _LOST.match(text) or _LOST_WHOLE.match(text)
         return lost_event(record, address(match[1], match[2], match[3])) if match else None
     if text.startswith("NVRM: "):
         of_gpu = _OF_GPU.match(text)
         start = of_gpu.end() if of_gpu else len("NVRM: ")
         pci = address(of_gpu[1], of_gpu[2], of_gpu[3]) if of_gpu else None
-        for pattern, facts in _NVRM:
+        for pattern, facts in NVRM:
             if pattern.match(text, start):
                 return _nvrm(record, pci, *facts)
     elif _NVLINK.match(text):
-        return _nvrm(record, None, ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The NVLink driver reports errors")
+        meaning = "The NVLink driver reports errors"
+        return _nvrm(record, None, LogCode.DRIVER_ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, meaning)
     return None
 
 
@@ -181,7 +211,7 @@ def _nvrm(
     return KernelEvent(
         kind="nvrm",
         line=record.text,
-        finding=finding,
+        finding=str(finding),
         severity=severity,
         action=action,
         time=record.time,

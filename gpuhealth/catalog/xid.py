@@ -17,7 +17,7 @@ CONSEQUENCES = frozenset({43, 45})
 """Codes that the driver raises when it cleans up after another one."""
 NVLINK = frozenset({74, *range(144, 151)})
 """Codes whose hex words say how bad it is."""
-_BY_TEXT = NVLINK | {RECOVERY_ACTION}
+BY_TEXT = NVLINK | {RECOVERY_ACTION}
 
 
 class XidFacts(msgspec.Struct, frozen=True):
@@ -101,7 +101,7 @@ def assess(code: int, text: str, driver: int | None = None) -> Assessment:
     if plain is None:
         facts = lookup(code)
         return Assessment(facts.severity, facts.action, facts.meaning)
-    if code in _BY_TEXT:
+    if code in BY_TEXT:
         return _by_text(code, text, driver, plain.meaning) or plain
     return plain
 

@@ -1,18 +1,18 @@
 """What the kernel log tells beside XIDs, where the line itself is all there is to know, and whether it could be read.
 
-Lines about PCIe errors and network links are not judged here: the counters and states in /sys say more, and stay.
+Lines about PCIe errors raise nothing here: the counters in /sys say more, and stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpuhealth.catalog import nvidia_lines
+from gpuhealth.catalog.codes import LogCode
 from gpuhealth.checks.code import Check, Clears, Code
 from gpuhealth.checks.history import History
 from gpuhealth.checks.rule import known_gpus, label
 from gpuhealth.config import Settings
-from gpuhealth.model import Action, KernelEvent, Missing, MissingReason, Outcome, Severity
+from gpuhealth.model import NODE, Action, Clean, KernelEvent, Missing, MissingReason, Outcome, Severity
 from gpuhealth.readings import GpuReadings, NodeReadings
 
 _HOUR, _DAY = 3600.0, 86400.0
@@ -34,13 +34,28 @@ UNAVAILABLE = Code(
 )
 
 
-def _event_code(name: str, severity: Severity, action: Action, meaning: str, advice: str, quiet: float = 600.0) -> Code:
-    return Code(name, severity, action, meaning, advice, clears=Clears.EXPIRY, clear_after=quiet)
+def _event_code(
+    name: LogCode, severity: Severity, action: Action, meaning: str, advice: str, quiet: float = 600.0
+) -> Code:
+    return Code(name.value, severity, action, meaning, advice, clears=Clears.EXPIRY, clear_after=quiet)
+
+
+def _link_code(name: LogCode, meaning: str, advice: str) -> Code:
+    """A link that went down may come up by itself: one line takes no node out of service."""
+    return Code(
+        name.value,
+        Severity.WARNING,
+        Action.INSPECT_HARDWARE,
+        meaning,
+        advice,
+        clears=Clears.LOGGED,
+        clear_after=600.0,
+    )
 
 
 EVENTS = (
     Code(
-        "host.memory_edac",
+        LogCode.MEMORY_EDAC.value,
         Severity.CRITICAL,
         Action.INSPECT_HARDWARE,
         meaning="The host's memory had an error that could not be corrected. A corrected one is only information.",
@@ -50,7 +65,7 @@ EVENTS = (
         clears=Clears.REBOOT,
     ),
     Code(
-        "host.disk_readonly",
+        LogCode.DISK_READONLY.value,
         Severity.CRITICAL,
         Action.INSPECT_HARDWARE,
         meaning="The kernel stopped writing to a filesystem after errors.",
@@ -60,7 +75,7 @@ EVENTS = (
         clears=Clears.REBOOT,
     ),
     Code(
-        nvidia_lines.NEEDS_REBOOT,
+        LogCode.DRIVER_NEEDS_REBOOT.value,
         Severity.CRITICAL,
         Action.REBOOT_NODE,
         meaning="Unified memory met an error after which the driver works again only when the node has rebooted.",
@@ -70,7 +85,7 @@ EVENTS = (
         clears=Clears.REBOOT,
     ),
     Code(
-        nvidia_lines.INIT_FAILED,
+        LogCode.DRIVER_INIT_FAILED.value,
         Severity.CRITICAL,
         Action.REBOOT_NODE,
         meaning="The driver could not initialise a GPU.",
@@ -80,21 +95,21 @@ EVENTS = (
         clear_after=600.0,
     ),
     _event_code(
-        nvidia_lines.CLIENT_MISMATCH,
+        LogCode.DRIVER_CLIENT_MISMATCH,
         Severity.WARNING,
         Action.UPDATE_SOFTWARE,
         "A program came with a driver library of another version than the kernel module: it cannot use the GPUs.",
         "Rebuild the program's image without driver libraries, or restart it after a driver upgrade.",
     ),
     _event_code(
-        nvidia_lines.ERRORS,
+        LogCode.DRIVER_ERRORS,
         Severity.WARNING,
         Action.CONTACT_SUPPORT,
         "The driver reports failing calls to a GPU, its firmware or its NVLinks.",
         "Look for XIDs at the same time; without any, collect nvidia-bug-report.sh.",
     ),
     _event_code(
-        "host.mce",
+        LogCode.MCE,
         Severity.WARNING,
         Action.INSPECT_HARDWARE,
         "The processor or the firmware reported a hardware error of the host.",
@@ -102,14 +117,14 @@ EVENTS = (
         _DAY,
     ),
     _event_code(
-        "host.hung_task",
+        LogCode.HUNG_TASK,
         Severity.WARNING,
         Action.NONE,
         "A task has waited in the kernel for minutes, often for a disk, a filesystem or the GPU driver.",
         "Read the stack that follows the line; a task that hangs in the GPU driver needs a reboot.",
     ),
     _event_code(
-        "host.soft_lockup",
+        LogCode.SOFT_LOCKUP,
         Severity.WARNING,
         Action.REBOOT_NODE,
         "A CPU was stuck in the kernel.",
@@ -117,14 +132,14 @@ EVENTS = (
         _HOUR,
     ),
     _event_code(
-        "host.oom",
+        LogCode.OOM,
         Severity.WARNING,
         Action.RESTART_WORKLOAD,
         "A process was ended for want of memory: of the host (a warning), or of its own group (information).",
         "Give programs memory limits that fit the host.",
     ),
     _event_code(
-        "host.io_errors",
+        LogCode.IO_ERRORS,
         Severity.WARNING,
         Action.INSPECT_HARDWARE,
         "A disk had input or output errors.",
@@ -132,38 +147,76 @@ EVENTS = (
         _HOUR,
     ),
     _event_code(
-        "host.segfault",
+        LogCode.SEGFAULT,
         Severity.INFO,
         Action.NONE,
         "A program crashed.",
         "Nothing is to be done; in a library of NVIDIA's it may explain what follows.",
     ),
+    _event_code(
+        LogCode.INFINIBAND_ERRORS,
+        Severity.WARNING,
+        Action.INSPECT_HARDWARE,
+        "A network adapter of NVIDIA's (mlx5) reported an error of itself, its firmware or its cable.",
+        "Look at the adapter (mlxlink, ethtool -m) and its cable; one that reports a fatal error needs a reboot.",
+        _HOUR,
+    ),
+    _link_code(
+        LogCode.INFINIBAND_DOWN,
+        "The link of an InfiniBand interface went down.",
+        "Look at the port (ibstat, mlxlink), its cable and the switch.",
+    ),
+    _link_code(
+        LogCode.NIC_DOWN,
+        "The link of a network interface went down.",
+        "Look at the interface (ip link, ethtool), its cable and the switch.",
+    ),
 )
 _BY_NAME = {code.name: code for code in EVENTS}
+COUNTED = (LogCode.PCIE_CORRECTABLE, LogCode.PCIE_UNCORRECTABLE)
+"""Codes that lines name and that the check of the counters in /sys raises: a line alone raises nothing."""
+_OF_NETWORK = ("link", "mlx5")  # kinds of event whose PCI address is that of a network adapter
 
 
 def judge(readings: NodeReadings, _settings: Settings, history: History) -> Iterator[Outcome]:
-    """What follows from the events alone. Of the same fault in one batch the last and worst one speaks."""
+    """What follows from the events alone. Of the same fault in one batch the last and worst event counts."""
     events = [event for event in readings.events if event.finding in _BY_NAME]
     if not events:
         return
     gpus = {gpu.pci.partition(".")[0]: gpu for gpu in known_gpus(readings, history) if isinstance(gpu.pci, str)}
-    worst: dict[tuple[str, str], KernelEvent] = {}
+    counting: dict[tuple[str, str], KernelEvent] = {}
     for event in events:
-        key = event.finding, event.pci or ""
-        if key not in worst or event.severity.rank >= worst[key].severity.rank:
-            worst[key] = event
-    for event in worst.values():
-        gpu = gpus.get(event.pci) or GpuReadings(-1, pci=event.pci) if event.pci else None
-        yield _BY_NAME[event.finding].found(
-            gpu,
-            f"{label(gpu)}: {event.meaning}" if gpu else event.meaning,
-            now=event.time or readings.time,
-            source="kernel log",
-            line=event.line,
-            severity=event.severity,
-            action=event.action,
-        )
+        key = event.finding, event.interface or event.pci or ""
+        if event.kind == "link":
+            if event.interface or event.severity is not Severity.INFO:  # up again: but which one of several?
+                counting[key] = event
+        elif key not in counting or event.severity.rank >= counting[key].severity.rank:
+            counting[key] = event
+    for event in counting.values():
+        yield _outcome(event, gpus, readings)
+
+
+def _outcome(event: KernelEvent, gpus: dict[str, GpuReadings], readings: NodeReadings) -> Outcome:
+    code, gpu, component, message = _BY_NAME[event.finding], None, NODE, event.meaning
+    if event.kind == "link":
+        component = event.interface or NODE
+        if event.severity is Severity.INFO:
+            return Clean(code.name, component)
+    elif event.pci and event.kind in _OF_NETWORK:
+        component, message = event.pci, f"{event.pci}: {event.meaning}"
+    elif event.pci:
+        gpu = gpus.get(event.pci) or GpuReadings(-1, pci=event.pci)
+        component, message = gpu.component, f"{label(gpu)}: {event.meaning}"
+    return code.found(
+        gpu,
+        message,
+        now=event.time or readings.time,
+        source="kernel log",
+        line=event.line,
+        severity=event.severity,
+        action=event.action,
+        component=component,
+    )
 
 
 def _run(readings: NodeReadings, settings: Settings, history: History) -> Iterator[Outcome]:

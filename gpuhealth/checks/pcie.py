@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpuhealth.catalog.codes import LogCode
 from gpuhealth.checks.code import Code
 from gpuhealth.checks.rule import Judgement, Look, per_gpu, split
 from gpuhealth.model import Action, Finding, Missing, MissingReason, Reading, Severity
@@ -31,7 +32,7 @@ REPLAY_RATE = Code(
     clear_after=300.0,
 )
 AER_CORRECTABLE_RATE = Code(
-    "pcie.aer_correctable_rate",
+    LogCode.PCIE_CORRECTABLE.value,
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
     meaning="The kernel counts many corrected errors on the GPU's PCI Express link: its signal is poor.",
@@ -39,7 +40,7 @@ AER_CORRECTABLE_RATE = Code(
     clear_after=300.0,
 )
 AER_UNCORRECTABLE = Code(
-    "pcie.aer_uncorrectable",
+    LogCode.PCIE_UNCORRECTABLE.value,
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
     meaning="The kernel has counted PCI Express errors of the GPU that could not be corrected: transfers were lost.",

@@ -80,16 +80,19 @@ def _codes(text: str) -> list[str]:
 
 def _event(text: str) -> KernelEvent | None:
     """What the line (or the lines, pasted together) says; the last that says anything."""
+    from gpuhealth.catalog import user_text
     from gpuhealth.catalog.kernel_lines import KernelLog
     from gpuhealth.probes import logtext
 
     # A line that a shell or a chat has squeezed no longer has the form of a log; what the kernel said is still in it.
     said = re.search(r"NVRM: .*|nvidia-nvswitch\d+: .*|(?<=kernel: ).*", text)
     for lines in (text.splitlines(), [said[0]] if said else []):
-        log = KernelLog()
-        events = [event for record in logtext.records(lines) if (event := log.feed(record))]
+        log, records = KernelLog(), list(logtext.records(lines))
+        events = [event for record in records if (event := log.feed(record))]
         if events:
             return events[-1]
+        if any(user_text.recognise(record.text) for record in records):
+            return None  # the rest is text of a program, not a message of the kernel
     return None
 
 
@@ -123,6 +126,11 @@ class _Explained:
         if number not in known:
             name = "XID" if kind == "xid" else "SXid"
             raise CommandError(f"{name} {number} is not in the catalogue{near(str(number), [*map(str, known)])}")
+        self._facts(kind, number)
+
+    def _facts(self, kind: str, number: int) -> None:
+        from gpuhealth.catalog import sxid, xid
+
         if kind == "xid":
             self._xid(xid.lookup(number))
         else:
@@ -149,9 +157,10 @@ class _Explained:
         self._row("device", f"PCI {printable(event.pci)}" if event.pci else "")
         process = " ".join([event.process or "", f"(pid {event.pid})" if event.pid else ""]).strip()
         self._row("process", printable(process))
+        self._row("we", _by_itself(event))
         self._out.print()
         if event.code is not None and event.kind in ("xid", "sxid"):
-            self.numbered(event.kind, event.code)
+            self._facts(event.kind, event.code)  # of one that is not in the catalogue too: its line was seen
         else:
             self.code(event.finding)
 
@@ -218,6 +227,31 @@ class _Explained:
     def _row(self, label: str, text: str) -> None:
         if text:
             labelled(self._out, label, text)
+
+
+def _by_itself(event: KernelEvent) -> str:
+    """What this line does, where that is another thing than to raise its finding; as the agent judges it."""
+    from datetime import UTC, datetime
+
+    from gpuhealth import checks
+    from gpuhealth.checks.history import History
+    from gpuhealth.checks.kernel import COUNTED
+    from gpuhealth.config import Settings
+    from gpuhealth.model import Clean, Finding
+    from gpuhealth.readings import NodeReadings
+
+    readings = NodeReadings("", datetime.now(UTC), "", events=(event,))
+    outcomes = checks.judge_events(readings, Settings(), History())
+    raised = [each for each in outcomes if isinstance(each, Finding) and each.code == event.finding]
+    if raised:
+        severity = raised[0].severity
+        usual = checks.code(event.finding).severity
+        return "" if severity is usual else f"raise {event.finding} as {severity} for this line."
+    if any(isinstance(each, Clean) for each in outcomes):
+        return f"end {event.finding} of this device, if it was raised."
+    if event.finding in COUNTED:
+        return f"raise nothing for this line: {event.finding} comes from the counters that the kernel keeps in /sys."
+    return "raise nothing for this line."
 
 
 def _acts(code: Code) -> str:

@@ -3,17 +3,23 @@
 The format is told from each line by itself, so that files that mix them are read too. Only what the kernel wrote
 counts: of syslog and the journal the entries of the kernel, of raw records those of the facilities kern and user. The
 latter is what /dev/kmsg gives to a writer, and so how a fault is injected for a test.
+
+/dev/kmsg escapes a line break within a record. Other formats break the line there, and the rest looks like a record of
+its own: text of a user (a file's name in a crash) could look like one. Where the kernel's time or the indentation shows
+that a line is the rest of such a record, it is no event. Where times are coarser than a microsecond nothing shows it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
 import msgspec
 
+from gpuhealth.catalog import user_text
 from gpuhealth.catalog.kernel_lines import KernelLog, may_matter
 from gpuhealth.model import KernelRecord
 
@@ -32,6 +38,7 @@ class Message(NamedTuple):
     priority: int = 6
     stamp: Stamp = Stamp("", "")
     sequence: int = -1
+    since_boot: str = ""  # the kernel's own time as written, to the microsecond: lines of one record have the same
 
 
 _LEVELS = {"emerg": 0, "alert": 1, "crit": 2, "err": 3, "warn": 4, "notice": 5, "info": 6, "debug": 7}
@@ -59,6 +66,7 @@ _UNIX = re.compile(r"(\d{9,11}\.\d{1,9}) (.*)", re.ASCII | re.DOTALL)
 _OF_KERNEL = re.compile(r"(?:[^\s:]+ )?kernel(?:\[\d+\])?: (.*)", re.DOTALL)
 _OF_PROGRAM = re.compile(r"[^\s:]+ [\w./@-]+(?:\[\d+\])?: ", re.ASCII)
 _COLOUR = re.compile("\x1b\\[[\\d;]*m")
+_LINES_OF_A_RECORD = 256  # a record has at most 1 KiB, and a file's name of 255 bytes as many line breaks
 
 
 class _JournalEntry(msgspec.Struct):
@@ -81,8 +89,8 @@ def message(line: str) -> Message | None:
         return _dmesg(line)
     if first.isdigit():
         return _kmsg(line) or _iso(line) or _unix(line) or Message(line)
-    if first == "{":
-        return _journald(line)
+    if first == "{":  # JSON, or the number that the kernel gives to an error of the firmware: {1}[Hardware Error]
+        return Message(line) if line[1:2].isdigit() else _journald(line)
     if first == "<":
         return _with_priority(line)
     if first in (" ", "\t"):  # a second line of the record before, or, in raw records, a tag such as " SUBSYSTEM=pci"
@@ -112,7 +120,8 @@ def unescape(text: str) -> str:
 def _dmesg(line: str) -> Message | None:
     for pattern, clock in ((_SECONDS, "boot"), (_CTIME, "ctime")):
         if match := pattern.match(line):
-            return _of_kernel(match[2], Stamp(clock, match[1]), bare=True)
+            since_boot = match[1] if clock == "boot" else ""
+            return _of_kernel(match[2], Stamp(clock, match[1]), bare=True, since_boot=since_boot)
     if match := _RELATIVE.match(line):
         return Message(match[1])
     return Message(line)
@@ -166,14 +175,14 @@ def _with_priority(line: str) -> Message | None:
     return inner._replace(priority=level) if inner else None
 
 
-def _of_kernel(rest: str, stamp: Stamp, *, bare: bool) -> Message | None:
+def _of_kernel(rest: str, stamp: Stamp, *, bare: bool, since_boot: str = "") -> Message | None:
     """What follows a time: "host kernel: text"; where `bare`, also a text alone."""
     if match := _OF_KERNEL.match(rest):
         text = match[1]
         if inner := _SECONDS.match(text):  # syslog keeps the kernel's own time before the text
-            text = inner[2]
-        return Message(text, 6, stamp)
-    return Message(rest, 6, stamp) if bare else None
+            return Message(inner[2], 6, stamp, -1, inner[1])
+        return Message(text, 6, stamp, -1, since_boot)
+    return Message(rest, 6, stamp, -1, since_boot) if bare else None
 
 
 def _journald(line: str) -> Message | None:
@@ -204,10 +213,56 @@ def records(lines: Iterable[bytes | str], booted: datetime | None = None, zone: 
     `booted` gives times to records that count from the boot, `zone` is that of local times; what names no year has no
     time.
     """
-    for raw in lines:
-        found = message(_decoded(raw))
-        if found is not None and found.text:
+    earlier = _Earlier()
+    for number, raw in enumerate(lines):
+        line = _decoded(raw)
+        found = message(line)
+        if found is not None and found.text and not earlier.end_in(line, number, found):
             yield KernelRecord(found.text, _time(found.stamp, booted, zone), found.sequence, found.priority)
+        earlier.lines.append(line)
+
+
+class _Earlier:
+    """The lines before the one at hand: they show whether it is the rest of a record with text of a user."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=_LINES_OF_A_RECORD)
+        self._without_time = -1  # number of the last line without a time that was found to be a record
+
+    def end_in(self, line: str, number: int, found: Message) -> bool:
+        """Whether the line with this number ends such a record."""
+        if found.since_boot:
+            return self._has_time_of_user_text(found.since_boot)
+        if found.stamp.clock or found.sequence >= 0:
+            return False
+        indented = line[:1] in (" ", "\t")
+        if not indented and self._without_time == number - 1:
+            self._without_time = number
+            return False
+        record: list[str] = []
+        for earlier in reversed(self.lines):
+            record.append(earlier)
+            ends_indentation = indented and earlier[:1] not in (" ", "\t")
+            if ends_indentation or (earlier[:1] == "[" and (head := message(earlier)) and head.since_boot):
+                return any(map(_has_user_text, record))
+        self._without_time = number  # a log without times: each line may be a record
+        return False
+
+    def _has_time_of_user_text(self, since_boot: str) -> bool:
+        if not self.lines or since_boot not in self.lines[-1]:
+            return False
+        for earlier in reversed(self.lines):
+            head = message(earlier)
+            if head is None or head.since_boot != since_boot:
+                return False
+            if user_text.recognise(head.text):
+                return True
+        return False
+
+
+def _has_user_text(line: str) -> bool:
+    found = message(line)
+    return found is not None and user_text.recognise(found.text) is not None
 
 
 def _time(stamp: Stamp, booted: datetime | None, zone: tzinfo) -> datetime | None:
@@ -242,14 +297,16 @@ def classify(lines: Iterable[bytes | str], driver: int | None = None) -> Iterato
     branch, where it is known.
     """
     feed = KernelLog(driver).feed
+    earlier, previous = _Earlier(), ""
     for number, raw in enumerate(lines, 1):
-        line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+        earlier.lines.append(previous)
+        previous = line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
         if not may_matter(line) and not (line.startswith("{") and '"MESSAGE"' in line and _is_bytes(line)):
             continue
         line = line.strip("\r\n\0")  # zeros are what a crash leaves in a file where the last words were to be
         found = message(line)
         event = feed(KernelRecord(found.text)) if found else None
-        if event is not None:
+        if found and event is not None and not earlier.end_in(line, number, found):
             yield {
                 "number": number,
                 "line": line,

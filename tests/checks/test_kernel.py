@@ -1,8 +1,11 @@
 """What the kernel log tells beside XIDs."""
 
+from datetime import timedelta
+
 import msgspec
 import pytest
 
+from gpuhealth import checks
 from gpuhealth.catalog.kernel_lines import KernelLog as Parser
 from gpuhealth.checks.code import Clears
 from gpuhealth.checks.history import History
@@ -10,9 +13,11 @@ from gpuhealth.checks.kernel import CHECK, EVENTS
 from gpuhealth.config import Settings
 from gpuhealth.model import NODE, Clean, Finding, KernelRecord, Missing, MissingReason, NotChecked, Outcome, Severity
 from gpuhealth.readings import KernelLog, NodeReadings, NvmlReadings
+from gpuhealth.verdict import ChangeKind, Findings
 from tests.checks.builders import START, gpu, uuid
 
 SETTINGS = Settings()
+MLX5 = "mlx5_core 0000:9a:00.0"
 
 
 def outcomes(*lines: str, log: KernelLog | Missing = KernelLog("kmsg")) -> list[Outcome]:  # noqa: B008 - immutable
@@ -45,7 +50,12 @@ CASES = {
     "host.oom": ("Out of memory: Killed process 1 (python) total-vm:1kB", Severity.WARNING),
     "host.io_errors": ("I/O error, dev nvme0n1, sector 0 op 0x0:(READ)", Severity.WARNING),
     "host.segfault": ("python[1]: segfault at 0 ip 0 sp 0 error 4 in libcuda.so.1[0+1]", Severity.INFO),
+    "infiniband.errors": (f"{MLX5}: Port module event[error]: module 0, Cable error, Bus stuck", Severity.WARNING),
+    "infiniband.down": (f"{MLX5} ibp154s0: Link down", Severity.WARNING),
+    "nic.down": (f"{MLX5} ens1f0np0: Link down", Severity.WARNING),
 }
+COMPONENTS = {"infiniband.errors": "0000:9a:00", "infiniband.down": "ibp154s0", "nic.down": "ens1f0np0"}
+"""Of the codes that are not about the node as a whole."""
 
 
 def test_every_code_has_a_case() -> None:
@@ -55,10 +65,11 @@ def test_every_code_has_a_case() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_fires(name: str) -> None:
-    """The line raises the finding on the node, with the line as its evidence."""
+    """The line raises the finding on its component, with the line as its evidence, and on no GPU."""
     line, severity = CASES[name]
     (found,) = findings(line)
-    assert (found.code, found.severity, found.component) == (name, severity, NODE)
+    assert (found.code, found.severity, found.component) == (name, severity, COMPONENTS.get(name, NODE))
+    assert found.gpu == ""
     assert found.evidence.line == line
     assert found.message
 
@@ -67,8 +78,58 @@ def test_fires(name: str) -> None:
 def test_ends(name: str) -> None:
     """A passing event ends when it does not come back, a lasting one with the reboot."""
     code = next(code for code in EVENTS if code.name == name)
-    assert code.clears is (Clears.REBOOT if code.quarantine and code.clear_after == 30.0 else Clears.EXPIRY)
+    lasting = code.quarantine and code.clear_after == 30.0
+    assert code.clears in ((Clears.REBOOT,) if lasting else (Clears.EXPIRY, Clears.LOGGED))
     assert code.clears is Clears.REBOOT or code.clear_after >= 600.0
+
+
+def taken(tracker: Findings, *lines: str, seconds: float = 0.0, boot: str = "boot") -> list[tuple[ChangeKind, str]]:
+    """What lines that come so much later change in the findings."""
+    judged = [each for each in outcomes(*lines) if isinstance(each, Finding | Clean) and each.code in CASES]
+    changes = tracker.take(judged, START + timedelta(seconds=seconds), boot)
+    return [(change.kind, change.finding.code) for change in changes]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fires_and_clears(name: str) -> None:
+    """The line raises the finding at once, and only its own rule ends it."""
+    tracker, code = Findings(SETTINGS), checks.code(name)
+    assert taken(tracker, CASES[name][0]) == [(ChangeKind.RAISED, name)]
+    assert taken(tracker, seconds=code.clear_after - 1) == []
+    if code.clears is Clears.REBOOT:
+        assert taken(tracker, seconds=1e6) == []
+        assert taken(tracker, seconds=1e6, boot="another") == [(ChangeKind.CLEARED, name)]
+    else:
+        assert taken(tracker, seconds=code.clear_after) == [(ChangeKind.CLEARED, name)]
+
+
+@pytest.mark.parametrize("name", ["infiniband.down", "nic.down"])
+def test_a_link_that_comes_up_again(name: str) -> None:
+    """The line that reports the same link up ends the finding; that of another link does not."""
+    tracker, down = Findings(SETTINGS), CASES[name][0]
+    up = down.replace("Link down", "Link up")
+    assert taken(tracker, up) == []
+    assert taken(tracker, down) == [(ChangeKind.RAISED, name)]
+    assert taken(tracker, up.replace(COMPONENTS[name], "ib9s9"), up.replace(COMPONENTS[name], "eth9")) == []
+    assert taken(tracker, "bond0: (slave eth7): link status definitely up, 100 Mbps") == []
+    assert taken(tracker, up, seconds=1) == [(ChangeKind.CLEARED, name)]
+    assert taken(tracker, down, up, seconds=2) == []
+    assert taken(tracker, up, down, seconds=3) == [(ChangeKind.RAISED, name)]
+
+
+def test_no_link_line_takes_a_node_out() -> None:
+    """Links flap, and adapters report what programs do: one line of theirs degrades the node and no more."""
+    tracker = Findings(SETTINGS)
+    taken(tracker, *(CASES[name][0] for name in COMPONENTS), f"{MLX5}: device's health compromised - reached miss")
+    assert {each.code for each in tracker.active()} == set(COMPONENTS)
+    assert tracker.quarantine().findings == ()
+
+
+def test_a_link_without_a_device_is_of_the_node() -> None:
+    """Names of interfaces that a user can make in a network namespace become no components."""
+    lines = [f"bond{number}: (slave x{number}): link status definitely down, disabling slave" for number in range(500)]
+    (found,) = findings(*lines)
+    assert (found.code, found.component) == ("nic.down", NODE)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +164,10 @@ def test_a_cascade_is_one_finding() -> None:
 
 
 def test_lines_that_others_judge_are_left_to_them() -> None:
-    """XIDs, PCIe errors and network links raise nothing here."""
+    """XIDs and PCIe errors raise nothing here."""
     assert not findings(
         "NVRM: Xid (PCI:0000:01:00): 79, text",
         "nvidia 0000:01:00.0: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer",
-        "mlx5_core 0000:9a:00.0 ens1f0np0: Link down",
     )
 
 
