@@ -63,6 +63,7 @@ PROMISED = {
     "gpuhealth_agent_loop_failures_total": {"loop"},
     "gpuhealth_agent_journal_errors_total": set(),
     "gpuhealth_agent_config_valid": set(),
+    "gpuhealth_agent_metrics_errors_total": {"collector"},
     "gpuhealth_agent_resident_memory_bytes": {"process"},
 }
 
