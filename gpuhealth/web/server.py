@@ -114,6 +114,8 @@ async def keep_serving(serve: Callable[[], Awaitable[None]], failures: Counter[s
 def _listener(http: Http) -> socket.socket:
     try:
         return socket.create_server((http.host, http.port), family=_family(http.host), backlog=CONNECTIONS)
+    except UnicodeError:  # a name with a label that is empty or too long
+        raise ServingError(f"cannot serve at {http.host!r}: the setting http.host is no name of a host") from None
     except OSError as error:
         told = error.errno is not None and error.errno > 0  # a name that does not resolve has a number of its own
         reason = os.strerror(error.errno) if told else error.strerror  # type: ignore[arg-type]  # told
