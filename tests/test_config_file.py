@@ -151,7 +151,7 @@ HOSTILE = [
      "makes it more than 50000 values"),
     ("interval: &x [*x]", "line 1 has an alias of what it stands in"),
     ("node_name: &x {a: *x}", "line 1 has an alias of what it stands in"),
-    ("big: &b '" + "x" * 100_000 + "'\nmode: [" + "*b," * 10_000 + "]", "mode: Input should be 'observe', 'taint' or 'cordon', not ['xxx"),
+    ("big: &b '" + "x" * 100_000 + "'\nmode: [" + "*b," * 10_000 + "]", "'taint' or 'cordon', not ['xxx"),
     ("mode: '" + "x" * 100_000 + "'", "mode: Input should be 'observe', 'taint' or 'cordon', not 'xxxx"),
     ("interval: '" + "x" * 100_000 + "'", "interval: 'xxxx"),
     ("x" * 1000 + ": 1", "xxx… is not a known setting"),

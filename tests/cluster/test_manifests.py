@@ -55,7 +55,7 @@ def test_pods_of_all_kinds_are_looked_at() -> None:
 
 
 def test_the_agent_s_memory_is_enough_for_commands() -> None:
-    """The limit leaves room for two checks by hand beside the agent: 220 MiB, as measured with 8 GPUs, and half more."""
+    """The limit leaves room for two checks by hand beside the agent: 220 MiB, as measured with 8 GPUs, and more."""
     assert agent()["containers"][0]["resources"]["limits"] == {"memory": "400Mi"}
 
 
