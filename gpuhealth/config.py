@@ -6,12 +6,13 @@ Durations are written as Prometheus writes them (`10s`, `5m`, `1h30m`, `14d`) or
 from __future__ import annotations
 
 import re
+import reprlib
 import socket
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gpuhealth.model import Severity
 
@@ -28,20 +29,25 @@ def seconds(value: object) -> object:
         try:
             return float(value)
         except ValueError:
-            raise ValueError(f"{value!r} is no duration (write 30s, 10m, 24h or 14d)") from None
+            raise ValueError(f"{reprlib.repr(value)} is no duration (write 30s, 10m, 24h or 14d)") from None
     return value
 
 
-Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=False)]
+LONGEST_SECONDS = 3650 * 86400.0
+"""What is longer is a mistake, and neither a date nor a Lease can hold it."""
+_LARGEST = 1 << 53  # of a count: what JSON, SQLite and the metrics hold exactly
+
+Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, le=LONGEST_SECONDS)]
 """Seconds."""
 
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 
-Amount = Annotated[int | Annotated[str, Field(pattern=r"^\d+%$")], Field(union_mode="left_to_right")]
+Amount = Annotated[Count | Annotated[str, Field(pattern=r"^\d{1,9}%$")], Field(union_mode="left_to_right")]
 """A count, or a percentage such as `10%`."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Roots(_Section):
@@ -59,8 +65,8 @@ class Nvml(_Section):
     warn_after: Duration = 20.0
     critical_after: Duration = 60.0
     reinit_interval: Duration = 60.0  # between nvmlInit attempts while a GPU is lost or the driver is away
-    max_replacements: NonNegativeInt = 1  # children started beside one that hangs
-    errors_critical: int = Field(default=3, ge=1)  # rounds with unexpected errors within error_window
+    max_replacements: Count = 1  # children started beside one that hangs
+    errors_critical: int = Field(default=3, ge=1, le=_LARGEST)  # rounds with unexpected errors within error_window
     error_window: Duration = 600.0
 
 
@@ -74,7 +80,7 @@ class Ecc(_Section):
     """Memory errors."""
 
     new_for: Duration = 86400.0  # an uncorrectable error is critical this long after the count grew
-    corrected_per_hour: NonNegativeInt = 10_000
+    corrected_per_hour: Count = 10_000
 
 
 class Xid(_Section):
@@ -83,15 +89,15 @@ class Xid(_Section):
     coalesce: Duration = 5.0  # the same code on the same GPU within this time is one event
     consequence: Duration = 60.0  # 43 and 45 this soon after another XID on the GPU are its consequence
     repeat_window: Duration = 86400.0
-    repeats_critical: int = Field(default=3, ge=2)  # of a code that says "contact support"
-    app_faults: int = Field(default=3, ge=2)  # by different processes on one GPU within repeat_window
+    repeats_critical: int = Field(default=3, ge=2, le=_LARGEST)  # of a code that says "contact support"
+    app_faults: int = Field(default=3, ge=2, le=_LARGEST)  # by different processes on one GPU within repeat_window
     expire_after: Duration = 600.0  # what leaves nothing to read again ends when it has not come back
 
 
 class Thermal(_Section):
     """Distance to the GPU's own slowdown or maximum operating temperature."""
 
-    margin_warning_celsius: NonNegativeInt = 5
+    margin_warning_celsius: Count = 5
     critical_after: Duration = 30.0  # at the limit
 
 
@@ -108,8 +114,8 @@ class Pcie(_Section):
     """The PCIe link."""
 
     window: Duration = 60.0
-    replays_per_minute: NonNegativeInt = 30
-    correctable_per_minute: NonNegativeInt = 32
+    replays_per_minute: Count = 30
+    correctable_per_minute: Count = 32
     uncorrectable_window: Duration = 3600.0  # after which a link without further uncorrectable errors is clean
 
 
@@ -117,15 +123,15 @@ class Nvlink(_Section):
     """NVLinks: errors within the window, bit error rates at once."""
 
     window: Duration = 600.0
-    errors: NonNegativeInt = 100
+    errors: Count = 100
     effective_ber: float = Field(default=1e-12, gt=0)
 
 
 class Memory(_Section):
     """What a GPU with no process may still hold."""
 
-    leaked_bytes: NonNegativeInt = 1 << 30
-    retired_pages: NonNegativeInt = 60  # of the 63 that the table can use before the GPU is to be replaced
+    leaked_bytes: Count = 1 << 30
+    retired_pages: Count = 60  # of the 63 that the table can use before the GPU is to be replaced
 
 
 class Tls(_Section):
@@ -156,7 +162,7 @@ class Journal(_Section):
 
     path: Path = Path("/var/lib/gpuhealth/journal.sqlite")
     keep: Duration = 14 * 86400.0
-    max_entries: int = Field(default=100_000, ge=100)
+    max_entries: int = Field(default=100_000, ge=100, le=_LARGEST)
 
 
 class BurninLimits(_Section):
@@ -165,9 +171,9 @@ class BurninLimits(_Section):
     floor_percent: float = Field(default=100.0, ge=0)  # of the model's floors; 0 asks for none
     relative_percent: float = Field(default=90.0, ge=0, le=100)  # of the node's best GPU of the same model
     power_percent: float = Field(default=75.0, ge=0, le=100)  # of TDP or power limit, what a soak must draw at its peak
-    pcie_replays_per_minute: NonNegativeInt = 30
-    corrected_ecc_errors: NonNegativeInt = 0  # during one test; an uncorrectable one always fails
-    nvlink_errors: NonNegativeInt = 100  # of one link during one test
+    pcie_replays_per_minute: Count = 30
+    corrected_ecc_errors: Count = 0  # during one test; an uncorrectable one always fails
+    nvlink_errors: Count = 100  # of one link during one test
 
 
 class Burnin(_Section):
@@ -243,8 +249,8 @@ class Controller(_Section):
     )
     drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, whatever their disruption budgets say
     drain_retry: Duration = Field(default=10.0, gt=0)  # between tries of an eviction that was refused
-    evictions_per_second: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # over the whole fleet
-    eviction_burst: int = Field(default=20, ge=1)
+    evictions_per_second: float = Field(default=10.0, gt=0)  # over the whole fleet
+    eviction_burst: int = Field(default=20, ge=1, le=_LARGEST)
     periodic: Periodic = Periodic()
     pool_labels: tuple[str, ...] = (  # a node's pool is the value of the first of these that it has
         "gpuhealth.io/pool",
@@ -290,7 +296,7 @@ class Settings(_Section):
     unknown_after: Duration = 120.0
     release_limit: Duration = 7200.0  # of letting go of the driver on request; after that the node is unknown
     release_grace: Duration = 120.0  # for the driver to be back when the last request is gone
-    expect_gpus: NonNegativeInt | None = None  # wins over what the node remembers
+    expect_gpus: Count | None = None  # wins over what the node remembers
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     roots: Roots = Roots()
     nvml: Nvml = Nvml()

@@ -141,6 +141,7 @@ class Journal:
             timeout=5.0,
             check_same_thread=False,
         )
+        database.text_factory = lambda text: text.decode(errors="replace")
         try:
             if not read_only:
                 # A write-ahead log needs no fsync for every transaction; what a power cut can take, the kernel log
@@ -196,7 +197,9 @@ class Journal:
             row = self._database.execute("SELECT value FROM memory WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
             raise JournalError(f"cannot read journal {self.path}: {error}") from None
-        return None if row is None else bytes(row[0])
+        if row is None or isinstance(row[0], bytes):
+            return None if row is None else row[0]
+        raise JournalError(f"journal {self.path}: what is remembered of {key} is spoiled")
 
     def entries(self, since: datetime | None = None, code: str = "*", limit: int = 1000) -> Iterator[Entry]:
         """The newest `limit` entries since a time whose code matches a shell pattern, oldest first."""
@@ -207,9 +210,11 @@ class Journal:
         start = since.timestamp() if since else 0.0
         try:
             with closing(self._database.execute(query, (start, code, limit))) as rows:
-                for _, when, kind, name, component, severity, message, detail in rows:
-                    time = datetime.fromtimestamp(when, UTC)
-                    yield Entry(time, kind, name, component, message, severity, detail)
+                for number, *values in rows:
+                    if entry := _entry(*values):
+                        yield entry
+                    else:
+                        log.warning("a journal entry is spoiled, and left out", file=str(self.path), entry=number)
         except sqlite3.Error as error:
             raise JournalError(f"cannot read journal {self.path}: {error}") from None
 
@@ -231,6 +236,19 @@ class Journal:
         """Closes the file, after what is being written."""
         with self._turn:
             self._database.close()
+
+
+def _entry(when: object, *texts: object) -> Entry | None:
+    """An entry from its columns, which a damaged file or another program may have filled with anything."""
+    try:
+        time = datetime.fromtimestamp(when, UTC)  # type: ignore[arg-type]  # what it is not, it refuses
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
+    words = [text for text in texts if isinstance(text, str)]
+    if len(words) < len(texts):
+        return None
+    kind, name, component, severity, message, detail = words
+    return Entry(time, kind, name, component, message, severity, detail)
 
 
 class _Repeat(msgspec.Struct):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpuhealth.cli import options
+from gpuhealth.cli.logs import log_json
 from gpuhealth.cli.output import CommandError
 
 T = TypeVar("T")
@@ -44,40 +45,3 @@ def run(process: Coroutine[Any, Any, T]) -> T:
         if error is None:
             raise
         raise CommandError(str(error)) from None
-
-
-def log_json(level: str) -> None:
-    """Logs one JSON object a line on standard error, those of libraries too."""
-    import logging
-    import sys
-
-    # structlog loads rich, if there is one, for tracebacks in colour: 4 MiB that a log in JSON never shows.
-    hidden = sys.modules.get("rich")
-    sys.modules["rich"] = None  # type: ignore[assignment]  # makes its import fail
-    import structlog
-
-    sys.modules.pop("rich")
-    if hidden:
-        sys.modules["rich"] = hidden
-
-    common: list[structlog.typing.Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    render = structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[*common, render],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *common],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
-        )
-    )
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    logging.captureWarnings(capture=True)

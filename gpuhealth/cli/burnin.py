@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options
-from gpuhealth.cli.output import COULD_NOT, HEALTHY, UNHEALTHY, CommandError, near, write_line
+from gpuhealth.cli.oom import go_first
+from gpuhealth.cli.output import COULD_NOT, HEALTHY, UNHEALTHY, CommandError, near
+from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
     from gpuhealth.burnin.jobs import Fault
@@ -68,6 +70,8 @@ def command(
     """
     import asyncio
 
+    if reason == "manual":  # in a pod of its own a test that is ended for want of memory would be a failed one
+        go_first()
     settings = options.load_settings(config)
     chosen = level or settings.burnin.level
     seconds = None if duration is None else options.duration(duration, "--duration")
@@ -140,7 +144,7 @@ def _show(result: BurninRun, as_json: bool) -> None:
     if as_json:
         import msgspec
 
-        write_line(msgspec.json.encode(result))
+        standard.write_line(msgspec.json.encode(result))
     else:
         from gpuhealth.cli import tested
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options
-from gpuhealth.cli.output import COULD_NOT, DEGRADED, HEALTHY, UNHEALTHY, CommandError, write_line
+from gpuhealth.cli.output import COULD_NOT, DEGRADED, HEALTHY, UNHEALTHY, CommandError
+from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
     from gpuhealth.cli.judging import Judgement, Selection
@@ -53,7 +54,7 @@ def command(
     if as_json:
         import msgspec
 
-        write_line(msgspec.json.encode(judgement.verdict))
+        standard.write_line(msgspec.json.encode(judgement.verdict))
     else:
         from gpuhealth.cli import report
 

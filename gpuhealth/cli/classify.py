@@ -23,6 +23,8 @@ def command(
     """
     try:
         if file == "-":
+            if sys.stdin is None:
+                raise CommandError("standard input is closed: name a file, or pipe a log in")
             if sys.stdin.isatty():
                 typer.echo("Reading standard input; Ctrl-D ends it.", err=True)
             _classify(sys.stdin.buffer)

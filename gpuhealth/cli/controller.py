@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuhealth.cli import options
-from gpuhealth.cli.agent import log_json, run
+from gpuhealth.cli.agent import run
+from gpuhealth.cli.logs import log_json
 from gpuhealth.cli.output import COULD_NOT, CommandError
 
 if TYPE_CHECKING:

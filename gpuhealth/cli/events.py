@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options
-from gpuhealth.cli.output import CommandError, columns, console, labelled, printable, short, write_line
+from gpuhealth.cli.output import CommandError, columns, console, labelled, printable, short
+from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
     from gpuhealth.journal import Entry
@@ -39,8 +40,8 @@ def command(
     if as_json:
         import msgspec
 
-        for entry in entries:
-            write_line(msgspec.json.encode(entry))
+        for line in [msgspec.json.encode(entry) for entry in entries]:  # all are encoded before one is written
+            standard.write_line(line)
     elif entries:
         _table(entries)
         if len(entries) == limit:

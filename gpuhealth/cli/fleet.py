@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options, reaching
-from gpuhealth.cli.output import COULD_NOT, CommandError, console, write_line
+from gpuhealth.cli.output import COULD_NOT, CommandError, console
+from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
     from gpuhealth.cli.fleet_report import Row
@@ -48,7 +49,7 @@ def command(
     if not clusters:
         raise problems[0]
     if as_json:
-        write_line(msgspec.json.encode({"clusters": clusters}))
+        standard.write_line(msgspec.json.encode({"clusters": clusters}))
     else:
         out = console()
         for number, cluster in enumerate(clusters):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import errno
+import json
 import sys
+from itertools import takewhile
 from typing import Annotated
 
 import typer
@@ -28,7 +29,14 @@ from gpuhealth.cli import (
     release_gpus,
     restore,
 )
+from gpuhealth.cli.logs import log_text
+from gpuhealth.cli.oom import go_first
 from gpuhealth.cli.output import COULD_NOT, INTERRUPTED, READER_GONE, CommandError
+from gpuhealth.cli.streams import OutputError, standard
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+_SERVICES = (["agent"], ["preflight"], ["controller"])  # what they do is not on standard output
+_NOT_BY_HAND = (*_SERVICES, ["burnin"])  # a burn-in decides by its reason
 
 app = typer.Typer(
     help="Can this node's GPUs be trusted with work?",
@@ -58,38 +66,63 @@ def _main(
 
 def run(arguments: list[str] | None = None) -> int:
     """The entry point: runs a command and returns its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that has no "°" still gets the rest
-    command = typer.main.get_command(app)
-    code = COULD_NOT
+    words = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in takewhile(lambda word: word != "--", words)
+    standard.prepare(as_json=as_json)
+    log_text()
+    if words[:1] not in _NOT_BY_HAND:
+        go_first()
+    code, problem = _done(words)
+    if problem:
+        print(f"gpuhealth: {problem}", file=sys.stderr)  # noqa: T201 - this is where the command speaks
+    if as_json and code == INTERRUPTED:
+        problem = "interrupted"
+    if as_json and problem and not standard.written:
+        standard.write_line(json.dumps({"error": problem}).encode())
+    return _flushed(code)
+
+
+def _done(words: list[str]) -> tuple[int, str]:
+    """Runs a command: its exit code, and the sentence that says why it could not do its work, if so."""
     try:
-        with command.make_context("gpuhealth", sys.argv[1:] if arguments is None else arguments) as context:
-            command.invoke(context)
-            code = 0
+        if standard.absent and words[:1] not in _SERVICES:
+            return COULD_NOT, "standard output is closed: there is nowhere to write the result to"
+        with typer.main.get_command(app).make_context("gpuhealth", words) as context:
+            context.command.invoke(context)
+            return 0, ""
     except typer.Exit as done:
-        code = done.exit_code
+        return done.exit_code, ""
     except TyperException as wrong_use:
-        _say(wrong_use.format_message().replace("Value error, ", ""))  # pydantic's words, which Typer lets through
+        # pydantic's words, which Typer lets through
+        return COULD_NOT, wrong_use.format_message().replace("Value error, ", "")
+    except OutputError as error:
+        standard.discard()
+        return COULD_NOT, str(error)
     except CommandError as error:
-        _say(str(error))
+        return COULD_NOT, str(error)
     except (KeyboardInterrupt, Abort):
-        code = INTERRUPTED
+        return INTERRUPTED, ""
     except BrokenPipeError:
-        code = READER_GONE
-    except Exception:  # noqa: BLE001 - the interpreter's own exit code, 1, would say that the node is degraded
+        standard.discard()
+        return READER_GONE, ""
+    except Exception as error:  # noqa: BLE001 - the interpreter's own exit code, 1, would say that the node is degraded
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED):
+            return COULD_NOT, f"this machine or container has no resources left for the command: {error}"
         import traceback
 
         traceback.print_exc()
-        _say("a fault of gpuhealth itself; nothing follows from it about this node")
+        return COULD_NOT, "a fault of gpuhealth itself; nothing follows from it about this node"
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once everything is written or given up."""
     try:
-        sys.stdout.flush()
+        standard.flush()
     except BrokenPipeError:
-        code = READER_GONE
-    if code == READER_GONE:  # or the interpreter would complain when it flushes once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        standard.discard()
+        return READER_GONE
+    except OutputError as error:
+        standard.discard()
+        print(f"gpuhealth: {error}", file=sys.stderr)  # noqa: T201 - as above
+        return COULD_NOT
     return code
-
-
-def _say(sentence: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(f"gpuhealth: {sentence}", file=sys.stderr)  # noqa: T201 - this is where the command speaks

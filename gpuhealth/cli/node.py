@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from gpuhealth.cli import reaching
-from gpuhealth.cli.output import console, write_line
+from gpuhealth.cli.output import console
+from gpuhealth.cli.streams import standard
 
 
 def command(
@@ -23,6 +24,6 @@ def command(
 
     known = reaching.reached(lambda client: ask(client, name), kubeconfig, context)
     if as_json:
-        write_line(msgspec.json.encode(known))
+        standard.write_line(msgspec.json.encode(known))
     else:
         show(console(), known)

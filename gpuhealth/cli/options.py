@@ -30,12 +30,12 @@ def load_settings(path: Path | None) -> Settings:
 
 def duration(text: str, option: str) -> float:
     """Seconds of `90`, `10m`, `24h`; raises CommandError."""
-    from gpuhealth.config import seconds
+    from gpuhealth.config import LONGEST_SECONDS, seconds
 
     try:
         value = seconds(text)
     except ValueError as error:
         raise CommandError(f"{option}: {error}") from None
-    if not isinstance(value, float) or not 0 <= value < float("inf"):
-        raise CommandError(f"{option}: {text!r} is no duration (write 30s, 10m, 24h or 14d)")
+    if not isinstance(value, float) or not 0 <= value <= LONGEST_SECONDS:
+        raise CommandError(f"{option}: {text!r} is no duration up to ten years (write 30s, 10m, 24h or 14d)")
     return value

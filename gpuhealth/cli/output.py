@@ -1,6 +1,8 @@
 """How the command speaks: plain text that survives pipes, colour on a terminal only, errors as one sentence.
 
-Standard output carries results and nothing else; progress and errors go to standard error.
+Standard output carries results and nothing else; progress, errors and the log go to standard error. With `--json`,
+standard output holds one JSON document (`events`: one object a line), and where there is no result
+`{"error": "the sentence that is on standard error"}`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def console(stream: IO[str] | None = None) -> Console:
             raise BrokenPipeError  # main.py knows what to do; rich would exit with 1, which says degraded
 
     stream = stream or sys.stdout
-    unlimited = not stream.isatty() and not os.environ.get("COLUMNS", "").isdecimal()
+    unlimited = not stream.isatty() and not os.environ.get("COLUMNS")
     return Plain(
         file=stream,
         highlight=False,
@@ -76,11 +78,6 @@ def labelled(out: Console, label: str, text: Text | str, margin: int = 10) -> No
         line.rstrip()
         out.print(head + line, soft_wrap=True)
         head = Text(" " * margin)
-
-
-def write_line(line: bytes) -> None:
-    """A line of JSON."""
-    sys.stdout.buffer.write(line + b"\n")
 
 
 def printable(text: str) -> str:

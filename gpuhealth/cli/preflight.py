@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuhealth.cli import options
-from gpuhealth.cli.agent import log_json
+from gpuhealth.cli.logs import log_json
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:

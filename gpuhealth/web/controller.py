@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import ProcessCollector
 from prometheus_client.core import Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
 from gpuhealth import __version__
@@ -21,8 +20,9 @@ from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.fleet import READ_KINDS
 from gpuhealth.controller.testing import OUTCOMES
 from gpuhealth.web.access import Access
+from gpuhealth.web.exposition import CONTENT_TYPE, Collect, Rendering
 from gpuhealth.web.families import counter, gauge
-from gpuhealth.web.server import Handler, serving
+from gpuhealth.web.server import Handler, keep_serving, serving
 
 
 class ControllerCollector(Collector):
@@ -32,7 +32,18 @@ class ControllerCollector(Collector):
         self._controller = controller
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
+        """All metrics; the first error ends them."""
+        for metrics in self.collectors().values():
+            yield from metrics()
+
+    def collectors(self) -> dict[str, Collect]:
+        """By name; each is a failure domain of its own."""
+        return {"controller": self._own, "fleet": self._fleet, "budgets": self._budgets, "outliers": self._outliers}
+
+    def _shows_fleet(self) -> bool:
+        return self._controller.leading and self._controller.fleet.ready
+
+    def _own(self) -> Iterator[Metric]:
         controller = self._controller
         info = [(__version__, controller.identity, 1)]
         yield gauge("controller_info", "The controller", ["version", "identity"], info)
@@ -47,11 +58,11 @@ class ControllerCollector(Collector):
         yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
         tests = [(each, controller.testing.outcomes[each]) for each in OUTCOMES]
         yield counter("burnin_tests", "Burn-ins of nodes in service that are over", ["outcome"], tests)
-        if controller.leading and controller.fleet.ready:
-            yield from self._fleet()
 
     def _fleet(self) -> Iterator[Metric]:
-        fleet, standings = self._controller.fleet, self._controller.budgets.standings.items()
+        fleet = self._controller.fleet
+        if not self._shows_fleet():
+            return
         states = [(*key, value) for key, value in fleet.states.items()]
         yield gauge("fleet_nodes", "GPU nodes", ["state", "pool"], states)
         gpus = [(*key, value) for key, value in fleet.gpus.items()]
@@ -59,15 +70,24 @@ class ControllerCollector(Collector):
         yield gauge("agents_silent", "GPU nodes with no agent that is ready", [], [(len(fleet.silent),)])
         phases = [(phase, fleet.phases[phase]) for phase in ("pending", "draining", "drained")]
         yield gauge("drain_nodes", "Nodes that are to be drained", ["phase"], phases)
+        under_way = Counter(test.reason for test in fleet.tests.items.values() if not test.over)
+        yield gauge("burnin_running", "Burn-ins under way or waiting for their node", ["reason"], under_way.items())
+
+    def _budgets(self) -> Iterator[Metric]:
+        if not self._shows_fleet():
+            return
+        standings = self._controller.budgets.standings.items()
         used = [(name, standing.used) for name, standing in standings]
         yield gauge("budget_used", "Places of a budget that are taken", ["budget"], used)
         limits = [(name, standing.limit) for name, standing in standings]
         yield gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
-        held = [(*hold, count) for hold, count in fleet.holds.items()]
+        held = [(*hold, count) for hold, count in self._controller.fleet.holds.items()]
         text = "Nodes that should be out and for which a limit of a budget leaves no place"
         yield gauge("quarantine_held_nodes", text, ["budget", "limit", "code"], held)
-        under_way = Counter(test.reason for test in fleet.tests.items.values() if not test.over)
-        yield gauge("burnin_running", "Burn-ins under way or waiting for their node", ["reason"], under_way.items())
+
+    def _outliers(self) -> Iterator[Metric]:
+        if not self._shows_fleet():
+            return
         outliers = [(each.code, each.node, each.gpu, 1) for each in self._controller.outliers.found]
         yield gauge(
             "fleet_finding", "GPUs that differ from all others of their kind", ["code", "node", "gpu"], outliers
@@ -76,12 +96,11 @@ class ControllerCollector(Collector):
 
 def pages(controller: Controller) -> dict[str, Handler]:
     """The controller's pages."""
-    registry = CollectorRegistry()
-    registry.register(ControllerCollector(controller))
-    ProcessCollector(registry=registry)
+    process: dict[str, Collect] = {"process": ProcessCollector(registry=None).collect}
+    rendering = Rendering("controller", ControllerCollector(controller).collectors() | process)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return web.Response(body=rendering.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def healthz(_: web.Request) -> web.Response:
         if not controller.healthy:
@@ -97,8 +116,12 @@ def pages(controller: Controller) -> dict[str, Handler]:
 
 
 async def serve(controller: Controller) -> None:
-    """Serves until cancelled. Raises ServingError where the address or the TLS files cannot be had."""
-    http = controller.settings.controller.http
-    access = Access(http, controller.settings.kubernetes)
-    async with serving(http, pages(controller), access) as controller.http_port:
-        await asyncio.Event().wait()
+    """Serves until cancelled. Raises ServingError where, at the start, the address or the TLS files cannot be had."""
+    http, shown = controller.settings.controller.http, pages(controller)
+
+    async def once() -> None:
+        access = Access(http, controller.settings.kubernetes)
+        async with serving(http, shown, access) as controller.http_port:
+            await asyncio.Event().wait()
+
+    await keep_serving(once, controller.failures)

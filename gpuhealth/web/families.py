@@ -26,6 +26,11 @@ def counter(name: str, text: str, labels: Sequence[str], rows: Rows) -> Metric:
 def _filled(family: Any, rows: Rows) -> Metric:
     for *values, value in rows:
         if not isinstance(value, Missing):
-            family.add_metric([str(each) for each in values], float(value))
+            family.add_metric([_label(each) for each in values], float(value))
     metric: Metric = family
     return metric
+
+
+def _label(value: object) -> str:
+    """A label's text. Half of a surrogate pair, which bytes that are no UTF-8 leave behind, has no UTF-8: \\udcff."""
+    return str(value).encode(errors="backslashreplace").decode()

@@ -10,36 +10,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import psutil
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import ProcessCollector
 from prometheus_client.core import Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.registry import Collector
 
 from gpuhealth import __version__
 from gpuhealth.agent import Agent
 from gpuhealth.model import Missing, State
-from gpuhealth.readings import GpuReadings
+from gpuhealth.readings import GpuReadings, NvmlReadings
+from gpuhealth.web.exposition import CONTENT_TYPE, Collect, Rendering
 from gpuhealth.web.families import counter, gauge
 
 _PAUSE_SECONDS = 0.2
 _LINK_IS_UP = (1, 3)  # active; active without traffic
-_LOOPS = ("round", "follow_kernel_log", "write_journal", "mark_node")  # shown from the start: a rate needs its zero
+_LOOPS = (
+    "round",
+    "follow_kernel_log",
+    "write_journal",
+    "mark_node",
+    "serve",
+)  # shown from the start: a rate needs its zero
 
 
 class Exposition:
     """The text that Prometheus gets."""
 
-    content_type = CONTENT_TYPE_PLAIN_0_0_4
+    content_type = CONTENT_TYPE
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._registry = CollectorRegistry()
-        self._registry.register(_AgentCollector(agent))
-        ProcessCollector(registry=self._registry)
+        self._rendering = Rendering("agent", _collectors(agent))
         self._made: tuple[int, float] = (-1, 0.0)  # of which version of the agent's memory, when
         self._text = b""
 
@@ -48,7 +52,7 @@ class Exposition:
         version, made_at = self._made
         if version != self._agent.version or time.monotonic() - made_at >= self._agent.settings.interval:
             self._made = self._agent.version, time.monotonic()
-            self._text = generate_latest(self._registry)
+            self._text = self._rendering.text()
         return self._text
 
     async def keep(self) -> None:
@@ -60,28 +64,39 @@ class Exposition:
             await self._agent.updated.wait()
 
 
-class _AgentCollector(Collector):
+def _collectors(agent: Agent) -> dict[str, Collect]:
+    """By name; each is a failure domain of its own."""
+    node = _NodeMetrics(agent)
+    gpus = {"gpu_info": _gpu_info, "gpu_readings": _gpu_readings, "gpu_counters": _gpu_counters, "gpu_links": _links}
+    return {
+        "verdict": node.verdict,
+        "findings": node.findings,
+        "checks": node.checks,
+        "agent": node.agent,
+        "nvml": node.nvml,
+        "memory": node.memory,
+        **{name: partial(_of_gpus, agent, metrics) for name, metrics in gpus.items()},
+        "process": ProcessCollector(registry=None).collect,
+    }
+
+
+class _NodeMetrics:
+    """What is known of the node and of the agent itself."""
+
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
 
-    def collect(self) -> Iterator[Metric]:
-        readings = self._agent.readings if self._agent.is_current() else None
-        yield from self._node(known=readings is not None)
-        yield from self._self()
-        nvml = readings.nvml if readings else None
-        if nvml is None or isinstance(nvml, Missing):
-            return
-        if nvml.answered or nvml.waiting_seconds < self._agent.settings.nvml.warn_after:
-            yield from _gpus(nvml.gpus, nvml.driver_version)
-
-    def _node(self, *, known: bool) -> Iterator[Metric]:
+    def verdict(self) -> Iterator[Metric]:
         agent = self._agent
-        verdict = agent.verdict if known else None
+        verdict = agent.verdict if agent.is_current() else None
         state = verdict.verdict if verdict else State.UNKNOWN
         yield gauge("node_healthy", "1 while the node can be trusted with work", (), [(state is State.HEALTHY,)])
         yield gauge("verdict", "1 for the node's verdict", ["verdict"], [(each, each is state) for each in State])
         gpus = [(gpu.uuid, each, each is gpu.verdict) for gpu in (verdict.gpus if verdict else ()) for each in State]
         yield gauge("gpu_verdict", "1 for the verdict of a GPU, of one that is gone too", ["gpu", "verdict"], gpus)
+
+    def findings(self) -> Iterator[Metric]:
+        agent = self._agent
         findings = agent.findings.active()
         yield gauge(
             "finding",
@@ -94,6 +109,9 @@ class _AgentCollector(Collector):
         xids = [(*key, value) for key, value in counts.xids.items()]
         yield counter("xid_errors", "XIDs seen in the kernel log or told by NVML", ["xid", "gpu"], xids)
         yield counter("kernel_events", "Kernel-log records that mean something", ["kind"], counts.kernel_events.items())
+
+    def checks(self) -> Iterator[Metric]:
+        agent = self._agent
         missing = {(check, reason.reason) for (check, _), reason in agent.findings.measured.unmeasured.items()}
         yield gauge(
             "not_checked", "1 for a check that could not be made", ["check", "reason"], [(*m, 1) for m in missing]
@@ -120,7 +138,7 @@ class _AgentCollector(Collector):
             [(held[0].budget, held[0].limit, held[1], 1)] if held else [],
         )
 
-    def _self(self) -> Iterator[Metric]:
+    def agent(self) -> Iterator[Metric]:
         agent, counts = self._agent, self._agent.counts
         yield gauge(
             "agent_info", "Which agent this is", ["version", "node"], [(__version__, agent.settings.node_name, 1)]
@@ -130,6 +148,18 @@ class _AgentCollector(Collector):
             yield gauge("agent_last_round_timestamp_seconds", "When the last round ended", [], read_at)
         yield counter("agent_rounds", "Rounds completed", [], [(counts.rounds,)])
         yield gauge("agent_round_seconds", "Time that reading the last round took", [], [(agent.round_seconds,)])
+        yield counter("agent_kmsg_records", "Kernel-log records read", [], [(agent.kernel_log.records,)])
+        yield counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(agent.kernel_log.lost_records,)])
+        yield gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kernel_log.lag_seconds,)])
+        failures = dict.fromkeys(_LOOPS, 0) | counts.failures
+        yield counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
+        yield counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
+        api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
+        yield counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
+        yield gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])
+
+    def nvml(self) -> Iterator[Metric]:
+        agent = self._agent
         nvml = agent.readings.nvml if agent.readings else None
         if nvml is not None and not isinstance(nvml, Missing):
             waiting = nvml.waiting_seconds
@@ -142,16 +172,11 @@ class _AgentCollector(Collector):
         yield gauge(
             "agent_driver_released", "1 while the driver is let go on request", [], [(agent.probe.nvml.released,)]
         )
-        yield counter("agent_kmsg_records", "Kernel-log records read", [], [(agent.kernel_log.records,)])
-        yield counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(agent.kernel_log.lost_records,)])
-        yield gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kernel_log.lag_seconds,)])
-        failures = dict.fromkeys(_LOOPS, 0) | counts.failures
-        yield counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
-        yield counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
-        api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
-        yield counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
-        yield gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])
-        yield gauge("agent_resident_memory_bytes", "Resident memory", ["process"], _resident(agent.probe.nvml.pids))
+
+    def memory(self) -> Iterator[Metric]:
+        yield gauge(
+            "agent_resident_memory_bytes", "Resident memory", ["process"], _resident(self._agent.probe.nvml.pids)
+        )
 
 
 def _resident(children: Iterable[int]) -> Iterator[tuple[str, int]]:
@@ -179,23 +204,33 @@ _PLAIN = (
 )
 
 
-def _gpus(gpus: tuple[GpuReadings, ...], driver: object) -> Iterator[Metric]:
+def _of_gpus(agent: Agent, metrics: Callable[[NvmlReadings], Iterator[Metric]]) -> Iterator[Metric]:
+    """The metrics of GPUs, while there is something current to say of them."""
+    readings = agent.readings if agent.is_current() else None
+    nvml = readings.nvml if readings else None
+    if nvml is None or isinstance(nvml, Missing):
+        return
+    if nvml.answered or nvml.waiting_seconds < agent.settings.nvml.warn_after:
+        yield from metrics(nvml)
+
+
+def _gpu_info(nvml: NvmlReadings) -> Iterator[Metric]:
     identity = ("pci", "name", "serial", "vbios")
     labels = ["gpu", "index", "pci", "model", "serial", "vbios", "driver"]
-    rows = [(g.component, g.index, *(getattr(g, name) for name in identity), driver) for g in gpus]
+    rows = [(g.component, g.index, *(getattr(g, name) for name in identity), nvml.driver_version) for g in nvml.gpus]
     known = [(*("" if isinstance(value, Missing) else value for value in row), 1) for row in rows]
     yield gauge("gpu_info", "What a GPU is", labels, known)
+
+
+def _gpu_readings(nvml: NvmlReadings) -> Iterator[Metric]:
     for metric, text, field, factor in _PLAIN:
-        values = ((g.component, getattr(g, field)) for g in gpus)
+        values = ((g.component, getattr(g, field)) for g in nvml.gpus)
         scaled = [(gpu, value * factor) for gpu, value in values if not isinstance(value, Missing)]
         yield gauge(f"gpu_{metric}", text, ["gpu"], scaled)
-    yield from _gpu_counters(gpus)
-    remapped = "Rows remapped by cause; pending and failed are 0 or 1"
-    yield gauge("gpu_remapped_rows", remapped, ["gpu", "kind"], _remapped(gpus))
-    yield gauge("nvlink_up", "1 while an NVLink is active", ["gpu", "link"], _links(gpus))
 
 
-def _gpu_counters(gpus: tuple[GpuReadings, ...]) -> Iterator[Metric]:
+def _gpu_counters(nvml: NvmlReadings) -> Iterator[Metric]:
+    gpus = nvml.gpus
     replays = [(g.component, g.pcie_replays) for g in gpus]
     yield counter("gpu_pcie_replays", "Packets sent again over PCIe", ["gpu"], replays)
     throttled = [
@@ -209,9 +244,15 @@ def _gpu_counters(gpus: tuple[GpuReadings, ...]) -> Iterator[Metric]:
     errors = [(g.component, kind, value) for g in gpus for kind, value in g.ecc_errors.items()]
     by_kind = "Memory errors by life (volatile: since the driver was loaded), severity and place"
     yield counter("gpu_ecc_errors", by_kind, ["gpu", "kind"], errors)
+    remapped = "Rows remapped by cause; pending and failed are 0 or 1"
+    yield gauge("gpu_remapped_rows", remapped, ["gpu", "kind"], _remapped(gpus))
 
 
-def _links(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:
+def _links(nvml: NvmlReadings) -> Iterator[Metric]:
+    yield gauge("nvlink_up", "1 while an NVLink is active", ["gpu", "link"], _links_up(nvml.gpus))
+
+
+def _links_up(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:
     for gpu in gpus:
         for link in () if isinstance(gpu.nvlinks, Missing) else gpu.nvlinks:
             if not isinstance(link.state, Missing):

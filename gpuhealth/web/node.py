@@ -7,7 +7,7 @@ from aiohttp import web
 from gpuhealth.agent import Agent
 from gpuhealth.web.access import Access
 from gpuhealth.web.metrics import Exposition
-from gpuhealth.web.server import Handler, serving
+from gpuhealth.web.server import Handler, keep_serving, serving
 
 
 def pages(agent: Agent, exposition: Exposition) -> dict[str, Handler]:
@@ -30,8 +30,12 @@ def pages(agent: Agent, exposition: Exposition) -> dict[str, Handler]:
 
 
 async def serve(agent: Agent) -> None:
-    """Serves until cancelled. Raises ServingError where the address or the TLS files cannot be had."""
+    """Serves until cancelled. Raises ServingError where, at the start, the address or the TLS files cannot be had."""
     exposition = Exposition(agent)
-    access = Access(agent.settings.http, agent.settings.kubernetes)
-    async with serving(agent.settings.http, pages(agent, exposition), access) as agent.http_port:
-        await exposition.keep()
+
+    async def once() -> None:
+        access = Access(agent.settings.http, agent.settings.kubernetes)
+        async with serving(agent.settings.http, pages(agent, exposition), access) as agent.http_port:
+            await exposition.keep()
+
+    await keep_serving(once, agent.counts.failures)

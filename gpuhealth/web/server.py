@@ -12,6 +12,8 @@ import contextlib
 import os
 import socket
 import ssl
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +36,9 @@ MAX_HEADER_BYTES = 8190  # a line of them; a service account's token takes about
 MAX_HEADERS = 64
 LINGER_SECONDS = 1.0  # in which a body that nobody asked for may end
 RELOAD_SECONDS = 10.0  # between looks at the TLS files
+ACCEPT_PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
+FIRST_PAUSE_SECONDS = 0.5  # before a server that has failed is started again; doubled each time
+LONGEST_PAUSE_SECONDS = 8.0  # well within the patience of a liveness probe
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -44,7 +49,10 @@ class ServingError(OSError):
 
 @asynccontextmanager
 async def serving(http: Http, pages: dict[str, Handler], access: Access) -> AsyncGenerator[int]:
-    """Serves the pages, GET and HEAD, at http's address; the port. Raises ServingError where that cannot be."""
+    """Serves the pages, GET and HEAD, at http's address; the port. Raises ServingError where that cannot be.
+
+    When the server itself fails, the body is cancelled and the failure raised, in a group.
+    """
     connections = _Connections(http.tls)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[connections.count, access.check])
     app.add_routes([web.get(path, handler) for path, handler in pages.items()])
@@ -62,25 +70,52 @@ async def serving(http: Http, pages: dict[str, Handler], access: Access) -> Asyn
         listener.setblocking(False)
         await runner.setup()
         assert runner.server is not None
-        tasks = [asyncio.create_task(connections.accept(listener, runner.server))]
-        if connections.tls is not None:
-            tasks.append(asyncio.create_task(connections.tls.keep()))
         try:
-            port: int = listener.getsockname()[1]
-            log.info("serving", host=http.host, port=port, tls=http.tls is not None, authorization=http.authorization)
-            yield port
+            async with asyncio.TaskGroup() as group:  # a server that accepts nothing any more must not look like one
+                tasks = [group.create_task(connections.accept(listener, runner.server))]
+                if connections.tls is not None:
+                    tasks.append(group.create_task(connections.tls.keep()))
+                port: int = listener.getsockname()[1]
+                log.info(
+                    "serving", host=http.host, port=port, tls=http.tls is not None, authorization=http.authorization
+                )
+                yield port
+                for task in tasks:
+                    task.cancel()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await runner.cleanup()
             await connections.close()
             await access.close()
 
 
+async def keep_serving(serve: Callable[[], Awaitable[None]], failures: Counter[str]) -> None:
+    """Serves until cancelled; a server that fails is counted under "serve" and started again, with back-off.
+
+    Raises ServingError at the first start only: then the settings are wrong, and the user is there to read it.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    pause, started = FIRST_PAUSE_SECONDS, False
+    while not task.cancelling():  # the server may have lost the exception: libraries do
+        began = time.monotonic()
+        try:
+            await serve()
+        except Exception as error:  # a server that fails must not end the process that it serves
+            if isinstance(error, ServingError) and not started:
+                raise
+            failures["serve"] += 1
+            log.exception("the HTTP server has failed, and is started again", pause_seconds=pause)
+        started = True
+        await asyncio.sleep(pause)
+        lasted = time.monotonic() - began
+        pause = FIRST_PAUSE_SECONDS if lasted > 2 * LONGEST_PAUSE_SECONDS else min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
 def _listener(http: Http) -> socket.socket:
     try:
         return socket.create_server((http.host, http.port), family=_family(http.host), backlog=CONNECTIONS)
+    except UnicodeError:  # a name with a label that is empty or too long
+        raise ServingError(f"cannot serve at {http.host!r}: the setting http.host is no name of a host") from None
     except OSError as error:
         told = error.errno is not None and error.errno > 0  # a name that does not resolve has a number of its own
         reason = os.strerror(error.errno) if told else error.strerror  # type: ignore[arg-type]  # told
@@ -125,7 +160,7 @@ class ServerTls:
             if (stamp := self._stamped()) == self._stamp:
                 return False
             self.context = self._read()
-        except OSError as error:  # half written, or a key that is not the certificate's: the next look may find both
+        except (OSError, ValueError) as error:  # half written, or not a pair: the next look may find both
             log.warning("the TLS files cannot be used; the last ones stay", error=str(error))
             return False
         self._stamp = stamp
@@ -210,13 +245,17 @@ class _Connections:
     async def accept(self, listener: socket.socket, server: web.Server) -> None:
         """Takes connections for ever."""
         loop = asyncio.get_running_loop()
+        failing = ""
         while True:
             try:
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:  # such as no file descriptor left, or a peer that has gone again
-                log.warning("a connection could not be accepted", error=str(error))
-                await asyncio.sleep(0.1)
+                if failing != str(error):  # it may last, and a line for each try would fill the log
+                    log.warning("a connection cannot be accepted", error=str(error))
+                failing = str(error)
+                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
+            failing = ""
             if len(self._tasks) >= CONNECTIONS:
                 self._make_room()
             connection = _Connection(server())

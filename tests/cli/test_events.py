@@ -87,3 +87,35 @@ def test_file_that_is_no_journal(node: Node) -> None:
     assert said.code == 3
     assert "is no journal" in said.err
     assert node.journal.read_text() == "text " * 1000
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("time", 1e300), ("time", "soon"), ("time", b"x"), ("message", b"x"), ("code", b"x"), ("kind", b"x")],
+)
+def test_spoiled_entries_are_left_out(node: Node, column: str, value: object) -> None:
+    """An entry with a value that no agent writes costs that entry, and a word on standard error."""
+    journal = Journal(node.journal, 1e9, 1000)
+    journal.write([Entry(datetime.now(UTC), "raised", f"xid.{n}", "node", "m") for n in (1, 2)])
+    journal._database.execute(f"UPDATE entries SET {column} = ? WHERE code = 'xid.1'", (value,))
+    journal._database.execute("UPDATE entries SET message = CAST(x'ff41' AS TEXT) WHERE code = 'xid.2'")
+    journal.close()
+    for options in ((), ("--json",)):
+        said = node.run("events", *options)
+        assert said.code == 0
+        assert "xid.2" in said.out
+        assert "\ufffdA" in said.out
+        assert "xid.1" not in said.out
+        assert "Traceback" not in said.err
+
+
+def test_spoiled_memory_stops_no_check(node: Node) -> None:
+    """A remembered value that is text, or a number, is told and costs nothing else."""
+    journal = Journal(node.journal, 1e9, 1000)
+    journal.write(memory={"findings": b"{}"})
+    for value in ("text", 10**9, None):
+        journal._database.execute("INSERT OR REPLACE INTO memory VALUES ('findings', ifnull(?, 1.5))", (value,))
+        said = node.run("check")
+        assert "what is remembered of findings is spoiled" in said.out
+        assert "Traceback" not in said.err
+    journal.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,32 @@ def agent() -> Any:
     """The agent's pod."""
     (daemon_set,) = [d for d in ALL if d["kind"] == "DaemonSet" and d["metadata"]["name"] == "gpuhealth-agent"]
     return daemon_set["spec"]["template"]["spec"]
+
+
+def pods(document: Any) -> Iterator[Any]:
+    """Every pod's spec in a document, however deep: of DaemonSets, Deployments, PodTemplates and kinds to come."""
+    if isinstance(document, dict):
+        if "containers" in document:
+            yield document
+        for value in document.values():
+            yield from pods(value)
+
+
+@pytest.mark.parametrize("document", [d for d in ALL if any(pods(d))], ids=identity)
+def test_no_pod_has_variables_of_services(document: Document) -> None:
+    """No pod gets variables of the namespace's Services: those of one named gpuhealth… would look like settings."""
+    assert [pod.get("enableServiceLinks") for pod in pods(document)] == [False]
+
+
+def test_pods_of_all_kinds_are_looked_at() -> None:
+    """The test above finds the pods of both DaemonSets, the Deployment and the PodTemplate."""
+    kinds = sorted(d["kind"] for d in ALL if any(pods(d)))
+    assert kinds == ["DaemonSet", "DaemonSet", "Deployment", "PodTemplate"]
+
+
+def test_the_agent_s_memory_is_enough_for_commands() -> None:
+    """The limit leaves room for two checks by hand beside the agent: 220 MiB, as measured with 8 GPUs, and more."""
+    assert agent()["containers"][0]["resources"]["limits"] == {"memory": "400Mi"}
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.37"])

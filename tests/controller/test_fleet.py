@@ -100,6 +100,25 @@ def test_metrics(cluster: Cluster) -> None:
     asyncio.run(run())
 
 
+def test_a_collector_that_fails_costs_its_own_metrics(cluster: Cluster) -> None:
+    """A budget's standing that cannot be written costs the metrics of budgets and is counted; all else is served."""
+
+    async def run() -> None:
+        controller = Controller(cluster.settings(), services=(serve,))
+        working = asyncio.create_task(controller.work())
+        await until(lambda: controller.http_port and controller.fleet.ready and controller.leading)
+        controller.budgets.standings = {"odd": None}  # type: ignore[dict-item]
+        status, text = await scrape(controller.http_port)
+        assert status == 200
+        assert "gpuhealth_agents_silent " in text
+        assert float(text.partition('gpuhealth_controller_metrics_errors_total{collector="budgets"} ')[2].split()[0])
+        assert not working.done()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def test_budget_status_and_places_of_deleted_nodes(cluster: Cluster) -> None:
     """Size, limit, places used and nodes held are kept true; the place of a deleted node goes to the next one."""
     out, waiting, spare = (cluster.node() for _ in range(3))

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,38 @@ def test_settings_are_taken_up_when_they_change(node: SimulatedNode) -> None:
         assert node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 1
         node.configure({})
         wait_for("a usable file", lambda: node.metric("gpuhealth_agent_config_valid") == 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]\n" for a, b in pairwise("abcdefghij"))
+        + "interval: *j\n",
+        "interval: 1e300",
+        "interval: 2024-13-45",
+        f"expect_gpus: {'9' * 5000}",
+        "[" * 20_000,
+        'journal: {path: "a\\0b"}',
+        "interval: &x [*x]",
+    ],
+    ids=["alias bomb", "endless", "no date", "digits", "brackets", "NUL", "in itself"],
+)
+def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
+    """Settings that nobody can use: a running agent answers, says so, and goes on with the ones it has."""
+    with node:
+        wait_for("healthy", lambda: healthy(node))
+        broken = node.config.with_suffix(".broken")
+        broken.write_text(text)
+        broken.replace(node.config)
+        wait_for("the refusal", lambda: node.metric("gpuhealth_agent_config_valid") == 0)
+        assert node.get("/healthz", seconds=20)[0] == 200
+        rounds = node.metric("gpuhealth_agent_rounds_total") or 0
+        wait_for("more rounds", lambda: (node.metric("gpuhealth_agent_rounds_total") or 0) > rounds)
+        assert node.metric('gpuhealth_agent_loop_failures_total{loop="round"}') == 0
+        assert healthy(node)
+        (refusal,) = [line for line in node.log() if line["event"] == "the changed configuration is not used"]
+        assert len(refusal["error"]) < 600
 
 
 def test_settings_that_a_running_agent_cannot_take_up(node: SimulatedNode) -> None:

@@ -18,7 +18,7 @@ from gpuhealth.cluster.budget import Held, Limit
 from gpuhealth.model import Coverage, State, Verdict
 from gpuhealth.probes.clock import SteadyClock
 from gpuhealth.readings import NodeReadings
-from gpuhealth.web import metrics
+from gpuhealth.web import metrics, node
 from gpuhealth.web.metrics import Exposition
 from tests.web.samples import Samples, parsed, scraped, values
 
@@ -63,6 +63,7 @@ PROMISED = {
     "gpuhealth_agent_loop_failures_total": {"loop"},
     "gpuhealth_agent_journal_errors_total": set(),
     "gpuhealth_agent_config_valid": set(),
+    "gpuhealth_agent_metrics_errors_total": {"collector"},
     "gpuhealth_agent_resident_memory_bytes": {"process"},
 }
 
@@ -283,6 +284,6 @@ def test_labels_are_escaped(make_agent: Callable[[], Agent]) -> None:
 @pytest.mark.parametrize("loop", metrics._LOOPS)
 def test_the_loops_are_the_agent_s(loop: str) -> None:
     """The names that count from zero are those under which the agent counts failures."""
-    steps = (Agent._round, Agent._follow_kernel_log, Agent._write_journal, Agent._mark_node)
+    steps = (Agent._round, Agent._follow_kernel_log, Agent._write_journal, Agent._mark_node, node.serve)
     assert loop in {step.__name__.removeprefix("_") for step in steps}
     assert len(metrics._LOOPS) == len(steps)

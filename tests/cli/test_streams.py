@@ -1,0 +1,265 @@
+"""Standard output carries results and nothing else, whatever fails, whoever writes, and whatever it is connected to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from textwrap import indent
+
+import pytest
+from kube import ControlPlane
+from simnode import wait_for
+
+from tests.cli.command import COMMAND, Node, Said
+
+_BURNIN = ("burnin", "--devices", "cpu", "--tests", "exact", "--duration", "1s")
+LOCAL = [("check",), ("events",), _BURNIN]
+OF_A_CLUSTER = [("fleet",), ("node", "gpu-node-17")]
+VERBS = [*LOCAL, *OF_A_CLUSTER]
+NAMES = [words[0] for words in VERBS]
+
+NOISE = """
+structlog.get_logger().error("a log line")
+print("a line of a library")
+os.write(1, b"a line of a library in C\\n")
+"""
+
+
+def inject(node: Node, code: str) -> dict[str, str]:
+    """Has every Python process of the command run this code when it starts; the environment for that."""
+    folder = node.folder / "injected"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": str(folder)}
+
+
+def before(owner: str, name: str, body: str) -> str:
+    """Code after which, in the command itself, a function of a module or of "module:Class" first runs the body."""
+    return f"""
+import os, pkgutil, sys, structlog
+if not any(word.startswith("gpuhealth.") for word in sys.orig_argv):
+    owner = pkgutil.resolve_name({owner!r})
+    original = getattr(owner, {name!r})
+    def injected(*arguments, **options):
+{indent(body.strip(), "        ")}
+        return original(*arguments, **options)
+    setattr(owner, {name!r}, injected)
+"""
+
+
+FAIL = "raise RuntimeError('injected')"
+
+
+def only_error(said: Said) -> str:
+    """The error of a run that could not do its work: the one JSON document, and the last line of standard error."""
+    assert said.code == 3
+    (line,) = said.out.splitlines()
+    document = json.loads(line)
+    assert document.keys() == {"error"}
+    assert said.err.splitlines()[-1] == f"gpuhealth: {document['error']}"
+    return str(document["error"])
+
+
+@pytest.fixture
+def with_journal(gpu_node: Node) -> Node:
+    """A node whose agent has left a journal without entries."""
+    from gpuhealth.journal import Journal
+
+    Journal(gpu_node.journal, keep_seconds=1e6, max_entries=1000).close()
+    return gpu_node
+
+
+@pytest.mark.parametrize("words", VERBS, ids=NAMES)
+@pytest.mark.parametrize("wrong", [("--bogus",), ("--config", "/absent.yaml"), ("--kubeconfig", "/absent")])
+def test_what_cannot_be_done_is_one_document(
+    with_journal: Node, words: tuple[str, ...], wrong: tuple[str, ...]
+) -> None:
+    """Wrong use, settings or kubeconfig that are absent: one document with the error, the same sentence, exit 3."""
+    assert only_error(with_journal.run(*words, "--json", *wrong))
+
+
+@pytest.mark.parametrize("words", LOCAL, ids=NAMES[:3])
+def test_an_error_of_our_own_is_one_document(with_journal: Node, words: tuple[str, ...]) -> None:
+    """An exception that nobody expects: the traceback is on standard error, the document says that it is our fault."""
+    where = ("gpuhealth.journal:Journal", "entries") if words[0] == "events" else ("msgspec.json", "encode")
+    said = with_journal.run(*words, "--json", **inject(with_journal, before(*where, FAIL)))
+    assert only_error(said).startswith("a fault of gpuhealth itself")
+    assert "RuntimeError: injected" in said.err
+
+
+@pytest.mark.parametrize("words", OF_A_CLUSTER, ids=NAMES[3:])
+def test_an_error_of_our_own_in_a_command_for_clusters(plane: ControlPlane, node: Node, words: tuple[str, ...]) -> None:
+    """The same for the commands that ask an API server; a node that does not exist is an error as well."""
+    words = (*words, "--json", "--kubeconfig", str(plane.kubeconfig))
+    if words[0] == "node":
+        assert "no node gpu-node-17" in only_error(node.run(*words))
+    else:
+        assert "clusters" in node.run(*words).json
+    broken = inject(node, before("gpuhealth.cluster.client:Client", "from_kubeconfig", FAIL))
+    assert only_error(node.run(*words, **broken)).startswith("a fault of gpuhealth itself")
+
+
+@pytest.mark.parametrize("words", [("check",), _BURNIN], ids=["check", "burnin"])
+def test_nothing_else_reaches_standard_output(gpu_node: Node, words: tuple[str, ...]) -> None:
+    """What the log, a library in Python and one in C write meanwhile is on standard error; the result is alone."""
+    said = gpu_node.run(*words, "--json", **inject(gpu_node, before("msgspec.json", "encode", NOISE)))
+    assert said.out.count("\n") == 1
+    assert "error" not in said.json
+    for line in ("error: a log line", "a line of a library", "a line of a library in C"):
+        assert line in said.err.splitlines()
+
+
+@pytest.mark.parametrize(
+    "death", ["raise RuntimeError('injected')", "print('noise', flush=True); os._exit(1)", "os.abort()"]
+)
+def test_an_nvml_process_that_dies(gpu_node: Node, death: str) -> None:
+    """However the NVML process ends, standard output holds the verdict alone, and the log says what has happened."""
+    code = f"""
+import os, sys
+if any("nvml_child" in word for word in sys.orig_argv):
+    import pynvml
+    def broken(*_):
+        {death}
+    pynvml.nvmlDeviceGetCount = pynvml.nvmlDeviceGetCount_v2 = pynvml.nvmlDeviceGetHandleByIndex = broken
+"""
+    said = gpu_node.run("check", "--json", **inject(gpu_node, code))
+    assert said.out.count("\n") == 1
+    assert said.json["verdict"] != "healthy"
+
+
+@pytest.mark.parametrize("words", [("check",), ("capture", "-o", "c.tar.gz")], ids=["check", "capture"])
+def test_the_log_of_a_command_is_on_standard_error(gpu_node: Node, words: tuple[str, ...]) -> None:
+    """Without --json, too, a log line is text on standard error, and cannot steer the terminal."""
+    noise = """
+structlog.get_logger().info("quiet")
+structlog.get_logger().error("broken\\x1b[2J", file="a\\x1bb", traceback="one\\ntwo\\x1b")
+"""
+    noisy = inject(gpu_node, before("gpuhealth.probes.node:NodeProbe", "__init__", noise))
+    words = tuple(str(gpu_node.folder / word) if word.endswith("gz") else word for word in words)
+    said = gpu_node.run(*words, **noisy)
+    assert said.code == 0
+    assert "broken" not in said.out
+    assert said.err.splitlines() == ["error: broken\\x1b[2J (file: a\\x1bb)", "one", "two\\x1b"]
+
+
+def at_shell(node: Node, line: str) -> Said:
+    """What a line of the shell leaves behind; `gpuhealth` in it is the command."""
+    done = subprocess.run(
+        ["sh", "-c", line.replace("gpuhealth", str(COMMAND), 1)],
+        capture_output=True,
+        text=True,
+        env=node.env(),
+        timeout=300,
+        check=False,
+    )
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("words", ["check", "check --json", "explain 79", "--version", "events --json", "classify -"])
+def test_closed_standard_output(gpu_node: Node, words: str) -> None:
+    """Where there is no standard output nothing is done: one sentence, and exit 3, not 1, which says degraded."""
+    said = at_shell(gpu_node, f"gpuhealth {words} >&- </dev/null")
+    assert (said.code, said.err) == (
+        3,
+        "gpuhealth: standard output is closed: there is nowhere to write the result to\n",
+    )
+
+
+@pytest.mark.parametrize("words", ["check", "check --json", "explain 79", "--version", "--help", "check --jsn --json"])
+def test_standard_output_on_a_full_disk(gpu_node: Node, words: str) -> None:
+    """A result that cannot be written is one sentence, and exit 3, whatever the verdict was."""
+    said = at_shell(gpu_node, f"gpuhealth {words} >/dev/full")
+    assert said.code == 3
+    assert said.err.splitlines()[-1] == "gpuhealth: cannot write to standard output: No space left on device"
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_standard_error_that_cannot_be_written(gpu_node: Node, redirection: str) -> None:
+    """Where standard error is closed or full, exit code and result stay as they are."""
+    assert at_shell(gpu_node, f"gpuhealth check --config /absent {redirection}").code == 3
+    said = at_shell(gpu_node, f"gpuhealth check --json {redirection}")
+    assert (said.code, said.json["verdict"]) == (0, "healthy")
+    assert only_json(at_shell(gpu_node, f"gpuhealth check --json --config /absent {redirection}")).keys() == {"error"}
+
+
+def only_json(said: Said) -> dict[str, str]:
+    """The one document."""
+    assert said.out.count("\n") == 1
+    document: dict[str, str] = json.loads(said.out)
+    return document
+
+
+def test_closed_standard_input(node: Node) -> None:
+    """`classify` without a standard input says so."""
+    said = at_shell(node, "gpuhealth classify <&-")
+    assert (said.code, said.err) == (3, "gpuhealth: standard input is closed: name a file, or pipe a log in\n")
+
+
+@pytest.mark.parametrize("size", ["²", "9" * 5000, "-1", "0", "x", "", "1e9", "٣"])
+@pytest.mark.parametrize("name", ["COLUMNS", "LINES"])
+def test_sizes_that_are_none(node: Node, name: str, size: str) -> None:
+    """A width or height in the environment that is no number is passed over."""
+    said = node.run("explain", "79", **{name: size})
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("XID 79")
+
+
+@pytest.mark.parametrize("descriptors", [7, 8, 9, 10])
+def test_no_file_descriptors_left(gpu_node: Node, descriptors: int) -> None:
+    """Where the command may open next to nothing, that is the error: one document, exit 3 and no traceback."""
+    said = at_shell(gpu_node, f"ulimit -n {descriptors}; exec gpuhealth check --json")
+    assert "Too many open files" in only_error(said)
+    assert "Traceback" not in said.err
+
+
+def score(pid: int) -> int:
+    """How soon the kernel chooses a process when memory runs out."""
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+def children(pid: int) -> list[int]:
+    """The processes that it has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("check",), 1000),
+        (("capture", "-o", "/dev/null", "--force", "--rounds", "1000"), 1000),
+        (("classify",), 1000),
+        (_BURNIN, 1000),
+        ((*_BURNIN, "--reason", "preflight"), None),
+        (("agent",), None),
+    ],
+    ids=["check", "capture", "classify", "burnin", "preflight", "agent"],
+)
+def test_which_process_goes_when_memory_runs_out(gpu_node: Node, words: tuple[str, ...], wanted: int | None) -> None:
+    """A command by hand and its children are chosen before the agent; services and their burn-ins stay as they are."""
+    assert gpu_node.simulator
+    gpu_node.configure("http: {host: 127.0.0.1, port: 0}\nkubernetes: {enabled: false}\n"
+                       f"burnin: {{results: {gpu_node.folder}}}")  # fmt: skip
+    gpu_node.simulator.inject("hang")  # a check is under way until we have looked
+    with subprocess.Popen(
+        [COMMAND, *words], env=gpu_node.env(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            expected = score(os.getpid()) if wanted is None else wanted
+            with_children = words[0] not in ("classify", "burnin")
+            wait_for("the command", lambda: b"gpuhealth" in Path(f"/proc/{process.pid}/cmdline").read_bytes())
+            wait_for("its children", lambda: children(process.pid) or not with_children)
+            wait_for("the score", lambda: score(process.pid) == expected)
+            assert {score(child) for child in children(process.pid)} <= {expected}
+        finally:
+            process.kill()
+            gpu_node.simulator.release()
+
+
+def test_a_score_that_cannot_be_raised(node: Node) -> None:
+    """Where /proc cannot be written, nobody hears of it, and the command does its work."""
+    code = "import pathlib, gpuhealth.cli.oom as oom\noom._SCORE = pathlib.Path('/proc/self/absent/oom_score_adj')\n"
+    said = node.run("explain", "79", **inject(node, code))
+    assert (said.code, said.err) == (0, "")
