@@ -5,9 +5,22 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+from gpuhealth.causes import Cause
 from gpuhealth.cluster.client import Client, Object
 from gpuhealth.cluster.kinds import NODES
-from gpuhealth.cluster.node import Override, has_taint, labels, notes, override, release_requests, released, taints
+from gpuhealth.cluster.node import (
+    Override,
+    Record,
+    causes,
+    has_taint,
+    labels,
+    notes,
+    override,
+    record,
+    release_requests,
+    released,
+    taints,
+)
 from gpuhealth.cluster.watching import Broken, Changed, Listed, Resumed, watch
 
 
@@ -95,6 +108,16 @@ class OwnNode:
     def released(self) -> tuple[str, ...]:
         """The codes whose quarantine a person has ended."""
         return released(self.latest) if self.latest else ()
+
+    @property
+    def record(self) -> Record | None:
+        """What we have put on it, as last seen."""
+        return record(self.latest) if self.latest else None
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """Why it is out of service by our hand, as its record says."""
+        return causes(self.latest) if self.latest else ()
 
     @property
     def release_requests(self) -> tuple[str, ...] | None:
