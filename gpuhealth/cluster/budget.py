@@ -223,7 +223,9 @@ def taken(lease: Object) -> Taken:
     holder, lasts, ends, fault = spec.get("holderIdentity"), spec.get("leaseDurationSeconds") or 0, None, ""
     if not isinstance(holder, str) or not holder:
         holder, fault = "", "it names no holder"
-    if not isinstance(lasts, int) or lasts < 0:
+    if "." not in metadata["name"].rpartition(".")[0]:  # one of maxUnavailable: somebody else has given it a duration
+        lasts = 0
+    elif not isinstance(lasts, int) or lasts < 0:
         lasts, fault = 0, f"its duration is {lasts!r}"
     elif lasts:
         try:
