@@ -53,6 +53,10 @@ class JournalError(Exception):
     """The journal cannot be read or written; the text says which and why."""
 
 
+class SpoiledError(JournalError):
+    """One remembered value is not what an agent writes; the others can be read."""
+
+
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of the node's history."""
 
@@ -199,7 +203,7 @@ class Journal:
             raise JournalError(f"cannot read journal {self.path}: {error}") from None
         if row is None or isinstance(row[0], bytes):
             return None if row is None else row[0]
-        raise JournalError(f"journal {self.path}: what is remembered of {key} is spoiled")
+        raise SpoiledError(f"journal {self.path}: what is remembered of {key} is spoiled")
 
     def entries(self, since: datetime | None = None, code: str = "*", limit: int = 1000) -> Iterator[Entry]:
         """The newest `limit` entries since a time whose code matches a shell pattern, oldest first."""

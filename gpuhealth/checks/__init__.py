@@ -24,6 +24,7 @@ from gpuhealth.checks import (
     nvlink,
     pcie,
     persistence,
+    quarantine,
     thermal,
     xid,
 )
@@ -47,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     persistence.CHECK,
     burnin.CHECK,
     fleet.CHECK,
+    quarantine.CHECK,
     xid.CHECK,
     kernel.CHECK,
 )

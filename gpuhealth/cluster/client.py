@@ -28,6 +28,7 @@ import msgspec
 from gpuhealth.cluster.connection import Connection, Query, configuration
 from gpuhealth.cluster.errors import (
     AlreadyExistsError,
+    AnswerError,
     ApiError,
     NotLeadingError,
     TooManyRequestsError,
@@ -36,6 +37,7 @@ from gpuhealth.cluster.errors import (
     from_status,
 )
 from gpuhealth.cluster.kinds import Kind
+from gpuhealth.cluster.unreadable import Unreadable
 from gpuhealth.tasks import cancellations, raise_if_cancelled
 
 _NO_LIMITS = aiohttp.ClientTimeout(total=None)  # without one the library sets its own, of five minutes
@@ -62,6 +64,7 @@ class _ListMeta(msgspec.Struct):
 
 class _Page(msgspec.Struct):
     metadata: _ListMeta
+    kind: str = ""
     items: list[Any] | None = None
 
 
@@ -70,6 +73,7 @@ class Listing(msgspec.Struct, frozen=True):
 
     items: list[Object]
     resource_version: str
+    token: str = ""  # of a page: what to ask for the next one with; empty for the last
 
 
 def backoff(attempt: int, longest: float = LONGEST_DELAY, *, first: float = FIRST_DELAY) -> float:
@@ -107,6 +111,7 @@ class Client:
         self.timeout = timeout
         self.attempts = attempts
         self.calls: dict[tuple[str, int], int] = {}  # attempts by (method, status)
+        self.unreadable = Unreadable()
         self._observer = observer
         self._leading = leading
         self._turns = asyncio.Semaphore(at_once) if at_once else nullcontext()
@@ -142,8 +147,7 @@ class Client:
 
     async def get(self, kind: Kind, name: str, namespace: str = "") -> Object:
         """One object."""
-        found: Object = await self.request("GET", kind.path(name, namespace))
-        return found
+        return object_of(kind, await self.request("GET", kind.path(name, namespace)), name)
 
     async def list(self, kind: Kind, namespace: str = "", *, labels: str = "", fields: str = "") -> Listing:
         """All objects that the selectors choose, asked for in pages."""
@@ -176,12 +180,9 @@ class Client:
             del query["limit"]
         while True:
             answer = await self.request("GET", kind.path(namespace=namespace), query=query, accept=accept)
-            try:
-                page = msgspec.convert(answer, _Page)
-            except msgspec.ValidationError as error:  # not of an API server: something else answers at its address
-                raise UnavailableError(f"the answer to a list of {kind.plural} is no list: {error}") from None
-            yield Listing(page.items or [], page.metadata.version)
-            if not (token := page.metadata.token):
+            page = listing(kind, answer)
+            yield page
+            if not (token := page.token):
                 return
             query["continue"] = token
 
@@ -189,14 +190,13 @@ class Client:
         """A new object. Under a name of its own the attempt is repeated when the answer is lost: then
         AlreadyExistsError is `unanswered`, and may mean that the first attempt was the one."""
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
-        created: Object = await self.request("POST", kind.path(namespace=namespace), body=body)
-        return created
+        name = body["metadata"].get("name", "")
+        return object_of(kind, await self.request("POST", kind.path(namespace=namespace), body=body), name)
 
     async def replace(self, kind: Kind, name: str, body: Object, namespace: str = "", subresource: str = "") -> Object:
         """Put the whole object; with a resourceVersion in it, ConflictError if it is no longer that."""
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
-        replaced: Object = await self.request("PUT", kind.path(name, namespace, subresource), body=body)
-        return replaced
+        return object_of(kind, await self.request("PUT", kind.path(name, namespace, subresource), body=body), name)
 
     async def patch(
         self,
@@ -210,8 +210,7 @@ class Client:
     ) -> Object:
         """Change an object: a merge patch unless `content_type` says otherwise."""
         path = kind.path(name, namespace, subresource)
-        patched: Object = await self.request("PATCH", path, body=body, content_type=content_type)
-        return patched
+        return object_of(kind, await self.request("PATCH", path, body=body, content_type=content_type), name)
 
     async def apply(
         self, kind: Kind, name: str, body: Object, namespace: str = "", *, manager: str, subresource: str = ""
@@ -220,8 +219,9 @@ class Client:
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         query = {"fieldManager": manager, "force": "true"}
         path = kind.path(name, namespace, subresource)
-        applied: Object = await self.request("PATCH", path, query=query, body=body, content_type=APPLY_PATCH)
-        return applied
+        return object_of(
+            kind, await self.request("PATCH", path, query=query, body=body, content_type=APPLY_PATCH), name
+        )
 
     async def delete(
         self,
@@ -245,11 +245,14 @@ class Client:
     async def served_versions(self, group: str) -> tuple[str, ...]:
         """The versions of an API group that this server serves, its preferred one first; none of an unknown group."""
         answer = await self.request("GET", "/apis")
-        for found in answer["groups"]:
-            if found["name"] == group:
-                preferred = found["preferredVersion"]["groupVersion"]
-                versions = [version["groupVersion"] for version in found["versions"]]
-                return tuple(sorted(versions, key=lambda version: version != preferred))
+        try:
+            for found in answer["groups"]:
+                if found["name"] == group:
+                    preferred = found["preferredVersion"]["groupVersion"]
+                    versions = [str(version["groupVersion"]) for version in found["versions"]]
+                    return tuple(sorted(versions, key=lambda version: version != preferred))
+        except (KeyError, TypeError):
+            raise AnswerError(f"the answer is no list of API groups: {str(answer)[:200]}") from None
         return ()
 
     # --- requests -----------------------------------------------------------------------------------------------------
@@ -264,7 +267,7 @@ class Client:
         content_type: str = "application/json",
         accept: str = "application/json",
         attempts: int | None = None,
-    ) -> Any:
+    ) -> Object:
         """One call: the decoded answer, or an ApiError when the last attempt failed.
 
         A 429 is always tried again: it means that nothing was done. No answer and a 5xx are tried again where twice
@@ -296,7 +299,7 @@ class Client:
 
     async def _attempt(
         self, method: str, path: str, query: Query | None, body: Any, content_type: str, accept: str
-    ) -> Any:
+    ) -> Object:
         headers = {"Accept": accept, "Content-Type": content_type}
         status, asked = 0, cancellations()
         async with self._turns:
@@ -313,12 +316,12 @@ class Client:
                 raise _unavailable(error, self.timeout) from error
             finally:
                 self._count(method, status)
+        answer = _decoded(data)
         if status >= 300:
-            raise from_status(status, _decoded(data), response.headers.get("Retry-After"))
-        try:
-            return msgspec.json.decode(data)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise UnavailableError(f"the answer of the API server to {method} {path} is no JSON: {error}") from None
+            raise from_status(status, answer, response.headers.get("Retry-After"))
+        if not isinstance(answer, dict):
+            raise AnswerError(f"{method} {path}: the answer is no JSON object: {str(answer)[:200]!r}", status=status)
+        return answer
 
     def _raise_unless_leading(self) -> None:
         if self._leading is not None and not self._leading():
@@ -370,6 +373,34 @@ class Client:
             self._observer(method, status)
 
 
+def object_of(kind: Kind, answer: Any, name: str = "") -> Object:
+    """The answer, if it is an object of the kind, and of that name. Raises AnswerError."""
+    found: Object = answer if isinstance(answer, dict) else {}
+    metadata = found.get("metadata")
+    if not isinstance(metadata, dict) or answer.get("kind", kind.kind) != kind.kind:
+        raise AnswerError(f"the answer is no {kind.kind}: {str(answer)[:200]}")
+    for key in ("name", "uid", "resourceVersion"):
+        if not isinstance(metadata.get(key), str):
+            raise AnswerError(f"the answer is no whole {kind.kind}: metadata.{key} is {metadata.get(key)!r}")
+    if name and metadata["name"] != name:
+        raise AnswerError(f"the answer is {kind.kind} {metadata['name'][:200]}, and not {name}")
+    maps = [metadata.get("labels"), metadata.get("annotations"), answer.get("spec"), answer.get("status")]
+    if not all(each is None or isinstance(each, dict) for each in maps):
+        raise AnswerError(f"the answer is no whole {kind.kind}: its labels, annotations, spec or status are no map")
+    return found
+
+
+def listing(kind: Kind, answer: Any) -> Listing:
+    """The answer, if it is a list of the kind; of its items nothing is known yet. Raises AnswerError."""
+    try:
+        page = msgspec.convert(answer, _Page)
+    except msgspec.ValidationError as error:
+        raise AnswerError(f"the answer is no list of {kind.plural}: {error}: {str(answer)[:200]}") from None
+    if page.kind not in {"", f"{kind.kind}List", "PartialObjectMetadataList"}:
+        raise AnswerError(f"the answer is a {page.kind[:200]}, and no list of {kind.plural}")
+    return Listing(page.items or [], page.metadata.version, page.metadata.token)
+
+
 def _selectors(labels: str, fields: str) -> dict[str, str | int]:
     return {key: value for key, value in {"labelSelector": labels, "fieldSelector": fields}.items() if value}
 
@@ -377,7 +408,7 @@ def _selectors(labels: str, fields: str) -> dict[str, str | int]:
 def _decoded(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return data.decode(errors="replace")  # plain text, such as a proxy's error page
 
 

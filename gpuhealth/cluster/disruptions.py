@@ -74,6 +74,7 @@ def guard(item: Object, version: str) -> Guard:
     """A PodDisruptionBudget as the server would be asked of it."""
     spec, status = item["spec"], item.get("status") or {}
     selector = spec.get("selector")
+    matches(selector, {})  # raises where it cannot be read
     if version == "policy/v1beta1" and not any((selector or {}).values()):
         selector = None  # in that version an empty selector selects nothing
     computed = status.get("observedGeneration", 0) >= item["metadata"].get("generation", 0)

@@ -12,6 +12,7 @@ ClusterError
     ├── InvalidError            422: also a JSON patch whose `test` failed
     ├── TooManyRequestsError    429: flow control, or an eviction that a budget refuses
     ├── UnavailableError        5xx, connection refused or reset, no answer in time
+    │   └── AnswerError         an answer with a status of success that is not what was asked for
     ├── NotLeadingError         not sent: another process leads, or may soon
     └── UnreadableError         answered, with an object that holds what cannot be read
 """
@@ -107,6 +108,10 @@ def _metadata(item: Any, key: str) -> str:
     metadata = item.get("metadata") if isinstance(item, dict) else None
     value = metadata.get(key) if isinstance(metadata, dict) else None
     return value if isinstance(value, str) else ""
+
+
+class AnswerError(UnavailableError):
+    """What came is not the API server's answer: a proxy's page, an answer that was cut, an object of another kind."""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {

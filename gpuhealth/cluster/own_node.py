@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 
-from gpuhealth.cluster.client import Client, Object
+from gpuhealth.causes import Cause
+from gpuhealth.cluster.client import Client, Object, object_of
 from gpuhealth.cluster.kinds import NODES
-from gpuhealth.cluster.node import Override, has_taint, labels, notes, override, release_requests, released, taints
-from gpuhealth.cluster.watching import Broken, Changed, Listed, Resumed, watch
+from gpuhealth.cluster.node import (
+    Override,
+    Record,
+    causes,
+    has_taint,
+    labels,
+    notes,
+    override,
+    record,
+    release_requests,
+    released,
+    taints,
+)
+from gpuhealth.cluster.watching import Broken, Changed, Listed, Resumed, Unreadable, watch
 
 
 class OwnNode:
@@ -25,14 +39,18 @@ class OwnNode:
     async def follow(self) -> None:
         """Follow it until cancelled; raises only what waiting does not mend, such as ForbiddenError."""
         try:
-            follow = watch(self._client, NODES, fields=f"metadata.name={self.name}", paged=False)
+            ours = partial(object_of, NODES)
+            follow = watch(self._client, NODES, fields=f"metadata.name={self.name}", slim=ours, paged=False)
             async with aclosing(follow) as events:
                 async for event in events:
                     self.asked = True
                     match event:
-                        case Listed(items):
-                            self.following = True
-                            self._listed(items)
+                        case Listed(items, unreadable):
+                            self.following = not unreadable
+                            if not unreadable:
+                                self._listed(items)
+                        case Unreadable():  # what is known of it is old from now on: it is asked for instead
+                            self.following = False
                         case Changed("DELETED", _):
                             self.latest = None
                         case Changed(_, item):
@@ -95,6 +113,16 @@ class OwnNode:
     def released(self) -> tuple[str, ...]:
         """The codes whose quarantine a person has ended."""
         return released(self.latest) if self.latest else ()
+
+    @property
+    def record(self) -> Record | None:
+        """What we have put on it, as last seen."""
+        return record(self.latest) if self.latest else None
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """Why it is out of service by our hand, as its record says."""
+        return causes(self.latest) if self.latest else ()
 
     @property
     def release_requests(self) -> tuple[str, ...] | None:

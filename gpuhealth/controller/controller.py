@@ -32,7 +32,7 @@ from gpuhealth.config_file import ConfigError, SettingsFile
 from gpuhealth.controller.budgets import Budgets
 from gpuhealth.controller.drain import Means
 from gpuhealth.controller.drains import Drains
-from gpuhealth.controller.fleet import Fleet
+from gpuhealth.controller.fleet import READ_KINDS, Fleet
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.leftovers import Leftovers
 from gpuhealth.controller.outliers import Outliers
@@ -112,6 +112,12 @@ class Controller:
             self.results,
             _now,
         )
+
+    @property
+    def unreadable(self) -> dict[str, int]:
+        """How many objects of the API server could not be read, by kind."""
+        met = self.fleet.unreadable + self._client.unreadable.counts + self._acting.unreadable.counts
+        return {kind: met[kind] for kind in (*READ_KINDS, *sorted(met.keys() - set(READ_KINDS)))}
 
     @property
     def leading(self) -> bool:

@@ -14,18 +14,16 @@ from typing import Any
 
 import msgspec
 
-from gpuhealth.cluster.budget import BUDGET_LABEL, sets_of
+from gpuhealth.cluster.budget import STAND_IN, sets_of, taken
 from gpuhealth.cluster.client import Object
 from gpuhealth.cluster.errors import UnreadableError
 from gpuhealth.cluster.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
-from gpuhealth.cluster.node import condition, is_ready, notes, override, unschedulable
+from gpuhealth.cluster.node import condition, is_out, is_ready, notes, override, unknown_record, unschedulable
 from gpuhealth.cluster.reading import Time, labels_of, text_of, time_of
 from gpuhealth.cluster.selectors import checked
 from gpuhealth.controller.comparison import Tested
 
 UNKNOWN = "unknown"
-STAND_IN = "gpuhealth-controller/"
-"""Before the node's name in the holder of a place that the controller has taken for it; no node's name has a slash."""
 GPU = "nvidia.com/gpu"
 """The device plugin's resource."""
 REASON_LABEL = f"{GROUP}/burnin-reason"
@@ -43,6 +41,7 @@ class Node(msgspec.Struct, frozen=True):
     key: str
     labels: dict[str, str]
     tainted: bool = False  # by our key
+    out: bool = False  # by our hand, as its record says
     ready: bool = True  # its kubelet
     health: str = ""  # reason of our condition
     cordoned: bool = False  # by whomever
@@ -146,11 +145,17 @@ class Place(msgspec.Struct, frozen=True):
     lasting: bool  # until it is given back; the others run out by themselves
     uid: str
     version: str
+    fault: str = ""  # why its Lease cannot be read in full: it counts as taken
 
     @property
     def stands_for(self) -> str:
         """The node for which the controller has taken it; empty where a node has taken it itself."""
         return self.holder.removeprefix(STAND_IN) if self.holder.startswith(STAND_IN) else ""
+
+    @property
+    def node(self) -> str:
+        """That holds it, or for which the controller has taken it; empty where its Lease names nobody."""
+        return self.stands_for or self.holder
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -168,6 +173,7 @@ def node(item: Object) -> Node:
         name_of(item),
         labels,
         tainted=TAINT in keys,
+        out=is_out(item) or (TAINT in keys and bool(unknown_record(item))),
         ready=is_ready(item),
         cordoned=unschedulable(item),
         health=sys.intern((condition(item) or {}).get("reason", "")),
@@ -313,10 +319,9 @@ def budget(item: Object) -> Budget:
 
 def place(item: Object) -> Place:
     """Slims a place's Lease."""
-    metadata, spec = item["metadata"], item.get("spec") or {}
-    budget, holder = text_of(metadata["labels"][BUDGET_LABEL]), text_of(spec.get("holderIdentity"))
+    found, metadata = taken(item), item["metadata"]
     uid, version = text_of(metadata["uid"]), text_of(metadata["resourceVersion"])
-    return Place(name_of(item), budget, holder, not spec.get("leaseDurationSeconds"), uid, version)
+    return Place(name_of(item), found.budget, found.holder, not found.seconds, uid, version, found.fault)
 
 
 def kept(item: Object) -> Kept:

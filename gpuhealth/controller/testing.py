@@ -18,7 +18,7 @@ from functools import partial
 import structlog
 
 from gpuhealth.cluster.budget import limit_of
-from gpuhealth.cluster.client import JSON_PATCH, Client, Object
+from gpuhealth.cluster.client import JSON_PATCH, Client, Object, listing
 from gpuhealth.cluster.errors import (
     AlreadyExistsError,
     ApiError,
@@ -221,7 +221,7 @@ class Testing:
         """Whether something there uses GPUs. The scheduler would find out as well; this spares it the asking."""
         query = {"fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}  # from the server's cache
         pods = await self._client.request("GET", PODS.path(), query=query)
-        return any(_may_use_gpus(pod) for pod in pods.get("items") or [])
+        return any(_may_use_gpus(pod) for pod in listing(PODS, pods).items)
 
     async def _start(self, candidate: Candidate) -> bool:
         """Makes the Pod; whether it is there."""

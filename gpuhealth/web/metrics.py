@@ -133,7 +133,7 @@ class _NodeMetrics:
         held = agent.keeper.writer.held if agent.keeper.writer else None
         yield gauge(
             "quarantine_held",
-            "1 while a limit of a budget leaves no place for this node",
+            "1 while this node stays in service for want of a budget's place; limit says why where no limit does",
             ["budget", "limit", "code"],
             [(held[0].budget, held[0].limit, held[1], 1)] if held else [],
         )
@@ -156,6 +156,9 @@ class _NodeMetrics:
         yield counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
         api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
         yield counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
+        unreadable = agent.keeper.writer.unreadable if agent.keeper.writer else {}
+        text = "Objects of the API server, each version once, that could not be read"
+        yield counter("agent_unreadable_objects", text, ["kind"], unreadable.items())
         yield gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])
 
     def nvml(self) -> Iterator[Metric]:

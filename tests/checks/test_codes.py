@@ -19,8 +19,9 @@ from gpuhealth.checks import kernel, pcie
 from gpuhealth.checks.history import History
 from gpuhealth.cli import explain, main
 from gpuhealth.config import Settings
+from gpuhealth.ledger import Ledger, Tracked
 from gpuhealth.model import Finding, KernelEvent, KernelRecord, Outcome, Severity
-from gpuhealth.verdict import Findings, Ledger, Tracked
+from gpuhealth.verdict import Findings
 from tests.catalog.lines import LINES
 from tests.checks.builders import START, gpu, node
 from tests.findings import found
