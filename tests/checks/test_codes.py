@@ -17,7 +17,8 @@ from gpuhealth.catalog.codes import LogCode
 from gpuhealth.catalog.kernel_lines import KernelLog
 from gpuhealth.checks import kernel, pcie
 from gpuhealth.checks.history import History
-from gpuhealth.cli import explain, main
+from gpuhealth.cli import explain
+from gpuhealth.cli.output import CommandError
 from gpuhealth.config import Settings
 from gpuhealth.ledger import Ledger, Tracked
 from gpuhealth.model import Finding, KernelEvent, KernelRecord, Outcome, Severity
@@ -60,6 +61,14 @@ def test_no_code_is_registered_twice() -> None:
     assert len(names) == len(set(names))
 
 
+def explained(text: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `gpuhealth explain` says of a text, in one line."""
+    explain.command([text])
+    said = capsys.readouterr()
+    assert said.err == ""
+    return " ".join(said.out.split())
+
+
 def test_every_pattern_has_an_example() -> None:
     """No pattern of the catalogue is without a line that shows what becomes of it."""
     for kind, _, pattern, _ in host_lines.LINES:
@@ -92,10 +101,7 @@ def test_every_xid_and_sxid_is_found() -> None:
 @pytest.mark.parametrize("line", EXAMPLES)
 def test_every_line_is_explained(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`gpuhealth explain` of any line that means something says what it means and what becomes of it."""
-    assert main.run(["explain", line]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert event_of(line).meaning in said.out
+    assert event_of(line).meaning in explained(line, capsys)
 
 
 def test_every_number_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,15 +133,14 @@ SAYS = {
 @pytest.mark.parametrize("line", SAYS)
 def test_an_explanation_is_true(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a line that does another thing than to raise its code as usual the explanation says so."""
-    assert main.run(["explain", line]) == 0
-    assert SAYS[line] in capsys.readouterr().out
+    assert SAYS[line] in explained(line, capsys)
 
 
-def test_a_crash_is_not_explained_as_what_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_crash_is_not_explained_as_what_it_names() -> None:
     """A line in which a program has hidden another is explained as neither."""
     line = "traps: x[1] trap int3 ip:0 sp:0 error:0 in NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off.[7f+1]"
-    assert main.run(["explain", line]) == 3
-    assert "this line means nothing" in capsys.readouterr().err
+    with pytest.raises(CommandError, match="this line means nothing"):
+        explain.command([line])
 
 
 SETTINGS_OF_OLD = Settings.model_validate({"findings": {"nic.of_old": {"quarantine": True}}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gpuhealth import checks
-from gpuhealth.checks import burnin, fleet, kernel, xid
+from gpuhealth.checks import burnin, fleet, kernel, quarantine, xid
 from gpuhealth.checks.history import Baseline, History
 from gpuhealth.config import Settings
 from gpuhealth.model import NODE, Action, KernelEvent, Missing, MissingReason, NotChecked, Outcome, Severity
@@ -23,7 +23,7 @@ NODE_CODES = {
     "agent.permission",
 }
 ALL_CODES = {code.name for check in checks.CHECKS for code in check.codes}
-TOLD_CODES = {code.name for check in (burnin.CHECK, fleet.CHECK) for code in check.codes}
+TOLD_CODES = {code.name for check in (burnin.CHECK, fleet.CHECK, quarantine.CHECK) for code in check.codes}
 """What was found out elsewhere and holds whether the GPU answers now or not."""
 GPU_CODES = (
     ALL_CODES - NODE_CODES - TOLD_CODES - {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}

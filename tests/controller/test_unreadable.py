@@ -210,7 +210,10 @@ async def followed(server: Server, kubeconfig: Path) -> Controller:
         "users": [{"name": "u", "user": {}}],
     }
     kubeconfig.write_text(yaml.safe_dump(config))
-    controller = Controller(Settings.model_validate({"kubernetes": {"kubeconfig": str(kubeconfig)}}))
+    alone = {"election": {"enabled": False}}  # so that it shows its picture of the fleet
+    controller = Controller(
+        Settings.model_validate({"kubernetes": {"kubeconfig": str(kubeconfig)}, "controller": alone})
+    )
     fleet = controller.fleet
     async with Client.from_kubeconfig(kubeconfig) as client:
         tasks = [asyncio.ensure_future(each()) for each in fleet.watches(client)]
@@ -239,7 +242,8 @@ def test_a_watch_survives_every_object(odd: dict[Kind, list[Json]], kubeconfig: 
     for table in fleet._tables():
         assert {"good", "other", "last"} <= table.items.keys()
     assert fleet.ready
-    assert list(ControllerCollector(controller)._fleet())
+    shown = {family.name for family in ControllerCollector(controller).collect()}
+    assert {"gpuhealth_fleet_nodes", "gpuhealth_budget_used", "gpuhealth_fleet_finding"} <= shown
     for place in fleet.places.items.values():
         assert place.stands_for is not None
     for node in fleet.nodes.items.values():
