@@ -332,16 +332,24 @@ def object_of(kind: Kind, answer: Any, name: str = "") -> Object:
             raise AnswerError(f"the answer is no whole {kind.kind}: metadata.{key} is {metadata.get(key)!r}")
     if name and metadata["name"] != name:
         raise AnswerError(f"the answer is {kind.kind} {metadata['name'][:200]}, and not {name}")
-    maps = [metadata.get("labels"), metadata.get("annotations"), answer.get("spec"), answer.get("status")]
-    if not all(each is None or isinstance(each, dict) for each in maps):
-        raise AnswerError(f"the answer is no whole {kind.kind}: its labels, annotations, spec or status are no map")
+    for key in ("labels", "annotations"):
+        if not all(isinstance(value, str) for value in _map(kind, key, metadata.get(key, {})).values()):
+            raise AnswerError(f"the answer is no whole {kind.kind}: not all {key} are text")
+    for key in ("spec", "status"):
+        _map(kind, key, found.get(key, {}))
     return found
+
+
+def _map(kind: Kind, name: str, value: Any) -> Object:
+    if not isinstance(value, dict):
+        raise AnswerError(f"the answer is no whole {kind.kind}: its {name} is no map")
+    return value
 
 
 def listing(kind: Kind, answer: Any) -> Listing:
     """The answer, if it is a list of objects of the kind. Raises AnswerError."""
     metadata = answer.get("metadata") if isinstance(answer, dict) else None
-    kinds = {f"{kind.kind}List", "PartialObjectMetadataList"}
+    kinds = [f"{kind.kind}List", "PartialObjectMetadataList"]
     if not isinstance(metadata, dict) or answer.get("kind") not in kinds:
         raise AnswerError(f"the answer is no list of {kind.plural}: {str(answer)[:200]}")
     items = answer.get("items")
