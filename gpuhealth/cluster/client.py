@@ -154,7 +154,7 @@ class Client:
         items: list[Object] = []
         version = ""
         async for page in self.pages(kind, namespace, labels=labels, fields=fields):
-            items += page.items
+            items += [identified(kind, item) for item in page.items]
             version = page.resource_version
         return Listing(items, version)
 
@@ -374,7 +374,22 @@ class Client:
 
 
 def object_of(kind: Kind, answer: Any, name: str = "") -> Object:
-    """The answer, if it is an object of the kind, and of that name. Raises AnswerError."""
+    """The answer, if it is a whole object of the kind, and of that name. Raises AnswerError."""
+    found = identified(kind, answer)
+    metadata = found["metadata"]
+    if name and metadata["name"] != name:
+        raise AnswerError(f"the answer is {kind.kind} {metadata['name'][:200]}, and not {name}")
+    for key in ("labels", "annotations"):
+        if not all(isinstance(value, str) for value in _map(kind, key, metadata.get(key, {})).values()):
+            raise AnswerError(f"the answer is no whole {kind.kind}: not all {key} are text")
+    for key in ("spec", "status"):
+        _map(kind, key, found.get(key, {}))
+    return found
+
+
+def identified(kind: Kind, answer: Any) -> Object:
+    """The answer, if it is an object of the kind with a name, uid and version, whatever else is in it: the rest is for
+    whoever reads it, so that one object with nonsense in it costs no other. Raises AnswerError."""
     found: Object = answer if isinstance(answer, dict) else {}
     metadata = found.get("metadata")
     if not isinstance(metadata, dict) or answer.get("kind", kind.kind) != kind.kind:
@@ -382,12 +397,13 @@ def object_of(kind: Kind, answer: Any, name: str = "") -> Object:
     for key in ("name", "uid", "resourceVersion"):
         if not isinstance(metadata.get(key), str):
             raise AnswerError(f"the answer is no whole {kind.kind}: metadata.{key} is {metadata.get(key)!r}")
-    if name and metadata["name"] != name:
-        raise AnswerError(f"the answer is {kind.kind} {metadata['name'][:200]}, and not {name}")
-    maps = [metadata.get("labels"), metadata.get("annotations"), answer.get("spec"), answer.get("status")]
-    if not all(each is None or isinstance(each, dict) for each in maps):
-        raise AnswerError(f"the answer is no whole {kind.kind}: its labels, annotations, spec or status are no map")
     return found
+
+
+def _map(kind: Kind, name: str, value: Any) -> Object:
+    if not isinstance(value, dict):
+        raise AnswerError(f"the answer is no whole {kind.kind}: its {name} is no map")
+    return value
 
 
 def listing(kind: Kind, answer: Any) -> Listing:

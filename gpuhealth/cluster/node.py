@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from gpuhealth.causes import Cause
+from gpuhealth.cluster.errors import AnswerError
 from gpuhealth.cluster.kinds import (
     CONDITION,
     DRIVER_UPGRADE_STATE,
@@ -117,6 +118,17 @@ class Patches(msgspec.Struct, frozen=True):
     node: Object | None
     status: Object | None
     acts: tuple[Act, ...]
+
+
+def whole(node: Object) -> Object:
+    """The Node, if its taints and conditions can be read. Raises AnswerError."""
+    for name, key, found in (
+        ("taints", "key", node.get("spec", {}).get("taints") or []),
+        ("conditions", "type", node.get("status", {}).get("conditions") or []),
+    ):
+        if not isinstance(found, list) or not all(isinstance(each, dict) and key in each for each in found):
+            raise AnswerError(f"the answer is no whole Node: its {name} cannot be read")
+    return node
 
 
 def override(node: Object) -> Override | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from functools import partial
 
 from gpuhealth.causes import Cause
 from gpuhealth.cluster.client import Client, Object, object_of
@@ -21,6 +20,7 @@ from gpuhealth.cluster.node import (
     release_requests,
     released,
     taints,
+    whole,
 )
 from gpuhealth.cluster.watching import Broken, Changed, Listed, Resumed, Unreadable, watch
 
@@ -39,8 +39,8 @@ class OwnNode:
     async def follow(self) -> None:
         """Follow it until cancelled; raises only what waiting does not mend, such as ForbiddenError."""
         try:
-            ours = partial(object_of, NODES)
-            follow = watch(self._client, NODES, fields=f"metadata.name={self.name}", slim=ours, paged=False)
+            chosen, noted = f"metadata.name={self.name}", self._client.unreadable.count
+            follow = watch(self._client, NODES, fields=chosen, slim=_readable, noted=noted, paged=False)
             async with aclosing(follow) as events:
                 async for event in events:
                     self.asked = True
@@ -54,6 +54,7 @@ class OwnNode:
                         case Changed("DELETED", _):
                             self.latest = None
                         case Changed(_, item):
+                            self.following = True
                             self.see(item)
                         case Broken() | Resumed():
                             self.following = isinstance(event, Resumed)
@@ -72,7 +73,11 @@ class OwnNode:
         return node
 
     def see(self, node: Object) -> None:
-        """Keep the newer one: the answer to our own write may overtake the watch, or the other way."""
+        """Keep the newer one: the answer to our own write may overtake the watch, or the other way.
+
+        Raises AnswerError for what cannot be read as a Node.
+        """
+        whole(node)
         known = self.latest
         if known is not None and known["metadata"]["uid"] == node["metadata"]["uid"]:
             versions = [known["metadata"]["resourceVersion"], node["metadata"]["resourceVersion"]]
@@ -134,3 +139,7 @@ class OwnNode:
             self.see(nodes[0])  # a list out of a cache may be older than what we have written
         else:
             self.latest = None
+
+
+def _readable(item: Object) -> Object:
+    return whole(object_of(NODES, item))

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from gpuhealth.cluster.errors import UnreadableError
 from gpuhealth.cluster.kinds import Kind
 
 log = structlog.get_logger()
@@ -21,6 +22,10 @@ class Unreadable:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()  # by kind
         self._noted: dict[tuple[str, str], str] = {}  # version by kind and name
+
+    def count(self, error: UnreadableError) -> None:
+        """Counts an object that a watch has logged."""
+        self.counts[error.kind] += 1
 
     def note(self, kind: Kind, item: dict[str, Any], reason: str) -> None:
         """Logs and counts an object, unless this version of it has been."""

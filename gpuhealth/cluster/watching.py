@@ -179,5 +179,6 @@ async def _events(
                 continue
             if event.type == "ERROR":
                 status = event.object if isinstance(event.object, dict) else {}
-                raise from_status(status.get("code", 500), status)
+                code = status.get("code")
+                raise from_status(code if isinstance(code, int) else 500, status)
             yield event.type, event.object
