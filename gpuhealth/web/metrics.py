@@ -20,6 +20,7 @@ from prometheus_client.core import Metric
 
 from gpuhealth import __version__
 from gpuhealth.agent import Agent
+from gpuhealth.cluster.budget import NO_BUDGET
 from gpuhealth.model import Missing, State
 from gpuhealth.readings import GpuReadings, NvmlReadings
 from gpuhealth.web.exposition import CONTENT_TYPE, Collect, Rendering
@@ -133,9 +134,9 @@ class _NodeMetrics:
         held = agent.keeper.writer.held if agent.keeper.writer else None
         yield gauge(
             "quarantine_held",
-            "1 while this node stays in service for want of a budget's place; limit says why where no limit does",
+            "1 while a limit of a budget leaves no place for this node, or none can be sought (limit error)",
             ["budget", "limit", "code"],
-            [(held[0].budget, held[0].limit, held[1], 1)] if held else [],
+            [(held[0].budget, held[0].limit, held[1], 1)] if held and held[0].limit != NO_BUDGET else [],
         )
 
     def agent(self) -> Iterator[Metric]:
