@@ -101,7 +101,7 @@ def _recalled(journal: Journal, key: str, kind: type[_T] | UnionType) -> _T | No
         return None
     if value is None:
         if key == "findings":
-            log.warning("no findings are remembered: this node is new to gpuhealth, or its journal was lost")
+            log.info("no remembered findings", why="the node is new to gpuhealth, or its journal was lost")
         return None
     try:
         decoded: _T = msgspec.json.decode(value, type=kind)

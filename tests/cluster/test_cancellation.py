@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -148,13 +149,15 @@ def test_requests_at_once_are_bounded(tmp_path: Path) -> None:
 
     async def run() -> None:
         gate = Gate()
-        empty = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-        async with silent_server(tmp_path, empty, gate, timeout=600, attempts=1, at_once=2) as client:
+        node = {"metadata": {"name": "any", "uid": "u", "resourceVersion": "1"}}
+        body = json.dumps(node).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        async with silent_server(tmp_path, head + body, gate, timeout=600, attempts=1, at_once=2) as client:
             tasks = [asyncio.create_task(get(client)) for _ in range(6)]
             for _ in range(6):
                 await until(lambda: len(gate.waiting) == min(2, sum(not task.done() for task in tasks)))
                 gate.waiting.pop().set()
-            assert await asyncio.gather(*tasks) == [{}] * 6
+            assert await asyncio.gather(*tasks) == [node] * 6
         assert gate.most == 2
 
     asyncio.run(run())
