@@ -36,7 +36,7 @@ def rules_text(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Writes the files."""
+    """Writes every generated file to its place."""
     for path, text in files().items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -41,7 +41,7 @@ def gpu_lines(name: str, *matchers: str) -> Query:
 
 
 def board() -> dashboard_builders.Dashboard:
-    """The dashboard."""
+    """The dashboard of GPU nodes, to be built."""
     board = (
         dashboard_builders.Dashboard("GPU health: node")
         .uid("gpuhealth-node")
@@ -257,7 +257,7 @@ def memory(board: dashboard_builders.Dashboard) -> None:
 
 
 def links(board: dashboard_builders.Dashboard) -> None:
-    """The GPUs' links."""
+    """The panels of PCIe and NVLink links."""
     board.with_row(dashboard_builders.Row("PCIe and NVLink"))
     replays = per_gpu(f"rate({metric('gpu_pcie_replays_total')}[{WINDOW}])")
     nvlinks = per_gpu(f"sum by (instance, gpu) ({metric('nvlink_up')})")

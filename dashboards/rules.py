@@ -192,5 +192,5 @@ ALERTS = (
 
 
 def document() -> dict[str, Any]:
-    """The rules file."""
+    """The rules file as Prometheus reads it."""
     return {"groups": [{"name": "gpuhealth.node", "rules": [alert.rule() for alert in ALERTS]}]}

@@ -110,7 +110,7 @@ class SimulatedNode:
 
     @property
     def pid(self) -> int:
-        """The agent's process."""
+        """The process id of the running agent."""
         assert self._process is not None, "the agent is not running"
         return self._process.pid
 

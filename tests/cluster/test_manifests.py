@@ -13,13 +13,14 @@ import yaml
 from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 
-from gpuhealth import config_file
+from gpuhealth import __version__, config_file
 from gpuhealth.cluster.kinds import BUDGETS, REPORTS
 from tests.cluster.builders import Pool
 from tests.conftest import BASE
 
 BUDGET = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": {"name": "valid"}}
 ALL = documents(BASE)
+_IMAGE_TAG = re.compile(r"\bgpuhealth(?:-\w+)?:(\d[\w.+-]*)")
 
 
 def identity(document: Document) -> str:
@@ -66,6 +67,21 @@ def test_schema(document: Document, version: str) -> None:
     if document["apiVersion"].startswith("gpuhealth.io/"):
         pytest.skip("a kind of ours: the API server checks it against its definition")
     kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_image_tags_are_the_version() -> None:
+    """Manifests, policies and the Containerfile name the images of this version, which gpuhealth/__init__.py sets."""
+    tags = [
+        (f"{path.relative_to(BASE.parent)}:{number}", tag)
+        for path in sorted(path for path in BASE.rglob("*") if path.is_file())
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        for tag in _IMAGE_TAG.findall(line)
+    ]
+    stale = [f"{place} has {tag}" for place, tag in tags if tag != __version__]
+    assert not stale, f"the version is {__version__}: change the image tag where {', '.join(stale)}"
+    files = {place.partition(":")[0] for place, _ in tags}
+    pods_in = {"agent", "controller", "burnin", "preflight", "admission/burnins"}
+    assert {f"daemonset/{name}.yaml" for name in pods_in} | {"daemonset/images/Containerfile"} <= files
 
 
 def test_applied_twice_changes_nothing(plane: ControlPlane) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from simnode import SimulatedNode, wait_for
 
+from gpuhealth import __version__
 from gpuhealth.journal import Journal
 
 # Rounds are quick. Only who hangs the driver is impatient with it: on a busy machine it may be slow without a fault.
@@ -287,7 +288,7 @@ def test_settings_that_a_running_agent_cannot_take_up(node: SimulatedNode) -> No
     with node:
         node.configure({"node_name": "another", "findings": {"xdi.79": {"ignore": True}}, "expect_gpus": 9})
         wait_for("what can be taken up", lambda: "gpu.missing" in node.findings())
-        assert node.metric('gpuhealth_agent_info{node="gpu-node-1",version="0.1.0"}') == 1
+        assert node.metric(f'gpuhealth_agent_info{{node="gpu-node-1",version="{__version__}"}}') == 1
     told = [line for line in node.log() if line["level"] == "warning"]
     assert ["node_name"] in [line.get("settings") for line in told]
     assert ["xdi.79"] in [line.get("patterns") for line in told]

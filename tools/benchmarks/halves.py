@@ -82,7 +82,7 @@ class SharedClient(Client):
         return self._watches.stream(path, query, silence)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Closes all connections to the API server."""
         await super().close()
         await self._watches.close()
         await asyncio.sleep(0.1)  # in which the loop closes the sockets of requests that were killed

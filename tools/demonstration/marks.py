@@ -146,7 +146,7 @@ class Printed:
         return self._node
 
     def wait(self, what: str, ready: Callable[[Object], bool], seconds: float = 30.0) -> float:
-        """As in Marks."""
+        """Waits until the node is `ready`; the monotonic time in seconds when it was."""
         wait_for(what, lambda: ready(self.node), seconds)
         return time.monotonic()
 

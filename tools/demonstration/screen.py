@@ -43,7 +43,7 @@ class Screen:
         return {"COLUMNS": str(self._console.width - _INDENT), **coloured}
 
     def heading(self, title: str) -> None:
-        """A step begins."""
+        """Shows that a step of the demonstration begins."""
         self._console.print()
         self._console.print(Text(f"── {title} ".ljust(self._console.width, "─"), style="bold cyan"))
 

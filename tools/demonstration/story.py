@@ -51,7 +51,7 @@ class Story:
         self._marks = marks
 
     def tell(self) -> list[Seen]:
-        """All of it."""
+        """Tells the whole story: each fault, one after another."""
         self._screen.heading("A healthy node")
         self._screen.say(
             f"{self._node.name}: 8 x H100, simulated below the real NVML bindings; a real agent watches over it, with"

@@ -83,7 +83,7 @@ class Simulator:
         self.run("clear", *([fault] if fault else []), *_slots(gpu))
 
     def release(self) -> None:
-        """End every hang."""
+        """End every hang of the simulated driver."""
         self.run("release")
 
     def set(self, values: Mapping[str, int | str]) -> None:
