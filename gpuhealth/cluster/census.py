@@ -20,24 +20,27 @@ async def size(client: Client, budget: Object) -> int:
     return sum([len(page.items) async for page in pages])
 
 
-async def uncounted(client: Client, budget: Object, slots: Sequence[Taken]) -> set[str]:
-    """The nodes that the budget selects, that are out by our hand or may go out, and that hold no slot of it.
-
-    `slots` are those of all budgets that last until they are given back, listed before: a node that has none of any
-    budget by then lists the budgets after this one was there, before it goes out.
-    """
-    selector = written(budget["spec"]["nodeSelector"])
-    name = budget["metadata"]["name"]
-    counted = {slot.node for slot in slots if slot.prefix == name}
-    going = {slot.node for slot in slots} - counted
-    pages = client.pages(NODES, labels=",".join(filter(None, [selector, _IN_SERVICE])))
-    out = {
+async def out(client: Client, budget: Object) -> set[str]:
+    """The nodes that the budget selects and that are out by our hand, or may be."""
+    selector = ",".join(filter(None, [written(budget["spec"]["nodeSelector"]), _IN_SERVICE]))
+    return {
         node["metadata"]["name"]
-        async for page in pages
+        async for page in client.pages(NODES, labels=selector)
         for node in page.items
         if is_out(node) or (unknown_record(node) and has_taint(node))
     }
-    if going - out:
-        named = client.pages(NODES, labels=selector, metadata_only=True)
-        out |= going & {node["metadata"]["name"] async for page in named for node in page.items}
-    return out - counted
+
+
+async def uncounted(client: Client, budget: Object, nodes: set[str], slots: Sequence[Taken]) -> set[str]:
+    """Those of `nodes`, which are out, that hold no slot of the budget, and those that it selects and that may go out.
+
+    `slots` are those of all budgets that last until they are given back, listed in the same moment: a node that is not
+    out and has none of any budget by then lists the budgets after this one was there, before it goes out.
+    """
+    name = budget["metadata"]["name"]
+    counted = {slot.node for slot in slots if slot.prefix == name}
+    going = {slot.node for slot in slots} - counted
+    if going - nodes:
+        pages = client.pages(NODES, labels=written(budget["spec"]["nodeSelector"]), metadata_only=True)
+        nodes = nodes | going & {node["metadata"]["name"] async for page in pages for node in page.items}
+    return nodes - counted

@@ -231,11 +231,14 @@ class Places:
         """By budget, how many other nodes are out or may go out and hold no slot of it."""
         if not budgets:
             return {}
-        slots = [slot for slot in await self._slots(BUDGET_LABEL) if not slot.seconds]
-        found = await asyncio.gather(*[census.uncounted(self._client, budget, slots) for budget in budgets])
-        return {
-            budget["metadata"]["name"]: len(nodes - {self._node}) for budget, nodes in zip(budgets, found, strict=True)
-        }
+        listing = asyncio.gather(*[census.out(self._client, budget) for budget in budgets])
+        slots, out = await asyncio.gather(self._slots(BUDGET_LABEL), listing)
+        lasting = [slot for slot in slots if not slot.seconds]
+        counts = {}
+        for budget, nodes in zip(budgets, out, strict=True):
+            found = await census.uncounted(self._client, budget, nodes, lasting)
+            counts[budget["metadata"]["name"]] = len(found - {self._node})
+        return counts
 
     @staticmethod
     def _with_uncounted(needed: Set, uncounted: dict[str, int]) -> Set:

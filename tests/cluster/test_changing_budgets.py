@@ -296,7 +296,10 @@ def test_who_is_counted(plane: ControlPlane, pool: Pool) -> None:
             slots = [taken(item) for item in (await client.list(LEASES, NAMESPACE)).items]
             slots = [slot for slot in slots if not slot.seconds and slot.budget in (pool.name, elsewhere)]
             budget = await client.get(BUDGETS, pool.name)
-            assert await census.uncounted(client, budget, slots) == {nodes[0], nodes[3]}
+            assert await census.uncounted(client, budget, await census.out(client, budget), slots) == {
+                nodes[0],
+                nodes[3],
+            }
             await Places(client, NAMESPACE, nodes[3]).release()
 
     try:
