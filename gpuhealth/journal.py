@@ -196,7 +196,10 @@ class Journal:
             row = self._database.execute("SELECT value FROM memory WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
             raise JournalError(f"cannot read journal {self.path}: {error}") from None
-        return None if row is None else bytes(row[0])
+        if row is None:
+            return None
+        # SQLite keeps any type in any column, and an edit by hand leaves text.
+        return row[0] if isinstance(row[0], bytes) else str(row[0]).encode()
 
     def entries(self, since: datetime | None = None, code: str = "*", limit: int = 1000) -> Iterator[Entry]:
         """The newest `limit` entries since a time whose code matches a shell pattern, oldest first."""

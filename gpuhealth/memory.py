@@ -6,6 +6,7 @@ Times are remembered as the wall clock told them; if it was set while no agent r
 from __future__ import annotations
 
 import contextlib
+from types import UnionType
 from typing import TypeVar
 
 import msgspec
@@ -67,15 +68,19 @@ def recall(journal: Journal | None, clock: SteadyClock, boot_id: str) -> Memory:
     memory = Memory()
     if journal is None:
         return memory
+    written: Instant | None = None
     try:
-        memory.ledger = _decoded(journal.recall("findings"), Ledger) or memory.ledger
-        memory.history = _decoded(journal.recall("history"), History) or memory.history
-        memory.position = _decoded(journal.recall("kmsg"), Position)
-        memory.preflight_due = _decoded(journal.recall("preflight_due"), bool) or False
-        written = _decoded(journal.recall("written"), Instant)
+        memory.ledger = _recalled(journal, "findings", Ledger) or memory.ledger
+        if not memory.ledger.is_sound():
+            log.error("the findings that were remembered have times without a zone, and count as forgotten")
+            memory.ledger = Ledger()
+        memory.history = _recalled(journal, "history", History) or memory.history
+        memory.position = _recalled(journal, "kmsg", Position)
+        memory.preflight_due = _recalled(journal, "preflight_due", bool) or False
+        written = _recalled(journal, "written", Instant)
         memory.rebooted = written is not None and written.boot_id != boot_id and bool(written.boot_id and boot_id)
         if written and written.boot_id == boot_id:  # a reboot ends what the driver was released for
-            memory.release = _decoded(journal.recall("release"), Release)
+            memory.release = _recalled(journal, "release", Release | None)
     except JournalError as error:
         log.error("the journal cannot be read in full", error=str(error))  # noqa: TRY400 - one sentence says it
         return memory
@@ -87,8 +92,16 @@ def recall(journal: Journal | None, clock: SteadyClock, boot_id: str) -> Memory:
     return memory
 
 
-def _decoded(value: bytes | None, kind: type[_T]) -> _T | None:
-    """What was remembered; of another version's that cannot be read, nothing."""
-    with contextlib.suppress(msgspec.DecodeError):
-        return None if value is None else msgspec.json.decode(value, type=kind)
-    return None
+def _recalled(journal: Journal, key: str, kind: type[_T] | UnionType) -> _T | None:
+    """What was remembered under a key; nothing of what cannot be read, which is logged."""
+    value = journal.recall(key)
+    if value is None:
+        if key == "findings":
+            log.warning("no findings are remembered: this node is new to gpuhealth, or its journal was lost")
+        return None
+    try:
+        decoded: _T = msgspec.json.decode(value, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        log.error("what was remembered cannot be read, and counts as forgotten", key=key, error=str(error))  # noqa: TRY400
+        return None
+    return decoded

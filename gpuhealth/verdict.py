@@ -8,18 +8,22 @@ not repeated. A check that could not be made neither raises nor ends anything; a
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 
-from gpuhealth import checks
+from gpuhealth import causes, checks
 from gpuhealth.catalog.xid import RECOVERY_ACTION
+from gpuhealth.causes import Cause
 from gpuhealth.checks import burnin
-from gpuhealth.checks.code import Clears, Rule
+from gpuhealth.checks.code import Clears, Code, Rule
 from gpuhealth.checks.history import History
+from gpuhealth.checks.quarantine import MEMORY_LOST
 from gpuhealth.checks.rule import known_gpus
 from gpuhealth.config import FindingPolicy, Settings
+from gpuhealth.ledger import Ledger as Ledger
+from gpuhealth.ledger import Tracked, is_remembered, note_end
 from gpuhealth.measured import Key, Measured
 from gpuhealth.model import (
     Clean,
@@ -40,37 +44,10 @@ from gpuhealth.readings import GpuReadings, NodeReadings, Release
 _DRIVERS_WORD = f"xid.{RECOVERY_ACTION}"
 _RECOVERY_SIGNALS = ("gpu.recovery_action", "gpu.reset_required", _DRIVERS_WORD)
 
+_REBOOT_ENDS = (Clears.RECOVERY, Clears.REBOOT, Clears.PROVEN)
+_TEST_ENDS = (Clears.TESTED, Clears.PROVEN)
 _READ_AGAIN = (Clears.REREAD, Clears.PASSED)
 """What is found anew in every round for as long as it is so."""
-
-
-class Tracked(msgspec.Struct):
-    """One finding on its way from seen to cleared."""
-
-    finding: Finding
-    raised: bool
-    boot_id: str
-    clean_since: datetime | None = None
-    recovery_seen: bool = False
-
-
-class Ledger(msgspec.Struct):
-    """What is remembered between rounds and over a restart; `Findings` works on it."""
-
-    tracked: list[Tracked] = []
-    restored: datetime | None = None  # when a person last declared the node well
-    measured: datetime | None = None  # when every essential check last was
-
-    def shift(self, seconds: float) -> None:
-        """The clock was set: moves every time along, so that what has lasted has lasted as long as before."""
-        step = timedelta(seconds=seconds)
-        for tracked in self.tracked:
-            found = tracked.finding
-            tracked.finding = msgspec.structs.replace(
-                found, first_seen=found.first_seen + step, last_seen=found.last_seen + step
-            )
-            tracked.clean_since = tracked.clean_since and tracked.clean_since + step
-        self.measured = self.measured and self.measured + step
 
 
 class ChangeKind(enum.StrEnum):
@@ -95,6 +72,7 @@ class Quarantine(msgspec.Struct, frozen=True):
 
     findings: tuple[Finding, ...] = ()
     drain: bool = False
+    causes: tuple[Cause, ...] = ()  # the same, as the Node's record says it
 
 
 class Findings:
@@ -115,6 +93,8 @@ class Findings:
             if checks.exists(tracked.finding.code)  # another version's may not
         }
         self._restored = ledger.restored if ledger else None
+        self._ended = ledger.ended if ledger else []
+        self._names: dict[str, str] = {}  # uuids by what a GPU was known by before it told its own
         self.configure(settings, node_labels or {})
 
     def configure(self, settings: Settings, node_labels: dict[str, str]) -> None:
@@ -124,7 +104,7 @@ class Findings:
 
     def ledger(self) -> Ledger:
         """What to remember."""
-        return Ledger(list(self._tracked.values()), self._restored, self.measured.whole)
+        return Ledger(list(self._tracked.values()), self._restored, self.measured.whole, self._ended)
 
     def shift(self, seconds: float) -> None:
         """The clock was set by so many seconds."""
@@ -133,6 +113,7 @@ class Findings:
 
     def attribute(self, names: dict[str, str]) -> None:
         """Names components anew: a GPU that was known by its address or index when a finding came has told its uuid."""
+        self._names |= names
         for key, tracked in list(self._tracked.items()):
             if (uuid := names.get(key[1].removesuffix(".0"))) and uuid != key[1]:
                 del self._tracked[key]
@@ -167,7 +148,8 @@ class Findings:
                 changes += self._clean(key, now)
             elif not self._policy(outcome.code).ignore:
                 changes += self._found(key, outcome, now, boot_id)
-        changes += self._ended(now, boot_id)
+        changes += self._found_again(out, now)
+        changes += self._expired(now, boot_id)
         return changes + self._require_tests(out, now, boot_id)
 
     def settle(self, readings: NodeReadings, history: History) -> list[Change]:
@@ -185,14 +167,17 @@ class Findings:
             self._cleared(key, now, "the GPU is no longer in the node")
             for key, tracked in list(self._tracked.items())
             if tracked.finding.gpu in gone
+            # With the memory of a fault that of the node's GPUs may be lost, too: only a boot can have changed them.
+            and not (tracked.recalled and tracked.boot_id == readings.boot_id)
         ]
         runs = () if isinstance(readings.burnin, Missing) else readings.burnin.runs
         for key, tracked in list(self._tracked.items()):
             since, gpu = tracked.finding.last_seen, tracked.finding.gpu
             wanted = {gpu} if gpu else gpus
             passed = {each for run in runs if run.started > since for each in wanted if run.passed_on(each)}
-            if key[0] == burnin.REQUIRED.name and wanted == passed != set():
+            if self._clears(tracked) in _TEST_ENDS and wanted == passed != set():
                 changes.append(self._cleared(key, now, "a burn-in has passed"))
+                out.pop(key, None)  # it asks for no other one
         return changes + self._require_tests(out, now, readings.boot_id, gone)
 
     def dismiss(self, code: str, now: datetime) -> list[Change]:
@@ -289,12 +274,12 @@ class Findings:
             if latched.finding.gpu == signal[1] and latched.recovery_seen and self._clears(latched) is Clears.RECOVERY
         ]
 
-    def _ended(self, now: datetime, boot_id: str) -> list[Change]:
+    def _expired(self, now: datetime, boot_id: str) -> list[Change]:
         """What ends by a new boot or by not being repeated."""
         changes = []
         for key, tracked in list(self._tracked.items()):
             clears = self._clears(tracked)
-            if clears in (Clears.RECOVERY, Clears.REBOOT) and boot_id and tracked.boot_id != boot_id:
+            if clears in _REBOOT_ENDS and "" not in (boot_id, tracked.boot_id) and tracked.boot_id != boot_id:
                 changes.append(self._cleared(key, now, "the node has rebooted"))
             elif clears is Clears.EXPIRY:
                 quiet = (now - tracked.finding.last_seen).total_seconds()
@@ -325,13 +310,77 @@ class Findings:
     def _clears(self, tracked: Tracked) -> Clears:
         return self._rule(tracked.finding).code.clears
 
+    def recall(
+        self, record: Sequence[Cause], out_since: datetime, restored: datetime | None, now: datetime, boot_id: str
+    ) -> list[Change]:
+        """Takes up why the node is out by its own record, as far as nobody here remembers what became of that.
+
+        `restored` is when a person last declared the node well, as the Node says now.
+        """
+        out = self._out()
+        renamed = [
+            msgspec.structs.replace(each, gpu=self._names.get(each.gpu.removesuffix(".0"), each.gpu)) for each in record
+        ]
+        known = self._tracked.values()
+        lost = [cause for cause in renamed if not is_remembered(cause, known, out.values(), self._ended)]
+        changes: list[Change] = []
+        for gpu, tested in dict.fromkeys((cause.gpu, causes.needs_test(cause)) for cause in lost):
+            alike = [cause for cause in lost if (cause.gpu, causes.needs_test(cause)) == (gpu, tested)]
+            changes += self._recalled(burnin.REQUIRED if tested else MEMORY_LOST, alike, out_since, now, boot_id)
+        if changes and self._restored is None and restored is not None and restored > now:
+            self._restored = restored  # by a clock that is fast, and before or after the fault: that cannot be told
+        before = out | self._out()
+        return changes + self._expired(now, boot_id) + self._require_tests(before, now, boot_id)
+
+    def _recalled(
+        self, code: Code, alike: list[Cause], out_since: datetime, now: datetime, boot_id: str
+    ) -> list[Change]:
+        """One finding in the place of forgotten ones of the same GPU, or of the node."""
+        gpu = GpuReadings(-1, uuid=alike[0].gpu) if alike[0].gpu else None
+        since, codes = max(out_since, *(cause.since for cause in alike)), causes.joined(alike)
+        boots = {cause.boot_id for cause in alike}
+        boot = boots.pop() if len(boots) == 1 else ""  # of different ones, or of one that is not known: as if of this
+        message = (
+            f"out of service since {since:%Y-%m-%dT%H:%M:%SZ} for {codes}, by the Node's record;"
+            " the agent does not remember that this has ended"
+        )
+        source = codes if code is burnin.REQUIRED else "the record on the Node"
+        found = code.found(gpu, message, now=since, source=source, reading=codes)
+        key = (found.code, found.component)
+        if self._policy(code.name).ignore or key in self._tracked:
+            return []
+        self._tracked[key] = Tracked(found, raised=True, boot_id=boot or boot_id, recalled=True)
+        return [Change(ChangeKind.RAISED, found, now)]
+
+    def _found_again(self, out: dict[Key, Finding], now: datetime) -> list[Change]:
+        """A forgotten fault that is found again is an ordinary finding again."""
+        changes = []
+        for key, tracked in list(self._tracked.items()):
+            if key[0] != MEMORY_LOST.name:
+                continue
+            found, others = tracked.finding, [each for each in self._out().values() if each.code != key[0]]
+            forgotten = causes.of(found, "")
+            left = [cause for cause in forgotten if not any(causes.is_same(cause, each) for each in others)]
+            if not left:
+                changes.append(self._cleared(key, now, f"found again: {causes.joined(forgotten)}"))
+                out.pop(key, None)  # what was found takes its place
+        return changes
+
     def _cleared(self, key: Key, now: datetime, reason: str) -> Change:
-        return Change(ChangeKind.CLEARED, self._tracked.pop(key).finding, now, reason)
+        finding = self._tracked.pop(key).finding
+        note_end(self._ended, finding, now)
+        return Change(ChangeKind.CLEARED, finding, now, reason)
 
     def quarantine(self) -> Quarantine:
         """The findings for which the node should be out of service; none if it should not."""
-        findings = tuple(self._out().values())
-        return Quarantine(findings, drain=any(self._rule(finding).drains(finding) for finding in findings))
+        findings = self._out()
+        boots = {key: self._tracked[key].boot_id for key in findings}
+        record = [cause for key, finding in findings.items() for cause in causes.of(finding, boots[key])]
+        return Quarantine(
+            tuple(findings.values()),
+            drain=any(self._rule(each).drains(each) or causes.drains(each) for each in findings.values()),
+            causes=tuple(record[: causes.MOST]),
+        )
 
     def verdict(self, readings: NodeReadings, history: History, now: datetime) -> Verdict:
         """The node's and every GPU's state; a GPU that is remembered and gone is among them."""

@@ -23,6 +23,7 @@ from gpuhealth.checks import (
     nvlink,
     pcie,
     persistence,
+    quarantine,
     thermal,
     xid,
 )
@@ -45,6 +46,7 @@ CHECKS: tuple[Check, ...] = (
     persistence.CHECK,
     burnin.CHECK,
     fleet.CHECK,
+    quarantine.CHECK,
     xid.CHECK,
     kernel.CHECK,
 )

@@ -22,6 +22,7 @@ class Clears(enum.StrEnum):
     REBOOT = "reboot"  # a new boot id
     PASSED = "passed"  # the test that found it has passed since
     TESTED = "tested"  # a whole burn-in has passed since
+    PROVEN = "proven"  # a new boot id, or a whole burn-in has passed since
     EXPIRY = "expiry"  # an event that leaves nothing to read again: not repeated for clear_after seconds
 
 
@@ -50,6 +51,7 @@ class Code(msgspec.Struct, frozen=True):
             Clears.REBOOT: "the node has rebooted, or a person says so",
             Clears.PASSED: "the test has passed in a later burn-in, or the GPU is replaced",
             Clears.TESTED: "a later burn-in has passed, or a person says so",
+            Clears.PROVEN: "the node has rebooted, a later burn-in has passed, or a person says so",
             Clears.EXPIRY: f"not repeated for {span}",
         }[self.clears]
 

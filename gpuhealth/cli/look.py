@@ -12,11 +12,11 @@ import msgspec
 from gpuhealth.checks.history import History
 from gpuhealth.config import Settings
 from gpuhealth.journal import Entry, Journal, JournalError
+from gpuhealth.ledger import Ledger, Tracked
 from gpuhealth.model import KernelRecord, Missing, Reading
 from gpuhealth.probes.kmsg import KmsgError, KmsgReader
 from gpuhealth.probes.node import NodeProbe, boot_id
 from gpuhealth.readings import KernelLog, NodeReadings
-from gpuhealth.verdict import Ledger, Tracked
 
 _JOURNAL_ENTRIES = 100_000
 

@@ -180,8 +180,9 @@ CASES = [
 
 EVENTS = {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}
 """Codes of the kernel log, which have tests of their own."""
-FOLLOWS = {"burnin.required", "fleet.digest_mismatch", "fleet.slow"}
-"""Raised by another finding's clearing, or by the controller: tests/test_return_to_service.py, test_fleet.py."""
+FOLLOWS = {"burnin.required", "fleet.digest_mismatch", "fleet.slow", "quarantine.memory_lost"}
+"""Raised by another finding's clearing, by the controller, or from the Node's record: tests/test_return_to_service.py,
+test_fleet.py, test_lost_memory.py."""
 
 
 class Bench:
