@@ -23,6 +23,7 @@ import msgspec
 from gpuhealth.cluster.connection import Connection, Query, configuration
 from gpuhealth.cluster.errors import (
     AlreadyExistsError,
+    AnswerError,
     ApiError,
     TooManyRequestsError,
     UnauthorizedError,
@@ -30,6 +31,7 @@ from gpuhealth.cluster.errors import (
     from_status,
 )
 from gpuhealth.cluster.kinds import Kind
+from gpuhealth.cluster.unreadable import Unreadable
 
 Object = dict[str, Any]
 Observer = Callable[[str, int], None]
@@ -78,6 +80,7 @@ class Client:
         self.timeout = timeout  # of one attempt
         self.attempts = attempts  # of one call
         self.calls: dict[tuple[str, int], int] = {}  # attempts by (method, status)
+        self.unreadable = Unreadable()
         self._observer = observer
         self._connection = Connection(configure, connections)
         self._told_time: tuple[str, float] | None = None  # an answer's Date, and when it came by the monotonic clock
@@ -111,8 +114,7 @@ class Client:
 
     async def get(self, kind: Kind, name: str, namespace: str = "") -> Object:
         """One object."""
-        found: Object = await self.request("GET", kind.path(name, namespace))
-        return found
+        return object_of(kind, await self.request("GET", kind.path(name, namespace)), name)
 
     async def list(self, kind: Kind, namespace: str = "", *, labels: str = "", fields: str = "") -> Listing:
         """All objects that the selectors choose, asked for in pages."""
@@ -140,7 +142,8 @@ class Client:
         query: dict[str, str | int] = {"limit": limit, **_selectors(labels, fields)}
         while True:
             answer = await self.request("GET", kind.path(namespace=namespace), query=query, accept=accept)
-            yield Listing(answer.get("items") or [], answer["metadata"].get("resourceVersion", ""))
+            page = listing(kind, answer)
+            yield page
             if not (token := answer["metadata"].get("continue")):
                 return
             query["continue"] = token
@@ -149,14 +152,13 @@ class Client:
         """A new object. Under a name of its own the attempt is repeated when the answer is lost: then
         AlreadyExistsError is `unanswered`, and may mean that the first attempt was the one."""
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
-        created: Object = await self.request("POST", kind.path(namespace=namespace), body=body)
-        return created
+        name = body["metadata"].get("name", "")
+        return object_of(kind, await self.request("POST", kind.path(namespace=namespace), body=body), name)
 
     async def replace(self, kind: Kind, name: str, body: Object, namespace: str = "", subresource: str = "") -> Object:
         """Put the whole object; with a resourceVersion in it, ConflictError if it is no longer that."""
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
-        replaced: Object = await self.request("PUT", kind.path(name, namespace, subresource), body=body)
-        return replaced
+        return object_of(kind, await self.request("PUT", kind.path(name, namespace, subresource), body=body), name)
 
     async def patch(
         self,
@@ -170,8 +172,7 @@ class Client:
     ) -> Object:
         """Change an object: a merge patch unless `content_type` says otherwise."""
         path = kind.path(name, namespace, subresource)
-        patched: Object = await self.request("PATCH", path, body=body, content_type=content_type)
-        return patched
+        return object_of(kind, await self.request("PATCH", path, body=body, content_type=content_type), name)
 
     async def apply(
         self, kind: Kind, name: str, body: Object, namespace: str = "", *, manager: str, subresource: str = ""
@@ -180,8 +181,9 @@ class Client:
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         query = {"fieldManager": manager, "force": "true"}
         path = kind.path(name, namespace, subresource)
-        applied: Object = await self.request("PATCH", path, query=query, body=body, content_type=APPLY_PATCH)
-        return applied
+        return object_of(
+            kind, await self.request("PATCH", path, query=query, body=body, content_type=APPLY_PATCH), name
+        )
 
     async def delete(
         self,
@@ -205,11 +207,14 @@ class Client:
     async def served_versions(self, group: str) -> tuple[str, ...]:
         """The versions of an API group that this server serves, its preferred one first; none of an unknown group."""
         answer = await self.request("GET", "/apis")
-        for found in answer["groups"]:
-            if found["name"] == group:
-                preferred = found["preferredVersion"]["groupVersion"]
-                versions = [version["groupVersion"] for version in found["versions"]]
-                return tuple(sorted(versions, key=lambda version: version != preferred))
+        try:
+            for found in answer["groups"]:
+                if found["name"] == group:
+                    preferred = found["preferredVersion"]["groupVersion"]
+                    versions = [str(version["groupVersion"]) for version in found["versions"]]
+                    return tuple(sorted(versions, key=lambda version: version != preferred))
+        except (KeyError, TypeError):
+            raise AnswerError(f"the answer is no list of API groups: {str(answer)[:200]}") from None
         return ()
 
     # --- requests -----------------------------------------------------------------------------------------------------
@@ -224,7 +229,7 @@ class Client:
         content_type: str = "application/json",
         accept: str = "application/json",
         attempts: int | None = None,
-    ) -> Any:
+    ) -> Object:
         """One call: the decoded answer, or an ApiError when the last attempt failed.
 
         A 429 is always tried again: it means that nothing was done. No answer and a 5xx are tried again where twice
@@ -256,7 +261,7 @@ class Client:
 
     async def _attempt(
         self, method: str, path: str, query: Query | None, body: Any, content_type: str, accept: str
-    ) -> Any:
+    ) -> Object:
         headers = {"Accept": accept, "Content-Type": content_type}
         limits = aiohttp.ClientTimeout(total=self.timeout)
         status = 0
@@ -270,9 +275,12 @@ class Client:
             raise _unavailable(error, self.timeout) from error
         finally:
             self._count(method, status)
+        answer = _decoded(data)
         if status >= 300:
-            raise from_status(status, _decoded(data), response.headers.get("Retry-After"))
-        return _decoded(data)
+            raise from_status(status, answer, response.headers.get("Retry-After"))
+        if not isinstance(answer, dict):
+            raise AnswerError(f"{method} {path}: the answer is no JSON object: {str(answer)[:200]!r}", status=status)
+        return answer
 
     async def stream(self, path: str, query: Query, silence: float) -> AsyncGenerator[bytes]:
         """The lines of an answer that goes on, after an empty one as soon as the server has agreed to it.
@@ -313,6 +321,47 @@ class Client:
             self._observer(method, status)
 
 
+def object_of(kind: Kind, answer: Any, name: str = "") -> Object:
+    """The answer, if it is an object of the kind, and of that name. Raises AnswerError."""
+    found: Object = answer if isinstance(answer, dict) else {}
+    metadata = found.get("metadata")
+    if not isinstance(metadata, dict) or answer.get("kind", kind.kind) != kind.kind:
+        raise AnswerError(f"the answer is no {kind.kind}: {str(answer)[:200]}")
+    for key in ("name", "uid", "resourceVersion"):
+        if not isinstance(metadata.get(key), str):
+            raise AnswerError(f"the answer is no whole {kind.kind}: metadata.{key} is {metadata.get(key)!r}")
+    if name and metadata["name"] != name:
+        raise AnswerError(f"the answer is {kind.kind} {metadata['name'][:200]}, and not {name}")
+    for key in ("labels", "annotations"):
+        if not all(isinstance(value, str) for value in _map(kind, key, metadata.get(key, {})).values()):
+            raise AnswerError(f"the answer is no whole {kind.kind}: not all {key} are text")
+    for key in ("spec", "status"):
+        _map(kind, key, found.get(key, {}))
+    return found
+
+
+def _map(kind: Kind, name: str, value: Any) -> Object:
+    if not isinstance(value, dict):
+        raise AnswerError(f"the answer is no whole {kind.kind}: its {name} is no map")
+    return value
+
+
+def listing(kind: Kind, answer: Any) -> Listing:
+    """The answer, if it is a list of objects of the kind. Raises AnswerError."""
+    metadata = answer.get("metadata") if isinstance(answer, dict) else None
+    kinds = [f"{kind.kind}List", "PartialObjectMetadataList"]
+    if not isinstance(metadata, dict) or answer.get("kind") not in kinds:
+        raise AnswerError(f"the answer is no list of {kind.plural}: {str(answer)[:200]}")
+    items = answer.get("items")
+    if items is None:
+        items = []
+    if not isinstance(items, list):
+        raise AnswerError(f"the answer is no whole list of {kind.plural}: {str(items)[:200]}")
+    for item in items:
+        object_of(kind, {**item, "kind": kind.kind} if isinstance(item, dict) else item)
+    return Listing(items, str(metadata.get("resourceVersion", "")))
+
+
 def _selectors(labels: str, fields: str) -> dict[str, str | int]:
     return {key: value for key, value in {"labelSelector": labels, "fieldSelector": fields}.items() if value}
 
@@ -320,7 +369,7 @@ def _selectors(labels: str, fields: str) -> dict[str, str | int]:
 def _decoded(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return data.decode(errors="replace")  # plain text, such as a proxy's error page
 
 

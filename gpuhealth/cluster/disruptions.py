@@ -60,20 +60,28 @@ class Guards:
             version = "policy/v1" if "policy/v1" in versions else "policy/v1beta1"  # v1 since 1.21, alone since 1.25
             self._kind = Kind(version, "PodDisruptionBudget", "poddisruptionbudgets", namespaced=True)
         found = await self._client.list(self._kind, namespace)
-        return [guard(item, self._kind.api_version) for item in found.items]
+        guards = []
+        for item in found.items:
+            try:
+                guards.append(guard(item, self._kind.api_version))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                self._client.unreadable.note(self._kind, item, f"{error!r}; it allows no disruption")
+                guards.append(Guard(item["metadata"]["name"], {}, 0))  # for every pod of the namespace
+        return guards
 
 
 def guard(item: Object, version: str) -> Guard:
     """A PodDisruptionBudget as the server would be asked of it."""
     spec, status = item["spec"], item.get("status") or {}
     selector = spec.get("selector")
+    matches(selector, {})  # raises where it cannot be read
     if version == "policy/v1beta1" and not any((selector or {}).values()):
         selector = None  # in that version an empty selector selects nothing
     computed = status.get("observedGeneration", 0) >= item["metadata"].get("generation", 0)
     return Guard(
         item["metadata"]["name"],
         selector,
-        status.get("disruptionsAllowed", 0) if computed else 0,
+        int(status.get("disruptionsAllowed", 0)) if computed else 0,
         spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow",
     )
 

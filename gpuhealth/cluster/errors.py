@@ -12,6 +12,7 @@ ClusterError
     ├── InvalidError            422: also a JSON patch whose `test` failed
     ├── TooManyRequestsError    429: flow control, or an eviction that a budget refuses
     └── UnavailableError        5xx, connection refused or reset, no answer in time
+        └── AnswerError         an answer with a status of success that is not what was asked for
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class TooManyRequestsError(ApiError):
 
 class UnavailableError(ApiError):
     """The API server gave no answer of use; whether it acted is not known."""
+
+
+class AnswerError(UnavailableError):
+    """What came is not the API server's answer: a proxy's page, an answer that was cut, an object of another kind."""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {

@@ -11,7 +11,7 @@ import enum
 import msgspec
 
 from gpuhealth.cluster.client import Client, Object
-from gpuhealth.cluster.errors import ApiError, ConflictError, NotFoundError, TooManyRequestsError
+from gpuhealth.cluster.errors import AnswerError, ApiError, ConflictError, NotFoundError, TooManyRequestsError
 from gpuhealth.cluster.kinds import PODS
 
 
@@ -61,9 +61,12 @@ class Evictor:
 
     async def _served_version(self) -> str:
         if not self._version:
-            resources = (await self._client.request("GET", "/api/v1"))["resources"]
-            (found,) = [each for each in resources if each["name"] == "pods/eviction"]
-            self._version = f"{found['group']}/{found['version']}"
+            answer = await self._client.request("GET", "/api/v1")
+            try:
+                (found,) = [each for each in answer["resources"] if each["name"] == "pods/eviction"]
+                self._version = f"{found['group']}/{found['version']}"
+            except (KeyError, TypeError, ValueError):
+                raise AnswerError(f"the answer names no one pods/eviction: {str(answer)[:200]}") from None
         return self._version
 
 

@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from gpuhealth.cluster.client import Client, Object, backoff, patience
+from gpuhealth.cluster.client import Client, Object, backoff, listing, object_of, patience
 from gpuhealth.cluster.errors import (
+    AnswerError,
     ApiError,
     GoneError,
     TooManyRequestsError,
@@ -90,7 +91,7 @@ async def watch(
                 yield Listed(items)
             lasting = round(seconds * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
             attempt = query | {"resourceVersion": version, "timeoutSeconds": lasting}
-            async with aclosing(_events(client, path, attempt, lasting + 15.0)) as events:
+            async with aclosing(_events(client, kind, path, attempt, lasting + 15.0)) as events:
                 async for change, item in events:
                     if broken:
                         broken = False
@@ -122,7 +123,8 @@ async def _list(
         answer = await client.request(
             "GET", kind.path(namespace=namespace), query={key: value for key, value in query.items() if value}
         )
-        return [slim(item) for item in answer.get("items") or []], answer["metadata"]["resourceVersion"]
+        page = listing(kind, answer)
+        return [slim(item) for item in page.items], page.resource_version
     items: list[Any] = []
     version = ""
     async for page in client.pages(kind, namespace, labels=labels, fields=fields):
@@ -132,14 +134,33 @@ async def _list(
 
 
 async def _events(
-    client: Client, path: str, query: dict[str, str | int], silence: float
+    client: Client, kind: Kind, path: str, query: dict[str, str | int], silence: float
 ) -> AsyncGenerator[tuple[str, Object]]:
     async with aclosing(client.stream(path, query, silence)) as lines:
         async for line in lines:
             if not line:
                 yield _CONNECTED, {}
                 continue
-            event = msgspec.json.decode(line)
-            if event["type"] == "ERROR":
-                raise from_status(event["object"].get("code", 500), event["object"])
-            yield event["type"], event["object"]
+            change, item = _event(line)
+            if change == "ERROR":
+                raise from_status(_code(item), item)
+            yield change, item if change == "BOOKMARK" else object_of(kind, item)
+
+
+def _event(line: bytes) -> tuple[str, Object]:
+    """What one line tells. Raises AnswerError: the watch goes on from where it was."""
+    try:
+        event = msgspec.json.decode(line)
+        change, item = event["type"], event["object"]
+        if change == "BOOKMARK":
+            str(item["metadata"]["resourceVersion"])
+    except (msgspec.DecodeError, RecursionError, KeyError, TypeError) as error:
+        raise AnswerError(f"the watch tells what is no event: {line[:200]!r}: {error}") from None
+    if not isinstance(change, str) or not isinstance(item, dict):
+        raise AnswerError(f"the watch tells what is no event: {line[:200]!r}")
+    return change, item
+
+
+def _code(status: Object) -> int:
+    code = status.get("code", 500)
+    return code if isinstance(code, int) else 500

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object
+from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object, listing
 from gpuhealth.cluster.errors import ApiError, NotFoundError
 from gpuhealth.cluster.kinds import NODES, PODS
 from gpuhealth.cluster.node import SILENT, condition_patch, is_ready, override, written_time
@@ -95,7 +95,7 @@ class Silence:
         # From the server's cache, which knows the pods by their nodes: not another list of all agents for each node.
         query = {"labelSelector": AGENT_LABELS, "fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
         pods = await self._client.request("GET", PODS.path(namespace=self._fleet.namespace), query=query)
-        return any(facts.agent(pod).ready for pod in pods.get("items") or [])
+        return any(facts.agent(pod).ready for pod in listing(PODS, pods).items)
 
 
 async def mark_unknown(client: Client, node: Object, message: str, now: datetime) -> Object:

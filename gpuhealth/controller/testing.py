@@ -17,7 +17,7 @@ from datetime import datetime
 import structlog
 
 from gpuhealth.cluster.budget import limit_of
-from gpuhealth.cluster.client import JSON_PATCH, Client, Object
+from gpuhealth.cluster.client import JSON_PATCH, Client, Object, listing
 from gpuhealth.cluster.errors import AlreadyExistsError, ApiError, ConflictError, InvalidError, NotFoundError
 from gpuhealth.cluster.kinds import NODES, POD_TEMPLATES, PODS, STATE_LABEL, TAINT
 from gpuhealth.cluster.selectors import matches
@@ -210,7 +210,7 @@ class Testing:
         """Whether something there uses GPUs. The scheduler would find out as well; this spares it the asking."""
         query = {"fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}  # from the server's cache
         pods = await self._client.request("GET", PODS.path(), query=query)
-        return any(uses_gpus(pod) for pod in pods.get("items") or [])
+        return any(uses_gpus(pod) for pod in listing(PODS, pods).items)
 
     async def _start(self, candidate: Candidate) -> bool:
         """Makes the Pod; whether it is there."""
