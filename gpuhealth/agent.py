@@ -21,6 +21,7 @@ import structlog
 
 from gpuhealth import __version__, checks
 from gpuhealth.checks.burnin import REQUIRED
+from gpuhealth.checks.quarantine import MEMORY_LOST
 from gpuhealth.cluster.keeper import Keeper
 from gpuhealth.cluster.node import RELEASE_REQUESTS, Act, Desired, Override, fleet_findings, restored
 from gpuhealth.cluster.own_node import OwnNode
@@ -278,15 +279,19 @@ class Agent:
             verdict = msgspec.structs.replace(verdict, verdict=State.UNKNOWN)
         quarantine = self.findings.quarantine()
         codes = tuple(finding.code for finding in quarantine.findings)
-        return Desired(verdict, codes, quarantine.drain, self.release.current, self._preflight_due), self._facts()
+        return Desired(
+            verdict, codes, quarantine.drain, self.release.current, self._preflight_due, quarantine.causes
+        ), self._facts()
 
     def _node_changed(self, node: OwnNode) -> None:
         """Takes from our Node what people say there."""
         if node.labels != self._node_labels:
             self._node_labels = node.labels
             self.findings.configure(self.settings, self._node_labels)
-        if self.readings is not None and (changes := self._ended_by_person(node)):
-            self._publish(changes, self.readings)
+        if (readings := self.readings) is not None and (
+            changes := [*self._recalled(node, readings), *self._ended_by_person(node)]
+        ):
+            self._publish(changes, readings)
         if self._preflight_due and node.carries(self.settings.preflight.taint):
             self._preflight_due = False
             self.journal.note()
@@ -303,11 +308,22 @@ class Agent:
         node = self.keeper.writer.node if self.keeper.writer else None
         return fleet_findings(node.annotations) if node and node.known else _NOT_IN_TOUCH
 
+    def _recalled(self, node: OwnNode, readings: NodeReadings) -> list[Change]:
+        """Why the node is out of service by its own record, where we do not remember what became of that."""
+        record, causes = node.record, node.causes
+        if record is None or not causes:
+            return []
+        when, now = restored(node.annotations), self.clock()
+        changes = self.findings.recall(causes, record.since, when, now, readings.boot_id)
+        return changes + (self.findings.settle(readings, self._history) if changes else [])
+
     def _ended_by_person(self, node: OwnNode) -> list[Change]:
         """What ends as a person declares the node well, or trusts it without the burn-in that was asked for."""
         now, when = self.clock(), restored(node.annotations)
-        trusted = REQUIRED.name in node.released or node.override is Override.HEALTHY
-        changes = self.findings.dismiss(REQUIRED.name, now) if trusted else []
+        trusted = {REQUIRED.name, MEMORY_LOST.name}
+        if node.override is not Override.HEALTHY:
+            trusted &= set(node.released)
+        changes = [change for code in sorted(trusted) for change in self.findings.dismiss(code, now)]
         return changes + (self.findings.restore(when, now) if when else [])
 
     def _facts(self) -> Facts:

@@ -75,12 +75,8 @@ class Keeper:
             async with asyncio.timeout(self._retry_in if self._failures else writer.retry_in):
                 await self._changed.wait()
         self._changed.clear()
-        self._node_changed(writer.node)
-        wanted = self._wanted()
-        if wanted is None:
-            return
         try:
-            await writer.apply(*wanted, patient=True)
+            await self._look_and_mark(writer)
             self._failures = 0
         except NoConfigurationError:
             raise
@@ -88,3 +84,12 @@ class Keeper:
             self._failures += 1
             self._retry_in = patience(error, self._failures)
             log.warning("the node could not be marked; it is tried again", error=str(error), failures=self._failures)
+
+    async def _look_and_mark(self, writer: NodeWriter) -> None:
+        """What is wanted depends on what stands on the Node, so the Node is looked at first."""
+        try:
+            node = await writer.node.current() if self._wanted() is not None else None
+        finally:
+            self._node_changed(writer.node)
+        if node is not None and (wanted := self._wanted()) is not None:
+            await writer.apply(*wanted, node=node, patient=True)

@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from gpuhealth.causes import Cause
+from gpuhealth.cluster.errors import AnswerError
 from gpuhealth.cluster.kinds import (
     CONDITION,
     DRIVER_UPGRADE_STATE,
@@ -30,7 +32,7 @@ from gpuhealth.cluster.kinds import (
     TAINT,
 )
 from gpuhealth.model import NODE, Finding, Missing, MissingReason, NotCovered, Reading, Severity, State, Verdict
-from gpuhealth.readings import FleetFinding, Release
+from gpuhealth.readings import FleetFinding, Release, ZonedTime
 
 Object = dict[str, Any]
 
@@ -50,6 +52,7 @@ _CONTROLLERS_STATES = {"draining", "drained"}
 # these, in which what uses the GPUs is moved away, to the restart of the driver's pod, which unloads the kernel module
 # and fails while anybody holds it. In validation-required the new driver runs; upgrade-failed is a fault to be seen.
 _DRIVER_GOES = {"pod-deletion-required", "drain-required", "post-maintenance-required", "pod-restart-required"}
+_YEARS = (1970, 9990)  # in which times can be calculated with, whatever their zone
 RELEASE_REQUESTS = ("annotation", "driver_upgrade")
 
 
@@ -68,14 +71,19 @@ class Desired(msgspec.Struct, frozen=True):
     drain: bool = False  # whether what runs there should be moved away, too
     release: Release | None = None  # of the driver, now
     preflight: bool = False  # whether the node is to pass its first tests once more
+    causes: tuple[Cause, ...] = ()  # why it should be out, for the record
 
 
-class Record(msgspec.Struct, frozen=True):
-    """What we put on the Node, as its annotation says."""
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What we put on the Node, as its annotation says.
+
+    It also says why, so that an agent that has lost its memory does not take that for the end of a fault.
+    """
 
     code: str
-    since: datetime
+    since: ZonedTime
     cordoned: bool = False  # by us; a node that was already cordoned stays so
+    causes: tuple[Cause, ...] = ()  # none in a record of an older version
 
 
 class Marks(msgspec.Struct, frozen=True):
@@ -89,6 +97,7 @@ class Marks(msgspec.Struct, frozen=True):
     cordon: bool = False
     released: tuple[str, ...] = ()
     preflight: str | None = None  # key of a taint that should be there until the tests have passed
+    causes: tuple[Cause, ...] = ()
 
 
 class Act(msgspec.Struct, frozen=True):
@@ -109,6 +118,17 @@ class Patches(msgspec.Struct, frozen=True):
     node: Object | None
     status: Object | None
     acts: tuple[Act, ...]
+
+
+def whole(node: Object) -> Object:
+    """The Node, if its taints and conditions can be read. Raises AnswerError."""
+    for name, key, found in (
+        ("taints", "key", node.get("spec", {}).get("taints") or []),
+        ("conditions", "type", node.get("status", {}).get("conditions") or []),
+    ):
+        if not isinstance(found, list) or not all(isinstance(each, dict) and key in each for each in found):
+            raise AnswerError(f"the answer is no whole Node: its {name} cannot be read")
+    return node
 
 
 def override(node: Object) -> Override | None:
@@ -173,9 +193,30 @@ def is_ready(node: Object) -> bool:
 def record(node: Object) -> Record | None:
     """What we put on the Node, if anything."""
     try:
-        return msgspec.json.decode(notes(node)[QUARANTINE], type=Record)
-    except (KeyError, msgspec.DecodeError):  # a person's edit: then nothing on it is known to be ours
+        found = msgspec.json.decode(notes(node)[QUARANTINE], type=Record)
+    except (KeyError, msgspec.DecodeError, RecursionError):  # a person's edit: then nothing on it is known to be ours
         return None
+    times = (found.since, *(cause.since for cause in found.causes))
+    return found if all(_YEARS[0] <= time.year <= _YEARS[1] for time in times) else None
+
+
+def is_out(node: Object) -> bool:
+    """Whether it is out of service by our hand, and no person has ended that."""
+    return record(node) is not None and not ended_by_person(node)
+
+
+def unknown_record(node: Object) -> str:
+    """The text of a record that is there and cannot be read; empty where it can, and where there is none."""
+    return "" if record(node) else notes(node).get(QUARANTINE, "")
+
+
+def causes(node: Object) -> tuple[Cause, ...]:
+    """The findings for which the node is out of service, as its record says; none once a person has ended that."""
+    ours = record(node)
+    if ours is None or ended_by_person(node) or override(node) is not None:
+        return ()
+    alone = () if ours.code == BY_PERSON else (Cause(ours.code, ours.since),)
+    return tuple(cause for cause in ours.causes or alone if cause.code not in released(node))
 
 
 def released(node: Object) -> tuple[str, ...]:
@@ -323,7 +364,8 @@ def _node_patch(node: Object, marks: Marks, now: datetime) -> tuple[Object | Non
             acts.append(Act("uncordon", node["metadata"]["name"], "", now))
     new_record = None
     if marks.taint is not None and (ours is not None or not has_taint(node)):
-        new_record = Record(marks.taint, ours.since if ours else now.replace(microsecond=0), cordoned)
+        since = ours.since if ours else now.replace(microsecond=0)
+        new_record = Record(marks.taint, since, cordoned, marks.causes)
     new_notes: Object = {}
     if new_record != ours:
         new_notes[QUARANTINE] = msgspec.json.encode(new_record).decode() if new_record else None

@@ -5,9 +5,24 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+from gpuhealth.causes import Cause
 from gpuhealth.cluster.client import Client, Object
+from gpuhealth.cluster.errors import AnswerError
 from gpuhealth.cluster.kinds import NODES
-from gpuhealth.cluster.node import Override, has_taint, labels, notes, override, release_requests, released, taints
+from gpuhealth.cluster.node import (
+    Override,
+    Record,
+    causes,
+    has_taint,
+    labels,
+    notes,
+    override,
+    record,
+    release_requests,
+    released,
+    taints,
+    whole,
+)
 from gpuhealth.cluster.watching import Broken, Changed, Listed, Resumed, watch
 
 
@@ -36,7 +51,7 @@ class OwnNode:
                         case Changed("DELETED", _):
                             self.latest = None
                         case Changed(_, item):
-                            self.see(item)
+                            self._told(item)
                         case Broken() | Resumed():
                             self.following = isinstance(event, Resumed)
                     self.changed.set()
@@ -54,7 +69,11 @@ class OwnNode:
         return node
 
     def see(self, node: Object) -> None:
-        """Keep the newer one: the answer to our own write may overtake the watch, or the other way."""
+        """Keep the newer one: the answer to our own write may overtake the watch, or the other way.
+
+        Raises AnswerError for what cannot be read as a Node.
+        """
+        whole(node)
         known = self.latest
         if known is not None and known["metadata"]["uid"] == node["metadata"]["uid"]:
             versions = [known["metadata"]["resourceVersion"], node["metadata"]["resourceVersion"]]
@@ -97,12 +116,30 @@ class OwnNode:
         return released(self.latest) if self.latest else ()
 
     @property
+    def record(self) -> Record | None:
+        """What we have put on it, as last seen."""
+        return record(self.latest) if self.latest else None
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """Why it is out of service by our hand, as its record says."""
+        return causes(self.latest) if self.latest else ()
+
+    @property
     def release_requests(self) -> tuple[str, ...] | None:
         """Who asks us on our Node to let go of the driver; None while the Node has not been seen."""
         return release_requests(self.latest) if self.latest else None
 
     def _listed(self, nodes: list[Object]) -> None:
         if nodes:
-            self.see(nodes[0])  # a list out of a cache may be older than what we have written
+            self._told(nodes[0])  # a list out of a cache may be older than what we have written
         else:
             self.latest = None
+
+    def _told(self, node: Object) -> None:
+        """Takes what the watch tells; what cannot be read is asked for, at the next look, in the hope of more."""
+        try:
+            self.see(node)
+        except AnswerError as error:
+            self.following = False
+            self._client.unreadable.note(NODES, node, str(error))

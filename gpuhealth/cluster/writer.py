@@ -19,11 +19,12 @@ from datetime import UTC, datetime
 import msgspec
 
 from gpuhealth.checks.burnin import REQUIRED
-from gpuhealth.cluster.budget import Admitted, Held, NoBudget, Outcome, Places
-from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object, backoff
+from gpuhealth.cluster.admission import Admission
+from gpuhealth.cluster.budget import Held
+from gpuhealth.cluster.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.cluster.errors import ConflictError, UnavailableError
 from gpuhealth.cluster.events import Events, Note
-from gpuhealth.cluster.kinds import NODES
+from gpuhealth.cluster.kinds import NODES, QUARANTINE
 from gpuhealth.cluster.node import (
     BY_PERSON,
     MESSAGE_LIMIT,
@@ -36,7 +37,9 @@ from gpuhealth.cluster.node import (
     condition,
     ended_by_person,
     has_taint,
+    is_out,
     labels,
+    notes,
     out_of_service,
     override,
     patches,
@@ -44,19 +47,17 @@ from gpuhealth.cluster.node import (
     released,
     state_label,
     summary,
+    unknown_record,
     wanted_codes,
 )
 from gpuhealth.cluster.own_node import OwnNode
+from gpuhealth.cluster.places import Places
 from gpuhealth.cluster.report import Facts, Quarantine, Report, status_of
 from gpuhealth.config import Settings
 from gpuhealth.model import State
 
 CONFLICTS = 5
 DEADLINE = 60.0
-FIRST_HELD = 2.0
-LONGEST_HELD = 60.0
-"""Seconds until a node that is held tries again, at first and at the most. It polls: a watch of the budgets by every
-held node would have the API server send each change of a status to all of them, most of all when thousands are held."""
 PATIENCE = 2.0
 LONGEST_PATIENCE = 30.0
 """A writer that has marked its Node tells of it within this many times the time that the marking took, in seconds at
@@ -96,53 +97,68 @@ class NodeWriter:
         self._on_act = on_act
         self._now = now
         self._lock = asyncio.Lock()
-        self._places = Places(client, settings.kubernetes.namespace, node_name)
         self._events = Events(client, node_name)
+        places = Places(client, settings.kubernetes.namespace, node_name)
+        self._admission = Admission(places, self._events.add, now)
         self._report = Report(client, node_name)
-        self._outcome: Outcome | None = None  # of the last try to get a place that failed
-        self._held_code = ""
-        self._held_tries = 0
-        self._retry_at = 0.0
         self._tell_at = 0.0
         self._untold = False
         self._unsure: Sent | None = None  # whether it was done is not known
+        self._sent_record = ""  # that we wrote last, whether or not there was an answer
+        self._judged = ""  # the Node's record, of which whoever wants something knows
         self._would: list[tuple[str, str, str]] = []
 
     @property
     def held(self) -> tuple[Held, str] | None:
         """What keeps our node in service although it should be out, and the finding's code."""
-        return (self._outcome, self._held_code) if isinstance(self._outcome, Held) else None
+        return self._admission.held
+
+    @property
+    def unreadable(self) -> dict[str, int]:
+        """How many objects of the API server could not be read, by kind."""
+        return dict(self._client.unreadable.counts)
+
+    @property
+    def done(self) -> bool:
+        """Whether all that was wanted is done and told: a node that is out looks at its slots now and then, no more."""
+        return not self._untold and self.held is None and not self._admission.troubled
 
     @property
     def retry_in(self) -> float | None:
-        """Seconds until it is worth calling apply() again, to tell what was done or for a place; None if it is not."""
+        """Seconds until it is worth calling apply() again, to tell what was done or for slots; None if it is not."""
         due = [self._tell_at] if self._untold else []
-        due += [self._retry_at] if self._outcome is not None else []
+        due += [] if self._admission.due_at is None else [self._admission.due_at]
         return max(0.0, min(due) - asyncio.get_running_loop().time()) if due else None
 
     # --- what is made so ----------------------------------------------------------------------------------------------
 
-    async def apply(self, desired: Desired, facts: Facts | None = None, *, patient: bool = False) -> list[Act]:
+    async def apply(
+        self, desired: Desired, facts: Facts | None = None, *, node: Object | None = None, patient: bool = False
+    ) -> list[Act]:
         """Make the cluster say what is desired: what was done, or in mode observe and dry run, what would have been.
 
-        Raises UnavailableError (or another ApiError) when it could not be done in full; call again. A `patient` one may
-        leave condition, Events and report for later; `retry_in` says when.
+        `node` is our Node as it was when that was decided; without it, it is asked for. Raises UnavailableError (or
+        another ApiError) when it could not be done in full; call again. What a budget does not allow, and slots that
+        cannot be sought, are no error: condition, Event and report say so, and `retry_in` when it is tried again. A
+        `patient` one may leave condition, Events and report for later; `retry_in` says when.
         """
         async with self._lock:
             try:
                 async with asyncio.timeout(DEADLINE):
-                    return await self._apply(desired, facts or Facts(), patient=patient)
+                    node = await self.node.current() if node is None else node
+                    self._judged = notes(node).get(QUARANTINE, "")
+                    return await self._apply(node, desired, facts or Facts(), patient=patient)
             except TimeoutError:
                 raise UnavailableError(f"the API server took more than {DEADLINE:g} s in all") from None
 
-    async def _apply(self, desired: Desired, facts: Facts, *, patient: bool) -> list[Act]:
+    async def _apply(self, node: Object, desired: Desired, facts: Facts, *, patient: bool) -> list[Act]:
         acts: list[Act] = []
         self._untold = False
-        node = await self.node.current()
         if override(node) is Override.UNMANAGED:
-            self._outcome = None
+            self._admission.rest()
             await self._write_report(node, desired, facts, acts)
         elif self._dry_run or self._mode == "observe":
+            self._admission.rest()
             acts = self._observed(node, desired)
             if not self._dry_run:
                 await self._write_report(node, desired, facts, acts)
@@ -154,7 +170,8 @@ class NodeWriter:
             if acts:  # else nothing was marked
                 longest = min(LONGEST_PATIENCE, PATIENCE * (loop.time() - began))
                 self._tell_at = loop.time() + random.uniform(0.0, longest)  # noqa: S311 - no secret
-            self._untold = patient and loop.time() < self._tell_at
+            # What nothing is done about is told at once.
+            self._untold = patient and self.held is None and loop.time() < self._tell_at
             if not self._untold:
                 await self._tell(node, desired, facts, acts)
         return acts
@@ -177,14 +194,19 @@ class NodeWriter:
         """What the Node should carry; takes a place in the budget if it is to be taken out."""
         marks, out = self._without_budget(node, desired)
         if marks.taint is None:
-            self._outcome = None
+            self._check_record(node)
+            self._admission.in_service()
         elif out:
-            await self._keep_place(node, marks.taint)
-            for name in await self._places.drop_surplus():
-                self._did(acts, Act("give_back", name, "", self._now()))
-        elif not await self._admitted(node, marks.taint, acts):
+            await self._admission.keep(labels(node), lambda act: self._did(acts, act))
+        elif not await self._admission.admit(labels(node), marks.taint, lambda act: self._did(acts, act)):
             return self._labelled(node, msgspec.structs.replace(marks, taint=None, cordon=False), desired)
         return marks
+
+    def _check_record(self, node: Object) -> None:
+        """A record that came after it was decided that nothing wants the node out may tell why something does."""
+        ours = notes(node).get(QUARANTINE, "")
+        if is_out(node) and ours not in (self._judged, self._sent_record):
+            raise ConflictError("the Node's record is another than the one that was judged")
 
     def _without_budget(self, node: Object, desired: Desired) -> tuple[Marks, bool]:
         """The marks if every budget had room, and whether the node is out by our hand already."""
@@ -204,9 +226,10 @@ class NodeWriter:
             reason = "OutOfService" if status == "True" else reason
             message = f"out of service by a person's wish: {out_of_service(node)}; {message}"[:MESSAGE_LIMIT]
         preflight = self._preflight_taint if desired.preflight and person is None else None
-        marks = Marks(
-            status, reason, message, "", taint, taint is not None and self._mode == "cordon", freed, preflight
-        )
+        silent = ours is not None and not desired.quarantine and desired.verdict.verdict is State.UNKNOWN
+        causes = ours.causes if ours is not None and silent else desired.causes
+        cordon = taint is not None and self._mode == "cordon"
+        marks = Marks(status, reason, message, "", taint, cordon, freed, preflight, causes)
         return self._labelled(node, marks, desired), out
 
     def _labelled(self, node: Object, marks: Marks, desired: Desired) -> Marks:
@@ -216,37 +239,11 @@ class NodeWriter:
         state = state_label(node, desired.verdict, quarantined=out, by_person=by_person, preflight=preflight)
         return msgspec.structs.replace(marks, state=state)
 
-    async def _admitted(self, node: Object, code: str, acts: list[Act]) -> bool:
-        loop = asyncio.get_running_loop()
-        if self._outcome is not None and self._held_code == code and loop.time() < self._retry_at:
-            return False
-        outcome = await self._places.acquire(labels(node), code)
-        if code == BY_PERSON and isinstance(outcome, Held | NoBudget):
-            outcome = Admitted((), ())  # budgets bound what we do by ourselves; a person's wish counts where it can
-        if not isinstance(outcome, Held | NoBudget):
-            self._outcome = None
-            self._held_tries = 0
-            if outcome.taken:
-                self._did(acts, Act("place", code, " ".join(outcome.taken), self._now()))
-            return True
-        if type(outcome) is not type(self._outcome) or self._held_code != code:
-            why = outcome.reason if isinstance(outcome, Held) else "no QuarantineBudget selects this node"
-            self._held_tries = 0
-            self._did(acts, Act("held", outcome.budget if isinstance(outcome, Held) else "", why, self._now()))
-            self._events.add(Note("QuarantineHeld", f"{code}: stays in service: {why}", self._now()))
-        self._outcome, self._held_code = outcome, code
-        self._held_tries += 1
-        self._retry_at = loop.time() + backoff(self._held_tries - 1, LONGEST_HELD, first=FIRST_HELD)
-        return False
-
-    async def _keep_place(self, node: Object, code: str) -> None:
-        """A node that is out holds its places: taken again if they are found gone at the start."""
-        if self._places.held is None and not await self._places.recall():
-            await self._places.acquire(labels(node), code)
-
     async def _write(self, node: Object, changes: Patches, marks: Marks, acts: list[Act]) -> Object:
         if changes.node is not None:
             self._unsure = Sent(changes, marks, ended_by_person(node))
+            annotations = changes.node["metadata"].get("annotations") or {}
+            self._sent_record = annotations.get(QUARANTINE) or self._sent_record
             node = await self._client.patch(NODES, self.node.name, changes.node)
             self.node.see(node)
             self._confirm(node, acts)
@@ -255,6 +252,9 @@ class NodeWriter:
     async def _tell(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
         """Condition, Events and report."""
         marks, _ = self._without_budget(node, desired)  # the condition says what was found, whatever a budget allows
+        if self.held is not None:
+            message = f"{marks.message}; stays in service: {self.held[0].reason}"[:MESSAGE_LIMIT]
+            marks = msgspec.structs.replace(marks, message=message)
         changes = patches(node, marks, self._now())
         if changes.status is not None:
             before = (condition(node) or {}).get("status", "True")
@@ -297,12 +297,11 @@ class NodeWriter:
         What we know of the Node may be old, if the watch broke unnoticed and the answer to our taint was lost: so it
         is read again before its place goes to another node.
         """
-        if record(node) is not None or not await self._places.to_return():
+        if _is_marked(node) or not await self._admission.to_return():
             return node
         node = await self._mark(await self.node.read(), desired, acts)
-        if record(node) is None:
-            for name in await self._places.release():
-                self._did(acts, Act("give_back", name, "", self._now()))
+        if not _is_marked(node):
+            await self._admission.give_back(lambda act: self._did(acts, act))
         return node
 
     async def _write_report(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
@@ -316,15 +315,14 @@ class NodeWriter:
         wanted = all_codes(node, desired)
         freed = sorted(set(released(node)) & set(wanted))
         if ours is not None and not ended_by_person(node):
-            places = self._places.held or ()
-            why = out_of_service(node) if ours.code == BY_PERSON else ""
+            why = [out_of_service(node)] if ours.code == BY_PERSON else []
+            reason = "; ".join([*why, *self._admission.lacking])
             state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
-            return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=why, places=places)
-        if isinstance(self._outcome, Held):
-            by = self._outcome
-            return Quarantine("held", self._held_code, budget=by.budget, limit=by.limit, reason=by.reason)
-        if isinstance(self._outcome, NoBudget):
-            return Quarantine("held", self._held_code, reason="no QuarantineBudget selects this node")
+            places = self._admission.places
+            return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, places=places)
+        if self.held is not None:
+            by, code = self.held
+            return Quarantine("held", code, budget=by.budget, limit=by.limit, reason=by.reason)
         if freed:
             return Quarantine("released", freed[0], reason="a person took the taint or the cordon away")
         if wanted and self._mode == "observe":
@@ -349,3 +347,8 @@ class NodeWriter:
         """Told at once: what was done is on record even if the next request fails."""
         acts.append(act)
         self._on_act(act)
+
+
+def _is_marked(node: Object) -> bool:
+    """Whether it is out by our hand, or may be: somebody has written in the record that says so."""
+    return record(node) is not None or (bool(unknown_record(node)) and has_taint(node))

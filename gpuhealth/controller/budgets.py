@@ -7,19 +7,20 @@ status spares them the counting and tells people how it stands.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import msgspec
 import structlog
 
-from gpuhealth.cluster.budget import Limit, limit_of
+from gpuhealth.cluster.budget import BudgetError, Limit, selects, sets_of
 from gpuhealth.cluster.client import Client, Object
 from gpuhealth.cluster.errors import ApiError, NotFoundError
-from gpuhealth.cluster.kinds import BUDGETS
+from gpuhealth.cluster.kinds import BUDGETS, LEASES
 from gpuhealth.cluster.node import camel, written_time
 from gpuhealth.cluster.report import merge_patch
-from gpuhealth.cluster.selectors import matches
-from gpuhealth.controller.facts import Budget, Node
+from gpuhealth.controller.facts import Budget, Node, Place
 from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.standins import give_back, stand_in
 
@@ -29,6 +30,11 @@ FAULT_LIMIT_REACHED = "FaultLimitReached"
 """Condition of a budget: nodes stay in service because as many as maxPerFault allows went out for the same fault."""
 NAMES = 100
 """How many nodes a status names: it is for people, and an object has its limits."""
+SETTLED_SECONDS = 30.0
+"""For which a budget has been as it is before it is said to be counted: until then our watches, and agents that were
+about to take their nodes out, may not know of it. An agent has 20 s for its slots and takes its node out at once."""
+GRACE_SECONDS = 5.0
+"""In which a node that is out, or about to be, may take its slot itself before one is taken in its name."""
 _PAUSE_SECONDS = 1.0  # a hundred nodes that come at once are one write
 _RETRY_SECONDS = 5.0
 _AT_ONCE = 500
@@ -42,6 +48,7 @@ class Standing(msgspec.Struct, frozen=True):
     used: int
     held: int
     unavailable: int = 0  # cordoned or not ready without our taint, where they count
+    uncounted: int = 0  # out by our hand, and no slot is theirs
 
 
 class Budgets:
@@ -52,6 +59,8 @@ class Budgets:
         self._client = client
         self._fleet = fleet
         self._namespace = namespace
+        self._as_it_is: dict[str, tuple[tuple[str, int], float]] = {}  # by budget: uid and generation, and since when
+        self._lacking: dict[str, dict[str, float]] = {}  # by budget: nodes that are out without a slot, and since when
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -59,25 +68,33 @@ class Budgets:
 
     async def _round(self) -> float | None:
         """Does what is to be done; seconds until it is tried again, if it could not be."""
-        retry_in = None
+        due = []
         for budget in list(self._fleet.budgets.items.values()):
             try:
-                await self._keep(budget)
+                due.append(await self._keep(budget))
             except ApiError as error:  # one that cannot be kept must not keep the others from it
                 log.warning("a budget could not be kept; it is tried again", budget=budget.key, error=str(error))
-                retry_in = _RETRY_SECONDS
+                due.append(_RETRY_SECONDS)
+            except (BudgetError, KeyError, TypeError, ValueError, AttributeError) as error:
+                self._client.unreadable.note(BUDGETS, budget.body, f"{error!r}; agents take it to allow nothing")
+        for place in list(self._fleet.places.items.values()):
+            if place.fault:
+                lease = {"metadata": {"name": place.key, "resourceVersion": place.version}}
+                self._client.unreadable.note(LEASES, lease, f"{place.fault}; the slot counts as taken")
         try:
             for place in list(self._fleet.places.items.values()):
                 if place.stands_for and place.budget not in self._fleet.budgets.items:
                     await give_back(self._client, self._namespace, place)
         except ApiError as error:
             log.warning("a place could not be given back; it is tried again", error=str(error))
-            retry_in = _RETRY_SECONDS
-        for gone in self.standings.keys() - self._fleet.budgets.items.keys():
-            del self.standings[gone]
-        return retry_in
+            due.append(_RETRY_SECONDS)
+        for known in (self.standings, self._as_it_is, self._lacking):
+            for gone in known.keys() - self._fleet.budgets.items.keys():
+                del known[gone]
+        return min((seconds for seconds in due if seconds is not None), default=None)
 
-    async def _keep(self, budget: Budget) -> None:
+    async def _keep(self, budget: Budget) -> float | None:
+        """Keeps one; seconds until something about it is due, without any change."""
         body = budget.body
         places = [place for place in self._fleet.places.items.values() if place.budget == budget.key and place.lasting]
         held = self._fleet.held.get(budget.key, set())
@@ -85,13 +102,17 @@ class Budgets:
         size, unavailable = len(selected), set[str]()
         if body["spec"].get("countUnavailable"):  # our own taint: such a node has a place of its own
             unavailable = {node.key for node in selected if (node.cordoned or not node.ready) and not node.tainted}
-        await stand_in(self._client, self._namespace, budget, size, places, unavailable)
+        limit = sets_of(body, size, "")[0].limit
+        due, late, lacking = self._without_slot(budget, selected, places)
+        await stand_in(self._client, self._namespace, budget, size, places, unavailable | late)
         holders = sorted({place.holder for place in places if not place.stands_for})
-        limit = limit_of(body["spec"]["maxUnavailable"], size)
-        standing = Standing(size, limit, len(places), len(held), len(unavailable))
+        standing = Standing(size, limit, len(places), len(held), len(unavailable), len(lacking))
         self.standings[budget.key] = standing
+        settles_in = self._settles_in(budget)
+        due += [settles_in] if settles_in > 0 else []
         status: Object = msgspec.to_builtins(standing)
         status["observedGeneration"] = body["metadata"]["generation"]
+        status["counted"] = settles_in <= 0 and not lacking
         status["heldNodes"], status["nodes"] = sorted(held)[:NAMES], holders[:NAMES]
         alike = {
             hold.code: count
@@ -104,11 +125,38 @@ class Budgets:
                 await self._client.patch(BUDGETS, budget.key, {"status": patch}, subresource="status")
             except NotFoundError:
                 log.debug("a budget is gone", budget=budget.key)
+        return min(due, default=None)
+
+    def _settles_in(self, budget: Budget) -> float:
+        """Seconds until it has been as it is for long enough; not more than 0 if it has."""
+        metadata, now = budget.body["metadata"], time.monotonic()
+        version = (metadata["uid"], metadata["generation"])
+        if self._as_it_is.get(budget.key, (None,))[0] != version:
+            self._as_it_is[budget.key] = version, now
+        return self._as_it_is[budget.key][1] + SETTLED_SECONDS - now
+
+    def _without_slot(
+        self, budget: Budget, selected: Collection[Node], places: Collection[Place]
+    ) -> tuple[list[float], set[str], set[str]]:
+        """Of the nodes that are out, or hold a slot of any budget and may go out, those that hold none of this one.
+
+        In how many seconds the next of them is late; those for which a slot is or has to be taken; those without one.
+        """
+        own = {place.holder for place in places}
+        standing = {place.stands_for for place in places}
+        going = {place.holder for place in self._fleet.places.items.values() if place.lasting and not place.stands_for}
+        without = {node.key for node in selected if node.out or node.key in going} - own
+        now, before = time.monotonic(), self._lacking.get(budget.key, {})
+        since = {node: before.get(node, now) for node in without - standing}
+        self._lacking[budget.key] = since
+        late = {node for node, began in since.items() if now - began >= GRACE_SECONDS}
+        due = [began + GRACE_SECONDS - now for node, began in since.items() if node not in late]
+        return due, late | (without & standing), set(since)
 
     async def _selected(self, budget: Object) -> list[Node]:
-        selector, selected = budget["spec"]["nodeSelector"], []
+        selected = []
         for number, node in enumerate(list(self._fleet.nodes.items.values()), 1):
-            if matches(selector, node.labels):
+            if selects(budget, node.labels):
                 selected.append(node)
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # a big fleet must not hold up what else the loop has to do

@@ -89,6 +89,11 @@ class Controller:
         )
 
     @property
+    def unreadable(self) -> dict[str, int]:
+        """How many objects of the API server could not be read, by kind."""
+        return dict(self._client.unreadable.counts)
+
+    @property
     def leading(self) -> bool:
         """Whether it is this one that acts."""
         return self.election.leading or not self.settings.controller.election.enabled

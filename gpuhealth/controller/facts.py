@@ -9,15 +9,22 @@ from typing import Any
 
 import msgspec
 
-from gpuhealth.cluster.budget import BUDGET_LABEL
+from gpuhealth.cluster.budget import STAND_IN, taken
 from gpuhealth.cluster.client import Object
 from gpuhealth.cluster.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
-from gpuhealth.cluster.node import condition, is_ready, notes, override, parsed_time, unschedulable
+from gpuhealth.cluster.node import (
+    condition,
+    is_out,
+    is_ready,
+    notes,
+    override,
+    parsed_time,
+    unknown_record,
+    unschedulable,
+)
 from gpuhealth.controller.comparison import Tested
 
 UNKNOWN = "unknown"
-STAND_IN = "gpuhealth-controller/"
-"""Before the node's name in the holder of a place that the controller has taken for it; no node's name has a slash."""
 GPU = "nvidia.com/gpu"
 """The device plugin's resource."""
 REASON_LABEL = f"{GROUP}/burnin-reason"
@@ -33,6 +40,7 @@ class Node(msgspec.Struct, frozen=True):
     key: str
     labels: dict[str, str]
     tainted: bool = False  # by our key
+    out: bool = False  # by our hand, as its record says
     ready: bool = True  # its kubelet
     health: str = ""  # reason of our condition
     cordoned: bool = False  # by whomever
@@ -129,11 +137,17 @@ class Place(msgspec.Struct, frozen=True):
     lasting: bool  # until it is given back; the others run out by themselves
     uid: str
     version: str
+    fault: str = ""  # why its Lease cannot be read in full: it counts as taken
 
     @property
     def stands_for(self) -> str:
         """The node for which the controller has taken it; empty where a node has taken it itself."""
         return self.holder.removeprefix(STAND_IN) if self.holder.startswith(STAND_IN) else ""
+
+    @property
+    def node(self) -> str:
+        """That holds it, or for which the controller has taken it; empty where its Lease names nobody."""
+        return self.stands_for or self.holder
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -151,6 +165,7 @@ def node(item: Object) -> Node:
         metadata["name"],
         labels,
         tainted=TAINT in keys,
+        out=is_out(item) or (TAINT in keys and bool(unknown_record(item))),
         ready=is_ready(item),
         cordoned=unschedulable(item),
         health=sys.intern((condition(item) or {}).get("reason", "")),
@@ -238,11 +253,9 @@ def budget(item: Object) -> Budget:
 
 def place(item: Object) -> Place:
     """Slims a place's Lease."""
-    metadata, spec = item["metadata"], item.get("spec") or {}
-    lasting = not spec.get("leaseDurationSeconds")
-    holder = spec.get("holderIdentity") or ""
+    found, metadata = taken(item), item["metadata"]
     version = metadata["resourceVersion"]
-    return Place(metadata["name"], metadata["labels"][BUDGET_LABEL], holder, lasting, metadata["uid"], version)
+    return Place(found.name, found.budget, found.holder, not found.seconds, metadata["uid"], version, found.fault)
 
 
 def kept(item: Object) -> Kept:

@@ -54,6 +54,7 @@ class Leftovers:
         """Frees what is to be freed; seconds until something else may be. Places that run out need nobody."""
         due = []
         places = [place for place in self._fleet.places.items.values() if place.lasting and not place.stands_for]
+        places = [place for place in places if place.holder]  # of one that names nobody nobody knows whether it is left
         before, self._seen = self._seen, {}
         for place in places:
             version, since = before.get(place.key, ("", 0.0))

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 
 import structlog
 
-from gpuhealth.cluster.budget import Limit, open_names, sets_of, taken_place
+from gpuhealth.cluster.budget import STAND_IN, Limit, open_names, sets_of, taken_place
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.errors import AlreadyExistsError, ConflictError, NotFoundError
 from gpuhealth.cluster.kinds import LEASES
-from gpuhealth.controller.facts import STAND_IN, Budget, Place
+from gpuhealth.controller.facts import Budget, Place
 
 log = structlog.get_logger()
 

@@ -39,6 +39,8 @@ class ControllerCollector(Collector):
         calls = [(*key, value) for key, value in controller.api_calls.items()]
         yield counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
         yield counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
+        text = "Objects of the API server, each version once, that could not be read"
+        yield counter("controller_unreadable_objects", text, ["kind"], controller.unreadable.items())
         results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero
         yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
         tests = [(each, controller.testing.outcomes[each]) for each in OUTCOMES]
@@ -59,6 +61,9 @@ class ControllerCollector(Collector):
         yield gauge("budget_used", "Places of a budget that are taken", ["budget"], used)
         limits = [(name, standing.limit) for name, standing in standings]
         yield gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
+        uncounted = [(name, standing.uncounted) for name, standing in standings]
+        text = "Nodes that are out, and for which a budget that selects them by now has no free place"
+        yield gauge("budget_uncounted_nodes", text, ["budget"], uncounted)
         held = [(*hold, count) for hold, count in fleet.holds.items()]
         text = "Nodes that should be out and for which a limit of a budget leaves no place"
         yield gauge("quarantine_held_nodes", text, ["budget", "limit", "code"], held)

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from gpuhealth import __version__
 from gpuhealth.agent import Agent
+from gpuhealth.cluster.budget import NO_BUDGET
 from gpuhealth.model import Missing, State
 from gpuhealth.readings import GpuReadings
 from gpuhealth.web.families import counter, gauge
@@ -115,9 +116,9 @@ class _AgentCollector(Collector):
         held = agent.keeper.writer.held if agent.keeper.writer else None
         yield gauge(
             "quarantine_held",
-            "1 while a limit of a budget leaves no place for this node",
+            "1 while a limit of a budget leaves no place for this node, or none can be sought (limit error)",
             ["budget", "limit", "code"],
-            [(held[0].budget, held[0].limit, held[1], 1)] if held else [],
+            [(held[0].budget, held[0].limit, held[1], 1)] if held and held[0].limit != NO_BUDGET else [],
         )
 
     def _self(self) -> Iterator[Metric]:
@@ -150,6 +151,9 @@ class _AgentCollector(Collector):
         yield counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
         api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
         yield counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
+        unreadable = agent.keeper.writer.unreadable if agent.keeper.writer else {}
+        text = "Objects of the API server, each version once, that could not be read"
+        yield counter("agent_unreadable_objects", text, ["kind"], unreadable.items())
         yield gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])
         yield gauge("agent_resident_memory_bytes", "Resident memory", ["process"], _resident(agent.probe.nvml.pids))
 

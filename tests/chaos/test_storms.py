@@ -216,7 +216,7 @@ def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_
 
     def settled(node: Node) -> bool:
         writer = node.agent.keeper.writer
-        return writer is not None and writer.retry_in is None and not node.agent.keeper._changed.is_set()
+        return writer is not None and writer.done and not node.agent.keeper._changed.is_set()
 
     async def run() -> None:
         async with (

@@ -88,6 +88,13 @@ class Pool:
         self._paths += [path] if path not in self._paths else []  # it may have been there, with another limit
         return name
 
+    def counted(self, budget: str = "") -> None:
+        """What the controller says of a budget as it is now: every node that is out holds a slot."""
+        path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{budget or self.name}"
+        generation = self.plane.request("GET", path)["metadata"]["generation"]
+        status = {"status": {"observedGeneration": generation, "counted": True}}
+        self.plane.request("PATCH", f"{path}/status", status, content_type="application/merge-patch+json")
+
     def get(self, node: str) -> Document:
         """The Node as it is."""
         found: Document = self.plane.request("GET", f"/api/v1/nodes/{node}")

@@ -10,9 +10,10 @@ from kube import ControlPlane
 from kube.proxy import FaultyProxy
 
 from gpuhealth.cluster import errors
-from gpuhealth.cluster.budget import Admitted, Held, Limit, NoBudget, Places, Set, limit_of, open_names, sets_of
+from gpuhealth.cluster.budget import Admitted, Held, Limit, NoBudget, Set, limit_of, open_names, sets_of
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.node import Desired
+from gpuhealth.cluster.places import Places
 from gpuhealth.cluster.selectors import matches, written
 from tests.cluster.builders import Pool, finding, verdict
 
@@ -88,8 +89,9 @@ def test_without_a_budget_nobody_is_admitted(plane: ControlPlane, pool: Pool) ->
 
 
 def test_one_call_when_there_is_room(plane: ControlPlane, pool: Pool) -> None:
-    """Beside the list of budgets a place costs one request, and giving it back one."""
+    """Where a controller has counted, a slot costs one request beside two lists of the budgets; giving it back one."""
     pool.budget(5)
+    pool.counted()
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
@@ -97,9 +99,9 @@ def test_one_call_when_there_is_room(plane: ControlPlane, pool: Pool) -> None:
             assert await places.recall() == ()
             client.calls.clear()
             assert isinstance(await places.acquire(pool.labels, "xid.79"), Admitted)
-            assert client.calls == {("GET", 200): 1, ("POST", 201): 1}
+            assert client.calls == {("GET", 200): 2, ("POST", 201): 1}
             await places.release()
-            assert client.calls == {("GET", 200): 1, ("POST", 201): 1, ("DELETE", 200): 1}
+            assert client.calls == {("GET", 200): 2, ("POST", 201): 1, ("DELETE", 200): 1}
         assert pool.places() == {}
 
     asyncio.run(run())
@@ -278,6 +280,7 @@ def test_a_lowered_limit_counts_who_is_out(plane: ControlPlane, pool: Pool) -> N
 def test_a_suspect_driver_takes_no_places_of_others(plane: ControlPlane, pool: Pool) -> None:
     """Who is held by maxPerFault has taken no other place, writes nothing when it tries again, and says which limit."""
     pool.budget(6, maxPerFault=1, maxPerWindow=4)
+    pool.counted()
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from kube import ControlPlane
 
-from gpuhealth.cluster.budget import Admitted, Held, Places
+from gpuhealth.cluster.budget import Admitted, Held
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.kinds import LEASES
+from gpuhealth.cluster.places import Places
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
 from tests.cluster.builders import Pool
@@ -121,7 +122,7 @@ def test_a_request_of_a_dead_agent_that_is_done_late(
     """A second place, taken in our name after we had looked, is given back while we are out."""
     node = pool.node()
     pool.budget(3)
-    monkeypatch.setattr("gpuhealth.cluster.budget.LATE_SECONDS", 0.0)
+    monkeypatch.setattr("gpuhealth.cluster.admission.LATE_SECONDS", 0.0)
 
     async def late(client: Client, but: str) -> None:
         name = next(f"{pool.name}.{k}" for k in range(3) if f"{pool.name}.{k}" != but)

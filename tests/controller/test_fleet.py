@@ -8,8 +8,9 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpuhealth.cluster.budget import Admitted, Held, Places
+from gpuhealth.cluster.budget import Admitted, Held
 from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.places import Places
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.pace import Pace
 from gpuhealth.web.controller import serve

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from kube.proxy import FaultyProxy
 
-from gpuhealth.cluster.budget import Admitted, Held, Places
+from gpuhealth.cluster.budget import Admitted, Held
 from gpuhealth.cluster.client import Client
 from gpuhealth.cluster.node import Desired
+from gpuhealth.cluster.places import Places
 from gpuhealth.cluster.writer import NodeWriter
 from gpuhealth.config import Settings
 from tests.cluster.builders import finding, verdict

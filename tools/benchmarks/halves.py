@@ -152,10 +152,16 @@ def quiet() -> None:
 
 @contextmanager
 def plane_with_budget(most: int | str) -> Iterator[tuple[ControlPlane, Path]]:
-    """A control plane with a budget for all GPU nodes, and a kubeconfig with the rights of the agents."""
+    """A control plane with a budget for all GPU nodes, and a kubeconfig with the rights of the agents.
+
+    The budget says what a controller says of it after half a minute: that every node that is out holds a slot.
+    """
     with ControlPlane() as plane:
         plane.apply(BASE)
         plane.apply([budget(most)])
+        path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{BUDGET}/status"
+        status = {"status": {"observedGeneration": 1, "counted": True}}
+        plane.request("PATCH", path, status, content_type="application/merge-patch+json")
         token = plane.service_account_token(NAMESPACE, "gpuhealth-agent", seconds=7200)
         yield plane, plane.write_kubeconfig("agents", token)
 

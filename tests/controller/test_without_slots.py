@@ -1,0 +1,126 @@
+"""Nodes that are out by our hand without a slot: counted, and given one where there is one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gpuhealth.cluster.budget import Admitted, Held, is_counted
+from gpuhealth.cluster.client import Client
+from gpuhealth.cluster.writer import NodeWriter
+from gpuhealth.config import Settings
+from tests.cluster.writing import HEALTHY
+from tests.controller.cluster import Cluster, until
+from tests.controller.test_budgets import QB
+from tests.controller.test_fleet import outcome, status
+from tests.controller.test_leftovers import SICK, drop, holders
+
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for longer than it has to be."""
+    monkeypatch.setattr("gpuhealth.controller.budgets.SETTLED_SECONDS", 0.5)
+    monkeypatch.setattr("gpuhealth.controller.budgets.GRACE_SECONDS", 0.5)
+
+
+def counted(cluster: Cluster) -> bool:
+    """Whether agents need not count for themselves."""
+    return is_counted(cluster.plane.request("GET", f"{QB}/{cluster.name}"))
+
+
+def free(cluster: Cluster) -> None:
+    """A person deletes the slots."""
+    items = cluster.plane.request("GET", f"{LEASES}?labelSelector=gpuhealth.io/budget={cluster.name}")["items"]
+    for item in items:
+        cluster.plane.request("DELETE", f"{LEASES}/{item['metadata']['name']}")
+
+
+def test_an_agent_that_is_gone(cluster: Cluster) -> None:
+    """A node that is out, whose slot is gone and whose agent does not come back, holds one in its name: nobody follows.
+    When it is back the slot is free."""
+    one, two = cluster.node(), cluster.node()
+    cluster.budget(1)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
+            writer = NodeWriter(client, Settings(), one)
+            await writer.apply(SICK)
+            free(cluster)
+            async with cluster.controller(agent_silent_after="1h", place_left_after="1h"):
+                await until(lambda: holders(cluster) == [f"gpuhealth-controller/{one}"])
+                await until(lambda: counted(cluster))
+                assert isinstance(await outcome(cluster, two), Held)
+                assert status(cluster)["uncounted"] == 0
+                await writer.apply(SICK)  # content with the slot that the controller holds for it
+                assert holders(cluster) == [f"gpuhealth-controller/{one}"]
+                await writer.apply(HEALTHY)
+                await until(lambda: not holders(cluster))
+                assert isinstance(await outcome(cluster, two), Admitted)
+
+    asyncio.run(run())
+    drop(cluster)
+
+
+def test_beyond_the_limit(cluster: Cluster) -> None:
+    """Two that are out under a limit of one stay out: the budget says how many hold no slot, and agents count then."""
+    one, two, three = cluster.node(), cluster.node(), cluster.node()
+    cluster.budget(2)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
+            for node in (one, two):
+                await NodeWriter(client, Settings(), node).apply(SICK)
+            cluster.plane.request("DELETE", f"{QB}/{cluster.name}")
+            free(cluster)
+            cluster.budget(1)
+            async with cluster.controller(agent_silent_after="1h", place_left_after="1h"):
+                await until(lambda: len(holders(cluster)) == 1)
+                await until(lambda: status(cluster).get("uncounted") == 1)
+                assert not counted(cluster)
+                assert isinstance(await outcome(cluster, three), Held)
+                taints: dict[str, Any] = cluster.plane.request("GET", f"/api/v1/nodes/{one}")["spec"]
+                assert taints["taints"], "nothing is taken back"
+
+    asyncio.run(run())
+    free(cluster)
+
+
+def test_a_new_budget_is_not_counted_at_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our watches may not have told yet is waited for; then agents are spared the counting, as after a change."""
+    monkeypatch.setattr("gpuhealth.controller.budgets.SETTLED_SECONDS", 3.0)
+    cluster.node()
+    cluster.budget(1)
+
+    async def run() -> None:
+        async with cluster.controller():
+            await until(lambda: status(cluster).get("observedGeneration") == 1)
+            assert not counted(cluster)
+            await until(lambda: counted(cluster))
+            cluster.patch(f"{QB}/{cluster.name}", {"spec": {"maxUnavailable": 2}})
+            assert not counted(cluster)
+            await until(lambda: counted(cluster))
+
+    asyncio.run(run())
+
+
+def test_a_lease_that_cannot_be_read(cluster: Cluster) -> None:
+    """It counts as taken, and is told of once; the controller goes on."""
+    cluster.node()
+    cluster.budget(2)
+    labels = {"gpuhealth.io/budget": cluster.name, "gpuhealth.io/place-set": "unavailable", "gpuhealth.io/node": "x"}
+    for number, spec in enumerate([{}, {"holderIdentity": "", "renewTime": "0000-01-01T00:00:00.000000Z"}]):
+        body = {"metadata": {"name": f"{cluster.name}.{number}", "labels": labels}, "spec": spec}
+        kind = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+        cluster.plane.request("POST", LEASES, body | kind)
+
+    async def run() -> None:
+        async with cluster.controller() as controller:
+            await until(lambda: status(cluster).get("used") == 2)
+            await until(lambda: controller.unreadable.get("Lease", 0) >= 2)
+
+    asyncio.run(run())
+    free(cluster)
