@@ -43,7 +43,7 @@ _IDLE_SECONDS = 10.0
 _STOP_SECONDS = 5.0  # in which a command that is told to stop has to end
 _REASON_LIMIT = 800  # of an Event's message
 REASON = "preflight"
-_LIBRARY_FINDINGS = {"agent.nvml_library", "driver.mismatch"}
+_LIBRARY_FINDINGS = {"agent.nvml_library", "driver.version_mismatch"}
 _FIT = (State.HEALTHY, State.DEGRADED)  # a warning keeps no node out of service
 
 

@@ -30,7 +30,7 @@ NOT_LOADED = Code(
     raise_after=600.0,  # after a boot, or during an upgrade, the module is loaded within minutes
 )
 MISMATCH = Code(
-    "driver.mismatch",
+    "driver.version_mismatch",
     Severity.CRITICAL,
     Action.REBOOT_NODE,
     meaning="NVIDIA's library and kernel module are of different versions, as after an upgrade that did not reload the"

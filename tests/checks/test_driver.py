@@ -94,7 +94,7 @@ def test_no_gpu_at_all(reason: MissingReason) -> None:
     """No driver and no GPU known of: not checked, never clean."""
     result = look(problem(reason), pci=(), kernel_module=NOT_LOADED)
     assert result.findings == []
-    for code in ("driver.not_loaded", "driver.unresponsive", "driver.mismatch"):
+    for code in ("driver.not_loaded", "driver.unresponsive", "driver.version_mismatch"):
         assert result.why_not(code, NODE) is reason
 
 
@@ -107,7 +107,7 @@ def test_sound_card_is_no_gpu() -> None:
 def test_mismatch() -> None:
     """Library and module of different versions: critical, a reboot, and the module is loaded."""
     result = look(problem(MissingReason.MISMATCH, "nvmlInit_v2: Driver/library version mismatch (18)"))
-    finding = result.finding("driver.mismatch", NODE)
+    finding = result.finding("driver.version_mismatch", NODE)
     assert (finding.severity, finding.action) == (Severity.CRITICAL, Action.REBOOT_NODE)
     assert result.is_clean("driver.not_loaded", NODE)
 
@@ -115,13 +115,15 @@ def test_mismatch() -> None:
 def test_a_library_older_than_the_module_is_no_fault_of_the_node() -> None:
     """A module that was loaded after the agent started says nothing about the node's own library."""
     upgraded = KernelModule("570.86.15", version_at_start="550.54.15")
-    assert look(problem(MissingReason.MISMATCH), kernel_module=upgraded).is_clean("driver.mismatch", NODE)
+    assert look(problem(MissingReason.MISMATCH), kernel_module=upgraded).is_clean("driver.version_mismatch", NODE)
 
 
 def test_healthy() -> None:
     """A driver that answers is clean in every respect."""
     result = look(nvml(gpu(0)))
-    assert all(result.is_clean(code, NODE) for code in ("driver.unresponsive", "driver.not_loaded", "driver.mismatch"))
+    assert all(
+        result.is_clean(code, NODE) for code in ("driver.unresponsive", "driver.not_loaded", "driver.version_mismatch")
+    )
     assert result.is_clean("nvml.error", NODE)
     assert result.is_clean("nvml.error", uuid(0))
 

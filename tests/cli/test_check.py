@@ -125,7 +125,7 @@ def test_an_odd_value_hides_no_fault(gpu_node: Node, field: int, bits: int) -> N
     gpu_node.simulator.inject("prints")
     said = gpu_node.run("check", "--json")
     assert (said.code, said.json["verdict"], len(said.json["gpus"])) == (2, "unhealthy", 8)
-    assert {"ecc.uncorrectable", "memory.remap_failed"} <= {each["code"] for each in said.json["findings"]}
+    assert {"ecc.uncorrectable", "gpu_memory.remap_failed"} <= {each["code"] for each in said.json["findings"]}
     assert said.err == ""
 
 
@@ -199,7 +199,9 @@ def test_kernel_log_that_cannot_be_read_is_in_the_coverage(gpu_node: Node) -> No
     gpu_node.kmsg.unlink()
     said = gpu_node.run("check", "--json")
     unread = {each["check"]: each["reason"] for each in said.json["coverage"]["not_checked"]}
-    assert any(code.startswith(("xid", "kmsg")) and str(gpu_node.kmsg) in reason for code, reason in unread.items())
+    assert any(
+        code.startswith(("xid", "agent.kmsg")) and str(gpu_node.kmsg) in reason for code, reason in unread.items()
+    )
 
 
 def test_only_restricts_findings_verdict_and_coverage(gpu_node: Node) -> None:

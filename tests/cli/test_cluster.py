@@ -225,10 +225,10 @@ def test_quarantine_and_restore(desk: Desk) -> None:
     shown = desk.run("node", node).out
     assert "quarantined, tainted by_person" in shown
     assert "out of service: fan is loud (ann)" in shown
-    desk.agent(node, "memory.remap_failed")
+    desk.agent(node, "gpu_memory.remap_failed")
     said = desk.run("restore", node)
     assert said.code == 0
-    assert "ends only when it is read clean: memory.remap_failed." in said.out
+    assert "ends only when it is read clean: gpu_memory.remap_failed." in said.out
     assert desk.notes(node).keys() & {"out-of-service", "restored"} == {"restored"}
     desk.agent(node)
     assert "taints" not in desk.pool.get(node)["spec"]

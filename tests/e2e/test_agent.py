@@ -53,11 +53,11 @@ def test_a_fault_read_from_nvml_comes_and_goes(node: SimulatedNode) -> None:
     with node:
         wait_for("healthy", lambda: healthy(node))
         node.driver.inject("remap_failed", gpu=2)
-        wait_for("the finding", lambda: node.findings() == {"memory.remap_failed"})
+        wait_for("the finding", lambda: node.findings() == {"gpu_memory.remap_failed"})
         assert node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 1
         node.driver.clear()
         wait_for("healthy again", lambda: healthy(node) and not node.findings())
-    assert entries(node) == [("raised", "memory.remap_failed"), ("cleared", "memory.remap_failed")]
+    assert entries(node) == [("raised", "gpu_memory.remap_failed"), ("cleared", "gpu_memory.remap_failed")]
 
 
 @pytest.mark.parametrize("lost", [[3], [3, 5]], ids=["one", "two"])
@@ -77,7 +77,7 @@ def test_several_findings_are_all_kept(node: SimulatedNode) -> None:
     with node:
         for gpu, fault in enumerate(["lost", "remap_failed", "power_brake", "pcie_width", "unrepairable"]):
             node.driver.inject(fault, gpu=gpu)
-        wanted = {"gpu.lost", "memory.remap_failed", "power.brake", "pcie.width"}
+        wanted = {"gpu.lost", "gpu_memory.remap_failed", "power.brake", "pcie.width"}
         wait_for("all findings", lambda: wanted <= node.findings())
 
 
@@ -190,7 +190,7 @@ def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
     """Where the kernel log cannot be opened, XIDs come from NVML, and that this is so is a finding."""
     node.kmsg.unlink()
     with node:
-        wait_for("the warning", lambda: "kmsg.unavailable" in node.findings())
+        wait_for("the warning", lambda: "agent.kmsg_unavailable" in node.findings())
 
         def told() -> bool:
             node.driver.inject("xid", gpu=4, code=95)  # again and again: NVML tells only what happens once it listens
@@ -210,7 +210,7 @@ def test_nobody_tells_of_xids(node: SimulatedNode, call: str) -> None:
         assert node.findings() == set()
         assert node.metric("gpuhealth_agent_nvml_process_starts_total") == 1
         node.driver.clear()
-        wait_for("NVML in its place", lambda: node.findings() == {"kmsg.unavailable"})
+        wait_for("NVML in its place", lambda: node.findings() == {"agent.kmsg_unavailable"})
 
 
 def test_the_driver_is_let_go_and_taken_again(node: SimulatedNode) -> None:

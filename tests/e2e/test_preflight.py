@@ -216,7 +216,7 @@ def test_it_is_bounded_in_time(new: NewNode) -> None:
     new.close()
     new.start()
     wait_for("the failure", lambda: new.said() == "failed")
-    wait_for("the Event", lambda: any("memory.remap_failed" in text for text in new.told("PreflightFailed")))
+    wait_for("the Event", lambda: any("gpu_memory.remap_failed" in text for text in new.told("PreflightFailed")))
     assert all(run.status is not TestStatus.PASSED for run in new.runs())
 
 

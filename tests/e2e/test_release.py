@@ -142,13 +142,13 @@ def test_an_unhealthy_node_stays_so(upgraded: Upgraded) -> None:
     """What was found before the release is neither cleared nor hidden by it: condition and taint stay."""
     with upgraded.sim as sim:
         sim.driver.inject("remap_failed", gpu=0)
-        wait_for("the taint", lambda: upgraded.taint() == "memory.remap_failed")
+        wait_for("the taint", lambda: upgraded.taint() == "gpu_memory.remap_failed")
         upgraded.says(notes={ANNOTATION: "true"})
         wait_for("the release", lambda: upgraded.report().get("driverReleased"))
         sim.driver.clear()
         upgraded.outlast(UNKNOWN_AFTER)
-        wait_for("the same condition", lambda: upgraded.condition() == ("False", "MemoryRemapFailed"))
-        assert upgraded.taint() == "memory.remap_failed"
+        wait_for("the same condition", lambda: upgraded.condition() == ("False", "GpuMemoryRemapFailed"))
+        assert upgraded.taint() == "gpu_memory.remap_failed"
         upgraded.says(notes={ANNOTATION: None})
         wait_for("the taint to go", lambda: upgraded.taint() is None)
 
