@@ -174,7 +174,9 @@ class Agent:
                     await self._node_asked.wait()
         patience = max(self.settings.interval, _NVML_SECONDS)
         readings = await self.probe.read(patience, self.clock)
-        readings = self.release.judged(readings, len(self._history.baseline.gpus), self.settings.release_grace)
+        readings = self.release.judged(
+            readings, len(self._history.baseline.gpus), self.settings.driver_release.reacquire_grace
+        )
         readings = msgspec.structs.replace(readings, kernel_log=self.kernel_log.read(), fleet=self._fleet_findings())
         self.round_seconds = time.monotonic() - began
         self._know_gpus(readings)

@@ -52,11 +52,11 @@ def open_journal(where: config.Journal) -> Journal | None:
     One that cannot be written is read all the same: a disk that fails must not take along what was found.
     """
     try:
-        journal = Journal(where.path, where.keep, where.max_entries)
+        journal = Journal(where.path, where.retention, where.max_entries)
     except JournalError as error:
         log.error("no journal: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
         with contextlib.suppress(JournalError):
-            return Journal(where.path, where.keep, where.max_entries, read_only=True)
+            return Journal(where.path, where.retention, where.max_entries, read_only=True)
         return None
     if journal.set_aside:
         log.error("the journal was damaged and has been set aside", file=str(journal.set_aside))

@@ -87,7 +87,7 @@ def _not_loaded(look: Look) -> Judgement:
         return None  # agent.nvml_library: the node has its driver, our container does not reach it
     pci = look.readings.pci
     on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
-    expected = len(look.history.baseline.gpus) if look.settings.expect_gpus is None else look.settings.expect_gpus
+    expected = len(look.history.baseline.gpus) if look.settings.expected_gpus is None else look.settings.expected_gpus
     if not on_bus and not expected:
         return nvml  # no GPU is known of: not a fault, and not known to be none either
     gpus = f"GPUs on the PCI bus: {', '.join(on_bus)}" if on_bus else f"the node ought to have {expected} GPUs"

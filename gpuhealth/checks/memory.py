@@ -107,7 +107,7 @@ def _retired_pages(gpu: GpuReadings, look: Look) -> Judgement:
         key = f"{RETIRED_PAGES.name}/{gpu.component}/double_bit"
         week = look.history.increase(key, double_bit, look.now, _WEEK).amount
     failing = double_bit > _DOUBLE_BIT_PAGES and week > _DOUBLE_BIT_PAGES_A_WEEK
-    limit = look.settings.memory.retired_pages
+    limit = look.settings.gpu_memory.retired_pages
     if total < limit and not failing:
         return unread
     return look.found(

@@ -96,7 +96,9 @@ class Controller:
         self.budgets = Budgets(acting, self.fleet, where.namespace)
         self.election = Election(self._electing, where.namespace, options.election, self.identity)
         telling = Telling(acting, self.identity, _now)
-        left_after = None if settings.mode == "observe" else options.place_left_after  # to free it, the Node is marked
+        left_after = (
+            None if settings.mode == "observe" else options.orphaned_slot_timeout
+        )  # to free it, the Node is marked
         self._leftovers = Leftovers(acting, self.fleet, telling, left_after, _now)
         self.testing = Testing(acting, self.fleet, self.budgets, settings, telling, _now)
         self.outliers = Outliers(acting, self.fleet)

@@ -96,7 +96,7 @@ class Testing:
         except ApiError as error:
             raise_if_cancelled()
             log.warning("the burn-in plan is held up; it is tried again", error=str(error))
-        return self._settings.pending_limit if self._unplaced_since else _LOOK_SECONDS
+        return self._settings.pending_timeout if self._unplaced_since else _LOOK_SECONDS
 
     async def _follow_the_plan(self) -> None:
         self._known |= {test.uid: test for test in self._fleet.tests.items.values()}
@@ -139,7 +139,7 @@ class Testing:
             await self._tell(test, "gave_way")
         elif not test.bound and not test.deleting:
             since = self._unplaced_since.setdefault(test.uid, time.monotonic())
-            if time.monotonic() - since > self._settings.pending_limit:
+            if time.monotonic() - since > self._settings.pending_timeout:
                 await self._end(test, "unplaced")
 
     async def _end(self, test: facts.Test, outcome: str) -> None:

@@ -17,7 +17,7 @@ HANGING = "nvmlDeviceGetEccMode on GPU 3"
 
 def look(answer: NvmlReadings | Missing, history: History | None = None, **changes: Any) -> Judged:
     """The check over a node whose NVML answers so."""
-    settings = {"expect_gpus": changes.pop("expect_gpus", None)}
+    settings = {"expected_gpus": changes.pop("expected_gpus", None)}
     return judged(subject.CHECK, node(gpu(0), nvml=answer, **changes), history, **settings)
 
 
@@ -78,7 +78,7 @@ def test_no_library_and_hidden_bus() -> None:
     absent = problem(MissingReason.NOT_INSTALLED)
     hidden: dict[str, Any] = {"pci": (), "kernel_module": NOT_LOADED}
     assert look(absent, history, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
-    assert look(absent, expect_gpus=8, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
+    assert look(absent, expected_gpus=8, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
 
 
 @pytest.mark.parametrize("reason", [MissingReason.NOT_INSTALLED, MissingReason.NOT_LOADED])

@@ -272,7 +272,7 @@ def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 def settings_of(node: Simulator, nvml: Nvml = RESTARTING) -> Settings:
     """The defaults, over the node's trees."""
     roots = Roots(dev=node.root / "dev", sys=node.root / "sys", proc=node.root / "proc")
-    return Settings(roots=roots, nvml=nvml, burnin=Burnin(results=node.root / "burnin"))
+    return Settings(roots=roots, nvml=nvml, burnin=Burnin(results_dir=node.root / "burnin"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

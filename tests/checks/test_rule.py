@@ -129,7 +129,7 @@ def test_half_a_round() -> None:
 def test_released() -> None:
     """While the driver is let go on purpose nothing is found, whatever the trees show."""
     released = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was let go on request"))
-    judged = judge(node(gpu(0), nvml=released, fabric_manager_running=False), remembering(8), expect_gpus=8)
+    judged = judge(node(gpu(0), nvml=released, fabric_manager_running=False), remembering(8), expected_gpus=8)
     assert judged.findings == []
     assert {MissingReason.RELEASED} == {each.reason.reason for each in judged.values() if isinstance(each, NotChecked)}
     assert {code for code, _ in judged} == NODE_CODES | GPU_CODES

@@ -72,7 +72,7 @@ def test_no_gpu_and_no_driver_in_json(node: Node) -> None:
 
 def test_no_driver_where_gpus_are_expected(node: Node) -> None:
     """Where somebody expects GPUs, a machine that shows none is unhealthy and not merely unknown."""
-    said = node.run("check", "--json", "--expect-gpus", "8")
+    said = node.run("check", "--json", "--expected-gpus", "8")
     assert (said.code, said.json["verdict"]) == (2, "unhealthy")
 
 
@@ -137,9 +137,9 @@ def test_mig_devices_are_listed(node: Node) -> None:
 
 
 def test_expected_number_of_gpus(gpu_node: Node) -> None:
-    """--expect-gpus finds GPUs missing, and wins over the environment."""
-    assert gpu_node.run("check", "--expect-gpus", "8", GPUHEALTH_EXPECT_GPUS="9").code == 0
-    said = gpu_node.run("check", "--expect-gpus", "9")
+    """--expected-gpus finds GPUs missing, and wins over the environment."""
+    assert gpu_node.run("check", "--expected-gpus", "8", GPUHEALTH_EXPECTED_GPUS="9").code == 0
+    said = gpu_node.run("check", "--expected-gpus", "9")
     assert said.code == 2
     assert "gpu.missing" in said.out
 
@@ -289,7 +289,7 @@ def _children(pid: int) -> str:
     ("arguments", "sentence"),
     [
         (["--nonsense"], "No such option: --nonsense"),
-        (["--expect-gpus", "-1"], "greater than or equal to 0"),
+        (["--expected-gpus", "-1"], "greater than or equal to 0"),
         (["--since", "yesterday"], "'yesterday' is no duration"),
         (["--config", "/nonexistent.yaml"], "cannot read configuration /nonexistent.yaml"),
         (["--replay", "/nonexistent.tgz"], "cannot read /nonexistent.tgz"),

@@ -61,7 +61,7 @@ def test_what_others_took_out(cluster: Cluster, counted: bool) -> None:
     cluster.set_condition(down, "Ready", "False")
 
     async def run() -> None:
-        async with cluster.controller(agent_silent_after="1h", place_left_after="1h"):
+        async with cluster.controller(agent_silent_after="1h", orphaned_slot_timeout="1h"):
             await until(lambda: status(cluster).get("size") == 4)
             await until(lambda: status(cluster)["used"] == (2 if counted else 0))
             assert status(cluster)["unavailable"] == (2 if counted else 0)

@@ -19,7 +19,7 @@ from tests.controller.cluster import Cluster, until
 
 SICK = Desired(verdict(finding()), ("xid.79",))
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
-QUICK: dict[str, Any] = {"place_left_after": "300ms", "agent_silent_after": "1h"}
+QUICK: dict[str, Any] = {"orphaned_slot_timeout": "300ms", "agent_silent_after": "1h"}
 
 
 def holders(cluster: Cluster) -> list[str]:

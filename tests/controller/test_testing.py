@@ -131,7 +131,7 @@ def test_a_node_with_gpu_work_is_not_tested(cluster: Cluster) -> None:
     say_tested(cluster, idle, LONG_AGO)  # the others come first
 
     async def run() -> None:
-        options = {"periodic": {"enabled": True, "max_per_pool": 3, "pending_limit": "10s"}}
+        options = {"periodic": {"enabled": True, "max_per_pool": 3, "pending_timeout": "10s"}}
         async with cluster.controller(**options) as controller:
             looked = controller.testing._is_busy
 

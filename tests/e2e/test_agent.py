@@ -258,7 +258,7 @@ def test_settings_are_taken_up_when_they_change(node: SimulatedNode) -> None:
         + "interval: *j\n",
         "interval: 1e300",
         "interval: 2024-13-45",
-        f"expect_gpus: {'9' * 5000}",
+        f"expected_gpus: {'9' * 5000}",
         "[" * 20_000,
         'journal: {path: "a\\0b"}',
         "interval: &x [*x]",
@@ -285,7 +285,7 @@ def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
 def test_settings_that_a_running_agent_cannot_take_up(node: SimulatedNode) -> None:
     """What is taken at the start stays as it was and is told, and so is a policy for a finding that does not exist."""
     with node:
-        node.configure({"node_name": "another", "findings": {"xdi.79": {"ignore": True}}, "expect_gpus": 9})
+        node.configure({"node_name": "another", "findings": {"xdi.79": {"ignore": True}}, "expected_gpus": 9})
         wait_for("what can be taken up", lambda: "gpu.missing" in node.findings())
         assert node.metric('gpuhealth_agent_info{node="gpu-node-1",version="0.1.0"}') == 1
     told = [line for line in node.log() if line["level"] == "warning"]

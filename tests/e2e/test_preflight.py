@@ -30,7 +30,10 @@ THEIRS = {"key": "example.com/theirs", "value": "x", "effect": "NoSchedule"}
 TEST = "exact"
 BAD_GPU = {"kind": "result_bits", "bits": 1}
 QUICK = {"level": "quick", "tests": [TEST], "duration": "100ms", "retry": "200ms"}
-NO_LIMITS = {"floor_percent": 0, "relative_percent": 0}  # a processor is no H100, and eight of them share its cores
+NO_LIMITS = {
+    "floor_percent": 0,
+    "min_percent_of_best_peer": 0,
+}  # a processor is no H100, and eight of them share its cores
 
 
 class NewNode(Marked):
@@ -212,7 +215,7 @@ def test_it_is_bounded_in_time(new: NewNode) -> None:
     assert "not done within 8 s" in wait_for("the Event", lambda: new.told("PreflightFailed"))[0]
     new.kill()
     new.sim.driver.inject("remap_failed", gpu=0)
-    new.sim.configure({"preflight": {**QUICK, "settle": "1s", "deadline": "30m"}})
+    new.sim.configure({"preflight": {**QUICK, "readiness_timeout": "1s", "deadline": "30m"}})
     new.close()
     new.start()
     wait_for("the failure", lambda: new.said() == "failed")
