@@ -97,7 +97,13 @@ def verdict(board: dashboard_builders.Dashboard) -> None:
     counts = [
         ("Critical findings", "finding", 'severity="critical"', BAD, "Each makes the node unhealthy."),
         ("Warnings", "finding", 'severity="warning"', WARNING, "Each makes the node degraded."),
-        ("Quarantine held", "quarantine_held", "", BAD, "Should be out of service, but a budget has no place for it."),
+        (
+            "Quarantine blocked",
+            "quarantine_blocked",
+            "",
+            BAD,
+            "Should be out of service, but a budget has no free slot for it.",
+        ),
     ]
     for title, name, matcher, colour, what in counts:
         query = Query(or_zero(f"sum({metric(name, *filter(None, [matcher]))})"))

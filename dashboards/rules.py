@@ -77,12 +77,12 @@ ALERTS = (
         " and reboot it.",
     ),
     Alert(
-        "GPUQuarantineHeld",
-        f"gpuhealth_quarantine_held * {_INFO} == 1",
+        "GPUQuarantineBlocked",
+        f"gpuhealth_quarantine_blocked * {_INFO} == 1",
         "10m",
         "critical",
         "{{ $labels.node }} is unhealthy and still takes work",
-        "Budget {{ $labels.budget }} has no place for it: as many nodes are out as it allows, or too many failed"
+        "Budget {{ $labels.budget }} has no free slot for it: as many nodes are out as it allows, or too many failed"
         " alike.",
         "See `kubectl get qb` and the nodes that are out. Many that failed alike are a bad driver or a bad check:"
         " find that first. Else repair nodes, raise the budget, or take the node out by hand with"
@@ -90,7 +90,7 @@ ALERTS = (
     ),
     Alert(
         "GPUSuspectDriver",
-        'sum by (job, budget, code) (gpuhealth_quarantine_held_nodes{limit="maxPerFault"}) > 0',
+        'sum by (job, budget, code) (gpuhealth_quarantine_blocked_nodes{limit="maxPerFault"}) > 0',
         "1m",
         "critical",
         "{{ $labels.code }} on more nodes than budget {{ $labels.budget }} believes: a suspect driver or check",

@@ -154,7 +154,7 @@ class Admission:
             self._keep_at = self._next(LATE_SECONDS)
             self._kept_labels = _relevant(labels)
             if outcome.taken:
-                did(Act("place", code, " ".join(outcome.taken), self._now()))
+                did(Act("slot", code, " ".join(outcome.taken), self._now()))
             return True
         self._hold(outcome, code, did)
         return False
@@ -164,8 +164,8 @@ class Admission:
         before, self.held = self.held, (held, code)
         if before is None or (_sort(before[0]), before[1]) != (_sort(held), code):
             self._tries = 0
-            did(Act("held", held.budget, held.reason, self._now()))
-            self._note(Note("QuarantineHeld", f"{code}: stays in service: {held.reason}", self._now()))
+            did(Act("blocked", held.budget, held.reason, self._now()))
+            self._note(Note("QuarantineBlocked", f"{code}: stays in service: {held.reason}", self._now()))
         self._tries += 1
         wait = backoff(self._tries - 1, LONGEST_HELD, first=FIRST_HELD)
         self._retry_at = asyncio.get_running_loop().time() + wait
@@ -190,7 +190,7 @@ class Admission:
             return
         self._keep_at, self._kept_at, self._kept_labels = self._next(KEEP_SECONDS), loop.time(), relevant
         if kept.taken:
-            did(Act("place", "kept", " ".join(kept.taken), self._now()))
+            did(Act("slot", "kept", " ".join(kept.taken), self._now()))
         for name in kept.returned:
             did(Act("give_back", name, "", self._now()))
         if kept.lacking != self.lacking:

@@ -47,7 +47,7 @@ class Standing(msgspec.Struct, frozen=True):
     size: int
     limit: int
     used: int
-    held: int
+    blocked: int
     unavailable: int = 0  # cordoned or not ready without our taint, where they count
     uncounted: int = 0  # out by our hand, and no slot is theirs
 
@@ -117,7 +117,7 @@ class Budgets:
         status: Object = msgspec.to_builtins(standing)
         status["observedGeneration"] = body["metadata"]["generation"]
         status["counted"] = settles_in <= 0 and not lacking
-        status["heldNodes"], status["nodes"] = sorted(held)[:NAMES], holders[:NAMES]
+        status["blockedNodes"], status["nodes"] = sorted(held)[:NAMES], holders[:NAMES]
         alike = {
             hold.code: count
             for hold, count in self._fleet.holds.items()
@@ -171,12 +171,12 @@ def _fault_limit(alike: dict[str, int], budget: Object, now: datetime) -> Object
     """The condition FaultLimitReached, given how many nodes maxPerFault holds by their finding's code."""
     known: Object = next(iter(budget.get("status", {}).get("conditions") or []), {})  # there is no other
     status = "True" if alike else "False"
-    reason, message = "BelowLimit", "no node is held because too many failed alike"
+    reason, message = "BelowLimit", "no node is blocked because too many failed alike"
     if alike:
         worst = max(alike, key=lambda code: alike[code])
         nodes = ", ".join(f"{code} on {count}" for code, count in sorted(alike.items()))
         reason = camel(worst)
-        message = f"more nodes than maxPerFault allows failed alike: a suspect driver or check; held: {nodes}"
+        message = f"more nodes than maxPerFault allows failed alike: a suspect driver or check; blocked: {nodes}"
     since = known["lastTransitionTime"] if known.get("status") == status else written_time(now)
     generation = budget["metadata"]["generation"]
     return {

@@ -82,7 +82,7 @@ class Leftovers:
             if await self._is_left(place.holder):
                 why = "its agent took it, did not take the node out of service, and is gone"
                 await self._free(place, why)
-                await self._telling.of_node(place.holder, "PlaceFreed", f"place {place.key} is free again: {why}")
+                await self._telling.of_node(place.holder, "SlotFreed", f"slot {place.key} is free again: {why}")
         return None
 
     async def _is_gone(self, node: str) -> bool:

@@ -132,8 +132,8 @@ class _NodeMetrics:
         yield gauge("check_duration_seconds", "Time that judging the last round took", [], [(agent.check_seconds,)])
         held = agent.keeper.writer.held if agent.keeper.writer else None
         yield gauge(
-            "quarantine_held",
-            "1 while this node stays in service for want of a budget's place; limit says why where no limit does",
+            "quarantine_blocked",
+            "1 while this node stays in service because a budget has no free slot; limit says which limit or error",
             ["budget", "limit", "code"],
             [(held[0].budget, held[0].limit, held[1], 1)] if held else [],
         )

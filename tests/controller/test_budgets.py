@@ -149,7 +149,7 @@ def place_of(cluster: Cluster, node: str) -> int:
 
 
 def test_columns(cluster: Cluster) -> None:
-    """What `kubectl get qb` prints: limit, used and held nodes by name of the column."""
+    """What `kubectl get qb` prints: limit, used and blocked nodes by name of the column."""
     cluster.budget(1)
     out, held = cluster.node(), cluster.node()
     for node in (out, held):
@@ -159,7 +159,7 @@ def test_columns(cluster: Cluster) -> None:
         async with cluster.controller(), Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
             for node in (out, held):
                 await NodeWriter(client, Settings(), node).apply(SICK)
-            await until(lambda: status(cluster).get("held") == 1 and status(cluster)["used"] == 1)
+            await until(lambda: status(cluster).get("blocked") == 1 and status(cluster)["used"] == 1)
             accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
             table = await client.request("GET", BUDGETS.path(cluster.name), accept=accept)
             return dict(
@@ -167,6 +167,6 @@ def test_columns(cluster: Cluster) -> None:
             )
 
     shown = asyncio.run(run())
-    assert (shown["Max"], shown["Nodes"], shown["Limit"], shown["Used"], shown["Held"]) == ("1", 2, 1, 1, 1)
-    assert status(cluster)["heldNodes"] == [held]
+    assert (shown["Max"], shown["Nodes"], shown["Limit"], shown["Used"], shown["Blocked"]) == ("1", 2, 1, 1, 1)
+    assert status(cluster)["blockedNodes"] == [held]
     drop(cluster)

@@ -111,7 +111,7 @@ def test_a_lease_that_cannot_be_read(cluster: Cluster) -> None:
     """It counts as taken, and is told of once; the controller goes on."""
     cluster.node()
     cluster.budget(2)
-    labels = {"gpuhealth.io/budget": cluster.name, "gpuhealth.io/place-set": "unavailable", "gpuhealth.io/node": "x"}
+    labels = {"gpuhealth.io/budget": cluster.name, "gpuhealth.io/slot-set": "unavailable", "gpuhealth.io/node": "x"}
     for number, spec in enumerate([{}, {"holderIdentity": "", "renewTime": "0000-01-01T00:00:00.000000Z"}]):
         body = {"metadata": {"name": f"{cluster.name}.{number}", "labels": labels}, "spec": spec}
         kind = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}

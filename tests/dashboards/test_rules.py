@@ -55,11 +55,11 @@ FAULTS = {
     "GPUDriverUnresponsive": Fault(
         _series("gpuhealth_finding", 'code="driver.unresponsive",component="node",severity="critical"'), "_", "1"
     ),
-    "GPUQuarantineHeld": Fault(
-        _series("gpuhealth_quarantine_held", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "1"
+    "GPUQuarantineBlocked": Fault(
+        _series("gpuhealth_quarantine_blocked", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "1"
     ),
     "GPUSuspectDriver": Fault(
-        _series("gpuhealth_quarantine_held_nodes", 'budget="pool-a",limit="maxPerFault",code="xid.79"'),
+        _series("gpuhealth_quarantine_blocked_nodes", 'budget="pool-a",limit="maxPerFault",code="xid.79"'),
         "_",
         "495",
         about='budget="pool-a",code="xid.79"',
@@ -81,7 +81,7 @@ FAULTS = {
 HARMLESS = {
     "GPUNodeUnhealthy": Fault(_series("gpuhealth_verdict", 'verdict="degraded"'), "0", "1"),
     "GPUSuspectDriver": Fault(
-        _series("gpuhealth_quarantine_held_nodes", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "7"
+        _series("gpuhealth_quarantine_blocked_nodes", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "7"
     ),
     "GPUHealthNotChecked": Fault(
         _series("gpuhealth_not_checked", 'check="pcie.replay_rate",reason="no_history"'), "_", "1"

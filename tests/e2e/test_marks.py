@@ -196,7 +196,7 @@ def test_without_a_budget_nothing_is_tainted(marked: Marked) -> None:
     with marked.sim as sim:
         sim.driver.inject("remap_failed", gpu=0)
         wait_for("the condition", lambda: marked.condition() == ("False", "GpuMemoryRemapFailed"))
-        wait_for("the report", lambda: marked.quarantine() == "held")
+        wait_for("the report", lambda: marked.quarantine() == "blocked")
         assert marked.taint() is None
         marked.budget(1)
         wait_for("the taint", lambda: marked.taint() == "gpu_memory.remap_failed")
@@ -317,7 +317,7 @@ def test_a_person_takes_it_out_and_brings_it_back(marked: Marked) -> None:
     with marked.sim as sim:
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
         _annotate(marked, "gpuhealth.io/out-of-service", "fan is loud")
-        wait_for("the taint", lambda: marked.taint() == "by_person")
+        wait_for("the taint", lambda: marked.taint() == "manual")
         _annotate(marked, "gpuhealth.io/out-of-service", None)
         wait_for("the taint to go", lambda: marked.taint() is None)
         for gpu, restored in ((1, "2099-03-01T12:00:00Z"), (2, "2099-03-01T12:00:01Z")):  # by a clock that is fast

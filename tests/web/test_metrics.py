@@ -268,7 +268,7 @@ def test_a_held_quarantine_names_its_budget(make_agent: Callable[[], Agent]) -> 
     agent.counts.api_calls["PATCH", 0] += 2
     samples = parsed(Exposition(agent).text().decode())
     labels = (("budget", "pool-a"), ("code", "xid.79"), ("limit", "maxPerFault"))
-    assert samples["gpuhealth_quarantine_held"] == {labels: 1}
+    assert samples["gpuhealth_quarantine_blocked"] == {labels: 1}
     assert samples["gpuhealth_agent_api_requests_total"] == {(("method", "PATCH"), ("status", "0")): 2}
 
 
