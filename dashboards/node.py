@@ -244,7 +244,7 @@ def memory(board: dashboard_builders.Dashboard) -> None:
     board.with_row(dashboard_builders.Row("Memory errors"))
 
     def errors(severity: str) -> Query:
-        counter = metric("gpu_ecc_errors_total", f'kind=~"volatile_{severity}_.+"')
+        counter = metric("gpu_ecc_errors_total", f'type="{severity}",counter="volatile"')
         return Query(per_gpu(f"sum by (instance, gpu) (increase({counter}[{WINDOW}]))"), GPU)
 
     for title, severity, what in (
@@ -256,8 +256,10 @@ def memory(board: dashboard_builders.Dashboard) -> None:
         lines(
             "Remapped rows",
             Query(per_gpu(metric("gpu_remapped_rows")), f"{GPU} {{{{kind}}}}"),
+            Query(per_gpu(metric("gpu_row_remap_pending")), f"{GPU} pending"),
+            Query(per_gpu(metric("gpu_row_remap_failure")), f"{GPU} failure"),
             unit=units.Short,
-            what="pending: the GPU must be reset. failed: the GPU must be replaced. The others count rows.",
+            what="pending: the GPU must be reset. failure: the GPU must be replaced. The others count rows.",
         )
     )
 
@@ -336,7 +338,7 @@ def agent(board: dashboard_builders.Dashboard) -> None:
             [
                 Query(metric("agent_nvml_seconds"), "NVML"),
                 Query(metric("agent_round_seconds"), "whole round"),
-                Query(metric("check_duration_seconds"), "judging"),
+                Query(metric("agent_judge_seconds"), "judging"),
             ],
             units.Seconds,
             "How long the driver took, or has been waited for.",
@@ -360,7 +362,7 @@ def agent(board: dashboard_builders.Dashboard) -> None:
             "API server",
             [
                 Query(
-                    f"sum by (method, status) (rate({metric('agent_api_requests_total')}[{WINDOW}]))",
+                    f"sum by (method, status) (rate({metric('kube_requests_total')}[{WINDOW}]))",
                     "{{method}} {{status}}",
                 )
             ],
@@ -370,7 +372,7 @@ def agent(board: dashboard_builders.Dashboard) -> None:
         (
             "Failures",
             [
-                Query(f"increase({metric('agent_loop_failures_total')}[{WINDOW}])", "loop {{loop}}"),
+                Query(f"increase({metric('loop_failures_total')}[{WINDOW}])", "loop {{loop}}"),
                 Query(f"increase({metric('agent_journal_errors_total')}[{WINDOW}])", "journal"),
                 Query(f"increase({metric('agent_kmsg_lost_records_total')}[{WINDOW}])", "kernel records lost"),
                 Query(f"1 - {metric('agent_config_valid')}", "configuration not usable"),

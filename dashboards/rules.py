@@ -141,18 +141,18 @@ ALERTS = (
     ),
     Alert(
         "GPUHealthClusterUnreachable",
-        f'(sum by (job, instance) (rate(gpuhealth_agent_api_requests_total{{status=~"0|401|403|5.."}}[10m])) > 0'
-        f' unless sum by (job, instance) (rate(gpuhealth_agent_api_requests_total{{status=~"2.."}}[10m])) > 0)'
+        f'(sum by (job, instance) (rate(gpuhealth_kube_requests_total{{status=~"0|401|403|5.."}}[10m])) > 0'
+        f' unless sum by (job, instance) (rate(gpuhealth_kube_requests_total{{status=~"2.."}}[10m])) > 0)'
         f" * {_INFO}",
         "15m",
         "warning",
         "The gpuhealth agent of {{ $labels.node }} cannot reach the API server",
         "What it finds is kept on the node; no taint and no condition is set before it can.",
-        "See the answers in gpuhealth_agent_api_requests_total: 0 is the network, 401 and 403 the agent's rights.",
+        "See the answers in gpuhealth_kube_requests_total: 0 is the network, 401 and 403 the agent's rights.",
     ),
     Alert(
         "GPUHealthAgentFailing",
-        f"increase(gpuhealth_agent_loop_failures_total{_LATELY}) * {_INFO} > 0",
+        f"increase(gpuhealth_loop_failures_total{_LATELY}) * {_INFO} > 0",
         "5m",
         "warning",
         "A part of the gpuhealth agent of {{ $labels.node }} fails",

@@ -48,8 +48,8 @@ class ControllerCollector(Collector):
         yield gauge("controller_info", "The controller", ["version", "identity"], info)
         yield gauge("controller_leading", "1 for the controller that acts", [], [(controller.leading,)])
         calls = [(*key, value) for key, value in controller.api_calls.items()]
-        yield counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
-        yield counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
+        yield counter("kube_requests", "Requests to the API server; status 0: no answer", ["method", "status"], calls)
+        yield counter("loop_failures", "Unexpected errors by loop", ["loop"], controller.failures.items())
         text = "Versions of objects that could not be read"
         yield counter("controller_unreadable_objects", text, ["kind"], controller.unreadable.items())
         results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero

@@ -71,9 +71,9 @@ FAULTS = {
         _series("gpuhealth_not_checked", 'check="ecc.uncorrectable",reason="timeout"'), "_", "1"
     ),
     "GPUHealthClusterUnreachable": Fault(
-        _series("gpuhealth_agent_api_requests_total", 'method="GET",status="0"'), "0", "+1"
+        _series("gpuhealth_kube_requests_total", 'method="GET",status="0"'), "0", "+1"
     ),
-    "GPUHealthAgentFailing": Fault(_series("gpuhealth_agent_loop_failures_total", 'loop="round"'), "0", "+1"),
+    "GPUHealthAgentFailing": Fault(_series("gpuhealth_loop_failures_total", 'loop="round"'), "0", "+1"),
     "GPUHealthJournalFailing": Fault(_series("gpuhealth_agent_journal_errors_total"), "0", "+1"),
     "GPUHealthConfigInvalid": Fault(_series("gpuhealth_agent_config_valid"), "1", "0"),
     "GPUHealthKernelRecordsLost": Fault(_series("gpuhealth_agent_kmsg_lost_records_total"), "0", "+1"),
@@ -88,7 +88,7 @@ HARMLESS = {
     ),
     "GPUHealthAgentDown": Fault('up{job="other",instance="10.0.0.7:9100"}', "1", "0"),
     "GPUHealthClusterUnreachable": Fault(
-        _series("gpuhealth_agent_api_requests_total", 'method="PATCH",status="409"'), "0", "+1"
+        _series("gpuhealth_kube_requests_total", 'method="PATCH",status="409"'), "0", "+1"
     ),
 }
 

@@ -276,7 +276,7 @@ def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
         assert node.get("/healthz", seconds=20)[0] == 200
         rounds = node.metric("gpuhealth_agent_rounds_total") or 0
         wait_for("more rounds", lambda: (node.metric("gpuhealth_agent_rounds_total") or 0) > rounds)
-        assert node.metric('gpuhealth_agent_loop_failures_total{loop="round"}') == 0
+        assert node.metric('gpuhealth_loop_failures_total{loop="round"}') == 0
         assert healthy(node)
         (refusal,) = [line for line in node.log() if line["event"] == "the changed configuration is not used"]
         assert len(refusal["error"]) < 600
