@@ -97,7 +97,13 @@ def verdict(board: dashboard_builders.Dashboard) -> None:
     counts = [
         ("Critical findings", "finding", 'severity="critical"', BAD, "Each makes the node unhealthy."),
         ("Warnings", "finding", 'severity="warning"', WARNING, "Each makes the node degraded."),
-        ("Quarantine held", "quarantine_held", "", BAD, "Should be out of service, but a budget has no place for it."),
+        (
+            "Quarantine blocked",
+            "quarantine_blocked",
+            "",
+            BAD,
+            "Should be out of service, but a budget has no free slot for it.",
+        ),
     ]
     for title, name, matcher, colour, what in counts:
         query = Query(or_zero(f"sum({metric(name, *filter(None, [matcher]))})"))
@@ -238,7 +244,7 @@ def memory(board: dashboard_builders.Dashboard) -> None:
     board.with_row(dashboard_builders.Row("Memory errors"))
 
     def errors(severity: str) -> Query:
-        counter = metric("gpu_ecc_errors_total", f'kind=~"volatile_{severity}_.+"')
+        counter = metric("gpu_ecc_errors_total", f'type="{severity}",counter="volatile"')
         return Query(per_gpu(f"sum by (instance, gpu) (increase({counter}[{WINDOW}]))"), GPU)
 
     for title, severity, what in (
@@ -250,8 +256,10 @@ def memory(board: dashboard_builders.Dashboard) -> None:
         lines(
             "Remapped rows",
             Query(per_gpu(metric("gpu_remapped_rows")), f"{GPU} {{{{kind}}}}"),
+            Query(per_gpu(metric("gpu_row_remap_pending")), f"{GPU} pending"),
+            Query(per_gpu(metric("gpu_row_remap_failure")), f"{GPU} failure"),
             unit=units.Short,
-            what="pending: the GPU must be reset. failed: the GPU must be replaced. The others count rows.",
+            what="pending: the GPU must be reset. failure: the GPU must be replaced. The others count rows.",
         )
     )
 
@@ -330,7 +338,7 @@ def agent(board: dashboard_builders.Dashboard) -> None:
             [
                 Query(metric("agent_nvml_seconds"), "NVML"),
                 Query(metric("agent_round_seconds"), "whole round"),
-                Query(metric("check_duration_seconds"), "judging"),
+                Query(metric("agent_judge_seconds"), "judging"),
             ],
             units.Seconds,
             "How long the driver took, or has been waited for.",
@@ -354,7 +362,7 @@ def agent(board: dashboard_builders.Dashboard) -> None:
             "API server",
             [
                 Query(
-                    f"sum by (method, status) (rate({metric('agent_api_requests_total')}[{WINDOW}]))",
+                    f"sum by (method, status) (rate({metric('kube_requests_total')}[{WINDOW}]))",
                     "{{method}} {{status}}",
                 )
             ],
@@ -364,7 +372,7 @@ def agent(board: dashboard_builders.Dashboard) -> None:
         (
             "Failures",
             [
-                Query(f"increase({metric('agent_loop_failures_total')}[{WINDOW}])", "loop {{loop}}"),
+                Query(f"increase({metric('loop_failures_total')}[{WINDOW}])", "loop {{loop}}"),
                 Query(f"increase({metric('agent_journal_errors_total')}[{WINDOW}])", "journal"),
                 Query(f"increase({metric('agent_kmsg_lost_records_total')}[{WINDOW}])", "kernel records lost"),
                 Query(f"1 - {metric('agent_config_valid')}", "configuration not usable"),

@@ -77,13 +77,13 @@ ALERTS = (
         " and reboot it.",
     ),
     Alert(
-        "GPUQuarantineHeld",
-        f"gpuhealth_quarantine_held * {_INFO} == 1",
+        "GPUQuarantineBlocked",
+        f"gpuhealth_quarantine_blocked * {_INFO} == 1",
         "10m",
         "critical",
         "{{ $labels.node }} is unhealthy and still takes work",
-        "{{ if $labels.budget }}Budget {{ $labels.budget }} has no place for it: as many nodes are out as it allows,"
-        " too many failed alike, or it cannot be read{{ else }}No place of a budget can be sought: a right is missing,"
+        "{{ if $labels.budget }}Budget {{ $labels.budget }} has no free slot for it: as many nodes are out as it"
+        " allows, too many failed alike, or it cannot be read{{ else }}No budget slot can be sought: a right is missing,"
         " or the API server refuses{{ end }}. The Node's condition says why.",
         "See `kubectl get qb` and the nodes that are out. Many that failed alike are a bad driver or a bad check:"
         " find that first. Else repair nodes, raise the budget, or take the node out by hand with"
@@ -91,7 +91,7 @@ ALERTS = (
     ),
     Alert(
         "GPUSuspectDriver",
-        'sum by (job, budget, code) (gpuhealth_quarantine_held_nodes{limit="maxPerFault"}) > 0',
+        'sum by (job, budget, code) (gpuhealth_quarantine_blocked_nodes{limit="maxPerFault"}) > 0',
         "1m",
         "critical",
         "{{ $labels.code }} on more nodes than budget {{ $labels.budget }} believes: a suspect driver or check",
@@ -142,18 +142,18 @@ ALERTS = (
     ),
     Alert(
         "GPUHealthClusterUnreachable",
-        f'(sum by (job, instance) (rate(gpuhealth_agent_api_requests_total{{status=~"0|401|403|5.."}}[10m])) > 0'
-        f' unless sum by (job, instance) (rate(gpuhealth_agent_api_requests_total{{status=~"2.."}}[10m])) > 0)'
+        f'(sum by (job, instance) (rate(gpuhealth_kube_requests_total{{status=~"0|401|403|5.."}}[10m])) > 0'
+        f' unless sum by (job, instance) (rate(gpuhealth_kube_requests_total{{status=~"2.."}}[10m])) > 0)'
         f" * {_INFO}",
         "15m",
         "warning",
         "The gpuhealth agent of {{ $labels.node }} cannot reach the API server",
         "What it finds is kept on the node; no taint and no condition is set before it can.",
-        "See the answers in gpuhealth_agent_api_requests_total: 0 is the network, 401 and 403 the agent's rights.",
+        "See the answers in gpuhealth_kube_requests_total: 0 is the network, 401 and 403 the agent's rights.",
     ),
     Alert(
         "GPUHealthAgentFailing",
-        f"increase(gpuhealth_agent_loop_failures_total{_LATELY}) * {_INFO} > 0",
+        f"increase(gpuhealth_loop_failures_total{_LATELY}) * {_INFO} > 0",
         "5m",
         "warning",
         "A part of the gpuhealth agent of {{ $labels.node }} fails",

@@ -51,7 +51,7 @@ class _Section(BaseModel):
 
 
 class Roots(_Section):
-    """Where the node's trees are: a container mounts the host's elsewhere, a test makes its own."""
+    """Paths of the node's file trees, which a container may mount elsewhere."""
 
     dev: Path = Path("/dev")
     sys: Path = Path("/sys")
@@ -60,49 +60,51 @@ class Roots(_Section):
 
 
 class Nvml(_Section):
-    """The NVML child process and its deadlines."""
+    """The NVML child process and its deadlines, in seconds."""
 
     warn_after: Duration = 20.0
     critical_after: Duration = 60.0
     reinit_interval: Duration = 60.0  # between nvmlInit attempts while a GPU is lost or the driver is away
-    max_replacements: Count = 1  # children started beside one that hangs
+    max_extra_processes: Count = 1  # NVML processes started while one hangs
     errors_critical: int = Field(default=3, ge=1, le=_LARGEST)  # rounds with unexpected errors within error_window
     error_window: Duration = 600.0
 
 
 class Kmsg(_Section):
-    """The kernel log."""
+    """Reading of the kernel log, /dev/kmsg."""
 
     lookback: Duration = 600.0  # at the agent's very first start: older records are not raised
 
 
 class Ecc(_Section):
-    """Memory errors."""
+    """GPU memory errors that ECC counts."""
 
-    new_for: Duration = 86400.0  # an uncorrectable error is critical this long after the count grew
+    recent_window: Duration = 86400.0  # an uncorrectable error is critical for this long after the count grew
     corrected_per_hour: Count = 10_000
 
 
 class Xid(_Section):
-    """How XIDs are counted."""
+    """How XIDs are grouped and counted, and when they expire. Durations in seconds."""
 
     coalesce: Duration = 5.0  # the same code on the same GPU within this time is one event
-    consequence: Duration = 60.0  # 43 and 45 this soon after another XID on the GPU are its consequence
+    secondary_window: Duration = 60.0  # 43 and 45 this soon after another XID on the GPU are its consequence
     repeat_window: Duration = 86400.0
     repeats_critical: int = Field(default=3, ge=2, le=_LARGEST)  # of a code that says "contact support"
-    app_faults: int = Field(default=3, ge=2, le=_LARGEST)  # by different processes on one GPU within repeat_window
+    app_fault_threshold: int = Field(
+        default=3, ge=2, le=_LARGEST
+    )  # faults of different processes on one GPU within repeat_window
     expire_after: Duration = 600.0  # what leaves nothing to read again ends when it has not come back
 
 
 class Thermal(_Section):
-    """Distance to the GPU's own slowdown or maximum operating temperature."""
+    """Distance to the GPU's own slowdown or maximum operating temperature, in degrees Celsius."""
 
     margin_warning_celsius: Count = 5
     critical_after: Duration = 30.0  # at the limit
 
 
 class Clocks(_Section):
-    """Throttling."""
+    """Clock throttling, and GPUs slower than their neighbours. Shares in percent."""
 
     window: Duration = 60.0
     throttled_percent: float = Field(default=50.0, gt=0, le=100)
@@ -111,7 +113,7 @@ class Clocks(_Section):
 
 
 class Pcie(_Section):
-    """The PCIe link."""
+    """PCIe link errors: limits per minute, windows in seconds."""
 
     window: Duration = 60.0
     replays_per_minute: Count = 30
@@ -120,26 +122,26 @@ class Pcie(_Section):
 
 
 class Nvlink(_Section):
-    """NVLinks: errors within the window, bit error rates at once."""
+    """NVLink errors: a count within the window (seconds), and a bit error rate that is a finding at once."""
 
     window: Duration = 600.0
     errors: Count = 100
     effective_ber: float = Field(default=1e-12, gt=0)
 
 
-class Memory(_Section):
-    """What a GPU with no process may still hold."""
+class GpuMemory(_Section):
+    """Limits for GPU memory: bytes in use without a process, and retired pages."""
 
-    leaked_bytes: Count = 1 << 30
-    retired_pages: Count = 60  # of the 63 that the table can use before the GPU is to be replaced
+    leaked_bytes: Count = 1 << 30  # in use on a GPU that no process uses
+    retired_pages: Count = 60  # the table holds 63; then the GPU must be replaced
 
 
 class Tls(_Section):
-    """Files in PEM format; renewed ones are taken up while running."""
+    """TLS files in PEM format. Renewed files are loaded while running."""
 
     cert: Path  # with the intermediates, if there are any
     key: Path
-    client_ca: Path | None = None  # who has a certificate of it may read the pages
+    client_ca: Path | None = None  # a client with a certificate of this CA may read the pages
 
 
 class Http(_Section):
@@ -158,18 +160,18 @@ class Http(_Section):
 
 
 class Journal(_Section):
-    """What the node remembers."""
+    """The node's journal of findings, and how much of it is kept."""
 
     path: Path = Path("/var/lib/gpuhealth/journal.sqlite")
-    keep: Duration = 14 * 86400.0
+    retention: Duration = 14 * 86400.0  # older entries are deleted
     max_entries: int = Field(default=100_000, ge=100, le=_LARGEST)
 
 
 class BurninLimits(_Section):
-    """What active tests pass by, beside the floors of the GPU's model. A wrong bit fails whatever is set here."""
+    """Pass thresholds for active tests, in addition to the minimums of the GPU's model. A wrong bit always fails."""
 
     floor_percent: float = Field(default=100.0, ge=0)  # of the model's floors; 0 asks for none
-    relative_percent: float = Field(default=90.0, ge=0, le=100)  # of the node's best GPU of the same model
+    min_percent_of_best_peer: float = Field(default=90.0, ge=0, le=100)  # of the node's best GPU of the same model
     power_percent: float = Field(default=75.0, ge=0, le=100)  # of TDP or power limit, what a soak must draw at its peak
     pcie_replays_per_minute: Count = 30
     corrected_ecc_errors: Count = 0  # during one test; an uncorrectable one always fails
@@ -177,9 +179,9 @@ class BurninLimits(_Section):
 
 
 class Burnin(_Section):
-    """Active tests: what they are done on, what they pass by, and where their results are left for the agent."""
+    """Active tests: target devices, thresholds, and the directory where the agent finds their results."""
 
-    results: Path = Path("/var/lib/gpuhealth/burnin")
+    results_dir: Path = Path("/var/lib/gpuhealth/burnin")
     level: Literal["quick", "standard", "long"] = "standard"
     devices: str = "all"  # GPUs that CUDA shows; else as cuda:0,1 or, where processors stand in, cpu:0,1
     limits: BurninLimits = BurninLimits()
@@ -187,7 +189,7 @@ class Burnin(_Section):
 
 
 class Preflight(_Section):
-    """The tests that a new node has to pass before work may come."""
+    """The tests that a new node must pass before it gets work."""
 
     taint: str = Field(
         default="gpuhealth.io/preflight", min_length=1
@@ -195,14 +197,14 @@ class Preflight(_Section):
     level: Literal["quick", "standard", "long"] = "standard"
     tests: tuple[str, ...] = ()  # else those of the level
     duration: Duration | None = None  # of the tests' work in all; else the level's
-    settle: Duration = 600.0  # a new node may take so long until all passive checks pass: its driver is being installed
-    deadline: Duration = Field(default=1800.0, gt=0)  # of it all; a long burn-in needs more
+    readiness_timeout: Duration = 600.0  # for all passive checks to pass on a new node: its driver is being installed
+    deadline: Duration = Field(default=1800.0, gt=0)  # for the whole preflight; a long burn-in needs more
     retry: Duration = Field(default=10.0, gt=0)
     after_reboot: bool = False  # also for a node that was rebooted, once its agent has seen that
 
 
 class Kubernetes(_Section):
-    """The cluster, where there is one."""
+    """The Kubernetes cluster that the node belongs to, if any."""
 
     enabled: bool = True
     kubeconfig: Path | None = None  # else the pod's service account
@@ -211,7 +213,7 @@ class Kubernetes(_Section):
 
 
 class Election(_Section):
-    """Which of the controllers acts: the one that holds the Lease."""
+    """Leader election: only the controller that holds the Lease acts. Durations in seconds."""
 
     enabled: bool = True
     lease: str = Field(default="gpuhealth-controller", min_length=1)
@@ -227,26 +229,24 @@ class Election(_Section):
 
 
 class Periodic(_Section):
-    """Burn-in of nodes that are in service and idle."""
+    """Periodic burn-in of nodes that are in service and idle."""
 
     enabled: bool = False  # it makes idle GPUs draw their full power
     every: Duration = 7 * 86400.0  # a node is tested again after this
     level: Literal["quick", "standard", "long"] = "standard"
     max_per_pool: Amount = 1  # at once; a count, or a percentage of the pool
-    pending_limit: Duration = 120.0  # a test that finds no room on its node is given up
+    pending_timeout: Duration = 120.0  # a burn-in pod that is not scheduled within this time is deleted
 
 
 class Controller(_Section):
-    """The fleet's controller."""
+    """The cluster's controller: drain, burn-in schedule, budget slots."""
 
     http: Http = Http(port=9476)
     election: Election = Election()
     agent_silent_after: Duration = (
-        300.0  # a node with no agent that is ready; longer than an update of the agents takes
+        300.0  # before a node without a ready agent is marked Unknown; longer than an update of the agents takes
     )
-    place_left_after: Duration = (
-        900.0  # a budget's place of a node that is not out and has no agent, before it is freed
-    )
+    orphaned_slot_timeout: Duration = 900.0  # before a budget slot is freed whose node is in service and has no agent
     drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, whatever their disruption budgets say
     drain_retry: Duration = Field(default=10.0, gt=0)  # between tries of an eviction that was refused
     evictions_per_second: float = Field(default=10.0, gt=0)  # over the whole fleet
@@ -262,6 +262,13 @@ class Controller(_Section):
     )
 
 
+class DriverRelease(_Section):
+    """Closing the driver on request, for a GPU reset or a driver upgrade. Durations in seconds."""
+
+    max_duration: Duration = 7200.0  # a node whose driver is released longer than this is unknown
+    reacquire_grace: Duration = 120.0  # for the driver to be back after the last request ended
+
+
 class Quarantine(_Section):
     """Taking nodes out of service."""
 
@@ -269,7 +276,7 @@ class Quarantine(_Section):
 
 
 class FindingPolicy(_Section):
-    """What a deployment changes of a finding's defaults; None keeps the default."""
+    """What a deployment changes of a finding's defaults; None keeps the default. Durations in seconds."""
 
     severity: Severity | None = None
     quarantine: bool | None = None
@@ -288,15 +295,14 @@ class PoolPolicy(_Section):
 
 
 class Settings(_Section):
-    """All settings, with the defaults that hold when nothing is said."""
+    """All settings and their defaults."""
 
     node_name: str = Field(default_factory=socket.gethostname, min_length=1)
     mode: Literal["observe", "taint", "cordon"] = "taint"
     interval: Duration = Field(default=10.0, gt=0)
     unknown_after: Duration = 120.0
-    release_limit: Duration = 7200.0  # of letting go of the driver on request; after that the node is unknown
-    release_grace: Duration = 120.0  # for the driver to be back when the last request is gone
-    expect_gpus: Count | None = None  # wins over what the node remembers
+    driver_release: DriverRelease = DriverRelease()
+    expected_gpus: Count | None = None  # wins over the number of GPUs seen before
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     roots: Roots = Roots()
     nvml: Nvml = Nvml()
@@ -307,7 +313,7 @@ class Settings(_Section):
     clocks: Clocks = Clocks()
     pcie: Pcie = Pcie()
     nvlink: Nvlink = Nvlink()
-    memory: Memory = Memory()
+    gpu_memory: GpuMemory = GpuMemory()
     http: Http = Http()
     journal: Journal = Journal()
     burnin: Burnin = Burnin()
@@ -319,7 +325,7 @@ class Settings(_Section):
     pools: tuple[PoolPolicy, ...] = ()
 
     def policy(self, code: str, node_labels: dict[str, str] | None = None) -> FindingPolicy:
-        """What this deployment says of a finding code: pools over the general, the exact code over patterns."""
+        """The policy for a finding code: pools win over the general policy, the exact code over patterns."""
         chosen: dict[str, Any] = {}
         labels = node_labels or {}
         pools = [p.findings for p in self.pools if p.node_labels.items() <= labels.items()]

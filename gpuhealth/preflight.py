@@ -43,7 +43,7 @@ _IDLE_SECONDS = 10.0
 _STOP_SECONDS = 5.0  # in which a command that is told to stop has to end
 _REASON_LIMIT = 800  # of an Event's message
 REASON = "preflight"
-_LIBRARY_FINDINGS = {"agent.nvml_library", "driver.mismatch"}
+_LIBRARY_FINDINGS = {"agent.nvml_library", "driver.version_mismatch"}
 _FIT = (State.HEALTHY, State.DEGRADED)  # a warning keeps no node out of service
 
 
@@ -85,15 +85,15 @@ class Preflight:
                     raise_if_cancelled()
                     failures += 1
                     pause = patience(error, failures)
-                    log.warning("the API server refuses; it is tried again", error=str(error), failures=failures)
+                    log.warning("API request failed", error=str(error), failures=failures, retry_in=round(pause, 1))
                 await asyncio.sleep(pause)
 
     async def once(self) -> None:
         """Tests the node if it waits for it, and says on the Node how that ended."""
         if not await self._is_awaited(await self._node()):
-            log.info("preflight waits", node=self._settings.node_name)
+            log.info("preflight waiting", node=self._settings.node_name)
             return
-        log.info("preflight begins", node=self._settings.node_name, boot_id=self._boot_id)
+        log.info("preflight started", node=self._settings.node_name, boot_id=self._boot_id)
         try:
             await self._pass()
         except FailedError as error:
@@ -114,7 +114,7 @@ class Preflight:
 
     async def _last(self) -> TestStatus | None:
         """How the last preflight of this boot ended that did; None without one."""
-        readings = await BurninProbe(self._settings.burnin.results).read()
+        readings = await BurninProbe(self._settings.burnin.results_dir).read()
         runs = () if isinstance(readings, Missing) else readings.runs
         ours = [run.status for run in runs if run.reason == REASON and run.boot_id == self._boot_id != ""]
         return next((status for status in reversed(ours) if status.says_something), None)
@@ -141,10 +141,10 @@ class Preflight:
     async def _check(self) -> None:
         """The passive checks, until all of them pass: on a new node the driver may still be on its way."""
         limits, loop = self._settings.preflight, asyncio.get_running_loop()
-        until, elsewhere = loop.time() + limits.settle, str(self._settings.burnin.results / "none")
+        until, elsewhere = loop.time() + limits.readiness_timeout, str(self._settings.burnin.results_dir / "none")
         while True:
             # What an earlier test has found is no reason not to test again.
-            verdict = _decoded(await self._command("check", "--json", GPUHEALTH_BURNIN__RESULTS=elsewhere), Verdict)
+            verdict = _decoded(await self._command("check", "--json", GPUHEALTH_BURNIN__RESULTS_DIR=elsewhere), Verdict)
             if verdict is not None:
                 if verdict.verdict in _FIT:
                     return
@@ -152,7 +152,7 @@ class Preflight:
                 self._stale_library.judge(self._module.read(), fails=not codes.isdisjoint(_LIBRARY_FINDINGS))
                 self._told = f"{verdict.verdict}: {summary(verdict)[2]}"
             if loop.time() >= until:
-                raise FailedError(f"not healthy within {limits.settle:g} s: {self._told}")
+                raise FailedError(f"not healthy within {limits.readiness_timeout:g} s: {self._told}")
             await asyncio.sleep(limits.retry)
 
     async def _burnin(self) -> BurninRun:
@@ -199,9 +199,9 @@ class Preflight:
             (),
         )
         try:
-            results.save(failed, settings.burnin.results)
+            results.save(failed, settings.burnin.results_dir)
         except OSError as error:
-            log.error("the result cannot be kept", folder=str(settings.burnin.results), error=str(error))  # noqa: TRY400
+            log.error("burn-in result not saved", folder=str(settings.burnin.results_dir), error=str(error))  # noqa: TRY400
 
     async def _mark(self, patch_of: Callable[[Object, str], list[Object]], note: Note) -> None:
         """Writes the outcome on the Node as it is now; tried again for as long as it takes."""
@@ -217,8 +217,9 @@ class Preflight:
             except ApiError as error:
                 raise_if_cancelled()
                 failures += 1
-                log.warning("the Node cannot be marked; it is tried again", error=str(error), failures=failures)
-                await asyncio.sleep(patience(error, failures))
+                pause = patience(error, failures)
+                log.warning("node update failed", error=str(error), failures=failures, retry_in=round(pause, 1))
+                await asyncio.sleep(pause)
             else:
                 return
 

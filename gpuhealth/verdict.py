@@ -408,7 +408,11 @@ class Findings:
         While the driver is released on request what was known holds, though not for ever.
         """
         patience = 0.0 if self._one_look else self._settings.unknown_after
-        within = release and release.known and (now - release.since).total_seconds() < self._settings.release_limit
+        within = (
+            release
+            and release.known
+            and (now - release.since).total_seconds() < self._settings.driver_release.max_duration
+        )
         return self.measured.unknown(now, patience, excused=MissingReason.RELEASED if within else None)
 
     def _gpu_verdict(

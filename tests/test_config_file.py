@@ -47,17 +47,17 @@ def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_environment_holds_text_lists_and_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text is taken as it stands, also where it looks like a number; what stands in brackets is YAML."""
     monkeypatch.setenv("GPUHEALTH_NODE_NAME", "0017")
-    monkeypatch.setenv("GPUHEALTH_EXPECT_GPUS", "8")
+    monkeypatch.setenv("GPUHEALTH_EXPECTED_GPUS", "8")
     monkeypatch.setenv("GPUHEALTH_FINDINGS", "{xid.94: {quarantine: true}}")
     settings = load()
-    assert (settings.node_name, settings.expect_gpus) == ("0017", 8)
+    assert (settings.node_name, settings.expected_gpus) == ("0017", 8)
     assert settings.findings == {"xid.94": FindingPolicy(quarantine=True)}
 
 
 def test_overrides_win_over_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a caller sets holds against file and environment."""
-    monkeypatch.setenv("GPUHEALTH_EXPECT_GPUS", "4")
-    assert load(written(tmp_path, "expect_gpus: 2\n"), expect_gpus=8).expect_gpus == 8
+    monkeypatch.setenv("GPUHEALTH_EXPECTED_GPUS", "4")
+    assert load(written(tmp_path, "expected_gpus: 2\n"), expected_gpus=8).expected_gpus == 8
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ("mode: cordone", "mode: Input should be 'observe', 'taint' or 'cordon', not 'cordone'"),
         ("interval: 10 parsecs", "interval: '10 parsecs' is no duration"),
         ("interval: 0", "interval: Input should be greater than 0"),
-        ("expect_gpus: -1", "expect_gpus: Input should be greater than or equal to 0"),
+        ("expected_gpus: -1", "expected_gpus: Input should be greater than or equal to 0"),
         ("findings: {xid.94: {quarantined: true}}", "findings.xid.94.quarantined is not a known setting"),
         ("- a\n- b", "must be a mapping"),
         ("a: [1,", "is not valid YAML"),
@@ -135,9 +135,9 @@ HOSTILE = [
     ("nvlink: {effective_ber: .inf}", "nvlink.effective_ber: Input should be a finite number"),
     ("journal: {max_entries: 99999999999999999999}", "journal.max_entries: Input should be less than or equal to"),
     ("a: 1\ninterval: 2024-13-45", "line 2 has a value that cannot be read; text goes in quotes"),
-    (f"expect_gpus: {'9' * 5000}", "line 1 has a value that cannot be read"),
-    (f"expect_gpus: {'9' * 4000}", "expect_gpus: "),
-    (f"expect_gpus: '{'9' * 5000}'", "expect_gpus: "),
+    (f"expected_gpus: {'9' * 5000}", "line 1 has a value that cannot be read"),
+    (f"expected_gpus: {'9' * 4000}", "expected_gpus: "),
+    (f"expected_gpus: '{'9' * 5000}'", "expected_gpus: "),
     ("!!timestamp soon", "line 1 has a value that cannot be read"),
     ("interval: 2024-12-01", "interval: Input should be a valid number"),
     ("[" * 20_000, "line 1 is nested deeper than 50 levels"),

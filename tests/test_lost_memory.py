@@ -62,11 +62,13 @@ def test_a_forgotten_fault_keeps_the_node_out() -> None:
 
 def test_with_the_journal_nothing_is_recalled() -> None:
     """A restart that keeps the journal changes nothing: what is raised is remembered, and clears by its own rule."""
-    kept, record = out_for("memory.remap_failed")
+    kept, record = out_for("gpu_memory.remap_failed")
     again = restarted(kept)
     assert recalled(again, record) == []
-    again.take([clean("memory.remap_failed")], at(70), BOOT)
-    assert kinds(again.take([clean("memory.remap_failed")], at(110), BOOT)) == [(CLEARED, "memory.remap_failed")]
+    again.take([clean("gpu_memory.remap_failed")], at(70), BOOT)
+    assert kinds(again.take([clean("gpu_memory.remap_failed")], at(110), BOOT)) == [
+        (CLEARED, "gpu_memory.remap_failed")
+    ]
     assert recalled(again, record, time=111) == [], "the Node still says it until it is written to"
     assert recalled(restarted(again), record, time=120) == [], "nor after another restart"
 
@@ -163,14 +165,14 @@ def test_a_restore_by_a_clock_that_is_fast_is_no_evidence_later() -> None:
 
 def test_found_again_it_is_an_ordinary_finding() -> None:
     """The same fault, found again, takes its place, before or after the record is read; then its own rule counts."""
-    _, record = out_for("memory.remap_failed")
+    _, record = out_for("gpu_memory.remap_failed")
     first, after = findings(), findings()
-    first.take([found("memory.remap_failed")], at(50), BOOT)
+    first.take([found("gpu_memory.remap_failed")], at(50), BOOT)
     assert recalled(first, record) == []
     recalled(after, record)
-    changes = after.take([found("memory.remap_failed")], at(70), BOOT)
-    assert kinds(changes) == [(RAISED, "memory.remap_failed"), (CLEARED, LOST)]
-    assert [each.code for each in after.quarantine().findings] == ["memory.remap_failed"]
+    changes = after.take([found("gpu_memory.remap_failed")], at(70), BOOT)
+    assert kinds(changes) == [(RAISED, "gpu_memory.remap_failed"), (CLEARED, LOST)]
+    assert [each.code for each in after.quarantine().findings] == ["gpu_memory.remap_failed"]
 
 
 def test_found_again_as_something_harmless_is_not_found_again() -> None:

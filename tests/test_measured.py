@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuhealth.checks.history import Baseline, History
-from gpuhealth.config import Settings
+from gpuhealth.config import DriverRelease, Settings
 from gpuhealth.model import Missing, MissingReason, NotChecked, State
 from gpuhealth.readings import (
     GpuReadings,
@@ -87,7 +87,7 @@ def unmeasured(kept: Findings, seconds: float, known: bool = True) -> State:
 
 def test_released_on_request_keeps_what_was_known() -> None:
     """A release makes nothing unknown within its limit, a finding stays, and one that comes meanwhile counts."""
-    kept = findings(Settings(release_limit=HOUR))
+    kept = findings(Settings(driver_release=DriverRelease(max_duration=HOUR)))
     kept.take_round([clean("gpu.lost")], at(0), BOOT)
     assert unmeasured(kept, 61) is State.HEALTHY
     assert unmeasured(kept, 60 + HOUR - 1) is State.HEALTHY

@@ -23,12 +23,14 @@ from tests.findings import BOOT, GPU, START, TIMEOUT, at, clean, findings, found
 def test_raised_once_and_cleared_after_clean_reads() -> None:
     """A finding is raised once, and cleared when it has been read clean for as long as its code says."""
     kept = findings()
-    clear_after = checks.code("memory.remap_failed").clear_after
-    assert kinds(kept.take([found("memory.remap_failed")], at(0), BOOT)) == [(ChangeKind.RAISED, "memory.remap_failed")]
-    assert kept.take([found("memory.remap_failed")], at(10), BOOT) == []
-    assert kept.take([clean("memory.remap_failed")], at(20), BOOT) == []
+    clear_after = checks.code("gpu_memory.remap_failed").clear_after
+    assert kinds(kept.take([found("gpu_memory.remap_failed")], at(0), BOOT)) == [
+        (ChangeKind.RAISED, "gpu_memory.remap_failed")
+    ]
+    assert kept.take([found("gpu_memory.remap_failed")], at(10), BOOT) == []
+    assert kept.take([clean("gpu_memory.remap_failed")], at(20), BOOT) == []
     assert kept.active()
-    (cleared,) = kept.take([clean("memory.remap_failed")], at(20 + clear_after), BOOT)
+    (cleared,) = kept.take([clean("gpu_memory.remap_failed")], at(20 + clear_after), BOOT)
     assert cleared.kind is ChangeKind.CLEARED
     assert cleared.finding.first_seen == START
     assert "read clean" in cleared.reason
@@ -38,10 +40,10 @@ def test_raised_once_and_cleared_after_clean_reads() -> None:
 def test_a_flapping_fault_stays_raised() -> None:
     """One bad reading within the clearing time begins it anew: no flapping."""
     kept = findings()
-    kept.take([found("memory.remap_failed")], at(0), BOOT)
-    step = checks.code("memory.remap_failed").clear_after * 0.6
+    kept.take([found("gpu_memory.remap_failed")], at(0), BOOT)
+    step = checks.code("gpu_memory.remap_failed").clear_after * 0.6
     for number in range(1, 10):
-        outcome = clean("memory.remap_failed") if number % 2 else found("memory.remap_failed")
+        outcome = clean("gpu_memory.remap_failed") if number % 2 else found("gpu_memory.remap_failed")
         assert kept.take([outcome], at(number * step), BOOT) == []
     assert len(kept.active()) == 1
 
@@ -49,11 +51,11 @@ def test_a_flapping_fault_stays_raised() -> None:
 def test_not_measured_clears_nothing() -> None:
     """A reading that is missing is no clean reading, and time without one does not count as clean."""
     kept = findings()
-    clear_after = checks.code("memory.remap_failed").clear_after
-    kept.take([found("memory.remap_failed")], at(0), BOOT)
-    kept.take([clean("memory.remap_failed")], at(1), BOOT)
-    kept.take([NotChecked("memory.remap_failed", GPU, TIMEOUT)], at(2), BOOT)
-    assert kept.take([clean("memory.remap_failed")], at(3 + clear_after), BOOT) == []
+    clear_after = checks.code("gpu_memory.remap_failed").clear_after
+    kept.take([found("gpu_memory.remap_failed")], at(0), BOOT)
+    kept.take([clean("gpu_memory.remap_failed")], at(1), BOOT)
+    kept.take([NotChecked("gpu_memory.remap_failed", GPU, TIMEOUT)], at(2), BOOT)
+    assert kept.take([clean("gpu_memory.remap_failed")], at(3 + clear_after), BOOT) == []
     assert kept.active()
 
 
@@ -152,10 +154,10 @@ def test_the_drivers_own_word_ends_what_it_asked_for() -> None:
 def test_a_person_ends_what_waits_for_one() -> None:
     """A person's word ends what is latched and was last seen before it, once, and nothing that can be read again."""
     kept = findings()
-    kept.take([found("xid.79"), found("memory.remap_failed")], at(0), BOOT)
+    kept.take([found("xid.79"), found("gpu_memory.remap_failed")], at(0), BOOT)
     kept.take([found("gpu.lost", component="GPU-2")], at(100), BOOT)
     assert kinds(kept.restore(at(50), at(110))) == [(ChangeKind.CLEARED, "xid.79")]
-    assert {finding.code for finding in kept.active()} == {"memory.remap_failed", "gpu.lost"}
+    assert {finding.code for finding in kept.active()} == {"gpu_memory.remap_failed", "gpu.lost"}
     kept.take([found("xid.79")], at(40), BOOT)  # by a clock that was ahead, before the time that was told
     assert kept.restore(at(50), at(120)) == []
     again = findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger))
@@ -166,10 +168,10 @@ def test_a_person_ends_what_waits_for_one() -> None:
 def test_a_person_ends_what_no_round_reads_any_more() -> None:
     """What became unreadable for good, such as by another driver, stays until a person says that it is over."""
     kept = findings()
-    kept.take([found("memory.remap_failed"), found("memory.unrepairable")], at(0), BOOT)
-    kept.take_round([NotChecked("memory.unrepairable", GPU, TIMEOUT)], at(1e6), "boot-2")
+    kept.take([found("gpu_memory.remap_failed"), found("gpu_memory.unrepairable")], at(0), BOOT)
+    kept.take_round([NotChecked("gpu_memory.unrepairable", GPU, TIMEOUT)], at(1e6), "boot-2")
     assert len(kept.active()) == 2
-    assert kinds(kept.restore(at(1e6), at(1e6))) == [(ChangeKind.CLEARED, "memory.remap_failed")]
+    assert kinds(kept.restore(at(1e6), at(1e6))) == [(ChangeKind.CLEARED, "gpu_memory.remap_failed")]
 
 
 def test_an_event_expires() -> None:
@@ -222,7 +224,7 @@ def test_programs_faults_quarantine_nobody() -> None:
 def test_every_finding_of_a_node_is_kept() -> None:
     """Many findings on one node are all in the verdict, the worst first."""
     kept = findings()
-    codes = ["persistence.off", "pcie.width", "gpu.lost", "memory.remap_failed", "nvlink.down", "thermal.gpu"]
+    codes = ["persistence.off", "pcie.width", "gpu.lost", "gpu_memory.remap_failed", "nvlink.down", "thermal.gpu"]
     severities = [Severity.WARNING, Severity.WARNING, *[Severity.CRITICAL] * 4]
     kept.take([found(*pair) for pair in zip(codes, severities, strict=True)], at(0), BOOT)
     active = kept.active()
@@ -240,7 +242,7 @@ def test_mig_faults_concern_parent_and_instance() -> None:
     (parent,) = kept.verdict(readings(gpu), History(), at(0)).gpus
     assert parent.verdict is State.DEGRADED
     assert {mig.uuid: mig.verdict for mig in parent.mig} == {"MIG-a": State.DEGRADED, "MIG-b": State.HEALTHY}
-    kept.take([found("memory.remap_failed")], at(1), BOOT)
+    kept.take([found("gpu_memory.remap_failed")], at(1), BOOT)
     (parent,) = kept.verdict(readings(gpu), History(), at(1)).gpus
     assert {mig.verdict for mig in parent.mig} == {State.UNHEALTHY}
 
@@ -268,7 +270,7 @@ def test_a_code_of_another_version_is_dropped() -> None:
 def test_findings_of_a_replaced_gpu_end() -> None:
     """A GPU that is neither there nor remembered takes its findings along; while it cannot be told, they stay."""
     kept = findings()
-    kept.take([found("memory.remap_failed"), found("burnin.exact")], at(0), BOOT)
+    kept.take([found("gpu_memory.remap_failed"), found("burnin.exact")], at(0), BOOT)
     hung = NodeReadings("node-1", at(5), BOOT, NvmlReadings())
     assert kept.settle(hung, History()) == []
     remembered = History(baseline=Baseline(gpus={GPU: "0000:1b:00.0"}))

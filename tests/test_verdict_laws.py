@@ -14,7 +14,7 @@ from gpuhealth.readings import GpuReadings
 from gpuhealth.verdict import Findings, Ledger
 from tests.findings import GPU, TIMEOUT, at, clean, found, readings
 
-ESSENTIAL, READ, DEBOUNCED, LATCHED = "gpu.lost", "memory.remap_failed", "gpu.straggler", "xid.79"
+ESSENTIAL, READ, DEBOUNCED, LATCHED = "gpu.lost", "gpu_memory.remap_failed", "gpu.straggler", "xid.79"
 SEVERITY = {ESSENTIAL: Severity.CRITICAL, READ: Severity.CRITICAL, DEBOUNCED: Severity.WARNING}
 SAID = st.sampled_from(["found", "clean", "unread"])
 ROUNDS = st.lists(

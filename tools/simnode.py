@@ -78,7 +78,7 @@ class SimulatedNode:
                 "kmsg": str(self.kmsg),
             },
             "journal": {"path": str(folder / "journal.sqlite")},
-            "burnin": {"results": str(folder / "burnin")},
+            "burnin": {"results_dir": str(folder / "burnin")},
             "http": {"host": "127.0.0.1", "port": 0},
             "kubernetes": {"enabled": kubeconfig is not None} | ({"kubeconfig": str(kubeconfig)} if kubeconfig else {}),
         }

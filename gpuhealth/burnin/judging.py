@@ -138,7 +138,7 @@ def _throughput(trial: Trial, outcome: GpuOutcome, limits: BurninLimits) -> Iter
             best = max(peers.values())
             share = 100 * value / best if best > 0 else 0.0
             words.append(f"{share:.0f} % of the best of {len(peers)}")
-            slow |= share < limits.relative_percent
+            slow |= share < limits.min_percent_of_best_peer
         yield in_words(figure, value) + (f" ({', '.join(words)})" if words else ""), slow
 
 

@@ -73,7 +73,7 @@ class Sampler:
 
     def __init__(self, settings: Settings, interval: float = INTERVAL_SECONDS) -> None:
         # A run leaves at most one process behind in a driver that hangs: no replacement is started beside it.
-        self._probe = NvmlProbe(settings.nvml.model_copy(update={"max_replacements": 0}))
+        self._probe = NvmlProbe(settings.nvml.model_copy(update={"max_extra_processes": 0}))
         self._first_patience = settings.nvml.critical_after  # the driver starts, on all GPUs
         self._patience = settings.nvml.warn_after
         self._interval = interval

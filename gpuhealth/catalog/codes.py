@@ -16,7 +16,7 @@ class LogCode(enum.StrEnum):
     MEMORY_EDAC = "host.memory_edac"
     MCE = "host.mce"
     HUNG_TASK = "host.hung_task"
-    SOFT_LOCKUP = "host.soft_lockup"
+    CPU_LOCKUP = "host.cpu_lockup"
     OOM = "host.oom"
     DISK_READONLY = "host.disk_readonly"
     IO_ERRORS = "host.io_errors"

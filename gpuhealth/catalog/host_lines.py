@@ -99,16 +99,16 @@ def _hung_task(g: Groups) -> Found:
 def _soft_lockup(g: Groups) -> Found:
     pid, process = _number(g["pid"]), g["process"] or None
     meaning = f"CPU {g['cpu']} has been stuck in the kernel for {g['seconds']} s"
-    return Found(LogCode.SOFT_LOCKUP, _WARNING, Action.NONE, meaning, None, pid, process)
+    return Found(LogCode.CPU_LOCKUP, _WARNING, Action.NONE, meaning, None, pid, process)
 
 
 def _hard_lockup(g: Groups) -> Found:
     meaning = f"CPU {g['cpu']} is stuck with interrupts off"
-    return Found(LogCode.SOFT_LOCKUP, _CRITICAL, Action.REBOOT_NODE, meaning)
+    return Found(LogCode.CPU_LOCKUP, _CRITICAL, Action.REBOOT_NODE, meaning)
 
 
 def _rcu_stall(_g: Groups) -> Found:
-    return Found(LogCode.SOFT_LOCKUP, _WARNING, Action.NONE, "A CPU has kept the kernel waiting (RCU stall)")
+    return Found(LogCode.CPU_LOCKUP, _WARNING, Action.NONE, "A CPU has kept the kernel waiting (RCU stall)")
 
 
 def _oom(g: Groups) -> Found:

@@ -59,7 +59,7 @@ def _nvml_library(look: Look) -> Judgement:
     if what is None or isinstance(module, Missing):
         return nvml
     if not module.is_loaded or (nvml.reason is MissingReason.MISMATCH and not module.has_changed):
-        return nvml  # driver.not_loaded, driver.mismatch: the node itself is like that
+        return nvml  # driver.not_loaded, driver.version_mismatch: the node itself is like that
     message = f"{what} although kernel module {module.version} is loaded{_since_start(module)}"
     return look.found(NVML_LIBRARY, None, message, source="nvmlInit_v2, /sys/module", reading=nvml)
 

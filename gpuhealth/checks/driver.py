@@ -30,7 +30,7 @@ NOT_LOADED = Code(
     raise_after=600.0,  # after a boot, or during an upgrade, the module is loaded within minutes
 )
 MISMATCH = Code(
-    "driver.mismatch",
+    "driver.version_mismatch",
     Severity.CRITICAL,
     Action.REBOOT_NODE,
     meaning="NVIDIA's library and kernel module are of different versions, as after an upgrade that did not reload the"
@@ -87,7 +87,7 @@ def _not_loaded(look: Look) -> Judgement:
         return None  # agent.nvml_library: the node has its driver, our container does not reach it
     pci = look.readings.pci
     on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
-    expected = len(look.history.baseline.gpus) if look.settings.expect_gpus is None else look.settings.expect_gpus
+    expected = len(look.history.baseline.gpus) if look.settings.expected_gpus is None else look.settings.expected_gpus
     if not on_bus and not expected:
         return nvml  # no GPU is known of: not a fault, and not known to be none either
     gpus = f"GPUs on the PCI bus: {', '.join(on_bus)}" if on_bus else f"the node ought to have {expected} GPUs"

@@ -57,7 +57,7 @@ def _counts(gpu: GpuReadings, kind: str) -> dict[str, Reading[int]]:
 
 def _uncorrectable(gpu: GpuReadings, look: Look) -> Judgement:
     counts, unread = split(_counts(gpu, "volatile_uncorrected"))
-    window = look.settings.ecc.new_for
+    window = look.settings.ecc.recent_window
     grown = 0
     for place, count in counts.items():
         key = f"{UNCORRECTABLE.name}/{gpu.component}/{place}"

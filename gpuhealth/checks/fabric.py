@@ -27,7 +27,7 @@ UNHEALTHY = Code(
     drain=True,
 )
 MANAGER_DOWN = Code(
-    "fabricmanager.down",
+    "fabric.manager_down",
     Severity.CRITICAL,
     Action.UPDATE_SOFTWARE,
     meaning="The node has NVSwitches, but nv-fabricmanager, which programs them, does not run: CUDA programs cannot"

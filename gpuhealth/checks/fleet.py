@@ -21,7 +21,7 @@ MISMATCH = Code(
     clear_after=0.0,  # the controller's word is about a whole burn-in: there is nothing to wait for
 )
 SLOW = Code(
-    "fleet.slow",
+    "fleet.slow_gpu",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
     meaning="In its last burn-in the GPU was far slower than the fleet's median for its model, although it passed.",

@@ -139,7 +139,7 @@ def _busy_clock(gpu: GpuReadings, look: Look) -> int | None:
 
 
 def _leaked_memory(gpu: GpuReadings, look: Look) -> Judgement:
-    used, limit = gpu.memory_used_bytes, look.settings.memory.leaked_bytes
+    used, limit = gpu.memory_used_bytes, look.settings.gpu_memory.leaked_bytes
     if isinstance(used, Missing):
         return used
     if used <= limit:

@@ -16,7 +16,7 @@ MISSING = Code(
     meaning="The node has fewer GPUs than it ought to: PCI bus, device nodes and driver disagree, or a GPU that was"
     " there before is gone, or the configured number is not reached.",
     advice="Reboot the node (power-cycle it when the PCI bus itself lacks the GPU); if the GPU stays away, reseat or"
-    " replace it. If it was taken out on purpose, set expect_gpus.",
+    " replace it. If it was taken out on purpose, set expected_gpus.",
     quarantine=True,
     drain=True,
     essential=True,
@@ -26,7 +26,7 @@ _NVML_AWAY = Missing(MissingReason.ERROR, "NVML has not counted the GPUs")
 
 
 def _missing(look: Look) -> Judgement:
-    readings, expected, remembered = look.readings, look.settings.expect_gpus, look.history.baseline.gpus
+    readings, expected, remembered = look.readings, look.settings.expected_gpus, look.history.baseline.gpus
     nvml = look.nvml
     on_bus = set() if isinstance(readings.pci, Missing) else {each.address for each in readings.pci if each.is_gpu}
     nodes = () if isinstance(readings.device_nodes, Missing) else readings.device_nodes
@@ -50,7 +50,7 @@ def _missing(look: Look) -> Judgement:
             "; ".join(
                 [f"{wanted} GPUs expected, {listing}", *_gone(look, on_bus, wanted - counts.get("NVML", wanted))]
             ),
-            source="sysfs PCI, /dev, nvmlDeviceGetCount" + ("" if expected is None else ", expect_gpus"),
+            source="sysfs PCI, /dev, nvmlDeviceGetCount" + ("" if expected is None else ", expected_gpus"),
             reading=", ".join(f"{source} {count}" for source, count in counts.items()),
             threshold=wanted,
             action=Action.INSPECT_HARDWARE if "PCI bus" in short else None,
@@ -88,7 +88,7 @@ MISSING_CHECK = per_node((MISSING, _missing))
 
 def remember(readings: NodeReadings, settings: Settings, history: History) -> None:
     """Grows the baseline by what has answered in this round. A GPU that is lost or gone stays in it, until another
-    sits in its place or `expect_gpus` says that those which are there are all."""
+    sits in its place or `expected_gpus` says that those which are there are all."""
     nvml = readings.nvml
     if isinstance(nvml, Missing) or nvml.problem:
         return
@@ -109,7 +109,7 @@ def remember(readings: NodeReadings, settings: Settings, history: History) -> No
             baseline.active_links[uuid] = sorted(up | set(baseline.active_links.get(uuid, [])))
     present = {gpu.uuid for gpu in nvml.gpus if isinstance(gpu.uuid, str)}
     baseline.counted = max(baseline.counted, len(nvml.gpus))
-    if nvml.answered and settings.expect_gpus == len(present) == len(nvml.gpus):
+    if nvml.answered and settings.expected_gpus == len(present) == len(nvml.gpus):
         baseline.counted = len(present)
         for uuid in set(baseline.gpus) - present:
             _forget(history, uuid)

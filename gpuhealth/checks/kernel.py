@@ -18,7 +18,7 @@ from gpuhealth.readings import GpuReadings, NodeReadings
 _HOUR, _DAY = 3600.0, 86400.0
 
 OVERRUN = Code(
-    "kmsg.overrun",
+    "agent.kmsg_overrun",
     Severity.WARNING,
     Action.NONE,
     meaning="The kernel wrote faster than the agent could read: records of the kernel log are lost.",
@@ -26,7 +26,7 @@ OVERRUN = Code(
     clear_after=60.0,
 )
 UNAVAILABLE = Code(
-    "kmsg.unavailable",
+    "agent.kmsg_unavailable",
     Severity.WARNING,
     Action.UPDATE_SOFTWARE,
     meaning="The kernel log cannot be read: XIDs come from NVML alone, without their text, and SXids not at all.",
@@ -124,7 +124,7 @@ EVENTS = (
         "Read the stack that follows the line; a task that hangs in the GPU driver needs a reboot.",
     ),
     _event_code(
-        LogCode.SOFT_LOCKUP,
+        LogCode.CPU_LOCKUP,
         Severity.WARNING,
         Action.REBOOT_NODE,
         "A CPU was stuck in the kernel.",

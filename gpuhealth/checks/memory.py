@@ -13,14 +13,14 @@ from gpuhealth.model import Action, Missing, MissingReason, Severity
 from gpuhealth.readings import GpuReadings
 
 REMAP_PENDING = Code(
-    "memory.remap_pending",
+    "gpu_memory.remap_pending",
     Severity.WARNING,
     Action.RESET_GPU,
     meaning="A bad row of GPU memory is to be replaced by a spare one at the next reset; until then it is not used.",
     advice="Reset the GPU (or reboot the node) when it is free.",
 )
 REMAP_FAILED = Code(
-    "memory.remap_failed",
+    "gpu_memory.remap_failed",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
     meaning="A bad row of GPU memory could not be replaced: the spare rows of its bank are used up.",
@@ -29,14 +29,14 @@ REMAP_FAILED = Code(
     drain=True,
 )
 REMAP_RESERVE = Code(
-    "memory.remap_reserve",
+    "gpu_memory.remap_reserve",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
     meaning="A bank of GPU memory has no spare row left: its next bad row cannot be replaced.",
     advice="Nothing is broken yet. Plan a replacement, and keep long jobs off the GPU.",
 )
 RETIRED_PAGES = Code(
-    "memory.retired_pages",
+    "gpu_memory.retired_pages",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
     meaning="The GPU has given up nearly as many memory pages as its table can hold, or loses them at a rate at which"
@@ -46,21 +46,21 @@ RETIRED_PAGES = Code(
     drain=True,
 )
 RETIREMENT_PENDING = Code(
-    "memory.retirement_pending",
+    "gpu_memory.retirement_pending",
     Severity.WARNING,
     Action.RESET_GPU,
     meaning="A bad page of GPU memory is to be given up at the next reset; until then programs may still be given it.",
     advice="Reset the GPU (or reboot the node) soon.",
 )
 REPAIR_PENDING = Code(
-    "memory.repair_pending",
+    "gpu_memory.repair_pending",
     Severity.WARNING,
     Action.RESET_GPU,
     meaning="The GPU has a repair of a memory channel or a compute unit ready, to be made at the next reset.",
     advice="Reset the GPU (or reboot the node) when it is free.",
 )
 UNREPAIRABLE = Code(
-    "memory.unrepairable",
+    "gpu_memory.unrepairable",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
     meaning="The GPU says that its memory has a fault that it cannot repair.",
@@ -107,7 +107,7 @@ def _retired_pages(gpu: GpuReadings, look: Look) -> Judgement:
         key = f"{RETIRED_PAGES.name}/{gpu.component}/double_bit"
         week = look.history.increase(key, double_bit, look.now, _WEEK).amount
     failing = double_bit > _DOUBLE_BIT_PAGES and week > _DOUBLE_BIT_PAGES_A_WEEK
-    limit = look.settings.memory.retired_pages
+    limit = look.settings.gpu_memory.retired_pages
     if total < limit and not failing:
         return unread
     return look.found(

@@ -126,13 +126,13 @@ class _Judge:
         """The XID whose clean-up this one is, in words. Notes XIDs that others may follow."""
         key = f"xid@{component}"
         if code not in CONSEQUENCES:
-            self._history.mark(key, at, self._settings.consequence, detail=str(code), keep=1)
+            self._history.mark(key, at, self._settings.secondary_window, detail=str(code), keep=1)
             return ""
         if self._released:  # whose work on the driver begins with ending what uses it
             return ", while the driver was released on request"
         if named := _NAMED_CAUSE.search(event.line):  # newer drivers say so themselves
             return f", a consequence of XID {named[1]}"
-        before = self._history.recent(key, at, self._settings.consequence)
+        before = self._history.recent(key, at, self._settings.secondary_window)
         return f", a consequence of XID {before[-1][1]}" if before else ""
 
     def _count(self, event: KernelEvent, component: str, at: float) -> int:
@@ -203,16 +203,16 @@ class _Judge:
         faults = self._history.recent(key, at, window)
         if str(event.pid) not in {pid for _, pid in faults}:
             faults = self._history.mark(
-                key, at, window, str(event.pid), max(_KEPT_PROCESSES, self._settings.app_faults)
+                key, at, window, str(event.pid), max(_KEPT_PROCESSES, self._settings.app_fault_threshold)
             )
-        if len(faults) >= self._settings.app_faults:
+        if len(faults) >= self._settings.app_fault_threshold:
             yield REPEATED_APP_FAULTS.found(
                 gpu,
                 f"{label(gpu)}: faults of {len(faults)} different processes, the last one XID {code}",
                 now=when,
                 source="kernel log" if event.line else "NVML event",
                 reading=f"{len(faults)} processes",
-                threshold=f"{self._settings.app_faults} in {window:g} s",
+                threshold=f"{self._settings.app_fault_threshold} in {window:g} s",
                 line=event.line,
                 mig_instance=_mig_instance(gpu, event),
             )

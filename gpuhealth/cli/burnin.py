@@ -53,7 +53,9 @@ def command(
     ] = None,
     save: Annotated[
         bool,
-        typer.Option("--save", help="Leave the result in burnin.results for the agent; so are all but manual runs."),
+        typer.Option(
+            "--save", help="Leave the result in burnin.results_dir for the agent; so are all but manual runs."
+        ),
     ] = False,
     reason: Annotated[
         str, typer.Option(metavar="WHY", help="Why it is run: manual, preflight, periodic, return.")
@@ -81,7 +83,7 @@ def command(
     result, curves = asyncio.run(_burnin(settings, plan, devices or settings.burnin.devices, force))
     if report is not None:
         _write_report(report, result, curves)
-    unsaved = _save(result, settings.burnin.results) if save or reason != "manual" else ""
+    unsaved = _save(result, settings.burnin.results_dir) if save or reason != "manual" else ""
     _show(result, as_json)
     if unsaved:
         raise CommandError(unsaved)

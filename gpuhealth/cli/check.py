@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
-    expect_gpus: Annotated[
+    expected_gpus: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="How many GPUs there ought to be.")
     ] = None,
     only: Annotated[
@@ -48,9 +48,9 @@ def command(
     selection = Selection(only or [])
     back = None if since is None else options.duration(since, "--since")
     if replay:
-        judgement, notes = _replayed(replay, config, expect_gpus, selection, back)
+        judgement, notes = _replayed(replay, config, expected_gpus, selection, back)
     else:
-        judgement, notes = _looked(config, expect_gpus, selection, back)
+        judgement, notes = _looked(config, expected_gpus, selection, back)
     if as_json:
         import msgspec
 
@@ -68,12 +68,12 @@ def _exit_code(judgement: Judgement) -> int:
 
 
 def _looked(
-    config: Path | None, expect_gpus: int | None, selection: Selection, back: float | None
+    config: Path | None, expected_gpus: int | None, selection: Selection, back: float | None
 ) -> tuple[Judgement, list[str]]:
     from gpuhealth import checks
     from gpuhealth.cli import judging, look
 
-    settings = _expecting(options.load_settings(config), expect_gpus)
+    settings = _expecting(options.load_settings(config), expected_gpus)
     back = settings.kmsg.lookback if back is None else back
     memory = look.remembered(settings)
     rounds, records = look.machine(settings, back)
@@ -94,7 +94,7 @@ def _looked(
 
 
 def _replayed(
-    path: Path, config: Path | None, expect_gpus: int | None, selection: Selection, back: float | None
+    path: Path, config: Path | None, expected_gpus: int | None, selection: Selection, back: float | None
 ) -> tuple[Judgement, list[str]]:
     """Judged by the settings that are named, else by those that were in force where the capture was made."""
     from pydantic import ValidationError
@@ -114,7 +114,7 @@ def _replayed(
             settings = Settings(**taken.settings)
         except (ValidationError, TypeError):
             notes.append("the settings in the capture are of another version: those of this machine are used")
-    settings = _expecting(settings, expect_gpus)
+    settings = _expecting(settings, expected_gpus)
     back = settings.kmsg.lookback if back is None else back
     rounds, records = list(taken.rounds), taken.kernel_log or ()
     if taken.kernel_log is None:
@@ -124,4 +124,4 @@ def _replayed(
 
 def _expecting(settings: Settings, gpus: int | None) -> Settings:
     """The command line wins over file and environment."""
-    return settings if gpus is None else settings.model_copy(update={"expect_gpus": gpus})
+    return settings if gpus is None else settings.model_copy(update={"expected_gpus": gpus})

@@ -33,7 +33,7 @@ class Row(msgspec.Struct, frozen=True):
     condition: str  # GPUHealthy: True, False, Unknown
     reason: str  # of the condition
     worst: str  # code of the worst finding
-    quarantine: str  # none, held, quarantined, released, observed
+    quarantine: str  # none, quarantined, blocked, awaiting_test, dismissed, would_quarantine
     budget: str  # that holds it
     drain: str  # phase
     remaining: int  # pods that should go
@@ -213,10 +213,10 @@ def _out(row: Row) -> str:
     match row.quarantine:
         case "none":
             return "-"
-        case "held":
-            return f"held by {row.budget}" if row.budget else "held: no budget"
-        case "released":
-            return "ended by hand"
-        case "observed":
+        case "blocked":
+            return f"blocked by {row.budget}" if row.budget else "blocked: no budget"
+        case "dismissed":
+            return "dismissed"
+        case "would_quarantine":
             return "would be"
     return "out"

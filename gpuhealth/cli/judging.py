@@ -170,7 +170,7 @@ def _nothing_here(readings: NodeReadings, settings: Settings, history: History) 
     """Why this machine is none to be judged: nothing shows a GPU or a driver, and nobody expects one."""
     nvml = readings.nvml
     problem = nvml if isinstance(nvml, Missing) else nvml.problem
-    if problem is None or problem.reason not in _NEVER_LOADED or settings.expect_gpus or history.baseline.gpus:
+    if problem is None or problem.reason not in _NEVER_LOADED or settings.expected_gpus or history.baseline.gpus:
         return ""
     on_bus = [] if isinstance(readings.pci, Missing) else [device for device in readings.pci if device.is_gpu]
     nodes = [] if isinstance(readings.device_nodes, Missing) else readings.device_nodes

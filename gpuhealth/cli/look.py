@@ -37,7 +37,7 @@ def remembered(settings: Settings, with_entries: bool = False) -> Remembered:
     try:
         if not path.exists():
             return Remembered(problem=f"there is no journal at {path}", absent=True)
-        journal = Journal(path, settings.journal.keep, settings.journal.max_entries, read_only=True)
+        journal = Journal(path, settings.journal.retention, settings.journal.max_entries, read_only=True)
         with contextlib.closing(journal):
             entries = tuple(journal.entries(limit=_JOURNAL_ENTRIES)) if with_entries else None
             return Remembered(journal.recall("history"), entries, _held(journal.recall("findings")))
@@ -92,7 +92,7 @@ async def _machine(
     settings: Settings, back_seconds: float, rounds: int, interval: float
 ) -> tuple[list[NodeReadings], list[KernelRecord]]:
     # A look leaves at most one process behind in a driver that hangs: no replacement is started beside it.
-    alone = settings.model_copy(update={"nvml": settings.nvml.model_copy(update={"max_replacements": 0})})
+    alone = settings.model_copy(update={"nvml": settings.nvml.model_copy(update={"max_extra_processes": 0})})
     probe = NodeProbe(alone)
     taken: list[NodeReadings] = []
     try:

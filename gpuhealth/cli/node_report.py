@@ -165,15 +165,15 @@ def _quarantine(quarantine: dict[str, Any]) -> str:
     state, code = quarantine.get("state", "none"), quarantine.get("code", "")
     text: str = {
         "none": "none",
-        "held": f"held in service: {code}: {quarantine.get('reason', '')}",
+        "blocked": f"blocked, stays in service: {code}: {quarantine.get('reason', '')}",
         "quarantined": f"out of service for {code}",
-        "released": f"ended by hand for {code}: {quarantine.get('reason', '')}",
-        "observed": f"would be out of service for {code}: {quarantine.get('reason', '')}",
+        "dismissed": f"dismissed by a person for {code}: {quarantine.get('reason', '')}",
+        "would_quarantine": f"would be out of service for {code}: {quarantine.get('reason', '')}",
     }.get(state, state)
     if since := quarantine.get("since"):
         text += f" since {since} ({_ago(since)})"
-    if places := quarantine.get("places"):
-        text += f", places {', '.join(places)}"
+    if slots := quarantine.get("slots"):
+        text += f", slots {', '.join(slots)}"
     return text
 
 
@@ -194,8 +194,8 @@ def _budget(budget: dict[str, Any]) -> str:
         return f"{budget['name']}: cannot be read: {budget['unreadable']}"
     if "limit" not in budget:
         return f"{budget['name']}: not counted yet"
-    held = f", {budget['held']} held" if budget.get("held") else ""
-    return f"{budget['name']}: {budget['used']} of {budget['limit']} places taken{held}"
+    blocked = f", {budget['blocked']} blocked" if budget.get("blocked") else ""
+    return f"{budget['name']}: {budget['used']} of {budget['limit']} slots taken{blocked}"
 
 
 def _gpus(out: Console, report: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ def command(
     context: reaching.Context = None,
     kubeconfig: reaching.Kubeconfig = None,
 ) -> None:
-    """Take a node out of service until `gpuhealth restore`. No budget keeps it in; where there is a place it counts.
+    """Take a node out of service until `gpuhealth restore`. No budget limits this; it takes a slot if one is free.
 
     What runs there goes on; nothing new comes.
     """

@@ -83,7 +83,7 @@ class Trouble:
             wait = backoff(self._failures, LONGEST_HELD)
         self.retry_at = asyncio.get_running_loop().time() + wait
         if known != self.error:  # once, not at every try
-            log.warning(self._what, error=self.error, exc_info=None if expected else error)
+            log.warning(self._what, error=self.error, retry_in=round(wait, 1), exc_info=None if expected else error)
 
 
 class Admission:
@@ -102,9 +102,9 @@ class Admission:
         self._keep_at: float | None = None  # when a node that is out looks at its slots; None: at once
         self._kept_at = 0.0
         self._kept_labels: dict[str, str] = {}
-        self._seeking = Trouble("no budget slot can be sought; it is tried again")
-        self._keeping = Trouble("the slots of this node, which is out, cannot be looked at; it is tried again")
-        self._returning = Trouble("the slots of this node cannot be given back; it is tried again")
+        self._seeking = Trouble("budget slot request failed")
+        self._keeping = Trouble("budget slot check failed")
+        self._returning = Trouble("budget slot release failed")
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ class Admission:
             self._keep_at = self._next(LATE_SECONDS)
             self._kept_labels = _relevant(labels)
             if outcome.taken:
-                did(Act("place", code, " ".join(outcome.taken), self._now()))
+                did(Act("slot", code, " ".join(outcome.taken), self._now()))
             return True
         self._hold(outcome, code, did)
         return False
@@ -164,8 +164,8 @@ class Admission:
         before, self.held = self.held, (held, code)
         if before is None or (_sort(before[0]), before[1]) != (_sort(held), code):
             self._tries = 0
-            did(Act("held", held.budget, held.reason, self._now()))
-            self._note(Note("QuarantineHeld", f"{code}: stays in service: {held.reason}", self._now()))
+            did(Act("blocked", held.budget, held.reason, self._now()))
+            self._note(Note("QuarantineBlocked", f"{code}: stays in service: {held.reason}", self._now()))
         self._tries += 1
         wait = backoff(self._tries - 1, LONGEST_HELD, first=FIRST_HELD)
         self._retry_at = asyncio.get_running_loop().time() + wait
@@ -190,12 +190,12 @@ class Admission:
             return
         self._keep_at, self._kept_at, self._kept_labels = self._next(KEEP_SECONDS), loop.time(), relevant
         if kept.taken:
-            did(Act("place", "kept", " ".join(kept.taken), self._now()))
+            did(Act("slot", "kept", " ".join(kept.taken), self._now()))
         for name in kept.returned:
             did(Act("give_back", name, "", self._now()))
         if kept.lacking != self.lacking:
             for why in kept.lacking:
-                log.warning("a node is out beyond a budget", reason=why)
+                log.warning("node out of service without a budget slot", reason=why)
             self.lacking = kept.lacking
 
     def _next(self, seconds: float) -> float:

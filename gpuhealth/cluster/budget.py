@@ -63,7 +63,7 @@ STAND_IN = "gpuhealth-controller/"
 MAX_WINDOW = 365 * 86400
 """Seconds. A Lease cannot last much longer, and no window of use is longer."""
 BUDGET_LABEL = f"{GROUP}/budget"
-SET_LABEL = f"{GROUP}/place-set"
+SET_LABEL = f"{GROUP}/slot-set"
 HOLDER_LABEL = f"{GROUP}/node"
 
 

@@ -40,7 +40,7 @@ MESSAGE_LIMIT = 32_768
 """Of a condition's message. The API server sets no limit for those of Nodes; this is the one of metav1.Condition."""
 REFRESH = timedelta(minutes=1)
 """How often a text is renewed that says the same with other numbers: a temperature in it costs no write a round."""
-BY_PERSON = "by_person"
+BY_PERSON = "manual"
 """In the place of a finding's code, where a person wants the node out of service."""
 PENDING, FAILED = "pending", "failed"
 """Values of the preflight taint: to be tested, and tested in vain."""
@@ -104,7 +104,7 @@ class Act(msgspec.Struct, frozen=True):
     """One thing that was done, or would have been."""
 
     kind: str
-    """place, give_back, held, taint, untaint, preflight, cordon, uncordon, label, released, condition, event or
+    """slot, give_back, blocked, taint, untaint, preflight, cordon, uncordon, label, dismissed, condition, event or
     report"""
     target: str
     detail: str
@@ -371,7 +371,7 @@ def _node_patch(node: Object, marks: Marks, now: datetime) -> tuple[Object | Non
         new_notes[QUARANTINE] = msgspec.json.encode(new_record).decode() if new_record else None
     if marks.released != released(node):
         new_notes[RELEASED] = ",".join(marks.released) or None
-        acts.append(Act("released", RELEASED, ",".join(marks.released), now))
+        acts.append(Act("dismissed", RELEASED, ",".join(marks.released), now))
     if new_notes:
         metadata["annotations"] = new_notes
     if labels(node).get(STATE_LABEL) != marks.state:

@@ -57,15 +57,15 @@ class Quarantine(msgspec.Struct, frozen=True, rename="camel"):
     """How it stands with taking the node out of service."""
 
     state: str = (
-        "none"  # none, held (by a budget), quarantined, awaiting_test, released (by a person), observed (would be)
+        "none"  # none, quarantined, blocked (by a budget), awaiting_test, dismissed (by a person), would_quarantine
     )
     code: str = ""
     since: datetime | None = None
     drain: bool = False
-    budget: str = ""  # that holds it
+    budget: str = ""  # that blocks it
     limit: str = ""  # of the budget: maxUnavailable, maxPerWindow or maxPerFault
     reason: str = ""
-    places: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
 
 
 def status_of(
@@ -82,7 +82,7 @@ def status_of(
     gpus = [{**_present(gpu), "verdict": states.get(gpu.uuid or gpu.pci, str(State.UNKNOWN))} for gpu in inventory]
     known = [uuid for uuid in dict.fromkeys([*(gpu.uuid for gpu in inventory), *states]) if uuid]
     out: Object = msgspec.to_builtins(quarantine)
-    out["places"] = list(quarantine.places)  # a tuple would never equal what the server sends back
+    out["slots"] = list(quarantine.slots)  # a tuple would never equal what the server sends back
     out["since"] = written_time(quarantine.since) if quarantine.since else None
     return {
         "verdict": str(verdict.verdict),

@@ -191,7 +191,7 @@ class NodeWriter:
         raise AssertionError("the last attempt returns or raises")
 
     async def _marks(self, node: Object, desired: Desired, acts: list[Act]) -> Marks:
-        """What the Node should carry; takes a place in the budget if it is to be taken out."""
+        """What the Node should carry; takes a budget slot if it is to be taken out."""
         marks, out = self._without_budget(node, desired)
         if marks.taint is None:
             self._check_record(node)
@@ -318,15 +318,15 @@ class NodeWriter:
             why = [out_of_service(node)] if ours.code == BY_PERSON else []
             reason = "; ".join([*why, *self._admission.lacking])
             state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
-            places = self._admission.places
-            return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, places=places)
+            slots = self._admission.places
+            return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, slots=slots)
         if self.held is not None:
             by, code = self.held
-            return Quarantine("held", code, budget=by.budget, limit=by.limit, reason=by.reason)
+            return Quarantine("blocked", code, budget=by.budget, limit=by.limit, reason=by.reason)
         if freed:
-            return Quarantine("released", freed[0], reason="a person took the taint or the cordon away")
+            return Quarantine("dismissed", freed[0], reason="a person took the taint or the cordon away")
         if wanted and self._mode == "observe":
-            return Quarantine("observed", wanted[0], reason="mode observe marks nothing")
+            return Quarantine("would_quarantine", wanted[0], reason="mode observe marks nothing")
         return Quarantine()
 
     def _observed(self, node: Object, desired: Desired) -> list[Act]:

@@ -47,7 +47,7 @@ class Standing(msgspec.Struct, frozen=True):
     size: int
     limit: int
     used: int
-    held: int
+    blocked: int
     unavailable: int = 0  # cordoned or not ready without our taint, where they count
     uncounted: int = 0  # out by our hand, and no slot is theirs
 
@@ -76,7 +76,7 @@ class Budgets:
                 due.append(await self._keep(budget))
             except ApiError as error:  # one that cannot be kept must not keep the others from it
                 raise_if_cancelled()
-                log.warning("a budget could not be kept; it is tried again", budget=budget.key, error=str(error))
+                log.warning("budget update failed", budget=budget.key, error=str(error), retry_in=_RETRY_SECONDS)
                 due.append(_RETRY_SECONDS)
             except (BudgetError, KeyError, TypeError, ValueError, AttributeError) as error:
                 self._client.unreadable.note(BUDGETS, budget.body, f"{error!r}; agents take it to allow nothing")
@@ -90,7 +90,7 @@ class Budgets:
                     await give_back(self._client, self._namespace, place)
         except ApiError as error:
             raise_if_cancelled()
-            log.warning("a place could not be given back; it is tried again", error=str(error))
+            log.warning("slot release failed", error=str(error), retry_in=_RETRY_SECONDS)
             due.append(_RETRY_SECONDS)
         for known in (self.standings, self._as_it_is, self._lacking):
             for gone in known.keys() - self._fleet.budgets.items.keys():
@@ -117,7 +117,7 @@ class Budgets:
         status: Object = msgspec.to_builtins(standing)
         status["observedGeneration"] = body["metadata"]["generation"]
         status["counted"] = settles_in <= 0 and not lacking
-        status["heldNodes"], status["nodes"] = sorted(held)[:NAMES], holders[:NAMES]
+        status["blockedNodes"], status["nodes"] = sorted(held)[:NAMES], holders[:NAMES]
         alike = {
             hold.code: count
             for hold, count in self._fleet.holds.items()
@@ -128,7 +128,7 @@ class Budgets:
             try:
                 await self._client.patch(BUDGETS, budget.key, {"status": patch}, subresource="status")
             except NotFoundError:
-                log.debug("a budget is gone", budget=budget.key)
+                log.debug("budget deleted", budget=budget.key)
         return min(due, default=None)
 
     def _settles_in(self, budget: Budget) -> float:
@@ -171,12 +171,12 @@ def _fault_limit(alike: dict[str, int], budget: Object, now: datetime) -> Object
     """The condition FaultLimitReached, given how many nodes maxPerFault holds by their finding's code."""
     known: Object = next(iter(budget.get("status", {}).get("conditions") or []), {})  # there is no other
     status = "True" if alike else "False"
-    reason, message = "BelowLimit", "no node is held because too many failed alike"
+    reason, message = "BelowLimit", "no node is blocked because too many failed alike"
     if alike:
         worst = max(alike, key=lambda code: alike[code])
         nodes = ", ".join(f"{code} on {count}" for code, count in sorted(alike.items()))
         reason = camel(worst)
-        message = f"more nodes than maxPerFault allows failed alike: a suspect driver or check; held: {nodes}"
+        message = f"more nodes than maxPerFault allows failed alike: a suspect driver or check; blocked: {nodes}"
     since = known["lastTransitionTime"] if known.get("status") == status else written_time(now)
     generation = budget["metadata"]["generation"]
     return {

@@ -96,7 +96,9 @@ class Controller:
         self.budgets = Budgets(acting, self.fleet, where.namespace)
         self.election = Election(self._electing, where.namespace, options.election, self.identity)
         telling = Telling(acting, self.identity, _now)
-        left_after = None if settings.mode == "observe" else options.place_left_after  # to free it, the Node is marked
+        left_after = (
+            None if settings.mode == "observe" else options.orphaned_slot_timeout
+        )  # to free it, the Node is marked
         self._leftovers = Leftovers(acting, self.fleet, telling, left_after, _now)
         self.testing = Testing(acting, self.fleet, self.budgets, settings, telling, _now)
         self.outliers = Outliers(acting, self.fleet)
@@ -150,14 +152,14 @@ class Controller:
         waiting = asyncio.create_task(end_when_changed())
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        log.info("controller starts", identity=self.identity, version=__version__)
+        log.info("controller started", identity=self.identity, version=__version__)
         no_cluster = None
         try:
             await self.work()
         except* NoConfigurationError as group:  # what is raised in here would be a group again
             no_cluster = _first(group)
         except* asyncio.CancelledError:
-            log.info("controller stops", identity=self.identity)
+            log.info("controller stopped", identity=self.identity)
         finally:
             waiting.cancel()
         if no_cluster is not None:
@@ -166,7 +168,7 @@ class Controller:
 
     def _give_up(self, give_up: Callable[[], None]) -> None:
         left = sorted(task.get_name() for task in asyncio.all_tasks())
-        log.error("the controller does not stop", seconds=STOP_SECONDS, tasks=left[:10], identity=self.identity)
+        log.error("controller did not stop", seconds=STOP_SECONDS, tasks=left[:10], identity=self.identity)
         give_up()
 
     async def _other_settings(self) -> Settings:
@@ -176,10 +178,10 @@ class Controller:
             try:
                 settings = self._file.changed() if self._file else None
             except ConfigError as error:
-                log.error("the changed configuration is not used", error=str(error))  # noqa: TRY400 - one sentence
+                log.error("configuration rejected", error=str(error))  # noqa: TRY400 - one sentence
                 continue
             if settings is not None and settings != self.settings:
-                log.info("the controller starts anew, with other settings", identity=self.identity)
+                log.info("restarting controller: settings changed", identity=self.identity)
                 return settings
 
     async def work(self) -> None:

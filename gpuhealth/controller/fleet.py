@@ -226,7 +226,7 @@ class Fleet:
         gpus = report.gpus if known else tuple((UNKNOWN, model) for _, model in report.gpus)
         drain = (report.drain.phase or "pending") if self._drains and wants_drain(node, report) else ""
         said = report.quarantine
-        held = Hold(said.budget, said.limit, said.code) if said.state == "held" and said.budget else None
+        held = Hold(said.budget, said.limit, said.code) if said.state == "blocked" and said.budget else None
         return Standing(node.state or UNKNOWN, self.pool(node), silent, gpus, held, drain)
 
     def pool(self, node: facts.Node) -> str:

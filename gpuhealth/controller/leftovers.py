@@ -66,7 +66,7 @@ class Leftovers:
                 due_in = await self._free_if_left(place)
             except ApiError as error:  # one that cannot be freed must not keep the others from it
                 raise_if_cancelled()
-                log.warning("a place could not be freed; it is tried again", place=place.key, error=str(error))
+                log.warning("orphaned slot release failed", slot=place.key, error=str(error), retry_in=_RETRY_SECONDS)
                 due_in = _RETRY_SECONDS
             due += [] if due_in is None else [due_in]
         return min(due, default=None)
@@ -82,7 +82,7 @@ class Leftovers:
             if await self._is_left(place.holder):
                 why = "its agent took it, did not take the node out of service, and is gone"
                 await self._free(place, why)
-                await self._telling.of_node(place.holder, "PlaceFreed", f"place {place.key} is free again: {why}")
+                await self._telling.of_node(place.holder, "SlotFreed", f"slot {place.key} is free again: {why}")
         return None
 
     async def _is_gone(self, node: str) -> bool:
@@ -119,7 +119,7 @@ class Leftovers:
             )
         except (ConflictError, NotFoundError):  # somebody else has it, or nobody
             return
-        log.info("a place is free", place=place.key, node=place.holder, reason=why)
+        log.info("orphaned slot released", slot=place.key, node=place.holder, reason=why)
 
 
 def _unmarked(node: Object) -> bool:

@@ -31,7 +31,7 @@ class NodeProbe:
         self._pci = PciProbe(settings.roots.sys)
         self._kernel_module = KernelModuleProbe(settings.roots.sys)
         self._fabric_manager = FabricManagerProbe(settings.roots.proc)
-        self._burnin = BurninProbe(settings.burnin.results)
+        self._burnin = BurninProbe(settings.burnin.results_dir)
         self.boot_id = boot_id(settings.roots.proc)
 
     async def read(self, wait_seconds: float, now: Now = wall_clock) -> NodeReadings:

@@ -1,8 +1,8 @@
 """NVML in a child process, so that a call that hangs or crashes does not stop the agent. This is the parent.
 
 A call into a sick driver may hang for a minute or for ever, and a process that is killed inside one has frozen GPUs.
-So the child is asked and waited for, never killed: while it hangs it is left alone, at most `max_replacements` others
-are started beside it, and a child that is no longer wanted ends by itself when its call returns.
+So the child is asked and waited for, never killed: while it hangs it is left alone, at most `max_extra_processes`
+others are started, and a child that is no longer wanted ends by itself when its call returns.
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ class _Child:
         try:
             message = _DECODER.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            log.warning(
-                "unreadable answer of the NVML process", error=str(error), line=ascii(bytes(line[:_SHOWN_BYTES]))
-            )
+            log.warning("unreadable answer from NVML process", error=str(error), line=ascii(bytes(line[:_SHOWN_BYTES])))
             return
         self._take(message)
 
@@ -372,7 +370,7 @@ class NvmlProbe:
         self._reap()
 
     def _start(self) -> _Child | None:
-        if time.monotonic() < self._not_before or len(self._leaving) > self._settings.max_replacements:
+        if time.monotonic() < self._not_before or len(self._leaving) > self._settings.max_extra_processes:
             return None
         try:
             self._child = _Child([str(self._settings.reinit_interval)], lambda seen: self.on_xid(seen))
@@ -405,7 +403,7 @@ class NvmlProbe:
 
     def _replace(self, child: _Child) -> None:
         """Starts another child beside one that hangs: what hangs may be the process and not the driver."""
-        if len(self._leaving) >= self._settings.max_replacements:
+        if len(self._leaving) >= self._settings.max_extra_processes:
             return
         silent = child.waiting_seconds()
         self._retire(child)
@@ -422,7 +420,7 @@ class NvmlProbe:
         why = child.crash.strip().rpartition("\n")[2]
         detail = f"the NVML process died in {child.call() or 'no call'}" + (f" ({why})" if why else "")
         if child.crash:
-            log.error("the NVML process has failed", traceback=child.crash)
+            log.error("NVML process crashed", traceback=child.crash)
         self._back_off(detail)
         self._retire(child)
         self._reap()

@@ -48,8 +48,8 @@ class ControllerCollector(Collector):
         yield gauge("controller_info", "The controller", ["version", "identity"], info)
         yield gauge("controller_leading", "1 for the controller that acts", [], [(controller.leading,)])
         calls = [(*key, value) for key, value in controller.api_calls.items()]
-        yield counter("controller_api_calls", "Attempts at the API server", ["method", "status"], calls)
-        yield counter("controller_failures", "Unexpected errors", ["loop"], controller.failures.items())
+        yield counter("kube_requests", "Requests to the API server; status 0: no answer", ["method", "status"], calls)
+        yield counter("loop_failures", "Unexpected errors by loop", ["loop"], controller.failures.items())
         text = "Versions of objects that could not be read"
         yield counter("controller_unreadable_objects", text, ["kind"], controller.unreadable.items())
         results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero
@@ -76,15 +76,15 @@ class ControllerCollector(Collector):
             return
         standings = self._controller.budgets.standings.items()
         used = [(name, standing.used) for name, standing in standings]
-        yield gauge("budget_used", "Places of a budget that are taken", ["budget"], used)
+        yield gauge("budget_used", "Slots of a budget that are taken", ["budget"], used)
         limits = [(name, standing.limit) for name, standing in standings]
         yield gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
         uncounted = [(name, standing.uncounted) for name, standing in standings]
-        text = "Nodes that are out, and for which a budget that selects them by now has no free place"
+        text = "Nodes that are out, and for which a budget that selects them by now has no free slot"
         yield gauge("budget_uncounted_nodes", text, ["budget"], uncounted)
         held = [(*hold, count) for hold, count in self._controller.fleet.holds.items()]
-        text = "Nodes that should be out and for which a limit of a budget leaves no place"
-        yield gauge("quarantine_held_nodes", text, ["budget", "limit", "code"], held)
+        text = "Nodes that should be out and for which a limit of a budget leaves no free slot"
+        yield gauge("quarantine_blocked_nodes", text, ["budget", "limit", "code"], held)
 
     def _outliers(self) -> Iterator[Metric]:
         if not self._shows_fleet():

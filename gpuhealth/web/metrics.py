@@ -130,11 +130,11 @@ class _NodeMetrics:
             ["check"],
             [(check, when.timestamp()) for check, when in agent.findings.measured.last_measured().items()],
         )
-        yield gauge("check_duration_seconds", "Time that judging the last round took", [], [(agent.check_seconds,)])
+        yield gauge("agent_judge_seconds", "Time that all checks of the last round took", [], [(agent.check_seconds,)])
         held = agent.keeper.writer.held if agent.keeper.writer else None
         yield gauge(
-            "quarantine_held",
-            "1 while a limit of a budget leaves no place for this node, or none can be sought (limit error)",
+            "quarantine_blocked",
+            "1 while a limit of a budget leaves no slot for this node, or none can be sought (limit error)",
             ["budget", "limit", "code"],
             [(held[0].budget, held[0].limit, held[1], 1)] if held and held[0].limit != NO_BUDGET else [],
         )
@@ -153,10 +153,10 @@ class _NodeMetrics:
         yield counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(agent.kernel_log.lost_records,)])
         yield gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kernel_log.lag_seconds,)])
         failures = dict.fromkeys(_LOOPS, 0) | counts.failures
-        yield counter("agent_loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
+        yield counter("loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
         yield counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
         api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
-        yield counter("agent_api_requests", "Calls of the API server; status 0: no answer", ["method", "status"], api)
+        yield counter("kube_requests", "Requests to the API server; status 0: no answer", ["method", "status"], api)
         unreadable = agent.keeper.writer.unreadable if agent.keeper.writer else {}
         text = "Objects of the API server, each version once, that could not be read"
         yield counter("agent_unreadable_objects", text, ["kind"], unreadable.items())
@@ -245,11 +245,15 @@ def _gpu_counters(nvml: NvmlReadings) -> Iterator[Metric]:
     ]
     held_back = "Time in which the clocks were held back"
     yield counter("gpu_throttle_seconds", held_back, ["gpu", "reason"], throttled)
-    errors = [(g.component, kind, value) for g in gpus for kind, value in g.ecc_errors.items()]
-    by_kind = "Memory errors by life (volatile: since the driver was loaded), severity and place"
-    yield counter("gpu_ecc_errors", by_kind, ["gpu", "kind"], errors)
-    remapped = "Rows remapped by cause; pending and failed are 0 or 1"
-    yield gauge("gpu_remapped_rows", remapped, ["gpu", "kind"], _remapped(gpus))
+    ecc = (
+        "ECC errors: type (corrected, uncorrected), counter (volatile since the driver was loaded, aggregate), location"
+    )
+    yield counter("gpu_ecc_errors", ecc, ["gpu", "type", "counter", "location"], _ecc_errors(gpus))
+    yield gauge("gpu_remapped_rows", "Memory rows remapped, by cause", ["gpu", "kind"], _remapped(gpus))
+    pending = [(g.component, g.remap_pending) for g in gpus]
+    yield gauge("gpu_row_remap_pending", "1 while a row remapping waits for a GPU reset", ["gpu"], pending)
+    failed = [(g.component, g.remap_failed) for g in gpus]
+    yield gauge("gpu_row_remap_failure", "1 when a row could not be remapped", ["gpu"], failed)
 
 
 def _links(nvml: NvmlReadings) -> Iterator[Metric]:
@@ -263,9 +267,14 @@ def _links_up(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:
                 yield gpu.component, link.link, link.state in _LINK_IS_UP
 
 
+def _ecc_errors(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:
+    for gpu in gpus:
+        for name, value in gpu.ecc_errors.items():
+            counted, error_type, location = name.split("_", 2)  # volatile_uncorrected_dram
+            yield gpu.component, error_type, counted, location, value
+
+
 def _remapped(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:
     for gpu in gpus:
         yield gpu.component, "correctable", gpu.remap_correctable_rows
         yield gpu.component, "uncorrectable", gpu.remap_uncorrectable_rows
-        yield gpu.component, "pending", gpu.remap_pending
-        yield gpu.component, "failed", gpu.remap_failed

@@ -86,7 +86,7 @@ def test_the_nodes_best_gpu() -> None:
     judged = trial(soak("A", 700), soak("B", 700 * 0.85), soak("C", 700 * 0.95))
     assert statuses(judged) == {"A": "passed", "B": "failed", "C": "passed"}
     assert "85 % of the best of 3" in judge(judged, LIMITS)[1].message
-    assert statuses(judged, BurninLimits(relative_percent=80))["B"] == "passed"
+    assert statuses(judged, BurninLimits(min_percent_of_best_peer=80))["B"] == "passed"
 
 
 def test_only_gpus_of_one_model_are_compared() -> None:
@@ -107,7 +107,7 @@ def test_a_model_that_is_not_known_has_no_floor() -> None:
 
 def test_a_wrong_bit_fails_whatever_the_limits_are() -> None:
     """Miscompares fail with the first one named, also in a test that was stopped."""
-    lax = BurninLimits(floor_percent=0, relative_percent=0, power_percent=0)
+    lax = BurninLimits(floor_percent=0, min_percent_of_best_peer=0, power_percent=0)
     wrong = GpuOutcome("A", miscompares=(Miscompare("pattern 0xaa", 4096, 2),))
     for stopped in (False, True):
         result = one(trial(wrong, test="memory", stopped=stopped), lax)

@@ -22,7 +22,7 @@ CODE = "xid.95"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 PLACE, TAINT = ("POST", "/leases"), ("PATCH", "/api/v1/nodes/")
 STEPS = {
-    "place": PLACE,
+    "slot": PLACE,
     "taint": TAINT,
     "condition": ("PATCH", "/status"),
     "event": ("POST", "/events"),
@@ -132,7 +132,7 @@ def test_killed_after_each_request(plane: ControlPlane, killed: Killed, step: st
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("step", ["place", "taint"])
+@pytest.mark.parametrize("step", ["slot", "taint"])
 def test_killed_after_a_failure(plane: ControlPlane, killed: Killed, step: str, error: int | str) -> None:
     """The same after an error at that very request."""
     run_dying(plane, killed, step, error)

@@ -21,7 +21,7 @@ from tests.e2e.test_marks import XID_95, Marked
 STEPS = [timedelta(days=1), -timedelta(days=1), timedelta(days=365), -timedelta(days=365)]
 PATIENT = {
     "persistence.off": {"raise_after": "1h"},
-    "memory.remap_failed": {"raise_after": 0, "clear_after": "1h"},
+    "gpu_memory.remap_failed": {"raise_after": 0, "clear_after": "1h"},
     "xid.*": {"clear_after": "1h"},
 }
 A_MINUTE = timedelta(minutes=1)
@@ -113,15 +113,15 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
         sim.driver.inject("persistence_off", gpu=0)  # seen, and not yet for long enough
         sim.driver.inject("remap_failed", gpu=1)
         sim.xid(13, gpu=2)
-        await until(lambda: codes(agent) == ["memory.remap_failed", "xid.13"])
-        await eventually(lambda: timed.taint() == "memory.remap_failed")
+        await until(lambda: codes(agent) == ["gpu_memory.remap_failed", "xid.13"])
+        await eventually(lambda: timed.taint() == "gpu_memory.remap_failed")
         sim.driver.clear("remap_failed")  # read clean, and not yet for long enough
         await rounds(agent)
-        await eventually(lambda: timed.condition() == ("False", "MemoryRemapFailed"))
+        await eventually(lambda: timed.condition() == ("False", "GpuMemoryRemapFailed"))
 
     async def unmoved(agent: Agent, records: int) -> None:
         await rounds(agent)
-        assert codes(agent) == ["memory.remap_failed", "xid.13"]
+        assert codes(agent) == ["gpu_memory.remap_failed", "xid.13"]
         assert agent.verdict is not None
         assert agent.verdict.is_known
         assert agent.is_current()
@@ -132,7 +132,7 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
     async def run() -> None:
         async with timed.agent() as agent:
             await before(agent)
-            await eventually(lambda: {"memory.remap_failed", "xid.13"} <= timed.raised())
+            await eventually(lambda: {"gpu_memory.remap_failed", "xid.13"} <= timed.raised())
             transition, known = timed.changed_at(), timed.entries()
             wall.offset += step
             await eventually(lambda: "clock" in {entry.code for entry in timed.entries()})
@@ -140,7 +140,7 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
             sim.xid(13, gpu=2)  # the same fault, as far as `coalesce` reaches
             await until(lambda: agent.kernel_log.records == 2)
             assert timed.changed_at() == transition
-            assert timed.taint() == "memory.remap_failed"
+            assert timed.taint() == "gpu_memory.remap_failed"
         wall.offset += step
         async with timed.agent() as agent:
             await unmoved(agent, records=0)

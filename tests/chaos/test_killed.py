@@ -23,7 +23,7 @@ SICK = Desired(verdict(finding()), ("xid.79",), drain=True)
 
 # The request behind each act, as the proxy sees it.
 REQUESTS = {
-    "place": ("POST", "/leases"),
+    "slot": ("POST", "/leases"),
     "taint": ("PATCH", "/api/v1/nodes/"),
     "untaint": ("PATCH", "/api/v1/nodes/"),
     "condition": ("PATCH", "/status"),
@@ -31,7 +31,7 @@ REQUESTS = {
     "give_back": ("DELETE", "/leases/"),
     "report": ("PATCH", "/gpuhealthreports/"),
 }
-OUT = ("place", "taint", "condition", "event", "report")
+OUT = ("slot", "taint", "condition", "event", "report")
 BACK = ("untaint", "condition", "event", "give_back", "report")
 ERRORS: dict[str, tuple[int | str, str]] = {
     "conflict": (409, ""),

@@ -41,7 +41,7 @@ PER_FAULT = 4
 def held_nodes(controller: Controller) -> dict[tuple[str, ...], float]:
     """The samples of the controller's metric for nodes that are held."""
     families = {family.name: family for family in ControllerCollector(controller).collect()}
-    samples = families["gpuhealth_quarantine_held_nodes"].samples
+    samples = families["gpuhealth_quarantine_blocked_nodes"].samples
     return {tuple(each.labels[key] for key in ("budget", "limit", "code")): each.value for each in samples}
 
 

@@ -59,7 +59,7 @@ def test_library(reason: MissingReason, module: KernelModule) -> None:
     ],
 )
 def test_a_fault_of_the_node_is_not_ours(reason: MissingReason, module: KernelModule) -> None:
-    """No module, or one that was there before us and does not fit: driver.not_loaded and driver.mismatch say so."""
+    """No module, or one that was loaded before us and does not fit, is driver.not_loaded or driver.version_mismatch."""
     assert look(problem(reason), kernel_module=module).why_not("agent.nvml_library", NODE) is reason
 
 

@@ -17,7 +17,7 @@ HANGING = "nvmlDeviceGetEccMode on GPU 3"
 
 def look(answer: NvmlReadings | Missing, history: History | None = None, **changes: Any) -> Judged:
     """The check over a node whose NVML answers so."""
-    settings = {"expect_gpus": changes.pop("expect_gpus", None)}
+    settings = {"expected_gpus": changes.pop("expected_gpus", None)}
     return judged(subject.CHECK, node(gpu(0), nvml=answer, **changes), history, **settings)
 
 
@@ -78,7 +78,7 @@ def test_no_library_and_hidden_bus() -> None:
     absent = problem(MissingReason.NOT_INSTALLED)
     hidden: dict[str, Any] = {"pci": (), "kernel_module": NOT_LOADED}
     assert look(absent, history, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
-    assert look(absent, expect_gpus=8, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
+    assert look(absent, expected_gpus=8, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
 
 
 @pytest.mark.parametrize("reason", [MissingReason.NOT_INSTALLED, MissingReason.NOT_LOADED])
@@ -94,7 +94,7 @@ def test_no_gpu_at_all(reason: MissingReason) -> None:
     """No driver and no GPU known of: not checked, never clean."""
     result = look(problem(reason), pci=(), kernel_module=NOT_LOADED)
     assert result.findings == []
-    for code in ("driver.not_loaded", "driver.unresponsive", "driver.mismatch"):
+    for code in ("driver.not_loaded", "driver.unresponsive", "driver.version_mismatch"):
         assert result.why_not(code, NODE) is reason
 
 
@@ -107,7 +107,7 @@ def test_sound_card_is_no_gpu() -> None:
 def test_mismatch() -> None:
     """Library and module of different versions: critical, a reboot, and the module is loaded."""
     result = look(problem(MissingReason.MISMATCH, "nvmlInit_v2: Driver/library version mismatch (18)"))
-    finding = result.finding("driver.mismatch", NODE)
+    finding = result.finding("driver.version_mismatch", NODE)
     assert (finding.severity, finding.action) == (Severity.CRITICAL, Action.REBOOT_NODE)
     assert result.is_clean("driver.not_loaded", NODE)
 
@@ -115,13 +115,15 @@ def test_mismatch() -> None:
 def test_a_library_older_than_the_module_is_no_fault_of_the_node() -> None:
     """A module that was loaded after the agent started says nothing about the node's own library."""
     upgraded = KernelModule("570.86.15", version_at_start="550.54.15")
-    assert look(problem(MissingReason.MISMATCH), kernel_module=upgraded).is_clean("driver.mismatch", NODE)
+    assert look(problem(MissingReason.MISMATCH), kernel_module=upgraded).is_clean("driver.version_mismatch", NODE)
 
 
 def test_healthy() -> None:
     """A driver that answers is clean in every respect."""
     result = look(nvml(gpu(0)))
-    assert all(result.is_clean(code, NODE) for code in ("driver.unresponsive", "driver.not_loaded", "driver.mismatch"))
+    assert all(
+        result.is_clean(code, NODE) for code in ("driver.unresponsive", "driver.not_loaded", "driver.version_mismatch")
+    )
     assert result.is_clean("nvml.error", NODE)
     assert result.is_clean("nvml.error", uuid(0))
 

@@ -67,19 +67,19 @@ def test_fabric_manager() -> None:
     """NVSwitches without their manager are critical; without NVSwitches there is nothing to manage."""
     switched = (device(0), SWITCH)
     result = look(pci=switched, fabric_manager_running=False)
-    assert result.severity("fabricmanager.down", NODE) is Severity.CRITICAL
-    assert SWITCH.address in result.finding("fabricmanager.down", NODE).message
-    assert look(pci=switched).is_clean("fabricmanager.down", NODE)
-    assert look(pci=(device(0),), fabric_manager_running=False).says_nothing("fabricmanager.down", NODE)
-    assert look(fabric_manager_running=NOT_SUPPORTED).says_nothing("fabricmanager.down", NODE)
+    assert result.severity("fabric.manager_down", NODE) is Severity.CRITICAL
+    assert SWITCH.address in result.finding("fabric.manager_down", NODE).message
+    assert look(pci=switched).is_clean("fabric.manager_down", NODE)
+    assert look(pci=(device(0),), fabric_manager_running=False).says_nothing("fabric.manager_down", NODE)
+    assert look(fabric_manager_running=NOT_SUPPORTED).says_nothing("fabric.manager_down", NODE)
 
 
 def test_fabric_manager_unread() -> None:
     """Processes that cannot be listed, or a hidden bus, leave it unchecked."""
     unread = Missing(MissingReason.NO_PERMISSION, "/proc")
     result = look(pci=(SWITCH,), fabric_manager_running=unread)
-    assert result.why_not("fabricmanager.down", NODE) is MissingReason.NO_PERMISSION
+    assert result.why_not("fabric.manager_down", NODE) is MissingReason.NO_PERMISSION
     hidden = Missing(MissingReason.NOT_INSTALLED, "/sys")
     result = look(pci=hidden, fabric_manager_running=False)
-    assert result.why_not("fabricmanager.down", NODE) is MissingReason.NOT_INSTALLED
-    assert look(pci=hidden).is_clean("fabricmanager.down", NODE)
+    assert result.why_not("fabric.manager_down", NODE) is MissingReason.NOT_INSTALLED
+    assert look(pci=hidden).is_clean("fabric.manager_down", NODE)

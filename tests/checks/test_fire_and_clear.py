@@ -150,7 +150,7 @@ CASES = [
     Case("driver.unresponsive", WARNING, *HANG, of_node=True, at_start=True, nvml=Nvml(warn_after=0.3)),
     Case("driver.unresponsive", CRITICAL, *HANG, of_node=True, at_start=True, nvml=HUNG),
     Case("driver.not_loaded", CRITICAL, *of_calls("init_failure"), of_node=True, at_start=True),
-    Case("driver.mismatch", CRITICAL, *of_calls("driver_mismatch"), of_node=True, at_start=True),
+    Case("driver.version_mismatch", CRITICAL, *of_calls("driver_mismatch"), of_node=True, at_start=True),
     Case("nvml.error", CRITICAL, *of_calls("init_failure", code=999), of_node=True, at_start=True),
     Case("nvml.error", WARNING, *fault("error", code=999)),
     Case("nvml.error", CRITICAL, *fault("error", code=999)),
@@ -166,14 +166,14 @@ CASES = [
     Case("ecc.corrected_rate", WARNING, *fault("ecc_corrected", count=20_000)),
     Case("ecc.sram_threshold", CRITICAL, *fault("sram_threshold")),
     Case("ecc.disabled", WARNING, *fault("ecc_disabled")),
-    Case("memory.remap_pending", WARNING, *fault("remap_pending")),
-    Case("memory.remap_failed", CRITICAL, *fault("remap_failed")),
-    Case("memory.remap_reserve", WARNING, *fault("remap_reserve")),
-    Case("memory.retired_pages", WARNING, *fault("retired_pages", sbe=60, dbe=0), model="v100-sxm2-32gb"),
-    Case("memory.retired_pages", CRITICAL, *fault("retired_pages", sbe=0, dbe=20), model="v100-sxm2-32gb"),
-    Case("memory.retirement_pending", WARNING, *fault("retirement_pending"), model="v100-sxm2-32gb"),
-    Case("memory.repair_pending", WARNING, *fault("repair_pending"), model="b200"),
-    Case("memory.unrepairable", CRITICAL, *fault("unrepairable"), model="b200"),
+    Case("gpu_memory.remap_pending", WARNING, *fault("remap_pending")),
+    Case("gpu_memory.remap_failed", CRITICAL, *fault("remap_failed")),
+    Case("gpu_memory.remap_reserve", WARNING, *fault("remap_reserve")),
+    Case("gpu_memory.retired_pages", WARNING, *fault("retired_pages", sbe=60, dbe=0), model="v100-sxm2-32gb"),
+    Case("gpu_memory.retired_pages", CRITICAL, *fault("retired_pages", sbe=0, dbe=20), model="v100-sxm2-32gb"),
+    Case("gpu_memory.retirement_pending", WARNING, *fault("retirement_pending"), model="v100-sxm2-32gb"),
+    Case("gpu_memory.repair_pending", WARNING, *fault("repair_pending"), model="b200"),
+    Case("gpu_memory.unrepairable", CRITICAL, *fault("unrepairable"), model="b200"),
     Case("inforom.corrupted", CRITICAL, *fault("corrupted_inforom")),
     Case("thermal.gpu", WARNING, *fault("overheat", margin=5)),
     Case("thermal.gpu", CRITICAL, *fault("overheat")),
@@ -197,14 +197,14 @@ CASES = [
     Case("nvlink.ber", WARNING, *fault("nvlink_ber", link=3), model="b200"),
     Case("fabric.incomplete", CRITICAL, *fault("fabric_incomplete")),
     Case("fabric.unhealthy", CRITICAL, *fault("fabric_unhealthy")),
-    Case("fabricmanager.down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, of_node=True),
+    Case("fabric.manager_down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, of_node=True),
     Case("persistence.off", WARNING, *fault("persistence_off")),
     *map(failing, ("exact", "repeat", "memory", "bandwidth", "p2p", "collectives", "soak")),
 ]
 
 EVENTS = {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}
 """Codes of the kernel log, which fire and clear in test_kernel.py and test_xid.py."""
-FOLLOWS = {"burnin.required", "fleet.digest_mismatch", "fleet.slow", "quarantine.memory_lost"}
+FOLLOWS = {"burnin.required", "fleet.digest_mismatch", "fleet.slow_gpu", "quarantine.memory_lost"}
 """Raised by another finding's clearing, by the controller, or from the Node's record: tests/test_return_to_service.py,
 test_fleet.py, test_lost_memory.py."""
 
@@ -272,7 +272,7 @@ def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 def settings_of(node: Simulator, nvml: Nvml = RESTARTING) -> Settings:
     """The defaults, over the node's trees."""
     roots = Roots(dev=node.root / "dev", sys=node.root / "sys", proc=node.root / "proc")
-    return Settings(roots=roots, nvml=nvml, burnin=Burnin(results=node.root / "burnin"))
+    return Settings(roots=roots, nvml=nvml, burnin=Burnin(results_dir=node.root / "burnin"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -371,7 +371,7 @@ def test_no_libnvidia_ml(make_node: Callable[[str], Simulator], monkeypatch: pyt
     it, _ = _look(node)
     assert [finding.code for finding in it.findings.active()] == ["agent.nvml_library"]
     clean = {each.code for each in it.outcomes if isinstance(each, Clean)}
-    assert clean <= EVENTS | {"fabricmanager.down", "driver.not_loaded"}
+    assert clean <= EVENTS | {"fabric.manager_down", "driver.not_loaded"}
 
 
 def test_no_library_and_no_gpu(make_node: Callable[[str], Simulator], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +404,7 @@ def test_several_faults_are_all_kept(make_node: Callable[[str], Simulator]) -> N
     it, _ = _look(node, rounds=1)
     assert {finding.code for finding in it.findings.active()} == {
         "gpu.lost",
-        "memory.remap_failed",
+        "gpu_memory.remap_failed",
         "clocks.hw_slowdown",
         "clocks.thermal",
         "persistence.off",
@@ -422,7 +422,7 @@ def test_release(make_node: Callable[[str], Simulator]) -> None:
             assert await it.probe.nvml.release()
             node.clear()
             await it.round(seconds=3600)
-            assert [finding.code for finding in it.findings.active()] == ["memory.remap_failed"]
+            assert [finding.code for finding in it.findings.active()] == ["gpu_memory.remap_failed"]
             assert all(isinstance(each, NotChecked) for each in it.outcomes if each.code not in EVENTS)
             it.probe.nvml.acquire()
             for _ in range(2):

@@ -127,8 +127,8 @@ def test_zombie_process() -> None:
 
 def missing(history: History | None = None, listed: tuple[GpuReadings, ...] = (), **changes: Any) -> Judged:
     """The count of GPUs on a node."""
-    expected = changes.pop("expect_gpus", None)
-    return judged(subject.CHECK, node(*listed, **changes), history, expect_gpus=expected)
+    expected = changes.pop("expected_gpus", None)
+    return judged(subject.CHECK, node(*listed, **changes), history, expected_gpus=expected)
 
 
 def test_missing_from_nvml() -> None:
@@ -182,10 +182,10 @@ def test_nvml_zero_is_a_count() -> None:
 
 
 def test_expected_number_wins_over_the_baseline() -> None:
-    """With `expect_gpus` the remembered GPUs do not count, and fewer than expected are missing at the first look."""
+    """With `expected_gpus` the remembered GPUs do not count, and fewer than expected are missing at the first look."""
     history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(8)}))
-    assert missing(history, gpus(7), expect_gpus=7).is_clean("gpu.missing", NODE)
-    assert missing(None, gpus(7), expect_gpus=8).severity("gpu.missing", NODE) is Severity.CRITICAL
+    assert missing(history, gpus(7), expected_gpus=7).is_clean("gpu.missing", NODE)
+    assert missing(None, gpus(7), expected_gpus=8).severity("gpu.missing", NODE) is Severity.CRITICAL
 
 
 def test_lost_gpu_is_not_missing() -> None:
@@ -221,7 +221,7 @@ def test_counts_agree_or_are_found(bus: int, nodes: int, counted: int, before: i
         gpus(counted),
         pci=tuple(device(index) for index in range(bus)),
         device_nodes=tuple(range(nodes)),
-        expect_gpus=expected,
+        expected_gpus=expected,
     )
     shown = [count for count in (bus, nodes) if count] + [counted]
     wanted = max(*shown, before if expected is None else expected)

@@ -53,16 +53,16 @@ def test_replacement() -> None:
 def test_taken_out_on_purpose() -> None:
     """When exactly the expected GPUs are there, the others are forgotten; not in a round that is not complete."""
     history = after(History(), *gpus(4))
-    after(history, *gpus(3), answered=False, expect_gpus=3)
+    after(history, *gpus(3), answered=False, expected_gpus=3)
     assert len(history.baseline.gpus) == 4
-    after(history, *gpus(3), expect_gpus=3)
+    after(history, *gpus(3), expected_gpus=3)
     assert set(history.baseline.gpus) == {uuid(0), uuid(1), uuid(2)}
 
 
 def test_remembers_one_that_never_told_its_name() -> None:
-    """A GPU that was lost whenever we looked is missed once NVML lists it no more, until expect_gpus says better."""
+    """A GPU that was lost whenever we looked is missed once NVML lists it no more, until expected_gpus says better."""
     nameless = gpu(1, uuid=LOST, pci=LOST, error=LOST)
     history = after(History(), gpu(0), nameless)
     assert "2 GPUs expected" in judged(MISSING_CHECK, node(gpu(0)), history).finding("gpu.missing", NODE).message
-    after(history, gpu(0), expect_gpus=1)
+    after(history, gpu(0), expected_gpus=1)
     assert judged(MISSING_CHECK, node(gpu(0)), history).findings == []

@@ -46,7 +46,7 @@ CASES = {
     "driver.errors": ("NVRM: GPU0 _issueRpcAndWait: rpcSendMessage failed with status 0xf", Severity.WARNING),
     "host.mce": ("mce: [Hardware Error]: Machine check events logged", Severity.WARNING),
     "host.hung_task": ("INFO: task python:1 blocked for more than 120 seconds.", Severity.WARNING),
-    "host.soft_lockup": ("watchdog: BUG: soft lockup - CPU#3 stuck for 22s! [python:1]", Severity.WARNING),
+    "host.cpu_lockup": ("watchdog: BUG: soft lockup - CPU#3 stuck for 22s! [python:1]", Severity.WARNING),
     "host.oom": ("Out of memory: Killed process 1 (python) total-vm:1kB", Severity.WARNING),
     "host.io_errors": ("I/O error, dev nvme0n1, sector 0 op 0x0:(READ)", Severity.WARNING),
     "host.segfault": ("python[1]: segfault at 0 ip 0 sp 0 error 4 in libcuda.so.1[0+1]", Severity.INFO),
@@ -175,22 +175,22 @@ def test_lost_records() -> None:
     """Records that were overwritten are a warning of the agent's own, which ends when none is lost any more."""
     lost = [each for each in outcomes(log=KernelLog("kmsg", lost_records=7)) if isinstance(each, Finding)]
     assert [(each.code, each.severity, each.evidence.reading) for each in lost] == [
-        ("kmsg.overrun", Severity.WARNING, "7")
+        ("agent.kmsg_overrun", Severity.WARNING, "7")
     ]
-    assert outcomes() == [Clean("kmsg.unavailable", NODE), Clean("kmsg.overrun", NODE)]
+    assert outcomes() == [Clean("agent.kmsg_unavailable", NODE), Clean("agent.kmsg_overrun", NODE)]
 
 
 def test_the_log_cannot_be_read() -> None:
     """With NVML's events in its place that is a warning; with nothing in its place nothing was checked."""
     fallback = outcomes(log=KernelLog("nvml"))
     assert [(type(each), each.code) for each in fallback] == [
-        (NotChecked, "kmsg.overrun"),
-        (Finding, "kmsg.unavailable"),
+        (NotChecked, "agent.kmsg_overrun"),
+        (Finding, "agent.kmsg_unavailable"),
     ]
     absent = Missing(MissingReason.NO_PERMISSION)
     assert outcomes(log=absent) == [
-        NotChecked("kmsg.overrun", NODE, absent),
-        NotChecked("kmsg.unavailable", NODE, absent),
+        NotChecked("agent.kmsg_overrun", NODE, absent),
+        NotChecked("agent.kmsg_unavailable", NODE, absent),
     ]
 
 

@@ -17,8 +17,8 @@ NODE_CODES = {
     "gpu.missing",
     "driver.unresponsive",
     "driver.not_loaded",
-    "driver.mismatch",
-    "fabricmanager.down",
+    "driver.version_mismatch",
+    "fabric.manager_down",
     "agent.nvml_library",
     "agent.permission",
 }
@@ -129,7 +129,7 @@ def test_half_a_round() -> None:
 def test_released() -> None:
     """While the driver is let go on purpose nothing is found, whatever the trees show."""
     released = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was let go on request"))
-    judged = judge(node(gpu(0), nvml=released, fabric_manager_running=False), remembering(8), expect_gpus=8)
+    judged = judge(node(gpu(0), nvml=released, fabric_manager_running=False), remembering(8), expected_gpus=8)
     assert judged.findings == []
     assert {MissingReason.RELEASED} == {each.reason.reason for each in judged.values() if isinstance(each, NotChecked)}
     assert {code for code, _ in judged} == NODE_CODES | GPU_CODES
@@ -167,7 +167,7 @@ def test_several_findings_are_all_kept() -> None:
     broken = gpu(0, remap_failed=True, persistence_mode=False, recovery_action=2)
     judged = judge(node(broken, gpu(1, pcie_width=8)))
     assert {
-        ("memory.remap_failed", uuid(0)),
+        ("gpu_memory.remap_failed", uuid(0)),
         ("persistence.off", uuid(0)),
         ("gpu.recovery_action", uuid(0)),
         ("pcie.width", uuid(1)),
@@ -184,7 +184,7 @@ def test_not_supported_leaves_no_outcome() -> None:
 
 def test_findings_can_be_explained() -> None:
     """Every finding says what was read, where and when, and how it ends; its message names the GPU's place."""
-    finding = judge(node(gpu(0, remap_failed=True))).finding("memory.remap_failed")
+    finding = judge(node(gpu(0, remap_failed=True))).finding("gpu_memory.remap_failed")
     assert finding.evidence.source
     assert finding.evidence.time == finding.first_seen == finding.last_seen
     assert finding.clears_when

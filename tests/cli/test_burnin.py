@@ -36,7 +36,7 @@ def test_eight_gpus_one_of_them_bad(gpu_node: Node, tmp_path: Path) -> None:
         *("burnin", "--devices", _ALL, *_SHORT, "--json", "--report", page),
         *("--reason", "preflight", "--level", "quick"),
         GPUHEALTH_BURNIN__FAULTS=_faults({"kind": "memory_bits", "gpu": bad, "bits": 3}),
-        GPUHEALTH_BURNIN__RESULTS=str(tmp_path / "results"),
+        GPUHEALTH_BURNIN__RESULTS_DIR=str(tmp_path / "results"),
         PYTHONWARNINGS="",
     )
     assert said.code == 2, said.err
@@ -163,7 +163,7 @@ def test_a_result_that_cannot_be_saved_is_no_pass(node: Node, tmp_path: Path) ->
     """The agent would not hear of it: the result is printed, and the exit code says that something is missing. It is
     one without telemetry, of a processor that stands for no GPU, and says so."""
     (tmp_path / "file").touch()
-    in_a_file = {"GPUHEALTH_BURNIN__RESULTS": str(tmp_path / "file"), "PYTHONWARNINGS": ""}
+    in_a_file = {"GPUHEALTH_BURNIN__RESULTS_DIR": str(tmp_path / "file"), "PYTHONWARNINGS": ""}
     said = node.run("burnin", "--devices", "cpu", *_SHORT, "--json", "--save", **in_a_file)
     assert said.code == 3
     assert said.json["status"] == "passed"

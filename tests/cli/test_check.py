@@ -72,7 +72,7 @@ def test_no_gpu_and_no_driver_in_json(node: Node) -> None:
 
 def test_no_driver_where_gpus_are_expected(node: Node) -> None:
     """Where somebody expects GPUs, a machine that shows none is unhealthy and not merely unknown."""
-    said = node.run("check", "--json", "--expect-gpus", "8")
+    said = node.run("check", "--json", "--expected-gpus", "8")
     assert (said.code, said.json["verdict"]) == (2, "unhealthy")
 
 
@@ -125,7 +125,7 @@ def test_an_odd_value_hides_no_fault(gpu_node: Node, field: int, bits: int) -> N
     gpu_node.simulator.inject("prints")
     said = gpu_node.run("check", "--json")
     assert (said.code, said.json["verdict"], len(said.json["gpus"])) == (2, "unhealthy", 8)
-    assert {"ecc.uncorrectable", "memory.remap_failed"} <= {each["code"] for each in said.json["findings"]}
+    assert {"ecc.uncorrectable", "gpu_memory.remap_failed"} <= {each["code"] for each in said.json["findings"]}
     assert said.err == ""
 
 
@@ -137,9 +137,9 @@ def test_mig_devices_are_listed(node: Node) -> None:
 
 
 def test_expected_number_of_gpus(gpu_node: Node) -> None:
-    """--expect-gpus finds GPUs missing, and wins over the environment."""
-    assert gpu_node.run("check", "--expect-gpus", "8", GPUHEALTH_EXPECT_GPUS="9").code == 0
-    said = gpu_node.run("check", "--expect-gpus", "9")
+    """--expected-gpus finds GPUs missing, and wins over the environment."""
+    assert gpu_node.run("check", "--expected-gpus", "8", GPUHEALTH_EXPECTED_GPUS="9").code == 0
+    said = gpu_node.run("check", "--expected-gpus", "9")
     assert said.code == 2
     assert "gpu.missing" in said.out
 
@@ -199,7 +199,9 @@ def test_kernel_log_that_cannot_be_read_is_in_the_coverage(gpu_node: Node) -> No
     gpu_node.kmsg.unlink()
     said = gpu_node.run("check", "--json")
     unread = {each["check"]: each["reason"] for each in said.json["coverage"]["not_checked"]}
-    assert any(code.startswith(("xid", "kmsg")) and str(gpu_node.kmsg) in reason for code, reason in unread.items())
+    assert any(
+        code.startswith(("xid", "agent.kmsg")) and str(gpu_node.kmsg) in reason for code, reason in unread.items()
+    )
 
 
 def test_only_restricts_findings_verdict_and_coverage(gpu_node: Node) -> None:
@@ -287,7 +289,7 @@ def _children(pid: int) -> str:
     ("arguments", "sentence"),
     [
         (["--nonsense"], "No such option: --nonsense"),
-        (["--expect-gpus", "-1"], "greater than or equal to 0"),
+        (["--expected-gpus", "-1"], "greater than or equal to 0"),
         (["--since", "yesterday"], "'yesterday' is no duration"),
         (["--config", "/nonexistent.yaml"], "cannot read configuration /nonexistent.yaml"),
         (["--replay", "/nonexistent.tgz"], "cannot read /nonexistent.tgz"),

@@ -129,7 +129,7 @@ def test_fleet(desk: Desk) -> None:
     assert rows[out].startswith("quarantined xid.79")
     assert re.search(r" \d+[sm] out draining, 3 left$", rows[out])
     assert rows[held].startswith("degraded gpu.lost")
-    assert rows[held].endswith(f"held by {desk.pool.name} -")
+    assert rows[held].endswith(f"blocked by {desk.pool.name} -")
     assert rows[silent].startswith("healthy AgentSilent")
 
 
@@ -199,7 +199,7 @@ def test_node(desk: Desk) -> None:
         "driver 570.1  agent 0.1",
         "False, Xid79: xid.79",
         "quarantined, tainted xid.79",
-        f", places {budget}.0",
+        f", slots {budget}.0",
         "draining: 2 left, 1 evicted, 0 deleted; what is left is deleted at 2026-03-08T12:00:00Z",
         f"{budget}: not counted yet",
         "quick failed: gemm",
@@ -223,12 +223,12 @@ def test_quarantine_and_restore(desk: Desk) -> None:
     assert said.out.startswith(f"{node}: to be taken out of service, fan is loud (ann). Back with: gpuhealth restore")
     desk.agent(node)
     shown = desk.run("node", node).out
-    assert "quarantined, tainted by_person" in shown
+    assert "quarantined, tainted manual" in shown
     assert "out of service: fan is loud (ann)" in shown
-    desk.agent(node, "memory.remap_failed")
+    desk.agent(node, "gpu_memory.remap_failed")
     said = desk.run("restore", node)
     assert said.code == 0
-    assert "ends only when it is read clean: memory.remap_failed." in said.out
+    assert "ends only when it is read clean: gpu_memory.remap_failed." in said.out
     assert desk.notes(node).keys() & {"out-of-service", "restored"} == {"restored"}
     desk.agent(node)
     assert "taints" not in desk.pool.get(node)["spec"]

@@ -243,7 +243,7 @@ def test_which_process_goes_when_memory_runs_out(gpu_node: Node, words: tuple[st
     """A command by hand and its children are chosen before the agent; services and their burn-ins stay as they are."""
     assert gpu_node.simulator
     gpu_node.configure("http: {host: 127.0.0.1, port: 0}\nkubernetes: {enabled: false}\n"
-                       f"burnin: {{results: {gpu_node.folder}}}")  # fmt: skip
+                       f"burnin: {{results_dir: {gpu_node.folder}}}")  # fmt: skip
     gpu_node.simulator.inject("hang")  # a check is under way until we have looked
     with subprocess.Popen(
         [COMMAND, *words], env=gpu_node.env(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

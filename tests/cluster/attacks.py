@@ -67,7 +67,7 @@ def lease(
     middle = name.removeprefix(budget).strip(".").rpartition(".")[0]
     labels = {
         "gpuhealth.io/budget": budget,
-        "gpuhealth.io/place-set": (middle or "unavailable") if of_set is None else of_set,
+        "gpuhealth.io/slot-set": (middle or "unavailable") if of_set is None else of_set,
         "gpuhealth.io/node": holder if node is None else node,
     }
     return {
@@ -243,7 +243,7 @@ FORBIDDEN = [
     *(Row("gpuhealth-nodes", "PATCH", path, body, why, _who(path)) for path, body, why in _OF_NODES),
     *(Row("gpuhealth-node-status", "PATCH", path, body, why) for path, body, why in _OF_STATUS),
     *(Row("gpuhealth-reports", *row) for row in _OF_REPORTS),
-    *(Row("gpuhealth-places", *row) for row in _OF_PLACES),
+    *(Row("gpuhealth-slots", *row) for row in _OF_PLACES),
     *(Row("gpuhealth-events", *row) for row in _OF_EVENTS),
 ]
 ALLOWED = [

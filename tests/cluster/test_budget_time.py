@@ -126,7 +126,7 @@ def test_a_request_of_a_dead_agent_that_is_done_late(
 
     async def late(client: Client, but: str) -> None:
         name = next(f"{pool.name}.{k}" for k in range(3) if f"{pool.name}.{k}" != but)
-        labels = {"gpuhealth.io/budget": pool.name, "gpuhealth.io/place-set": "unavailable", "gpuhealth.io/node": node}
+        labels = {"gpuhealth.io/budget": pool.name, "gpuhealth.io/slot-set": "unavailable", "gpuhealth.io/node": node}
         body = {"metadata": {"name": name, "labels": labels}, "spec": {"holderIdentity": node}}
         await client.create(LEASES, body, NAMESPACE)
 

@@ -23,14 +23,14 @@ def test_held_by_the_budget(plane: ControlPlane, pool: Pool) -> None:
             first, second = writer(client, one), writer(client, two)
             await first.apply(SICK)
             acts = await second.apply(SICK)
-            assert "held" in {act.kind for act in acts}
+            assert "blocked" in {act.kind for act in acts}
             held = second.held
             assert held is not None
             assert (held[0].budget, held[0].limit, held[1]) == (pool.name, "maxUnavailable", "xid.79")
             assert ours(pool, two) == []
             assert health(pool, two)["status"] == "False"
             assert pool.report(two)["status"]["quarantine"]["budget"] == pool.name
-            assert "QuarantineHeld" in {event["reason"] for event in pool.events(two)}
+            assert "QuarantineBlocked" in {event["reason"] for event in pool.events(two)}
             assert await second.apply(SICK) == []
             await first.apply(HEALTHY)
             async with asyncio.timeout(120):

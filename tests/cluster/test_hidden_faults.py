@@ -26,9 +26,9 @@ def is_told(pool: Pool, node: str, why: str) -> None:
     assert "stays in service: " in said["message"]
     assert why in said["message"]
     events = {event["reason"]: event["message"] for event in pool.events(node)}
-    assert why in events["QuarantineHeld"]
+    assert why in events["QuarantineBlocked"]
     quarantine = pool.report(node)["status"]["quarantine"]
-    assert (quarantine["state"], quarantine["code"]) == ("held", "xid.79")
+    assert (quarantine["state"], quarantine["code"]) == ("blocked", "xid.79")
     assert why in quarantine["reason"]
     assert pool.get(node)["metadata"]["labels"]["gpuhealth.io/state"] == "degraded"
 
@@ -141,7 +141,7 @@ def test_out_for_a_person_without_slots(plane: ControlPlane, pool: Pool) -> None
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, attempts=2) as client:
             proxy.fail(403, path=LEASES, times=-1)
             await writer(client, node).apply(HEALTHY)
-            assert ours(pool, node) == ["by_person"]
+            assert ours(pool, node) == ["manual"]
 
     asyncio.run(run())
 

@@ -45,7 +45,7 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
 
     async def run(writer: NodeWriter) -> None:
         await writer.apply(HEALTHY)
-        assert ours(pool, node) == ["by_person"]
+        assert ours(pool, node) == ["manual"]
         assert list(pool.places().values()) == [node] * (limit or 0)
         assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("True", "OutOfService")
         assert health(pool, node)["message"] == f"out of service by a person's wish: {WHY}; no fault found"
@@ -53,7 +53,7 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
         said = pool.report(node)["status"]
         assert (said["verdict"], said["quarantine"]["code"], said["quarantine"]["reason"]) == (
             "healthy",
-            "by_person",
+            "manual",
             WHY,
         )
         assert not said["quarantine"]["drain"]
@@ -81,7 +81,7 @@ def test_a_fault_outlasts_the_wish(plane: ControlPlane, pool: Pool, room: bool) 
 
     async def run(writer: NodeWriter) -> None:
         await writer.apply(SICK)
-        assert ours(pool, node) == ["by_person"]
+        assert ours(pool, node) == ["manual"]
         if room:
             pool.plane.request(
                 "PATCH",
@@ -94,7 +94,7 @@ def test_a_fault_outlasts_the_wish(plane: ControlPlane, pool: Pool, room: bool) 
 
     with_writer(pool, node, run)
     assert ours(pool, node) == (["xid.79"] if room else [])
-    assert pool.report(node)["status"]["quarantine"]["state"] == ("quarantined" if room else "held")
+    assert pool.report(node)["status"]["quarantine"]["state"] == ("quarantined" if room else "blocked")
     assert list(pool.places().values()) == [node] * room
 
 
@@ -110,17 +110,17 @@ def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
         assert ours(pool, node) == []
         annotate(pool, node, OVERRIDE, None)
         await writer.apply(HEALTHY)
-        assert ours(pool, node) == ["by_person"]
+        assert ours(pool, node) == ["manual"]
         pool.patch(node, {"spec": {"taints": None}})
         await writer.apply(HEALTHY)
         await writer.apply(HEALTHY)
         assert ours(pool, node) == []
-        assert pool.get(node)["metadata"]["annotations"][RELEASED] == "by_person"
+        assert pool.get(node)["metadata"]["annotations"][RELEASED] == "manual"
         annotate(pool, node, OUT_OF_SERVICE, None)
         await writer.apply(Desired(verdict(state=State.UNKNOWN)))
         annotate(pool, node, OUT_OF_SERVICE, "again")
         await writer.apply(Desired(verdict(state=State.UNKNOWN)))
-        assert ours(pool, node) == ["by_person"]
+        assert ours(pool, node) == ["manual"]
 
     with_writer(pool, node, run)
 
@@ -164,13 +164,13 @@ def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
             await writer(client, node, mode).apply(SICK)
             pool.patch(node, {"spec": {"taints": None} if mode == "taint" else {"unschedulable": None}})
             acts = await writer(client, node, mode).apply(SICK)
-            assert "released" in {act.kind for act in acts}
+            assert "dismissed" in {act.kind for act in acts}
             for _ in range(2):  # also after another restart
                 await writer(client, node, mode).apply(SICK)
                 assert ours(pool, node) == []
                 assert "unschedulable" not in pool.get(node)["spec"]
             assert pool.places() == {}
-            assert pool.report(node)["status"]["quarantine"]["state"] == "released"
+            assert pool.report(node)["status"]["quarantine"]["state"] == "dismissed"
             await writer(client, node, mode).apply(other)
             assert ours(pool, node) == ["ecc.uncorrectable"]
             await writer(client, node, mode).apply(HEALTHY)

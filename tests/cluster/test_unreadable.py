@@ -29,7 +29,7 @@ TIMES = ["0000-01-01T00:00:00.000000Z", "9999-12-31T23:59:59.000000Z", "2026-03-
 
 def poison(pool: Pool, name: str, spec: dict[str, Any] | None, *, place_set: str = "unavailable") -> bool:
     """A Lease in the place of a slot; whether the API server takes it."""
-    labels = {"gpuhealth.io/budget": pool.name, "gpuhealth.io/place-set": place_set, "gpuhealth.io/node": "x"}
+    labels = {"gpuhealth.io/budget": pool.name, "gpuhealth.io/slot-set": place_set, "gpuhealth.io/node": "x"}
     body: dict[str, Any] = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
     body |= {"metadata": {"name": name, "labels": labels}} | ({} if spec is None else {"spec": spec})
     try:
@@ -95,7 +95,7 @@ def test_a_lease_of_our_own_that_somebody_has_spoiled(plane: ControlPlane, pool:
     """The slot of the node itself with a time that is none is used, and given back."""
     node = pool.node()
     pool.budget(1)
-    labels = {"gpuhealth.io/budget": pool.name, "gpuhealth.io/place-set": "unavailable", "gpuhealth.io/node": node}
+    labels = {"gpuhealth.io/budget": pool.name, "gpuhealth.io/slot-set": "unavailable", "gpuhealth.io/node": node}
     spec = {"holderIdentity": node, "renewTime": TIMES[0]}
     body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec}
     plane.request("POST", LEASES, body | {"metadata": {"name": f"{pool.name}.0", "labels": labels}})

@@ -28,7 +28,7 @@ def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
             write = writer(client, node, on_act=told.append)
             acts = await write.apply(SICK)
-            assert [act.kind for act in acts] == ["place", "taint", "label", "condition", "event", "report"]
+            assert [act.kind for act in acts] == ["slot", "taint", "label", "condition", "event", "report"]
             assert acts == told
             assert ours(pool, node) == ["xid.79"]
             assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("False", "Xid79")
@@ -44,7 +44,7 @@ def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
                 "budget": "",
                 "limit": "",
                 "reason": "",
-                "places": [f"{pool.name}.0"],
+                "slots": [f"{pool.name}.0"],
             }
             acts = await write.apply(HEALTHY)
             assert [act.kind for act in acts][:4] == ["untaint", "label", "give_back", "condition"]
@@ -170,7 +170,7 @@ def test_a_patient_writer_tells_later(plane: ControlPlane, pool: Pool, monkeypat
             client.request = slow  # type: ignore[method-assign]
             acts = await write.apply(SICK, patient=True)
             client.request = answer  # type: ignore[method-assign]
-            assert [act.kind for act in acts] == ["place", "taint", "label"]
+            assert [act.kind for act in acts] == ["slot", "taint", "label"]
             assert ours(pool, node) == ["xid.79"]
             assert pool.events(node) == []
             assert (write.retry_in or 0) <= LONGEST_PATIENCE
@@ -178,7 +178,7 @@ def test_a_patient_writer_tells_later(plane: ControlPlane, pool: Pool, monkeypat
                 while not write.done:
                     await asyncio.sleep(write.retry_in or 0)
                     acts += await write.apply(SICK, patient=True)
-            assert [act.kind for act in acts] == ["place", "taint", "label", "condition", "event", "report"]
+            assert [act.kind for act in acts] == ["slot", "taint", "label", "condition", "event", "report"]
             assert health(pool, node)["status"] == "False"
             assert pool.report(node)["status"]["quarantine"]["state"] == "quarantined"
 

@@ -110,7 +110,7 @@ def test_outage_at_every_step(plane: ControlPlane, pool: Pool, step: int) -> Non
         assert ours(pool, node) == ["xid.79"]
         assert health(pool, node)["status"] == "False"
         assert list(pool.places().values()) == [node]
-        told_before = {"QuarantineHeld", "Xid79"} if step == 1 else set()  # while no slot could be sought
+        told_before = {"QuarantineBlocked", "Xid79"} if step == 1 else set()  # while no slot could be sought
         assert {event["reason"] for event in pool.events(node)} == {"Quarantined"} | told_before
         assert pool.report(node)["status"]["quarantine"]["state"] == "quarantined"
         kinds = [act.kind for act in told if act.kind != "event" and not (step == 1 and act.kind in ALSO_WHEN_HELD)]

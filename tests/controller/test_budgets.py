@@ -61,7 +61,7 @@ def test_what_others_took_out(cluster: Cluster, counted: bool) -> None:
     cluster.set_condition(down, "Ready", "False")
 
     async def run() -> None:
-        async with cluster.controller(agent_silent_after="1h", place_left_after="1h"):
+        async with cluster.controller(agent_silent_after="1h", orphaned_slot_timeout="1h"):
             await until(lambda: status(cluster).get("size") == 4)
             await until(lambda: status(cluster)["used"] == (2 if counted else 0))
             assert status(cluster)["unavailable"] == (2 if counted else 0)
@@ -149,7 +149,7 @@ def place_of(cluster: Cluster, node: str) -> int:
 
 
 def test_columns(cluster: Cluster) -> None:
-    """What `kubectl get qb` prints: limit, used and held nodes by name of the column."""
+    """What `kubectl get qb` prints: limit, used and blocked nodes by name of the column."""
     cluster.budget(1)
     out, held = cluster.node(), cluster.node()
     for node in (out, held):
@@ -159,7 +159,7 @@ def test_columns(cluster: Cluster) -> None:
         async with cluster.controller(), Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
             for node in (out, held):
                 await NodeWriter(client, Settings(), node).apply(SICK)
-            await until(lambda: status(cluster).get("held") == 1 and status(cluster)["used"] == 1)
+            await until(lambda: status(cluster).get("blocked") == 1 and status(cluster)["used"] == 1)
             accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
             table = await client.request("GET", BUDGETS.path(cluster.name), accept=accept)
             return dict(
@@ -167,6 +167,6 @@ def test_columns(cluster: Cluster) -> None:
             )
 
     shown = asyncio.run(run())
-    assert (shown["Max"], shown["Nodes"], shown["Limit"], shown["Used"], shown["Held"]) == ("1", 2, 1, 1, 1)
-    assert status(cluster)["heldNodes"] == [held]
+    assert (shown["Max"], shown["Nodes"], shown["Limit"], shown["Used"], shown["Blocked"]) == ("1", 2, 1, 1, 1)
+    assert status(cluster)["blockedNodes"] == [held]
     drop(cluster)

@@ -22,7 +22,10 @@ from tests.controller.cluster import Cluster, until
 from tests.controller.test_outliers import said
 
 COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--json"]
-NO_LIMITS = {"floor_percent": 0, "relative_percent": 0}  # a processor is no H100, and two of them share its cores
+NO_LIMITS = {
+    "floor_percent": 0,
+    "min_percent_of_best_peer": 0,
+}  # a processor is no H100, and two of them share its cores
 
 
 def burnin(environment: dict[str, str], *options: str) -> Document:

@@ -77,7 +77,7 @@ def test_metrics(cluster: Cluster) -> None:
 
         assert isinstance(await outcome(cluster, silent), Admitted)
         cluster.quarantine(silent)
-        held = {"state": "held", "budget": cluster.name, "limit": "maxPerFault", "code": "xid.79"}
+        held = {"state": "blocked", "budget": cluster.name, "limit": "maxPerFault", "code": "xid.79"}
         cluster.say(speaking, {"quarantine": held})
         cluster.unready(agent)
         await until(lambda: controller.fleet.phases["drained"] == 1 and len(controller.fleet.silent) == 2)
@@ -89,7 +89,7 @@ def test_metrics(cluster: Cluster) -> None:
         assert shown["gpuhealth_fleet_nodes", "drained"] == 1
         assert ("gpuhealth_fleet_nodes", "degraded") not in shown
         assert shown["gpuhealth_fleet_gpus", "H100", "unknown"] == 4
-        assert shown["gpuhealth_quarantine_held_nodes", "xid.79", "maxPerFault"] == 1
+        assert shown["gpuhealth_quarantine_blocked_nodes", "xid.79", "maxPerFault"] == 1
         assert shown["gpuhealth_drain_nodes", "drained"] == 1
         cluster.plane.request("DELETE", f"/api/v1/nodes/{silent}")
         await until(lambda: silent not in controller.fleet.nodes.items)
@@ -128,12 +128,12 @@ def test_budget_status_and_places_of_deleted_nodes(cluster: Cluster) -> None:
     async def run() -> None:
         async with cluster.controller():
             await until(lambda: status(cluster).get("size") == 3)
-            assert (status(cluster)["limit"], status(cluster)["used"], status(cluster)["held"]) == (1, 0, 0)
+            assert (status(cluster)["limit"], status(cluster)["used"], status(cluster)["blocked"]) == (1, 0, 0)
             assert isinstance(await outcome(cluster, out), Admitted)
             assert isinstance(await outcome(cluster, waiting), Held)
-            cluster.say(waiting, {"quarantine": {"state": "held", "budget": cluster.name}})
-            await until(lambda: status(cluster)["used"] == 1 and status(cluster)["held"] == 1)
-            assert (status(cluster)["nodes"], status(cluster)["heldNodes"]) == ([out], [waiting])
+            cluster.say(waiting, {"quarantine": {"state": "blocked", "budget": cluster.name}})
+            await until(lambda: status(cluster)["used"] == 1 and status(cluster)["blocked"] == 1)
+            assert (status(cluster)["nodes"], status(cluster)["blockedNodes"]) == ([out], [waiting])
             cluster.plane.request("DELETE", f"/api/v1/nodes/{out}")
             await until(lambda: status(cluster)["used"] == 0 and status(cluster)["size"] == 2)
             assert isinstance(await outcome(cluster, waiting), Admitted)

@@ -19,7 +19,7 @@ from tests.controller.cluster import Cluster, until
 
 SICK = Desired(verdict(finding()), ("xid.79",))
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
-QUICK: dict[str, Any] = {"place_left_after": "300ms", "agent_silent_after": "1h"}
+QUICK: dict[str, Any] = {"orphaned_slot_timeout": "300ms", "agent_silent_after": "1h"}
 
 
 def holders(cluster: Cluster) -> list[str]:
@@ -54,7 +54,7 @@ def test_a_place_that_was_left(cluster: Cluster) -> None:
         assert isinstance(await take(cluster, dead), Admitted)
         async with cluster.controller(**QUICK):
             await until(lambda: holders(cluster) == [])
-            await until(lambda: "PlaceFreed" in cluster.reasons(dead, "default"))
+            await until(lambda: "SlotFreed" in cluster.reasons(dead, "default"))
         cluster.agent(other)
         assert isinstance(await take(cluster, other), Admitted)
 
@@ -112,7 +112,7 @@ def test_an_agent_that_was_frozen_before_its_taint(cluster: Cluster) -> None:
             assert not tainted(cluster, frozen)
             assert writer.held is not None
             assert writer.held[0].budget == cluster.name
-            assert cluster.report(frozen)["quarantine"]["state"] == "held"
+            assert cluster.report(frozen)["quarantine"]["state"] == "blocked"
 
     asyncio.run(run())
     assert holders(cluster) == [other]

@@ -30,7 +30,7 @@ def test_every_right_is_used(cluster: Cluster) -> None:
     staying = cluster.pod(sick, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
     cluster.budget("100%")
-    labels = {"gpuhealth.io/budget": cluster.name, "gpuhealth.io/place-set": "unavailable"}
+    labels = {"gpuhealth.io/budget": cluster.name, "gpuhealth.io/slot-set": "unavailable"}
     place: Document = {"metadata": {"name": f"{cluster.name}.0", "labels": labels}, "spec": {"holderIdentity": deleted}}
     place["spec"] |= {"acquireTime": f"{SINCE[:-1]}.000000Z", "renewTime": f"{SINCE[:-1]}.000000Z"}
     cluster.plane.request("POST", LEASES, place)

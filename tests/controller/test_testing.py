@@ -131,7 +131,7 @@ def test_a_node_with_gpu_work_is_not_tested(cluster: Cluster) -> None:
     say_tested(cluster, idle, LONG_AGO)  # the others come first
 
     async def run() -> None:
-        options = {"periodic": {"enabled": True, "max_per_pool": 3, "pending_limit": "10s"}}
+        options = {"periodic": {"enabled": True, "max_per_pool": 3, "pending_timeout": "10s"}}
         async with cluster.controller(**options) as controller:
             looked = controller.testing._is_busy
 
@@ -175,10 +175,10 @@ def test_no_more_at_once_than_pool_and_budget_allow(cluster: Cluster) -> None:
 
 def test_what_is_not_in_service_is_not_tested(cluster: Cluster) -> None:
     """Cordoned, quarantined, held, in preflight, overridden, silent or lately tested: left alone."""
-    spared = {name: cluster.node(gpus=8) for name in ("cordoned", "out", "held", "preflight", "override", "lately")}
+    spared = {name: cluster.node(gpus=8) for name in ("cordoned", "out", "blocked", "preflight", "override", "lately")}
     cluster.patch(f"/api/v1/nodes/{spared['cordoned']}", {"spec": {"unschedulable": True}})
     cluster.quarantine(spared["out"], drain=False)
-    cluster.say(spared["held"], {"quarantine": {"state": "held", "code": "xid.79", "budget": "b"}})
+    cluster.say(spared["blocked"], {"quarantine": {"state": "blocked", "code": "xid.79", "budget": "b"}})
     taint = {"key": "gpuhealth.io/preflight", "value": "pending", "effect": "NoSchedule"}
     cluster.patch(f"/api/v1/nodes/{spared['preflight']}", {"spec": {"taints": [taint]}})
     note = {"gpuhealth.io/override": "unmanaged"}

@@ -50,7 +50,7 @@ def test_an_agent_that_is_gone(cluster: Cluster) -> None:
             writer = NodeWriter(client, Settings(), one)
             await writer.apply(SICK)
             free(cluster)
-            async with cluster.controller(agent_silent_after="1h", place_left_after="1h"):
+            async with cluster.controller(agent_silent_after="1h", orphaned_slot_timeout="1h"):
                 await until(lambda: holders(cluster) == [f"gpuhealth-controller/{one}"])
                 await until(lambda: counted(cluster))
                 assert isinstance(await outcome(cluster, two), Held)
@@ -77,7 +77,7 @@ def test_beyond_the_limit(cluster: Cluster) -> None:
             cluster.plane.request("DELETE", f"{QB}/{cluster.name}")
             free(cluster)
             cluster.budget(1)
-            async with cluster.controller(agent_silent_after="1h", place_left_after="1h"):
+            async with cluster.controller(agent_silent_after="1h", orphaned_slot_timeout="1h"):
                 await until(lambda: len(holders(cluster)) == 1)
                 await until(lambda: status(cluster).get("uncounted") == 1)
                 assert not counted(cluster)
@@ -111,7 +111,7 @@ def test_a_lease_that_cannot_be_read(cluster: Cluster) -> None:
     """It counts as taken, and is told of once; the controller goes on."""
     cluster.node()
     cluster.budget(2)
-    labels = {"gpuhealth.io/budget": cluster.name, "gpuhealth.io/place-set": "unavailable", "gpuhealth.io/node": "x"}
+    labels = {"gpuhealth.io/budget": cluster.name, "gpuhealth.io/slot-set": "unavailable", "gpuhealth.io/node": "x"}
     for number, spec in enumerate([{}, {"holderIdentity": "", "renewTime": "0000-01-01T00:00:00.000000Z"}]):
         body = {"metadata": {"name": f"{cluster.name}.{number}", "labels": labels}, "spec": spec}
         kind = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}

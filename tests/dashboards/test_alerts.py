@@ -50,7 +50,7 @@ def test_a_fault_alerts_until_it_is_gone(
 
 def test_a_driver_let_go_for_too_long_is_unknown(healthy: SimulatedNode, prometheus: Prometheus) -> None:
     """After the limit of a release the node is unknown, the reason is told, and both end when it is taken again."""
-    healthy.configure({"release_limit": "1s"})
+    healthy.configure({"driver_release": {"max_duration": "1s"}})
     os.kill(healthy.pid, signal.SIGUSR1)
     prometheus.fires("GPUNodeUnknown")
     assert prometheus.fires("GPUHealthNotChecked")["labels"]["reason"] == "released"

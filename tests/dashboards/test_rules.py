@@ -55,11 +55,11 @@ FAULTS = {
     "GPUDriverUnresponsive": Fault(
         _series("gpuhealth_finding", 'code="driver.unresponsive",component="node",severity="critical"'), "_", "1"
     ),
-    "GPUQuarantineHeld": Fault(
-        _series("gpuhealth_quarantine_held", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "1"
+    "GPUQuarantineBlocked": Fault(
+        _series("gpuhealth_quarantine_blocked", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "1"
     ),
     "GPUSuspectDriver": Fault(
-        _series("gpuhealth_quarantine_held_nodes", 'budget="pool-a",limit="maxPerFault",code="xid.79"'),
+        _series("gpuhealth_quarantine_blocked_nodes", 'budget="pool-a",limit="maxPerFault",code="xid.79"'),
         "_",
         "495",
         about='budget="pool-a",code="xid.79"',
@@ -71,9 +71,9 @@ FAULTS = {
         _series("gpuhealth_not_checked", 'check="ecc.uncorrectable",reason="timeout"'), "_", "1"
     ),
     "GPUHealthClusterUnreachable": Fault(
-        _series("gpuhealth_agent_api_requests_total", 'method="GET",status="0"'), "0", "+1"
+        _series("gpuhealth_kube_requests_total", 'method="GET",status="0"'), "0", "+1"
     ),
-    "GPUHealthAgentFailing": Fault(_series("gpuhealth_agent_loop_failures_total", 'loop="round"'), "0", "+1"),
+    "GPUHealthAgentFailing": Fault(_series("gpuhealth_loop_failures_total", 'loop="round"'), "0", "+1"),
     "GPUHealthJournalFailing": Fault(_series("gpuhealth_agent_journal_errors_total"), "0", "+1"),
     "GPUHealthConfigInvalid": Fault(_series("gpuhealth_agent_config_valid"), "1", "0"),
     "GPUHealthKernelRecordsLost": Fault(_series("gpuhealth_agent_kmsg_lost_records_total"), "0", "+1"),
@@ -81,14 +81,14 @@ FAULTS = {
 HARMLESS = {
     "GPUNodeUnhealthy": Fault(_series("gpuhealth_verdict", 'verdict="degraded"'), "0", "1"),
     "GPUSuspectDriver": Fault(
-        _series("gpuhealth_quarantine_held_nodes", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "7"
+        _series("gpuhealth_quarantine_blocked_nodes", 'budget="pool-a",limit="maxUnavailable",code="xid.79"'), "_", "7"
     ),
     "GPUHealthNotChecked": Fault(
         _series("gpuhealth_not_checked", 'check="pcie.replay_rate",reason="no_history"'), "_", "1"
     ),
     "GPUHealthAgentDown": Fault('up{job="other",instance="10.0.0.7:9100"}', "1", "0"),
     "GPUHealthClusterUnreachable": Fault(
-        _series("gpuhealth_agent_api_requests_total", 'method="PATCH",status="409"'), "0", "+1"
+        _series("gpuhealth_kube_requests_total", 'method="PATCH",status="409"'), "0", "+1"
     ),
 }
 

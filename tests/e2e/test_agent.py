@@ -54,11 +54,11 @@ def test_a_fault_read_from_nvml_comes_and_goes(node: SimulatedNode) -> None:
     with node:
         wait_for("healthy", lambda: healthy(node))
         node.driver.inject("remap_failed", gpu=2)
-        wait_for("the finding", lambda: node.findings() == {"memory.remap_failed"})
+        wait_for("the finding", lambda: node.findings() == {"gpu_memory.remap_failed"})
         assert node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 1
         node.driver.clear()
         wait_for("healthy again", lambda: healthy(node) and not node.findings())
-    assert entries(node) == [("raised", "memory.remap_failed"), ("cleared", "memory.remap_failed")]
+    assert entries(node) == [("raised", "gpu_memory.remap_failed"), ("cleared", "gpu_memory.remap_failed")]
 
 
 @pytest.mark.parametrize("lost", [[3], [3, 5]], ids=["one", "two"])
@@ -78,7 +78,7 @@ def test_several_findings_are_all_kept(node: SimulatedNode) -> None:
     with node:
         for gpu, fault in enumerate(["lost", "remap_failed", "power_brake", "pcie_width", "unrepairable"]):
             node.driver.inject(fault, gpu=gpu)
-        wanted = {"gpu.lost", "memory.remap_failed", "power.brake", "pcie.width"}
+        wanted = {"gpu.lost", "gpu_memory.remap_failed", "power.brake", "pcie.width"}
         wait_for("all findings", lambda: wanted <= node.findings())
 
 
@@ -191,7 +191,7 @@ def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
     """Where the kernel log cannot be opened, XIDs come from NVML, and that this is so is a finding."""
     node.kmsg.unlink()
     with node:
-        wait_for("the warning", lambda: "kmsg.unavailable" in node.findings())
+        wait_for("the warning", lambda: "agent.kmsg_unavailable" in node.findings())
 
         def told() -> bool:
             node.driver.inject("xid", gpu=4, code=95)  # again and again: NVML tells only what happens once it listens
@@ -211,7 +211,7 @@ def test_nobody_tells_of_xids(node: SimulatedNode, call: str) -> None:
         assert node.findings() == set()
         assert node.metric("gpuhealth_agent_nvml_process_starts_total") == 1
         node.driver.clear()
-        wait_for("NVML in its place", lambda: node.findings() == {"kmsg.unavailable"})
+        wait_for("NVML in its place", lambda: node.findings() == {"agent.kmsg_unavailable"})
 
 
 def test_the_driver_is_let_go_and_taken_again(node: SimulatedNode) -> None:
@@ -259,7 +259,7 @@ def test_settings_are_taken_up_when_they_change(node: SimulatedNode) -> None:
         + "interval: *j\n",
         "interval: 1e300",
         "interval: 2024-13-45",
-        f"expect_gpus: {'9' * 5000}",
+        f"expected_gpus: {'9' * 5000}",
         "[" * 20_000,
         'journal: {path: "a\\0b"}',
         "interval: &x [*x]",
@@ -277,16 +277,16 @@ def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
         assert node.get("/healthz", seconds=20)[0] == 200
         rounds = node.metric("gpuhealth_agent_rounds_total") or 0
         wait_for("more rounds", lambda: (node.metric("gpuhealth_agent_rounds_total") or 0) > rounds)
-        assert node.metric('gpuhealth_agent_loop_failures_total{loop="round"}') == 0
+        assert node.metric('gpuhealth_loop_failures_total{loop="round"}') == 0
         assert healthy(node)
-        (refusal,) = [line for line in node.log() if line["event"] == "the changed configuration is not used"]
+        (refusal,) = [line for line in node.log() if line["event"] == "configuration rejected"]
         assert len(refusal["error"]) < 600
 
 
 def test_settings_that_a_running_agent_cannot_take_up(node: SimulatedNode) -> None:
     """What is taken at the start stays as it was and is told, and so is a policy for a finding that does not exist."""
     with node:
-        node.configure({"node_name": "another", "findings": {"xdi.79": {"ignore": True}}, "expect_gpus": 9})
+        node.configure({"node_name": "another", "findings": {"xdi.79": {"ignore": True}}, "expected_gpus": 9})
         wait_for("what can be taken up", lambda: "gpu.missing" in node.findings())
         assert node.metric(f'gpuhealth_agent_info{{node="gpu-node-1",version="{__version__}"}}') == 1
     told = [line for line in node.log() if line["level"] == "warning"]
@@ -302,7 +302,7 @@ def test_stops_in_good_order(node: SimulatedNode) -> None:
     wait_for("no process left", lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
     text = node.log_file.read_text().splitlines()
     assert len(node.log()) == len(text)
-    assert [line["event"] for line in node.log()][-1] == "agent stops"
+    assert [line["event"] for line in node.log()][-1] == "agent stopped"
 
 
 def test_a_storm_stays_bounded(node: SimulatedNode) -> None:

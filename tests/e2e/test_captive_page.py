@@ -32,15 +32,15 @@ def test_a_page_in_the_way_stops_no_round(plane: ControlPlane, tmp_path: Path) -
         began = _rounds(sim)
         wait_for("rounds", lambda: _rounds(sim) > began + 5)
         sim.driver.inject("remap_failed", gpu=2)
-        wait_for("the finding", lambda: "memory.remap_failed" in sim.findings())
-        assert not sim.metric('gpuhealth_agent_loop_failures_total{loop="round"}')
-        assert not sim.metric('gpuhealth_agent_loop_failures_total{loop="mark_node"}')
+        wait_for("the finding", lambda: "gpu_memory.remap_failed" in sim.findings())
+        assert not sim.metric('gpuhealth_loop_failures_total{loop="round"}')
+        assert not sim.metric('gpuhealth_loop_failures_total{loop="mark_node"}')
 
     try:
         asyncio.run(run())
         sim.configure({"kubernetes": {"kubeconfig": true_kubeconfig}})
         with sim:
-            wait_for("the taint", lambda: marked.taint() == "memory.remap_failed")
+            wait_for("the taint", lambda: marked.taint() == "gpu_memory.remap_failed")
     finally:
         sim.stop()
         marked.remove()

@@ -140,7 +140,7 @@ def test_a_node_is_tested_before_it_returns(marked: Marked) -> None:
     marked.sim.configure({"quarantine": {"test_before_return": True}})
     with marked.sim as sim:
         sim.driver.inject("remap_failed", gpu=2)
-        wait_for("the taint", lambda: marked.taint() == "memory.remap_failed")
+        wait_for("the taint", lambda: marked.taint() == "gpu_memory.remap_failed")
         sim.driver.clear()
         wait_for("the requirement", lambda: marked.taint() == "burnin.required")
         wait_for("the report", lambda: marked.quarantine() == "awaiting_test")
@@ -163,7 +163,7 @@ def test_a_person_may_take_it_back_untested(marked: Marked) -> None:
     marked.sim.configure({"quarantine": {"test_before_return": True}})
     with marked.sim as sim:
         sim.driver.inject("remap_failed", gpu=2)
-        wait_for("the taint", lambda: marked.taint() == "memory.remap_failed")
+        wait_for("the taint", lambda: marked.taint() == "gpu_memory.remap_failed")
         sim.driver.clear()
         wait_for("the requirement", lambda: marked.taint() == "burnin.required")
         path = f"/api/v1/nodes/{marked.name}"
@@ -195,11 +195,11 @@ def test_without_a_budget_nothing_is_tainted(marked: Marked) -> None:
     """With no budget the condition tells, the node stays in service; a budget made later lets the taint come."""
     with marked.sim as sim:
         sim.driver.inject("remap_failed", gpu=0)
-        wait_for("the condition", lambda: marked.condition() == ("False", "MemoryRemapFailed"))
-        wait_for("the report", lambda: marked.quarantine() == "held")
+        wait_for("the condition", lambda: marked.condition() == ("False", "GpuMemoryRemapFailed"))
+        wait_for("the report", lambda: marked.quarantine() == "blocked")
         assert marked.taint() is None
         marked.budget(1)
-        wait_for("the taint", lambda: marked.taint() == "memory.remap_failed")
+        wait_for("the taint", lambda: marked.taint() == "gpu_memory.remap_failed")
 
 
 def test_a_healthy_node_writes_nothing(marked: Marked) -> None:
@@ -317,7 +317,7 @@ def test_a_person_takes_it_out_and_brings_it_back(marked: Marked) -> None:
     with marked.sim as sim:
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
         _annotate(marked, "gpuhealth.io/out-of-service", "fan is loud")
-        wait_for("the taint", lambda: marked.taint() == "by_person")
+        wait_for("the taint", lambda: marked.taint() == "manual")
         _annotate(marked, "gpuhealth.io/out-of-service", None)
         wait_for("the taint to go", lambda: marked.taint() is None)
         for gpu, restored in ((1, "2099-03-01T12:00:00Z"), (2, "2099-03-01T12:00:01Z")):  # by a clock that is fast

@@ -76,7 +76,7 @@ class Idle(Marked):
 
     def _environment(self, pod: Document, container: Document) -> dict[str, str]:
         """The container's variables; paths in it are those on the node that are mounted there."""
-        host = {"results": self.sim.settings["burnin"]["results"], "settings": str(self.sim.folder)}
+        host = {"results": self.sim.settings["burnin"]["results_dir"], "settings": str(self.sim.folder)}
         mounts = {each["mountPath"]: host[each["name"]] for each in container["volumeMounts"] if each["name"] in host}
 
         def on_node(path: str) -> str:
@@ -90,7 +90,7 @@ class Idle(Marked):
             return str(pod["spec"]["nodeName"])
 
         # Where the settings say nothing else, results go to the folder that is mounted, or are lost with the Pod.
-        results = {"GPUHEALTH_BURNIN__RESULTS": mounts[str(Settings().burnin.results)]}
+        results = {"GPUHEALTH_BURNIN__RESULTS_DIR": mounts[str(Settings().burnin.results_dir)]}
         return {each["name"]: value(each) for each in container["env"]} | results
 
     def end_pod(self) -> int:

@@ -30,7 +30,10 @@ THEIRS = {"key": "example.com/theirs", "value": "x", "effect": "NoSchedule"}
 TEST = "exact"
 BAD_GPU = {"kind": "result_bits", "bits": 1}
 QUICK = {"level": "quick", "tests": [TEST], "duration": "100ms", "retry": "200ms"}
-NO_LIMITS = {"floor_percent": 0, "relative_percent": 0}  # a processor is no H100, and eight of them share its cores
+NO_LIMITS = {
+    "floor_percent": 0,
+    "min_percent_of_best_peer": 0,
+}  # a processor is no H100, and eight of them share its cores
 
 
 class NewNode(Marked):
@@ -130,7 +133,7 @@ def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
     with new.sim as sim:
         wait_for("the agent's label", lambda: new.label() == "preflight")
         new.start()
-        wait_for("the first look", lambda: "preflight begins" in new.log.read_text())
+        wait_for("the first look", lambda: "preflight started" in new.log.read_text())
         assert new.said() == "pending"
         sim.driver.clear()
         wait_for("the node to open", new.is_open, seconds=300)
@@ -167,7 +170,7 @@ def test_a_bad_gpu_keeps_the_node_closed(new: NewNode) -> None:
         new.sim.configure({"burnin": {"faults": []}})
         new.kill()
         new.start()
-        wait_for("a look", lambda: "preflight waits" in new.log.read_text())
+        wait_for("a look", lambda: "preflight waiting" in new.log.read_text())
         assert (new.said(), len(new.runs())) == ("failed", 1)
         new.kill()
         new.close()
@@ -212,11 +215,11 @@ def test_it_is_bounded_in_time(new: NewNode) -> None:
     assert "not done within 8 s" in wait_for("the Event", lambda: new.told("PreflightFailed"))[0]
     new.kill()
     new.sim.driver.inject("remap_failed", gpu=0)
-    new.sim.configure({"preflight": {**QUICK, "settle": "1s", "deadline": "30m"}})
+    new.sim.configure({"preflight": {**QUICK, "readiness_timeout": "1s", "deadline": "30m"}})
     new.close()
     new.start()
     wait_for("the failure", lambda: new.said() == "failed")
-    wait_for("the Event", lambda: any("memory.remap_failed" in text for text in new.told("PreflightFailed")))
+    wait_for("the Event", lambda: any("gpu_memory.remap_failed" in text for text in new.told("PreflightFailed")))
     assert all(run.status is not TestStatus.PASSED for run in new.runs())
 
 

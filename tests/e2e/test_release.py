@@ -142,26 +142,28 @@ def test_an_unhealthy_node_stays_so(upgraded: Upgraded) -> None:
     """What was found before the release is neither cleared nor hidden by it: condition and taint stay."""
     with upgraded.sim as sim:
         sim.driver.inject("remap_failed", gpu=0)
-        wait_for("the taint", lambda: upgraded.taint() == "memory.remap_failed")
+        wait_for("the taint", lambda: upgraded.taint() == "gpu_memory.remap_failed")
         upgraded.says(notes={ANNOTATION: "true"})
         wait_for("the release", lambda: upgraded.report().get("driverReleased"))
         sim.driver.clear()
         upgraded.outlast(UNKNOWN_AFTER)
-        wait_for("the same condition", lambda: upgraded.condition() == ("False", "MemoryRemapFailed"))
-        assert upgraded.taint() == "memory.remap_failed"
+        wait_for("the same condition", lambda: upgraded.condition() == ("False", "GpuMemoryRemapFailed"))
+        assert upgraded.taint() == "gpu_memory.remap_failed"
         upgraded.says(notes={ANNOTATION: None})
         wait_for("the taint to go", lambda: upgraded.taint() is None)
 
 
 def test_not_for_ever(upgraded: Upgraded) -> None:
-    """After `release_limit` the node is unknown, and says why; after `release_grace` a driver that is away is one."""
-    upgraded.sim.configure({"release_grace": "1s", "findings": {"driver.not_loaded": {"raise_after": "1s"}}})
+    """After `max_duration` the node is unknown, and says why; after `reacquire_grace` an absent driver is a finding."""
+    upgraded.sim.configure(
+        {"driver_release": {"reacquire_grace": "1s"}, "findings": {"driver.not_loaded": {"raise_after": "1s"}}}
+    )
     with upgraded.sim as sim:
         wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
         upgraded.says(notes={ANNOTATION: "true"})
         wait_for("the release", upgraded.is_released)
         upgraded.unload()
-        sim.configure({"release_limit": "1s"})
+        sim.configure({"driver_release": {"max_duration": "1s"}})
         wait_for("unknown", lambda: upgraded.condition() == ("Unknown", "DriverReleased"))
         assert sim.metric("gpuhealth_agent_driver_released") == 1, "the request still stands"
         assert upgraded.taint() is None

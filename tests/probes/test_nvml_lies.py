@@ -175,9 +175,9 @@ def _assert_no_quarantine(other: GpuReadings, gpu: GpuReadings, what: object) ->
     assert faults == [] or {each.code for each in faults} <= LEGITIMATE, (what, faults)
 
 
-LEGITIMATE = {"inforom.corrupted", "gpu.recovery_action", "thermal.gpu", "thermal.memory", "memory.unrepairable",
-              "memory.remap_failed", "ecc.uncorrectable", "ecc.sram_threshold", "fabric.incomplete", "nvlink.down",
-              "memory.retired_pages"}  # fmt: skip
+LEGITIMATE = {"inforom.corrupted", "gpu.recovery_action", "thermal.gpu", "thermal.memory", "gpu_memory.unrepairable",
+              "gpu_memory.remap_failed", "ecc.uncorrectable", "ecc.sram_threshold", "fabric.incomplete", "nvlink.down",
+              "gpu_memory.retired_pages"}  # fmt: skip
 """What a value of the right type may say: that is an answer, and no lie that could be told from the truth."""
 
 

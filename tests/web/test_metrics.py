@@ -39,15 +39,17 @@ PROMISED = {
     "gpuhealth_gpu_memory_used_bytes": {"gpu"},
     "gpuhealth_gpu_memory_total_bytes": {"gpu"},
     "gpuhealth_gpu_throttle_seconds_total": {"gpu", "reason"},
-    "gpuhealth_gpu_ecc_errors_total": {"gpu", "kind"},
+    "gpuhealth_gpu_ecc_errors_total": {"gpu", "type", "counter", "location"},
     "gpuhealth_gpu_remapped_rows": {"gpu", "kind"},
+    "gpuhealth_gpu_row_remap_pending": {"gpu"},
+    "gpuhealth_gpu_row_remap_failure": {"gpu"},
     "gpuhealth_gpu_pcie_replays_total": {"gpu"},
     "gpuhealth_gpu_pcie_width_lanes": {"gpu"},
     "gpuhealth_gpu_recovery_action": {"gpu"},
     "gpuhealth_nvlink_up": {"gpu", "link"},
     "gpuhealth_xid_errors_total": {"xid", "gpu"},
     "gpuhealth_kernel_events_total": {"kind"},
-    "gpuhealth_check_duration_seconds": set(),
+    "gpuhealth_agent_judge_seconds": set(),
     "gpuhealth_check_last_success_timestamp_seconds": {"check"},
     "gpuhealth_not_checked": {"check", "reason"},
     "gpuhealth_agent_info": {"version", "node"},
@@ -60,7 +62,7 @@ PROMISED = {
     "gpuhealth_agent_kmsg_records_total": set(),
     "gpuhealth_agent_kmsg_lost_records_total": set(),
     "gpuhealth_agent_kmsg_lag_seconds": set(),
-    "gpuhealth_agent_loop_failures_total": {"loop"},
+    "gpuhealth_loop_failures_total": {"loop"},
     "gpuhealth_agent_journal_errors_total": set(),
     "gpuhealth_agent_config_valid": set(),
     "gpuhealth_agent_metrics_errors_total": {"collector"},
@@ -156,10 +158,11 @@ def test_faults_show_where_they_are(node: SimulatedNode) -> None:
         old, new = (values(samples, name, label, **wanted) for samples in (before, scraped(node)))
         return {key: new.get(key, -1) - value for key, value in old.items() if new.get(key) != value}
 
+    dram = {"type": "corrected", "counter": "volatile", "location": "dram"}
     for expected, look in (
-        ({ill: 5}, lambda: changed("gpuhealth_gpu_ecc_errors_total", kind="volatile_corrected_dram")),
+        ({ill: 5}, lambda: changed("gpuhealth_gpu_ecc_errors_total", **dram)),
         ({ill: 40}, lambda: changed("gpuhealth_gpu_pcie_replays_total")),
-        ({ill: 1}, lambda: changed("gpuhealth_gpu_remapped_rows", kind="pending")),
+        ({ill: 1}, lambda: changed("gpuhealth_gpu_row_remap_pending")),
         ({ill: -8}, lambda: changed("gpuhealth_gpu_pcie_width_lanes")),
         ({"3": -1}, lambda: changed("gpuhealth_nvlink_up", "link", gpu=ill)),
     ):
@@ -226,7 +229,7 @@ def test_nothing_is_known_before_the_first_round(make_agent: Callable[[], Agent]
     assert values(samples, "gpuhealth_verdict", "verdict")["unknown"] == 1
     assert samples["gpuhealth_node_healthy"] == {(): 0}
     assert gpu_samples(samples) == set()
-    assert set(samples["gpuhealth_agent_loop_failures_total"].values()) == {0}
+    assert set(samples["gpuhealth_loop_failures_total"].values()) == {0}
 
 
 def _looked(agent: Agent, state: State = State.HEALTHY, **more: Any) -> None:
@@ -268,8 +271,8 @@ def test_a_held_quarantine_names_its_budget(make_agent: Callable[[], Agent]) -> 
     agent.counts.api_calls["PATCH", 0] += 2
     samples = parsed(Exposition(agent).text().decode())
     labels = (("budget", "pool-a"), ("code", "xid.79"), ("limit", "maxPerFault"))
-    assert samples["gpuhealth_quarantine_held"] == {labels: 1}
-    assert samples["gpuhealth_agent_api_requests_total"] == {(("method", "PATCH"), ("status", "0")): 2}
+    assert samples["gpuhealth_quarantine_blocked"] == {labels: 1}
+    assert samples["gpuhealth_kube_requests_total"] == {(("method", "PATCH"), ("status", "0")): 2}
 
 
 def test_labels_are_escaped(make_agent: Callable[[], Agent]) -> None:

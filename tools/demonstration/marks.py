@@ -154,7 +154,7 @@ class Printed:
         """What the agent has journalled of its findings, judged as the agent does."""
         settings = config_file.load(self._simulated.config)
         where, now = settings.journal, datetime.now(UTC)
-        with closing(Journal(where.path, where.keep, where.max_entries, read_only=True)) as journal:
+        with closing(Journal(where.path, where.retention, where.max_entries, read_only=True)) as journal:
             ledger = _decoded(journal.recall("findings"), Ledger)
             history = _decoded(journal.recall("history"), History)
         findings = Findings(settings, ledger, marking.labels(self._node))

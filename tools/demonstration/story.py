@@ -81,7 +81,7 @@ class Story:
         self._show_marks()
         if isinstance(self._marks, Applied):
             places = self._marks.table(LEASES, "gpuhealth")
-            self._screen.say("The node holds the one place that the QuarantineBudget (maxUnavailable: 1) has:")
+            self._screen.say("The node holds the one slot that the QuarantineBudget (maxUnavailable: 1) has:")
             self._screen.command("kubectl get lease -n gpuhealth", self._screen.table(places))
         self._screen.say("The driver asks for a reset of the GPU, as it does after this XID:")
         self._node.driver.inject("recovery_action", gpu=gpu, value=1)
