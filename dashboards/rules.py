@@ -83,8 +83,8 @@ ALERTS = (
         "critical",
         "{{ $labels.node }} is unhealthy and still takes work",
         "{{ if $labels.budget }}Budget {{ $labels.budget }} has no free slot for it: as many nodes are out as it"
-        " allows, too many failed alike, or it cannot be read{{ else }}No budget slot can be sought: a right is missing,"
-        " or the API server refuses{{ end }}. The Node's condition says why.",
+        " allows, too many failed alike, or it cannot be read{{ else }}No budget slot can be sought: a right is"
+        " missing, or the API server refuses{{ end }}. The Node's condition says why.",
         "See `kubectl get qb` and the nodes that are out. Many that failed alike are a bad driver or a bad check:"
         " find that first. Else repair nodes, raise the budget, or take the node out by hand with"
         " `gpuhealth quarantine {{ $labels.node }}`.",
