@@ -128,7 +128,7 @@ def test_other_settings(cluster: Cluster, tmp_path: Path) -> None:
         config = tmp_path / "gpuhealth.yaml"
         before = config.read_text()
         replace(config, "mode: maybe\n")
-        wait_for(lambda: controller.said("the changed configuration is not used"))
+        wait_for(lambda: controller.said("configuration rejected"))
         assert not controller.said("restarting controller: settings changed")
         assert cluster.drain(node)["phase"] == "draining"
         replace(config, f"mode: observe\n{before}")
