@@ -126,7 +126,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, main.cancel)
         loop.add_signal_handler(signal.SIGUSR1, self._on_release_signal)
-        log.info("agent starts", node=self.settings.node_name, mode=self.settings.mode, version=__version__)
+        log.info("agent started", node=self.settings.node_name, mode=self.settings.mode, version=__version__)
         _warn_of_misspelt(self.settings)
         try:
             async with asyncio.TaskGroup() as group:
@@ -135,7 +135,7 @@ class Agent:
                 for service in self._services:
                     group.create_task(service(self))  # type: ignore[arg-type]  # a coroutine function
         except asyncio.CancelledError:
-            log.info("agent stops", node=self.settings.node_name)
+            log.info("agent stopped", node=self.settings.node_name)
         finally:
             self._finish()
         if self._restart:
@@ -200,7 +200,7 @@ class Agent:
         try:
             self._stale_library.look(readings)
         except RestartRequiredError as reason:
-            log.warning("agent ends to get the present driver library", reason=str(reason))
+            log.warning("agent exits: driver library changed", reason=str(reason))
             self.journal.note(Entry(readings.time, "agent", "agent.nvml_library", "node", str(reason)))
             self._restart = reason
             self._end()
@@ -348,7 +348,12 @@ class Agent:
         self.counts.api_calls[method, status] += 1
 
     def _note_act(self, act: Act) -> None:
-        log.info("act" if act.done else "would act", kind=act.kind, target=act.target, detail=act.detail)
+        log.info(
+            "node updated" if act.done else "node update skipped (observe)",
+            kind=act.kind,
+            target=act.target,
+            detail=act.detail,
+        )
         message = f"{act.kind} {act.target} {act.detail}".strip()
         self.journal.note(Entry(act.time, "act" if act.done else "would", act.target, "node", message))
 
@@ -362,7 +367,7 @@ class Agent:
         self.release.ask(reason, wanted=wanted, known=self.verdict is not None and self.verdict.is_known)
 
     def _note_release(self, sentence: str) -> None:
-        log.info(sentence)
+        log.info("driver release changed", status=sentence)
         self.journal.note(Entry(self.clock(), "agent", "release", "node", sentence))
 
     # -- memory --------------------------------------------------------------------------------------------------------
@@ -399,7 +404,7 @@ class Agent:
             if self.readings:
                 time_read = self.readings.time + timedelta(seconds=seconds)
                 self.readings = msgspec.structs.replace(self.readings, time=time_read)
-            log.warning("the clock was set", seconds=round(seconds))
+            log.warning("clock stepped", seconds=round(seconds))
             self.journal.note(Entry(self.clock(), "agent", "clock", "node", f"the clock was set by {seconds:.0f} s"))
 
     # -- configuration -------------------------------------------------------------------------------------------------
@@ -410,14 +415,14 @@ class Agent:
             settings = self._file.changed()
         except ConfigError as error:
             self.config_valid = False
-            log.error("the changed configuration is not used", error=str(error))  # noqa: TRY400 - one sentence says it
+            log.error("configuration rejected", error=str(error))  # noqa: TRY400 - one sentence says it
             return
         if settings is None:
             return
         self.config_valid = True
         at_start = {name: getattr(self.settings, name) for name in _TAKEN_AT_START}
         if later := [name for name, value in at_start.items() if getattr(settings, name) != value]:
-            log.warning("some changed settings are taken up only when the agent starts anew", settings=later)
+            log.warning("restart needed for changed settings", settings=later)
         _warn_of_misspelt(settings)
         self.settings = settings.model_copy(update=at_start)
         self.probe.nvml.configure(settings.nvml)
@@ -429,7 +434,7 @@ class Agent:
 
 def _warn_of_misspelt(settings: Settings) -> None:
     if patterns := checks.unmatched(settings):
-        log.warning("settings for findings that do not exist", patterns=patterns)
+        log.warning("settings for unknown findings", patterns=patterns)
 
 
 def _log_change(change: Change) -> None:

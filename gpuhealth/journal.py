@@ -218,7 +218,7 @@ class Journal:
                     if entry := _entry(*values):
                         yield entry
                     else:
-                        log.warning("a journal entry is spoiled, and left out", file=str(self.path), entry=number)
+                        log.warning("corrupt journal entry skipped", file=str(self.path), entry=number)
         except sqlite3.Error as error:
             raise JournalError(f"cannot read journal {self.path}: {error}") from None
 
@@ -315,7 +315,7 @@ class JournalWriter:
         await asyncio.wait([asyncio.wrap_future(future)])  # if we are cancelled the thread goes on: close() sees to it
         if error := self._outcome():
             self.errors += 1
-            log.error("the journal cannot be written", error=str(error))
+            log.error("journal write failed", error=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
             self._wanted.set()
 
@@ -329,7 +329,7 @@ class JournalWriter:
         try:
             self._journal.prune(now)
         except JournalError as error:  # the next one may
-            log.error("the journal grows", error=str(error))  # noqa: TRY400 - one sentence says it
+            log.error("journal cleanup failed", error=str(error))  # noqa: TRY400 - one sentence says it
         return None
 
     def _outcome(self) -> JournalError | None:
@@ -350,5 +350,5 @@ class JournalWriter:
         try:
             self._journal.write(self._unwritten, self._memory())
         except JournalError as error:
-            log.error("the last journal entries are lost", error=str(error))  # noqa: TRY400 - one sentence says it
+            log.error("journal entries lost", error=str(error))  # noqa: TRY400 - one sentence says it
         self._journal.close()

@@ -54,12 +54,12 @@ def open_journal(where: config.Journal) -> Journal | None:
     try:
         journal = Journal(where.path, where.retention, where.max_entries)
     except JournalError as error:
-        log.error("no journal: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
+        log.error("journal unavailable: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
         with contextlib.suppress(JournalError):
             return Journal(where.path, where.retention, where.max_entries, read_only=True)
         return None
     if journal.set_aside:
-        log.error("the journal was damaged and has been set aside", file=str(journal.set_aside))
+        log.error("damaged journal set aside", file=str(journal.set_aside))
     return journal
 
 
@@ -72,7 +72,7 @@ def recall(journal: Journal | None, clock: SteadyClock, boot_id: str) -> Memory:
     try:
         memory.ledger = _recalled(journal, "findings", Ledger) or memory.ledger
         if not memory.ledger.is_sound():
-            log.error("the findings that were remembered have times without a zone, and count as forgotten")
+            log.error("stored findings discarded: times without a time zone")
             memory.ledger = Ledger()
         memory.history = _recalled(journal, "history", History) or memory.history
         memory.position = _recalled(journal, "kmsg", Position)
@@ -82,10 +82,10 @@ def recall(journal: Journal | None, clock: SteadyClock, boot_id: str) -> Memory:
         if written and written.boot_id == boot_id:  # a reboot ends what the driver was released for
             memory.release = _recalled(journal, "release", Release | None)
     except JournalError as error:
-        log.error("the journal cannot be read in full", error=str(error))  # noqa: TRY400 - one sentence says it
+        log.error("journal partly unreadable", error=str(error))  # noqa: TRY400 - one sentence says it
         return memory
     if written and (seconds := clock.set_since(written, boot_id)):
-        log.warning("the clock was set while no agent ran", seconds=round(seconds))
+        log.warning("clock stepped while no agent ran", seconds=round(seconds))
         memory.ledger.shift(seconds)
         memory.history.shift(seconds)
         memory.release = memory.release and memory.release.shifted(seconds)
@@ -97,15 +97,15 @@ def _recalled(journal: Journal, key: str, kind: type[_T] | UnionType) -> _T | No
     try:
         value = journal.recall(key)
     except SpoiledError as error:
-        log.error("what was remembered cannot be read, and counts as forgotten", key=key, error=str(error))  # noqa: TRY400
+        log.error("stored state discarded: unreadable", key=key, error=str(error))  # noqa: TRY400
         return None
     if value is None:
         if key == "findings":
-            log.warning("no findings are remembered: this node is new to gpuhealth, or its journal was lost")
+            log.warning("no stored findings: new node or lost journal")
         return None
     try:
         decoded: _T = msgspec.json.decode(value, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
-        log.error("what was remembered cannot be read, and counts as forgotten", key=key, error=str(error))  # noqa: TRY400
+        log.error("stored state discarded: unreadable", key=key, error=str(error))  # noqa: TRY400
         return None
     return decoded

@@ -85,15 +85,15 @@ class Preflight:
                     raise_if_cancelled()
                     failures += 1
                     pause = patience(error, failures)
-                    log.warning("the API server refuses; it is tried again", error=str(error), failures=failures)
+                    log.warning("API request failed", error=str(error), failures=failures, retry_in=round(pause, 1))
                 await asyncio.sleep(pause)
 
     async def once(self) -> None:
         """Tests the node if it waits for it, and says on the Node how that ended."""
         if not await self._is_awaited(await self._node()):
-            log.info("preflight waits", node=self._settings.node_name)
+            log.info("preflight waiting", node=self._settings.node_name)
             return
-        log.info("preflight begins", node=self._settings.node_name, boot_id=self._boot_id)
+        log.info("preflight started", node=self._settings.node_name, boot_id=self._boot_id)
         try:
             await self._pass()
         except FailedError as error:
@@ -201,7 +201,7 @@ class Preflight:
         try:
             results.save(failed, settings.burnin.results_dir)
         except OSError as error:
-            log.error("the result cannot be kept", folder=str(settings.burnin.results_dir), error=str(error))  # noqa: TRY400
+            log.error("burn-in result not saved", folder=str(settings.burnin.results_dir), error=str(error))  # noqa: TRY400
 
     async def _mark(self, patch_of: Callable[[Object, str], list[Object]], note: Note) -> None:
         """Writes the outcome on the Node as it is now; tried again for as long as it takes."""
@@ -217,8 +217,9 @@ class Preflight:
             except ApiError as error:
                 raise_if_cancelled()
                 failures += 1
-                log.warning("the Node cannot be marked; it is tried again", error=str(error), failures=failures)
-                await asyncio.sleep(patience(error, failures))
+                pause = patience(error, failures)
+                log.warning("node update failed", error=str(error), failures=failures, retry_in=round(pause, 1))
+                await asyncio.sleep(pause)
             else:
                 return
 

@@ -74,7 +74,7 @@ async def end(tasks: Collection[asyncio.Task[Any]], again_after: float = AGAIN_S
             task.cancel()
         if tried:
             names = sorted(task.get_name() for task in waiting)
-            log.warning("tasks have not ended and are cancelled again", tasks=names[:_NAMED], count=len(names))
+            log.warning("tasks still running, cancelled again", tasks=names[:_NAMED], count=len(names))
         tried = True
         try:
             await asyncio.wait(waiting, timeout=again_after)

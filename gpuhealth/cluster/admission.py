@@ -83,7 +83,7 @@ class Trouble:
             wait = backoff(self._failures, LONGEST_HELD)
         self.retry_at = asyncio.get_running_loop().time() + wait
         if known != self.error:  # once, not at every try
-            log.warning(self._what, error=self.error, exc_info=None if expected else error)
+            log.warning(self._what, error=self.error, retry_in=round(wait, 1), exc_info=None if expected else error)
 
 
 class Admission:
@@ -102,9 +102,9 @@ class Admission:
         self._keep_at: float | None = None  # when a node that is out looks at its slots; None: at once
         self._kept_at = 0.0
         self._kept_labels: dict[str, str] = {}
-        self._seeking = Trouble("no budget slot can be sought; it is tried again")
-        self._keeping = Trouble("the slots of this node, which is out, cannot be looked at; it is tried again")
-        self._returning = Trouble("the slots of this node cannot be given back; it is tried again")
+        self._seeking = Trouble("budget slot request failed")
+        self._keeping = Trouble("budget slot check failed")
+        self._returning = Trouble("budget slot release failed")
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ class Admission:
             did(Act("give_back", name, "", self._now()))
         if kept.lacking != self.lacking:
             for why in kept.lacking:
-                log.warning("a node is out beyond a budget", reason=why)
+                log.warning("node out of service without a budget slot", reason=why)
             self.lacking = kept.lacking
 
     def _next(self, seconds: float) -> float:

@@ -66,7 +66,7 @@ class Election:
             await self._release()
 
     async def _reign(self, lead: Callable[[], Awaitable[None]]) -> None:
-        log.info("leading", identity=self._identity)
+        log.info("became leader", identity=self._identity)
         leading = asyncio.ensure_future(lead())
         try:
             while True:
@@ -78,7 +78,7 @@ class Election:
                 await self._renew()
                 raise_if_cancelled()
                 if not self.leading or self.leader not in {"", self._identity}:
-                    log.warning("leadership is lost", identity=self._identity, leader=self.leader)
+                    log.warning("lost leadership", identity=self._identity, leader=self.leader)
                     return
         finally:
             self._leads_until = 0.0
@@ -100,7 +100,7 @@ class Election:
             await asyncio.wait([leading], timeout=AGAIN_SECONDS)
             if time.monotonic() >= late_at and not leading.done():
                 if not self.stuck:
-                    log.error("what the leader did has not ended", seconds=STEP_DOWN_SECONDS, identity=self._identity)
+                    log.error("leader tasks did not stop", seconds=STEP_DOWN_SECONDS, identity=self._identity)
                 self.stuck = True
                 if cancellations():
                     return
@@ -115,7 +115,7 @@ class Election:
         except NotFoundError:
             return await self._create()
         except ApiError as error:
-            log.warning("the lease cannot be read", error=str(error))
+            log.warning("leader lease read failed", error=str(error))
             return False
         spec: Object = lease.get("spec") or {}
         self.leader = spec.get("holderIdentity") or ""
@@ -148,7 +148,7 @@ class Election:
         except (ConflictError, NotFoundError):
             return False
         except ApiError as error:
-            log.warning("the lease cannot be written", error=str(error))
+            log.warning("leader lease write failed", error=str(error))
             return False
         self.leader = self._identity
         return True

@@ -55,7 +55,7 @@ class Keeper:
             try:
                 await self.keep(client, settings)
             except NoConfigurationError as error:
-                log.warning("no cluster: the node is watched and not marked", reason=str(error))
+                log.warning("no cluster configuration: node not marked", reason=str(error))
                 await asyncio.Event().wait()
 
     async def keep(self, client: Client, settings: Settings) -> None:
@@ -84,7 +84,9 @@ class Keeper:
             raise_if_cancelled()
             self._failures += 1
             self._retry_in = patience(error, self._failures)
-            log.warning("the node could not be marked; it is tried again", error=str(error), failures=self._failures)
+            log.warning(
+                "node update failed", error=str(error), failures=self._failures, retry_in=round(self._retry_in, 1)
+            )
 
     async def _look_and_mark(self, writer: NodeWriter) -> None:
         """What is wanted depends on what stands on the Node, so the Node is looked at first."""

@@ -71,7 +71,7 @@ class Reader(Generic[_T]):
             return
         self._known[_identity(error)] = error.version
         log.warning(
-            "an object cannot be read",
+            "unreadable object",
             kind=error.kind,
             namespace=error.namespace,
             name=error.name,

@@ -37,6 +37,4 @@ class Unreadable:
             self._noted.clear()
         self._noted[key] = version
         self.counts[kind.kind] += 1
-        log.warning(
-            "an object cannot be read", kind=kind.kind, name=key[1], version=version, reason=reason[:_TEXT_LIMIT]
-        )
+        log.warning("unreadable object", kind=kind.kind, name=key[1], version=version, reason=reason[:_TEXT_LIMIT])

@@ -76,7 +76,7 @@ class Budgets:
                 due.append(await self._keep(budget))
             except ApiError as error:  # one that cannot be kept must not keep the others from it
                 raise_if_cancelled()
-                log.warning("a budget could not be kept; it is tried again", budget=budget.key, error=str(error))
+                log.warning("budget update failed", budget=budget.key, error=str(error), retry_in=_RETRY_SECONDS)
                 due.append(_RETRY_SECONDS)
             except (BudgetError, KeyError, TypeError, ValueError, AttributeError) as error:
                 self._client.unreadable.note(BUDGETS, budget.body, f"{error!r}; agents take it to allow nothing")
@@ -90,7 +90,7 @@ class Budgets:
                     await give_back(self._client, self._namespace, place)
         except ApiError as error:
             raise_if_cancelled()
-            log.warning("a place could not be given back; it is tried again", error=str(error))
+            log.warning("slot release failed", error=str(error), retry_in=_RETRY_SECONDS)
             due.append(_RETRY_SECONDS)
         for known in (self.standings, self._as_it_is, self._lacking):
             for gone in known.keys() - self._fleet.budgets.items.keys():
@@ -128,7 +128,7 @@ class Budgets:
             try:
                 await self._client.patch(BUDGETS, budget.key, {"status": patch}, subresource="status")
             except NotFoundError:
-                log.debug("a budget is gone", budget=budget.key)
+                log.debug("budget deleted", budget=budget.key)
         return min(due, default=None)
 
     def _settles_in(self, budget: Budget) -> float:

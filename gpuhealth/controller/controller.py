@@ -152,14 +152,14 @@ class Controller:
         waiting = asyncio.create_task(end_when_changed())
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        log.info("controller starts", identity=self.identity, version=__version__)
+        log.info("controller started", identity=self.identity, version=__version__)
         no_cluster = None
         try:
             await self.work()
         except* NoConfigurationError as group:  # what is raised in here would be a group again
             no_cluster = _first(group)
         except* asyncio.CancelledError:
-            log.info("controller stops", identity=self.identity)
+            log.info("controller stopped", identity=self.identity)
         finally:
             waiting.cancel()
         if no_cluster is not None:
@@ -168,7 +168,7 @@ class Controller:
 
     def _give_up(self, give_up: Callable[[], None]) -> None:
         left = sorted(task.get_name() for task in asyncio.all_tasks())
-        log.error("the controller does not stop", seconds=STOP_SECONDS, tasks=left[:10], identity=self.identity)
+        log.error("controller did not stop", seconds=STOP_SECONDS, tasks=left[:10], identity=self.identity)
         give_up()
 
     async def _other_settings(self) -> Settings:
@@ -178,10 +178,10 @@ class Controller:
             try:
                 settings = self._file.changed() if self._file else None
             except ConfigError as error:
-                log.error("the changed configuration is not used", error=str(error))  # noqa: TRY400 - one sentence
+                log.error("configuration rejected", error=str(error))  # noqa: TRY400 - one sentence
                 continue
             if settings is not None and settings != self.settings:
-                log.info("the controller starts anew, with other settings", identity=self.identity)
+                log.info("restarting controller: settings changed", identity=self.identity)
                 return settings
 
     async def work(self) -> None:

@@ -148,14 +148,14 @@ class NodeDrain:
         if said.drain.quarantine_since == since and said.drain.phase in _OUR_STATES:
             self._drain = self._written = said.drain
             await mark_state(means, self._node, said.drain.phase)
-            log.info("drain goes on", node=self._node, phase=said.drain.phase, deadline=str(said.drain.deadline))
+            log.info("drain resumed", node=self._node, phase=said.drain.phase, deadline=str(said.drain.deadline))
             return
         now = means.now().astimezone(UTC).replace(microsecond=0)
         deadline = now + timedelta(seconds=means.settings.drain_deadline)
         self._drain = facts.Drain("draining", since, now, deadline)
         await self._save()  # before anything is done
         await mark_state(means, self._node, "draining")
-        log.info("drain begins", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
+        log.info("drain started", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
         message = f"{self._why}: its pods are asked to go, and deleted at {written_time(deadline)}"
         await means.telling.of_node(self._node, "DrainStarted", message)
 
@@ -297,7 +297,7 @@ class NodeDrain:
     def _count(self, pod: Pod, result: Result) -> None:
         self._means.results[result.outcome] += 1
         log.info(
-            "pod",
+            "pod eviction",
             outcome=result.outcome,
             node=self._node,
             namespace=pod.namespace,
@@ -319,7 +319,7 @@ class NodeDrain:
         if (pod.uid, split) not in self._told:
             self._told.add((pod.uid, split))
             others = f", and others of its gang {pod.gang} have gone" if split else ""
-            message = f"{self._why}, but the pod may not be evicted now: {result.detail}{others}; it is tried again"
+            message = f"{self._why}, but the pod may not be evicted now: {result.detail}{others}; gpuhealth will retry"
             await self._means.telling.of_pod(pod, "EvictionRefused", message, warning=True)
 
     # --- the report ---------------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ class NodeDrain:
         changed = {"phase": "draining", "started_at": now, "deadline": deadline, "ended_at": None}
         self._drain = msgspec.structs.replace(self._drain, **changed)
         await self._save()
-        log.info("drain begins again", node=self._node, pods=len(present), deadline=written_time(deadline))
+        log.info("drain restarted", node=self._node, pods=len(present), deadline=written_time(deadline))
         message = f"{self._why}, and was drained: pods that have come since, such as {present[0].namespace}/"
         message += f"{present[0].name}, are asked to go, and deleted at {written_time(deadline)}"
         self._reopened += 1
@@ -370,6 +370,6 @@ class NodeDrain:
         rest = min(_LONGEST_REST_SECONDS, self._means.settings.drain_retry * 2.0 ** min(self._reopened, 16))
         self._rests_until = asyncio.get_running_loop().time() + rest
         drain = self._drain
-        log.info("drained", node=self._node, evicted=drain.evicted, deleted=drain.deleted)
+        log.info("drain finished", node=self._node, evicted=drain.evicted, deleted=drain.deleted)
         message = f"{self._why}: drained, {drain.evicted} pods evicted and {drain.deleted} deleted at the deadline"
         await self._means.telling.of_node(self._node, "Drained", message)

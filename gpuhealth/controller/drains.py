@@ -71,7 +71,7 @@ class Drains:
                 return await NodeDrain(node, self._means).run()
             except ApiError as error:
                 pause = patience(error, failures, longest=60.0)
-                log.warning("a drain is held up; it is tried again", node=node, error=str(error))
+                log.warning("drain failed, retrying", node=node, error=str(error), retry_in=round(max(1.0, pause), 1))
             except Exception:  # one node's trouble must not end the drains of the others; it is logged
                 pause = backoff(failures, longest=60.0)
                 log.exception("unexpected error", node=node)
@@ -103,7 +103,7 @@ class Drains:
             return True
         except ApiError as error:
             raise_if_cancelled()
-            log.warning("the end of a drain could not be written; it is tried again", node=node, error=str(error))
+            log.warning("drain status write failed", node=node, error=str(error))
             return False
         if cancelled:
             log.info("drain cancelled", node=node, remaining=drain.remaining)

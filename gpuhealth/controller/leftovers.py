@@ -66,7 +66,7 @@ class Leftovers:
                 due_in = await self._free_if_left(place)
             except ApiError as error:  # one that cannot be freed must not keep the others from it
                 raise_if_cancelled()
-                log.warning("a place could not be freed; it is tried again", place=place.key, error=str(error))
+                log.warning("orphaned slot release failed", slot=place.key, error=str(error), retry_in=_RETRY_SECONDS)
                 due_in = _RETRY_SECONDS
             due += [] if due_in is None else [due_in]
         return min(due, default=None)
@@ -119,7 +119,7 @@ class Leftovers:
             )
         except (ConflictError, NotFoundError):  # somebody else has it, or nobody
             return
-        log.info("a place is free", place=place.key, node=place.holder, reason=why)
+        log.info("orphaned slot released", slot=place.key, node=place.holder, reason=why)
 
 
 def _unmarked(node: Object) -> bool:

@@ -70,10 +70,10 @@ class Outliers:
                 continue
             except ApiError as error:
                 raise_if_cancelled()
-                log.warning("an agent could not be told of outliers", node=node.key, error=str(error))
+                log.warning("publishing outliers to agent failed", node=node.key, error=str(error))
                 complete = False
             for outlier in said.get(node.key, []):
-                log.warning("a GPU differs from the fleet", node=node.key, gpu=outlier.gpu, message=outlier.message)
+                log.warning("GPU differs from fleet", node=node.key, gpu=outlier.gpu, message=outlier.message)
         return complete
 
 

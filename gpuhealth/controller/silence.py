@@ -68,10 +68,10 @@ class Silence:
                 if silent.get(node) == since and await self._tell(node, since):
                     self._told[node] = since
             except NotFoundError:
-                log.debug("a silent node is gone", node=node)
+                log.debug("silent node deleted", node=node)
             except ApiError as error:  # one that cannot be marked must not keep the others from it
                 raise_if_cancelled()
-                log.warning("a silent node could not be marked; it is tried again", node=node, error=str(error))
+                log.warning("silent node update failed", node=node, error=str(error), retry_in=_RETRY_SECONDS)
                 retry_in = _RETRY_SECONDS
         return retry_in
 
@@ -91,7 +91,7 @@ class Silence:
         began = self._now() - timedelta(seconds=time.monotonic() - since)
         message = f"no agent has been ready on this node since {written_time(began)}: nobody looks at its GPUs"
         await mark_unknown(self._client, node, message, self._now())
-        log.warning("an agent is silent", node=name, since=written_time(began))
+        log.warning("agent silent", node=name, since=written_time(began))
         await self._telling.of_node(name, SILENT, message, warning=True)
         return True
 

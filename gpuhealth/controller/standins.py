@@ -42,7 +42,7 @@ async def stand_in(
             await client.create(LEASES, lease, namespace)
         except AlreadyExistsError:  # an agent was quicker; the next look finds another
             continue
-        log.info("a node that is out counts", node=node, place=name)
+        log.info("slot reserved for unavailable node", node=node, slot=name)
 
 
 async def give_back(client: Client, namespace: str, place: Place) -> None:
@@ -51,4 +51,4 @@ async def give_back(client: Client, namespace: str, place: Place) -> None:
         await client.delete(LEASES, place.key, namespace, uid=place.uid, resource_version=place.version)
     except (ConflictError, NotFoundError):
         return
-    log.info("a node does not count any more", node=place.stands_for, place=place.key)
+    log.info("reserved slot released", node=place.stands_for, slot=place.key)

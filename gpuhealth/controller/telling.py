@@ -61,4 +61,4 @@ class Telling:
             pass
         except ApiError as error:  # such as a namespace that is being deleted: that must not stop a drain
             raise_if_cancelled()
-            log.warning("an event could not be written", reason=reason, about=involved["name"], error=str(error))
+            log.warning("Event write failed", reason=reason, about=involved["name"], error=str(error))

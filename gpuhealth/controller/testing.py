@@ -95,7 +95,7 @@ class Testing:
             await self._follow_the_plan()
         except ApiError as error:
             raise_if_cancelled()
-            log.warning("the burn-in plan is held up; it is tried again", error=str(error))
+            log.warning("burn-in scheduling failed", error=str(error))
         return self._settings.pending_timeout if self._unplaced_since else _LOOK_SECONDS
 
     async def _follow_the_plan(self) -> None:
@@ -155,7 +155,7 @@ class Testing:
         self.outcomes[outcome] += 1
         if outcome != "passed":
             self._not_before[test.node] = time.monotonic() + _BUSY_SECONDS
-        log.info("burn-in over", node=test.node, outcome=outcome, reason=test.reason, end=test.end)
+        log.info("burn-in finished", node=test.node, outcome=outcome, reason=test.reason, end=test.end)
         reason = "Burnin" + "".join(word.capitalize() for word in outcome.split("_"))
         end = f": {test.end}" if outcome == "broken" and test.end else ""
         await self._telling.of_node(test.node, reason, OUTCOMES[outcome] + end, warning=outcome in ("failed", "broken"))
@@ -231,7 +231,7 @@ class Testing:
         try:
             template = await self._client.get(POD_TEMPLATES, TEMPLATE, self._fleet.namespace)
         except NotFoundError:
-            log.error("no burn-in is possible: there is no PodTemplate", name=TEMPLATE)  # noqa: TRY400 - one sentence
+            log.error("burn-in impossible: PodTemplate missing", name=TEMPLATE)  # noqa: TRY400 - one sentence
             return False
         pod = partial(pod_of, candidate=candidate, gpus=node.gpus, level=self._settings.level)
         body = read(POD_TEMPLATES.kind, template, lambda template: pod(template["template"]))
@@ -240,7 +240,7 @@ class Testing:
         except AlreadyExistsError:  # that of a controller that led before us: the watch will tell of it
             return False
         self._known[made.uid] = made
-        log.info("burn-in begins", node=node.key, reason=candidate.reason, level=self._settings.level)
+        log.info("burn-in started", node=node.key, reason=candidate.reason, level=self._settings.level)
         if candidate.reason == PERIODIC:
             await self._mark(node, "testing")
         await self._telling.of_node(node.key, "BurninStarted", f"burn-in, level {self._settings.level}")
@@ -260,7 +260,7 @@ def _may_use_gpus(pod: Object) -> bool:
     try:
         return read(PODS.kind, pod, uses_gpus)
     except UnreadableError as error:  # one that cannot be read may be at work
-        log.warning("a pod cannot be read: its node counts as busy", error=str(error))
+        log.warning("unreadable pod: its node counts as busy", error=str(error))
         return True
 
 

@@ -57,9 +57,7 @@ class KernelLogProbe:
         problem = reader.open()
         if problem is not None:
             if self._problem != problem:
-                log.warning(
-                    "the kernel log cannot be read; NVML tells of XIDs, without their text", reason=str(problem)
-                )
+                log.warning("kernel log unreadable: XIDs come from NVML, without their text", reason=str(problem))
             self._problem, self._nvml_tells_xids = problem, True
             self._probe.nvml.want_events()
             await asyncio.sleep(_RETRY_SECONDS)

@@ -149,9 +149,7 @@ class _Child:
         try:
             message = _DECODER.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            log.warning(
-                "unreadable answer of the NVML process", error=str(error), line=ascii(bytes(line[:_SHOWN_BYTES]))
-            )
+            log.warning("unreadable answer from NVML process", error=str(error), line=ascii(bytes(line[:_SHOWN_BYTES])))
             return
         self._take(message)
 
@@ -422,7 +420,7 @@ class NvmlProbe:
         why = child.crash.strip().rpartition("\n")[2]
         detail = f"the NVML process died in {child.call() or 'no call'}" + (f" ({why})" if why else "")
         if child.crash:
-            log.error("the NVML process has failed", traceback=child.crash)
+            log.error("NVML process crashed", traceback=child.crash)
         self._back_off(detail)
         self._retire(child)
         self._reap()

@@ -81,7 +81,7 @@ class Access:
             async with self._asking:
                 status = await _review(client, token, path)
         except ClusterError as error:
-            log.warning("a token cannot be checked, so nobody is let in", error=str(error))
+            log.warning("token review failed; denying request", error=str(error))
             return HTTPStatus.SERVICE_UNAVAILABLE
         self._known[key] = status, time.monotonic() + REMEMBER_SECONDS
         self._known.move_to_end(key)

@@ -60,7 +60,7 @@ class Rendering:
         self._failing[name] = kind
         frame, line = list(walk_tb(error.__traceback__))[-1]
         log.error(
-            "some metrics cannot be collected",
+            "metrics collection failed",
             collector=name,
             error=f"{kind}: {error}"[:_ERROR_CHARACTERS],
             where=f"{frame.f_code.co_filename}:{line}",

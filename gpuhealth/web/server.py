@@ -104,7 +104,7 @@ async def keep_serving(serve: Callable[[], Awaitable[None]], failures: Counter[s
             if isinstance(error, ServingError) and not started:
                 raise
             failures["serve"] += 1
-            log.exception("the HTTP server has failed, and is started again", pause_seconds=pause)
+            log.exception("HTTP server failed", retry_in=pause)
         started = True
         await asyncio.sleep(pause)
         lasted = time.monotonic() - began
@@ -161,10 +161,10 @@ class ServerTls:
                 return False
             self.context = self._read()
         except (OSError, ValueError) as error:  # half written, or not a pair: the next look may find both
-            log.warning("the TLS files cannot be used; the last ones stay", error=str(error))
+            log.warning("TLS files unusable, keeping the previous ones", error=str(error))
             return False
         self._stamp = stamp
-        log.info("TLS files read again", cert=str(self._tls.cert))
+        log.info("TLS files reloaded", cert=str(self._tls.cert))
         return True
 
     async def keep(self) -> None:
@@ -251,7 +251,7 @@ class _Connections:
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:  # such as no file descriptor left, or a peer that has gone again
                 if failing != str(error):  # it may last, and a line for each try would fill the log
-                    log.warning("a connection cannot be accepted", error=str(error))
+                    log.warning("connection accept failed", error=str(error))
                 failing = str(error)
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue

@@ -23,9 +23,9 @@ def test_agent_logs_json_and_ends_on_request(gpu_node: Node) -> None:
         process.send_signal(signal.SIGTERM)
         lines += map(json.loads, process.stderr)
         assert process.wait(timeout=60) == 0
-    assert (lines[0]["event"], lines[0]["node"]) == ("agent starts", "gpu-node-17")
+    assert (lines[0]["event"], lines[0]["node"]) == ("agent started", "gpu-node-17")
     assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
-    assert lines[-1]["event"] == "agent stops"
+    assert lines[-1]["event"] == "agent stopped"
 
 
 def test_agent_with_settings_it_cannot_use(node: Node) -> None:

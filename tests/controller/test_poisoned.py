@@ -38,7 +38,7 @@ def test_a_report_that_cannot_be_read(cluster: Cluster, status: dict[str, Any]) 
                 await until(lambda: controller.fleet.ready and controller.http_port)
                 cluster.quarantine(other)
                 await until(lambda: cluster.drain(other).get("phase") == "drained")
-                said = [line for line in logs if line["event"] == "an object cannot be read"]
+                said = [line for line in logs if line["event"] == "unreadable object"]
             assert [(line["kind"], line["name"]) for line in said] == [("GPUHealthReport", odd)]
             (value,) = next(iter(status.values())).values()
             assert value in said[0]["problem"] or "RFC3339" in said[0]["problem"] or "range" in said[0]["problem"]

@@ -81,23 +81,23 @@ def test_killed_in_mid_drain(cluster: Cluster, tmp_path: Path) -> None:
     wait_for(lambda: cluster.is_guarding(guard, 1))
     with controllers(cluster, tmp_path) as start:
         leader = start("leader")
-        wait_for(lambda: leader.said("leading"))
+        wait_for(lambda: leader.said("became leader"))
         standby = start("standby")
         wait_for(lambda: standby.said("serving"))
         cluster.quarantine(node)
         wait_for(lambda: cluster.evictions(guarded)[429] > 1 and cluster.terminating(first))
-        assert not standby.said("leading")
+        assert not standby.said("became leader")
         wait_for(lambda: cluster.drain(node).get("evicted") == 1)
         before = cluster.drain(node)
         leader.end(signal.SIGKILL)
-        wait_for(lambda: standby.said("drain goes on"))
+        wait_for(lambda: standby.said("drain resumed"))
         cluster.plane.request("DELETE", guard)
         for pod in (first, guarded):
             wait_for(lambda pod=pod: cluster.terminating(pod))  # type: ignore[misc]
             cluster.stop(pod)
         wait_for(lambda: cluster.drain(node)["phase"] == "drained")
         assert standby.end(signal.SIGTERM) == 0
-        assert standby.said("controller stops")
+        assert standby.said("controller stopped")
     after = cluster.drain(node)
     assert (after["startedAt"], after["deadline"]) == (before["startedAt"], before["deadline"])
     assert (after["evicted"], after["deleted"]) == (2, 0)
@@ -128,12 +128,12 @@ def test_other_settings(cluster: Cluster, tmp_path: Path) -> None:
         config = tmp_path / "gpuhealth.yaml"
         before = config.read_text()
         replace(config, "mode: maybe\n")
-        wait_for(lambda: controller.said("the changed configuration is not used"))
-        assert not controller.said("the controller starts anew, with other settings")
+        wait_for(lambda: controller.said("configuration rejected"))
+        assert not controller.said("restarting controller: settings changed")
         assert cluster.drain(node)["phase"] == "draining"
         replace(config, f"mode: observe\n{before}")
         wait_for(lambda: cluster.drain(node)["phase"] == "cancelled")
-        assert controller.said("the controller starts anew, with other settings")
+        assert controller.said("restarting controller: settings changed")
         assert controller.end(signal.SIGTERM) == 0
     assert not cluster.terminating(pod)
     cluster.plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{cluster.name}")

@@ -173,14 +173,14 @@ def test_sigterm_ends_a_process_that_is_stuck(cluster: Cluster, tmp_path: Path) 
     with log.open("wb") as stream:
         process = subprocess.Popen([sys.executable, "-c", STUCK, config], stderr=stream, env=environment)
     try:
-        wait_for(lambda: b'"leading"' in log.read_bytes())
+        wait_for(lambda: b'"became leader"' in log.read_bytes())
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 3
     finally:
         process.kill()
         process.wait()
     said = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    (last,) = [line for line in said if line["event"] == "the controller does not stop"]
+    (last,) = [line for line in said if line["event"] == "controller did not stop"]
     assert "testing" in last["tasks"]
     path = f"{LEASES}/{cluster.name}"
     assert not cluster.plane.request("GET", path)["spec"].get("holderIdentity")

@@ -278,7 +278,7 @@ def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
         wait_for("more rounds", lambda: (node.metric("gpuhealth_agent_rounds_total") or 0) > rounds)
         assert node.metric('gpuhealth_loop_failures_total{loop="round"}') == 0
         assert healthy(node)
-        (refusal,) = [line for line in node.log() if line["event"] == "the changed configuration is not used"]
+        (refusal,) = [line for line in node.log() if line["event"] == "configuration rejected"]
         assert len(refusal["error"]) < 600
 
 
@@ -301,7 +301,7 @@ def test_stops_in_good_order(node: SimulatedNode) -> None:
     wait_for("no process left", lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
     text = node.log_file.read_text().splitlines()
     assert len(node.log()) == len(text)
-    assert [line["event"] for line in node.log()][-1] == "agent stops"
+    assert [line["event"] for line in node.log()][-1] == "agent stopped"
 
 
 def test_a_storm_stays_bounded(node: SimulatedNode) -> None:

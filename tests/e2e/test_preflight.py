@@ -133,7 +133,7 @@ def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
     with new.sim as sim:
         wait_for("the agent's label", lambda: new.label() == "preflight")
         new.start()
-        wait_for("the first look", lambda: "preflight begins" in new.log.read_text())
+        wait_for("the first look", lambda: "preflight started" in new.log.read_text())
         assert new.said() == "pending"
         sim.driver.clear()
         wait_for("the node to open", new.is_open, seconds=300)
@@ -170,7 +170,7 @@ def test_a_bad_gpu_keeps_the_node_closed(new: NewNode) -> None:
         new.sim.configure({"burnin": {"faults": []}})
         new.kill()
         new.start()
-        wait_for("a look", lambda: "preflight waits" in new.log.read_text())
+        wait_for("a look", lambda: "preflight waiting" in new.log.read_text())
         assert (new.said(), len(new.runs())) == ("failed", 1)
         new.kill()
         new.close()

@@ -218,4 +218,4 @@ def test_the_pauses_between_starts_grow(monkeypatch: pytest.MonkeyPatch) -> None
 
     with capture_logs() as logged:
         asyncio.run(whole())
-    assert [line["pause_seconds"] for line in logged][:5] == [0.001, 0.002, 0.004, 0.004, 0.004]
+    assert [line["retry_in"] for line in logged][:5] == [0.001, 0.002, 0.004, 0.004, 0.004]

@@ -178,7 +178,7 @@ def test_tls_and_renewed_files(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
             with capture_logs() as logged:
                 key.write_text("half a k")
-                while not any("cannot be used" in entry["event"] for entry in logged):
+                while not any("TLS files unusable" in entry["event"] for entry in logged):
                     await asyncio.sleep(0.05)
             assert await _get(port, _trusting(authority.cert)) == (200, "second")
             authority.issue(cert, key, "third")
