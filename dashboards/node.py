@@ -244,7 +244,7 @@ def memory(board: dashboard_builders.Dashboard) -> None:
     board.with_row(dashboard_builders.Row("Memory errors"))
 
     def errors(severity: str) -> Query:
-        counter = metric("gpu_ecc_errors_total", f'type="{severity}",counter="volatile"')
+        counter = metric("gpu_ecc_errors_total", f'type="{severity}",counter="volatile",location="total"')
         return Query(per_gpu(f"sum by (instance, gpu) (increase({counter}[{WINDOW}]))"), GPU)
 
     for title, severity, what in (
