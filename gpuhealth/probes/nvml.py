@@ -239,9 +239,12 @@ class _Child:
 
 def _spawn(arguments: list[str], child_input: int, child_output: int, page: int) -> int:
     """The pid of a new child with these descriptors. Raises OSError."""
-    # Above those that the child is given, so that no copy lands on one that has still to be copied.
-    sources = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 16) for descriptor in (child_input, child_output, page)]
-    try:
+    with contextlib.ExitStack() as copies:
+        # Above those that the child is given, so that no copy lands on one that has still to be copied.
+        sources = []
+        for descriptor in (child_input, child_output, page):
+            sources.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 16))
+            copies.callback(os.close, sources[-1])
         return os.posix_spawn(
             sys.executable,
             [sys.executable, "-P", "-m", "gpuhealth.probes.nvml_child", *arguments],
@@ -256,9 +259,6 @@ def _spawn(arguments: list[str], child_input: int, child_output: int, page: int)
             ],
             setsid=True,  # a Ctrl-C at the terminal must not hit it inside a call
         )
-    finally:
-        for descriptor in sources:
-            os.close(descriptor)
 
 
 class NvmlProbe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import time
@@ -176,6 +177,43 @@ def test_a_process_that_cannot_be_started_leaves_nothing_open(monkeypatch: pytes
         assert problem is None or problem.reason is not MissingReason.AGENT_FAULT
 
     run(body)
+
+
+@pytest.mark.parametrize("spare", range(8))
+def test_no_descriptors_left_at_any_step_of_a_start(
+    simulated: Simulator, monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    """Wherever in a start the descriptors run out, those that were opened are closed, and the next start works."""
+    monkeypatch.setattr(nvml, "_FIRST_BACKOFF_SECONDS", 0.0)
+
+    async def body(probe: NvmlProbe) -> None:
+        await asyncio.sleep(0)
+        before = _descriptors()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        holes = [os.open(os.devnull, os.O_RDONLY) for _ in range(32)]  # no number below the limit is free but `spare`
+        for descriptor in holes[:spare]:
+            os.close(descriptor)
+        kept = holes[spare:]
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(kept) + 1, hard))
+            opened = 0
+            for _ in range(20):
+                problem = (await probe.read(0.0)).problem
+                opened += problem is None or problem.reason is not MissingReason.AGENT_FAULT
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in kept:
+                os.close(descriptor)
+        if not opened:
+            assert _descriptors() == before
+        probe._not_before = 0.0
+        assert len((await probe.read(PATIENT)).gpus) == 2
+
+    run(body)
+
+
+def _descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
 
 
 def test_time_in_which_we_were_frozen_is_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
