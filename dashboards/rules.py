@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gpuhealth import checks
+from gpuhealth import monitors as checks
 
 _INFO = "on (job, instance) group_left (node) gpuhealth_agent_info"
 _LATELY = "[15m]"

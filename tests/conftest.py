@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from kube import ControlPlane, MissingBinariesError, documents
+from testing.cluster_objects import Pool
+from testing.managed_cluster import Cluster
 
 BASE = Path(__file__).parents[1] / "daemonset"
 
@@ -56,3 +58,19 @@ def managed() -> Iterator[ControlPlane]:
         yield control_plane
     finally:
         control_plane.stop()
+
+
+@pytest.fixture
+def pool(plane: ControlPlane) -> Iterator[Pool]:
+    """Nodes and budgets of the test's own, on the control plane without a scheduler."""
+    made = Pool(plane)
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def cluster(managed: ControlPlane) -> Iterator[Cluster]:
+    """Nodes, pods and budgets of the test's own, on the control plane with a scheduler."""
+    made = Cluster(managed)
+    yield made
+    made.remove()

@@ -6,8 +6,8 @@ import pytest
 import reference
 from pydantic import BaseModel, Field
 
-from gpuhealth import checks
-from tests.web.test_metrics import PROMISED
+from gpuhealth import monitors as checks
+from tests.agent.test_metrics import PROMISED
 
 
 class Explained(BaseModel):

@@ -1,6 +1,6 @@
 """Writes daemonset/reference.md: every finding, setting and metric. Usage: python tools/reference.py
 
-Everything is read from the code. Findings are those of gpuhealth.checks. Settings are the fields of gpuhealth.config
+Everything is read from the code. Findings are those of gpuhealth.monitors. Settings are those of Settings
 with the comments that explain them. Metrics are all that an agent and a controller make; neither has to run.
 """
 
@@ -25,19 +25,20 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from structlog.testing import capture_logs
 
-from gpuhealth import checks
-from gpuhealth.agent import Agent
-from gpuhealth.checks.code import Code
-from gpuhealth.cluster.client import Client
-from gpuhealth.config import Settings
+from gpuhealth import monitors as checks
+from gpuhealth.agent.agent import Agent
+from gpuhealth.agent.metrics import Exposition
+from gpuhealth.controller import http_app as controller_pages
 from gpuhealth.controller.controller import Controller
-from gpuhealth.controller.table import Table
-from gpuhealth.model import Severity
-from gpuhealth.readings import NodeReadings, NvmlReadings
-from gpuhealth.web import controller as controller_pages
-from gpuhealth.web import families
-from gpuhealth.web.exposition import Rendering
-from gpuhealth.web.metrics import Exposition
+from gpuhealth.fleet.store import Table
+from gpuhealth.kube.client import Client
+from gpuhealth.model.code import Code
+from gpuhealth.model.finding import Severity
+from gpuhealth.monitors.nvidia.readings import NvmlReadings
+from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.runtime import metric_families as families
+from gpuhealth.runtime.exposition import Rendering
+from gpuhealth.runtime.settings import Settings
 
 FILE = Path(__file__).parents[1] / "daemonset/reference.md"
 COMMAND = "python tools/reference.py"

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpuhealth.burnin import words
+from gpuhealth.burnin import word_patterns as words
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import DEVICE_TO_HOST, HOST_TO_DEVICE, MEMORY_COPY, MEMORY_READ, MEMORY_WRITE
-from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
-from gpuhealth.burnin.pace import Pace
-from gpuhealth.readings import Miscompare
+from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.test_timer import Pace
+from gpuhealth.monitors.burnin_results.readings import Miscompare
 
 BUFFER_BYTES = 512 << 20  # as nvbandwidth's: far beyond any cache
 SMALL_BUFFER_BYTES = 1 << 20

@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gpuhealth.burnin import words
+from gpuhealth.burnin import word_patterns as words
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import ALL_GATHER, ALL_REDUCE, RANKS, REDUCE_SCATTER
-from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
-from gpuhealth.burnin.pace import Pace
-from gpuhealth.readings import Miscompare
+from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.test_timer import Pace
+from gpuhealth.monitors.burnin_results.readings import Miscompare
 
 _BYTES = 1 << 30
 _PROCESSOR_BYTES = 16 << 20

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from gpuhealth.burnin.device import Device, compute_the_same_every_time
 from gpuhealth.burnin.faults import Faults, bits
-from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.gemm import FORMATS, Format, Shape, available, multiply
 from gpuhealth.burnin.operands import Pair, draw
-from gpuhealth.burnin.pace import CommonPace
-from gpuhealth.burnin.products import FORMATS, Format, Shape, available, multiply
+from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.recurrence import recurrence
-from gpuhealth.readings import Miscompare
+from gpuhealth.burnin.test_timer import CommonPace
+from gpuhealth.monitors.burnin_results.readings import Miscompare
 
 PRODUCTS_PER_PAIR = 64  # at least, if time allows; more until the next pair is drawn, so that a GPU never waits for it
 _LARGEST = 8192  # m, k, n: fills the largest GPU

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gpuhealth.burnin.device import Device
-from gpuhealth.burnin.jobs import Fault, Job
+from gpuhealth.burnin.protocol import Fault, Job
 
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 _CRASHES = ("segfault", "bus_error", "hang", "out_of_memory")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from gpuhealth.burnin.listing import TESTS
+from gpuhealth.burnin.registry import TESTS
 
 LEVELS: dict[str, dict[str, float]] = {  # seconds of work; starting the processes comes on top, a few seconds a test
     "quick": {"exact": 12, "repeat": 4, "memory": 10, "bandwidth": 4, "p2p": 4},

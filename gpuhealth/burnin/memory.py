@@ -14,12 +14,12 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gpuhealth.burnin import words
+from gpuhealth.burnin import word_patterns as words
 from gpuhealth.burnin.device import Device, is_out_of_memory
 from gpuhealth.burnin.faults import Faults
-from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
-from gpuhealth.burnin.pace import Pace
-from gpuhealth.readings import Miscompare
+from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.test_timer import Pace
+from gpuhealth.monitors.burnin_results.readings import Miscompare
 
 _WANTED_SHARE = 0.95  # of what is free; the rest is for comparing
 _LEAST_SHARE = 0.90

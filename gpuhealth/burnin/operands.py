@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from gpuhealth.burnin.device import Device, integer_product
-from gpuhealth.burnin.products import Format, Shape, by_columns
+from gpuhealth.burnin.gemm import Format, Shape, by_columns
 
 _BLOCK = 1 << 15  # elements checked at a time: they stay in the cache, and torch does not share them out to threads,
 # which would wait for one another hundreds of times

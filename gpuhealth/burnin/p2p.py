@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 import torch
 
-from gpuhealth.burnin import words
+from gpuhealth.burnin import word_patterns as words
 from gpuhealth.burnin.bandwidth import buffer_words
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import P2P, pair
-from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
-from gpuhealth.burnin.pace import Pace
-from gpuhealth.readings import Miscompare
+from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.test_timer import Pace
+from gpuhealth.monitors.burnin_results.readings import Miscompare
 
 _REPEATS = 4
 _LEAST_ROUNDS = 3

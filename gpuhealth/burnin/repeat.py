@@ -18,11 +18,11 @@ from torch import Tensor
 from gpuhealth.burnin.device import Device, compute_the_same_every_time
 from gpuhealth.burnin.exact import differences, same
 from gpuhealth.burnin.faults import Faults, bits
-from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
-from gpuhealth.burnin.pace import CommonPace
-from gpuhealth.burnin.products import FORMATS, Format, Shape, available, by_columns, multiply
+from gpuhealth.burnin.gemm import FORMATS, Format, Shape, available, by_columns, multiply
+from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.recurrence import recurrence
-from gpuhealth.readings import Miscompare
+from gpuhealth.burnin.test_timer import CommonPace
+from gpuhealth.monitors.burnin_results.readings import Miscompare
 
 _PRODUCTS = 32  # of one pair of operands, if time allows
 _SIZE, _SMALL = 4096, 96

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpuhealth.readings import BurninRun
+from gpuhealth.monitors.burnin_results.readings import BurninRun
 
 KEPT = 20
 

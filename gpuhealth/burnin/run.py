@@ -17,16 +17,16 @@ from typing import TypeAlias
 
 import msgspec
 
-from gpuhealth.burnin.jobs import DEVICES, CudaDevice, Devices, Fault, GpuOutcome, Job, Outcome, Progress, Unable
-from gpuhealth.burnin.judging import Trial, judge
-from gpuhealth.burnin.listing import TESTS, Workers
-from gpuhealth.burnin.processes import Failure, Worker
+from gpuhealth.burnin.pass_rules import Trial, judge
+from gpuhealth.burnin.protocol import DEVICES, CudaDevice, Devices, Fault, GpuOutcome, Job, Outcome, Progress, Unable
+from gpuhealth.burnin.registry import TESTS, Workers
 from gpuhealth.burnin.sampling import Sampler
 from gpuhealth.burnin.targets import BurninError, Target
-from gpuhealth.config import Settings
-from gpuhealth.model import Missing
-from gpuhealth.probes.node import boot_id
-from gpuhealth.readings import BurninRun, TestResult, TestStatus
+from gpuhealth.burnin.worker_process import Failure, Worker
+from gpuhealth.model.missing import Missing
+from gpuhealth.monitors.burnin_results.readings import BurninRun, TestResult, TestStatus
+from gpuhealth.monitors.node_probe import boot_id
+from gpuhealth.runtime.settings import Settings
 
 _GRACE_SECONDS = 60.0  # beyond twice the time of a test: a last pass over the memory, a first compilation of kernels
 _PROCESSOR_BYTES = 16 << 20  # what a processor that stands in for a GPU is tested with

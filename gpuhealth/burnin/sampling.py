@@ -9,16 +9,18 @@ from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 
-from gpuhealth.burnin.watched import Watched, warming
-from gpuhealth.catalog.kernel_lines import KernelLog, nvml_xid_event
-from gpuhealth.config import Settings
-from gpuhealth.model import KernelEvent, Missing, Reading
-from gpuhealth.probes.kmsg import KmsgError, KmsgReader
-from gpuhealth.probes.node import boot_id
-from gpuhealth.probes.nvml import NvmlProbe
-from gpuhealth.probes.nvml_child import XidSeen
-from gpuhealth.probes.pci import PciProbe
-from gpuhealth.readings import GpuReadings, NvmlReadings, PciDevice, Span
+from gpuhealth.burnin.telemetry_window import Watched, warming
+from gpuhealth.kernel_log.kmsg import KmsgError, KmsgReader
+from gpuhealth.kernel_log.parser import KernelLog, nvml_xid_event
+from gpuhealth.model.kernel_event import KernelEvent
+from gpuhealth.model.missing import Missing, Reading
+from gpuhealth.monitors.burnin_results.readings import Span
+from gpuhealth.monitors.node_probe import boot_id
+from gpuhealth.monitors.nvidia.nvml.child import XidSeen
+from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
+from gpuhealth.monitors.nvidia.pci import PciProbe
+from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings, PciDevice
+from gpuhealth.runtime.settings import Settings
 
 INTERVAL_SECONDS = 1.0
 _STOPPED_SECONDS = 0.3

@@ -15,16 +15,16 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gpuhealth.burnin import words
+from gpuhealth.burnin import word_patterns as words
 from gpuhealth.burnin.device import Device, compute_the_same_every_time
 from gpuhealth.burnin.exact import differences, same
 from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import TFLOPS
-from gpuhealth.burnin.jobs import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.gemm import FORMATS, Format, Shape, multiply
 from gpuhealth.burnin.operands import draw
-from gpuhealth.burnin.pace import Pace
-from gpuhealth.burnin.products import FORMATS, Format, Shape, multiply
-from gpuhealth.readings import Miscompare
+from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.test_timer import Pace
+from gpuhealth.monitors.burnin_results.readings import Miscompare
 
 _SIZE = 8192
 _SMALL_SIZE = 256

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from gpuhealth.burnin.jobs import CudaDevice
-from gpuhealth.model import Missing
-from gpuhealth.readings import GpuReadings
+from gpuhealth.burnin.protocol import CudaDevice
+from gpuhealth.model.missing import Missing
+from gpuhealth.monitors.nvidia.readings import GpuReadings
 
 _GRAMMAR = "write all, cuda:0,1, cpu, or cpu:0,1"
 

@@ -1,4 +1,4 @@
-"""The process in which one test runs: `python -m gpuhealth.burnin.worker PARENT`, started by burnin/processes.py.
+"""The process in which one test runs: `python -m gpuhealth.burnin.worker PARENT`, started by burnin/worker_process.py.
 
 What goes wrong with the test's libraries or its device ends this process and nothing else.
 """
@@ -19,7 +19,7 @@ from types import FrameType, ModuleType
 
 import msgspec
 
-from gpuhealth.burnin.jobs import (
+from gpuhealth.burnin.protocol import (
     DEVICES,
     CudaDevice,
     Devices,
@@ -32,7 +32,7 @@ from gpuhealth.burnin.jobs import (
     Stopped,
     Unable,
 )
-from gpuhealth.burnin.listing import TESTS
+from gpuhealth.burnin.registry import TESTS
 
 HARD_EXIT_SECONDS = 1.0
 """After it was told to stop. The parent kills a worker soon after."""

@@ -20,9 +20,9 @@ def command(config: options.Config = None) -> None:
     path = config or (Path(named) if named else None)
     settings = options.load_settings(path)
     log_json(settings.log_level)
-    from gpuhealth.agent import Agent
-    from gpuhealth.probes.stale_library import RestartRequiredError
-    from gpuhealth.web.node import serve
+    from gpuhealth.agent.agent import Agent
+    from gpuhealth.agent.http_app import serve
+    from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError
 
     try:
         run(Agent(settings, path, services=(serve,)).run())
@@ -34,7 +34,7 @@ def run(process: Coroutine[Any, Any, T]) -> T:
     """Runs a process to its end, and returns what it does; that it cannot serve is told in one sentence."""
     import asyncio
 
-    from gpuhealth.web.server import ServingError
+    from gpuhealth.runtime.http_server import ServingError
 
     try:
         return asyncio.run(process)

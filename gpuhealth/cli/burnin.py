@@ -15,12 +15,12 @@ from gpuhealth.cli.output import COULD_NOT, HEALTHY, UNHEALTHY, CommandError, ne
 from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
-    from gpuhealth.burnin.jobs import Fault
+    from gpuhealth.burnin.protocol import Fault
     from gpuhealth.burnin.run import Curves, Plan, Run
     from gpuhealth.burnin.sampling import Sampler
     from gpuhealth.burnin.targets import Target
-    from gpuhealth.config import Settings
-    from gpuhealth.readings import BurninRun
+    from gpuhealth.monitors.burnin_results.readings import BurninRun
+    from gpuhealth.runtime.settings import Settings
 
 MAX_SEED = 2**31 - 1
 
@@ -92,7 +92,7 @@ def command(
 
 def _names(tests: str | None) -> list[str]:
     """The tests that are named. Raises CommandError for one that is not known."""
-    from gpuhealth.burnin.listing import TESTS
+    from gpuhealth.burnin.registry import TESTS
 
     names = [name.strip() for name in tests.split(",")] if tests else []
     for name in names:
@@ -123,7 +123,7 @@ def _plan(
 
 
 def _write_report(file: Path, result: BurninRun, curves: Curves) -> None:
-    from gpuhealth.burnin import page
+    from gpuhealth.burnin import html_report as page
 
     try:
         file.write_text(page.page(result, curves), encoding="utf-8")
@@ -148,13 +148,13 @@ def _show(result: BurninRun, as_json: bool) -> None:
 
         standard.write_line(msgspec.json.encode(result))
     else:
-        from gpuhealth.cli import tested
+        from gpuhealth.cli import burnin_report as tested
 
         tested.show(result)
 
 
 def _exit_code(result: BurninRun) -> int:
-    from gpuhealth.readings import TestStatus
+    from gpuhealth.monitors.burnin_results.readings import TestStatus
 
     return {TestStatus.PASSED: HEALTHY, TestStatus.FAILED: UNHEALTHY}.get(result.status, COULD_NOT)
 
@@ -162,7 +162,7 @@ def _exit_code(result: BurninRun) -> int:
 def _faults(settings: Settings) -> tuple[Fault, ...]:
     import msgspec
 
-    from gpuhealth.burnin.jobs import Fault
+    from gpuhealth.burnin.protocol import Fault
 
     try:
         return msgspec.convert(settings.burnin.faults, tuple[Fault, ...])

@@ -11,7 +11,7 @@ from gpuhealth.cli import options
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
-    from gpuhealth.probes.capture import Capture
+    from gpuhealth.agent.capture import Capture
 
 _ALL = float("inf")  # of the kernel log: what is left of this boot
 
@@ -34,14 +34,14 @@ def command(
     if not output.parent.is_dir():
         raise CommandError(f"cannot write {output}: there is no folder {output.parent}")
 
-    from gpuhealth.probes import capture
+    from gpuhealth.agent import capture
 
     taken = _taken(settings, rounds, pause)
     try:
         size = capture.save(taken, output, overwrite=force)
     except capture.CaptureError as error:
         raise CommandError(str(error)) from None
-    from gpuhealth.cli.words import counted
+    from gpuhealth.cli.wording import counted
 
     lines = counted(len(taken.kernel_log or ()), "kernel-log record")
     typer.echo(f"Wrote {output}: {counted(len(taken.rounds), 'round')}, {lines}, {max(1, size >> 10)} KiB.")
@@ -55,9 +55,9 @@ def _taken(settings: Any, rounds: int, pause: float) -> Capture:
     import msgspec
 
     from gpuhealth import __version__
-    from gpuhealth.cli import look
-    from gpuhealth.model import Missing
-    from gpuhealth.probes import capture
+    from gpuhealth.agent import capture
+    from gpuhealth.cli import snapshot as look
+    from gpuhealth.model.missing import Missing
 
     memory = look.remembered(settings, with_entries=True)
     readings, records = look.machine(settings, _ALL, rounds, pause)

@@ -12,8 +12,8 @@ from gpuhealth.cli.output import COULD_NOT, DEGRADED, HEALTHY, UNHEALTHY, Comman
 from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
-    from gpuhealth.cli.judging import Judgement, Selection
-    from gpuhealth.config import Settings
+    from gpuhealth.cli.single_run import Judgement, Selection
+    from gpuhealth.runtime.settings import Settings
 
 
 def command(
@@ -43,7 +43,7 @@ def command(
 
     Exit code: 0 healthy, 1 degraded, 2 unhealthy, 3 unknown or could not check.
     """
-    from gpuhealth.cli.judging import Selection
+    from gpuhealth.cli.single_run import Selection
 
     selection = Selection(only or [])
     back = None if since is None else options.duration(since, "--since")
@@ -56,7 +56,7 @@ def command(
 
         standard.write_line(msgspec.json.encode(judgement.verdict))
     else:
-        from gpuhealth.cli import report
+        from gpuhealth.cli import check_report as report
 
         report.show(judgement, notes, verbose=verbose, replay_of=str(replay) if replay else "")
     raise typer.Exit(_exit_code(judgement))
@@ -70,8 +70,9 @@ def _exit_code(judgement: Judgement) -> int:
 def _looked(
     config: Path | None, expected_gpus: int | None, selection: Selection, back: float | None
 ) -> tuple[Judgement, list[str]]:
-    from gpuhealth import checks
-    from gpuhealth.cli import judging, look
+    from gpuhealth import monitors as checks
+    from gpuhealth.cli import single_run as judging
+    from gpuhealth.cli import snapshot as look
 
     settings = _expecting(options.load_settings(config), expected_gpus)
     back = settings.kmsg.lookback if back is None else back
@@ -99,9 +100,10 @@ def _replayed(
     """Judged by the settings that are named, else by those that were in force where the capture was made."""
     from pydantic import ValidationError
 
-    from gpuhealth.cli import judging, look
-    from gpuhealth.config import Settings
-    from gpuhealth.probes import capture
+    from gpuhealth.agent import capture
+    from gpuhealth.cli import single_run as judging
+    from gpuhealth.cli import snapshot as look
+    from gpuhealth.runtime.settings import Settings
 
     try:
         taken = capture.load(path)

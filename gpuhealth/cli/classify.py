@@ -40,7 +40,7 @@ def command(
 def _classify(log: IO[bytes]) -> None:
     import msgspec
 
-    from gpuhealth.probes import logtext
+    from gpuhealth.kernel_log import formats as logtext
 
     write, encode = sys.stdout.buffer.write, msgspec.json.Encoder().encode
     for found in logtext.classify(_lines(log)):

@@ -13,7 +13,7 @@ from gpuhealth.cli.output import CommandError, columns, console, labelled, print
 from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
-    from gpuhealth.journal import Entry
+    from gpuhealth.runtime.journal import Entry
 
 _ROOMY = 160  # columns
 _FOREVER = 400 * 86400.0  # seconds: longer than any journal is kept
@@ -52,7 +52,7 @@ def command(
 
 
 def _read(path: Path, since: datetime, pattern: str, limit: int) -> list[Entry]:
-    from gpuhealth.journal import Journal, JournalError
+    from gpuhealth.runtime.journal import Journal, JournalError
 
     if not path.exists():
         raise CommandError(f"no journal at {path}: has the agent run on this node? (--journal names another)")
@@ -70,7 +70,7 @@ def _table(entries: list[Entry]) -> None:
     """One line an event where there is room for it, as in a pipe; else its message stands below."""
     from rich.text import Text
 
-    from gpuhealth.cli.words import STYLE
+    from gpuhealth.cli.wording import STYLE
 
     out = console()
     roomy = out.width >= _ROOMY

@@ -14,11 +14,11 @@ from gpuhealth.cli import options
 from gpuhealth.cli.output import CommandError, console, labelled, near, printable
 
 if TYPE_CHECKING:
-    from gpuhealth.catalog.sxid import SxidFacts
-    from gpuhealth.catalog.xid import XidFacts
-    from gpuhealth.checks.code import Code
-    from gpuhealth.config import FindingPolicy
-    from gpuhealth.model import KernelEvent
+    from gpuhealth.model.code import Code
+    from gpuhealth.model.kernel_event import KernelEvent
+    from gpuhealth.monitors.nvidia.catalog.sxid import SxidFacts
+    from gpuhealth.monitors.nvidia.catalog.xid import XidFacts
+    from gpuhealth.runtime.settings import FindingPolicy
 
 _NUMBER = re.compile(r"(s?xid)?[\s.:#=]*(\d{1,9})", re.ASCII | re.IGNORECASE)
 _CAUSES = {
@@ -63,14 +63,14 @@ def command(
     elif " " in text:
         raise CommandError("this line means nothing that gpuhealth knows of")
     else:
-        from gpuhealth.checks import known_codes
+        from gpuhealth.monitors import known_codes
 
         raise CommandError(f"{printable(text)!r} is no XID, SXid or finding code{near(text.lower(), known_codes())}")
 
 
 def _codes(text: str) -> list[str]:
     """The finding codes that the text names: one, a pattern's, or a subject's."""
-    from gpuhealth.checks import known_codes
+    from gpuhealth.monitors import known_codes
 
     known = known_codes()
     if text in known:
@@ -80,9 +80,9 @@ def _codes(text: str) -> list[str]:
 
 def _event(text: str) -> KernelEvent | None:
     """What the line (or the lines, pasted together) says; the last that says anything."""
-    from gpuhealth.catalog import user_text
-    from gpuhealth.catalog.kernel_lines import KernelLog
-    from gpuhealth.probes import logtext
+    from gpuhealth.kernel_log import formats as logtext
+    from gpuhealth.kernel_log import user_text
+    from gpuhealth.kernel_log.parser import KernelLog
 
     # A line that a shell or a chat has squeezed no longer has the form of a log; what the kernel said is still in it.
     said = re.search(r"NVRM: .*|nvidia-nvswitch\d+: .*|(?<=kernel: ).*", text)
@@ -99,9 +99,9 @@ def _event(text: str) -> KernelEvent | None:
 def _listing(codes: list[str]) -> None:
     from rich.text import Text
 
-    from gpuhealth import checks
+    from gpuhealth import monitors as checks
     from gpuhealth.cli.output import columns
-    from gpuhealth.cli.words import STYLE
+    from gpuhealth.cli.wording import STYLE
 
     out = console()
     known = [checks.code(name) for name in codes]
@@ -120,7 +120,7 @@ class _Explained:
 
     def numbered(self, kind: str, number: int) -> None:
         """An XID or SXid by its number; raises CommandError for one that nobody has written down."""
-        from gpuhealth.catalog import sxid, xid
+        from gpuhealth.monitors.nvidia.catalog import sxid, xid
 
         known = [*(xid.table() if kind == "xid" else sxid.table())]
         if number not in known:
@@ -129,7 +129,7 @@ class _Explained:
         self._facts(kind, number)
 
     def _facts(self, kind: str, number: int) -> None:
-        from gpuhealth.catalog import sxid, xid
+        from gpuhealth.monitors.nvidia.catalog import sxid, xid
 
         if kind == "xid":
             self._xid(xid.lookup(number))
@@ -139,7 +139,7 @@ class _Explained:
 
     def code(self, name: str) -> None:
         """A finding code."""
-        from gpuhealth import checks
+        from gpuhealth import monitors as checks
 
         if match := _NUMBER.fullmatch(name):
             self.numbered(match[1].lower(), int(match[2]))
@@ -165,7 +165,7 @@ class _Explained:
             self.code(event.finding)
 
     def _xid(self, facts: XidFacts) -> None:
-        from gpuhealth.catalog.xid import NVLINK
+        from gpuhealth.monitors.nvidia.catalog.xid import NVLINK
 
         self._title(f"XID {facts.code}", facts.mnemonic)
         self._row("means", f"{facts.meaning}.")
@@ -184,8 +184,8 @@ class _Explained:
             self._row("note", "Once it is a warning; it is critical when it repeats on the same GPU.")
 
     def _sxid(self, facts: SxidFacts) -> None:
-        from gpuhealth.catalog import sxid
-        from gpuhealth.cli.words import DO
+        from gpuhealth.cli.wording import DO
+        from gpuhealth.monitors.nvidia.catalog import sxid
 
         self._title(f"SXid {facts.code}", facts.mnemonic)
         self._row("means", f"{facts.meaning}.")
@@ -196,7 +196,7 @@ class _Explained:
         self._row("do", f"{advice} [{action}]")
 
     def _what_we_do(self, name: str) -> None:
-        from gpuhealth import checks
+        from gpuhealth import monitors as checks
 
         code, policy = checks.code(name), self._policy(name)
         self._row("we", f"raise {name} as {_acts(code)}.")
@@ -233,12 +233,12 @@ def _by_itself(event: KernelEvent) -> str:
     """What this line does, where that is another thing than to raise its finding; as the agent judges it."""
     from datetime import UTC, datetime
 
-    from gpuhealth import checks
-    from gpuhealth.checks.history import History
-    from gpuhealth.checks.kernel import COUNTED
-    from gpuhealth.config import Settings
-    from gpuhealth.model import Clean, Finding
-    from gpuhealth.readings import NodeReadings
+    from gpuhealth import monitors as checks
+    from gpuhealth.model.finding import Clean, Finding
+    from gpuhealth.model.history import History
+    from gpuhealth.monitors.kernel_log.checks import COUNTED
+    from gpuhealth.monitors.readings import NodeReadings
+    from gpuhealth.runtime.settings import Settings
 
     readings = NodeReadings("", datetime.now(UTC), "", events=(event,))
     outcomes = checks.judge_events(readings, Settings(), History())

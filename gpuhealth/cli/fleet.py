@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhealth.cli import options, reaching
+from gpuhealth.cli import cluster_access as reaching
+from gpuhealth.cli import options
 from gpuhealth.cli.output import COULD_NOT, CommandError, console
 from gpuhealth.cli.streams import standard
 

@@ -12,16 +12,16 @@ import msgspec
 from rich.text import Text
 
 from gpuhealth.cli.output import CommandError, columns, labelled, printable
-from gpuhealth.cli.words import STYLE, age, counted
-from gpuhealth.cluster.errors import NotFoundError, UnreadableError
-from gpuhealth.cluster.kinds import NODES, PREFLIGHT_TAINT, REPORTS, STATE_LABEL
-from gpuhealth.cluster.node import condition, has_taint, labels, taints
-from gpuhealth.cluster.reading import labels_of, read, text_of, time_of
+from gpuhealth.cli.wording import STYLE, age, counted
+from gpuhealth.kube.errors import NotFoundError, UnreadableError
+from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, STATE_LABEL
+from gpuhealth.kube.objects import labels_of, read, text_of, time_of
+from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpuhealth.cluster.client import Client
+    from gpuhealth.kube.client import Client
 
 
 class Row(msgspec.Struct, frozen=True):

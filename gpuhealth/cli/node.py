@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gpuhealth.cli import reaching
+from gpuhealth.cli import cluster_access as reaching
 from gpuhealth.cli.output import console
 from gpuhealth.cli.streams import standard
 

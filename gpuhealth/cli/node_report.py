@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.text import Text
 
-from gpuhealth.cli import reaching
+from gpuhealth.cli import cluster_access as reaching
 from gpuhealth.cli.output import CommandError, columns, labelled, printable, short
-from gpuhealth.cli.words import DO, STYLE, age, counted
-from gpuhealth.cluster.errors import ForbiddenError, NotFoundError, UnreadableError
-from gpuhealth.cluster.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
-from gpuhealth.cluster.node import condition, labels, notes, taints, unschedulable
-from gpuhealth.cluster.reading import read
-from gpuhealth.cluster.selectors import matches
+from gpuhealth.cli.wording import DO, STYLE, age, counted
+from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
+from gpuhealth.kube.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
+from gpuhealth.kube.objects import read
+from gpuhealth.kube.selectors import matches
+from gpuhealth.quarantine.marks import condition, labels, notes, taints, unschedulable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpuhealth.cluster.client import Client
+    from gpuhealth.kube.client import Client
 
 _LAST_EVENTS = 10
 _MARGIN = 12

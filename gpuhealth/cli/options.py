@@ -10,7 +10,7 @@ import typer
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
-    from gpuhealth.config import Settings
+    from gpuhealth.runtime.settings import Settings
 
 Config = Annotated[
     Path | None,
@@ -20,7 +20,7 @@ Config = Annotated[
 
 def load_settings(path: Path | None) -> Settings:
     """The settings in force; raises CommandError."""
-    from gpuhealth import config_file
+    from gpuhealth.runtime import settings_file as config_file
 
     try:
         return config_file.load(path)
@@ -30,7 +30,7 @@ def load_settings(path: Path | None) -> Settings:
 
 def duration(text: str, option: str) -> float:
     """Seconds of `90`, `10m`, `24h`; raises CommandError."""
-    from gpuhealth.config import LONGEST_SECONDS, seconds
+    from gpuhealth.runtime.settings import LONGEST_SECONDS, seconds
 
     try:
         value = seconds(text)

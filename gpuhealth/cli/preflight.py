@@ -9,7 +9,7 @@ from gpuhealth.cli.logs import log_json
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
-    from gpuhealth.config import Settings
+    from gpuhealth.runtime.settings import Settings
 
 
 def command(config: options.Config = None) -> None:
@@ -21,8 +21,8 @@ def command(config: options.Config = None) -> None:
         os.environ["GPUHEALTH_CONFIG"] = str(config)  # for the commands that it runs
     settings = options.load_settings(None)
     log_json(settings.log_level)
-    from gpuhealth.cluster.errors import NoConfigurationError
-    from gpuhealth.probes.stale_library import RestartRequiredError
+    from gpuhealth.kube.errors import NoConfigurationError
+    from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError
 
     try:
         asyncio.run(_run(settings))
@@ -31,8 +31,8 @@ def command(config: options.Config = None) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    from gpuhealth.cluster.client import Client
-    from gpuhealth.preflight import Preflight
+    from gpuhealth.agent.preflight import Preflight
+    from gpuhealth.kube.client import Client
 
     where = settings.kubernetes
     async with Client.from_kubeconfig(where.kubeconfig, where.context) as client:

@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuhealth.burnin.figures import in_words, quantity
-from gpuhealth.burnin.listing import TESTS
+from gpuhealth.burnin.registry import TESTS
 from gpuhealth.burnin.run import Run
 from gpuhealth.burnin.targets import Target
 from gpuhealth.cli.output import console, printable, short
-from gpuhealth.cli.words import RESULT_STYLE, counted
-from gpuhealth.readings import TestResult, TestStatus
+from gpuhealth.cli.wording import RESULT_STYLE, counted
+from gpuhealth.monitors.burnin_results.readings import TestResult, TestStatus
 
 _REFRESH_SECONDS = 0.5
 _LINE_SECONDS = 30.0

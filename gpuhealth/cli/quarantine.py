@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhealth.cli import reaching
+from gpuhealth.cli import cluster_access as reaching
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
-    from gpuhealth.cluster.client import Client
+    from gpuhealth.kube.client import Client
 
 
 def command(
@@ -27,7 +27,7 @@ def command(
     why = f"{reason} ({getpass.getuser()})" if reason else f"by {getpass.getuser()}"
 
     async def take_out(client: Client) -> str:
-        from gpuhealth.cluster.node import override
+        from gpuhealth.quarantine.marks import override
 
         node = await reaching.found(client, name)
         if (word := override(node)) is not None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhealth.cli import reaching
+from gpuhealth.cli import cluster_access as reaching
 
 if TYPE_CHECKING:
-    from gpuhealth.cluster.client import Client
+    from gpuhealth.kube.client import Client
 
 
 def command(

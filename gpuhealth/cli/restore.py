@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gpuhealth.cli import reaching
+from gpuhealth.cli import cluster_access as reaching
 
 if TYPE_CHECKING:
-    from gpuhealth.cluster.client import Client
+    from gpuhealth.kube.client import Client
 
 
 def command(name: reaching.Name, context: reaching.Context = None, kubeconfig: reaching.Kubeconfig = None) -> None:
@@ -21,9 +21,9 @@ def command(name: reaching.Name, context: reaching.Context = None, kubeconfig: r
     async def bring_back(client: Client) -> tuple[str, dict[str, Any]]:
         from datetime import UTC, datetime
 
-        from gpuhealth.cluster.errors import NotFoundError
-        from gpuhealth.cluster.kinds import REPORTS
-        from gpuhealth.cluster.node import written_time
+        from gpuhealth.kube.errors import NotFoundError
+        from gpuhealth.kube.kinds import REPORTS
+        from gpuhealth.quarantine.marks import written_time
 
         node = await reaching.found(client, name)
         try:
@@ -44,8 +44,8 @@ def command(name: reaching.Name, context: reaching.Context = None, kubeconfig: r
 
 
 def _is_read_again(finding: dict[str, Any]) -> bool:
-    from gpuhealth import checks
-    from gpuhealth.checks.code import Clears
+    from gpuhealth import monitors as checks
+    from gpuhealth.model.code import Clears
 
     try:
         return finding["severity"] != "info" and checks.code(finding["code"]).clears is Clears.REREAD

@@ -23,24 +23,24 @@ from typing import Any
 import structlog
 
 from gpuhealth import __version__
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.election import Election
-from gpuhealth.cluster.errors import NoConfigurationError
-from gpuhealth.cluster.eviction import Evictor
-from gpuhealth.config import Settings
-from gpuhealth.config_file import ConfigError, SettingsFile
-from gpuhealth.controller.budgets import Budgets
+from gpuhealth.controller.agent_liveness import Silence
+from gpuhealth.controller.budget_status import Budgets
+from gpuhealth.controller.burnin_scheduler import Testing
 from gpuhealth.controller.drain import Means
-from gpuhealth.controller.drains import Drains
-from gpuhealth.controller.fleet import READ_KINDS, Fleet
+from gpuhealth.controller.drain_controller import Drains
+from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.controller.gangs import Gangs
-from gpuhealth.controller.leftovers import Leftovers
-from gpuhealth.controller.outliers import Outliers
-from gpuhealth.controller.pace import Pace
-from gpuhealth.controller.silence import Silence
-from gpuhealth.controller.telling import Telling
-from gpuhealth.controller.testing import Testing
-from gpuhealth.tasks import forever, together
+from gpuhealth.controller.orphaned_slots import Leftovers
+from gpuhealth.controller.outlier_publisher import Outliers
+from gpuhealth.fleet.fleet import READ_KINDS, Fleet
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.election import Election
+from gpuhealth.kube.errors import NoConfigurationError
+from gpuhealth.kube.eviction import Evictor
+from gpuhealth.runtime.rate_limiter import Pace
+from gpuhealth.runtime.settings import Settings
+from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
+from gpuhealth.runtime.supervisor import forever, together
 
 log = structlog.get_logger()
 

@@ -18,22 +18,22 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from gpuhealth.cluster.client import JSON_PATCH, Client
-from gpuhealth.cluster.errors import ApiError, InvalidError, NotFoundError
-from gpuhealth.cluster.eviction import Evictor, Outcome, Result
-from gpuhealth.cluster.kinds import NODES, PODS, REPORTS, STATE_LABEL
-from gpuhealth.cluster.node import written_time
-from gpuhealth.cluster.reading import read
-from gpuhealth.cluster.watching import watch
-from gpuhealth.config import Controller as Settings
-from gpuhealth.controller import facts
-from gpuhealth.controller.fleet import Fleet
+from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.controller.gangs import Gangs
-from gpuhealth.controller.pace import Pace
 from gpuhealth.controller.pods import Pod, gangs, movable, slim, unknown, unreadable_pod
-from gpuhealth.controller.table import Table
-from gpuhealth.controller.telling import Telling
-from gpuhealth.tasks import end, raise_if_cancelled
+from gpuhealth.fleet import views as facts
+from gpuhealth.fleet.fleet import Fleet
+from gpuhealth.fleet.store import Table
+from gpuhealth.kube.client import JSON_PATCH, Client
+from gpuhealth.kube.errors import ApiError, InvalidError, NotFoundError
+from gpuhealth.kube.eviction import Evictor, Outcome, Result
+from gpuhealth.kube.kinds import NODES, PODS, REPORTS, STATE_LABEL
+from gpuhealth.kube.objects import read
+from gpuhealth.kube.watching import watch
+from gpuhealth.quarantine.marks import written_time
+from gpuhealth.runtime.rate_limiter import Pace
+from gpuhealth.runtime.settings import Controller as Settings
+from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
 log = structlog.get_logger()
 

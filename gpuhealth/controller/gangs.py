@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.disruptions import Guards, obstacle
-from gpuhealth.controller.fleet import Fleet
 from gpuhealth.controller.pods import Pod, movable
-from gpuhealth.controller.table import Table
+from gpuhealth.fleet.fleet import Fleet
+from gpuhealth.fleet.store import Table
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.pdb import Guards, obstacle
 
 
 class Gangs:

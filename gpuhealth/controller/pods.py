@@ -7,10 +7,10 @@ from datetime import datetime
 
 import msgspec
 
-from gpuhealth.cluster.client import Object
-from gpuhealth.cluster.errors import UnreadableError
-from gpuhealth.cluster.kinds import DRAIN
-from gpuhealth.cluster.reading import text_of, time_of
+from gpuhealth.kube.client import Object
+from gpuhealth.kube.errors import UnreadableError
+from gpuhealth.kube.kinds import DRAIN
+from gpuhealth.kube.objects import text_of, time_of
 
 MIRROR = "kubernetes.io/config.mirror"
 GANGS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from testing import readings as builders
+from testing.burnin_jobs import Stopper, done
 
 from gpuhealth.burnin import bandwidth, figures
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.faults import Faults
-from gpuhealth.burnin.jobs import Fault, Job
-from gpuhealth.burnin.judging import Trial, judge
-from gpuhealth.burnin.watched import Watched
-from gpuhealth.config import BurninLimits
-from gpuhealth.readings import TestStatus
-from tests.burnin.jobs import Stopper, done
-from tests.checks import builders
+from gpuhealth.burnin.pass_rules import Trial, judge
+from gpuhealth.burnin.protocol import Fault, Job
+from gpuhealth.burnin.telemetry_window import Watched
+from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.runtime.settings import BurninLimits
 
 ALL = {
     figures.HOST_TO_DEVICE,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from testing.burnin_jobs import Stopper, done
 
 from gpuhealth.burnin import collectives, figures
 from gpuhealth.burnin.collectives import culprit
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.faults import Faults
-from gpuhealth.burnin.jobs import Fault, GpuOutcome, Job
-from tests.burnin.jobs import Stopper, done
+from gpuhealth.burnin.protocol import Fault, GpuOutcome, Job
 
 RANKS = 3
 Pool = ProcessPoolExecutor

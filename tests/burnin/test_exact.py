@@ -12,9 +12,9 @@ from torch import Tensor
 from gpuhealth.burnin import exact
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.faults import Faults, flip
-from gpuhealth.burnin.jobs import Fault, GpuOutcome, Job, Progress, Stopped
+from gpuhealth.burnin.gemm import FORMATS
 from gpuhealth.burnin.operands import Pair
-from gpuhealth.burnin.products import FORMATS
+from gpuhealth.burnin.protocol import Fault, GpuOutcome, Job, Progress, Stopped
 
 BF16 = next(form for form in FORMATS if form.name == "bf16")
 
@@ -159,7 +159,7 @@ def test_a_device_that_cannot_multiply_at_all_fails(monkeypatch: pytest.MonkeyPa
     def broken(*_: object) -> Tensor:
         raise RuntimeError("CUDA error: unspecified launch failure\nmore")
 
-    monkeypatch.setattr("gpuhealth.burnin.products.multiply", broken)
+    monkeypatch.setattr("gpuhealth.burnin.gemm.multiply", broken)
     (outcome,) = _run(_job())
     assert outcome.failure == "a small product in fp32 failed: CUDA error: unspecified launch failure"
 

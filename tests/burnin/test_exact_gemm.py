@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks import exact_gemm
 
-from gpuhealth.burnin.products import FORMATS
+from gpuhealth.burnin.gemm import FORMATS
 
 FORMS = [form for form in FORMATS if form.processor_size > 100]  # without those that are slow on a processor
 

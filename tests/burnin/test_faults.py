@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from simnode import wait_for
+from testing.simnode import wait_for
 
 from gpuhealth.burnin.device import Device, is_out_of_memory
 from gpuhealth.burnin.faults import Faults, bits, flip
-from gpuhealth.burnin.jobs import Fault, Job
+from gpuhealth.burnin.protocol import Fault, Job
 
 CPU = Device("cpu", "cpu0", small=True)
 OTHER = Device("cpu", "cpu1", small=True)

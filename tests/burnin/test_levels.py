@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gpuhealth.burnin.levels import LEVELS, plan
-from gpuhealth.burnin.listing import TESTS
+from gpuhealth.burnin.registry import TESTS
 
 
 @pytest.mark.parametrize(("level", "least", "most"), [("quick", 10, 45), ("standard", 120, 270), ("long", 1800, 5400)])

@@ -8,10 +8,11 @@ import sys
 import msgspec
 import pytest
 import torch
+from testing.burnin_jobs import Stopper, done
 
-from gpuhealth.burnin import memory, words
-from gpuhealth.burnin.jobs import Fault, GpuOutcome
-from tests.burnin.jobs import Stopper, done
+from gpuhealth.burnin import memory
+from gpuhealth.burnin import word_patterns as words
+from gpuhealth.burnin.protocol import Fault, GpuOutcome
 
 
 def test_sound_memory_passes() -> None:

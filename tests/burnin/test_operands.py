@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpuhealth.burnin.faults import bits, flip
+from gpuhealth.burnin.gemm import FORMATS, Format, Shape, multiply
 from gpuhealth.burnin.operands import Pair, draw
-from gpuhealth.burnin.products import FORMATS, Format, Shape, multiply
 
 SEEDS = st.integers(0, 2**32)
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

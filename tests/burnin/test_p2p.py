@@ -6,10 +6,11 @@ import multiprocessing
 import multiprocessing.connection
 
 import torch
+from testing.burnin_jobs import Stopper, done
 
-from gpuhealth.burnin import figures, p2p, words
-from gpuhealth.burnin.jobs import Fault, Progress
-from tests.burnin.jobs import Stopper, done
+from gpuhealth.burnin import figures, p2p
+from gpuhealth.burnin import word_patterns as words
+from gpuhealth.burnin.protocol import Fault, Progress
 
 
 def test_every_ordered_pair_is_measured() -> None:

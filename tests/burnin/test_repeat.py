@@ -10,8 +10,8 @@ import torch
 from gpuhealth.burnin import repeat
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.faults import Faults
-from gpuhealth.burnin.jobs import Fault, GpuOutcome, Job, Progress, Stopped
-from gpuhealth.burnin.products import FORMATS, Format, Shape, multiply
+from gpuhealth.burnin.gemm import FORMATS, Format, Shape, multiply
+from gpuhealth.burnin.protocol import Fault, GpuOutcome, Job, Progress, Stopped
 
 
 def _job(*faults: Fault, seconds: float = 0.5, gpus: tuple[str, ...] = ("cpu0",)) -> Job:

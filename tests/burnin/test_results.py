@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from testing.burnin_results import result, run
 
 from gpuhealth.burnin import results
-from gpuhealth.readings import BurninRun
-from tests.burnin.builders import result, run
+from gpuhealth.monitors.burnin_results.readings import BurninRun
 
 
 def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from simnode import SimulatedNode
+from testing.simnode import SimulatedNode
 
-from gpuhealth import config_file
-from gpuhealth.burnin.jobs import Fault
+from gpuhealth.burnin.protocol import Fault
 from gpuhealth.burnin.run import Curves, Plan, Run
 from gpuhealth.burnin.sampling import Sampler
 from gpuhealth.burnin.targets import BurninError, targets
-from gpuhealth.readings import BurninRun, TestStatus
+from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
+from gpuhealth.runtime import settings_file as config_file
 
 
 @pytest.fixture

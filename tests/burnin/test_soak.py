@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from testing import readings as builders
+from testing.burnin_jobs import Stopper, done
+
 from gpuhealth.burnin import soak
-from gpuhealth.burnin.jobs import Fault
-from gpuhealth.burnin.judging import Trial, judge
-from gpuhealth.burnin.watched import Watched
-from gpuhealth.config import BurninLimits
-from gpuhealth.readings import TestStatus
-from tests.burnin.jobs import Stopper, done
-from tests.checks import builders
+from gpuhealth.burnin.pass_rules import Trial, judge
+from gpuhealth.burnin.protocol import Fault
+from gpuhealth.burnin.telemetry_window import Watched
+from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.runtime.settings import BurninLimits
 
 LIMITS = BurninLimits()
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuhealth.burnin.jobs import CudaDevice
+from gpuhealth.burnin.protocol import CudaDevice
 from gpuhealth.burnin.targets import BurninError, Target, needs_cuda, targets, users
-from gpuhealth.model import Missing, MissingReason
-from gpuhealth.readings import GpuProcess, GpuReadings, MigDevice
+from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.nvidia.readings import GpuProcess, GpuReadings, MigDevice
 
 A, B, MIG = (f"{number:08x}-1111-2222-3333-444444444444" for number in (1, 2, 3))
 CUDA = (CudaDevice("cuda:0", B, "torch's name"), CudaDevice("cuda:1", A, "torch's name"))

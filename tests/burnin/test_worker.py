@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from simnode import wait_for
+from testing.simnode import wait_for
 
-from gpuhealth.burnin.jobs import DEVICES, Fault, Job, Outcome, Unable
-from gpuhealth.burnin.processes import Answer, Failure, Worker
+from gpuhealth.burnin.protocol import DEVICES, Fault, Job, Outcome, Unable
+from gpuhealth.burnin.worker_process import Answer, Failure, Worker
 
 _PATIENCE = 120.0
 _HANG_SECONDS = 8.0

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from simnode import wait_for
+from testing.simnode import wait_for
 
 from tests.e2e.test_agent import entries
 from tests.e2e.test_marks import XID_95, Marked

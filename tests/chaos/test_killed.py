@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
+from testing.cluster_objects import Pool, finding, verdict
 
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.errors import ApiError
-from gpuhealth.cluster.kinds import QUARANTINE, TAINT
-from gpuhealth.cluster.node import Act, Desired
-from gpuhealth.cluster.writer import NodeWriter
-from gpuhealth.config import Settings
-from tests.cluster.builders import Pool, finding, verdict
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.errors import ApiError
+from gpuhealth.kube.kinds import QUARANTINE, TAINT
+from gpuhealth.quarantine.marks import Act, Desired
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
 
 HEALTHY = Desired(verdict())
 SICK = Desired(verdict(finding()), ("xid.79",), drain=True)

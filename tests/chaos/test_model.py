@@ -17,14 +17,14 @@ from hypothesis.stateful import (
 )
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
+from testing.cluster_objects import Pool, finding, verdict
 
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.errors import ApiError
-from gpuhealth.cluster.kinds import OUT_OF_SERVICE, OVERRIDE, TAINT
-from gpuhealth.cluster.node import BY_PERSON, Desired, Object, has_taint, record, released, taints, unschedulable
-from gpuhealth.cluster.writer import NodeWriter
-from gpuhealth.config import Settings
-from tests.cluster.builders import Pool, finding, verdict
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.errors import ApiError
+from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, TAINT
+from gpuhealth.quarantine.marks import BY_PERSON, Desired, Object, has_taint, record, released, taints, unschedulable
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
 
 CODES = st.sampled_from(["ecc.uncorrectable", "gpu.lost", "xid.79"])
 FAULTS = st.sampled_from([409, 429, 500, 401, "reset", "lost"])

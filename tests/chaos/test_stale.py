@@ -7,13 +7,13 @@ import asyncio
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
+from testing.cluster_objects import Pool, until
 
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.errors import UnavailableError
-from gpuhealth.cluster.writer import NodeWriter
-from gpuhealth.config import Settings
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.errors import UnavailableError
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
 from tests.chaos.test_killed import HEALTHY, SICK, marks
-from tests.cluster.builders import Pool, until
 
 
 def test_a_watch_that_broke_unnoticed(plane: ControlPlane, pool: Pool) -> None:

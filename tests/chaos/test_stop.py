@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gpuhealth.agent import Agent
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.writer import NodeWriter
-from gpuhealth.config import Settings
-from gpuhealth.journal import Entry, Journal
-from gpuhealth.tasks import forever
+from gpuhealth.agent.agent import Agent
+from gpuhealth.kube.client import Client
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.journal import Entry, Journal
+from gpuhealth.runtime.settings import Settings
+from gpuhealth.runtime.supervisor import forever
 
 Step = Callable[[], Awaitable[None]]
 ENTRY = Entry(datetime(2026, 3, 1, tzinfo=UTC), "agent", "test", "node", "text")

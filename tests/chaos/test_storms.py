@@ -15,24 +15,25 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
-from benchmarks.halves import CODE, Half, History, SharedClient, most, running, until
 from kube import ControlPlane
 from structlog.testing import capture_logs
+from testing.cluster_objects import Pool
+from testing.half_agents import CODE, Half, History, SharedClient, most, running, until
+from testing.readings import START, gpus
+from testing.readings import node as readings_of
 
-from gpuhealth.agent import Agent
-from gpuhealth.cluster.client import Client
-from gpuhealth.config import Settings
+from gpuhealth.agent.agent import Agent
+from gpuhealth.agent.metrics import Exposition
 from gpuhealth.controller.controller import Controller
-from gpuhealth.controller.fleet import Hold
-from gpuhealth.journal import Journal
-from gpuhealth.model import KernelRecord, State
-from gpuhealth.probes.clock import SteadyClock
-from gpuhealth.readings import KernelLog
-from gpuhealth.web.controller import ControllerCollector
-from gpuhealth.web.metrics import Exposition
-from tests.checks.builders import START, gpus
-from tests.checks.builders import node as readings_of
-from tests.cluster.builders import Pool
+from gpuhealth.controller.http_app import ControllerCollector
+from gpuhealth.fleet.fleet import Hold
+from gpuhealth.kube.client import Client
+from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.verdict import State
+from gpuhealth.monitors.kernel_log.readings import KernelLog
+from gpuhealth.runtime.clock import SteadyClock
+from gpuhealth.runtime.journal import Journal
+from gpuhealth.runtime.settings import Settings
 
 NODES = 60
 PER_FAULT = 4
@@ -174,7 +175,7 @@ def test_two_days_of_a_program_s_faults(
     """168,924 XIDs 45 in two days: every one is counted, none wants the node out, and little is kept of them."""
     storm = make_node("node")
     clock = SimpleNamespace(monotonic=lambda: storm.now.timestamp())
-    monkeypatch.setattr("gpuhealth.agent.time", clock)
+    monkeypatch.setattr("gpuhealth.agent.agent.time", clock)
 
     async def run() -> None:
         await storm.round()

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-
-from tests.cli.command import Node
+from testing.command import Node
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import socket
 import subprocess
 
 import pytest
-
-from tests.cli.command import COMMAND, Node
+from testing.command import COMMAND, Node
 
 
 def test_agent_logs_json_and_ends_on_request(gpu_node: Node) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from simnode import wait_for
+from testing.command import COMMAND, Node
+from testing.simnode import wait_for
 
-from gpuhealth.readings import BurninRun, TestStatus
-from tests.cli.command import COMMAND, Node
+from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
 
 _ALL = "cpu:0,1,2,3,4,5,6,7"
 _SHORT = ("--tests", "memory", "--duration", "100ms")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from testing.command import Node, Said
 
-from gpuhealth.checks.history import Baseline, History
-from gpuhealth.journal import Entry, Journal
-from gpuhealth.model import KernelRecord
-from gpuhealth.probes import capture
-from tests.cli.command import Node, Said
+from gpuhealth.agent import capture
+from gpuhealth.model.history import Baseline, History
+from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.runtime.journal import Entry, Journal
 
 GONE = "GPU-99999999-8888-7777-6666-555555555555"
 MANIFEST = {"format": 1, "node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "versions": {}}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from simnode import wait_for
+from testing.command import BOOT_ID, COMMAND, Node
+from testing.simnode import wait_for
 
-from gpuhealth.checks.history import Baseline, History
-from gpuhealth.journal import Journal
-from tests.cli.command import BOOT_ID, COMMAND, Node
+from gpuhealth.model.history import Baseline, History
+from gpuhealth.runtime.journal import Journal
 
 XID_79 = "NVRM: Xid (PCI:0000:61:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 GONE = "GPU-99999999-8888-7777-6666-555555555555"

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import yaml
 from kube import ControlPlane
+from testing.cluster_objects import Pool, finding, verdict
+from testing.command import COMMAND, Said
 
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.node import Desired
-from gpuhealth.cluster.report import Facts, Gpu, Inventory
-from gpuhealth.cluster.writer import NodeWriter
-from gpuhealth.config import Settings
-from gpuhealth.model import GpuVerdict, State
-from tests.cli.command import COMMAND, Said
-from tests.cluster.builders import Pool, finding, verdict
+from gpuhealth.kube.client import Client
+from gpuhealth.model.verdict import GpuVerdict, State
+from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.report import Facts, Gpu, Inventory
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
 
 UUID = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
 GPU = Gpu(0, UUID, "0000:01:00.0", "NVIDIA H100", "S1")

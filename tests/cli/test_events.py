@@ -4,9 +4,9 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from testing.command import Node
 
-from gpuhealth.journal import Entry, Journal
-from tests.cli.command import Node
+from gpuhealth.runtime.journal import Entry, Journal
 
 GPU = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
 

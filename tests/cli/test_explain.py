@@ -1,9 +1,9 @@
 """`gpuhealth explain`: whatever is pasted is explained, or the near words are named."""
 
 import pytest
+from testing.command import Node
 
-from gpuhealth import checks
-from tests.cli.command import Node
+from gpuhealth import monitors as checks
 
 LINE = (
     "Jan  5 03:12:44 node kernel: NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python3, GPU has fallen off the bus."

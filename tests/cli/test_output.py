@@ -9,8 +9,7 @@ import termios
 from fcntl import ioctl
 
 import pytest
-
-from tests.cli.command import COMMAND, Node
+from testing.command import COMMAND, Node
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from textwrap import indent
 
 import pytest
 from kube import ControlPlane
-from simnode import wait_for
-
-from tests.cli.command import COMMAND, Node, Said
+from testing.command import COMMAND, Node, Said
+from testing.simnode import wait_for
 
 _BURNIN = ("burnin", "--devices", "cpu", "--tests", "exact", "--duration", "1s")
 LOCAL = [("check",), ("events",), _BURNIN]
@@ -65,7 +64,7 @@ def only_error(said: Said) -> str:
 @pytest.fixture
 def with_journal(gpu_node: Node) -> Node:
     """A node whose agent has left a journal without entries."""
-    from gpuhealth.journal import Journal
+    from gpuhealth.runtime.journal import Journal
 
     Journal(gpu_node.journal, keep_seconds=1e6, max_entries=1000).close()
     return gpu_node
@@ -83,7 +82,7 @@ def test_what_cannot_be_done_is_one_document(
 @pytest.mark.parametrize("words", LOCAL, ids=NAMES[:3])
 def test_an_error_of_our_own_is_one_document(with_journal: Node, words: tuple[str, ...]) -> None:
     """An exception that nobody expects: the traceback is on standard error, the document says that it is our fault."""
-    where = ("gpuhealth.journal:Journal", "entries") if words[0] == "events" else ("msgspec.json", "encode")
+    where = ("gpuhealth.runtime.journal:Journal", "entries") if words[0] == "events" else ("msgspec.json", "encode")
     said = with_journal.run(*words, "--json", **inject(with_journal, before(*where, FAIL)))
     assert only_error(said).startswith("a fault of gpuhealth itself")
     assert "RuntimeError: injected" in said.err
@@ -97,7 +96,7 @@ def test_an_error_of_our_own_in_a_command_for_clusters(plane: ControlPlane, node
         assert "no node gpu-node-17" in only_error(node.run(*words))
     else:
         assert "clusters" in node.run(*words).json
-    broken = inject(node, before("gpuhealth.cluster.client:Client", "from_kubeconfig", FAIL))
+    broken = inject(node, before("gpuhealth.kube.client:Client", "from_kubeconfig", FAIL))
     assert only_error(node.run(*words, **broken)).startswith("a fault of gpuhealth itself")
 
 
@@ -136,7 +135,7 @@ def test_the_log_of_a_command_is_on_standard_error(gpu_node: Node, words: tuple[
 structlog.get_logger().info("quiet")
 structlog.get_logger().error("broken\\x1b[2J", file="a\\x1bb", traceback="one\\ntwo\\x1b")
 """
-    noisy = inject(gpu_node, before("gpuhealth.probes.node:NodeProbe", "__init__", noise))
+    noisy = inject(gpu_node, before("gpuhealth.monitors.node_probe:NodeProbe", "__init__", noise))
     words = tuple(str(gpu_node.folder / word) if word.endswith("gz") else word for word in words)
     said = gpu_node.run(*words, **noisy)
     assert said.code == 0

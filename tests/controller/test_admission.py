@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from kube import ControlPlane, Document, MissingBinariesError, find_binaries
 from kube.control_plane import RequestError
+from testing.admission import CONTROLLERS, OF_CONTROLLER, Admission, needed_rules, speaks_of
+from testing.attacks import event
+from testing.managed_cluster import Cluster, until
 
-from gpuhealth.cluster.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
-from gpuhealth.cluster.errors import ForbiddenError
-from gpuhealth.cluster.kinds import OVERRIDE, PODS, TAINT
-from gpuhealth.controller.plan import PERIODIC, RETURN, Candidate
-from gpuhealth.controller.testing import pod_of
-from tests.cluster.admission import CONTROLLERS, OF_CONTROLLER, Admission, needed_rules, speaks_of
-from tests.cluster.attacks import event
-from tests.controller.cluster import Cluster, until
+from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate
+from gpuhealth.controller.burnin_scheduler import pod_of
+from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
+from gpuhealth.kube.errors import ForbiddenError
+from gpuhealth.kube.kinds import OVERRIDE, PODS, TAINT
+from tests.controller.test_agent_liveness import SILENT, healthy_node
+from tests.controller.test_burnin_scheduler import ends, gone, runs, say_tested
 from tests.controller.test_drain import stop_all
-from tests.controller.test_silence import SILENT, healthy_node
-from tests.controller.test_testing import ends, gone, runs, say_tested
 
 TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
 Crime = Callable[[Document], Any]

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.managed_cluster import Cluster, until
 
-from gpuhealth.cluster.node import written_time
-from tests.controller.cluster import Cluster, until
+from gpuhealth.quarantine.marks import written_time
 
 DAEMON_SET = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "0", "controller": True}
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 from kube import documents
+from testing.managed_cluster import Cluster
 
-from gpuhealth import config_file
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.errors import ForbiddenError
 from gpuhealth.controller.controller import STOP_SECONDS
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.errors import ForbiddenError
+from gpuhealth.runtime import settings_file as config_file
 from tests.conftest import BASE
-from tests.controller.cluster import Cluster
 
 ALL = documents(BASE)
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from tests.cli.command import COMMAND
-from tests.controller.cluster import Cluster
+from testing.command import COMMAND
+from testing.managed_cluster import Cluster
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 180.0) -> Any:

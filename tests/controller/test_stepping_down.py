@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 import yaml
 from kube.proxy import FaultyProxy
+from testing.managed_cluster import Cluster, until
 
-from gpuhealth.cluster.client import Client
+from gpuhealth.controller.burnin_scheduler import Testing
 from gpuhealth.controller.controller import Controller
-from gpuhealth.controller.testing import Testing
-from gpuhealth.web.controller import serve
-from tests.controller.cluster import Cluster, until
-from tests.controller.test_fleet import scrape
+from gpuhealth.controller.http_app import serve
+from gpuhealth.kube.client import Client
 from tests.controller.test_process import wait_for
+from tests.fleet.test_fleet import scrape
 
 NODES = 300
 LOSSES = 3

@@ -6,16 +6,16 @@ import asyncio
 from typing import Any
 
 import pytest
+from testing.managed_cluster import Cluster, until
+from testing.node_writing import HEALTHY
 
-from gpuhealth.cluster.budget import Admitted, Held, is_counted
-from gpuhealth.cluster.client import Client
-from gpuhealth.cluster.writer import NodeWriter
-from gpuhealth.config import Settings
-from tests.cluster.writing import HEALTHY
-from tests.controller.cluster import Cluster, until
-from tests.controller.test_budgets import QB
-from tests.controller.test_fleet import outcome, status
-from tests.controller.test_leftovers import SICK, drop, holders
+from gpuhealth.kube.client import Client
+from gpuhealth.quarantine.slots import Admitted, Held, is_counted
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
+from tests.controller.test_budget_status import QB
+from tests.controller.test_orphaned_slots import SICK, drop, holders
+from tests.fleet.test_fleet import outcome, status
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 
@@ -23,8 +23,8 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for longer than it has to be."""
-    monkeypatch.setattr("gpuhealth.controller.budgets.SETTLED_SECONDS", 0.5)
-    monkeypatch.setattr("gpuhealth.controller.budgets.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("gpuhealth.controller.budget_status.SETTLED_SECONDS", 0.5)
+    monkeypatch.setattr("gpuhealth.controller.budget_status.GRACE_SECONDS", 0.5)
 
 
 def counted(cluster: Cluster) -> bool:
@@ -91,7 +91,7 @@ def test_beyond_the_limit(cluster: Cluster) -> None:
 
 def test_a_new_budget_is_not_counted_at_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """What our watches may not have told yet is waited for; then agents are spared the counting, as after a change."""
-    monkeypatch.setattr("gpuhealth.controller.budgets.SETTLED_SECONDS", 3.0)
+    monkeypatch.setattr("gpuhealth.controller.budget_status.SETTLED_SECONDS", 3.0)
     cluster.node()
     cluster.budget(1)
 

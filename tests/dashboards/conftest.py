@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from simnode import SimulatedNode
-
-from tests.dashboards.prometheus import PROGRAM, Prometheus, free_port
+from testing.prometheus import PROGRAM, Prometheus, free_port
+from testing.simnode import SimulatedNode
 
 _NO_API_SERVER = {
     "apiVersion": "v1",

@@ -6,10 +6,10 @@ import os
 import signal
 
 import pytest
-from simnode import SimulatedNode
+from testing.prometheus import Prometheus, until
+from testing.simnode import SimulatedNode
 
 from dashboards import rules
-from tests.dashboards.prometheus import Prometheus, until
 
 
 @pytest.mark.parametrize("alert", rules.ALERTS, ids=lambda alert: alert.name)

@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 import pytest
-from simnode import SimulatedNode
+from testing.prometheus import Prometheus, until
+from testing.simnode import SimulatedNode
 
 from dashboards.generate import FOLDER
-from tests.dashboards.prometheus import Prometheus, until
 
 _BOARD = json.loads((FOLDER / "grafana/node.json").read_text())
 _TARGETS = [(panel["title"], target) for panel in _BOARD["panels"] for target in panel.get("targets", [])]

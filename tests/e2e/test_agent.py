@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode, wait_for
 
 from gpuhealth import __version__
-from gpuhealth.journal import Journal
+from gpuhealth.runtime.journal import Journal
 
 # Rounds are quick. Only who hangs the driver is impatient with it: on a busy machine it may be slow without a fault.
 QUICK: dict[str, Any] = {

@@ -6,10 +6,10 @@ import asyncio
 from pathlib import Path
 
 from kube import ControlPlane
-from simnode import wait_for
+from testing.simnode import wait_for
 
-from tests.cluster.test_answers import PAGE, in_the_way
 from tests.e2e.test_marks import Marked, _rounds
+from tests.kube.test_answers import PAGE, in_the_way
 
 
 def test_a_page_in_the_way_stops_no_round(plane: ControlPlane, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from kube import ControlPlane
-from simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode, wait_for
 
-from gpuhealth.readings import TestStatus
+from gpuhealth.monitors.burnin_results.readings import TestStatus
 from tests.e2e.test_agent import entries
 from tests.e2e.test_marks import XID_95, Marked, _annotate, _leave_burnin, _rounds
 

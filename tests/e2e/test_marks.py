@@ -15,10 +15,10 @@ import msgspec
 import pytest
 from kube import ControlPlane
 from kube.control_plane import RequestError
-from simnode import REAL_KMSG, SimulatedNode, wait_for
+from testing.burnin_results import START, result, run
+from testing.simnode import REAL_KMSG, SimulatedNode, wait_for
 
-from gpuhealth.readings import TestStatus
-from tests.burnin.builders import START, result, run
+from gpuhealth.monitors.burnin_results.readings import TestStatus
 from tests.e2e.test_agent import IMPATIENT, QUICK, entries
 
 TAINT = "gpuhealth.io/unhealthy"

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode, wait_for
 
-from gpuhealth.agent import Agent
-from gpuhealth.config_file import load
-from gpuhealth.probes import stale_library
-from gpuhealth.probes.stale_library import RestartRequiredError
+from gpuhealth.agent.agent import Agent
+from gpuhealth.monitors.nvidia.nvml import stale_library
+from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError
+from gpuhealth.runtime.settings_file import load
 from tests.e2e.test_agent import QUICK, entries, healthy
 
 QUARANTINING = 'gpuhealth_verdict{verdict="unhealthy"}'

@@ -17,11 +17,11 @@ import pytest
 import yaml
 from kube import ControlPlane, Document
 from kube.control_plane import RequestError
-from simnode import wait_for
+from testing.command import COMMAND
+from testing.managed_cluster import Cluster
+from testing.simnode import wait_for
 
-from gpuhealth.config import Settings
-from tests.cli.command import COMMAND
-from tests.controller.cluster import Cluster
+from gpuhealth.runtime.settings import Settings
 from tests.controller.test_process import Process
 from tests.e2e.test_marks import Marked
 

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 import pytest
 from kube import ControlPlane
-from simnode import wait_for
+from testing.simnode import wait_for
 
-from gpuhealth.readings import BurninRun, TestStatus
+from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
 from tests.e2e.test_marks import Marked
 
 KEY = "gpuhealth.io/preflight"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from kube import ControlPlane
-from simnode import wait_for
+from testing.simnode import wait_for
 
 from tests.e2e.test_agent import entries
 from tests.e2e.test_marks import XID_95, Marked

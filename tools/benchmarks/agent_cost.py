@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 from kube import MissingBinariesError
-from simnode import REAL_KMSG, SimulatedNode
+from testing.simnode import REAL_KMSG, SimulatedNode
 
 from benchmarks import Figures, Settings
 from benchmarks.cluster import plane_with_node

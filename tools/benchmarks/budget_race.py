@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 from kube import ControlPlane
+from testing.half_agents import Half, calls, first, fleet, most, plane_with_budget, quiet, until
 
 from benchmarks import Figures, Settings
-from benchmarks.halves import Half, calls, first, fleet, most, plane_with_budget, quiet, until
 
 _AGENTS = 1000
 _PLACES = 25

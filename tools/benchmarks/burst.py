@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from kube import ControlPlane
+from testing.half_agents import calls, first, fleet, most, plane_with_budget, quiet, until
 
 from benchmarks import Figures, Settings
-from benchmarks.halves import calls, first, fleet, most, plane_with_budget, quiet, until
 
 _AGENTS = 1000
 _PLACES = 10_000  # a budget that does not bind; of its last places most would be found taken at first

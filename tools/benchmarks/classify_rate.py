@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpuhealth.probes.logtext import classify
+from gpuhealth.kernel_log.formats import classify
 
 _LINES = 300_000
 _ORDINARY = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN
-from simnode import REAL_KMSG, SimulatedNode, wait_for
+from testing.simnode import REAL_KMSG, SimulatedNode, wait_for
 
 from benchmarks import Figures, Settings, percentile
 from benchmarks.cluster import NODE, plane_with_node

@@ -13,8 +13,8 @@ from torch import Tensor
 from gpuhealth.burnin.device import Device, compute_the_same_every_time
 from gpuhealth.burnin.exact import PRODUCTS_PER_PAIR, same
 from gpuhealth.burnin.faults import flip
+from gpuhealth.burnin.gemm import FORMATS, Format, Shape, available, by_columns, multiply
 from gpuhealth.burnin.operands import Pair, Scaled, draw
-from gpuhealth.burnin.products import FORMATS, Format, Shape, available, by_columns, multiply
 
 _PROCESSOR = Device("cpu", "cpu")
 _LARGE = {"fp64": 2048, "fp32": 4096, "bf16": 4096, "int8": 8192}  # formats with a fast kernel on a processor

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 from kube import ControlPlane
-from simnode import SimulatedNode, wait_for
+from testing.half_agents import BASE
+from testing.simnode import SimulatedNode, wait_for
 
 from benchmarks import Figures, Settings
 from benchmarks.cluster import NODE, budget
-from benchmarks.halves import BASE
 
 _INTERVAL = 0.2
 _ROUNDS_PER_HOUR = 360

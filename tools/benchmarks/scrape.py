@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode, wait_for
 
 from benchmarks import Figures, Settings, percentile
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 from benchmarks.cluster import NODE, plane_with_node
 from kube import MissingBinariesError
-from simnode import SimulatedNode
+from testing.simnode import SimulatedNode
 
 from demonstration.marks import Applied, Marks, Printed
 from demonstration.screen import Screen

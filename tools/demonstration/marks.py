@@ -18,16 +18,16 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN, RequestError
-from simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode, wait_for
 
-from gpuhealth import config_file
-from gpuhealth.checks.history import History
-from gpuhealth.cluster import node as marking
-from gpuhealth.cluster.kinds import NODES, REPORTS, TAINT, Kind
-from gpuhealth.cluster.node import Desired, Object
-from gpuhealth.journal import Journal
-from gpuhealth.readings import NodeReadings
-from gpuhealth.verdict import Findings, Ledger
+from gpuhealth.kube.kinds import NODES, REPORTS, TAINT, Kind
+from gpuhealth.model.history import History
+from gpuhealth.model.tracker import Findings, Ledger
+from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.quarantine import marks as marking
+from gpuhealth.quarantine.marks import Desired, Object
+from gpuhealth.runtime import settings_file as config_file
+from gpuhealth.runtime.journal import Journal
 
 T = TypeVar("T")
 GPU_LABEL = {"nvidia.com/gpu.present": "true"}

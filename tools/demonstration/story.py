@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode, wait_for
 
 from demonstration.marks import Applied, Marks, described, taint
 from demonstration.screen import Screen
-from gpuhealth.cluster import node as marking
-from gpuhealth.cluster.kinds import LEASES, REPORTS
+from gpuhealth.kube.kinds import LEASES, REPORTS
+from gpuhealth.quarantine import marks as marking
 
 SETTINGS = {
     "interval": "1s",

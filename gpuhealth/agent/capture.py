@@ -1,0 +1,229 @@
+"""Captures: what a node told of itself, in one file, to be judged elsewhere.
+
+A capture is a tar.gz of a manifest and a few JSON files, one object a line where there are many. It is written whole
+or not at all, and read without unpacking anything to disk: it may come from anyone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar
+
+import msgspec
+
+from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.monitors.readings import NodeReadings
+
+FORMAT = 1
+MAX_KERNEL_LOG_BYTES = 20 << 20
+_MAX_MEMBER_BYTES = 64 << 20
+_MAX_TOTAL_BYTES = 256 << 20
+_MAX_MEMBERS = 64
+_FIRST_YEAR, _LAST_YEAR = 2000, 9000  # with room for sums on both sides
+_FOLDER = "gpuhealth-capture"
+
+T = TypeVar("T")
+
+
+class CaptureError(Exception):
+    """The capture cannot be written or read; the text is one sentence that says why."""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What the capture is."""
+
+    format: int
+    node: str
+    time: datetime
+    boot_id: str
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()  # what could not be captured, one sentence each
+
+
+class Capture(msgspec.Struct, frozen=True):
+    """The contents. What is absent is None, and `notes` says so."""
+
+    manifest: Manifest
+    rounds: tuple[NodeReadings, ...]
+    kernel_log: tuple[KernelRecord, ...] | None = None
+    settings: dict[str, Any] | None = None  # in force on the node
+    history: bytes | None = None  # what the agent remembers of earlier rounds, JSON
+    journal: tuple[msgspec.Raw, ...] | None = None  # the agent's journal, one JSON object an entry
+    notes: tuple[str, ...] = ()  # what a reader should know: the manifest's notes, and what is not in the file
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def save(capture: Capture, path: Path, *, overwrite: bool = False) -> int:
+    """Writes the capture; returns its size in bytes. The file is there whole or not at all. Raises CaptureError."""
+    try:
+        if path.exists() and not overwrite:
+            raise CaptureError(f"{path} exists already")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                write(capture, file)
+                size = file.tell()
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)  # noqa: PTH105 - beside the other calls of os
+        except BaseException:
+            os.unlink(temporary)  # noqa: PTH108 - as above
+            raise
+    except OSError as error:
+        raise CaptureError(f"cannot write {path}: {error.strerror}") from None
+    return size
+
+
+def write(capture: Capture, file: IO[bytes]) -> None:
+    """Writes the capture to an open file."""
+    when = int(capture.manifest.time.timestamp())
+    with tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in _members(capture):
+            member = tarfile.TarInfo(f"{_FOLDER}/{name}")
+            member.size, member.mtime, member.mode = len(content), when, 0o644
+            archive.addfile(member, io.BytesIO(content))
+
+
+def newest(records: list[KernelRecord], limit_bytes: int = MAX_KERNEL_LOG_BYTES) -> tuple[KernelRecord, ...]:
+    """The newest records whose texts fit the limit."""
+    size = 0
+    for place in range(len(records) - 1, -1, -1):
+        size += len(records[place].text)
+        if size > limit_bytes:
+            return tuple(records[place + 1 :])
+    return tuple(records)
+
+
+def _members(capture: Capture) -> Iterator[tuple[str, bytes]]:
+    encode = msgspec.json.Encoder()
+    yield "manifest.json", msgspec.json.format(encode.encode(capture.manifest))
+    yield "readings.jsonl", encode.encode_lines(capture.rounds)
+    if capture.kernel_log is not None:
+        yield "kernel.jsonl", encode.encode_lines(capture.kernel_log)
+    if capture.settings is not None:
+        yield "settings.json", msgspec.json.format(encode.encode(capture.settings))
+    if capture.history is not None:
+        yield "history.json", capture.history
+    if capture.journal is not None:
+        yield "journal.jsonl", encode.encode_lines(capture.journal)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Bounded:
+    """A decompressed stream that ends in an error where it is longer than any capture: a small file can hold much."""
+
+    def __init__(self, file: _Readable) -> None:
+        self._file = file
+        self._left = _MAX_TOTAL_BYTES
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise CaptureError(f"more than {_MAX_TOTAL_BYTES >> 20} MiB of content")
+        return data
+
+
+def load(path: Path) -> Capture:
+    """Reads a capture. What is absent is told in `notes`. Raises CaptureError for what is none or cannot be trusted."""
+    try:
+        with path.open("rb") as file, gzip.GzipFile(fileobj=file) as unpacked:
+            members = _read_members(_Bounded(unpacked))
+    except CaptureError as error:
+        raise CaptureError(f"{path} is no capture that can be used: {error}") from None
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError) as error:
+        raise CaptureError(f"{path} is no capture, or is damaged: {error}") from None
+    except OSError as error:
+        raise CaptureError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        return _decoded(members)
+    except CaptureError as error:
+        raise CaptureError(f"{path} is no capture that can be used: {error}") from None
+
+
+def _read_members(file: _Bounded) -> dict[str, bytes]:
+    """The regular files of the archive, in memory; links, devices and odd names are not looked at."""
+    members: dict[str, bytes] = {}
+    # A stream reads forward only: nothing in the archive can send the reader elsewhere.
+    with tarfile.open(fileobj=file, mode="r|") as archive:  # type: ignore[call-overload]
+        for count, member in enumerate(archive):
+            if count >= _MAX_MEMBERS:
+                raise CaptureError(f"more than {_MAX_MEMBERS} members")
+            folder, _, name = member.name.partition("/")
+            if not member.isreg() or folder != _FOLDER or name in members:
+                continue
+            if member.size > _MAX_MEMBER_BYTES:
+                raise CaptureError(f"{name} is larger than {_MAX_MEMBER_BYTES >> 20} MiB")
+            content = archive.extractfile(member)
+            assert content is not None, "regular files have content"
+            members[name] = content.read()
+    return members
+
+
+def _decoded(members: dict[str, bytes]) -> Capture:
+    if "manifest.json" not in members:
+        raise CaptureError("it has no manifest")
+    head = _json(members, "manifest.json", dict[str, Any])
+    version = head.get("format")
+    if version != FORMAT:
+        raise CaptureError(f"its format is {version!r}, and this gpuhealth reads format {FORMAT}")
+    manifest = _json(members, "manifest.json", Manifest)
+    if "readings.jsonl" not in members:
+        raise CaptureError("it has no readings")
+    rounds = tuple(_lines(members, "readings.jsonl", NodeReadings))
+    if not rounds:
+        raise CaptureError("it has no readings")
+    kernel_log = tuple(_lines(members, "kernel.jsonl", KernelRecord)) if "kernel.jsonl" in members else None
+    times = [readings.time for readings in rounds] + [record.time for record in kernel_log or () if record.time]
+    if not all(time.tzinfo and _FIRST_YEAR <= time.year <= _LAST_YEAR for time in times):
+        raise CaptureError("it has times without a time zone, or of another age")
+    absent = {
+        "kernel.jsonl": "the capture has no kernel log",
+        "settings.json": "the capture has no settings: those of this machine are used",
+        "history.json": "the capture has no memory of earlier rounds: a GPU that was gone already is not missed",
+    }
+    notes = [sentence for name, sentence in absent.items() if name not in members]
+    return Capture(
+        manifest=manifest,
+        rounds=rounds,
+        kernel_log=kernel_log,
+        settings=_json(members, "settings.json", dict[str, Any]) if "settings.json" in members else None,
+        history=members.get("history.json"),
+        journal=tuple(_lines(members, "journal.jsonl", msgspec.Raw)) if "journal.jsonl" in members else None,
+        notes=(*manifest.notes, *notes),
+    )
+
+
+def _json(members: dict[str, bytes], name: str, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(members[name], type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise CaptureError(f"{name} cannot be read: {error}") from None
+
+
+def _lines(members: dict[str, bytes], name: str, kind: type[T]) -> list[T]:
+    decoder = msgspec.json.Decoder(kind)
+    lines = []
+    for number, line in enumerate(members[name].split(b"\n"), 1):
+        if line.strip():
+            try:
+                lines.append(decoder.decode(line))
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+                raise CaptureError(f"line {number} of {name} cannot be read: {error}") from None
+    return lines

@@ -1,1 +1,0 @@
-"""The Kubernetes API and nothing else: client, marks of the Node, places in budgets, reports, Events, evictions."""

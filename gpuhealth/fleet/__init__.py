@@ -1,0 +1,1 @@
+"""What is known of a whole cluster: a store of its objects, views and statistics."""

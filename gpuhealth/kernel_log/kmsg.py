@@ -1,0 +1,200 @@
+"""/dev/kmsg: every record of the kernel log once, without a thread and without holding up the loop.
+
+The device gives one record for each read. A reader that is too slow is told so (EPIPE) and goes on with the oldest
+record that is left; what was overwritten shows as a gap in the sequence numbers and is counted.
+
+Where to begin: behind the last record that was handled, when that was in this boot; at the first record of this boot,
+when it was in another; with the records of the last `lookback` seconds, when nothing was handled ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from gpuhealth.kernel_log.formats import unescape
+from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.runtime.clock import Now, wall_clock
+
+_READ_BYTES = 16384  # a record is at most 8 KiB: the device refuses smaller buffers with EINVAL
+_BATCH = 256  # records between two turns of the loop: some milliseconds
+_POLL_SECONDS = 0.2  # for what epoll cannot watch: a plain file in the device's place
+_FACILITIES = (0, 1)  # kern; user, which is what the device makes of a writer's own records
+_PREFIX = re.compile(rb"(\d{1,4}),(\d{1,20}),(\d{1,20}),[^;\n]*;", re.ASCII)
+
+
+class Position(msgspec.Struct, frozen=True):
+    """The last record that was handled."""
+
+    boot_id: str
+    sequence: int
+
+
+class KmsgError(Exception):
+    """The kernel log cannot be opened or read; `missing` says why."""
+
+    def __init__(self, missing: Missing) -> None:
+        super().__init__(str(missing))
+        self.missing = missing
+
+
+class KmsgReader:
+    """Reads batches of records: `async for batch in reader`, for ever. One task reads, any may look at the figures."""
+
+    def __init__(
+        self, path: Path, boot_id: str, after: Position | None, lookback: float, now: Now = wall_clock
+    ) -> None:
+        self._path = path
+        self._now = now
+        self._boot_id = boot_id
+        self._fd = -1
+        self._rest = b""
+        self._last = after.sequence if after is not None and after.boot_id == boot_id else None
+        # At the very first start, the time since boot from which records count; None where all do.
+        self._since = time.monotonic() - lookback if after is None else None
+        self._lost = 0
+        self.records = 0
+        self.lag_seconds = 0.0  # the age of the newest record when it was read
+
+    def open(self) -> Missing | None:
+        """Opens the log; what is in the way, if it cannot be."""
+        if self._fd >= 0:
+            return None
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            return _missing(self._path, error)
+        return None
+
+    def close(self) -> None:
+        """Lets go of the log."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    @property
+    def position(self) -> Position | None:
+        """The last record that was handed out or skipped, to be remembered; None before the first."""
+        return None if self._last is None else Position(self._boot_id, self._last)
+
+    def take_lost_records(self) -> int:
+        """How many records were overwritten unread since this was last asked."""
+        lost, self._lost = self._lost, 0
+        return lost
+
+    async def __aiter__(self) -> AsyncIterator[list[KernelRecord]]:
+        """Batches of records as they come. Raises KmsgError when the log cannot be read (any more)."""
+        while True:
+            async for batch in self.available():
+                yield batch
+            await self._readable()
+
+    async def available(self) -> AsyncIterator[list[KernelRecord]]:
+        """Batches of what is there now, to its end. Raises KmsgError as well."""
+        if missing := self.open():
+            raise KmsgError(missing)
+        more = True
+        while more:
+            batch, more = self._read_batch()
+            if batch:
+                yield batch
+            await asyncio.sleep(0)  # a burst must not keep the others waiting
+
+    def _read_batch(self) -> tuple[list[KernelRecord], bool]:
+        """The next records, and whether there may be more at once."""
+        batch: list[KernelRecord] = []
+        clock = time.monotonic()
+        now = self._now()
+        for _ in range(_BATCH):
+            try:
+                chunk = os.read(self._fd, _READ_BYTES)
+            except BlockingIOError:
+                return batch, False
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # overwritten; the next read gives the oldest record that is left
+                    continue
+                raise KmsgError(_missing(self._path, error)) from error
+            if not chunk:  # the end of a plain file
+                return batch, False
+            batch += filter(None, (self._record(raw, clock, now) for raw in self._split(chunk)))
+        return batch, True
+
+    def _split(self, chunk: bytes) -> list[bytes]:
+        """The records in what was read: of the device always one, of a file or pipe as many as came."""
+        lines = (self._rest + chunk).split(b"\n")
+        self._rest = lines.pop()[-_READ_BYTES:]
+        return [line for line in lines if not line.startswith(b" ")]  # tags of a record, such as " SUBSYSTEM=pci"
+
+    def _record(self, raw: bytes, clock: float, now: datetime) -> KernelRecord | None:
+        match = _PREFIX.match(raw)
+        if match is None:
+            return None
+        sequence, stamp = int(match[2]), int(match[3]) / 1e6
+        age = clock - stamp
+        if self._skips(sequence, stamp):
+            return None
+        facility, level = divmod(int(match[1]), 8)
+        self.records += 1
+        self.lag_seconds = max(0.0, age)
+        if facility not in _FACILITIES:
+            return None
+        text = raw[match.end() :].decode("utf-8", "replace")
+        if "\\x" in text:
+            text = unescape(text)
+        # The kernel stamps with the time since boot: the wall clock of now less the record's age, so that a wall clock
+        # that was set since boot does not matter.
+        return KernelRecord(text, now - timedelta(seconds=min(max(age, 0.0), clock)), sequence, level)
+
+    def _skips(self, sequence: int, stamp: float) -> bool:
+        """Whether a record was handled before, or is older than what counts at the very first start."""
+        if self._since is not None:
+            if stamp < self._since:
+                self._last = sequence
+                return True
+            self._since = None  # from here on everything counts
+        if self._last is not None:
+            if sequence <= self._last:
+                return True
+            self._lost += sequence - self._last - 1
+        # Where nothing of this boot was handled yet, what was overwritten before our first record was not ours to read.
+        self._last = sequence
+        return False
+
+    async def _readable(self) -> None:
+        """Waits until there is something to read."""
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        try:
+            loop.add_reader(self._fd, _set, ready)
+        except PermissionError:  # epoll does not take plain files
+            await asyncio.sleep(_POLL_SECONDS)
+            return
+        try:
+            await ready
+        finally:
+            loop.remove_reader(self._fd)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _missing(path: Path, error: OSError) -> Missing:
+    reason = {
+        errno.ENOENT: MissingReason.NOT_INSTALLED,
+        errno.ENXIO: MissingReason.NOT_INSTALLED,
+        errno.ENODEV: MissingReason.NOT_INSTALLED,
+        errno.EPERM: MissingReason.NO_PERMISSION,
+        errno.EACCES: MissingReason.NO_PERMISSION,
+    }.get(error.errno or 0, MissingReason.ERROR)
+    return Missing(reason, f"{path}: {os.strerror(error.errno) if error.errno else error}")

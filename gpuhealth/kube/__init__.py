@@ -1,0 +1,1 @@
+"""The Kubernetes API and nothing else: client, watches, Events, evictions, leader election."""

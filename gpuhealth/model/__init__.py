@@ -1,0 +1,1 @@
+"""Nouns and pure logic: readings, findings, verdicts. Reads and writes nothing."""

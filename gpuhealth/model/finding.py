@@ -1,0 +1,83 @@
+"""Findings and the other outcomes of checks."""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime
+from typing import TypeAlias
+
+import msgspec
+
+from gpuhealth.model.missing import Missing
+
+
+class Severity(enum.StrEnum):
+    """How bad a finding is: info is only recorded, a warning degrades, a critical makes unhealthy."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """0 for info, 1 for warning, 2 for critical: for comparing and sorting."""
+        return _SEVERITY_RANK[self]
+
+
+_SEVERITY_RANK = {Severity.INFO: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
+
+
+class Action(enum.StrEnum):
+    """What an operator should do about a finding."""
+
+    NONE = "none"
+    RESTART_WORKLOAD = "restart_workload"
+    RESET_GPU = "reset_gpu"
+    REBOOT_NODE = "reboot_node"
+    INSPECT_HARDWARE = "inspect_hardware"
+    UPDATE_SOFTWARE = "update_software"
+    CONTACT_SUPPORT = "contact_support"
+
+
+class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a finding was raised: enough to judge it without the node."""
+
+    source: str  # the NVML call, file or log that was read
+    reading: str = ""
+    threshold: str = ""
+    time: datetime | None = None
+    line: str = ""  # the raw kernel-log line
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that is wrong with one component."""
+
+    code: str  # stable, subject.what
+    severity: Severity
+    component: str  # "node", or the GPU's uuid (its PCI address while the uuid cannot be read), or a device
+    message: str
+    action: Action
+    evidence: Evidence
+    first_seen: datetime
+    last_seen: datetime
+    clears_when: str
+    gpu: str = ""  # uuid (or PCI address) of the GPU concerned; empty for the node
+    mig_instance: str = ""  # uuid of the MIG device concerned, where the fault names one
+
+
+class Clean(msgspec.Struct, frozen=True):
+    """A check read what it needed and found nothing."""
+
+    code: str
+    component: str
+
+
+class NotChecked(msgspec.Struct, frozen=True):
+    """A check could not read what it needed: neither clean nor a finding."""
+
+    code: str
+    component: str
+    reason: Missing
+
+
+Outcome: TypeAlias = Finding | Clean | NotChecked

@@ -1,0 +1,1 @@
+"""Results of burn-ins that lie on the node."""

@@ -1,0 +1,101 @@
+"""The results of active tests that lie on the node. Whoever runs the tests leaves them there as files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.monitors.burnin_results.readings import BurninReadings, BurninRun, TestResult
+from gpuhealth.monitors.nvidia.pci import file_missing
+
+MAX_RUNS = 64
+"""The newest files that are looked at."""
+MAX_BYTES = 4 << 20  # of one; a run of sixteen GPUs has some 100 kB
+_PATIENCE_SECONDS = 2.0
+_NAMED = 3  # unreadable files that are told by name
+_EVIDENCE_LIMIT = 2000
+_MISCOMPARES = 4
+
+_Stamp = tuple[int, int, int]
+_Name = tuple[str, _Stamp]
+
+
+class BurninProbe:
+    """Reads what has changed, in a thread: the disk may be slow or gone, and the round must not wait for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[_Name, BurninRun | str] = {}
+        self._readings = BurninReadings()
+        self._reading: asyncio.Task[Reading[BurninReadings]] | None = None
+
+    async def read(self) -> Reading[BurninReadings]:
+        """All runs, oldest first. A file that cannot be read is said to be; the others count all the same."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(asyncio.to_thread(self._read))
+        await asyncio.wait([self._reading], timeout=_PATIENCE_SECONDS)
+        if not self._reading.done():
+            return Missing(MissingReason.TIMEOUT, f"{self._folder} has not been read yet")
+        reading, self._reading = self._reading, None
+        return reading.result()
+
+    def _read(self) -> Reading[BurninReadings]:
+        try:
+            names = sorted(self._names(), key=lambda name: name[1])[-MAX_RUNS:]
+        except FileNotFoundError:
+            names = []  # nothing has ever been run here
+        except OSError as error:
+            return file_missing(error)
+        if list(self._files) != names:
+            self._files = {name: self._files.get(name) or self._file(name[0]) for name in names}
+            self._readings = _readings(self._files)
+        return self._readings
+
+    def _names(self) -> list[_Name]:
+        found = []
+        for path in self._folder.iterdir():
+            if path.suffix == ".json":
+                with contextlib.suppress(FileNotFoundError):  # another process makes room
+                    status = path.stat()
+                    found.append((path.name, (status.st_ctime_ns, status.st_size, status.st_ino)))
+        return found
+
+    def _file(self, name: str) -> BurninRun | str:
+        """The run, or a sentence about what is wrong with the file."""
+        try:
+            with (self._folder / name).open("rb") as file:
+                text = file.read(MAX_BYTES + 1)
+            if len(text) > MAX_BYTES:
+                return f"{name}: larger than {MAX_BYTES} bytes"
+            return msgspec.json.decode(text, type=BurninRun)
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        except (msgspec.DecodeError, RecursionError) as error:
+            return f"{name}: {error}"
+
+
+def _readings(files: dict[_Name, BurninRun | str]) -> BurninReadings:
+    runs = sorted((run for run in files.values() if isinstance(run, BurninRun)), key=lambda run: run.started)
+    wrong = [why for why in files.values() if isinstance(why, str)]
+    more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    return BurninReadings(_slim(runs), "; ".join(wrong[:_NAMED]) + more)
+
+
+def _slim(runs: list[BurninRun]) -> tuple[BurninRun, ...]:
+    """Only the last word of each test on each GPU is kept whole, without its curves: these live as long as we do."""
+    seen: set[tuple[str, str]] = set()
+
+    def kept(result: TestResult) -> TestResult:
+        key = (result.test, result.gpu)
+        if key in seen or not result.status.says_something:
+            return TestResult(*key, result.status, "", result.started, result.seconds)
+        seen.add(key)
+        evidence, miscompares = result.evidence[-_EVIDENCE_LIMIT:], result.miscompares[:_MISCOMPARES]
+        return msgspec.structs.replace(result, telemetry={}, evidence=evidence, miscompares=miscompares)
+
+    slim = [msgspec.structs.replace(run, results=tuple(map(kept, run.results))) for run in reversed(runs)]
+    return tuple(reversed(slim))

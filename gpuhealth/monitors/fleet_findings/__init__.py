@@ -1,0 +1,1 @@
+"""Findings of the controller's comparison of all GPUs of a model."""

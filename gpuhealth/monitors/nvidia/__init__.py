@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: NVML, PCI devices, XIDs."""

@@ -1,0 +1,1 @@
+"""Facts about XIDs, SXids, recovery actions and GPU models."""

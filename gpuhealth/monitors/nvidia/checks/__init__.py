@@ -1,0 +1,1 @@
+"""Rules on the readings of GPUs and their driver."""

@@ -1,0 +1,169 @@
+"""The driver: does it answer, is it loaded, do its halves match, does it return what it should."""
+
+from __future__ import annotations
+
+from gpuhealth.model.code import Code
+from gpuhealth.model.component import NODE
+from gpuhealth.model.finding import Action, Finding, Severity
+from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu, per_node, together
+from gpuhealth.monitors.nvidia.readings import GpuReadings
+
+UNRESPONSIVE = Code(
+    "driver.unresponsive",
+    Severity.CRITICAL,
+    Action.REBOOT_NODE,
+    meaning="A call into the NVIDIA driver has not returned, or took far too long: the GPU's firmware or a lock in the"
+    " driver is stuck, and whatever uses the GPUs will hang as well.",
+    advice="Do not kill processes that hang in the driver, which can make it worse. Drain the node and reboot it; look"
+    " for XID 119, 120 and 45 in the kernel log.",
+    quarantine=True,
+    drain=True,
+    essential=True,
+    clear_after=60.0,
+)
+NOT_LOADED = Code(
+    "driver.not_loaded",
+    Severity.CRITICAL,
+    Action.UPDATE_SOFTWARE,
+    meaning="The node has NVIDIA GPUs but no working driver: its kernel module is not loaded or its library absent.",
+    advice="Check lsmod, dmesg and the driver's installation (DKMS build, Secure Boot, nouveau); load or install it.",
+    quarantine=True,
+    raise_after=600.0,  # after a boot, or during an upgrade, the module is loaded within minutes
+)
+MISMATCH = Code(
+    "driver.version_mismatch",
+    Severity.CRITICAL,
+    Action.REBOOT_NODE,
+    meaning="NVIDIA's library and kernel module are of different versions, as after an upgrade that did not reload the"
+    " module: nothing new can start on the GPUs.",
+    advice="Drain the node and reboot it, or unload and reload the kernel modules; hold back unattended upgrades.",
+    quarantine=True,
+)
+NVML_ERROR = Code(
+    "nvml.error",
+    Severity.WARNING,
+    Action.REBOOT_NODE,
+    meaning="NVML does not start, cannot count the GPUs or fails most calls to a GPU with an error that does not name"
+    " the cause, such as 999 (unknown error). When that repeats, the driver or the GPU cannot be relied on.",
+    advice="Look for XIDs and NVRM lines in the kernel log at that time. If it repeats, reset the GPU or reboot the"
+    " node, and update the driver.",
+    quarantine=True,  # once it is critical
+    clear_after=120.0,
+)
+
+
+def _unresponsive(look: Look) -> Judgement:
+    nvml, limits = look.readings.nvml, look.settings.nvml
+    if isinstance(nvml, Missing):
+        return nvml
+    waited = nvml.waiting_seconds
+    if waited >= min(limits.warn_after, limits.critical_after):
+        critical = waited >= limits.critical_after
+        call = nvml.waiting_for or "a round of calls"
+        return look.found(
+            UNRESPONSIVE,
+            None,
+            f"the driver took {waited:.0f} s to answer" if nvml.answered else f"no answer for {waited:.0f} s to {call}",
+            source=call,
+            reading=f"{waited:.1f} s",
+            threshold=f"{limits.critical_after if critical else limits.warn_after:g} s",
+            severity=Severity.CRITICAL if critical else Severity.WARNING,
+        )
+    if nvml.problem or nvml.answered:
+        return nvml.problem
+    return Missing(MissingReason.TIMEOUT, f"still waiting for {nvml.waiting_for or 'NVML'}")
+
+
+def _not_loaded(look: Look) -> Judgement:
+    nvml = look.nvml
+    if not isinstance(nvml, Missing):
+        return None
+    if nvml.reason not in (MissingReason.NOT_LOADED, MissingReason.NOT_INSTALLED):
+        # A mismatch is reported by a loaded module; from any other reason nothing follows.
+        return None if nvml.reason is MissingReason.MISMATCH else nvml
+    module = look.readings.kernel_module
+    if isinstance(module, Missing):
+        return module  # the library may be missing in our container only
+    if module.is_loaded:
+        return None  # agent.nvml_library: the node has its driver, our container does not reach it
+    pci = look.readings.pci
+    on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
+    expected = len(look.history.baseline.gpus) if look.settings.expected_gpus is None else look.settings.expected_gpus
+    if not on_bus and not expected:
+        return nvml  # no GPU is known of: not a fault, and not known to be none either
+    gpus = f"GPUs on the PCI bus: {', '.join(on_bus)}" if on_bus else f"the node ought to have {expected} GPUs"
+    return look.found(
+        NOT_LOADED, None, f"kernel module nvidia is not loaded; {gpus}", source="nvmlInit_v2, /sys/module", reading=nvml
+    )
+
+
+def _mismatch(look: Look) -> Judgement:
+    nvml, module = look.nvml, look.readings.kernel_module
+    if not isinstance(nvml, Missing) or nvml.reason is not MissingReason.MISMATCH:
+        return nvml if isinstance(nvml, Missing) else None
+    if isinstance(module, Missing):
+        return module
+    if module.has_changed:
+        return None  # agent.nvml_library: our library is the older one, what starts now gets the right one
+    message = f"driver library and kernel module ({module.version}) are of different versions"
+    return look.found(MISMATCH, None, message, source="nvmlInit_v2", reading=nvml)
+
+
+def _node_error(look: Look) -> Judgement:
+    nvml = look.readings.nvml
+    if isinstance(nvml, Missing):
+        return nvml
+    reason = nvml.problem or nvml.count
+    if not isinstance(reason, Missing):
+        return None
+    if reason.reason is not MissingReason.DRIVER_ERROR:
+        return reason
+    return _repeating(look, None, "NVML does not work" if nvml.problem else "NVML cannot count the GPUs", reason.detail)
+
+
+def _gpu_error(gpu: GpuReadings, look: Look) -> Judgement:
+    if gpu.error and gpu.error.reason is MissingReason.DRIVER_ERROR:
+        return _broken(look, gpu, "NVML cannot open it", gpu.error.detail, Severity.CRITICAL)
+    if fails_most_calls(gpu):
+        return _repeating(look, gpu, "most NVML calls failed", "; ".join(map(_detail, gpu.failed_calls.values())))
+    return gpu.error
+
+
+def fails_most_calls(gpu: GpuReadings) -> bool:
+    """Whether the driver failed more than half of the calls about this GPU: no single call stands for a GPU."""
+    failed = [each for each in gpu.failed_calls.values() if each.reason is MissingReason.DRIVER_ERROR]
+    return 2 * len(failed) > gpu.calls
+
+
+def _detail(reason: Missing) -> str:
+    return reason.detail
+
+
+def _repeating(look: Look, gpu: GpuReadings | None, message: str, detail: str) -> Finding:
+    limits = look.settings.nvml
+    key = f"{NVML_ERROR.name}/{gpu.component if gpu else NODE}"
+    rounds = len(look.history.mark(key, look.now, limits.error_window))
+    severity = Severity.CRITICAL if rounds >= limits.errors_critical else Severity.WARNING
+    return _broken(look, gpu, f"{message}{f' in {rounds} rounds' if rounds > 1 else ''}", detail, severity)
+
+
+def _broken(look: Look, gpu: GpuReadings | None, message: str, detail: str, severity: Severity) -> Finding:
+    limits = look.settings.nvml
+    return look.found(
+        NVML_ERROR,
+        gpu,
+        f"{message}: {detail}",
+        source="NVML",
+        reading=detail,
+        threshold=f"critical from {limits.errors_critical} rounds within {limits.error_window:g} s",
+        severity=severity,
+    )
+
+
+CHECK = together(
+    per_node(
+        (UNRESPONSIVE, _unresponsive), (NOT_LOADED, _not_loaded), (MISMATCH, _mismatch), (NVML_ERROR, _node_error)
+    ),
+    per_gpu((NVML_ERROR, _gpu_error), broken_too=True, of_node_too=True),
+)

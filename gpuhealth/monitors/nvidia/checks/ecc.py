@@ -1,0 +1,126 @@
+"""Memory errors that ECC counted, and whether ECC is on at all. Volatile counts begin at 0 with every reset."""
+
+from __future__ import annotations
+
+from gpuhealth.model.code import Code
+from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, flag, per_gpu, split
+from gpuhealth.monitors.nvidia.readings import GpuReadings
+
+UNCORRECTABLE = Code(
+    "ecc.uncorrectable",
+    Severity.CRITICAL,
+    Action.RESET_GPU,
+    meaning="GPU memory or cache returned data that ECC could not repair: a program was killed or got bad data.",
+    advice="Drain the node and reset the GPU, so that bad rows are replaced; then run a burn-in. If it comes back on"
+    " the same GPU, have the GPU replaced.",
+    quarantine=True,
+    drain=True,
+    essential=True,
+)
+CORRECTED_RATE = Code(
+    "ecc.corrected_rate",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="ECC repairs unusually many errors: no data is lost, but memory that decays begins like this.",
+    advice="Watch for uncorrectable errors and row remappings; run a memory burn-in when the node is free.",
+    clear_after=300.0,
+)
+SRAM_THRESHOLD = Code(
+    "ecc.sram_threshold",
+    Severity.CRITICAL,
+    Action.INSPECT_HARDWARE,
+    meaning="The GPU itself says that its on-chip memory has had more uncorrectable errors than it may have.",
+    advice="Take the GPU out of service, run NVIDIA's field diagnostic and have it replaced if that confirms it.",
+    quarantine=True,
+    drain=True,
+)
+DISABLED = Code(
+    "ecc.disabled",
+    Severity.WARNING,
+    Action.RESET_GPU,
+    meaning="ECC is off on a GPU that ought to have it on: bad memory corrupts results without a trace.",
+    advice="Turn it on with `nvidia-smi -i INDEX -e 1` and reset the GPU (or reboot) for it to take effect.",
+)
+
+_HOUR = 3600.0
+# HBM has buses of 2048 bits and more, 1024 a stack; the widest of GDDR has 512.
+_HBM_BUS_BITS = 1024
+
+
+def _counts(gpu: GpuReadings, kind: str) -> dict[str, Reading[int]]:
+    """The counters of a kind by place; NVML's total only where it does not say more."""
+    counts = {name.removeprefix(f"{kind}_"): each for name, each in gpu.ecc_errors.items() if name.startswith(kind)}
+    places = {place: each for place, each in counts.items() if place != "total"}
+    return places if split(places)[0] else counts
+
+
+def _uncorrectable(gpu: GpuReadings, look: Look) -> Judgement:
+    counts, unread = split(_counts(gpu, "volatile_uncorrected"))
+    window = look.settings.ecc.recent_window
+    grown = 0
+    for place, count in counts.items():
+        key = f"{UNCORRECTABLE.name}/{gpu.component}/{place}"
+        grown += look.history.increase(key, count, look.now, window, first=0).amount
+    if not any(counts.values()):
+        return unread
+    listing = ", ".join(f"{place} {count}" for place, count in sorted(counts.items()) if count)
+    news = "" if grown else f", none new within {window / _HOUR:g} h"
+    return look.found(
+        UNCORRECTABLE,
+        gpu,
+        f"uncorrectable ECC errors since the last reset: {listing}{news}",
+        source="nvmlDeviceGetMemoryErrorCounter (volatile, uncorrected)",
+        reading=listing,
+        threshold=0,
+        severity=Severity.CRITICAL if grown else Severity.WARNING,
+    )
+
+
+def _corrected_rate(gpu: GpuReadings, look: Look) -> Judgement:
+    counts, unread = split(_counts(gpu, "volatile_corrected"))
+    if unread:
+        return unread
+    limit = look.settings.ecc.corrected_per_hour
+    keys = {place: f"{CORRECTED_RATE.name}/{gpu.component}/{place}" for place in counts}
+    grown = [look.history.increase(keys[place], count, look.now, _HOUR) for place, count in counts.items()]
+    amount = sum(each.amount for each in grown)
+    if amount > limit:
+        message = f"{amount} ECC errors corrected within an hour"
+        source = "nvmlDeviceGetMemoryErrorCounter (volatile, corrected)"
+        return look.found(CORRECTED_RATE, gpu, message, source=source, reading=amount, threshold=f"{limit} an hour")
+    return None if all(each.seconds for each in grown) else Missing(MissingReason.NO_HISTORY)
+
+
+def _disabled(gpu: GpuReadings, look: Look) -> Judgement:
+    if isinstance(gpu.ecc_enabled, Missing):
+        return gpu.ecc_enabled
+    if gpu.ecc_enabled:
+        return None
+    baseline = look.history.baseline.ecc
+    if baseline.get(gpu.component):
+        why = "it was on before"
+    elif any(peer.ecc_enabled is True for peer in look.peers(gpu)):
+        why = "GPUs of the same model on this node have it on"
+    elif not isinstance(gpu.memory_bus_bits, Missing) and gpu.memory_bus_bits >= _HBM_BUS_BITS:
+        why = "the GPU has HBM"
+    else:
+        return None
+    after = "; it comes on with the next reset" if gpu.ecc_pending is True else ""
+    return look.found(
+        DISABLED, gpu, f"ECC is off although {why}{after}", source="nvmlDeviceGetEccMode", reading="off", threshold="on"
+    )
+
+
+CHECK = per_gpu(
+    (UNCORRECTABLE, _uncorrectable),
+    (CORRECTED_RATE, _corrected_rate),
+    flag(
+        SRAM_THRESHOLD,
+        lambda gpu: gpu.sram_threshold_exceeded,
+        "on-chip memory has exceeded its threshold of uncorrectable errors",
+        "nvmlDeviceGetSramEccErrorStatus bThresholdExceeded",
+    ),
+    (DISABLED, _disabled),
+)

@@ -1,0 +1,135 @@
+"""The NVLink fabric: has the GPU joined it, is it well in it, and does the service that builds it run."""
+
+from __future__ import annotations
+
+from gpuhealth.model.code import Code
+from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu, per_node, together
+from gpuhealth.monitors.nvidia.readings import Fabric, GpuReadings
+
+INCOMPLETE = Code(
+    "fabric.incomplete",
+    Severity.CRITICAL,
+    Action.RESET_GPU,
+    meaning="The GPU has not joined its NVLink fabric, or failed to: CUDA programs on it cannot start.",
+    advice="Check that the fabric manager runs in the driver's version and read its log; restart it, then reset the"
+    " GPUs or reboot the node.",
+    quarantine=True,
+    raise_after=60.0,  # joining takes up to a minute after a boot or a reset
+)
+UNHEALTHY = Code(
+    "fabric.unhealthy",
+    Severity.CRITICAL,
+    Action.RESET_GPU,
+    meaning="The GPU has joined its NVLink fabric, but reports that it works in it badly or not at all.",
+    advice="Read the fabric manager's log for links and switches; drain and reset the GPU or reboot the node.",
+    quarantine=True,
+    drain=True,
+)
+MANAGER_DOWN = Code(
+    "fabric.manager_down",
+    Severity.CRITICAL,
+    Action.UPDATE_SOFTWARE,
+    meaning="The node has NVSwitches, but nv-fabricmanager, which programs them, does not run: CUDA programs cannot"
+    " start after the next reset.",
+    advice="Start nvidia-fabricmanager.service; its version must be exactly the driver's.",
+    quarantine=True,
+    raise_after=30.0,  # a restart of the service is no fault
+)
+
+# nvmlGpuFabricInfo of nvml.h.
+_STATES = {1: "not started", 2: "in progress", 3: "completed"}
+_COMPLETED = 3
+_SUMMARY_UNHEALTHY = 2
+_SUMMARY_LIMITED = 3
+# Two-bit fields of the health mask: 1 is the fault, 2 its absence, 0 not supported.
+_MASK_FAULTS = (
+    (0, Severity.WARNING, "degraded bandwidth"),
+    (2, Severity.WARNING, "route recovery in progress"),
+    (4, Severity.CRITICAL, "route unhealthy"),
+    (6, Severity.WARNING, "access timeout recovery in progress"),
+)
+_CONFIGURATION_SHIFT = 8  # four bits: 0 not supported, 1 correct, above it what is wrong
+_CONFIGURATION = {
+    2: "wrong system GUID",
+    3: "wrong chassis serial number",
+    4: "no partition",
+    5: "too few NVLinks",
+    6: "incompatible GPU firmware",
+    7: "invalid location",
+    8: "invalid GPU state",
+}
+
+
+def _incomplete(gpu: GpuReadings, look: Look) -> Judgement:
+    fabric = gpu.fabric
+    if isinstance(fabric, Missing):
+        return fabric
+    if fabric.state == 0:
+        return Missing(MissingReason.NOT_SUPPORTED)
+    if fabric.state == _COMPLETED and fabric.status == 0:
+        return None
+    state = _STATES.get(fabric.state, str(fabric.state))
+    return look.found(
+        INCOMPLETE,
+        gpu,
+        f"joining the NVLink fabric: {state}, status {fabric.status}",
+        source="nvmlDeviceGetGpuFabricInfoV",
+        reading=f"state {fabric.state}, status {fabric.status}",
+        threshold=f"state {_COMPLETED}, status 0",
+    )
+
+
+def _unhealthy(gpu: GpuReadings, look: Look) -> Judgement:
+    fabric = gpu.fabric
+    if isinstance(fabric, Missing):
+        return fabric
+    if fabric.state != _COMPLETED or not (fabric.health_mask or fabric.health_summary):
+        return Missing(MissingReason.NOT_SUPPORTED, "the fabric tells no health")
+    faults = _faults(fabric)
+    if not faults:
+        return None
+    return look.found(
+        UNHEALTHY,
+        gpu,
+        f"NVLink fabric: {', '.join(text for _, text in faults)}",
+        source="nvmlDeviceGetGpuFabricInfoV",
+        reading=f"summary {fabric.health_summary}, mask 0x{fabric.health_mask or 0:x}",
+        severity=max((severity for severity, _ in faults), key=lambda severity: severity.rank),
+    )
+
+
+def _faults(fabric: Fabric) -> list[tuple[Severity, str]]:
+    mask = fabric.health_mask or 0
+    faults = [(severity, text) for shift, severity, text in _MASK_FAULTS if mask >> shift & 0b11 == 1]
+    configuration = mask >> _CONFIGURATION_SHIFT & 0xF
+    if configuration > 1:
+        text = _CONFIGURATION.get(configuration, f"number {configuration}")
+        faults.append((Severity.CRITICAL, f"incorrect configuration ({text})"))
+    if fabric.health_summary == _SUMMARY_UNHEALTHY:
+        faults.append((Severity.CRITICAL, "unhealthy"))
+    elif fabric.health_summary == _SUMMARY_LIMITED:
+        faults.append((Severity.WARNING, "limited capacity"))
+    return faults
+
+
+def _manager_down(look: Look) -> Judgement:
+    running, pci = look.readings.fabric_manager_running, look.readings.pci
+    if isinstance(running, Missing):
+        return running
+    if isinstance(pci, Missing):
+        return None if running else pci
+    switches = [device.address for device in pci if device.is_nvswitch]
+    if not switches:
+        return Missing(MissingReason.NOT_SUPPORTED, "no NVSwitch to manage")
+    if running:
+        return None
+    message = f"nv-fabricmanager does not run; NVSwitches: {', '.join(switches)}"
+    return look.found(MANAGER_DOWN, None, message, source="/proc", reading="not running", threshold="running")
+
+
+CHECK = together(
+    per_gpu((INCOMPLETE, _incomplete), (UNHEALTHY, _unhealthy)),
+    per_node((MANAGER_DOWN, _manager_down)),
+)

@@ -1,0 +1,186 @@
+"""The GPU as a whole: does it answer, is it there at all, what does the driver ask for, does it keep pace."""
+
+from __future__ import annotations
+
+import statistics
+
+from gpuhealth.model.code import Code
+from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.nvidia.catalog.recovery import recovery_action
+from gpuhealth.monitors.nvidia.checks.inventory import MISSING_CHECK
+from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu, split, together
+from gpuhealth.monitors.nvidia.readings import GpuReadings
+
+LOST = Code(
+    "gpu.lost",
+    Severity.CRITICAL,
+    Action.REBOOT_NODE,
+    meaning="The driver can no longer reach the GPU over PCI Express: it has fallen off the bus or is without power.",
+    advice="Drain and reboot the node. If it comes back, check power, seating and the kernel log for XID 79, then have"
+    " the GPU or its slot replaced.",
+    quarantine=True,
+    drain=True,
+    essential=True,
+)
+RESET_REQUIRED = Code(
+    "gpu.reset_required",
+    Severity.CRITICAL,
+    Action.RESET_GPU,
+    meaning="The GPU refuses work until it has been reset, usually after an uncontained memory or firmware error.",
+    advice="Stop what uses the GPU and run `nvidia-smi --gpu-reset -i INDEX`, or reboot the node.",
+    quarantine=True,
+    drain=True,
+)
+RECOVERY_ACTION = Code(
+    "gpu.recovery_action",
+    Severity.CRITICAL,
+    Action.RESET_GPU,
+    meaning="The driver itself says what has to happen before the GPU can be trusted again, such as a reset.",
+    advice="Do what the finding's action says. The finding ends when the driver reports no more need for it.",
+    quarantine=True,
+    drain=True,
+)
+STRAGGLER = Code(
+    "gpu.straggler",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="The GPU is busy at a clearly lower clock than the other busy GPUs of its model on the node: whatever runs"
+    " in step with it runs at its pace.",
+    advice="Compare temperature, power limit and throttle reasons with its neighbours; reset the GPU, then have"
+    " cooling and power looked at.",
+    raise_after=60.0,  # clocks swing while a program starts
+    clear_after=120.0,
+)
+LEAKED_MEMORY = Code(
+    "gpu.leaked_memory",
+    Severity.WARNING,
+    Action.RESET_GPU,
+    meaning="GPU memory is in use though no process holds the GPU: the next program finds less than it asks for.",
+    advice="Look for processes stuck in exit (state D or Z) with open /dev/nvidia* files; reset the GPU when idle.",
+    raise_after=60.0,  # memory of a process that has just ended is freed with a delay
+)
+ZOMBIE_PROCESS = Code(
+    "gpu.zombie_process",
+    Severity.WARNING,
+    Action.RESET_GPU,
+    meaning="The driver still lists a process that no longer exists: its context and memory were never given back.",
+    advice="Stop the remaining users of the GPU and reset it; if the process returns after each job, reboot the node.",
+    raise_after=60.0,
+)
+
+_FEWEST_TO_COMPARE = 3  # with two, nothing tells which of them is the odd one
+_IDLE = Missing(MissingReason.NO_HISTORY, "the GPU has no load to judge by")
+
+
+def _lost(gpu: GpuReadings, look: Look) -> Judgement:
+    if gpu.error and gpu.error.reason is MissingReason.GPU_LOST:
+        return look.found(LOST, gpu, "lost: the driver can no longer reach it", source="NVML", reading=gpu.error.detail)
+    # A GPU that wants a reset, or whose InfoROM is corrupt, is there and answers.
+    answers = (MissingReason.RESET_REQUIRED, MissingReason.CORRUPTED_INFOROM)
+    return None if gpu.error and gpu.error.reason in answers else gpu.error
+
+
+def _reset_required(gpu: GpuReadings, look: Look) -> Judgement:
+    if gpu.error and gpu.error.reason is MissingReason.RESET_REQUIRED:
+        message = "unusable until it is reset"
+        return look.found(RESET_REQUIRED, gpu, message, source="NVML", reading=gpu.error.detail)
+    return gpu.error
+
+
+def _recovery_action(gpu: GpuReadings, look: Look) -> Judgement:
+    value = gpu.recovery_action
+    if isinstance(value, Missing):
+        return value
+    if value == 0:
+        return None
+    wanted = recovery_action(value)
+    return look.found(
+        RECOVERY_ACTION,
+        gpu,
+        f"the driver asks for recovery: {wanted.meaning}",
+        source="NVML field 230 (GPU recovery action)",
+        reading=f"{value} ({wanted.name})",
+        threshold=0,
+        severity=wanted.severity,
+        action=wanted.action,
+    )
+
+
+def _straggler(gpu: GpuReadings, look: Look) -> Judgement:
+    peers = look.peers(gpu)
+    if len(peers) + 1 < _FEWEST_TO_COMPARE:
+        return Missing(MissingReason.NOT_SUPPORTED, "no peers on this node to compare with")
+    for reading in (gpu.utilization_percent, gpu.sm_clock_mhz):
+        if isinstance(reading, Missing):
+            return reading
+    busy = [clock for each in (gpu, *peers) if (clock := _busy_clock(each, look)) is not None]
+    own = _busy_clock(gpu, look)
+    if own is None or len(busy) < _FEWEST_TO_COMPARE:
+        return _IDLE
+    median = statistics.median(busy)
+    percent = look.settings.clocks.straggler_percent
+    if own >= median * percent / 100:
+        return None
+    return look.found(
+        STRAGGLER,
+        gpu,
+        f"busy at {own} MHz where the {len(busy)} busy GPUs of its model have a median of {median:g} MHz",
+        source="nvmlDeviceGetClockInfo",
+        reading=f"{own} MHz",
+        threshold=f"{percent:g} % of {median:g} MHz",
+    )
+
+
+def _busy_clock(gpu: GpuReadings, look: Look) -> int | None:
+    load, clock = gpu.utilization_percent, gpu.sm_clock_mhz
+    if isinstance(load, Missing) or isinstance(clock, Missing) or load < look.settings.clocks.busy_percent:
+        return None
+    return clock
+
+
+def _leaked_memory(gpu: GpuReadings, look: Look) -> Judgement:
+    used, limit = gpu.memory_used_bytes, look.settings.gpu_memory.leaked_bytes
+    if isinstance(used, Missing):
+        return used
+    if used <= limit:
+        return None
+    processes, unread = split({"compute": gpu.compute_processes, "graphics": gpu.graphics_processes})
+    # What computes is in use by somebody, though a container may hide by whom.
+    working = isinstance(gpu.utilization_percent, int) and gpu.utilization_percent > 0
+    if working or any(processes.values()):
+        return None
+    if unread:
+        return unread
+    if isinstance(look.readings.live_pids, Missing):
+        return look.readings.live_pids  # that NVML lists no process says nothing then
+    message = f"{used / 2**20:.0f} MiB in use and no process holds the GPU"
+    return look.found(LEAKED_MEMORY, gpu, message, source="nvmlDeviceGetMemoryInfo", reading=used, threshold=limit)
+
+
+def _zombie_process(gpu: GpuReadings, look: Look) -> Judgement:
+    processes, live = gpu.compute_processes, look.readings.live_pids
+    if isinstance(processes, Missing):
+        return processes
+    if isinstance(live, Missing):
+        return live
+    if isinstance(live, Missing):
+        return live
+    gone = sorted({process.pid for process in processes} - set(live))
+    if not gone:
+        return None
+    pids = ", ".join(map(str, gone))
+    message = f"held by processes that no longer exist: {pids}"
+    return look.found(ZOMBIE_PROCESS, gpu, message, source="nvmlDeviceGetComputeRunningProcesses", reading=pids)
+
+
+CHECK = together(
+    per_gpu((LOST, _lost), (RESET_REQUIRED, _reset_required), broken_too=True),
+    MISSING_CHECK,
+    per_gpu(
+        (RECOVERY_ACTION, _recovery_action),
+        (STRAGGLER, _straggler),
+        (LEAKED_MEMORY, _leaked_memory),
+        (ZOMBIE_PROCESS, _zombie_process),
+    ),
+)

@@ -1,0 +1,129 @@
+"""The agent's own faults: what our container, permissions, library or bug keep us from reading.
+
+They make the node unknown where nothing else measures it, and never take it out of service: the node may be fine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from gpuhealth.model.code import Code
+from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.nvidia.checks.driver import fails_most_calls
+from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu, per_node, together
+from gpuhealth.monitors.nvidia.readings import GpuReadings, KernelModule
+
+_NodeRule: TypeAlias = Callable[[Look], Judgement]
+
+NVML_LIBRARY = Code(
+    "agent.nvml_library",
+    Severity.WARNING,
+    Action.UPDATE_SOFTWARE,
+    meaning="The node's NVIDIA kernel module is loaded, but the agent's container has no libnvidia-ml.so.1 that works"
+    " with it: none, one of another version, or no access to /dev/nvidia*. The node's GPUs are not measured.",
+    advice="An agent whose library is older than the kernel module ends itself and gets the present one with its new"
+    " container. If that does not help, check that the agent's pod runs with the NVIDIA runtime (runtimeClassName).",
+)
+UNEXPECTED_READING = Code(
+    "agent.unexpected_reading",
+    Severity.WARNING,
+    Action.UPDATE_SOFTWARE,
+    meaning="NVML answered a call with a return code, type or value that gpuhealth does not expect. That reading is"
+    " missing; all others are taken.",
+    advice="Compare with nvidia-smi -q. If nvidia-smi shows the value, report the driver version and this message.",
+)
+MONITOR_FAILED = Code(
+    "agent.monitor_failed",
+    Severity.WARNING,
+    Action.CONTACT_SUPPORT,
+    meaning="The agent's own process that reads NVML died, could not be started or gave an answer that cannot be read."
+    " It is started again with growing pauses.",
+    advice="Look at the agent's log and memory limit, and for a crash of the process in the kernel log.",
+    clear_after=60.0,
+)
+PERMISSION = Code(
+    "agent.permission",
+    Severity.WARNING,
+    Action.UPDATE_SOFTWARE,
+    meaning="NVML refuses the agent for want of permission: the node's GPUs are not measured.",
+    advice="Run the agent privileged, or give its container the /dev/nvidia* devices.",
+)
+
+
+def _nvml_library(look: Look) -> Judgement:
+    nvml, module = look.nvml, look.readings.kernel_module
+    if not isinstance(nvml, Missing):
+        return None
+    what = _LIBRARY_FAULTS.get(nvml.reason)
+    if what is None or isinstance(module, Missing):
+        return nvml
+    if not module.is_loaded or (nvml.reason is MissingReason.MISMATCH and not module.has_changed):
+        return nvml  # driver.not_loaded, driver.version_mismatch: the node itself is like that
+    message = f"{what} although kernel module {module.version} is loaded{_since_start(module)}"
+    return look.found(NVML_LIBRARY, None, message, source="nvmlInit_v2, /sys/module", reading=nvml)
+
+
+_LIBRARY_FAULTS = {
+    MissingReason.NOT_INSTALLED: "the agent's container has no libnvidia-ml.so.1",
+    MissingReason.MISMATCH: "the agent's container has a libnvidia-ml.so.1 of another version",
+    MissingReason.NOT_LOADED: "libnvidia-ml.so.1 does not reach the driver from the agent's container",
+}
+
+
+def _since_start(module: KernelModule) -> str:
+    if not module.has_changed:
+        return ""
+    before = f"{module.version_at_start} was" if module.version_at_start else "none was"
+    return f" ({before} when the agent started)"
+
+
+def _of_node(reason: MissingReason, code: Code, what: str) -> tuple[Code, _NodeRule]:
+    def judge(look: Look) -> Judgement:
+        nvml = look.readings.nvml
+        if isinstance(nvml, Missing):
+            return nvml
+        problem = nvml.problem or nvml.count
+        if not isinstance(problem, Missing):
+            return None
+        if problem.reason is not reason:
+            return problem
+        return look.found(code, None, f"{what}: {problem.detail}", source="NVML", reading=problem)
+
+    return code, judge
+
+
+def _failed_for_gpu(gpu: GpuReadings, look: Look) -> Judgement:
+    if gpu.error and gpu.error.reason is MissingReason.AGENT_FAULT:
+        return look.found(MONITOR_FAILED, gpu, gpu.error.detail, source="agent", reading=gpu.error)
+    return gpu.error
+
+
+def _unexpected(gpu: GpuReadings, look: Look) -> Judgement:
+    remembered_only = gpu.index < 0  # its error stands for all of NVML, and is found on the node
+    if gpu.error and (remembered_only or gpu.error.reason is not MissingReason.ERROR):
+        return gpu.error
+    # A corrupt InfoROM is a finding of its own, and so is a GPU that fails most calls.
+    own = (MissingReason.CORRUPTED_INFOROM, *([MissingReason.DRIVER_ERROR] if fails_most_calls(gpu) else []))
+    odd = [each.detail for each in (gpu.error, *gpu.failed_calls.values()) if each and each.reason not in own]
+    odd = list(dict.fromkeys(odd))
+    if not odd:
+        return None
+    shown, more = odd[:_SHOWN], len(odd) - _SHOWN
+    message = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+    return look.found(UNEXPECTED_READING, gpu, f"unexpected answers: {message}", source="NVML", reading=message)
+
+
+_SHOWN = 3
+"""Answers that a message names: one of many is as good as all."""
+
+CHECK = together(
+    per_node(
+        (NVML_LIBRARY, _nvml_library),
+        _of_node(MissingReason.NO_PERMISSION, PERMISSION, "no permission"),
+        _of_node(MissingReason.AGENT_FAULT, MONITOR_FAILED, "NVML is not measured"),
+        _of_node(MissingReason.ERROR, UNEXPECTED_READING, "unexpected answer"),
+    ),
+    per_gpu((MONITOR_FAILED, _failed_for_gpu), (UNEXPECTED_READING, _unexpected), broken_too=True, of_node_too=True),
+)

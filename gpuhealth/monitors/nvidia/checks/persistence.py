@@ -1,0 +1,31 @@
+"""Whether the driver keeps the GPU initialized while nobody uses it."""
+
+from __future__ import annotations
+
+from gpuhealth.model.code import Code
+from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.missing import Missing
+from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu
+from gpuhealth.monitors.nvidia.readings import GpuReadings
+
+OFF = Code(
+    "persistence.off",
+    Severity.WARNING,
+    Action.UPDATE_SOFTWARE,
+    meaning="Persistence mode is off: the driver lets the GPU go when its last user ends, so that every start takes"
+    " seconds longer, clock and power settings are lost, and ECC counters begin again.",
+    advice="Run nvidia-persistenced (or `nvidia-smi -pm 1`) from boot on.",
+)
+
+
+def _off(gpu: GpuReadings, look: Look) -> Judgement:
+    mode = gpu.persistence_mode
+    if isinstance(mode, Missing):
+        return mode
+    if mode:
+        return None
+    source = "nvmlDeviceGetPersistenceMode"
+    return look.found(OFF, gpu, "persistence mode is off", source=source, reading="off", threshold="on")
+
+
+CHECK = per_gpu((OFF, _off))

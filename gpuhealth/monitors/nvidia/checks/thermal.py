@@ -1,0 +1,78 @@
+"""How far the GPU and its memory are from the temperature at which they protect themselves.
+
+Each card names its own limits, and recent ones only the distance to them: no fixed temperature is right for all.
+"""
+
+from __future__ import annotations
+
+from gpuhealth.model.code import Code
+from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu
+from gpuhealth.monitors.nvidia.readings import GpuReadings
+
+GPU = Code(
+    "thermal.gpu",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="The GPU is at or within a few degrees of the temperature at which it slows itself down.",
+    advice="Check fans, air flow, coolant and inlet temperature, and whether its neighbours are hot as well.",
+    quarantine=True,  # once it is critical
+    clear_after=60.0,
+)
+MEMORY = Code(
+    "thermal.memory",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="The GPU's memory is at or within a few degrees of its highest permitted temperature.",
+    advice="Check fans, air flow and coolant; on a single GPU of a node, the contact of its heat sink.",
+    quarantine=True,
+    clear_after=60.0,
+)
+
+
+def _gpu(gpu: GpuReadings, look: Look) -> Judgement:
+    margin, source = gpu.temperature_margin_celsius, "nvmlDeviceGetMarginTemperature"
+    if _unsupported(margin):
+        limit, source = gpu.slowdown_celsius, "nvmlDeviceGetTemperature, its slowdown threshold"
+        if _unsupported(limit):
+            limit, source = gpu.gpu_max_celsius, "nvmlDeviceGetTemperature, its maximum operating threshold"
+        margin = _distance(limit, gpu.temperature_celsius)
+    return _judge(GPU, gpu, look, margin, source)
+
+
+def _memory(gpu: GpuReadings, look: Look) -> Judgement:
+    margin = _distance(gpu.memory_max_celsius, gpu.memory_celsius)
+    return _judge(MEMORY, gpu, look, margin, "NVML field 82 (memory temperature), its maximum threshold")
+
+
+def _judge(code: Code, gpu: GpuReadings, look: Look, margin: Reading[int], source: str) -> Judgement:
+    if isinstance(margin, Missing):
+        return margin
+    settings = look.settings.thermal
+    key = f"{code.name}/{gpu.component}"
+    critical = look.history.lasts(key, margin <= 0, look.now, settings.critical_after)
+    if margin > settings.margin_warning_celsius:
+        return None
+    return look.found(
+        code,
+        gpu,
+        f"{margin} °C below its limit" if margin > 0 else f"at its temperature limit (margin {margin} °C)",
+        source=source,
+        reading=f"{margin} °C",
+        threshold=f"{settings.margin_warning_celsius} °C; 0 °C for {settings.critical_after:g} s is critical",
+        severity=Severity.CRITICAL if critical else Severity.WARNING,
+    )
+
+
+def _unsupported(reading: Reading[int]) -> bool:
+    return isinstance(reading, Missing) and reading.reason is MissingReason.NOT_SUPPORTED
+
+
+def _distance(limit: Reading[int], temperature: Reading[int]) -> Reading[int]:
+    if isinstance(limit, Missing):
+        return limit
+    return temperature if isinstance(temperature, Missing) else limit - temperature
+
+
+CHECK = per_gpu((GPU, _gpu), (MEMORY, _memory))

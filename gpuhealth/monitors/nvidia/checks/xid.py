@@ -1,0 +1,255 @@
+"""XIDs and SXids: what the driver reports of a GPU or an NVSwitch, with what came before it taken into account.
+
+The catalogue says what a line means by itself. Here it is attributed to the GPU with exactly that PCI address, lines of
+the same fault count once, clean-up after another fault is told from a fault, and repetition is judged.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from datetime import datetime
+
+import msgspec
+
+from gpuhealth.model.code import Check, Clears, Code
+from gpuhealth.model.finding import Action, Finding, Outcome, Severity
+from gpuhealth.model.history import History
+from gpuhealth.model.kernel_event import KernelEvent
+from gpuhealth.model.missing import NOT_SUPPORTED, Missing
+from gpuhealth.monitors.nvidia.catalog import sxid, xid
+from gpuhealth.monitors.nvidia.catalog.xid import CONSEQUENCES, NVLINK, RECOVERY_ACTION
+from gpuhealth.monitors.nvidia.checks import gpu as gpu_checks
+from gpuhealth.monitors.nvidia.checks.rule import known_gpus, label
+from gpuhealth.monitors.nvidia.readings import GpuReadings
+from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.runtime.settings import Settings
+from gpuhealth.runtime.settings import Xid as XidSettings
+
+COVERAGE = Code(
+    "xid",
+    Severity.WARNING,
+    Action.NONE,
+    meaning="Stands for all XIDs and SXids: whether what the driver reports of its GPUs reaches us.",
+    advice="Let the agent read /dev/kmsg: privileged, or with CAP_SYSLOG and the device mounted.",
+    essential=True,
+)
+REPEATED_APP_FAULTS = Code(
+    "gpu.repeated_app_faults",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="Different programs have failed on the same GPU with errors that are usually a program's own fault.",
+    advice="Run `gpuhealth burnin` on this GPU: where every program fails, the GPU may be what fails.",
+    clears=Clears.EXPIRY,
+    clear_after=86400.0,
+)
+_ESCALATING_ACTIONS = (Action.CONTACT_SUPPORT, Action.INSPECT_HARDWARE)
+_KEPT_PROCESSES = 64
+_NAMED_CAUSE = re.compile(r"caused by previous Xid (\d+)")
+
+
+@functools.lru_cache(maxsize=2048)
+def code_for(
+    name: str, severity: Severity | None = None, action: Action | None = None, expire_after: float = 600.0
+) -> Code:
+    """The code of "xid.N" or "sxid.N", as it is for a finding of this severity and action; KeyError for another name.
+
+    A critical fault ends with the reset or the reboot that it asks for; what leaves nothing to read again ends when it
+    has not come back for `expire_after` seconds. Without a severity the code is that of the worst it can be.
+    """
+    kind, _, number = name.partition(".")
+    if kind not in ("xid", "sxid") or not (number.isascii() and number.isdecimal()) or len(number) > 9:
+        raise KeyError(name)
+    facts = xid.lookup(int(number)) if kind == "xid" else sxid.lookup(int(number))
+    usual, remedy = _usual(facts)
+    by_words = isinstance(facts, xid.XidFacts) and (facts.code in NVLINK or facts.code == RECOVERY_ACTION)
+    worst = Severity.CRITICAL if by_words or facts.escalates else usual
+    critical = (severity or worst) is Severity.CRITICAL
+    asked = action or (Action.RESET_GPU if by_words else remedy)
+    return Code(
+        name,
+        severity or usual,
+        action or remedy,
+        meaning=f"{facts.meaning}.",
+        advice=facts.advice,
+        quarantine=critical and not facts.program,
+        drain=critical and not facts.program and asked in (Action.RESET_GPU, Action.REBOOT_NODE),
+        clears=Clears.EXPIRY if not critical else Clears.RECOVERY if asked is Action.RESET_GPU else Clears.REBOOT,
+        clear_after=expire_after,
+    )
+
+
+def _usual(facts: xid.XidFacts | sxid.SxidFacts) -> tuple[Severity, Action]:
+    """What a code is by the words that the driver prints with it, the worst of them where it has several."""
+    if isinstance(facts, sxid.SxidFacts) and facts.printed:
+        return sxid.assess(facts.code, "non-fatal" if facts.printed == "nonfatal" else "fatal")
+    return facts.severity, facts.action
+
+
+class _Judge:
+    """Judges the events of one round or batch, in their order."""
+
+    def __init__(self, readings: NodeReadings, settings: XidSettings, history: History) -> None:
+        self._time = readings.time
+        self._released = readings.release is not None
+        self._settings = settings
+        self._history = history
+        self._gpus = {
+            gpu.pci.partition(".")[0]: gpu for gpu in known_gpus(readings, history) if isinstance(gpu.pci, str)
+        }
+
+    def outcomes(self, event: KernelEvent) -> Iterator[Outcome]:
+        """What follows from one event."""
+        kind, _, number = event.finding.partition(".")
+        if kind not in ("xid", "sxid") or not number.isdecimal():
+            return
+        code, gpu = int(number), self._gpu(event) if kind == "xid" else None
+        component = gpu.component if gpu else event.pci or "node"
+        when = event.time or self._time
+        if kind == "xid" and code == RECOVERY_ACTION:
+            yield from self._recovery(event, gpu, when)
+            return
+        follows = self._follows(event, code, component, when.timestamp()) if kind == "xid" else ""
+        if follows:
+            event = msgspec.structs.replace(event, severity=Severity.INFO, action=Action.NONE)
+        count = self._count(event, component, when.timestamp())
+        if count:
+            yield self._finding(event, gpu, component, when, count, follows)
+            if kind == "xid" and gpu and not follows:
+                yield from self._repeated_app_faults(event, code, gpu, when)
+
+    def _gpu(self, event: KernelEvent) -> GpuReadings | None:
+        """The GPU with the event's whole address; one that is not known is named by the address."""
+        if event.pci is None:
+            return None
+        return self._gpus.get(event.pci) or GpuReadings(-1, pci=event.pci)
+
+    def _follows(self, event: KernelEvent, code: int, component: str, at: float) -> str:
+        """The XID whose clean-up this one is, in words. Notes XIDs that others may follow."""
+        key = f"xid@{component}"
+        if code not in CONSEQUENCES:
+            self._history.mark(key, at, self._settings.secondary_window, detail=str(code), keep=1)
+            return ""
+        if self._released:  # whose work on the driver begins with ending what uses it
+            return ", while the driver was released on request"
+        if named := _NAMED_CAUSE.search(event.line):  # newer drivers say so themselves
+            return f", a consequence of XID {named[1]}"
+        before = self._history.recent(key, at, self._settings.secondary_window)
+        return f", a consequence of XID {before[-1][1]}" if before else ""
+
+    def _count(self, event: KernelEvent, component: str, at: float) -> int:
+        """How often the fault has come within the repeat window; 0 for a line of a fault that was counted already."""
+        instance = "" if event.gpu_instance is None else f"/{event.gpu_instance}"
+        key = f"{event.finding}:{event.severity}@{component}{instance}"
+        window = self._settings.repeat_window
+        before = self._history.recent(key, at, window)
+        if before and at - before[-1][0] < self._settings.coalesce:
+            return 0
+        return len(self._history.mark(key, at, window, keep=self._settings.repeats_critical))
+
+    def _finding(
+        self, event: KernelEvent, gpu: GpuReadings | None, component: str, when: datetime, count: int, follows: str
+    ) -> Finding:
+        severity, threshold = event.severity, ""
+        kind, _, number = event.finding.partition(".")
+        facts = xid.lookup(int(number)) if kind == "xid" else sxid.lookup(int(number))
+        repeats = severity is Severity.WARNING and facts.escalates and event.action in _ESCALATING_ACTIONS
+        if repeats and count >= self._settings.repeats_critical:
+            severity = Severity.CRITICAL
+            threshold = f"{self._settings.repeats_critical} in {self._settings.repeat_window:g} s"
+        code = code_for(event.finding, severity, event.action, self._settings.expire_after)
+        name = "XID" if kind == "xid" else "SXid"
+        place = label(gpu) if gpu else f"NVSwitch {component}" if kind == "sxid" else component
+        return code.found(
+            gpu,
+            f"{place}: {name} {number}: {event.meaning}{follows}{_process(event)}",
+            now=when,
+            source="kernel log" if event.line else "NVML event",
+            reading=f"{name} {number}" + (f", {count} times" if threshold else ""),
+            threshold=threshold,
+            line=event.line,
+            component=component,
+            mig_instance=_mig_instance(gpu, event),
+        )
+
+    def _recovery(self, event: KernelEvent, gpu: GpuReadings | None, when: datetime) -> Iterator[Outcome]:
+        """XID 154 says what NVML field 230 reads: a change back to none is the evidence of a recovery."""
+        code = code_for(event.finding)
+        wanted = gpu_checks.RECOVERY_ACTION
+        if event.severity is Severity.INFO:
+            yield wanted.clean(gpu)
+            yield code.clean(gpu)
+            return
+        place = label(gpu) if gpu else "node"
+        # Where field 230 is not supported no round could read that it is over: the XID stands alone.
+        polled = gpu is not None and gpu.recovery_action != NOT_SUPPORTED
+        for each in (code, wanted) if event.action is not Action.NONE and polled else (code,):
+            yield each.found(
+                gpu,
+                f"{place}: XID {RECOVERY_ACTION}: {event.meaning}",
+                now=when,
+                source="kernel log" if event.line else "NVML event",
+                reading=f"XID {RECOVERY_ACTION}",
+                line=event.line,
+                severity=event.severity,
+                action=event.action,
+            )
+
+    def _repeated_app_faults(
+        self, event: KernelEvent, code: int, gpu: GpuReadings, when: datetime
+    ) -> Iterator[Outcome]:
+        """A program's fault again and again on one GPU, but of different programs, casts doubt on the GPU."""
+        if event.pid is None or code in CONSEQUENCES or xid.lookup(code).action is not Action.RESTART_WORKLOAD:
+            return
+        key, at, window = f"app_faults@{gpu.component}", when.timestamp(), self._settings.repeat_window
+        faults = self._history.recent(key, at, window)
+        if str(event.pid) not in {pid for _, pid in faults}:
+            faults = self._history.mark(
+                key, at, window, str(event.pid), max(_KEPT_PROCESSES, self._settings.app_fault_threshold)
+            )
+        if len(faults) >= self._settings.app_fault_threshold:
+            yield REPEATED_APP_FAULTS.found(
+                gpu,
+                f"{label(gpu)}: faults of {len(faults)} different processes, the last one XID {code}",
+                now=when,
+                source="kernel log" if event.line else "NVML event",
+                reading=f"{len(faults)} processes",
+                threshold=f"{self._settings.app_fault_threshold} in {window:g} s",
+                line=event.line,
+                mig_instance=_mig_instance(gpu, event),
+            )
+
+
+def _process(event: KernelEvent) -> str:
+    if event.pid is None and event.process is None:
+        return ""
+    return f" (process {event.process or 'unknown'}{f', pid {event.pid}' if event.pid is not None else ''})"
+
+
+def _mig_instance(gpu: GpuReadings | None, event: KernelEvent) -> str:
+    """The uuid of the MIG device that the event names, where it names exactly one."""
+    if gpu is None or event.gpu_instance is None:
+        return ""
+    named = [
+        device.uuid
+        for device in gpu.mig_devices
+        if device.gpu_instance == event.gpu_instance and event.compute_instance in (None, device.compute_instance)
+    ]
+    return named[0] if len(named) == 1 else ""
+
+
+def judge(readings: NodeReadings, settings: Settings, history: History) -> Iterator[Outcome]:
+    """What follows from the events alone."""
+    judged = _Judge(readings, settings.xid, history)
+    for event in readings.events:
+        yield from judged.outcomes(event)
+
+
+def _run(readings: NodeReadings, settings: Settings, history: History) -> Iterator[Outcome]:
+    log = readings.kernel_log
+    yield COVERAGE.not_checked(None, log) if isinstance(log, Missing) else COVERAGE.clean(None)
+    yield from judge(readings, settings, history)
+
+
+CHECK = Check((COVERAGE, REPEATED_APP_FAULTS), _run)

@@ -1,0 +1,147 @@
+"""NVML as a whole: starting it, the driver's versions, the list of GPUs, XID events. Runs in the child process only."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from ctypes import c_void_p, cast
+from typing import Any
+
+import pynvml
+
+from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.monitors.nvidia.nvml import value as nvml_value
+from gpuhealth.monitors.nvidia.nvml.gpu import Gpu, Progress
+from gpuhealth.monitors.nvidia.nvml.value import missing, pci_address, text, unexpected, whole
+from gpuhealth.monitors.nvidia.readings import GpuReadings
+
+_MOST_GPUS = 256
+"""More than any node has. A larger count is no count, and a loop over it would not end."""
+
+
+def start(progress: Progress) -> Missing | None:
+    """Initializes NVML; the reason if it cannot."""
+    progress("nvmlInit_v2")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return missing(error, "nvmlInit_v2")
+    except Exception as error:  # noqa: BLE001 - a binding or library that does not fit: the parent reports it
+        return unexpected(error, "nvmlInit_v2")
+    return None
+
+
+def stop(progress: Progress) -> None:
+    """Closes NVML, so that the next start enumerates the GPUs anew."""
+    progress("nvmlShutdown")
+    with contextlib.suppress(Exception):  # whatever it answers, the next start begins from nothing
+        pynvml.nvmlShutdown()
+
+
+class Driver:
+    """NVML after a successful start: versions, and the GPUs with what never changes about them."""
+
+    def __init__(self, progress: Progress, before: Driver | None = None) -> None:
+        self._progress = progress
+        self._gpus: dict[int, Gpu] = {}
+        self._known_before = before.known() if before else {}
+        self.driver_version: Reading[str] = self._ask("nvmlSystemGetDriverVersion", text)
+        self.nvml_version: Reading[str] = self._ask("nvmlSystemGetNVMLVersion", text)
+        self.cuda_version: Reading[str] = self._ask("nvmlSystemGetCudaDriverVersion_v2", _cuda_version)
+
+    def _ask(self, name: str, convert: Callable[[Any], Any]) -> Any:
+        self._progress(name)
+        try:
+            return convert(getattr(pynvml, name)())
+        except pynvml.NVMLError as error:
+            return missing(error, name)
+        except Exception as error:  # noqa: BLE001 - bindings raise anything: this costs one reading, not the round
+            return unexpected(error, name)
+
+    def count(self) -> Reading[int]:
+        """How many GPUs NVML enumerates."""
+        count: Reading[int] = self._ask("nvmlDeviceGetCount", lambda number: nvml_value.count(number, _MOST_GPUS))
+        if isinstance(count, Missing) and count.reason is MissingReason.NOT_SUPPORTED:
+            # "Not supported" would mean that there is nothing to check.
+            return Missing(MissingReason.ERROR, f"nvmlDeviceGetCount: {count}")
+        return count
+
+    def read(self, index: int, count: int) -> GpuReadings:
+        """Everything about one of `count` GPUs."""
+        gpu = self._gpus.get(index)
+        if gpu is None:
+            # A GPU that is lost when NVML starts again tells nothing: as long as none has come or gone, its index
+            # is what it was.
+            known = self._known_before.get(index) if len(self._known_before) == count else None
+            gpu = self._gpus[index] = Gpu(index, self._progress, known)
+        return gpu.read()
+
+    def ping(self) -> None:
+        """Makes one call that the library cannot answer from its own memory."""
+        with contextlib.suppress(Exception):  # any answer is a sign of life
+            self._progress("nvmlDeviceGetPowerUsage on GPU 0")
+            pynvml.nvmlDeviceGetPowerUsage(pynvml.nvmlDeviceGetHandleByIndex(0))
+
+    def known(self) -> dict[int, dict[tuple[Any, ...], Any]]:
+        """By index, what never changes about each GPU."""
+        return {index: gpu.known for index, gpu in self._gpus.items()}
+
+
+def _cuda_version(number: Any) -> str:
+    return f"{whole(number) // 1000}.{number % 1000 // 10}"
+
+
+def listen(seen: Callable[[int, str, str, float], None]) -> XidEvents | Missing:
+    """Waits for XID events from now on; why NVML tells of none, if it does not."""
+    try:
+        return XidEvents(seen)
+    except pynvml.NVMLError as error:
+        return Missing(MissingReason.ERROR, f"XID events: {missing(error, 'nvmlDeviceRegisterEvents')}")
+    except Exception as error:  # noqa: BLE001 - as for every other call: XID events are missing, the readings are not
+        return unexpected(error, "XID events")
+
+
+class XidEvents:
+    """Waits for XID events in a thread: for nodes whose kernel log cannot be read."""
+
+    _WAIT_MILLISECONDS = 500
+
+    def __init__(self, seen: Callable[[int, str, str, float], None]) -> None:
+        self._seen = seen
+        self._stopping = threading.Event()
+        self._set = pynvml.nvmlEventSetCreate()
+        self._gpus: dict[int | None, tuple[str, str]] = {}  # handle -> PCI address, uuid: a lost GPU no longer tells
+        for index in range(nvml_value.count(pynvml.nvmlDeviceGetCount(), _MOST_GPUS)):
+            # A GPU that is lost, too old or answers oddly delivers none; the others do.
+            with contextlib.suppress(Exception):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                pci, uuid = pci_address(pynvml.nvmlDeviceGetPciInfo(handle)), text(pynvml.nvmlDeviceGetUUID(handle))
+                pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
+                self._gpus[cast(handle, c_void_p).value] = (pci, uuid)
+        if not self._gpus:
+            pynvml.nvmlEventSetFree(self._set)
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                event = pynvml.nvmlEventSetWait_v2(self._set, self._WAIT_MILLISECONDS)
+                xid, device = whole(event.eventData), cast(event.device, c_void_p).value
+            except pynvml.NVMLError_Timeout:
+                continue
+            except Exception:  # noqa: BLE001 - one odd event must not end the thread that reads all of them
+                # After an XID 79 the wait fails at once, again and again: no spinning.
+                self._stopping.wait(self._WAIT_MILLISECONDS / 1000)
+                continue
+            pci, uuid = self._gpus.get(device, ("", ""))
+            self._seen(xid, pci, uuid, time.time())
+
+    def stop(self) -> None:
+        """Ends the thread before NVML is shut down, which would crash under a waiting call."""
+        self._stopping.set()
+        self._thread.join()
+        pynvml.nvmlEventSetFree(self._set)

@@ -1,0 +1,53 @@
+"""Whether the driver library in our container is older than the node's kernel module.
+
+The container runtime puts libnvidia-ml.so.1 into a container when it is created. A process that started before the
+driver was loaded, or before it was upgraded, keeps what its container got then; only a new container gets the present
+library.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.monitors.nvidia.readings import KernelModule
+from gpuhealth.monitors.readings import NodeReadings
+
+_LIBRARY_PROBLEMS = (MissingReason.NOT_INSTALLED, MissingReason.MISMATCH, MissingReason.NOT_LOADED)
+_PATIENCE_SECONDS = 30.0  # an installation loads the module before all of its libraries are in place
+
+
+class RestartRequiredError(Exception):
+    """The process ends itself, since only a new one, in a new container, can go on. The text says why."""
+
+
+class StaleLibrary:
+    """Looks at every round, and raises once a new container has been the only help for 30 s."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None
+
+    def look(self, readings: NodeReadings) -> None:
+        """Raises RestartRequiredError when NVML does not work with a module that was loaded after our start.
+
+        A module that was loaded before is no reason: a new container would get the same library.
+        """
+        nvml = readings.nvml
+        problem = nvml if isinstance(nvml, Missing) else nvml.problem
+        self.judge(readings.kernel_module, fails=problem is not None and problem.reason in _LIBRARY_PROBLEMS)
+
+    def judge(self, module: Reading[KernelModule], *, fails: bool) -> None:
+        """The same for a caller that knows whether the library fails. Raises RestartRequiredError."""
+        if isinstance(module, Missing) or not module.has_changed or not fails:
+            self._since = None
+            return
+        self._since = self._clock() if self._since is None else self._since
+        if self._clock() - self._since < _PATIENCE_SECONDS:
+            return
+        before = f"kernel module {module.version_at_start}" if module.version_at_start else "no kernel module"
+        raise RestartRequiredError(
+            f"kernel module {module.version} is loaded, this process started with {before}, and its libnvidia-ml.so.1"
+            " does not work with the present one; a new container gets a library that does"
+        )

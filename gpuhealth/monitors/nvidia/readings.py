@@ -1,0 +1,184 @@
+"""Readings."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import msgspec
+
+from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, Reading
+
+
+class NvLink(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One NVLink of a GPU. Error counters count since the driver was loaded."""
+
+    link: int
+    state: Reading[int]  # 0 inactive, 1 active, 2 sleep, 3 active without traffic
+    remote_pci: Reading[str] = NOT_SUPPORTED
+    errors: dict[str, int] = {}  # counter name -> count; only those the link has
+    effective_ber: Reading[float] = NOT_SUPPORTED
+    symbol_ber: Reading[float] = NOT_SUPPORTED
+
+
+class Fabric(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """nvmlDeviceGetGpuFabricInfoV: how the GPU stands in its NVLink domain."""
+
+    state: int  # 0 not supported, 1 not started, 2 in progress, 3 completed
+    status: int  # an nvmlReturn; 0 is success
+    clique: int = 0
+    cluster: str = ""
+    health_mask: int | None = None  # None where the structure's version has no mask
+    health_summary: int | None = None  # 1 healthy, 2 unhealthy, 3 limited capacity
+
+
+class MigDevice(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One MIG device of a GPU."""
+
+    uuid: str
+    gpu_instance: int
+    compute_instance: int
+
+
+class GpuProcess(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A process that holds the GPU."""
+
+    pid: int
+    used_memory_bytes: int | None = None
+
+
+class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One GPU as NVML answers for it. `error` is what the device as a whole answers: lost, reset required."""
+
+    index: int
+    uuid: Reading[str] = UNREAD
+    pci: Reading[str] = UNREAD  # dddd:bb:dd.f, lower case
+    error: Missing | None = None
+    calls: int = 0  # different NVML calls made in this round
+    failed_calls: dict[str, Missing] = {}  # NVML call -> what was seen instead of an answer that can be used
+    name: Reading[str] = UNREAD
+    serial: Reading[str] = UNREAD
+    vbios: Reading[str] = UNREAD
+    minor: Reading[int] = UNREAD
+    temperature_celsius: Reading[int] = UNREAD
+    temperature_margin_celsius: Reading[int] = UNREAD  # to the slowdown point; positive is headroom
+    slowdown_celsius: Reading[int] = UNREAD
+    gpu_max_celsius: Reading[int] = UNREAD
+    memory_celsius: Reading[int] = UNREAD
+    memory_max_celsius: Reading[int] = UNREAD
+    power_milliwatts: Reading[int] = UNREAD
+    power_limit_milliwatts: Reading[int] = UNREAD
+    sm_clock_mhz: Reading[int] = UNREAD
+    memory_clock_mhz: Reading[int] = UNREAD
+    max_sm_clock_mhz: Reading[int] = UNREAD
+    application_sm_clock_mhz: Reading[int] = UNREAD
+    utilization_percent: Reading[int] = UNREAD
+    memory_total_bytes: Reading[int] = UNREAD
+    memory_used_bytes: Reading[int] = UNREAD  # without what the driver reserves for itself
+    memory_bus_bits: Reading[int] = NOT_SUPPORTED
+    ecc_enabled: Reading[bool] = UNREAD
+    ecc_pending: Reading[bool] = UNREAD
+    ecc_errors: dict[str, Reading[int]] = {}  # "volatile_uncorrected_dram" and so on
+    sram_threshold_exceeded: Reading[bool] = UNREAD
+    remap_correctable_rows: Reading[int] = UNREAD
+    remap_uncorrectable_rows: Reading[int] = UNREAD
+    remap_pending: Reading[bool] = UNREAD
+    remap_failed: Reading[bool] = UNREAD
+    remap_histogram: dict[str, Reading[int]] = {}  # banks by spare rows left: max, high, partial, low, none
+    retired_pages: dict[str, Reading[int]] = {}  # by cause: single_bit, double_bit
+    retirement_pending: Reading[bool] = UNREAD
+    repair_pending: dict[str, Reading[bool]] = {}  # channel, tpc
+    unrepairable_memory: Reading[bool] = UNREAD
+    inforom_checksum: Reading[int] = UNREAD  # Missing with corrupted_inforom where it does not hold
+    recovery_action: Reading[int] = UNREAD  # field 230
+    clocks_event_reasons: Reading[int] = UNREAD  # bits
+    throttle_nanoseconds: dict[str, Reading[int]] = {}  # sw_power_cap, sw_thermal, hw_thermal, power_brake
+    pcie_generation: Reading[int] = UNREAD
+    pcie_generation_max: Reading[int] = UNREAD  # what GPU and slot can do together
+    pcie_width: Reading[int] = UNREAD
+    pcie_width_max: Reading[int] = UNREAD
+    pcie_replays: Reading[int] = UNREAD
+    nvlinks: Reading[tuple[NvLink, ...]] = UNREAD
+    fabric: Reading[Fabric] = UNREAD
+    compute_processes: Reading[tuple[GpuProcess, ...]] = UNREAD
+    graphics_processes: Reading[tuple[GpuProcess, ...]] = UNREAD
+    persistence_mode: Reading[bool] = UNREAD
+    compute_mode: Reading[int] = UNREAD
+    mig_enabled: Reading[bool] = UNREAD
+    mig_devices: tuple[MigDevice, ...] = ()
+
+    @property
+    def component(self) -> str:
+        """The name findings carry: the uuid, or what else is known while the GPU does not tell it."""
+        if isinstance(self.uuid, str):
+            return self.uuid
+        return self.pci if isinstance(self.pci, str) else f"gpu{self.index}"
+
+
+class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """One round of NVML, as complete as it came before the deadline."""
+
+    problem: Missing | None = None  # why NVML as a whole does not answer
+    waiting_seconds: float = 0.0  # how long the outstanding or the slowest finished round has taken
+    waiting_for: str = ""  # the call that has not returned
+    answered: bool = False  # the round is complete
+    driver_version: Reading[str] = UNREAD
+    nvml_version: Reading[str] = UNREAD
+    cuda_version: Reading[str] = UNREAD
+    count: Reading[int] = UNREAD
+    gpus: tuple[GpuReadings, ...] = ()
+
+
+class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One NVIDIA function on the PCI bus, from sysfs. AER counters count since boot."""
+
+    address: str  # dddd:bb:dd.f, lower case
+    device_class: int  # 0x030200 is a 3D controller, 0x030000 VGA, 0x068000 a bridge (NVSwitch)
+    device_id: int
+    aer_correctable: Reading[int] = UNREAD  # the kernel's own totals
+    aer_nonfatal: Reading[int] = UNREAD
+    aer_fatal: Reading[int] = UNREAD
+
+    @property
+    def is_gpu(self) -> bool:
+        """Display controllers are GPUs; bridges are NVSwitches, 0x0403 is a card's sound."""
+        return self.device_class >> 8 in (0x0300, 0x0302)
+
+    @property
+    def is_nvswitch(self) -> bool:
+        """NVSwitches show as bridges of class 0x0680."""
+        return self.device_class >> 8 == 0x0680
+
+
+class KernelModule(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The NVIDIA kernel module of the node, as the kernel shows it to every container."""
+
+    version: str  # of the loaded module, such as 550.54.15; empty while none is loaded
+    version_at_start: str  # when the agent's process started: the container's libraries are of that time
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the module is loaded."""
+        return self.version != ""
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether another module is loaded than when the agent's process started."""
+        return self.is_loaded and self.version != self.version_at_start
+
+
+class Release(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The driver was let go of on request, so that others can work on it."""
+
+    reasons: tuple[str, ...]  # annotation, signal, driver_upgrade
+    since: datetime
+    known: bool = False  # whether the node's state was, when it began
+    until: datetime | None = None  # when the last request was taken back; the driver is not back since then
+
+    def __str__(self) -> str:
+        text = f"the driver is released ({', '.join(self.reasons)}) since {self.since:%Y-%m-%dT%H:%M:%SZ}"
+        return text if self.until is None else f"{text}, and not back since {self.until:%H:%M:%SZ}"
+
+    def shifted(self, seconds: float) -> Release:
+        """The same with its times moved."""
+        step = timedelta(seconds=seconds)
+        return msgspec.structs.replace(self, since=self.since + step, until=self.until and self.until + step)

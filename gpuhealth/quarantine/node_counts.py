@@ -1,0 +1,46 @@
+"""Counting nodes for a budget where no controller has: how many it selects, and which are out without a slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpuhealth.kube.client import Client, Object
+from gpuhealth.kube.kinds import NODES, STATE_LABEL
+from gpuhealth.kube.selectors import written
+from gpuhealth.quarantine.marks import has_taint, is_out, unknown_record
+from gpuhealth.quarantine.slots import Taken
+
+_IN_SERVICE = f"{STATE_LABEL} notin (healthy,degraded)"
+"""Chooses the nodes that may be out, few of a fleet: the label is written in the same request as the taint."""
+
+
+async def size(client: Client, budget: Object) -> int:
+    """How many nodes the budget selects."""
+    pages = client.pages(NODES, labels=written(budget["spec"]["nodeSelector"]), metadata_only=True)
+    return sum([len(page.items) async for page in pages])
+
+
+async def out(client: Client, budget: Object) -> set[str]:
+    """The nodes that the budget selects and that are out by our hand, or may be."""
+    selector = ",".join(filter(None, [written(budget["spec"]["nodeSelector"]), _IN_SERVICE]))
+    return {
+        node["metadata"]["name"]
+        async for page in client.pages(NODES, labels=selector)
+        for node in page.items
+        if is_out(node) or (unknown_record(node) and has_taint(node))
+    }
+
+
+async def uncounted(client: Client, budget: Object, nodes: set[str], slots: Sequence[Taken]) -> set[str]:
+    """Those of `nodes`, which are out, that hold no slot of the budget, and those that it selects and that may go out.
+
+    `slots` are those of all budgets that last until they are given back, listed in the same moment: a node that is not
+    out and has none of any budget by then lists the budgets after this one was there, before it goes out.
+    """
+    name = budget["metadata"]["name"]
+    counted = {slot.node for slot in slots if slot.prefix == name}
+    going = {slot.node for slot in slots} - counted
+    if going - nodes:
+        pages = client.pages(NODES, labels=written(budget["spec"]["nodeSelector"]), metadata_only=True)
+        nodes = nodes | going & {node["metadata"]["name"] async for page in pages for node in page.items}
+    return nodes - counted

@@ -1,0 +1,81 @@
+"""Metrics as Prometheus reads them, from collectors that fail alone.
+
+A metric that cannot be read or written, such as the memory of a process while no file descriptor is left, costs its
+collector's samples in that scrape and is counted; everything else is served.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from traceback import walk_tb
+
+import structlog
+from prometheus_client.core import Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+from gpuhealth.runtime.metric_families import counter
+
+log = structlog.get_logger()
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+_ERROR_CHARACTERS = 200  # of an error's text in the log: prometheus_client puts whole metrics into it
+
+Collect = Callable[[], Iterable[Metric]]
+"""One collector: the metrics of one subject, as of now."""
+
+
+class Rendering:
+    """The text of all collectors, and how often each has failed."""
+
+    def __init__(self, process: str, collectors: Mapping[str, Collect]) -> None:
+        """`process` is part of the counter's name: gpuhealth_PROCESS_metrics_errors_total."""
+        self._name = f"{process}_metrics_errors"
+        self._collectors = collectors
+        self._errors = Counter(dict.fromkeys(collectors, 0))  # from the start: a rate needs its zero
+        self._failing: dict[str, str] = {}  # the error that a collector failed with last time
+
+    def text(self) -> bytes:
+        """The metrics as of now. Raises nothing that a collector raises."""
+        parts = [part for name, collect in self._collectors.items() for part in self._rendered(name, collect)]
+        text = "Times that a collector failed, so that its metrics are missing or incomplete"
+        return b"".join([*parts, _text(counter(self._name, text, ["collector"], self._errors.items()))])
+
+    def _rendered(self, name: str, collect: Collect) -> Iterator[bytes]:
+        try:
+            for metric in collect():
+                yield _text(metric)
+        except Exception as error:  # noqa: BLE001 - whatever one collector raises, the others must be served
+            self._errors[name] += 1
+            self._log(name, error)
+        else:
+            self._failing.pop(name, None)
+
+    def _log(self, name: str, error: Exception) -> None:
+        """Logs an error of a collector, once for as long as it stays the same."""
+        kind = type(error).__name__
+        if self._failing.get(name) == kind:
+            return
+        self._failing[name] = kind
+        frame, line = list(walk_tb(error.__traceback__))[-1]
+        log.error(
+            "metrics collection failed",
+            collector=name,
+            error=f"{kind}: {error}"[:_ERROR_CHARACTERS],
+            where=f"{frame.f_code.co_filename}:{line}",
+        )
+
+
+class _Alone(Collector):
+    """One metric, as prometheus_client asks for it."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._metric,)
+
+
+def _text(metric: Metric) -> bytes:
+    return generate_latest(_Alone(metric))

@@ -1,0 +1,354 @@
+"""What was seen and done on this node: SQLite on the node's own disk, bounded in time and size.
+
+Two tables: `entries` for people (`gpuhealth events`), `memory` for the agent's next start. Both are written in one
+transaction, so that after a crash the remembered kernel-log position never runs ahead of what was recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from gpuhealth.model.tracker import Change
+
+log = structlog.get_logger()
+
+_RETRY_SECONDS = 5.0
+_MEMORY = Path("/dev/shm")  # noqa: S108 - writable where no disk is
+_MAX_UNWRITTEN = 10_000  # entries held while the disk refuses them
+_KEPT_ANYHOW = 1000  # entries, however old: a clock that is far ahead must not empty the journal
+_FIRST_REPEAT = 60.0
+_LONGEST_REPEAT = 3600.0
+_MAX_REPEATS = 1000  # kinds of events that are told apart
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    id INTEGER PRIMARY KEY,
+    time REAL NOT NULL,
+    kind TEXT NOT NULL,
+    code TEXT NOT NULL,
+    component TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    message TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS entries_by_time ON entries (time);
+CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+"""
+
+
+class JournalError(Exception):
+    """The journal cannot be read or written; the text says which and why."""
+
+
+class SpoiledError(JournalError):
+    """One remembered value is not what an agent writes; the others can be read."""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the node's history."""
+
+    time: datetime
+    kind: str  # raised, changed, cleared, kernel, act, agent
+    code: str
+    component: str
+    message: str
+    severity: str = ""
+    detail: str = ""  # JSON, or the raw kernel-log line
+
+
+def entry_of(change: Change) -> Entry:
+    """The entry for a change of a finding."""
+    finding = change.finding
+    return Entry(
+        time=change.time,
+        kind=str(change.kind),
+        code=finding.code,
+        component=finding.component,
+        severity=str(finding.severity),
+        message=finding.message + (f" ({change.reason})" if change.reason else ""),
+        detail=msgspec.json.encode(finding.evidence).decode(),
+    )
+
+
+class Journal:
+    """The journal of one node. Threads take turns: one may still be writing when another closes it."""
+
+    def __init__(self, path: Path, keep_seconds: float, max_entries: int, read_only: bool = False) -> None:
+        """Opens the journal and makes it where it does not exist.
+
+        Raises JournalError. A file that is no journal is set aside, never overwritten: the node goes on with a new one.
+        """
+        self.path = path
+        self._keep_seconds = keep_seconds
+        self._max_entries = max_entries
+        self.set_aside: Path | None = None
+        self._turn = threading.Lock()
+        try:
+            if not read_only:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = self._open(read_only)
+        except sqlite3.OperationalError as error:
+            if not (read_only and path.is_file()):
+                raise JournalError(f"cannot open journal {path}: {error}") from None
+            self._database = self._copy_opened()
+        except sqlite3.DatabaseError as error:
+            if read_only:
+                raise JournalError(f"{path} is no journal: {error}") from None
+            self.set_aside = path.with_suffix(f".damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+            self._database = self._begun_anew(self.set_aside)
+        except OSError as error:
+            raise JournalError(f"cannot make journal {path}: {error.strerror}") from None
+
+    def _copy_opened(self) -> sqlite3.Connection:
+        """A copy in memory, to be read: on a disk that is read-only now SQLite cannot open what it has not closed."""
+        try:
+            with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+                for suffix in ("", "-wal"):  # the last transactions
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.copyfile(f"{self.path}{suffix}", f"{folder}/copy{suffix}")
+                with closing(sqlite3.connect(f"{folder}/copy")) as copy:
+                    database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+                    copy.backup(database)
+            database.execute("PRAGMA query_only=ON")
+        except (OSError, sqlite3.Error) as error:
+            raise JournalError(f"cannot read journal {self.path}: {error}") from None
+        return database
+
+    def _begun_anew(self, set_aside: Path) -> sqlite3.Connection:
+        """A new journal in the place of one that is damaged: often by a disk that lets nothing be moved either."""
+        try:
+            self.path.rename(set_aside)
+            return self._open(read_only=False)
+        except (OSError, sqlite3.Error) as error:
+            raise JournalError(f"{self.path} is no journal, and cannot be set aside: {error}") from None
+
+    def _open(self, read_only: bool) -> sqlite3.Connection:
+        mode = "ro" if read_only else "rwc"
+        # Autocommit; transactions are explicit. Another process may hold the lock for a moment: `gpuhealth events`.
+        database = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            timeout=5.0,
+            check_same_thread=False,
+        )
+        database.text_factory = lambda text: text.decode(errors="replace")
+        try:
+            if not read_only:
+                # A write-ahead log needs no fsync for every transaction; what a power cut can take, the kernel log
+                # of that boot is lost with.
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("PRAGMA synchronous=NORMAL")
+                database.executescript(_SCHEMA)
+                database.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            database.execute("SELECT count(*) FROM memory").fetchone()
+        except BaseException:
+            database.close()  # whatever went wrong, the file must be free to be set aside
+            raise
+        return database
+
+    def write(self, entries: Iterable[Entry] = (), memory: Mapping[str, bytes] | None = None) -> None:
+        """Adds entries and replaces remembered values, all or nothing. Raises JournalError."""
+        rows = [
+            (
+                entry.time.timestamp(),
+                entry.kind,
+                entry.code,
+                entry.component,
+                entry.severity,
+                entry.message,
+                entry.detail,
+            )
+            for entry in entries
+        ]
+        with self._turn:
+            self._write(rows, memory or {})
+
+    def _write(self, rows: Sequence[tuple[object, ...]], memory: Mapping[str, bytes]) -> None:
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                self._database.executemany(
+                    "INSERT INTO entries (time, kind, code, component, severity, message, detail)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    rows,
+                )
+                self._database.executemany("INSERT OR REPLACE INTO memory VALUES (?, ?)", memory.items())
+                self._database.execute("COMMIT")
+            except BaseException:  # all or nothing, also when we are interrupted
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot write journal {self.path}: {error}") from None
+
+    def recall(self, key: str) -> bytes | None:
+        """A remembered value. Raises JournalError."""
+        try:
+            row = self._database.execute("SELECT value FROM memory WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot read journal {self.path}: {error}") from None
+        if row is None or isinstance(row[0], bytes):
+            return None if row is None else row[0]
+        raise SpoiledError(f"journal {self.path}: what is remembered of {key} is spoiled")
+
+    def entries(self, since: datetime | None = None, code: str = "*", limit: int = 1000) -> Iterator[Entry]:
+        """The newest `limit` entries since a time whose code matches a shell pattern, oldest first."""
+        query = (
+            "SELECT * FROM (SELECT id, time, kind, code, component, severity, message, detail FROM entries"
+            " WHERE time >= ? AND code GLOB ? ORDER BY id DESC LIMIT ?) ORDER BY id"
+        )
+        start = since.timestamp() if since else 0.0
+        try:
+            with closing(self._database.execute(query, (start, code, limit))) as rows:
+                for number, *values in rows:
+                    if entry := _entry(*values):
+                        yield entry
+                    else:
+                        log.warning("corrupt journal entry skipped", file=str(self.path), entry=number)
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot read journal {self.path}: {error}") from None
+
+    def prune(self, now: datetime) -> None:
+        """Drops entries that are too old or too many. Raises JournalError."""
+        try:
+            with self._turn:
+                self._database.execute(
+                    "DELETE FROM entries WHERE time < ? AND id <= (SELECT max(id) FROM entries) - ?",
+                    (now.timestamp() - self._keep_seconds, _KEPT_ANYHOW),
+                )
+                self._database.execute(
+                    "DELETE FROM entries WHERE id <= (SELECT max(id) FROM entries) - ?", (self._max_entries,)
+                )
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot prune journal {self.path}: {error}") from None
+
+    def close(self) -> None:
+        """Closes the file, after what is being written."""
+        with self._turn:
+            self._database.close()
+
+
+def _entry(when: object, *texts: object) -> Entry | None:
+    """An entry from its columns, which a damaged file or another program may have filled with anything."""
+    try:
+        time = datetime.fromtimestamp(when, UTC)  # type: ignore[arg-type]  # what it is not, it refuses
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
+    words = [text for text in texts if isinstance(text, str)]
+    if len(words) < len(texts):
+        return None
+    kind, name, component, severity, message, detail = words
+    return Entry(time, kind, name, component, message, severity, detail)
+
+
+class _Repeat(msgspec.Struct):
+    noted: float
+    seconds: float  # until the next may be noted
+    passed: int = 0
+
+
+class Repeats:
+    """Which of the events that go on and on are noted: one at once, then one after a minute, two, four … an hour."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], _Repeat] = {}
+
+    def passed_over(self, key: tuple[str, str], at: float) -> int | None:
+        """How many were not noted since the last that was; None where this is another. `at`: steady seconds."""
+        known = self._known.get(key)
+        if known is not None and at - known.noted < known.seconds:
+            known.passed += 1
+            return None
+        if known is None and len(self._known) >= _MAX_REPEATS:
+            self._known.clear()
+        goes_on = known is not None and at - known.noted < 2 * known.seconds
+        seconds = min(_LONGEST_REPEAT, 2 * known.seconds) if known is not None and goes_on else _FIRST_REPEAT
+        self._known[key] = _Repeat(at, seconds)
+        return known.passed if known is not None else 0
+
+
+class JournalWriter:
+    """Writes in the background: the disk may be slow, full or gone, and what is seen must not wait for it."""
+
+    def __init__(
+        self, journal: Journal | None, memory: Callable[[], dict[str, bytes]], now: Callable[[], datetime]
+    ) -> None:
+        """`memory` gives what is to be remembered along with the entries; without a journal nothing is kept."""
+        self._journal = journal
+        self._memory = memory
+        self._now = now
+        self._unwritten: list[Entry] = []
+        self._wanted = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "journal")
+        self._writing: tuple[list[Entry], Future[JournalError | None]] | None = None
+        self.errors = 0
+
+    def note(self, *entries: Entry) -> None:
+        """Has entries and memory written soon."""
+        if self._journal is not None:
+            self._unwritten += entries
+            del self._unwritten[:-_MAX_UNWRITTEN]
+            self._wanted.set()
+
+    async def run_once(self) -> None:
+        """Waits until there is something to write, and writes it; if that fails, it is kept and tried again."""
+        await self._wanted.wait()
+        self._wanted.clear()
+        assert self._journal is not None  # or nothing would be wanted
+        entries, self._unwritten = self._unwritten, []
+        future = self._thread.submit(self._write, entries, self._memory(), self._now())
+        self._writing = entries, future
+        await asyncio.wait([asyncio.wrap_future(future)])  # if we are cancelled the thread goes on: close() sees to it
+        if error := self._outcome():
+            self.errors += 1
+            log.error("journal write failed", error=str(error))
+            await asyncio.sleep(_RETRY_SECONDS)
+            self._wanted.set()
+
+    def _write(self, entries: list[Entry], memory: dict[str, bytes], now: datetime) -> JournalError | None:
+        """In the thread; what went wrong, if anything did."""
+        assert self._journal is not None
+        try:
+            self._journal.write(entries, memory)
+        except JournalError as error:
+            return error
+        try:
+            self._journal.prune(now)
+        except JournalError as error:  # the next one may
+            log.error("journal cleanup failed", error=str(error))  # noqa: TRY400 - one sentence says it
+        return None
+
+    def _outcome(self) -> JournalError | None:
+        """What became of the last write; what it could not write is to be written again."""
+        if self._writing is None:
+            return None
+        (entries, future), self._writing = self._writing, None
+        if error := future.result():
+            self._unwritten = [*entries, *self._unwritten][-_MAX_UNWRITTEN:]
+        return error
+
+    def close(self) -> None:
+        """Writes what is left, and closes the journal."""
+        if self._journal is None:
+            return
+        self._thread.shutdown()  # after the write that is under way
+        self._outcome()
+        try:
+            self._journal.write(self._unwritten, self._memory())
+        except JournalError as error:
+            log.error("journal entries lost", error=str(error))  # noqa: TRY400 - one sentence says it
+        self._journal.close()

@@ -1,0 +1,165 @@
+"""Where settings come from: one YAML file, overridden by the environment; an error is one sentence.
+
+`GPUHEALTH_CONFIG` names the file; `GPUHEALTH_NVML__WARN_AFTER=30s` overrides `nvml.warn_after`. The variables that the
+kubelet makes of a Service named gpuhealth… are none of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gpuhealth.runtime.settings import Settings
+from gpuhealth.runtime.settings_text import MOST_CHARACTERS, TextError, values_of
+
+ENVIRONMENT_PREFIX = "GPUHEALTH_"
+_DEEPEST = 8  # sections of a variable's name
+_SERVICE_HOST = "_SERVICE_HOST"
+_SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
+_REASON_CHARACTERS = 200
+_SHOWN = reprlib.Repr()  # bounded, whatever is in the file
+_SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxlist, _SHOWN.maxstring, _SHOWN.maxother = 2, 4, 4, 60, 60
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the text is one sentence that says what, where and what would be right."""
+
+
+def load(path: Path | None = None, **overrides: Any) -> Settings:
+    """Settings from the file (or the one that GPUHEALTH_CONFIG names), then the environment, then `overrides`.
+
+    Raises ConfigError with one sentence for a file that cannot be read, a key that is not known, a bad value.
+    """
+    if path is None and (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
+        path = Path(named)
+    values = _merged(_file_values(path) if path else {}, _environment_values())
+    _refuse_what_is_no_text(values, path)
+    try:
+        return Settings(**_merged(values, overrides))
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, path)) from None
+
+
+class SettingsFile:
+    """A configuration file that may change while we run."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._stamp = self._stamped()
+
+    def changed(self) -> Settings | None:
+        """The settings if the file has changed since it was last looked at. Raises ConfigError, once for a change."""
+        if (stamp := self._stamped()) == self._stamp:
+            return None
+        self._stamp = stamp
+        return load(self.path)
+
+    def _stamped(self) -> tuple[int, int] | None:
+        """Changes when the file does, also when a ConfigMap's link is turned to another one."""
+        try:
+            status = self.path.stat() if self.path else None
+        except OSError:
+            return None
+        return status and (status.st_mtime_ns, status.st_ino)
+
+
+def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in over.items():
+        before = merged.get(key)
+        merged[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _environment_values() -> dict[str, Any]:
+    """GPUHEALTH_A__B=value as {"a": {"b": value}}; a value in brackets is read as YAML, any other is taken as text."""
+    values: dict[str, Any] = {}
+    is_link = _service_links(os.environ)
+    for name, text in os.environ.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or name == f"{ENVIRONMENT_PREFIX}CONFIG" or is_link(name):
+            continue
+        *sections, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if [*sections, key][0] not in Settings.model_fields or len(sections) > _DEEPEST:
+            raise ConfigError(f"environment variable {_printable(name)} names no setting")
+        try:
+            value: Any = values_of(text) if text.startswith(("{", "[")) else text
+        except TextError as error:
+            raise ConfigError(f"environment variable {_printable(name)} {error.reason}: {_SHOWN.repr(text)}") from None
+        for section in reversed(sections):
+            key, value = section, {key: value}
+        values = _merged(values, {key: value})
+    return values
+
+
+def _service_links(names: Iterable[str]) -> Callable[[str], bool]:
+    """Which variables the kubelet has made of Services of our namespace, and of links to them as Docker once made them.
+
+    Each Service has NAME_SERVICE_HOST; without it a variable such as GPUHEALTH_HTTP_PORT is a setting misspelt. The
+    name of a Service may contain "--", so that "__" tells nothing.
+    """
+    services = [name.removesuffix(_SERVICE_HOST) for name in names if name.endswith(_SERVICE_HOST)]
+    ours = [f"{service}_" for service in services if f"{service}_".startswith(ENVIRONMENT_PREFIX)]
+
+    def is_link(name: str) -> bool:
+        return any(name.startswith(each) and _SERVICE_LINK.fullmatch(name.removeprefix(each)) for each in ours)
+
+    return is_link
+
+
+def _file_values(path: Path) -> dict[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            values = values_of(file.read(MOST_CHARACTERS + 1))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"configuration {path} is not valid YAML: it is not UTF-8") from None
+    except TextError as error:
+        where = f" line {error.line}" if error.line else ""
+        raise ConfigError(f"configuration {path}{where} {error.reason}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"configuration {path} must be a mapping of setting names to values")
+    return values
+
+
+def _refuse_what_is_no_text(value: object, path: Path | None, where: str = "") -> None:
+    """Raises ConfigError for text that no file name, host or label can hold: NUL, and halves of surrogate pairs."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_what_is_no_text(key, path, where)
+            _refuse_what_is_no_text(inner, path, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple | set):
+        for number, inner in enumerate(value):
+            _refuse_what_is_no_text(inner, path, f"{where}.{number}")
+    elif isinstance(value, str) and ("\0" in value or _has_surrogates(value)):
+        source = f"configuration {path}" if path else "configuration"
+        raise ConfigError(f"{source}: {_printable(where)}: {_SHOWN.repr(value)} is no text: it has a NUL, or no UTF-8")
+
+
+def _has_surrogates(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _sentence(error: ValidationError, path: Path | None) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = _printable(".".join(str(part) for part in first["loc"]))
+    source = f"configuration {path}" if path else "configuration"
+    if first["type"] == "extra_forbidden":
+        return f"{source}: {where} is not a known setting"
+    reason = _printable(first["msg"].removeprefix("Value error, "))
+    shown = f", not {_SHOWN.repr(first['input'])}" if "input" in first else ""
+    return f"{source}: {where}: {reason}{shown}"
+
+
+def _printable(text: str) -> str:
+    """Text from a file or the environment, bounded and without what would steer a terminal."""
+    cut = text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 1]}…"
+    return cut if cut.isprintable() else repr(cut)[1:-1]

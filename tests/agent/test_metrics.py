@@ -1,0 +1,293 @@
+"""/metrics: what is promised is there, says what the GPUs say, and says nothing where nothing was read."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from testing.metric_samples import Samples, parsed, scraped, values
+from testing.simnode import SimulatedNode, wait_for
+
+from gpuhealth.agent import http_app as node
+from gpuhealth.agent import metrics
+from gpuhealth.agent.agent import Agent
+from gpuhealth.agent.metrics import Exposition
+from gpuhealth.model.verdict import Coverage, State, Verdict
+from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.quarantine.slots import Held, Limit
+from gpuhealth.runtime.clock import SteadyClock
+
+PROMISED = {
+    "gpuhealth_node_healthy": set(),
+    "gpuhealth_verdict": {"verdict"},
+    "gpuhealth_gpu_verdict": {"gpu", "verdict"},
+    "gpuhealth_finding": {"code", "severity", "component", "gpu"},
+    "gpuhealth_findings_total": {"code"},
+    "gpuhealth_gpu_info": {"gpu", "index", "pci", "model", "serial", "vbios", "driver"},
+    "gpuhealth_gpu_temperature_celsius": {"gpu"},
+    "gpuhealth_gpu_temperature_margin_celsius": {"gpu"},
+    "gpuhealth_gpu_memory_temperature_celsius": {"gpu"},
+    "gpuhealth_gpu_power_watts": {"gpu"},
+    "gpuhealth_gpu_power_limit_watts": {"gpu"},
+    "gpuhealth_gpu_sm_clock_hertz": {"gpu"},
+    "gpuhealth_gpu_utilization_ratio": {"gpu"},
+    "gpuhealth_gpu_memory_used_bytes": {"gpu"},
+    "gpuhealth_gpu_memory_total_bytes": {"gpu"},
+    "gpuhealth_gpu_throttle_seconds_total": {"gpu", "reason"},
+    "gpuhealth_gpu_ecc_errors_total": {"gpu", "type", "counter", "location"},
+    "gpuhealth_gpu_remapped_rows": {"gpu", "kind"},
+    "gpuhealth_gpu_row_remap_pending": {"gpu"},
+    "gpuhealth_gpu_row_remap_failure": {"gpu"},
+    "gpuhealth_gpu_pcie_replays_total": {"gpu"},
+    "gpuhealth_gpu_pcie_width_lanes": {"gpu"},
+    "gpuhealth_gpu_recovery_action": {"gpu"},
+    "gpuhealth_nvlink_up": {"gpu", "link"},
+    "gpuhealth_xid_errors_total": {"xid", "gpu"},
+    "gpuhealth_kernel_events_total": {"kind"},
+    "gpuhealth_agent_judge_seconds": set(),
+    "gpuhealth_check_last_success_timestamp_seconds": {"check"},
+    "gpuhealth_not_checked": {"check", "reason"},
+    "gpuhealth_agent_info": {"version", "node"},
+    "gpuhealth_agent_last_round_timestamp_seconds": set(),
+    "gpuhealth_agent_round_seconds": set(),
+    "gpuhealth_agent_nvml_seconds": set(),
+    "gpuhealth_agent_nvml_processes": set(),
+    "gpuhealth_agent_nvml_process_starts_total": set(),
+    "gpuhealth_agent_driver_released": set(),
+    "gpuhealth_agent_kmsg_records_total": set(),
+    "gpuhealth_agent_kmsg_lost_records_total": set(),
+    "gpuhealth_agent_kmsg_lag_seconds": set(),
+    "gpuhealth_loop_failures_total": {"loop"},
+    "gpuhealth_agent_journal_errors_total": set(),
+    "gpuhealth_agent_config_valid": set(),
+    "gpuhealth_agent_metrics_errors_total": {"collector"},
+    "gpuhealth_agent_resident_memory_bytes": {"process"},
+}
+
+
+@pytest.fixture(scope="module")
+def ill(module_node: SimulatedNode) -> str:
+    """The text of a node with a finding, an XID, and a reading that cannot be made."""
+    module_node.driver.inject("ecc_uncorrectable", gpu=0, count=3)
+    module_node.driver.inject("error", gpu=1, call="nvmlDeviceGetPcieReplayCounter", code=999)
+    module_node.xid(79, gpu=2)
+    wanted = {"ecc.uncorrectable", "xid.79", "agent.unexpected_reading"}
+    wait_for("the findings", lambda: wanted <= module_node.findings())
+    return module_node.get("/metrics")[1]
+
+
+def gpu_samples(samples: Samples) -> set[str]:
+    """The names of the readings of GPUs that have samples."""
+    return {name for name in samples if name.startswith(("gpuhealth_gpu_", "gpuhealth_nvlink"))} - {
+        "gpuhealth_gpu_verdict"
+    }
+
+
+def test_what_is_promised_is_there(ill: str) -> None:
+    """Every metric that dashboards may rely on exists, with exactly these labels."""
+    samples = parsed(ill)
+    labels = {name: {label for key in samples.get(name, {}) for label, _ in key} for name in PROMISED}
+    assert {name for name in PROMISED if not samples.get(name)} == set()
+    assert labels == PROMISED
+
+
+def test_names_follow_the_rules(ill: str) -> None:
+    """Counters end in _total and nothing else does; what has a unit has a base unit; every metric explains itself."""
+    for family in text_string_to_metric_families(ill):
+        assert family.documentation
+        assert family.type in ("counter", "gauge")
+        assert all(sample.name.endswith("_total") == (family.type == "counter") for sample in family.samples)
+        assert not any(part in family.name for part in ("_mhz", "_milli", "_percent", "_mib", "_kb"))
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian package prometheus)")
+def test_promtool_finds_nothing(ill: str) -> None:
+    """promtool's lint has nothing to say."""
+    done = subprocess.run(["promtool", "check", "metrics"], input=ill, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_values_are_the_driver_s(node: SimulatedNode) -> None:
+    """Every GPU's numbers are those of the driver, in base units."""
+    for slot in range(8):
+        node.driver.set({f"gpu{slot}.temperature": 40 + slot})
+    samples = wait_for("the new readings", lambda: _read(node, set(range(40, 48))))
+    info = [dict(labels) for labels in samples["gpuhealth_gpu_info"]]
+    assert len(info) == 8
+    for gpu in info:
+        slot, uuid = int(gpu["index"]), gpu["gpu"]
+        assert uuid.startswith("GPU-")
+        assert gpu["pci"] == f"{node.pci(slot)}.0"
+        assert values(samples, "gpuhealth_gpu_temperature_celsius")[uuid] == 40 + slot
+        assert values(samples, "gpuhealth_gpu_power_watts")[uuid] == 70
+        assert values(samples, "gpuhealth_gpu_power_limit_watts")[uuid] == 700
+        assert values(samples, "gpuhealth_gpu_memory_total_bytes")[uuid] == node.driver.get(f"gpu{slot}.memory.total")
+        assert values(samples, "gpuhealth_gpu_pcie_width_lanes")[uuid] == 16
+        assert values(samples, "gpuhealth_gpu_sm_clock_hertz")[uuid] % 1e6 == 0
+        assert values(samples, "gpuhealth_gpu_utilization_ratio")[uuid] == 0
+        assert set(values(samples, "gpuhealth_nvlink_up", "link", gpu=uuid).values()) == {1}
+        assert len(values(samples, "gpuhealth_nvlink_up", "link", gpu=uuid)) == 18
+
+
+def _read(node: SimulatedNode, celsius: set[int]) -> Samples | None:
+    samples = scraped(node)
+    return samples if celsius == set(values(samples, "gpuhealth_gpu_temperature_celsius").values()) else None
+
+
+def test_faults_show_where_they_are(node: SimulatedNode) -> None:
+    """ECC errors, replays, remapped rows, throttling, width and links change for the GPU that has the fault only."""
+    before = wait_for("every reading of every GPU", lambda: _complete(node))
+    (ill,) = (dict(labels)["gpu"] for labels in before["gpuhealth_gpu_info"] if ("index", "6") in labels)
+    faults: list[tuple[str, dict[str, int]]] = [
+        ("ecc_corrected", {"count": 5}),
+        ("pcie_replays", {"count": 40}),
+        ("remap_pending", {}),
+        ("hw_thermal", {}),
+        ("pcie_width", {"width": 8}),
+        ("nvlink_down", {"link": 3}),
+    ]
+    for fault, arguments in faults:
+        node.driver.inject(fault, gpu=6, **arguments)
+
+    def changed(name: str, label: str = "gpu", **wanted: str) -> dict[str, float]:
+        old, new = (values(samples, name, label, **wanted) for samples in (before, scraped(node)))
+        return {key: new.get(key, -1) - value for key, value in old.items() if new.get(key) != value}
+
+    dram = {"type": "corrected", "counter": "volatile", "location": "dram"}
+    for expected, look in (
+        ({ill: 5}, lambda: changed("gpuhealth_gpu_ecc_errors_total", **dram)),
+        ({ill: 40}, lambda: changed("gpuhealth_gpu_pcie_replays_total")),
+        ({ill: 1}, lambda: changed("gpuhealth_gpu_row_remap_pending")),
+        ({ill: -8}, lambda: changed("gpuhealth_gpu_pcie_width_lanes")),
+        ({"3": -1}, lambda: changed("gpuhealth_nvlink_up", "link", gpu=ill)),
+    ):
+        wait_for(f"{expected}", lambda look=look, expected=expected: look() == expected)  # type: ignore[misc]
+    wait_for("throttled time", lambda: changed("gpuhealth_gpu_throttle_seconds_total", reason="hw_thermal").get(ill))
+
+
+def _complete(node: SimulatedNode) -> Samples | None:
+    samples = scraped(node)
+    return samples if len(values(samples, "gpuhealth_gpu_pcie_replays_total")) == 8 else None
+
+
+def test_findings_and_verdict(ill: str) -> None:
+    """A finding is there with its severity and GPU, its GPU is unhealthy and so is the node; other GPUs are not."""
+    samples = parsed(ill)
+    found = values(samples, "gpuhealth_finding", "gpu", code="ecc.uncorrectable", severity="critical")
+    (uuid,) = found
+    assert values(samples, "gpuhealth_gpu_verdict", "verdict", gpu=uuid) == {
+        "healthy": 0,
+        "degraded": 0,
+        "unhealthy": 1,
+        "unknown": 0,
+    }
+    assert values(samples, "gpuhealth_verdict", "verdict")["unhealthy"] == 1
+    assert sum(values(samples, "gpuhealth_verdict", "verdict").values()) == 1
+    assert samples["gpuhealth_node_healthy"] == {(): 0}
+    healthy = values(samples, "gpuhealth_gpu_verdict", "gpu", verdict="healthy")
+    assert sum(healthy.values()) == 5
+    assert sum(values(samples, "gpuhealth_xid_errors_total", "gpu", xid="79").values()) == 1
+
+
+def test_a_reading_that_fails_has_no_sample(ill: str) -> None:
+    """The GPU whose replays cannot be read has no such sample, seven others have, and what is not checked is named."""
+    samples = parsed(ill)
+    assert len(values(samples, "gpuhealth_gpu_pcie_replays_total")) == 7
+    assert "pcie.replay_rate" in values(samples, "gpuhealth_not_checked", "check")
+
+
+def test_nothing_is_frozen_while_the_driver_hangs(impatient: SimulatedNode) -> None:
+    """In a hang of one GPU all samples of GPUs vanish, what is not checked appears, and afterwards all is back."""
+    node = impatient
+    node.driver.inject("hang", gpu=4)
+    samples = wait_for("GPUs without samples", lambda: _without_gpus(node))
+    assert values(samples, "gpuhealth_not_checked", "check", reason="timeout").keys() >= {
+        "gpu.lost",
+        "ecc.uncorrectable",
+    }
+    wait_for("the wait", lambda: (node.metric("gpuhealth_agent_nvml_seconds") or 0) > 1)
+    wait_for("the other process", lambda: node.metric("gpuhealth_agent_nvml_processes") == 2)
+    assert gpu_samples(scraped(node)) == set()
+    node.driver.clear()
+    node.driver.release()
+    wait_for("samples of GPUs", lambda: len(values(scraped(node), "gpuhealth_gpu_power_watts")) == 8)
+
+
+def _without_gpus(node: SimulatedNode) -> Samples | None:
+    samples = scraped(node)
+    return None if gpu_samples(samples) else samples
+
+
+def test_nothing_is_known_before_the_first_round(make_agent: Callable[[], Agent]) -> None:
+    """An agent that has not looked yet is unknown, not healthy, and shows no GPU; its loops count from zero."""
+    samples = parsed(Exposition(make_agent()).text().decode())
+    assert values(samples, "gpuhealth_verdict", "verdict")["unknown"] == 1
+    assert samples["gpuhealth_node_healthy"] == {(): 0}
+    assert gpu_samples(samples) == set()
+    assert set(samples["gpuhealth_loop_failures_total"].values()) == {0}
+
+
+def _looked(agent: Agent, state: State = State.HEALTHY, **more: Any) -> None:
+    """As if a round had ended."""
+    agent.readings = NodeReadings("n", agent.clock(), "boot", **more)
+    agent.verdict = Verdict("n", agent.clock(), state, (), (), Coverage((), ()))
+    agent.version += 1
+
+
+def test_rounds_that_have_stopped_make_unknown(make_agent: Callable[[], Agent]) -> None:
+    """The last verdict holds as long as rounds come; when they have stopped it is unknown, though nothing changed."""
+    agent = make_agent()
+    exposition = Exposition(agent)
+    _looked(agent)
+    assert values(parsed(exposition.text().decode()), "gpuhealth_verdict", "verdict")["healthy"] == 1
+    later = timedelta(seconds=agent.settings.unknown_after)
+    agent.clock = SteadyClock(lambda: datetime.now(UTC) + later)
+    exposition._made = (agent.version, 0.0)  # as if a round's time had passed
+    assert values(parsed(exposition.text().decode()), "gpuhealth_verdict", "verdict")["unknown"] == 1
+
+
+def test_unchanged_text_is_not_made_again(make_agent: Callable[[], Agent]) -> None:
+    """Many scrapes between two rounds get the same bytes."""
+    agent = make_agent()
+    exposition = Exposition(agent)
+    agent.settings = agent.settings.model_copy(update={"interval": 3600.0})  # no round is due meanwhile
+    _looked(agent)
+    first = exposition.text()
+    assert exposition.text() is first
+    _looked(agent)
+    assert exposition.text() is not first
+
+
+def test_a_held_quarantine_names_its_budget(make_agent: Callable[[], Agent]) -> None:
+    """A node that ought to be out and may not says which limit of which budget has no place, and for what."""
+    agent = make_agent()
+    held = Held("pool-a", Limit.PER_FAULT, "as many are out")
+    agent.keeper.writer = SimpleNamespace(held=(held, "xid.79"), unreadable={"Lease": 2})  # type: ignore[assignment]
+    agent.counts.api_calls["PATCH", 0] += 2
+    samples = parsed(Exposition(agent).text().decode())
+    labels = (("budget", "pool-a"), ("code", "xid.79"), ("limit", "maxPerFault"))
+    assert samples["gpuhealth_quarantine_blocked"] == {labels: 1}
+    assert samples["gpuhealth_kube_requests_total"] == {(("method", "PATCH"), ("status", "0")): 2}
+
+
+def test_labels_are_escaped(make_agent: Callable[[], Agent]) -> None:
+    """What stands in a label, a quote, a backslash or a line's end, cannot break the format."""
+    agent = make_agent()
+    nasty = 'a"b\\c\nd'
+    agent.counts.xids[nasty, ""] += 1
+    samples = parsed(Exposition(agent).text().decode())
+    assert values(samples, "gpuhealth_xid_errors_total", "xid") == {nasty: 1}
+
+
+@pytest.mark.parametrize("loop", metrics._LOOPS)
+def test_the_loops_are_the_agent_s(loop: str) -> None:
+    """The names that count from zero are those under which the agent counts failures."""
+    steps = (Agent._round, Agent._follow_kernel_log, Agent._write_journal, Agent._mark_node, node.serve)
+    assert loop in {step.__name__.removeprefix("_") for step in steps}
+    assert len(metrics._LOOPS) == len(steps)

@@ -1,0 +1,147 @@
+"""Silent agents: the condition says Unknown, once, and only where it is true."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from kube.proxy import FaultyProxy
+from testing.managed_cluster import Cluster, until
+
+HEALTHY = ("True", "Healthy")
+SILENT = ("Unknown", "AgentSilent")
+
+
+def healthy_node(cluster: Cluster) -> tuple[str, str]:
+    """A node whose agent is there and has spoken; the agent's pod."""
+    node = cluster.node()
+    pod = cluster.agent(node)
+    cluster.set_condition(node, "GPUHealthy", *HEALTHY)
+    return node, pod
+
+
+@pytest.mark.parametrize("how", ["not ready", "gone", "node not ready"])
+def test_a_silent_agent(cluster: Cluster, how: str) -> None:
+    """A pod that is not ready, none at all, a Node that is down: Unknown since when, one write, one Event, no taint."""
+    node, pod = healthy_node(cluster)
+
+    async def run() -> None:
+        async with cluster.controller(agent_silent_after="300ms") as controller:
+            await until(lambda: controller.fleet.ready and node not in controller.fleet.silent)
+            match how:
+                case "not ready":
+                    cluster.unready(pod)
+                case "gone":
+                    cluster.stop(pod)
+                case _:
+                    cluster.set_condition(node, "Ready", "Unknown")
+            await until(lambda: cluster.health(node) == SILENT)
+            await until(lambda: "AgentSilent" in cluster.reasons(node, "default"))
+            other, _ = healthy_node(cluster)
+            cluster.set_condition(other, "Ready", "False")  # its turn comes after many looks at the first
+            await until(lambda: cluster.health(other) == SILENT)
+
+    asyncio.run(run())
+    found = cluster.plane.request("GET", f"/api/v1/nodes/{node}")
+    (condition,) = [c for c in found["status"]["conditions"] if c["type"] == "GPUHealthy"]
+    assert "no agent has been ready on this node since 20" in condition["message"]
+    assert not [taint for taint in found["spec"].get("taints", []) if "gpuhealth" in taint["key"]]
+    assert cluster.writes(f"/api/v1/nodes/{node}/status") == 1
+    assert cluster.writes(f"/api/v1/nodes/{node}") == 0
+    assert cluster.reasons(node, "default").count("AgentSilent") == 1
+
+
+def test_one_that_cannot_be_told(cluster: Cluster) -> None:
+    """A silent node that the server lets nobody mark does not keep the others from it, and is marked in the end."""
+    (first, pod), (second, other) = healthy_node(cluster), healthy_node(cluster)
+
+    async def run() -> None:
+        proxy = FaultyProxy(cluster.plane, cluster.token())
+        async with proxy, cluster.controller(agent_silent_after="300ms", kubeconfig=proxy.kubeconfig) as controller:
+            await until(lambda: controller.fleet.ready)
+            proxy.fail(422, method="PATCH", path=f"/nodes/{first}/status", times=-1)
+            cluster.unready(pod)
+            await until(lambda: first in controller.fleet.silent)
+            cluster.unready(other)
+            await until(lambda: cluster.health(second) == SILENT)
+            assert cluster.health(first) == HEALTHY
+            proxy.heal()
+            await until(lambda: cluster.health(first) == SILENT)
+
+    asyncio.run(run())
+
+
+def test_an_agent_that_speaks_is_not_contradicted(cluster: Cluster) -> None:
+    """What the agent writes afterwards stands, ready or not; another controller writes no second time; a second
+    silence is told again."""
+    node, pod = healthy_node(cluster)
+
+    async def someone_else_is_told() -> None:
+        other, others_pod = healthy_node(cluster)
+        cluster.unready(others_pod)
+        await until(lambda: cluster.health(other) == SILENT)
+
+    async def run() -> None:
+        async with cluster.controller(agent_silent_after="300ms") as controller:
+            cluster.unready(pod)
+            await until(lambda: cluster.health(node) == SILENT)
+            cluster.set_condition(node, "GPUHealthy", "False", "Xid79")
+            await someone_else_is_told()
+            assert cluster.health(node) == ("False", "Xid79")
+            cluster.patch(f"{pod}/status", {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+            await until(lambda: node not in controller.fleet.silent)
+            cluster.unready(pod)
+            await until(lambda: cluster.health(node) == SILENT)
+        async with cluster.controller(agent_silent_after="300ms"):
+            await someone_else_is_told()
+
+    asyncio.run(run())
+    assert cluster.writes(f"/api/v1/nodes/{node}/status") == 2
+
+
+def test_what_is_no_silence(cluster: Cluster) -> None:
+    """An update of the agent that is shorter than the grace, a node that never had one, and what only an old watch
+    says: nothing is written."""
+    node, pod = healthy_node(cluster)
+    ready, _ = healthy_node(cluster)
+    bare = cluster.node(labels={"gpuhealth.io/state": ""})
+    cluster.plane.request("DELETE", f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{bare}")
+
+    async def run() -> None:
+        async with cluster.controller(agent_silent_after="30s") as controller:
+            await until(lambda: controller.fleet.ready)
+            assert bare not in controller.fleet.silent
+            cluster.stop(pod)
+            await until(lambda: node in controller.fleet.silent)
+            cluster.agent(node)
+            await until(lambda: node not in controller.fleet.silent)
+            controller.fleet.silent[ready] = 0.0  # as it would be when the watch of the pods hangs
+            other, others_pod = healthy_node(cluster)
+            cluster.unready(others_pod)
+            await until(lambda: other in controller.fleet.silent)
+            controller.fleet.silent[other] = 1.0
+            cluster.node()  # something changes: a reason to look
+            await until(lambda: cluster.health(other) == SILENT)
+
+    asyncio.run(run())
+    assert cluster.health(bare) == ("", "")
+    assert cluster.health(node) == cluster.health(ready) == HEALTHY
+
+
+def test_a_persons_word_stands(cluster: Cluster) -> None:
+    """A node with an override is left alone; when it is taken back, the silence is told."""
+    node, pod = healthy_node(cluster)
+    cluster.patch(f"/api/v1/nodes/{node}", {"metadata": {"annotations": {"gpuhealth.io/override": "unmanaged"}}})
+    other, others_pod = healthy_node(cluster)
+
+    async def run() -> None:
+        async with cluster.controller(agent_silent_after="300ms") as controller:
+            cluster.unready(pod)
+            await until(lambda: node in controller.fleet.silent)
+            cluster.unready(others_pod)
+            await until(lambda: cluster.health(other) == SILENT)
+            assert cluster.health(node) == HEALTHY
+            cluster.patch(f"/api/v1/nodes/{node}", {"metadata": {"annotations": {"gpuhealth.io/override": None}}})
+            await until(lambda: cluster.health(node) == SILENT)
+
+    asyncio.run(run())

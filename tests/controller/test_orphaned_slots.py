@@ -1,0 +1,144 @@
+"""Places that nobody will give back: freed when it is safe, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from kube.proxy import FaultyProxy
+from testing.cluster_objects import finding, verdict
+from testing.managed_cluster import Cluster, until
+
+from gpuhealth.kube.client import Client
+from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.slot_holder import Places
+from gpuhealth.quarantine.slots import Admitted, Held
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
+
+SICK = Desired(verdict(finding()), ("xid.79",))
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
+QUICK: dict[str, Any] = {"orphaned_slot_timeout": "300ms", "agent_silent_after": "1h"}
+
+
+def holders(cluster: Cluster) -> list[str]:
+    """The nodes that hold places of the test's budget."""
+    items = cluster.plane.request("GET", f"{LEASES}?labelSelector=gpuhealth.io/budget={cluster.name}")["items"]
+    return sorted(item["spec"]["holderIdentity"] for item in items)
+
+
+def drop(cluster: Cluster) -> None:
+    """Takes the places away again."""
+    cluster.plane.request("DELETE", f"{LEASES}?labelSelector=gpuhealth.io/budget={cluster.name}")
+
+
+def tainted(cluster: Cluster, node: str) -> bool:
+    """Whether the node is out by our hand."""
+    taints = cluster.plane.request("GET", f"/api/v1/nodes/{node}")["spec"].get("taints", [])
+    return any(taint["key"] == "gpuhealth.io/unhealthy" for taint in taints)
+
+
+async def take(cluster: Cluster, node: str) -> Any:
+    """A place for the node, as an agent takes it that dies then."""
+    async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
+        return await Places(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
+
+
+def test_a_place_that_was_left(cluster: Cluster) -> None:
+    """The agent died between place and taint and has not come back: the place goes to another node, and it is told."""
+    dead, other = cluster.node(), cluster.node()
+    cluster.budget(1)
+
+    async def run() -> None:
+        assert isinstance(await take(cluster, dead), Admitted)
+        async with cluster.controller(**QUICK):
+            await until(lambda: holders(cluster) == [])
+            await until(lambda: "SlotFreed" in cluster.reasons(dead, "default"))
+        cluster.agent(other)
+        assert isinstance(await take(cluster, other), Admitted)
+
+    asyncio.run(run())
+    assert cluster.health(dead) == ("Unknown", "AgentSilent")
+    drop(cluster)
+
+
+@pytest.mark.parametrize("reason", ["agent is there", "out of service", "override"])
+def test_a_place_that_is_needed(cluster: Cluster, reason: str) -> None:
+    """An agent that is there, a taint of ours, a person's word: each by itself keeps the place."""
+    node, left = cluster.node(), cluster.node()
+    cluster.budget(2)
+
+    async def run() -> None:
+        match reason:
+            case "agent is there":
+                cluster.agent(node)
+                await take(cluster, node)
+            case "out of service":
+                async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
+                    await NodeWriter(client, Settings(), node).apply(SICK)
+                assert tainted(cluster, node)
+            case _:
+                note = {"annotations": {"gpuhealth.io/override": "unmanaged"}}
+                cluster.patch(f"/api/v1/nodes/{node}", {"metadata": note})
+                await take(cluster, node)
+        async with cluster.controller(**QUICK):
+            for _ in range(2):  # the second is freed in a later look at both
+                await take(cluster, left)
+                await until(lambda: holders(cluster) == [node])
+
+    asyncio.run(run())
+    drop(cluster)
+
+
+def test_an_agent_that_was_frozen_before_its_taint(cluster: Cluster) -> None:
+    """It goes on after its place was freed and taken by another node: its taint is refused, it asks for a place again,
+    and is held. Two are never out where one may be."""
+    frozen, other = cluster.node(), cluster.node()
+    cluster.agent(other)
+    cluster.budget(1)
+
+    async def run() -> None:
+        async with FaultyProxy(cluster.plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, timeout=600) as client:
+            writer = NodeWriter(client, Settings(), frozen)
+            proxy.fail("hang", method="PATCH", path=f"/nodes/{frozen}")
+            applying = asyncio.create_task(writer.apply(SICK))
+            await until(lambda: holders(cluster) == [frozen])
+            async with cluster.controller(**QUICK):
+                await until(lambda: holders(cluster) == [])
+            assert isinstance(await take(cluster, other), Admitted)
+            proxy.heal()
+            await applying
+            assert not tainted(cluster, frozen)
+            assert writer.held is not None
+            assert writer.held[0].budget == cluster.name
+            assert cluster.report(frozen)["quarantine"]["state"] == "blocked"
+
+    asyncio.run(run())
+    assert holders(cluster) == [other]
+    drop(cluster)
+
+
+def test_an_agent_that_comes_back_keeps_its_place(cluster: Cluster) -> None:
+    """A place that was found again is written anew when it is used: what was about to free it does not."""
+    node, other = cluster.node(), cluster.node()
+    cluster.budget(1)
+
+    async def run() -> None:
+        assert isinstance(await take(cluster, node), Admitted)
+        async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
+            (lease,) = await _leases(client, cluster)
+            await NodeWriter(client, Settings(), node).apply(SICK)
+            (renewed,) = await _leases(client, cluster)
+            assert renewed["metadata"]["uid"] == lease["metadata"]["uid"]
+            assert renewed["metadata"]["resourceVersion"] != lease["metadata"]["resourceVersion"]
+        assert isinstance(await take(cluster, other), Held)
+
+    asyncio.run(run())
+    assert tainted(cluster, node)
+    drop(cluster)
+
+
+async def _leases(client: Client, cluster: Cluster) -> list[Any]:
+    answer = await client.request("GET", LEASES, query={"labelSelector": f"gpuhealth.io/budget={cluster.name}"})
+    return list(answer["items"])

@@ -1,0 +1,97 @@
+"""The fleet's comparison of what the command really computes, and of how fast it really is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from kube import Document
+from testing.managed_cluster import Cluster, until
+from testing.simnode import SimulatedNode
+
+from gpuhealth.fleet import views as facts
+from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier, outliers
+from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
+from gpuhealth.quarantine import report_burnins as tested
+from tests.controller.test_outlier_publisher import said
+
+COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--json"]
+NO_LIMITS = {
+    "floor_percent": 0,
+    "min_percent_of_best_peer": 0,
+}  # a processor is no H100, and two of them share its cores
+
+
+def burnin(environment: dict[str, str], *options: str) -> Document:
+    """What a report says of a burn-in that was run just now; it has passed."""
+    done = subprocess.run([*COMMAND, *options], env=environment, capture_output=True, check=True)
+    run = msgspec.json.decode(done.stdout, type=BurninRun)
+    assert run.status is TestStatus.PASSED
+    gpus = [result.gpu for result in run.results]
+    run = msgspec.structs.replace(run, models=run.models or dict.fromkeys(gpus, "a processor"))
+    status: Document = json.loads(json.dumps(tested.status_of([run], gpus)))
+    return status
+
+
+def compared(burnins: dict[str, Document]) -> list[Outlier]:
+    """The outliers of a fleet whose nodes have these results."""
+    reports = [facts.report({"metadata": {"name": node}, "status": {"burnin": each}}) for node, each in burnins.items()]
+    return outliers(each for report in reports for each in report.tests)
+
+
+def named(found: list[Outlier]) -> set[tuple[str, str, str]]:
+    """Node, GPU and code of each."""
+    return {(each.node, each.gpu, each.code) for each in found}
+
+
+def test_a_device_that_is_always_wrong_in_the_same_way() -> None:
+    """Alone it passes, since it repeats itself bit for bit; beside three sound ones it is named."""
+    faults = {"sick": '[{"kind": "result_bits"}]'}
+    options = ("--devices", "cpu", "--tests", "repeat", "--duration", "2s")
+    burnins = {
+        node: burnin({**os.environ, "GPUHEALTH_BURNIN__FAULTS": faults.get(node, "[]")}, *options)
+        for node in ("one", "two", "three", "sick")
+    }
+    assert {(each.node, each.code) for each in compared(burnins)} == {("sick", MISMATCH)}
+
+
+def test_a_node_whose_devices_are_all_slow(cluster: Cluster, tmp_path: Path) -> None:
+    """Beside one another they are alike and pass; beside ten of the same model on other nodes they are named, to their
+    agent. Where the machine was too busy to tell, everybody is measured once more."""
+    sizes = {cluster.node(): 5, cluster.node(): 5, cluster.node(): 2}
+    *sound, slow = sizes
+    sims = {node: SimulatedNode(tmp_path / node, node, gpus=count) for node, count in sizes.items()}
+    for sim in sims.values():
+        sim.configure({"burnin": {"limits": NO_LIMITS}})
+    sims[slow].configure({"burnin": {"faults": [{"kind": "slow", "factor": 30}]}})
+    wanted = {(slow, sims[slow].driver.text(f"gpu{number}.uuid"), SLOW) for number in range(2)}
+    found: list[Outlier] = []
+    burnins: dict[str, Document] = {}
+    for _ in range(8):
+        for node, count in sizes.items():
+            devices = ",".join(f"cpu:{number}" for number in range(count))
+            options = ("--devices", devices, "--tests", "bandwidth", "--duration", f"{count * 0.3:g}s")
+            burnins[node] = burnin(sims[node].env, *options)
+        found = compared(burnins)
+        if named(found) == wanted:
+            break
+    assert named(found) == wanted
+    assert all("of 12 NVIDIA H100" in each.message for each in found), found
+
+    def findings() -> set[tuple[Any, ...]]:
+        return {(each["code"], each["gpu"], each["message"]) for each in said(cluster, slow)}
+
+    async def run() -> None:
+        for node, each in burnins.items():
+            cluster.say(node, {"burnin": each})
+        async with cluster.controller():
+            await until(lambda: findings() == {(SLOW, each.gpu, each.message) for each in found}, seconds=120)
+
+    asyncio.run(run())
+    assert [said(cluster, node) for node in sound] == [[], []]

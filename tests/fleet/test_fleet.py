@@ -1,0 +1,156 @@
+"""The fleet's counts, and the budgets' status and places."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+from testing.managed_cluster import Cluster, until
+
+from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.http_app import serve
+from gpuhealth.kube.client import Client
+from gpuhealth.quarantine.slot_holder import Places
+from gpuhealth.quarantine.slots import Admitted, Held
+from gpuhealth.runtime.rate_limiter import Pace
+
+GPU = {"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}
+
+
+async def scrape(port: int, path: str = "/metrics") -> tuple[int, str]:
+    """Status and text of one of the controller's pages."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as answer:
+        return answer.status, await answer.text()
+
+
+def samples(text: str, pool: str) -> dict[tuple[str, ...], float]:
+    """The samples by name and label values, but those of other tests' pools."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.labels.get("pool", pool) == pool and sample.labels.get("budget", pool) == pool:
+                found[sample.name, *(v for k, v in sorted(sample.labels.items()) if k not in {"pool", "budget"})] = (
+                    sample.value
+                )
+    return found
+
+
+def status(cluster: Cluster) -> dict[str, Any]:
+    """The status of the test's budget."""
+    path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{cluster.name}"
+    found: dict[str, Any] = cluster.plane.request("GET", path).get("status", {})
+    return found
+
+
+async def outcome(cluster: Cluster, node: str) -> Any:
+    """What becomes of a node that asks for a place."""
+    async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
+        return await Places(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
+
+
+def test_metrics(cluster: Cluster) -> None:
+    """Nodes by state, GPUs by verdict, silent agents, budgets and drains; every change is in the next scrape."""
+    speaking, silent = cluster.node(), cluster.node(state="degraded")
+    for node in (speaking, silent):
+        cluster.say(node, {"inventory": {"gpuCount": 2, "gpus": [GPU, {**GPU, "uuid": "GPU-2"}]}})
+    agent = cluster.agent(speaking)
+    cluster.budget(2)
+
+    async def run() -> None:
+        controller = Controller(cluster.settings(), services=(serve,))
+        working = asyncio.create_task(controller.work())
+        await until(lambda: controller.http_port and controller.fleet.ready)
+        await until(lambda: cluster.name in controller.budgets.standings)
+        assert await scrape(controller.http_port, "/healthz") == (200, "ok\n")
+        assert await scrape(controller.http_port, "/readyz") == (200, "ok\n")
+        shown = samples((await scrape(controller.http_port))[1], cluster.name)
+        assert shown["gpuhealth_fleet_nodes", "healthy"] == 1
+        assert shown["gpuhealth_fleet_nodes", "degraded"] == 1
+        assert shown["gpuhealth_fleet_gpus", "H100", "healthy"] == 2
+        assert shown["gpuhealth_fleet_gpus", "H100", "unknown"] == 2
+        assert shown["gpuhealth_agents_silent",] == 1
+        assert shown["gpuhealth_budget_limit",] == 2
+        assert shown["gpuhealth_budget_used",] == 0
+        assert shown["gpuhealth_drain_evictions_total", "evicted"] == 0
+
+        assert isinstance(await outcome(cluster, silent), Admitted)
+        cluster.quarantine(silent)
+        held = {"state": "blocked", "budget": cluster.name, "limit": "maxPerFault", "code": "xid.79"}
+        cluster.say(speaking, {"quarantine": held})
+        cluster.unready(agent)
+        await until(lambda: controller.fleet.phases["drained"] == 1 and len(controller.fleet.silent) == 2)
+        await until(lambda: controller.budgets.standings[cluster.name].used == 1)
+        # Labels and reports come by watches of their own.
+        await until(lambda: controller.fleet.states["drained", cluster.name])
+        await until(lambda: controller.fleet.held.get(cluster.name))
+        shown = samples((await scrape(controller.http_port))[1], cluster.name)
+        assert shown["gpuhealth_fleet_nodes", "drained"] == 1
+        assert ("gpuhealth_fleet_nodes", "degraded") not in shown
+        assert shown["gpuhealth_fleet_gpus", "H100", "unknown"] == 4
+        assert shown["gpuhealth_quarantine_blocked_nodes", "xid.79", "maxPerFault"] == 1
+        assert shown["gpuhealth_drain_nodes", "drained"] == 1
+        cluster.plane.request("DELETE", f"/api/v1/nodes/{silent}")
+        await until(lambda: silent not in controller.fleet.nodes.items)
+        await until(lambda: set(controller.fleet.silent) == {speaking})
+        await until(lambda: not controller.fleet.phases)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_collector_that_fails_costs_its_own_metrics(cluster: Cluster) -> None:
+    """A budget's standing that cannot be written costs the metrics of budgets and is counted; all else is served."""
+
+    async def run() -> None:
+        controller = Controller(cluster.settings(), services=(serve,))
+        working = asyncio.create_task(controller.work())
+        await until(lambda: controller.http_port and controller.fleet.ready and controller.leading)
+        controller.budgets.standings = {"odd": None}  # type: ignore[dict-item]
+        status, text = await scrape(controller.http_port)
+        assert status == 200
+        assert "gpuhealth_agents_silent " in text
+        assert float(text.partition('gpuhealth_controller_metrics_errors_total{collector="budgets"} ')[2].split()[0])
+        assert not working.done()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_budget_status_and_places_of_deleted_nodes(cluster: Cluster) -> None:
+    """Size, limit, places used and nodes held are kept true; the place of a deleted node goes to the next one."""
+    out, waiting, spare = (cluster.node() for _ in range(3))
+    cluster.budget("34%", maxPerWindow=3)
+
+    async def run() -> None:
+        async with cluster.controller():
+            await until(lambda: status(cluster).get("size") == 3)
+            assert (status(cluster)["limit"], status(cluster)["used"], status(cluster)["blocked"]) == (1, 0, 0)
+            assert isinstance(await outcome(cluster, out), Admitted)
+            assert isinstance(await outcome(cluster, waiting), Held)
+            cluster.say(waiting, {"quarantine": {"state": "blocked", "budget": cluster.name}})
+            await until(lambda: status(cluster)["used"] == 1 and status(cluster)["blocked"] == 1)
+            assert (status(cluster)["nodes"], status(cluster)["blockedNodes"]) == ([out], [waiting])
+            cluster.plane.request("DELETE", f"/api/v1/nodes/{out}")
+            await until(lambda: status(cluster)["used"] == 0 and status(cluster)["size"] == 2)
+            assert isinstance(await outcome(cluster, waiting), Admitted)
+            assert isinstance(await outcome(cluster, spare), Held)
+
+    asyncio.run(run())
+    leases = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
+    left = cluster.plane.request("GET", f"{leases}?labelSelector=gpuhealth.io/budget={cluster.name}")["items"]
+    assert sorted(lease["spec"]["holderIdentity"] for lease in left) == sorted([out, waiting, waiting])
+    for lease in left:  # that of the window counts what happened, and runs out by itself
+        cluster.plane.request("DELETE", f"{leases}/{lease['metadata']['name']}")
+
+
+def test_pace() -> None:
+    """After the burst each waits for its turn; what comes together takes as many; idle time fills the burst again."""
+    pace = Pace(4, 3)
+    assert [pace.plan(100.0) <= 0 for _ in range(3)] == [True, True, True]
+    assert [pace.plan(100.0), pace.plan(100.0, 2), pace.plan(100.0)] == [0.25, 0.5, 1.0]
+    assert pace.plan(101.0) == 0.25
+    assert [pace.plan(200.0) <= 0 for _ in range(4)] == [True, True, True, False]

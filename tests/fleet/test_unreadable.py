@@ -1,0 +1,361 @@
+"""Objects with anything at all in them: each costs itself, and never the watch or the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.http_app import ControllerCollector
+from gpuhealth.controller.pods import Pod, movable, slim, unknown, unreadable_pod
+from gpuhealth.fleet import views as facts
+from gpuhealth.fleet.fleet import Fleet
+from gpuhealth.fleet.store import Table
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.errors import UnreadableError
+from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
+from gpuhealth.kube.objects import read
+from gpuhealth.kube.pdb import guard, obstacle
+from gpuhealth.kube.watching import Changed, Listed, Unreadable
+from gpuhealth.runtime.settings import Settings
+
+Json = Any
+TIME = "2026-03-01T12:00:00Z"
+GPU_RUN = {
+    "model": "H100",
+    "level": "standard",
+    "tests": {
+        "gemm": {"digests": {"fp16": "abc"}, "software": {"cublas": "12.1"}},
+        "soak": {"figures": {"fp16_tflops": 600.0}},
+    },
+}
+META = {"name": "a", "uid": "u", "resourceVersion": "7", "generation": 1, "labels": {"gpuhealth.io/state": "healthy"}}
+SAMPLES: dict[Kind, Json] = {
+    NODES: {
+        "metadata": META | {"annotations": {"gpuhealth.io/fleet-findings": "[]", "gpuhealth.io/override": "healthy"}},
+        "spec": {"taints": [{"key": "gpuhealth.io/unhealthy", "effect": "NoSchedule"}], "unschedulable": True},
+        "status": {
+            "conditions": [
+                {"type": "Ready", "status": "True"},
+                {"type": "GPUHealthy", "status": "True", "reason": "Ok"},
+            ],
+            "allocatable": {"nvidia.com/gpu": "8"},
+        },
+    },
+    REPORTS: {
+        "metadata": META,
+        "status": {
+            "verdict": "healthy",
+            "inventory": {"gpus": [{"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}]},
+            "quarantine": {"state": "quarantined", "code": "xid.79", "since": TIME, "drain": True, "budget": "b"},
+            "drain": {
+                "phase": "draining",
+                "quarantineSince": TIME,
+                "startedAt": TIME,
+                "deadline": TIME,
+                "remaining": 2,
+            },
+            "burnin": {"testedAt": TIME, "gpus": {"GPU-1": GPU_RUN}},
+        },
+    },
+    PODS: {
+        "metadata": META
+        | {
+            "namespace": "n",
+            "annotations": {"gpuhealth.io/node": "a"},
+            "ownerReferences": [{"kind": "Job", "controller": True}],
+            "deletionTimestamp": TIME,
+        },
+        "spec": {"nodeName": "a"},
+        "status": {
+            "phase": "Failed",
+            "reason": "Evicted",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"state": {"terminated": {"exitCode": 2, "reason": "Error"}}}],
+        },
+    },
+    BUDGETS: {
+        "metadata": META,
+        "spec": {
+            "nodeSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "a", "operator": "In"}]},
+            "maxUnavailable": "5%",
+            "maxPerWindow": 1,
+            "window": "1h",
+            "countUnavailable": True,
+        },
+        "status": {
+            "size": 1,
+            "conditions": [{"type": "FaultLimitReached", "status": "False", "lastTransitionTime": TIME}],
+        },
+    },
+    LEASES: {
+        "metadata": META | {"labels": {"gpuhealth.io/budget": "a"}},
+        "spec": {"holderIdentity": "a", "leaseDurationSeconds": 5, "renewTime": TIME},
+    },
+    NAMESPACES: {"metadata": META, "status": {"phase": "Active"}},
+}
+ODD_TIMES = st.sampled_from(
+    [
+        "0000-01-01T00:00:00Z",
+        "2026-01-01T00:00:00+99:99",
+        "9999-12-31T23:59:59-12:00",
+        "2026-01-01t00:00:00z",
+        "now",
+        "",
+    ]
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | ODD_TIMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def paths(value: Json, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of everything within an object."""
+    yield at
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths(inner, (*at, key))
+
+
+@st.composite
+def mutants(draw: st.DrawFn, sample: Json) -> Json:
+    """The object with anything in one or two of its places, or without them."""
+    item = copy.deepcopy(sample)
+    for _ in range(draw(st.integers(1, 2))):
+        at = draw(st.sampled_from([path for path in paths(item) if path]))
+        outer = item
+        for key in at[:-1]:
+            outer = outer[key]
+        if draw(st.booleans()):
+            outer[at[-1]] = draw(VALUES)
+        else:
+            del outer[at[-1]]
+    return item
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> dict[Kind, list[Json]]:
+    """One kind with three objects that may hold anything."""
+    kind = draw(st.sampled_from(list(SAMPLES)))
+    return {kind: [draw(mutants(SAMPLES[kind])) for _ in range(3)]}
+
+
+def named(sample: Json, name: str, version: str) -> Json:
+    """A good object of that name."""
+    return sample | {"metadata": sample["metadata"] | {"name": name, "uid": name, "resourceVersion": version}}
+
+
+class Server:
+    """Lists and watches of what an API server would not take, or takes and Python does not."""
+
+    def __init__(self, odd: dict[Kind, list[Json]]) -> None:
+        self._odd = odd
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """A list with an odd object between good ones; a watch with two odd ones, half an event, and a good one."""
+        (kind,) = [kind for kind in SAMPLES if request.path.endswith(f"/{kind.plural}")]
+        sample = SAMPLES[kind]
+        first, second, third = self._odd.get(kind) or [sample] * 3
+        if "watch" not in request.query:
+            items = [named(sample, "good", "1"), first, named(sample, "other", "2")]
+            return web.json_response({"metadata": {"resourceVersion": "3"}, "items": items})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        last = named(sample, "last", "9")
+        events = [{"type": "MODIFIED", "object": second}, {"type": "DELETED", "object": third}, {"object": last}]
+        for event in [*events, {"type": "ADDED", "object": last}]:
+            await response.write(json.dumps(event).encode() + b"\n")
+        await asyncio.Event().wait()
+        return response
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the address of the server is written."""
+    return tmp_path_factory.mktemp("fuzz") / "kubeconfig"
+
+
+async def followed(server: Server, kubeconfig: Path) -> Controller:
+    """A controller that has seen all that the server has."""
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", server.answer)
+    runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    config = {
+        "clusters": [cluster],
+        "contexts": [context],
+        "current-context": "c",
+        "users": [{"name": "u", "user": {}}],
+    }
+    kubeconfig.write_text(yaml.safe_dump(config))
+    alone = {"election": {"enabled": False}}  # so that it shows its picture of the fleet
+    controller = Controller(
+        Settings.model_validate({"kubernetes": {"kubeconfig": str(kubeconfig)}, "controller": alone})
+    )
+    fleet = controller.fleet
+    async with Client.from_kubeconfig(kubeconfig) as client:
+        tasks = [asyncio.ensure_future(each()) for each in fleet.watches(client)]
+        try:
+            async with asyncio.timeout(60):
+                while not all("last" in table.items for table in fleet._tables()):
+                    for task in tasks:
+                        if task.done():
+                            task.result()
+                    await asyncio.sleep(0.001)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await runner.cleanup()
+    return controller
+
+
+@given(odd=fleets())
+@settings(max_examples=150)
+def test_a_watch_survives_every_object(odd: dict[Kind, list[Json]], kubeconfig: Path) -> None:
+    """Whatever is in the objects of one kind: the others of the list and of the watch are there, and the counts and
+    metrics can be made of what was read."""
+    controller = asyncio.run(followed(Server(odd), kubeconfig))
+    fleet = controller.fleet
+    for table in fleet._tables():
+        assert {"good", "other", "last"} <= table.items.keys()
+    assert fleet.ready
+    shown = {family.name for family in ControllerCollector(controller).collect()}
+    assert {"gpuhealth_fleet_nodes", "gpuhealth_budget_used", "gpuhealth_fleet_finding"} <= shown
+    for place in fleet.places.items.values():
+        assert place.stands_for is not None
+    for node in fleet.nodes.items.values():
+        controller.testing._budgets_of(node)
+
+
+@given(item=mutants(SAMPLES[PODS]))
+@settings(max_examples=300)
+def test_a_drains_pods(item: Json) -> None:
+    """A pod on a drained node is read, or kept as one of which nobody knows whether it should go."""
+    table = Table[Pod](unreadable=unreadable_pod, by_uid=True)
+
+    async def events() -> Any:
+        try:
+            yield Changed("ADDED", read("Pod", item, slim))
+        except UnreadableError as error:
+            yield Unreadable("ADDED", error)
+
+    asyncio.run(table.follow(events(), lambda: None))
+    kept = list(table.items.values())
+    assert len(movable(kept, ())) + len(unknown(kept, ())) <= 1
+    assert not (table.unreadable and movable(kept, ()))
+
+
+GUARD = {
+    "metadata": META,
+    "spec": {"selector": SAMPLES[BUDGETS]["spec"]["nodeSelector"], "unhealthyPodEvictionPolicy": "AlwaysAllow"},
+    "status": {"observedGeneration": 1, "disruptionsAllowed": 3},
+}
+
+
+@given(item=mutants(GUARD), version=st.sampled_from(["policy/v1", "policy/v1beta1"]))
+@settings(max_examples=300)
+def test_a_pod_disruption_budget(item: Json, version: str) -> None:
+    """A budget is read, and can be asked then, or is an ApiError, on which a drain tries again later."""
+    with contextlib.suppress(UnreadableError):
+        found = read("PodDisruptionBudget", item, partial(guard, version=version))
+        assert isinstance(obstacle([found], [Pod("n", "a", "u", labels={"a": "b"})]), str)
+
+
+def taken(fleet: Fleet, kind: Kind, item: Json, slim_of: Any) -> None:
+    """The fleet hears of an object as its watch would tell of it."""
+    table = {NODES: fleet.nodes, REPORTS: fleet.reports, BUDGETS: fleet.budgets, PODS: fleet.agents}[kind]
+
+    async def events() -> Any:
+        try:
+            yield Changed("MODIFIED", read(kind.kind, item, slim_of))
+        except UnreadableError as error:
+            yield Unreadable("MODIFIED", error)
+
+    asyncio.run(table.follow(events(), lambda: None))  # type: ignore[attr-defined]
+
+
+def poisoned(kind: Kind, *at: Any, value: Json) -> Json:
+    """The sample with another value in one place."""
+    item = copy.deepcopy(SAMPLES[kind])
+    outer = item
+    for key in at[:-1]:
+        outer = outer[key]
+    outer[at[-1]] = value
+    return item
+
+
+def test_what_is_known_of_a_node_that_cannot_be_read() -> None:
+    """It counts as one that is not ready, by the labels that it has now; its drain rests, and goes on when it can be
+    read again."""
+    fleet = Fleet("gpuhealth", ())
+    node = poisoned(NODES, "metadata", "annotations", value={})
+    taken(fleet, REPORTS, SAMPLES[REPORTS], facts.report)
+    taken(fleet, NODES, node, facts.node)
+    assert (fleet.to_drain, fleet.to_end) == ({"a"}, set())
+    odd = copy.deepcopy(node)
+    odd["status"]["allocatable"]["nvidia.com/gpu"] = "many"
+    odd["metadata"]["labels"] = {"pool": "x"}
+    taken(fleet, NODES, odd, facts.node)
+    known = fleet.nodes.items["a"]
+    assert (known.labels, known.ready, known.cordoned, known.gpus) == ({"pool": "x"}, False, True, 8)
+    assert (fleet.to_drain, fleet.to_end) == (set(), set())
+    taken(fleet, NODES, node, facts.node)
+    assert fleet.nodes.items["a"].readable
+    assert fleet.to_drain == {"a"}
+
+
+def test_what_is_known_of_a_report_that_cannot_be_read() -> None:
+    """It holds as it was last read, so the drain goes on; its GPUs are unknown. One that never was read starts none."""
+    fleet = Fleet("gpuhealth", ())
+    node = poisoned(NODES, "metadata", "annotations", value={})
+    odd = poisoned(REPORTS, "status", "burnin", "testedAt", value="0000-01-01T00:00:00Z")
+    agent = poisoned(PODS, "metadata", "deletionTimestamp", value=None)
+    taken(fleet, NODES, node, facts.node)
+    taken(fleet, PODS, agent, facts.agent)
+    taken(fleet, REPORTS, odd, facts.report)
+    assert not fleet.to_drain
+    taken(fleet, REPORTS, SAMPLES[REPORTS], facts.report)
+    assert fleet.gpus == {("healthy", "H100"): 1}
+    taken(fleet, REPORTS, odd, facts.report)
+    assert fleet.to_drain == {"a"}
+    assert fleet.gpus == {("unknown", "H100"): 1}
+
+
+@pytest.mark.parametrize("kind", [NODES, BUDGETS, PODS], ids=lambda kind: kind.kind)
+def test_what_is_gone_is_gone(kind: Kind) -> None:
+    """An object that cannot be read and is deleted, or is no longer in a list, is not there any more."""
+    fleet = Fleet("gpuhealth", ())
+    table: Any = {NODES: fleet.nodes, BUDGETS: fleet.budgets, PODS: fleet.agents}[kind]
+    error = UnreadableError(kind.kind, SAMPLES[kind], ValueError("odd"))
+
+    async def events(last: Any) -> Any:
+        yield Unreadable("ADDED", error)
+        yield last
+
+    for last in (Unreadable("DELETED", error), Listed([])):
+        asyncio.run(table.follow(events(last), lambda: None))
+        assert not table.items
+        assert not table.unreadable

@@ -1,0 +1,127 @@
+"""Kernel-log lines and what they mean."""
+
+import string
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from testing.kernel_lines import LINES, SXID
+
+from gpuhealth.kernel_log.parser import KernelLog, may_matter, nvml_xid_event
+from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
+
+NOTHING = [
+    "",
+    "NVRM: loading NVIDIA UNIX x86_64 Kernel Module  580.65.06",
+    "NVRM: GPU at PCI:0000:3b:00: GPU-b850f46d-d5ea-c752-ddf3-c4453e44d3f7",
+    "NVRM: Xid (PCI:0000:3b:00): ",
+    "NVRM: Xid (PCI:0000:3b:00): x79, text",
+    "NVRM: Xid (PCI:0000:3b): 79, text",
+    "NVRM: Xid 79",
+    "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): garbled, Fatal",
+    f"{SXID}12028, Severity 0 Engine instance 32 Sub-engine instance 00",
+    f"{SXID}12028, Data {{0x00000000, 0x00000000}}",
+    "nvidia-nvlink: Nvlink Core is being initialized, major device number 234",
+    "python: my log NVRM: Xid (PCI:0000:3b:00): 79, text",
+    "systemd[1]: Started NVRM: Xid (PCI:0000:3b:00): 79 watcher.",
+    "audit: EDAC MC0: 1 UE memory read error on CPU",
+    "mlx5_core 0000:9a:00.0: firmware version: 22.31.1014",
+    "mce: [Hardware Error]: TSC 0 ADDR 0",
+    "EXT4-fs (sda1): re-mounted 1234 ro. Quota mode: none.",
+    "I/O error, dev fd0, sector 0 op 0x0:(READ)",
+    "ata1: SATA link down (SStatus 0 SControl 300)",
+    "The link is down",
+    "nvidia-uvm: Loaded the UVM driver, major device number 511.",
+    "fallen off the bus and is not responding to commands.",
+]
+
+
+def fed(*lines: str) -> list[KernelEvent | None]:
+    """What one log's parser makes of each line."""
+    log = KernelLog()
+    return [log.feed(KernelRecord(line)) for line in lines]
+
+
+@pytest.mark.parametrize(("line", "kind", "finding", "severity", "action", "more"), LINES)
+def test_lines(line: str, kind: str, finding: str, severity: str, action: str, more: dict[str, object]) -> None:
+    """Each line that the driver or the kernel writes has its meaning."""
+    (event,) = fed(line)
+    assert event is not None
+    assert (event.kind, event.finding, event.severity, event.action) == (kind, finding, severity, action)
+    assert {name: getattr(event, name) for name in more} == more
+    assert event.meaning
+    assert event.line == line
+    assert all(may_matter(prefix + line) for prefix in ("", "[  1.000000] ", "Nov 22 01:00:00 host kernel: "))
+
+
+@pytest.mark.parametrize("line", NOTHING)
+def test_lines_that_mean_nothing(line: str) -> None:
+    """Ordinary lines, details of the line before, lines that quote, and halves of lines are nothing."""
+    assert fed(line) == [None]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("NVRM: The NVIDIA GPU 0000:b3:00.0", "NVRM: (PCI ID: 10de:26b5) installed in this system has",
+         "NVRM: fallen off the bus and is not responding to commands."),
+        ("NVRM: The NVIDIA GPU 0000:b3:00.0", "(PCI ID: 10de:26b5) installed in this system has",
+         "fallen off the bus and is not responding to commands."),
+        ("NVRM: The NVIDIA GPU 0000:b3:00.0 (PCI ID: 10de:1e07) installed in this",
+         "NVRM: system has fallen off the bus and is not responding to commands."),
+        ("NVRM: The NVIDIA GPU 0000:b3:00.0", "usb 1-1: new device", "NVRM: (PCI ID: 10de:26b5) installed",
+         "NVRM: fallen off the bus and is not responding to commands."),
+    ],
+)  # fmt: skip
+def test_one_message_over_several_lines(lines: tuple[str, ...]) -> None:
+    """The message is one event, of the GPU in its first line, whatever others write between."""
+    *before, last = fed(*lines, "usb 1-1: another")[:-1]
+    assert before == [None] * len(before)
+    assert last is not None
+    assert (last.kind, last.finding, last.pci) == ("nvrm", "xid.79", "0000:b3:00")
+
+
+def test_an_unfinished_message_is_forgotten() -> None:
+    """A tail long after the head belongs to something else."""
+    events = fed("NVRM: The NVIDIA GPU 0000:b3:00.0", *["usb"] * 50, "NVRM: fallen off the bus and is not responding")
+    assert events == [None] * 52
+
+
+def test_other_lines_within_the_message_are_events_of_their_own() -> None:
+    """An XID between the lines is not lost."""
+    events = fed("NVRM: The NVIDIA GPU 0000:b3:00.0", "NVRM: Xid (PCI:0000:3b:00): 13, x", "fallen off the bus and is"
+                 " not responding")  # fmt: skip
+    assert [event and event.finding for event in events] == [None, "xid.13", "xid.79"]
+
+
+def test_nvml_events() -> None:
+    """An XID that came through NVML without a text has its bucket's meaning."""
+    event = nvml_xid_event(79, "0000:3b:00")
+    assert (event.kind, event.finding, event.severity, event.line) == ("xid", "xid.79", "critical", "")
+    assert nvml_xid_event(154, None).severity == "warning"
+
+
+WORDS = st.sampled_from(
+    ["NVRM: ", "Xid (", "PCI:", "0000:3b:00", "): ", "79", ", ", "pid=", "name=", "SXid (", "nvidia-nvswitch0: ",
+     "GPU-I:", "Link ", "(0x", "0x1 ", "Fatal, ", "XC0 i0 ", "fallen off the bus", "74, ", "145, ", "154, ", "to 0x",
+     "²", "٣", "\n", "\x00", "EDAC MC0: 1 UE ", "I/O error, dev ", "mlx5_core ", "segfault at "]
+)  # fmt: skip
+
+
+@given(st.lists(st.one_of(WORDS, st.text(max_size=8)), max_size=30).map("".join))
+@example("NVRM: Xid (PCI:0000:3b:00): 79, pid=²,")
+@example("NVRM: Xid (PCI:0000:3b:00 GPU-I:9999): 999999, pid=99999999999999999999, name=")
+def test_no_text_is_too_much(text: str) -> None:
+    """Whatever the kernel log holds, reading it raises nothing."""
+    KernelLog().feed(KernelRecord(text))
+
+
+@given(
+    st.text(string.ascii_letters + string.digits + " .:[]-_", min_size=1, max_size=40).filter(
+        lambda prefix: not prefix.isspace()
+    ),
+    st.sampled_from([line for line, kind, *_ in LINES if kind in ("xid", "sxid", "nvrm", "edac", "mce", "oom")]),
+)
+def test_a_line_that_only_mentions_an_xid(prefix: str, line: str) -> None:
+    """A message that quotes an event anywhere but at its start is no event."""
+    assert fed(prefix + line) == [None]

@@ -1,0 +1,232 @@
+"""Answers with a status of success that are no answers: a proxy's page, cut JSON, JSON of another kind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+from kube import ControlPlane
+from testing.cluster_objects import until
+from testing.node_writing import SICK, writer
+
+from gpuhealth.kube.client import Client, object_of
+from gpuhealth.kube.errors import AnswerError, ApiError
+from gpuhealth.kube.eviction import Evictor, Outcome
+from gpuhealth.kube.kinds import BUDGETS, LEASES, NODES
+from gpuhealth.kube.watching import Changed, Event, Listed, watch
+from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.slot_holder import Places
+
+METADATA = {"name": "n", "uid": "u", "resourceVersion": "1"}
+NODE = {"kind": "Node", "apiVersion": "v1", "metadata": METADATA}
+PAGE = b"<html><body>Please log in to use this network</body></html>"
+BODIES = [
+    PAGE,
+    b"",
+    b"null",
+    b"[]",
+    b"{}",
+    b"7",
+    b'"Node"',
+    json.dumps(NODE).encode()[:-3],
+    json.dumps([NODE]).encode(),
+    json.dumps({**NODE, "kind": "Pod"}).encode(),
+    json.dumps({**NODE, "metadata": {**METADATA, "name": "another"}}).encode(),
+    json.dumps({**NODE, "metadata": None}).encode(),
+    json.dumps({**NODE, "metadata": {"name": "n"}}).encode(),
+    json.dumps({**NODE, "metadata": {**METADATA, "annotations": []}}).encode(),
+    json.dumps({**NODE, "metadata": {**METADATA, "annotations": {"a": 5}}}).encode(),
+    json.dumps({**NODE, "spec": "x"}).encode(),
+    json.dumps({**NODE, "spec": None}).encode(),
+    json.dumps({**NODE, "kind": METADATA}).encode(),
+    json.dumps({"kind": "NodeList", "metadata": {}, "items": [NODE]}).encode(),
+    json.dumps({"kind": "Status", "status": "Success"}).encode(),
+    b"[" * 100_000,
+    b"\xff\xfe\x00",
+]
+LISTS = [
+    {"kind": "NodeList", "metadata": {}, "items": 5},
+    {"kind": "NodeList", "metadata": {}, "items": [5]},
+    {"kind": "NodeList", "metadata": {}, "items": [{}]},
+    {"kind": "NodeList", "metadata": {}, "items": {"n": NODE}},
+    {"kind": "NodeList", "items": []},
+    {"kind": "PodList", "metadata": {}, "items": []},
+]
+
+
+class Page:
+    """A server that gives the same answer to everything."""
+
+    def __init__(self) -> None:
+        self.body = PAGE
+        self.asked = 0
+        self.port = 0
+
+    async def handle(self, _: web.Request) -> web.Response:
+        """One request."""
+        self.asked += 1
+        return web.Response(body=self.body)
+
+
+@asynccontextmanager
+async def in_the_way(plane: ControlPlane) -> AsyncIterator[tuple[Page, Client]]:
+    """Such a server, and a client that takes it for the API server."""
+    page, application = Page(), web.Application(client_max_size=2**24)
+    application.router.add_route("*", "/{path:.*}", page.handle)
+    runner = web.AppRunner(application, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    page.port = port
+    kubeconfig = plane.write_kubeconfig(f"page-{port}", "token", f"http://{host}:{port}")
+    try:
+        async with Client.from_kubeconfig(kubeconfig, attempts=1) as client:
+            yield page, client
+    finally:
+        await runner.cleanup()
+
+
+CALLS: list[Callable[[Client], Awaitable[Any]]] = [
+    lambda client: client.get(NODES, "n"),
+    lambda client: client.list(NODES),
+    lambda client: client.create(NODES, {"metadata": {"name": "n"}}),
+    lambda client: client.replace(NODES, "n", NODE),
+    lambda client: client.patch(NODES, "n", {}),
+    lambda client: client.apply(NODES, "n", {}, manager="m"),
+    lambda client: client.list(NODES, labels="a=b"),
+]
+
+
+@pytest.mark.parametrize("call", range(len(CALLS)))
+def test_what_is_no_object(plane: ControlPlane, call: int) -> None:
+    """Every call refuses what is not what it asked for, with an error that can be tried again."""
+
+    async def run() -> None:
+        async with in_the_way(plane) as (page, client):
+            for body in [*BODIES, *(json.dumps(each).encode() for each in LISTS)]:
+                page.body = body
+                if (
+                    call in (1, 6)
+                    and body == json.dumps({"kind": "NodeList", "metadata": {}, "items": [NODE]}).encode()
+                ):
+                    continue  # that is a list
+                with pytest.raises(AnswerError):
+                    await CALLS[call](client)
+
+    asyncio.run(run())
+
+
+def test_our_node_is_never_that(plane: ControlPlane) -> None:
+    """What is known of our Node stays what it was, by reads and by the watch, and the watch goes on."""
+
+    async def run() -> None:
+        async with in_the_way(plane) as (page, client):
+            own = OwnNode(client, "n")
+            page.body = json.dumps(NODE).encode()
+            await own.read()
+            following = asyncio.create_task(own.follow())
+            try:
+                for body in BODIES:
+                    page.body, asked = body, page.asked
+                    with pytest.raises(AnswerError):
+                        await own.read()
+                    await until(lambda asked=asked: page.asked > asked)  # type: ignore[misc]
+                    assert own.latest == NODE
+                    assert not following.done()
+                    assert (own.labels, own.annotations, own.taints, own.causes) == ({}, {}, [], ())
+            finally:
+                following.cancel()
+                with suppress(asyncio.CancelledError):
+                    await following
+
+    asyncio.run(run())
+
+
+def test_a_watch_that_tells_nonsense(plane: ControlPlane, pool: Any) -> None:
+    """A line that is no event costs that line: the events before and after it are told, also after the next start."""
+    good = json.dumps({"type": "MODIFIED", "object": NODE}).encode()
+    lines = [PAGE, b"{}", b"7", b'{"type": 5, "object": {}}', b'{"type": "MODIFIED", "object": []}', b"[" * 100_000]
+    lines += [b'{"type":"BOOKMARK","object":{}}', b'{"type":"ERROR","object":{"code":"x"}}', good[:-5]]
+    lines += [b'{"type":"ADDED","object":{"kind":"Pod","metadata":{}}}', b'{"type":"ERROR","object":null}']
+
+    async def run() -> None:
+        async with in_the_way(plane) as (page, client):
+            page.body = json.dumps({"kind": "NodeList", "metadata": {"resourceVersion": "1"}, "items": [NODE]}).encode()
+            async with aclosing(watch(client, NODES, slim=partial(object_of, NODES))) as events:
+                assert isinstance(await anext(events), Listed)
+                for line in lines:
+                    page.body, asked = good + b"\n" + line + b"\n", page.asked
+                    async with asyncio.timeout(120):
+                        event: Event = await anext(events)
+                        while page.asked < asked + 2:
+                            event = await anext(events)
+                        while not isinstance(event, Changed):
+                            event = await anext(events)
+                    assert event.item == NODE
+
+    asyncio.run(run())
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just(METADATA) | st.just(NODE),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["kind", "metadata", "items", "spec", "status", "name", "uid", "resourceVersion", "resources"]
+            ),
+            inner | st.sampled_from(["Node", "NodeList", "Lease", "LeaseList", "QuarantineBudgetList", "n"]),
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.fixture(scope="module")
+def standing(plane: ControlPlane) -> Iterator[tuple[asyncio.Runner, Page, Client]]:
+    """A page in the way for many examples."""
+    with asyncio.Runner() as runner:
+        context = in_the_way(plane)
+        page, client = runner.run(context.__aenter__())
+        yield runner, page, client
+        runner.run(context.__aexit__(None, None, None))
+
+
+@given(
+    answer=ANY,
+    kind=st.sampled_from(["Node", "NodeList", "Lease", "LeaseList", "QuarantineBudgetList"]),
+    bare=st.booleans(),
+)
+def test_any_answer(standing: tuple[asyncio.Runner, Page, Client], answer: Any, kind: str, bare: bool) -> None:
+    """Whatever JSON comes, a call gives what was asked for or raises an ApiError, and so does all that stands on it."""
+    runner, page, client = standing
+    whole = {**answer, "kind": kind} if isinstance(answer, dict) and not bare else answer
+    page.body = json.dumps(whole).encode()
+
+    async def calls() -> None:
+        for call in CALLS:
+            with suppress(ApiError):
+                await call(client)
+        own = OwnNode(client, "n")
+        with suppress(ApiError):
+            assert (await own.read())["metadata"]["name"] == "n"
+        assert all(isinstance(value, str) for value in own.annotations.values())
+        assert (own.carries("x"), own.override, own.release_requests or ()) == (False, None, ())
+        for kind in (LEASES, BUDGETS):
+            with suppress(ApiError):
+                assert all(item["metadata"]["name"] for item in (await client.list(kind)).items)
+        for doing in (Places(client, "gpuhealth", "n").acquire({}, "xid.79"), writer(client, "n").apply(SICK)):
+            with suppress(ApiError):
+                await doing
+        assert (await Evictor(client).evict("a", "b", "c")).outcome in set(Outcome)
+
+    runner.run(calls())

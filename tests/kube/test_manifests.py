@@ -1,0 +1,189 @@
+"""The manifests: valid for today's Kubernetes, taken by a real API server, and consistent with the code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped] # ships no type information
+import pytest
+import yaml
+from kube import ControlPlane, Document, documents
+from kube.control_plane import RequestError
+from testing.cluster_objects import Pool
+
+from gpuhealth import __version__
+from gpuhealth.kube.kinds import BUDGETS, REPORTS
+from gpuhealth.runtime import settings_file as config_file
+from tests.conftest import BASE
+
+BUDGET = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": {"name": "valid"}}
+ALL = documents(BASE)
+_IMAGE_TAG = re.compile(r"\bgpuhealth(?:-\w+)?:(\d[\w.+-]*)")
+
+
+def identity(document: Document) -> str:
+    """A document's name in a test report."""
+    return f"{document['kind']}/{document['metadata']['name']}"
+
+
+def agent() -> Any:
+    """The agent's pod."""
+    (daemon_set,) = [d for d in ALL if d["kind"] == "DaemonSet" and d["metadata"]["name"] == "gpuhealth-agent"]
+    return daemon_set["spec"]["template"]["spec"]
+
+
+def pods(document: Any) -> Iterator[Any]:
+    """Every pod's spec in a document, however deep: of DaemonSets, Deployments, PodTemplates and kinds to come."""
+    if isinstance(document, dict):
+        if "containers" in document:
+            yield document
+        for value in document.values():
+            yield from pods(value)
+
+
+@pytest.mark.parametrize("document", [d for d in ALL if any(pods(d))], ids=identity)
+def test_no_pod_has_variables_of_services(document: Document) -> None:
+    """No pod gets variables of the namespace's Services: those of one named gpuhealth… would look like settings."""
+    assert [pod.get("enableServiceLinks") for pod in pods(document)] == [False]
+
+
+def test_pods_of_all_kinds_are_looked_at() -> None:
+    """The test above finds the pods of both DaemonSets, the Deployment and the PodTemplate."""
+    kinds = sorted(d["kind"] for d in ALL if any(pods(d)))
+    assert kinds == ["DaemonSet", "DaemonSet", "Deployment", "PodTemplate"]
+
+
+def test_the_agent_s_memory_is_enough_for_commands() -> None:
+    """The limit leaves room for two checks by hand beside the agent: 220 MiB, as measured with 8 GPUs, and more."""
+    assert agent()["containers"][0]["resources"]["limits"] == {"memory": "400Mi"}
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+@pytest.mark.parametrize("document", ALL, ids=identity)
+def test_schema(document: Document, version: str) -> None:
+    """Every document is valid, strictly, for a current and the newest Kubernetes."""
+    if document["apiVersion"].startswith("gpuhealth.io/"):
+        pytest.skip("a kind of ours: the API server checks it against its definition")
+    kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_image_tags_are_the_version() -> None:
+    """Manifests, policies and the Containerfile name the images of this version, which gpuhealth/__init__.py sets."""
+    tags = [
+        (f"{path.relative_to(BASE.parent)}:{number}", tag)
+        for path in sorted(path for path in BASE.rglob("*") if path.is_file())
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        for tag in _IMAGE_TAG.findall(line)
+    ]
+    stale = [f"{place} has {tag}" for place, tag in tags if tag != __version__]
+    assert not stale, f"the version is {__version__}: change the image tag where {', '.join(stale)}"
+    files = {place.partition(":")[0] for place, _ in tags}
+    pods_in = {"agent", "controller", "burnin", "preflight", "admission/burnins"}
+    assert {f"daemonset/{name}.yaml" for name in pods_in} | {"daemonset/images/Containerfile"} <= files
+
+
+def test_applied_twice_changes_nothing(plane: ControlPlane) -> None:
+    """Applying again is idempotent: the objects keep their version."""
+    first = plane.apply(BASE)
+    second = plane.apply(BASE)
+    versions = [[item["metadata"]["resourceVersion"] for item in items] for items in (first, second)]
+    assert versions[0] == versions[1]
+
+
+def test_definitions_are_structural(plane: ControlPlane) -> None:
+    """No condition of the API server complains about the schemas, and names and short names are served."""
+    for kind, short in ((REPORTS, "ghr"), (BUDGETS, "qb")):
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{kind.plural}.gpuhealth.io"
+        conditions = {c["type"]: c["status"] for c in plane.request("GET", path)["status"]["conditions"]}
+        assert conditions.get("NonStructuralSchema", "False") == "False"
+        resources = plane.request("GET", f"/apis/{kind.api_version}")["resources"]
+        (resource,) = [r for r in resources if r["name"] == kind.plural]
+        assert (resource["kind"], resource["namespaced"], resource["shortNames"]) == (kind.kind, False, [short])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"nodeSelector": {}},
+        {"maxUnavailable": 1},
+        {"nodeSelector": {}, "maxUnavailable": -1},
+        {"nodeSelector": {}, "maxUnavailable": "5"},
+        {"nodeSelector": {}, "maxUnavailable": "101%"},
+        {"nodeSelector": {}, "maxUnavailable": 1, "maxPerWindow": "x%"},
+        {"nodeSelector": {}, "maxUnavailable": 1, "window": "soon"},
+        {"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Gt"}]}, "maxUnavailable": 1},
+    ],
+)
+def test_bad_budgets_are_refused(plane: ControlPlane, spec: Document) -> None:
+    """A budget that nobody could compute is refused by the API server."""
+    with pytest.raises(RequestError, match=r"Invalid value|Unsupported value|Required value"):
+        plane.apply([{**BUDGET, "spec": spec}])
+
+
+def test_budget_names_have_no_dots(plane: ControlPlane) -> None:
+    """The names of places are made of the budget's, so it must not look like one of them."""
+    spec = {"nodeSelector": {}, "maxUnavailable": 1}
+    with pytest.raises(RequestError, match=r"metadata\.name"):
+        plane.apply([{**BUDGET, "metadata": {"name": "a.window"}, "spec": spec}])
+
+
+def test_example_budget(plane: ControlPlane, pool: Pool) -> None:
+    """The example is taken as it stands, and the window has a default where it says none."""
+    (example,) = plane.apply(BASE / "examples" / "quarantinebudget.yaml")
+    assert example["spec"]["maxUnavailable"] == "5%"
+    plane.request("DELETE", plane.path_of(example))
+    name = pool.budget("1%")
+    assert plane.request("GET", BUDGETS.path(name))["spec"]["window"] == "1h"
+
+
+def test_columns(plane: ControlPlane) -> None:
+    """What kubectl prints of both kinds has columns, and each finds its value."""
+    for kind in (REPORTS, BUDGETS):
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{kind.plural}.gpuhealth.io"
+        (version,) = plane.request("GET", path)["spec"]["versions"]
+        for column in version["additionalPrinterColumns"]:
+            schema = version["schema"]["openAPIV3Schema"]
+            for part in re.sub(r"\[\?.*\]", "", column["jsonPath"]).strip(".").split("."):
+                if part == "metadata":
+                    break
+                schema = schema["properties"][part]
+                schema = schema.get("items", schema)
+
+
+def test_settings_are_valid(tmp_path: Path) -> None:
+    """The settings file of the ConfigMap is one that the agent takes."""
+    (config_map,) = [d for d in ALL if d["kind"] == "ConfigMap" and d["metadata"]["name"] == "gpuhealth"]
+    path = tmp_path / "gpuhealth.yaml"
+    path.write_text(config_map["data"]["gpuhealth.yaml"])
+    settings = config_file.load(path)
+    mounts = {mount["mountPath"] for mount in agent()["containers"][0]["volumeMounts"]}
+    assert {str(settings.roots.sys), str(settings.roots.proc), str(settings.roots.kmsg)} <= mounts
+    assert str(settings.journal.path.parent) in mounts
+    assert settings.http.port == agent()["containers"][0]["ports"][0]["containerPort"]
+
+
+def test_agents_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variable that the pod sets for the agent names a setting."""
+    for variable in agent()["containers"][0]["env"]:
+        if variable["name"] != "GPUHEALTH_CONFIG":
+            monkeypatch.setenv(variable["name"], variable.get("value", "a-node"))
+    assert config_file.load().node_name == "a-node"
+
+
+@pytest.mark.parametrize("file", ["rbac.yaml", "preflight.yaml"])
+def test_every_right_has_a_reason(file: str) -> None:
+    """Each rule of every role is preceded by a comment."""
+    text = (BASE / file).read_text(encoding="utf-8")
+    rules = re.findall(r"^.*\n  - apiGroups", text, flags=re.MULTILINE)
+    assert len(rules) == sum(len(d["rules"]) for d in yaml.safe_load_all(text) if "rules" in d)
+    assert all(rule.lstrip().startswith("#") for rule in rules)
+
+
+def test_kustomizations_are_plain(tmp_path: Path) -> None:
+    """What the tool does not understand it refuses, rather than apply something else than kubectl would."""
+    (tmp_path / "kustomization.yaml").write_text("resources: []\nnamePrefix: x-\n")
+    with pytest.raises(ValueError, match="namePrefix"):
+        documents(tmp_path)

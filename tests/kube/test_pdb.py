@@ -1,0 +1,57 @@
+"""What a PodDisruptionBudget says of several pods at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gpuhealth.controller.pods import Pod
+from gpuhealth.kube.pdb import Guard, guard, obstacle
+
+APP = {"app": "training"}
+
+
+def limit(*, selector: Any = None, generation: int = 1, policy: str = "", version: str = "policy/v1") -> Guard:
+    """One that allows two pods of the app to go, unless something else is said."""
+    spec = {"selector": {"matchLabels": APP} if selector is None else selector}
+    spec |= {"unhealthyPodEvictionPolicy": policy} if policy else {}
+    status = {"observedGeneration": 1, "disruptionsAllowed": 2}
+    return guard({"metadata": {"name": "b", "generation": generation}, "spec": spec, "status": status}, version)
+
+
+def member(number: int, *, labels: dict[str, str] = APP, pending: bool = False, ready: bool = True) -> Pod:
+    """A pod of the gang."""
+    return Pod("ns", f"p{number}", str(number), "job", labels, pending, ready)
+
+
+@pytest.mark.parametrize(
+    ("found", "pods", "may_go"),
+    [
+        (limit(), [member(1), member(2)], True),
+        (limit(), [member(1), member(2), member(3)], False),
+        (limit(), [member(1), member(2), member(3, labels={})], True),
+        (limit(), [member(1), member(2), member(3, pending=True)], True),
+        (limit(), [member(1), member(2), member(3, ready=False)], False),
+        (limit(policy="IfHealthyBudget"), [member(1), member(2), member(3, ready=False)], False),
+        (limit(policy="AlwaysAllow"), [member(1), member(2), member(3, ready=False)], True),
+        (limit(generation=2), [member(1)], False),
+        (limit(selector={}), [member(1), member(2), member(3)], False),
+        (limit(selector={}, version="policy/v1beta1"), [member(1), member(2), member(3)], True),
+    ],
+    ids=[
+        "as many as allowed",
+        "one more",
+        "not selected",
+        "not started",
+        "not ready",
+        "not ready, counted",
+        "not ready, not counted",
+        "changed, not computed yet",
+        "empty selector",
+        "empty selector, v1beta1",
+    ],
+)
+def test_what_a_budget_allows(found: Guard, pods: list[Pod], may_go: bool) -> None:
+    """Only the pods count that the server would ask the budget about."""
+    assert (obstacle([found], pods) == "") is may_go

@@ -1,0 +1,83 @@
+"""Findings from the results of active tests."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from testing.burnin_results import FAILED, SKIPPED, STOPPED, result, run
+from testing.readings import LOST, Judged, gpu, judged, node, uuid
+
+from gpuhealth import monitors as checks
+from gpuhealth.model.code import Clears
+from gpuhealth.model.component import NODE
+from gpuhealth.model.finding import Severity
+from gpuhealth.model.history import Baseline, History
+from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.burnin_results import checks as subject
+from gpuhealth.monitors.burnin_results.readings import BurninReadings, BurninRun, Miscompare
+
+
+def said(*runs: BurninRun, unreadable: str = "", history: History | None = None) -> Judged:
+    """What is said of a node of one GPU with these runs."""
+    readings = node(gpu(), burnin=BurninReadings(runs, unreadable))
+    return judged(subject.CHECK, readings, history)
+
+
+def test_failure_tells_what_and_when() -> None:
+    """The finding has the test's sentence, how the bits differ, the time of the test and the worker's last words."""
+    wrong = Miscompare("bf16 64x64x64 seed 7", 129, 1, xor="0x0040", kind="repeatable", repeats="5 of 5 hot")
+    failed = result(status=FAILED, message="one output is wrong", miscompares=(wrong,), evidence="SIGSEGV")
+    finding = said(run(failed)).finding("burnin.exact")
+    assert finding.severity is Severity.CRITICAL
+    assert "one output is wrong" in finding.message
+    assert finding.evidence.reading == "bf16 64x64x64 seed 7: 1 wrong, first at 129, xor 0x0040, repeatable, 5 of 5 hot"
+    assert finding.evidence.time == failed.started + timedelta(seconds=failed.seconds)
+    assert finding.evidence.line == "SIGSEGV"
+    assert "quick burn-in (manual)" in finding.evidence.source
+
+
+def test_only_a_later_pass_of_the_same_test_is_clean() -> None:
+    """Another test's pass, a stopped and a skipped run leave the failure as it is."""
+    runs = [run(result(status=FAILED)), run(result("soak"), at=60)]
+    runs += [run(result(status=STOPPED), at=120), run(result(status=SKIPPED), at=180)]
+    assert said(*runs).severity("burnin.exact") is Severity.CRITICAL
+    assert said(*runs).is_clean("burnin.soak")
+    assert said(*runs, run(result(), at=240)).is_clean("burnin.exact")
+    assert said(run(result()), run(result(status=FAILED), at=60)).severity("burnin.exact") is Severity.CRITICAL
+
+
+def test_never_tested_says_nothing() -> None:
+    """That a GPU was never tested is no finding, and no clean bill."""
+    assert said() == {}
+    assert said(run(result(status=STOPPED))) == {}
+
+
+def test_results_of_others_do_not_count() -> None:
+    """A result of a GPU that is not in the node, or of the processor, is nobody's finding here."""
+    assert said(run(result(gpu="GPU-9", status=FAILED), result(gpu="cpu", status=FAILED))) == {}
+
+
+def test_of_a_gpu_that_answers_no_more() -> None:
+    """The result stands while the GPU is lost, gone, or NVML is away."""
+    failed = BurninReadings((run(result(status=FAILED)),))
+    remembered = History(baseline=Baseline(gpus={uuid(0): "0000:01:00.0"}))
+    assert judged(subject.CHECK, node(gpu(error=LOST), burnin=failed)).severity("burnin.exact") is Severity.CRITICAL
+    away = node(nvml=Missing(MissingReason.TIMEOUT), burnin=failed)
+    assert judged(subject.CHECK, away, remembered).severity("burnin.exact") is Severity.CRITICAL
+
+
+def test_unreadable_results_are_not_clean() -> None:
+    """A damaged result leaves every test not checked, and the others count all the same; so does a folder's."""
+    partly = said(run(result(status=FAILED)), unreadable="a.json: truncated")
+    assert partly.severity("burnin.exact") is Severity.CRITICAL
+    assert partly.why_not("burnin.exact", NODE) is MissingReason.ERROR
+    closed = judged(subject.CHECK, node(gpu(), burnin=Missing(MissingReason.NO_PERMISSION)))
+    assert {code for code, _ in closed} == {code.name for code in subject.CODES}
+    assert closed.why_not("burnin.soak", NODE) is MissingReason.NO_PERMISSION
+
+
+def test_all_quarantine_and_drain() -> None:
+    """A GPU that fails an active test is out of service; only a test brings it back."""
+    for code in subject.CODES:
+        assert (code.quarantine, code.drain, code.clears) == (True, True, Clears.PASSED)
+        assert checks.code(code.name) is code

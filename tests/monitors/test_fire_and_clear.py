@@ -1,0 +1,437 @@
+"""Every code from the driver up: a fault of the simulated node is read by the real probes through the real pynvml, is
+judged by all checks, becomes a finding, and ends when the fault does.
+
+Only the clock is the test's own: a round is read when it says so, at the time that it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from nvmlsim.simulator import COMMAND, Simulator
+from testing.burnin_results import PASSED, result, run
+
+from gpuhealth import monitors as checks
+from gpuhealth.model.component import NODE
+from gpuhealth.model.finding import Clean, Finding, NotChecked, Outcome, Severity
+from gpuhealth.model.history import History
+from gpuhealth.model.missing import Missing
+from gpuhealth.model.tracker import Findings
+from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.monitors.kernel_log import checks as kernel
+from gpuhealth.monitors.kernel_log.readings import KernelLog
+from gpuhealth.monitors.node_probe import NodeProbe
+from gpuhealth.monitors.nvidia import devices
+from gpuhealth.monitors.nvidia.checks import xid
+from gpuhealth.monitors.nvidia.nvml import process as nvml
+from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.runtime.settings import Burnin, Nvml, Roots, Settings
+
+Change = Callable[[Simulator], None]
+
+PATIENT = 30.0  # seconds for a round; none takes that long
+ROUND = 10.0  # seconds of the test's clock between two rounds
+GPUS = 4
+RESTARTING = Nvml(reinit_interval=0.0)  # NVML is started anew in every round in which something is lost
+FABRIC_MANAGER = 77  # its pid
+GONE = 999_999  # a pid that no process has
+GRADE = {Severity.WARNING: "warning", Severity.CRITICAL: "critical"}
+
+
+class Case(NamedTuple):
+    """How a code is made to fire, and to clear."""
+
+    code: str
+    severity: Severity
+    inject: Change
+    clear: Change
+    model: str = "h100-sxm"
+    before: Change = lambda _: None  # what is so all the time
+    every_round: Change = lambda _: None  # what goes on while the fault is there
+    at_start: bool = False  # the fault is there before the probe starts, as one of nvmlInit must be
+    of_node: bool = False
+    nvml: Nvml = RESTARTING
+
+    @property
+    def name(self) -> str:
+        """The name of its test."""
+        return f"{self.code}-{GRADE[self.severity]}"
+
+
+def fault(name: str, **arguments: Any) -> tuple[Change, Change]:
+    """A fault of the first GPU, and its end."""
+    return lambda node: node.inject(name, gpu=0, **arguments), lambda node: node.clear(name, gpu=0)
+
+
+def of_calls(name: str, **arguments: Any) -> tuple[Change, Change]:
+    """A fault of calls about no GPU in particular, and its end."""
+    return lambda node: node.inject(name, **arguments), lambda node: node.clear(name)
+
+
+def all_busy(node: Simulator) -> None:
+    """Every GPU is at work."""
+    node.inject("busy")
+
+
+def throttled(reason: str) -> Change:
+    """A counter of the first GPU's throttled time runs by the test's clock."""
+    return lambda node: node.add({f"gpu0.throttle_ns.{reason}": int(ROUND * 1e9)})
+
+
+def _stop_fabric_manager(node: Simulator) -> None:
+    shutil.rmtree(node.root / "proc" / str(FABRIC_MANAGER))
+
+
+def _start_fabric_manager(node: Simulator) -> None:
+    process = node.root / "proc" / str(FABRIC_MANAGER)
+    process.mkdir(parents=True)
+    (process / "comm").write_text("nv-fabricmanage\n")
+
+
+def _upgraded(node: Simulator) -> None:
+    """Another module is loaded under a library that stays, and NVML is asked to start again."""
+    node.set({"node.driver_version": "570.86.15"})
+    node.inject("driver_mismatch")
+    node.inject("error", call="nvmlDeviceGetCount", code=1)
+
+
+def _downgraded(node: Simulator) -> None:
+    """The module is the one that the library is for."""
+    node.clear("driver_mismatch")
+    node.clear("error")
+    node.set({"node.driver_version": VERSION})
+
+
+def burnin(test: str, status: TestStatus) -> Change:
+    """A burn-in of all GPUs leaves a result, of which the first GPU's is this."""
+
+    def leave(node: Simulator) -> None:
+        folder = node.root / "burnin"
+        folder.mkdir(exist_ok=True)
+        number = len(list(folder.iterdir()))
+        uuids = [node.text(f"gpu{index}.uuid") for index in range(GPUS)]
+        results = [result(test, uuid, PASSED if index else status) for index, uuid in enumerate(uuids)]
+        (folder / f"{number}.json").write_bytes(msgspec.json.encode(run(*results, at=3600.0 * number)))
+
+    return leave
+
+
+def failing(test: str) -> Case:
+    """A test that passed, fails on the first GPU, is stopped once, and passes again."""
+    code = f"burnin.{test}"
+    stops, passes = burnin(test, TestStatus.STOPPED), burnin(test, PASSED)
+
+    def clear(node: Simulator) -> None:
+        passes(node)
+        stops(node)
+
+    return Case(code, Severity.CRITICAL, burnin(test, TestStatus.FAILED), clear, before=passes, every_round=stops)
+
+
+HALF = 0x3FE0000000000000
+"""The bits of 0.5 as a double."""
+VERSION = "550.90.07"
+WARNING, CRITICAL = Severity.WARNING, Severity.CRITICAL
+HANG = fault("hang", call="nvmlDeviceGetPowerUsage")[0], Simulator.release
+HUNG = Nvml(warn_after=0.3, critical_after=0.6)
+
+CASES = [
+    Case("gpu.lost", CRITICAL, *fault("lost")),
+    Case("gpu.reset_required", CRITICAL, *fault("reset_required")),
+    Case("gpu.missing", CRITICAL, *fault("drop"), of_node=True),
+    Case("gpu.missing", CRITICAL, *fault("drop", bus=1, node=1), of_node=True),
+    Case("gpu.recovery_action", CRITICAL, *fault("recovery_action", value=2)),
+    Case("gpu.recovery_action", WARNING, *fault("recovery_action", value=3)),
+    Case("gpu.straggler", WARNING, *fault("straggler"), before=all_busy),
+    Case("gpu.leaked_memory", WARNING, *fault("leaked_memory")),
+    Case("gpu.zombie_process", WARNING, *fault("process", pid=GONE)),
+    Case("driver.unresponsive", WARNING, *HANG, of_node=True, at_start=True, nvml=Nvml(warn_after=0.3)),
+    Case("driver.unresponsive", CRITICAL, *HANG, of_node=True, at_start=True, nvml=HUNG),
+    Case("driver.not_loaded", CRITICAL, *of_calls("init_failure"), of_node=True, at_start=True),
+    Case("driver.version_mismatch", CRITICAL, *of_calls("driver_mismatch"), of_node=True, at_start=True),
+    Case("nvml.error", CRITICAL, *of_calls("init_failure", code=999), of_node=True, at_start=True),
+    Case("nvml.error", WARNING, *fault("error", code=999)),
+    Case("nvml.error", CRITICAL, *fault("error", code=999)),
+    Case("agent.nvml_library", WARNING, _upgraded, _downgraded, of_node=True),
+    Case("agent.permission", WARNING, *of_calls("init_failure", code=4), of_node=True, at_start=True),
+    Case("agent.monitor_failed", WARNING, *of_calls("crash", call="nvmlDeviceGetPowerUsage"), of_node=True),
+    Case("agent.unexpected_reading", WARNING, *of_calls("init_failure", code=26), of_node=True, at_start=True),
+    Case("agent.unexpected_reading", WARNING, *fault("error", call="nvmlDeviceGetPowerUsage", code=999)),
+    Case("agent.unexpected_reading", WARNING, *fault("error", call="nvmlDeviceGetApplicationsClock", code=26)),
+    Case("agent.unexpected_reading", WARNING, *fault("odd_field", field=82, type=0, bits=HALF)),
+    Case("ecc.uncorrectable", CRITICAL, *fault("ecc_uncorrectable")),
+    Case("ecc.uncorrectable", CRITICAL, *fault("ecc_uncorrectable", location="sram")),
+    Case("ecc.corrected_rate", WARNING, *fault("ecc_corrected", count=20_000)),
+    Case("ecc.sram_threshold", CRITICAL, *fault("sram_threshold")),
+    Case("ecc.disabled", WARNING, *fault("ecc_disabled")),
+    Case("gpu_memory.remap_pending", WARNING, *fault("remap_pending")),
+    Case("gpu_memory.remap_failed", CRITICAL, *fault("remap_failed")),
+    Case("gpu_memory.remap_reserve", WARNING, *fault("remap_reserve")),
+    Case("gpu_memory.retired_pages", WARNING, *fault("retired_pages", sbe=60, dbe=0), model="v100-sxm2-32gb"),
+    Case("gpu_memory.retired_pages", CRITICAL, *fault("retired_pages", sbe=0, dbe=20), model="v100-sxm2-32gb"),
+    Case("gpu_memory.retirement_pending", WARNING, *fault("retirement_pending"), model="v100-sxm2-32gb"),
+    Case("gpu_memory.repair_pending", WARNING, *fault("repair_pending"), model="b200"),
+    Case("gpu_memory.unrepairable", CRITICAL, *fault("unrepairable"), model="b200"),
+    Case("inforom.corrupted", CRITICAL, *fault("corrupted_inforom")),
+    Case("thermal.gpu", WARNING, *fault("overheat", margin=5)),
+    Case("thermal.gpu", CRITICAL, *fault("overheat")),
+    Case("thermal.gpu", CRITICAL, *fault("overheat", margin=-10), model="v100-sxm2-32gb"),
+    Case("thermal.memory", CRITICAL, *fault("memory_overheat")),
+    Case("clocks.hw_slowdown", WARNING, *fault("hw_slowdown")),
+    Case("clocks.thermal", WARNING, *fault("hw_thermal"), every_round=throttled("hw_thermal")),
+    Case("clocks.thermal", WARNING, *fault("sw_thermal"), every_round=throttled("sw_thermal")),
+    Case("clocks.thermal", WARNING, *fault("hw_thermal"), model="v100-sxm2-32gb"),
+    Case("power.brake", CRITICAL, *fault("power_brake"), every_round=throttled("power_brake")),
+    Case("pcie.width", WARNING, *fault("pcie_width")),
+    Case("pcie.generation", WARNING, *fault("pcie_generation"), before=all_busy),
+    Case("pcie.replay_rate", WARNING, *fault("pcie_replays")),
+    Case("pcie.aer_correctable_rate", WARNING, *fault("aer", count=100)),
+    Case("pcie.aer_uncorrectable", CRITICAL, *fault("aer", severity="fatal")),
+    Case("pcie.aer_uncorrectable", CRITICAL, *fault("aer", severity="nonfatal")),
+    Case("nvlink.down", CRITICAL, *fault("nvlink_down", link=3)),
+    Case("nvlink.down", CRITICAL, lambda node: node.inject("nvlink_down"), lambda node: node.clear("nvlink_down")),
+    Case("nvlink.errors", WARNING, *fault("nvlink_errors", link=3)),
+    Case("nvlink.errors", WARNING, *fault("nvlink_errors", link=3), model="b200"),
+    Case("nvlink.ber", WARNING, *fault("nvlink_ber", link=3), model="b200"),
+    Case("fabric.incomplete", CRITICAL, *fault("fabric_incomplete")),
+    Case("fabric.unhealthy", CRITICAL, *fault("fabric_unhealthy")),
+    Case("fabric.manager_down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, of_node=True),
+    Case("persistence.off", WARNING, *fault("persistence_off")),
+    *map(failing, ("exact", "repeat", "memory", "bandwidth", "p2p", "collectives", "soak")),
+]
+
+EVENTS = {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}
+"""Codes of the kernel log, which fire and clear in test_kernel.py and test_xid.py."""
+FOLLOWS = {"burnin.required", "fleet.digest_mismatch", "fleet.slow_gpu", "quarantine.memory_lost"}
+"""Raised by another finding's clearing, by the controller, or from the record on the Node."""
+
+
+class Bench:
+    """A simulated node, its probe, and what the checks make of it over time."""
+
+    def __init__(self, node: Simulator, settings: Settings) -> None:
+        self.node = node
+        self.probe = NodeProbe(settings)
+        self.history = History()
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.findings = Findings(settings)
+        self.outcomes: list[Outcome] = []
+        self._settings = settings
+
+    async def round(self, seconds: float = ROUND) -> NodeReadings:
+        """One round, so much later."""
+        self.now += timedelta(seconds=seconds)
+        read = await self.probe.read(PATIENT, lambda: self.now)
+        readings = msgspec.structs.replace(read, kernel_log=KernelLog("kmsg"))
+        self.outcomes = checks.judge(readings, self._settings, self.history)
+        self.findings.take_round(self.outcomes, self.now, readings.boot_id)
+        return readings
+
+    def component(self, readings: NodeReadings) -> str:
+        """The uuid of the first GPU."""
+        assert not isinstance(readings.nvml, Missing)
+        return readings.nvml.gpus[0].component
+
+    def raised(self, code: str) -> list[Finding]:
+        """The active findings of a code."""
+        return [finding for finding in self.findings.active() if finding.code == code]
+
+
+@asynccontextmanager
+async def bench(node: Simulator, settings: Settings) -> AsyncIterator[Bench]:
+    """A bench whose hanging calls and processes are let go at the end."""
+    it = Bench(node, settings)
+    try:
+        yield it
+    finally:
+        node.release()
+        it.probe.nvml.close()
+
+
+@pytest.fixture
+def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Simulator]:
+    """Nodes whose NVML this process' children see, with the processes that use them."""
+    monkeypatch.setattr(devices, "_RESCAN_SECONDS", 0.0)
+    monkeypatch.setattr(nvml, "_FIRST_BACKOFF_SECONDS", 0.0)
+
+    def make(model: str) -> Simulator:
+        node = Simulator(tmp_path, model, GPUS)
+        for name, value in node.env.items():
+            monkeypatch.setenv(name, value)
+        for process in ("self", "1"):
+            (node.root / "proc" / process).mkdir(parents=True)
+        _start_fabric_manager(node)
+        return node
+
+    return make
+
+
+def settings_of(node: Simulator, nvml: Nvml = RESTARTING) -> Settings:
+    """The defaults, over the node's trees."""
+    roots = Roots(dev=node.root / "dev", sys=node.root / "sys", proc=node.root / "proc")
+    return Settings(roots=roots, nvml=nvml, burnin=Burnin(results_dir=node.root / "burnin"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_fires_and_clears(case: Case, make_node: Callable[[str], Simulator]) -> None:
+    """The code is measured and clean on a healthy node, fires with the fault, and clears without it."""
+    node = make_node(case.model)
+    case.before(node)
+    if case.at_start:
+        case.inject(node)
+    asyncio.run(_fires_and_clears(case, node))
+
+
+async def _fires_and_clears(case: Case, node: Simulator) -> None:
+    async with bench(node, settings_of(node, case.nvml)) as it:
+        component = NODE
+        if not case.at_start:
+            await it.round()
+            readings = await it.round()
+            component = NODE if case.of_node else it.component(readings)
+            assert Clean(case.code, component) in it.outcomes
+            assert it.findings.active() == ()
+            case.inject(node)
+        found = await _until_raised(it, case, component)
+        assert found.gpu == ("" if case.of_node else component)
+        assert found.evidence.source
+        case.clear(node)
+        await _until_cleared(it, case)
+
+
+async def _until_raised(it: Bench, case: Case, component: str) -> Finding:
+    seconds = max(ROUND, checks.code(case.code).raise_after / 6)
+    for _ in range(12):
+        case.every_round(it.node)
+        await it.round(seconds)
+        for finding in it.raised(case.code):
+            if (finding.component, finding.severity) == (component, case.severity):
+                return finding
+    raise AssertionError(f"{case.code} did not fire: {it.outcomes}")
+
+
+async def _until_cleared(it: Bench, case: Case) -> None:
+    for _ in range(40):
+        await it.round(seconds=300)
+        if not it.raised(case.code):
+            assert not any(each.code == case.code for each in it.outcomes if isinstance(each, Finding | NotChecked))
+            return
+    raise AssertionError(f"{case.code} did not clear: {it.raised(case.code)}")
+
+
+def test_every_code_is_in_the_table() -> None:
+    """A code without a fault that fires it and an end that clears it does not pass."""
+    ours = {code.name for check in checks.CHECKS for code in check.codes} - EVENTS - FOLLOWS
+    assert {case.code for case in CASES} == ours
+
+
+MODELS = COMMAND.parents[1] / "models"
+
+
+def _look(node: Simulator, rounds: int = 2) -> tuple[Bench, NodeReadings]:
+    async def look() -> tuple[Bench, NodeReadings]:
+        async with bench(node, settings_of(node)) as it:
+            for _ in range(rounds - 1):
+                await it.round()
+            return it, await it.round()
+
+    return asyncio.run(look())
+
+
+@pytest.mark.parametrize(
+    "model", ["h100-sxm", "h200", "b200", "a100-sxm4-80gb", "a100-pcie-80gb", "l40s", "t4", "v100-sxm2-32gb"]
+)
+@pytest.mark.parametrize("load", [None, "busy"])
+def test_healthy_models(model: str, load: str | None, make_node: Callable[[str], Simulator]) -> None:
+    """A healthy node of any model, idle or busy, has no finding, and nothing unchecked but what needs load."""
+    node = make_node(model)
+    if load:
+        node.inject(load)
+    it, _ = _look(node)
+    assert it.findings.active() == ()
+    unchecked = {each.code for each in it.outcomes if isinstance(each, NotChecked)}
+    assert unchecked <= (set() if load else {"gpu.straggler", "pcie.generation"})
+
+
+def test_idle_link_is_no_fault(make_node: Callable[[str], Simulator]) -> None:
+    """A PCI Express link that shifts down while the GPU is idle is no finding."""
+    node = make_node("h100-sxm")
+    node.inject("pcie_idle")
+    it, _ = _look(node)
+    assert it.findings.active() == ()
+
+
+def test_no_libnvidia_ml(make_node: Callable[[str], Simulator], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose kernel module is loaded and whose library we do not find is not at fault: ours is the finding."""
+    node = make_node("h100-sxm")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nonexistent")
+    it, _ = _look(node)
+    assert [finding.code for finding in it.findings.active()] == ["agent.nvml_library"]
+    clean = {each.code for each in it.outcomes if isinstance(each, Clean)}
+    assert clean <= EVENTS | {"fabric.manager_down", "driver.not_loaded"}
+
+
+def test_no_library_and_no_gpu(make_node: Callable[[str], Simulator], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without any GPU has no finding, and is not said to be clean."""
+    node = make_node("l40s")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nonexistent")
+    shutil.rmtree(node.root / "sys")
+    shutil.rmtree(node.root / "dev")
+    it, _ = _look(node)
+    assert it.findings.active() == ()
+    assert {each.code for each in it.outcomes if isinstance(each, Clean)} <= EVENTS
+
+
+def test_mig(make_node: Callable[[str], Simulator]) -> None:
+    """A GPU with MIG on has no finding for it, and a fault of it is the parent's."""
+    node = make_node("h100-sxm")
+    node.inject("mig", gpu=0)
+    node.inject("ecc_uncorrectable", gpu=0)
+    it, readings = _look(node)
+    assert [(each.code, each.gpu) for each in it.findings.active()] == [("ecc.uncorrectable", it.component(readings))]
+
+
+def test_several_faults_are_all_kept(make_node: Callable[[str], Simulator]) -> None:
+    """Faults of several GPUs at once are all found, one lost GPU hides none of the others."""
+    node = make_node("h100-sxm")
+    node.inject("lost", gpu=0)
+    node.inject("remap_failed", gpu=1)
+    node.inject("hw_thermal", gpu=1)
+    node.inject("persistence_off", gpu=2)
+    it, _ = _look(node, rounds=1)
+    assert {finding.code for finding in it.findings.active()} == {
+        "gpu.lost",
+        "gpu_memory.remap_failed",
+        "clocks.hw_slowdown",
+        "clocks.thermal",
+        "persistence.off",
+    }
+
+
+def test_release(make_node: Callable[[str], Simulator]) -> None:
+    """While the driver is let go nothing new is found and nothing old is cleared."""
+    node = make_node("h100-sxm")
+    node.inject("remap_failed", gpu=0)
+
+    async def look() -> None:
+        async with bench(node, settings_of(node)) as it:
+            await it.round()
+            assert await it.probe.nvml.release()
+            node.clear()
+            await it.round(seconds=3600)
+            assert [finding.code for finding in it.findings.active()] == ["gpu_memory.remap_failed"]
+            assert all(isinstance(each, NotChecked) for each in it.outcomes if each.code not in EVENTS)
+            it.probe.nvml.acquire()
+            for _ in range(2):
+                await it.round(seconds=30)
+            assert it.findings.active() == ()
+
+    asyncio.run(look())

@@ -1,0 +1,288 @@
+"""The admission policies: what the real agent sends is allowed, what a stolen token could send is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Literal
+
+import pytest
+from kube import ControlPlane, Document, MissingBinariesError, documents, find_binaries
+from testing.admission import OF_AGENTS, Admission, needed_rules, speaks_of, with_variable
+from testing.attacks import (
+    ALLOWED,
+    FORBIDDEN,
+    NEW_NODE,
+    NOT_YOURS,
+    OUR_TAINT,
+    RECORD,
+    THEIR_CONDITION,
+    THEIR_TAINT,
+    Row,
+    Scene,
+)
+from testing.cluster_objects import Pool, finding, until, verdict
+
+from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
+from gpuhealth.kube.errors import ForbiddenError, InvalidError
+from gpuhealth.kube.kinds import OVERRIDE, STATE_LABEL, TAINT
+from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
+from tests.conftest import BASE
+
+PREFLIGHT = "gpuhealth-preflight"
+REFUSED = (ForbiddenError, InvalidError)  # the latter where an expression cannot be evaluated, as with the year 0
+SICK = Desired(verdict(finding()), ("xid.79",))
+SICKER = Desired(verdict(finding("ecc.uncorrectable"), finding()), ("ecc.uncorrectable", "xid.79"))
+HEALTHY = Desired(verdict())
+
+
+class Guarded:
+    """A control plane behind the policies, and tokens as pods get them."""
+
+    def __init__(self, plane: ControlPlane, admission: Admission) -> None:
+        self.plane = plane
+        self.admission = admission
+        self._mode = "taint"
+        self._tokens: dict[tuple[str, str], str] = {}
+
+    def mode(self, mode: str) -> None:
+        """As if somebody had applied the policies with another mode."""
+        if mode != self._mode:
+            self.admission.plugin.put(with_variable(self.admission.objects, "mode", f"'{mode}'"))
+            self._mode = mode
+
+    def token(self, node: str, account: str = "gpuhealth-agent") -> str:
+        """The token of a pod that runs on the node."""
+        if (node, account) not in self._tokens:
+            pod = f"{account}-{node}"
+            spec = {"serviceAccountName": account, "nodeName": node, "containers": [{"name": "c", "image": "i"}]}
+            metadata = {"name": pod, "namespace": "gpuhealth"}
+            self.plane.apply([{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}])
+            self._tokens[node, account] = self.plane.service_account_token("gpuhealth", account, pod=pod)
+        return self._tokens[node, account]
+
+    def client(self, token: str) -> Client:
+        """A client with that token, which does not try again."""
+        return Client.from_kubeconfig(self.plane.write_kubeconfig(f"token-{hash(token)}", token), attempts=1)
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Guarded]:
+    """A control plane of its own: the other tests' tokens are bound to no pod."""
+    plane = ControlPlane()
+    try:
+        find_binaries(["policy-plugin"])
+        plane.start()
+    except MissingBinariesError as error:
+        pytest.skip(str(error))
+    try:
+        plane.apply(d for d in documents(BASE) if d["kind"] not in {"DaemonSet", "Deployment"})
+        with Admission(plane, OF_AGENTS) as admission:
+            lease = {"metadata": {"name": "is-it-there", "namespace": "gpuhealth"}, "spec": {}}
+            body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", **lease}
+            asyncio.run(until(lambda: plane.apply([body]) and admission.reviewed))
+            yield Guarded(plane, admission)
+    finally:
+        plane.stop()
+
+
+@pytest.fixture
+def pool(guarded: Guarded) -> Iterator[Pool]:
+    """A pool of nodes of the test's own."""
+    made = Pool(guarded.plane)
+    yield made
+    made.remove()
+
+
+# --- what the agent sends ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["taint", "cordon", "observe"])
+def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["taint", "cordon", "observe"]) -> None:
+    """A node's whole life: sick, sicker, held, back, released by a person, overridden, among marks of others."""
+    node, other = pool.nodes(2)
+    pool.budget(1, maxPerWindow="100%", maxPerFault=1, window="1s")
+    theirs = {"labels": {"a": "b"}, "annotations": {"c": "d", "e": ""}, "finalizers": ["f/g"]}
+    spec = {"taints": [THEIR_TAINT, {"key": "also-theirs", "effect": "NoSchedule"}], "podCIDR": "10.0.0.0/24"}
+    pool.patch(node, {"metadata": theirs, "spec": spec})
+    status = {"conditions": [THEIR_CONDITION], "capacity": {"nvidia.com/gpu": "8"}, "addresses": []}
+    strategic = STRATEGIC_MERGE_PATCH
+    guarded.plane.request("PATCH", f"/api/v1/nodes/{node}/status", {"status": status}, content_type=strategic)
+    guarded.mode(mode)
+    acting = mode != "observe"
+    seen = len(guarded.admission.reviewed)
+
+    async def life(client: Client) -> None:
+        write = NodeWriter(client, Settings(mode=mode), node)
+        follow = asyncio.create_task(write.node.follow())
+        await until(lambda: write.node.labels)
+        for desired in (HEALTHY, SICK, SICKER, HEALTHY):
+            await write.apply(desired)
+            await _settled(write, desired, acting=acting)
+        await _settled(write, SICK, acting=acting)
+        pool.patch(node, {"spec": {"unschedulable": None} if mode == "cordon" else {"taints": [THEIR_TAINT]}})
+        await until(lambda: len(write.node.taints) == 1 or mode == "cordon")
+        await asyncio.sleep(0)
+        await write.apply(SICK)
+        await write.apply(HEALTHY)
+        await _settled(write, SICK, acting=acting)
+        pool.patch(node, {"metadata": {"annotations": {OVERRIDE: "healthy"}}})
+        await until(lambda: write.node.override)
+        await write.apply(SICK)
+        follow.cancel()
+        with suppress(asyncio.CancelledError):
+            await follow
+        assert write._events.dropped == 0
+
+    async def run() -> None:
+        async with guarded.client(guarded.token(node)) as client, guarded.client(guarded.token(other)) as second:
+            held = NodeWriter(second, Settings(mode=mode), other)
+            await life(client)
+            await held.apply(SICK)
+            await held.apply(HEALTHY)
+            assert [call for call in client.calls if call[1] in {401, 403}] == []
+            assert [call for call in second.calls if call[1] in {401, 403}] == []
+
+    asyncio.run(run())
+    ours = [r for r in guarded.admission.reviewed[seen:] if "gpuhealth-agent" in r["userInfo"]["username"]]
+    judged = {p["metadata"]["name"] for p in guarded.admission.policies if any(speaks_of(p, r) for r in ours)}
+    everything = {p["metadata"]["name"] for p in guarded.admission.policies}
+    assert judged == (everything if acting else {"gpuhealth-reports"})
+
+
+async def _settled(write: NodeWriter, desired: Desired, *, acting: bool) -> None:
+    """The taint as it should be, also when a place has to run out first."""
+    wanted = {desired.quarantine[0]} if desired.quarantine and acting else set()
+    async with asyncio.timeout(180):
+        while {taint.get("value") for taint in write.node.taints if taint["key"] == TAINT} != wanted:
+            await asyncio.sleep(min(write.retry_in or 0.05, 0.2))
+            await write.apply(desired)
+
+
+def test_preflight_takes_its_taint_off(guarded: Guarded, pool: Pool) -> None:
+    """Preflight changes and removes the taint of a new node, and that alone; its agent may only put it on again."""
+    node = pool.node()
+    pool.patch(node, {"spec": {"taints": [THEIR_TAINT, NEW_NODE]}})
+    off = {"spec": {"taints": [THEIR_TAINT]}, "metadata": {"labels": {STATE_LABEL: None}}}
+
+    async def run() -> None:
+        async with guarded.client(guarded.token(node)) as agent:
+            with pytest.raises(ForbiddenError, match="only by gpuhealth-preflight"):
+                await agent.request("PATCH", f"/api/v1/nodes/{node}", body=off, content_type=MERGE_PATCH)
+        async with guarded.client(guarded.token(node, PREFLIGHT)) as preflight:
+            body: Document = {"spec": {"taints": None}}
+            with pytest.raises(ForbiddenError, match="the taints of others"):
+                await preflight.request("PATCH", f"/api/v1/nodes/{node}", body=body, content_type=MERGE_PATCH)
+            failed: Document = {"spec": {"taints": [THEIR_TAINT, {**NEW_NODE, "value": "failed"}]}}
+            await preflight.request("PATCH", f"/api/v1/nodes/{node}", body=failed, content_type=MERGE_PATCH)
+            await preflight.request("PATCH", f"/api/v1/nodes/{node}", body=off, content_type=MERGE_PATCH)
+        async with guarded.client(guarded.token(node)) as agent:  # after a reboot
+            again: Document = {"spec": {"taints": [THEIR_TAINT, NEW_NODE]}}
+            await agent.request("PATCH", f"/api/v1/nodes/{node}", body=again, content_type=MERGE_PATCH)
+            with pytest.raises(ForbiddenError, match="only by gpuhealth-preflight"):
+                await agent.request("PATCH", f"/api/v1/nodes/{node}", body=failed, content_type=MERGE_PATCH)
+
+    asyncio.run(run())
+    assert pool.get(node)["spec"]["taints"] == [THEIR_TAINT, NEW_NODE]
+
+
+# --- what a stolen token could send -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene(guarded: Guarded) -> Iterator[Scene]:
+    """One for all rows: what is refused changes nothing."""
+    pool = Pool(guarded.plane)
+    made = Scene(guarded.plane, pool)
+    yield made
+    for node in (made.mine, made.other):
+        pool.patch(node, {"metadata": {"finalizers": None}})
+    pool.remove()
+
+
+@pytest.mark.parametrize("row", FORBIDDEN, ids=str)
+def test_a_stolen_token_is_refused(guarded: Guarded, scene: Scene, row: Row) -> None:
+    """What RBAC would let pass, this policy refuses, and says why."""
+    guarded.mode("cordon")
+
+    async def run() -> None:
+        async with guarded.client(guarded.token(scene.node(row.who))) as client:
+            with pytest.raises(REFUSED, match=f"denied the request: .*'{row.policy}' .*{row.why}"):
+                await scene.send(client, row)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("row", ALLOWED, ids=str)
+def test_honest_requests_are_allowed(guarded: Guarded, scene: Scene, row: Row) -> None:
+    """What an agent does has nothing to fear, also a record with more in it than today's."""
+    guarded.mode("cordon")
+
+    async def run() -> None:
+        async with guarded.client(guarded.token(scene.node(row.who))) as client:
+            await scene.send(client, row, dry_run=True)
+
+    asyncio.run(run())
+
+
+def test_every_rule_is_needed(guarded: Guarded, scene: Scene) -> None:
+    """For each rule there is a request that nothing but this rule refuses."""
+    guarded.mode("cordon")
+    seen = len(guarded.admission.reviewed)
+
+    async def run() -> None:
+        for row in FORBIDDEN:
+            async with guarded.client(guarded.token(scene.node(row.who))) as client:
+                with suppress(*REFUSED):
+                    await scene.send(client, row)
+
+    asyncio.run(run())
+    policies = with_variable(guarded.admission.policies, "mode", "'cordon'")
+    needed = needed_rules(policies, guarded.admission.reviewed[seen:])
+    assert needed == {rule["message"] for policy in policies for rule in policy["spec"]["validations"]}
+
+
+def test_what_a_person_did_stays(guarded: Guarded, pool: Pool) -> None:
+    """A taint of our key and a cordon without our record are somebody's; outside of mode cordon nobody cordons."""
+    node = pool.node()
+    pool.patch(node, {"spec": {"taints": [OUR_TAINT], "unschedulable": True}})
+    path = f"/api/v1/nodes/{node}"
+
+    async def run() -> None:
+        async with guarded.client(guarded.token(node)) as client:
+
+            async def refused(body: Document, why: str) -> None:
+                with pytest.raises(ForbiddenError, match=why):
+                    await client.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+
+            guarded.mode("cordon")
+            await refused({"spec": {"taints": None}}, "comes and goes with the annotation")
+            await refused({"spec": {"taints": None}, "metadata": {"annotations": RECORD}}, "comes and goes")
+            await refused({"spec": {"unschedulable": None}}, "only what that says we cordoned")
+            pool.patch(node, {"spec": {"taints": None, "unschedulable": None}})
+            guarded.mode("taint")
+            out = {"spec": {"taints": [OUR_TAINT], "unschedulable": True}, "metadata": {"annotations": RECORD}}
+            await refused(out, "in mode cordon")
+            guarded.mode("cordon")
+            await client.request("PATCH", path, body=out, content_type=MERGE_PATCH)
+            guarded.mode("taint")
+            back = {"spec": {"taints": None, "unschedulable": None}, "metadata": {"annotations": dict.fromkeys(RECORD)}}
+            await client.request("PATCH", path, body=back, content_type=MERGE_PATCH)
+
+    asyncio.run(run())
+
+
+def test_a_token_without_a_node_is_refused(guarded: Guarded, pool: Pool) -> None:
+    """A token that is bound to no pod, as older servers and long-lived Secrets give them, may change nothing."""
+    node = pool.node()
+    token = guarded.plane.service_account_token("gpuhealth", "gpuhealth-agent")
+
+    async def run() -> None:
+        async with guarded.client(token) as client:
+            with pytest.raises(ForbiddenError, match=NOT_YOURS):
+                await NodeWriter(client, Settings(), node).apply(HEALTHY)
+
+    asyncio.run(run())

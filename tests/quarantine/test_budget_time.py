@@ -1,0 +1,150 @@
+"""Places and time: windows, clocks that are off, the API server's time, and requests that are done late."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from kube import ControlPlane
+from testing.cluster_objects import Pool
+from testing.node_writing import HEALTHY, SICK
+
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.kinds import LEASES
+from gpuhealth.quarantine.slot_holder import Places
+from gpuhealth.quarantine.slots import Admitted, Held
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
+
+NAMESPACE = "gpuhealth"
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.time = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        """The time it is set to."""
+        return self.time
+
+
+def test_written_anew_in_the_same_moment(plane: ControlPlane, pool: Pool) -> None:
+    """A place that is used again is another version of it, whatever the clock says: who is about to free the last one
+    fails."""
+    pool.budget(1)
+    clock = Clock()
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            versions = []
+            for _ in range(3):
+                assert isinstance(await Places(client, NAMESPACE, "n", now=clock).acquire(pool.labels, "x"), Admitted)
+                versions.append((await client.get(LEASES, f"{pool.name}.0", NAMESPACE))["metadata"]["resourceVersion"])
+            assert len(set(versions)) == 3
+
+    asyncio.run(run())
+
+
+def test_window(plane: ControlPlane, pool: Pool) -> None:
+    """Going out counts for the whole window, also when the node is back; then the place may be taken over."""
+    pool.budget(10, maxPerWindow=2, window="1h")
+    clock = Clock()
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            nodes = [Places(client, NAMESPACE, f"n{k}", now=clock) for k in range(4)]
+            for node in nodes[:2]:
+                assert isinstance(await node.acquire(pool.labels, "xid.79"), Admitted)
+                await node.release()
+            held = await nodes[2].acquire(pool.labels, "xid.79")
+            assert isinstance(held, Held)
+            assert "within 3600 s" in held.reason
+            assert sorted(pool.places()) == [f"{pool.name}.window.0", f"{pool.name}.window.1"]
+            clock.time += timedelta(hours=1)
+            outcomes = await asyncio.gather(*[node.acquire(pool.labels, "xid.79") for node in nodes])
+            assert sum(isinstance(outcome, Admitted) for outcome in outcomes) == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("off", [timedelta(days=1), -timedelta(days=1)], ids=str)
+def test_a_node_whose_clock_is_off(plane: ControlPlane, pool: Pool, off: timedelta) -> None:
+    """It takes over no place that has not run out, and nobody takes over its own: the API server's time counts."""
+    pool.budget(10, maxPerWindow=2, window="1h")
+    fine, wrong, other = pool.nodes(3)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+
+            async def goes_out(node: str, error: timedelta) -> bool:
+                write = NodeWriter(client, Settings(), node, now=lambda: datetime.now(UTC) + error)
+                await write.apply(SICK)
+                return any(
+                    taint["key"] == "gpuhealth.io/unhealthy" for taint in pool.get(node)["spec"].get("taints", [])
+                )
+
+            assert await goes_out(fine, timedelta())
+            assert await goes_out(wrong, off)
+            assert not await goes_out(other, off)
+            assert not await goes_out(other, timedelta())
+            window = {k: v for k, v in pool.places().items() if ".window." in k}
+            assert sorted(window.values()) == sorted([fine, wrong])
+            for node in (fine, wrong):
+                await NodeWriter(client, Settings(), node).apply(HEALTHY)
+
+    asyncio.run(run())
+
+
+def test_the_servers_time(plane: ControlPlane) -> None:
+    """It is that of the last answer and the time since; without one, and with one that makes no sense, our own."""
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
+            await client.list(LEASES)
+            assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
+            client._told_time = "Sun, 01 Mar 2026 12:00:00 GMT", time.monotonic() - 60.0
+            told = client.server_time() - datetime(2026, 3, 1, 12, 1, tzinfo=UTC)
+            assert timedelta() <= told < timedelta(seconds=30)
+            client._told_time = "yesterday", 0.0
+            assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
+
+    asyncio.run(run())
+
+
+def test_a_request_of_a_dead_agent_that_is_done_late(
+    plane: ControlPlane, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second place, taken in our name after we had looked, is given back while we are out."""
+    node = pool.node()
+    pool.budget(3)
+    monkeypatch.setattr("gpuhealth.quarantine.admission.LATE_SECONDS", 0.0)
+
+    async def late(client: Client, but: str) -> None:
+        name = next(f"{pool.name}.{k}" for k in range(3) if f"{pool.name}.{k}" != but)
+        labels = {"gpuhealth.io/budget": pool.name, "gpuhealth.io/slot-set": "unavailable", "gpuhealth.io/node": node}
+        body = {"metadata": {"name": name, "labels": labels}, "spec": {"holderIdentity": node}}
+        await client.create(LEASES, body, NAMESPACE)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            write = NodeWriter(client, Settings(), node)
+            await write.apply(SICK)
+            (place,) = pool.places()
+            await late(client, place)
+            assert len(pool.places()) == 2
+            await write.apply(SICK)
+            assert list(pool.places().values()) == [node]
+            calls = sum(client.calls.values())
+            await write.apply(SICK)
+            assert sum(client.calls.values()) - calls <= 1, (
+                "it is looked for once: what is left is the read of the Node"
+            )
+            await write.apply(HEALTHY)
+            assert pool.places() == {}
+
+    asyncio.run(run())

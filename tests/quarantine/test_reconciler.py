@@ -1,0 +1,35 @@
+"""The agent's hand in the cluster while the API server has too much to do."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kube import ControlPlane
+from kube.proxy import FaultyProxy
+from testing.cluster_objects import Pool
+from testing.half_agents import Half, until
+
+from gpuhealth.kube.client import Client
+
+
+def test_the_server_says_when(plane: ControlPlane, pool: Pool) -> None:
+    """An agent that is told to come back in an hour waits longer than it would by itself, but not for an hour; and what
+    is new it tries to say at once."""
+    node = pool.node()
+
+    async def run() -> None:
+        async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
+            half = Half(client, node)
+            proxy.fail(429, retry_after="3600", method="POST", times=-1)
+            proxy.fail(429, retry_after="3600", method="PATCH", times=-1)
+            half.start()
+            keeper = half._keeper
+            assert keeper is not None
+            await until(lambda: keeper._failures)
+            assert 60 <= keeper._retry_in <= 120
+            proxy.heal()
+            half.want(sick=True)
+            await until(lambda: half.told)
+            await half.kill()
+
+    asyncio.run(run())

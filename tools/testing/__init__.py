@@ -1,0 +1,1 @@
+"""Support for tests, demo and benchmarks: builders, a simulated node, clusters."""

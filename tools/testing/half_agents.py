@@ -1,0 +1,283 @@
+"""The cluster halves of many agents in one process, and what a watch sees of what they do.
+
+Each half is the agent's own Keeper and NodeWriter on a Node of its own, without hardware beneath: what it wants is
+set by hand. It may be killed at any moment and started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from benchmarks.cluster import budget
+from kube import ControlPlane
+
+from gpuhealth.kube.client import Client, Object
+from gpuhealth.kube.connection import Query, configuration
+from gpuhealth.kube.errors import AlreadyExistsError
+from gpuhealth.kube.kinds import LEASES, NODES
+from gpuhealth.kube.selectors import written
+from gpuhealth.kube.watching import Changed, Event, Listed, watch
+from gpuhealth.model.component import NODE
+from gpuhealth.model.finding import Action, Evidence, Finding, Severity
+from gpuhealth.model.verdict import Coverage, State, Verdict
+from gpuhealth.quarantine.marks import Act, Desired, record, taints
+from gpuhealth.quarantine.reconciler import Keeper
+from gpuhealth.quarantine.report import Facts
+from gpuhealth.runtime.settings import Settings
+
+BASE = Path(__file__).parents[2] / "daemonset"
+NAMESPACE = "gpuhealth"
+BUDGET = "gpu-nodes"
+LABELS = {"nvidia.com/gpu.present": "true"}
+CODE = "xid.79"
+_CONNECTIONS = 100
+_T0 = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+_FAULT = Finding(
+    CODE,
+    Severity.CRITICAL,
+    NODE,
+    "GPU has fallen off the bus",
+    Action.REBOOT_NODE,
+    Evidence("benchmark", time=_T0),
+    _T0,
+    _T0,
+    clears_when="a new boot id",
+)
+
+
+def wanted(*, sick: bool) -> Desired:
+    """What the agent of a node wants that has lost a GPU, or is healthy."""
+    state = State.UNHEALTHY if sick else State.HEALTHY
+    verdict = Verdict("node", _T0, state, (), (_FAULT,) if sick else (), Coverage((CODE,), ()))
+    return Desired(verdict, (CODE,) if sick else ())
+
+
+class SharedClient(Client):
+    """One client for many agents: a hundred connections for requests, and for each watch one more.
+
+    The connections are a thing of the load generator: an agent that has one tends to keep it for its next request.
+    With `in_turn` it goes behind the requests of the others, as at a server to which each has a connection of its own.
+    """
+
+    def __init__(self, kubeconfig: Path, *, in_turn: bool = False) -> None:
+        self._turns = asyncio.Semaphore(_CONNECTIONS) if in_turn else contextlib.nullcontext()
+        super().__init__(lambda: configuration(kubeconfig), connections=_CONNECTIONS)
+        self._watches = Client.from_kubeconfig(kubeconfig)
+
+    async def request(self, method: str, path: str, **options: Any) -> Any:
+        """As every client does it, one after the other."""
+        async with self._turns:
+            return await super().request(method, path, **options)
+
+    def stream(self, path: str, query: Query, silence: float) -> AsyncGenerator[bytes]:
+        """As a client of its own does it."""
+        return self._watches.stream(path, query, silence)
+
+    async def close(self) -> None:
+        """Closes all connections to the API server."""
+        await super().close()
+        await self._watches.close()
+        await asyncio.sleep(0.1)  # in which the loop closes the sockets of requests that were killed
+
+
+class Half:
+    """The cluster half of one agent."""
+
+    def __init__(self, client: Client, node: str) -> None:
+        self.node = node
+        self.sick = False
+        self.told = False  # whether what is wanted is done, or held by a budget, and in the report
+        self.killed = False  # ever: then the report may have been written and we do not know
+        self._client = client
+        self._settings = Settings(node_name=node)
+        self._keeper: Keeper | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """As a new process would: nothing is known but what the cluster says."""
+        self._keeper = Keeper(
+            lambda: (wanted(sick=self.sick), Facts()),
+            node_changed=lambda _: None,
+            on_act=self._see,
+            observer=lambda *_: None,
+            now=lambda: datetime.now(UTC),
+        )
+        self._task = asyncio.create_task(self._keeper.keep(self._client, self._settings))
+
+    def want(self, *, sick: bool) -> None:
+        """The node has become sick, or healthy."""
+        if self.sick is not sick:
+            self.sick, self.told = sick, False
+            if self._keeper is not None:
+                self._keeper.changed()
+
+    async def kill(self) -> None:
+        """In the middle of whatever it does, with requests under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = self._keeper = None
+            self.killed = True
+
+    def _see(self, act: Act) -> None:
+        if act.kind == "report":
+            self.told = True
+
+
+@asynccontextmanager
+async def running(client: Client, nodes: Iterable[str]) -> AsyncIterator[list[Half]]:
+    """The halves of these nodes, healthy and settled; killed at the end."""
+    halves = [Half(client, node) for node in nodes]
+    try:
+        for half in halves:
+            half.start()
+        await until(lambda: all(half.told for half in halves), seconds=600.0)
+        yield halves
+    finally:
+        await asyncio.gather(*[half.kill() for half in halves])
+
+
+def quiet() -> None:
+    """No warnings of the halves between the figures."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+
+
+@contextmanager
+def plane_with_budget(most: int | str) -> Iterator[tuple[ControlPlane, Path]]:
+    """A control plane with a budget for all GPU nodes, and a kubeconfig with the rights of the agents.
+
+    The budget says what a controller says of it after half a minute: that every node that is out holds a slot.
+    """
+    with ControlPlane() as plane:
+        plane.apply(BASE)
+        plane.apply([budget(most)])
+        path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{BUDGET}/status"
+        status = {"status": {"observedGeneration": 1, "counted": True}}
+        plane.request("PATCH", path, status, content_type="application/merge-patch+json")
+        token = plane.service_account_token(NAMESPACE, "gpuhealth-agent", seconds=7200)
+        yield plane, plane.write_kubeconfig("agents", token)
+
+
+async def make_nodes(plane: ControlPlane, count: int) -> list[str]:
+    """The names of so many new GPU nodes."""
+    names = [f"node-{k:04}" for k in range(count)]
+    async with Client.from_kubeconfig(plane.kubeconfig, connections=_CONNECTIONS) as client:
+        await asyncio.gather(*[_make_node(client, name) for name in names])
+    return names
+
+
+async def _make_node(client: Client, name: str) -> None:
+    with contextlib.suppress(AlreadyExistsError):  # the machine was so busy that an answer came too late
+        await client.create(NODES, {"metadata": {"name": name, "labels": LABELS}})
+
+
+class Fleet(msgspec.Struct, frozen=True):
+    """Many agents' cluster halves on a control plane of their own, and what a watch of their nodes has seen."""
+
+    client: Client
+    halves: list[Half]
+    history: History
+
+
+@asynccontextmanager
+async def fleet(plane: ControlPlane, kubeconfig: Path, count: int, *, in_turn: bool = False) -> AsyncIterator[Fleet]:
+    """So many halves, healthy and settled."""
+    history = History()
+    async with (
+        SharedClient(kubeconfig, in_turn=in_turn) as client,
+        Client.from_kubeconfig(plane.kubeconfig) as observer,
+    ):
+        nodes = await make_nodes(plane, count)
+        async with (
+            history.following(observer, written({"matchLabels": LABELS}), BUDGET),
+            running(client, nodes) as halves,
+        ):
+            yield Fleet(client, halves, history)
+
+
+def calls(client: Client) -> int:
+    """All requests so far, without watches."""
+    return sum(client.calls.values())
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """How many there were after one change."""
+
+    at: float
+    count: int
+
+
+class History:
+    """All that a watch has seen of the nodes that are out by our hand, and of the places that are held."""
+
+    def __init__(self) -> None:
+        self.out: list[Moment] = []
+        self.places: list[Moment] = []
+
+    @asynccontextmanager
+    async def following(self, client: Client, labels: str, name: str) -> AsyncIterator[None]:
+        """Follow the nodes with these labels and the places of the budget of this name meanwhile."""
+        tasks = [
+            asyncio.create_task(_follow(watch(client, NODES, labels=labels), is_out, self.out)),
+            asyncio.create_task(
+                _follow(watch(client, LEASES, NAMESPACE, labels=f"gpuhealth.io/budget={name}"), _exists, self.places)
+            ),
+        ]
+        try:
+            await until(lambda: self.out and self.places)
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def first(history: list[Moment], count: int) -> float:
+    """When there were so many for the first time, by time.monotonic(); infinite if never."""
+    return next((moment.at for moment in history if moment.count >= count), float("inf"))
+
+
+def most(history: list[Moment]) -> int:
+    """The most that there ever were."""
+    return max(moment.count for moment in history)
+
+
+def is_out(node: Object) -> bool:
+    """Whether the node carries our taint, put there by us."""
+    return record(node) is not None and any(taint["key"] == "gpuhealth.io/unhealthy" for taint in taints(node))
+
+
+def _exists(_: Object) -> bool:
+    return True
+
+
+async def _follow(events: AsyncGenerator[Event], counts: Callable[[Object], bool], history: list[Moment]) -> None:
+    members: set[str] = set()
+    async with aclosing(events) as following:
+        async for event in following:
+            match event:
+                case Listed(items):
+                    members = {item["metadata"]["name"] for item in items if counts(item)}
+                case Changed(kind, item):
+                    name = item["metadata"]["name"]
+                    (members.add if kind != "DELETED" and counts(item) else members.discard)(name)
+                case _:
+                    continue
+            history.append(Moment(time.monotonic(), len(members)))
+
+
+async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    """Wait until the condition holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,261 @@
+"""Plays kubelets and agents: nodes with pods on them, and what the agents say of the nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from kube import ControlPlane, Document
+from kube.control_plane import RequestError
+
+from gpuhealth.controller.controller import Controller
+from gpuhealth.runtime.settings import Settings
+
+MERGE = "application/merge-patch+json"
+SINCE = "2026-03-01T12:00:00Z"
+_names = itertools.count(1)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
+    """What the condition returns once it is true. It is asked in a thread, so that the controller goes on."""
+    async with asyncio.timeout(seconds):
+        while not (value := await asyncio.to_thread(condition)):
+            await asyncio.sleep(0.02)
+    return value
+
+
+class Cluster:
+    """The objects of one test."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+        self.name = f"case-{next(_names)}"
+        self.namespace = self.name
+        self._paths: list[str] = []
+        self._since = plane.audit_position()
+        self._create("/api/v1/namespaces", {"metadata": {"name": self.name}})
+
+    def settings(self, **options: Any) -> Settings:
+        """A controller's, of this control plane."""
+        election = {"enabled": False, **options.pop("election", {})}
+        where = {"kubeconfig": str(options.pop("kubeconfig", None) or self.kubeconfig())}
+        quick = {"drain_retry": 0.1, "evictions_per_second": 1000, "http": {"host": "127.0.0.1", "port": 0}, **options}
+        mode = quick.pop("mode", "taint")
+        return Settings.model_validate(
+            {"mode": mode, "kubernetes": where, "controller": quick | {"election": election}}
+        )
+
+    def kubeconfig(self) -> Any:
+        """The controller's own: it has no rights but those of the manifests."""
+        return self.plane.write_kubeconfig("controller", self.token())
+
+    def token(self) -> str:
+        """Of the controller's account."""
+        return self.plane.service_account_token("gpuhealth", "gpuhealth-controller")
+
+    @asynccontextmanager
+    async def controller(self, **options: Any) -> AsyncIterator[Controller]:
+        """A controller at work; at the end it is cut off, as if it were killed."""
+        controller = Controller(self.settings(**options))
+        working = asyncio.create_task(controller.work())
+        try:
+            yield controller
+            assert not controller.failures
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    def node(
+        self, *, labels: dict[str, str] | None = None, state: str = "healthy", gpus: int = 0, agent: bool = True
+    ) -> str:
+        """A GPU node in service; with `gpus`, one that the scheduler gives pods to."""
+        name = f"{self.name}-{next(_names)}"
+        marks = {"gpuhealth.io/state": state, "gpuhealth.io/pool": self.name}
+        self.plane.create_node(name, {**marks, **(labels or {})})
+        self._paths.append(f"/api/v1/nodes/{name}")
+        path = "/apis/gpuhealth.io/v1alpha1/gpuhealthreports"
+        body = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "GPUHealthReport", "metadata": {"name": name}}
+        self._create(path, body)
+        if gpus:
+            room = {"nvidia.com/gpu": str(gpus), "cpu": "64", "memory": "512Gi", "pods": "110"}
+            self.patch(f"/api/v1/nodes/{name}/status", {"status": {"capacity": room, "allocatable": room}})
+            self.say(name, {"verdict": "healthy", "quarantine": {"state": "none"}})
+            if agent:
+                self.agent(name)
+        return name
+
+    def quarantine(self, node: str, *, drain: bool = True, since: str = SINCE) -> None:
+        """What the agent does: taint and label, then the report."""
+        taint = {"key": "gpuhealth.io/unhealthy", "value": "xid.79", "effect": "NoSchedule"}
+        body = {"metadata": {"labels": {"gpuhealth.io/state": "quarantined"}}, "spec": {"taints": [taint]}}
+        self.patch(f"/api/v1/nodes/{node}", body)
+        self.say(node, {"quarantine": {"state": "quarantined", "code": "xid.79", "since": since, "drain": drain}})
+
+    def recover(self, node: str) -> None:
+        """The same the other way."""
+        body = {"metadata": {"labels": {"gpuhealth.io/state": "healthy"}}, "spec": {"taints": None}}
+        self.patch(f"/api/v1/nodes/{node}", body)
+        self.say(node, {"quarantine": {"state": "none", "drain": False}})
+
+    def say(self, node: str, status: Document) -> None:
+        """Part of the node's report."""
+        self.patch(f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}/status", {"status": status})
+
+    def report(self, node: str) -> Document:
+        """The status of the node's report."""
+        found = self.plane.request("GET", f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}")
+        status: Document = found.get("status", {})
+        return status
+
+    def health(self, node: str) -> tuple[str, str]:
+        """Status and reason of our condition."""
+        conditions = self.plane.request("GET", f"/api/v1/nodes/{node}")["status"].get("conditions", [])
+        return next(((c["status"], c["reason"]) for c in conditions if c["type"] == "GPUHealthy"), ("", ""))
+
+    def set_condition(self, node: str, kind: str, status: str, reason: str = "Played") -> None:
+        """What kubelet or agent say of a Node."""
+        new = {"type": kind, "status": status, "reason": reason, "message": "played by a test"}
+        path, body = f"/api/v1/nodes/{node}/status", {"status": {"conditions": [new]}}
+        self.plane.request("PATCH", path, body, content_type="application/strategic-merge-patch+json")
+
+    def agent(self, node: str) -> str:
+        """An agent's pod that is ready, and stays in a drain as a DaemonSet's do; its path."""
+        labels = {
+            "app.kubernetes.io/name": "gpuhealth",
+            "app.kubernetes.io/component": "agent",
+            "gpuhealth.io/drain": "false",
+        }
+        return self.pod(node, "gpuhealth", labels=labels)
+
+    def unready(self, pod: str) -> None:
+        """The pod's probe fails."""
+        self.patch(f"{pod}/status", {"status": {"conditions": [{"type": "Ready", "status": "False"}]}})
+
+    def writes(self, path: str) -> int:
+        """How often the controller has written to a path."""
+        ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
+        reads = {"get", "list", "watch"}
+        events = [e for e in self.plane.audit(path, self._since) if e["requestURI"] == path and e["verb"] not in reads]
+        return sum(event["user"]["username"] == ours for event in events)
+
+    def drain(self, node: str) -> Document:
+        """How far the node's drain is."""
+        found: Document = self.report(node).get("drain", {})
+        return found
+
+    def state(self, node: str) -> str:
+        """The node's label."""
+        return str(self.plane.request("GET", f"/api/v1/nodes/{node}")["metadata"]["labels"].get("gpuhealth.io/state"))
+
+    # --- pods ---------------------------------------------------------------------------------------------------------
+
+    def pod(self, node: str, namespace: str = "", phase: str = "Running", **metadata: Any) -> str:
+        """A pod that runs there and is ready; its path."""
+        namespace = namespace or self.namespace
+        name = f"work-{next(_names)}"
+        body = {
+            "metadata": {"name": name, **metadata},
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "c", "image": "i"}],
+                "tolerations": [{"operator": "Exists"}],
+                "automountServiceAccountToken": False,
+            },
+        }
+        path = self._create_when_possible(f"/api/v1/namespaces/{namespace}/pods", body)
+        status = {"phase": phase, "conditions": [{"type": "Ready", "status": "True"}]}
+        self.patch(f"{path}/status", {"status": status})
+        return path
+
+    def gpu_work(self, gpus: int, node: str = "") -> str:
+        """A pod that asks for GPUs, on a node or wherever the scheduler puts it; its path."""
+        name = f"work-{next(_names)}"
+        resources = {"limits": {"nvidia.com/gpu": str(gpus)}}
+        spec = {
+            "containers": [{"name": "c", "image": "i", "resources": resources}],
+            "nodeSelector": {"gpuhealth.io/pool": self.name},
+            "automountServiceAccountToken": False,
+            **({"nodeName": node} if node else {}),
+        }
+        return self._create_when_possible(
+            f"/api/v1/namespaces/{self.namespace}/pods", {"metadata": {"name": name}, "spec": spec}
+        )
+
+    def guard(self, labels: dict[str, str], available: int, name: str = "guard") -> str:
+        """A PodDisruptionBudget, once it has been computed; its path."""
+        spec = {"minAvailable": available, "selector": {"matchLabels": labels}}
+        path = f"/apis/policy/v1beta1/namespaces/{self.namespace}/poddisruptionbudgets"
+        return self._create(path, {"metadata": {"name": name}, "spec": spec})
+
+    def is_guarding(self, path: str, healthy: int) -> bool:
+        """Whether the budget has been computed for that many pods."""
+        status = self.plane.request("GET", path).get("status", {})
+        return bool(status.get("currentHealthy") == healthy and status.get("observedGeneration"))
+
+    def terminating(self, path: str) -> bool:
+        """Whether the pod is on its way."""
+        return bool(self.plane.request("GET", path)["metadata"].get("deletionTimestamp"))
+
+    def stop(self, path: str) -> None:
+        """The kubelet has stopped the pod: it is gone."""
+        self.plane.request("DELETE", f"{path}?gracePeriodSeconds=0")
+
+    def evictions(self, path: str) -> Counter[int]:
+        """The answers to evictions of the pod, by status."""
+        events = [e for e in self.plane.audit(path, self._since) if e["requestURI"] == f"{path}/eviction"]
+        return Counter(event["responseStatus"]["code"] for event in events)
+
+    def deletions(self, path: str) -> list[Document]:
+        """The options of the controller's deletions of the pod."""
+        ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
+        events = [e for e in self.plane.audit(path, self._since) if e["requestURI"] == path and e["verb"] == "delete"]
+        return [event["requestObject"] for event in events if event["user"]["username"] == ours]
+
+    def reasons(self, name: str, namespace: str = "") -> list[str]:
+        """The reasons of the Events about an object."""
+        path = f"/api/v1/namespaces/{namespace or self.namespace}/events?fieldSelector=involvedObject.name={name}"
+        return [event["reason"] for event in self.plane.request("GET", path)["items"]]
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def patch(self, path: str, body: Document) -> Document:
+        """A merge patch."""
+        patched: Document = self.plane.request("PATCH", path, body, content_type=MERGE)
+        return patched
+
+    def budget(self, amount: int | str, **spec: Any) -> str:
+        """A QuarantineBudget for the test's nodes."""
+        spec = {"nodeSelector": {"matchLabels": {"gpuhealth.io/pool": self.name}}, "maxUnavailable": amount, **spec}
+        metadata = {"name": self.name}
+        body = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": metadata, "spec": spec}
+        return self._create("/apis/gpuhealth.io/v1alpha1/quarantinebudgets", body)
+
+    def _create(self, path: str, body: Document) -> str:
+        self.plane.request("POST", path, body)
+        made = f"{path}/{body['metadata']['name']}"
+        self._paths.append(made)
+        return made
+
+    def _create_when_possible(self, path: str, body: Document) -> str:
+        """A new namespace has no service account yet, and without one the server takes no pod."""
+        for _ in range(10_000):
+            with contextlib.suppress(RequestError):
+                return self._create(path, body)
+            time.sleep(0.01)
+        raise AssertionError(json.dumps(body))
+
+    def remove(self) -> None:
+        """Take it all away again."""
+        for path in reversed(self._paths):
+            with contextlib.suppress(RequestError):  # gone already
+                self.plane.request("DELETE", path + ("?gracePeriodSeconds=0" if re.search("/pods/", path) else ""))

@@ -1,0 +1,58 @@
+"""What the tests of the writer share: what is wanted, who writes, and what stands on the Node then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Literal
+
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.kinds import TAINT
+from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
+from testing.cluster_objects import Pool, finding, until, verdict
+
+HEALTHY = Desired(verdict())
+SICK = Desired(verdict(finding()), ("xid.79",), drain=True)
+Mode = Literal["observe", "taint", "cordon"]
+
+
+def settings(mode: Mode = "taint") -> Settings:
+    """Settings in which only the mode matters."""
+    return Settings(mode=mode)
+
+
+def writer(client: Client, node: str, mode: Mode = "taint", **options: Any) -> NodeWriter:
+    """A writer for the node."""
+    return NodeWriter(client, settings(mode), node, **options)
+
+
+def writes(client: Client) -> int:
+    """How many attempts were not reads."""
+    return sum(count for (method, _), count in client.calls.items() if method not in {"GET", "WATCH"})
+
+
+def ours(pool: Pool, node: str) -> list[str]:
+    """The values of our taint on the node."""
+    return [taint["value"] for taint in pool.get(node)["spec"].get("taints", []) if taint["key"] == TAINT]
+
+
+def health(pool: Pool, node: str) -> dict[str, str]:
+    """Our condition on the node."""
+    conditions = pool.get(node)["status"]["conditions"]
+    return next(condition for condition in conditions if condition["type"] == "GPUHealthy")
+
+
+@asynccontextmanager
+async def watching(writing: NodeWriter) -> AsyncIterator[None]:
+    """Follow the Node meanwhile, as the agent does."""
+    task = asyncio.create_task(writing.node.follow())
+    try:
+        await until(lambda: writing.node.labels)
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
