@@ -24,13 +24,15 @@ from gpuhealth.controller.pods import Pod, gangs, movable, slim, unknown, unread
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.store import Table
-from gpuhealth.kube.client import JSON_PATCH, Client
-from gpuhealth.kube.errors import ApiError, InvalidError, NotFoundError
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.eviction import Evictor, Outcome, Result
-from gpuhealth.kube.kinds import NODES, PODS, REPORTS, STATE_LABEL
+from gpuhealth.kube.kinds import PODS, REPORTS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.watching import watch
 from gpuhealth.quarantine.marks import written_time
+from gpuhealth.quarantine.state import StateEvent
+from gpuhealth.quarantine.state_label import change_label
 from gpuhealth.runtime.rate_limiter import Pace
 from gpuhealth.runtime.settings import Controller as Settings
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
@@ -40,7 +42,8 @@ log = structlog.get_logger()
 _PAUSE_SECONDS = 0.2  # a node's pods that end together are one write
 _MARK_SECONDS = 1.0
 _LONGEST_REST_SECONDS = 3600.0
-_OUR_STATES = ("draining", "drained")
+_EVENTS = {"draining": StateEvent.DRAIN_STARTED, "drained": StateEvent.DRAIN_FINISHED}
+"""What the label is changed for when a drain in this phase is taken up again."""
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -68,18 +71,10 @@ async def write_drain(client: Client, node: str, old: facts.Drain | None, new: f
         await client.patch(REPORTS, node, {"status": {"drain": body}}, subresource="status")
 
 
-async def mark_state(means: Means, node: str, state: str) -> bool:
-    """Make our label say this, unless another than the agent's `quarantined` or one of ours is there."""
+async def mark_state(means: Means, node: str, event: StateEvent) -> bool:
+    """Change the node's label as the transition table has it; whether the label was as last seen."""
     found = means.fleet.nodes.items.get(node)
-    if found is None or found.state == state or found.state not in {"quarantined", *_OUR_STATES}:
-        return True
-    path = "/metadata/labels/" + STATE_LABEL.replace("~", "~0").replace("/", "~1")
-    patch = [{"op": "test", "path": path, "value": found.state}, {"op": "replace", "path": path, "value": state}]
-    try:
-        await means.client.patch(NODES, node, patch, content_type=JSON_PATCH)
-    except (InvalidError, NotFoundError):  # it has changed: what it is now will be told by the watch
-        return False
-    return True
+    return found is None or await change_label(means.client, node, found.state, event)
 
 
 class Refusal(NamedTuple):
@@ -145,16 +140,16 @@ class NodeDrain:
             await asyncio.sleep(_PAUSE_SECONDS)  # it has changed: when the watch says so too, we are cancelled
         since = said.quarantine.since
         self._why = f"node {self._node} is out of service for {said.quarantine.code or 'a fault'}"
-        if said.drain.quarantine_since == since and said.drain.phase in _OUR_STATES:
+        if said.drain.quarantine_since == since and said.drain.phase in _EVENTS:
             self._drain = self._written = said.drain
-            await mark_state(means, self._node, said.drain.phase)
+            await mark_state(means, self._node, _EVENTS[said.drain.phase])
             log.info("drain resumed", node=self._node, phase=said.drain.phase, deadline=str(said.drain.deadline))
             return
         now = means.now().astimezone(UTC).replace(microsecond=0)
         deadline = now + timedelta(seconds=means.settings.drain_deadline)
         self._drain = facts.Drain("draining", since, now, deadline)
         await self._save()  # before anything is done
-        await mark_state(means, self._node, "draining")
+        await mark_state(means, self._node, StateEvent.DRAIN_STARTED)
         log.info("drain started", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
         message = f"{self._why}: its pods are asked to go, and deleted at {written_time(deadline)}"
         await means.telling.of_node(self._node, "DrainStarted", message)
@@ -177,7 +172,7 @@ class NodeDrain:
         waiting = set() if self._has_just_run_out() else {pod.uid for pod in present if not pod.terminating}
         self._refusals = {uid: refusal for uid, refusal in self._refusals.items() if uid in waiting}
         if present:
-            await mark_state(self._means, self._node, "draining")
+            await mark_state(self._means, self._node, StateEvent.DRAIN_STARTED)
         await self._note(present)
         for gang in gangs(present):
             if not (trying := self._to_try(gang)):
@@ -190,7 +185,8 @@ class NodeDrain:
                     await self._move(trying)
             await self._note(self._movable())
         nothing_left = not present and not self._movable() and not self._unknown()
-        if nothing_left and await mark_state(self._means, self._node, "drained") and self._drain.phase != "drained":
+        is_marked = nothing_left and await mark_state(self._means, self._node, StateEvent.DRAIN_FINISHED)
+        if is_marked and self._drain.phase != "drained":
             await self._finish()
 
     def _movable(self) -> list[Pod]:

@@ -13,6 +13,7 @@ from gpuhealth.controller.drain import Means, NodeDrain, mark_state, write_drain
 from gpuhealth.fleet import views as facts
 from gpuhealth.kube.client import backoff, patience
 from gpuhealth.kube.errors import ApiError, NotFoundError
+from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
 log = structlog.get_logger()
@@ -95,7 +96,9 @@ class Drains:
             message=f"{drain.remaining} pods were left" if cancelled else drain.message,
         )
         try:
-            if report.quarantine.state == "quarantined" and not await mark_state(means, node, "quarantined"):
+            if report.quarantine.state == "quarantined" and not await mark_state(
+                means, node, StateEvent.DRAIN_CANCELLED
+            ):
                 return False
             await write_drain(means.client, node, drain, ended)
             self._ended[node] = drain

@@ -38,6 +38,7 @@ from gpuhealth.model.time import ZonedTime
 from gpuhealth.model.verdict import NotCovered, State, Verdict
 from gpuhealth.monitors.fleet_findings.readings import FleetFinding
 from gpuhealth.monitors.nvidia.readings import Release
+from gpuhealth.quarantine.state import NodeState
 
 Object = dict[str, Any]
 
@@ -51,7 +52,6 @@ PENDING, FAILED = "pending", "failed"
 """Values of the preflight taint: to be tested, and tested in vain."""
 SILENT = "AgentSilent"
 """The condition's reason where nobody speaks for the node any more; set by the controller."""
-_CONTROLLERS_STATES = {"draining", "drained"}
 # NVIDIA's upgrade controller (github.com/NVIDIA/k8s-operator-libs, pkg/upgrade/consts.go and common_manager.go) goes
 # from cordon-required and wait-for-jobs-required, which may last for as long as jobs do, through the first two of
 # these, in which what uses the GPUs is moved away, to the restart of the driver's pod, which unloads the kernel module
@@ -97,7 +97,7 @@ class Marks(msgspec.Struct, frozen=True):
     status: str  # of the condition: True, False, Unknown
     reason: str
     message: str
-    state: str  # label
+    state: NodeState | None  # label
     taint: str | None = None  # value of our taint: a finding's code
     cordon: bool = False
     released: tuple[str, ...] = ()
@@ -314,28 +314,6 @@ def _line(findings: list[Finding]) -> str:
     return "; ".join(parts)
 
 
-def state_label(
-    node: Object,
-    verdict: Verdict,
-    *,
-    quarantined: bool,
-    by_person: Override | None = None,
-    preflight: bool = False,
-) -> str:
-    """The label's value. What the controller says of a node is kept while it holds; preflight lasts as its taint."""
-    current = labels(node).get(STATE_LABEL, "")
-    if preflight:
-        return "preflight"
-    if current in _CONTROLLERS_STATES and quarantined:
-        return current
-    if quarantined:
-        return "quarantined"
-    if current == "testing":
-        return current
-    healthy = verdict.verdict is State.HEALTHY or by_person is Override.HEALTHY
-    return "healthy" if healthy else "degraded"  # unknown, and held by a budget: not healthy, and still in service
-
-
 def patches(node: Object, marks: Marks, now: datetime) -> Patches:
     """What has to be written so that the Node carries the marks, and what that does."""
     change, acts = _node_patch(node, marks, now)
@@ -379,9 +357,9 @@ def _node_patch(node: Object, marks: Marks, now: datetime) -> tuple[Object | Non
         acts.append(Act("dismissed", RELEASED, ",".join(marks.released), now))
     if new_notes:
         metadata["annotations"] = new_notes
-    if labels(node).get(STATE_LABEL) != marks.state:
-        metadata["labels"] = {STATE_LABEL: marks.state}
-        acts.append(Act("label", STATE_LABEL, marks.state, now))
+    if marks.state is not None and labels(node).get(STATE_LABEL) != marks.state:
+        metadata["labels"] = {STATE_LABEL: str(marks.state)}
+        acts.append(Act("label", STATE_LABEL, str(marks.state), now))
     if not spec and not metadata:
         return None, acts
     metadata["resourceVersion"] = node["metadata"]["resourceVersion"]

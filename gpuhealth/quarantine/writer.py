@@ -21,7 +21,7 @@ import msgspec
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.events import Events, Note
-from gpuhealth.kube.kinds import NODES, QUARANTINE
+from gpuhealth.kube.kinds import NODES, QUARANTINE, STATE_LABEL
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.burnin_results.checks import REQUIRED
 from gpuhealth.quarantine.admission import Admission
@@ -45,7 +45,6 @@ from gpuhealth.quarantine.marks import (
     patches,
     record,
     released,
-    state_label,
     summary,
     unknown_record,
     wanted_codes,
@@ -54,6 +53,7 @@ from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts, Quarantine, Report, status_of
 from gpuhealth.quarantine.slot_holder import Places
 from gpuhealth.quarantine.slots import Held
+from gpuhealth.quarantine.state import agent_event, next_state, state_of
 from gpuhealth.runtime.settings import Settings
 
 CONFLICTS = 5
@@ -229,15 +229,17 @@ class NodeWriter:
         silent = ours is not None and not desired.quarantine and desired.verdict.verdict is State.UNKNOWN
         causes = ours.causes if ours is not None and silent else desired.causes
         cordon = taint is not None and self._mode == "cordon"
-        marks = Marks(status, reason, message, "", taint, cordon, freed, preflight, causes)
+        marks = Marks(status, reason, message, None, taint, cordon, freed, preflight, causes)
         return self._labelled(node, marks, desired), out
 
     def _labelled(self, node: Object, marks: Marks, desired: Desired) -> Marks:
-        preflight = marks.preflight is not None or has_taint(node, self._preflight_taint)
-        out = marks.taint is not None
-        by_person = override(node)
-        state = state_label(node, desired.verdict, quarantined=out, by_person=by_person, preflight=preflight)
-        return msgspec.structs.replace(marks, state=state)
+        event = agent_event(
+            desired.verdict.verdict,
+            preflight=marks.preflight is not None or has_taint(node, self._preflight_taint),
+            quarantined=marks.taint is not None,
+            declared_healthy=override(node) is Override.HEALTHY,
+        )
+        return msgspec.structs.replace(marks, state=next_state(state_of(labels(node).get(STATE_LABEL)), event))
 
     async def _write(self, node: Object, changes: Patches, marks: Marks, acts: list[Act]) -> Object:
         if changes.node is not None:
