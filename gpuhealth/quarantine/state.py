@@ -35,7 +35,7 @@ class NodeState(enum.StrEnum):
     TESTING = "testing"  # in service and idle, with a burn-in under way
 
 
-IN_SERVICE = (NodeState.HEALTHY, NodeState.DEGRADED)
+IN_SERVICE = (NodeState.HEALTHY, NodeState.DEGRADED, NodeState.UNHEALTHY, NodeState.UNKNOWN)
 """States in which a node is not out by our hand: label and taint change in the same request."""
 
 
@@ -73,7 +73,6 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 _ALL = (None, *NodeState)
-_FOUND: tuple[NodeState | None, ...] = (NodeState.HEALTHY, NodeState.DEGRADED, NodeState.UNHEALTHY, NodeState.UNKNOWN)
 _OUT: tuple[NodeState | None, ...] = (NodeState.QUARANTINED, NodeState.DRAINING, NodeState.DRAINED)
 _KEEP_DRAIN: dict[NodeState | None, NodeState | None] = {
     NodeState.DRAINING: NodeState.DRAINING,
@@ -86,13 +85,13 @@ TRANSITIONS: Mapping[StateEvent, Rule] = {
     StateEvent.QUARANTINED: Rule(Writer.AGENT, dict.fromkeys(_ALL, NodeState.QUARANTINED) | _KEEP_DRAIN),
     StateEvent.FOUND_HEALTHY: Rule(Writer.AGENT, dict.fromkeys(_ALL, NodeState.HEALTHY) | _KEEP_TEST),
     StateEvent.FOUND_DEGRADED: Rule(Writer.AGENT, dict.fromkeys(_ALL, NodeState.DEGRADED) | _KEEP_TEST),
-    # Still in service: held by a budget, or not to be quarantined for what was found.
-    StateEvent.FOUND_UNHEALTHY: Rule(Writer.AGENT, dict.fromkeys(_ALL, NodeState.DEGRADED) | _KEEP_TEST),
-    StateEvent.FOUND_UNKNOWN: Rule(Writer.AGENT, dict.fromkeys(_ALL, NodeState.DEGRADED) | _KEEP_TEST),
+    # Still in service: blocked by a budget, or not to be quarantined for what was found.
+    StateEvent.FOUND_UNHEALTHY: Rule(Writer.AGENT, dict.fromkeys(_ALL, NodeState.UNHEALTHY) | _KEEP_TEST),
+    StateEvent.FOUND_UNKNOWN: Rule(Writer.AGENT, dict.fromkeys(_ALL, NodeState.UNKNOWN) | _KEEP_TEST),
     StateEvent.DRAIN_STARTED: Rule(Writer.CONTROLLER, dict.fromkeys(_OUT, NodeState.DRAINING)),
     StateEvent.DRAIN_FINISHED: Rule(Writer.CONTROLLER, dict.fromkeys(_OUT, NodeState.DRAINED)),
     StateEvent.DRAIN_CANCELLED: Rule(Writer.CONTROLLER, dict.fromkeys(_OUT, NodeState.QUARANTINED)),
-    StateEvent.BURNIN_STARTED: Rule(Writer.CONTROLLER, dict.fromkeys(_FOUND, NodeState.TESTING) | _KEEP_TEST),
+    StateEvent.BURNIN_STARTED: Rule(Writer.CONTROLLER, _KEEP_TEST | dict.fromkeys(IN_SERVICE, NodeState.TESTING)),
     # What the agent said last, until it says more.
     StateEvent.BURNIN_ENDED_HEALTHY: Rule(Writer.CONTROLLER, {NodeState.TESTING: NodeState.HEALTHY}),
     StateEvent.BURNIN_ENDED_DEGRADED: Rule(Writer.CONTROLLER, {NodeState.TESTING: NodeState.DEGRADED}),

@@ -29,8 +29,8 @@ preflight_required    pre pre pre pre pre pre pre pre pre pre
 quarantined           qua qua qua qua qua qua qua drg drd qua
 found_healthy         hea hea hea hea hea hea hea hea hea tes
 found_degraded        deg deg deg deg deg deg deg deg deg tes
-found_unhealthy       deg deg deg deg deg deg deg deg deg tes
-found_unknown         deg deg deg deg deg deg deg deg deg tes
+found_unhealthy       unh unh unh unh unh unh unh unh unh tes
+found_unknown         unk unk unk unk unk unk unk unk unk tes
 drain_started         .   .   .   .   .   .   drg drg drg .
 drain_finished        .   .   .   .   .   .   drd drd drd .
 drain_cancelled       .   .   .   .   .   .   qua qua qua .
@@ -72,7 +72,7 @@ def test_every_state_is_reached() -> None:
     reached: set[NodeState | None] = {None}
     for _ in NodeState:
         reached |= {next_state(state, event) for state in reached for event in StateEvent}
-    assert reached == {None, *NodeState} - {NodeState.UNHEALTHY, NodeState.UNKNOWN}
+    assert reached == {None, *NodeState}
 
 
 def of(writer: Writer) -> list[StateEvent]:
@@ -159,7 +159,8 @@ def test_texts_that_are_a_state(state: NodeState) -> None:
     [
         ("", State.HEALTHY, False, "healthy"),
         ("", State.DEGRADED, False, "degraded"),
-        ("", State.UNKNOWN, False, "degraded"),
+        ("", State.UNHEALTHY, False, "unhealthy"),
+        ("", State.UNKNOWN, False, "unknown"),
         ("healthy", State.UNHEALTHY, True, "quarantined"),
         ("draining", State.UNHEALTHY, True, "draining"),
         ("drained", State.HEALTHY, False, "healthy"),
