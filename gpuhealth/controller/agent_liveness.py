@@ -14,15 +14,15 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.fleet import AGENT_LABELS, Fleet
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object, listing
 from gpuhealth.kube.errors import ApiError, NotFoundError
+from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES, PODS
-from gpuhealth.kube.objects import read
-from gpuhealth.quarantine.marks import SILENT, condition_patch, is_ready, override, written_time
-from gpuhealth.runtime.rate_limiter import Pace
+from gpuhealth.kube.objects import format_time, read
+from gpuhealth.quarantine.marks import SILENT, condition_patch, is_ready, override
+from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
@@ -37,15 +37,15 @@ class Silence:
     """Has the silent nodes' conditions say so."""
 
     def __init__(
-        self, client: Client, fleet: Fleet, telling: Telling, patience: float, now: Callable[[], datetime]
+        self, client: Client, fleet: Fleet, events: EventRecorder, patience: float, now: Callable[[], datetime]
     ) -> None:
         """`patience`: seconds of silence that say nothing yet."""
         self._client = client
         self._fleet = fleet
-        self._telling = telling
+        self._events = events
         self._patience = patience
         self._now = now
-        self._pace = Pace(_PER_SECOND, _BURST)
+        self._pace = RateLimiter(_PER_SECOND, _BURST)
         self._told: dict[str, float] = {}  # by node, the beginning of the silence that was told
 
     async def run(self) -> None:
@@ -89,10 +89,10 @@ class Silence:
         if overridden or (ready and await self._has_agent(name)):
             return False
         began = self._now() - timedelta(seconds=time.monotonic() - since)
-        message = f"no agent has been ready on this node since {written_time(began)}: nobody looks at its GPUs"
+        message = f"no agent has been ready on this node since {format_time(began)}: nobody looks at its GPUs"
         await mark_unknown(self._client, node, message, self._now())
-        log.warning("agent silent", node=name, since=written_time(began))
-        await self._telling.of_node(name, SILENT, message, warning=True)
+        log.warning("agent silent", node=name, since=format_time(began))
+        await self._events.post(node_subject(name), SILENT, message, warning=True)
         return True
 
     async def _has_agent(self, node: str) -> bool:

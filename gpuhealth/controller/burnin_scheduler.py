@@ -19,7 +19,6 @@ import structlog
 
 from gpuhealth.controller.budget_status import Budgets
 from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate, Room, in_order
-from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.views import GPU, REASON_LABEL, TESTED_NODE
@@ -31,6 +30,7 @@ from gpuhealth.kube.errors import (
     NotFoundError,
     UnreadableError,
 )
+from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import POD_TEMPLATES, PODS, TAINT
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
@@ -70,7 +70,7 @@ class Testing:
         fleet: Fleet,
         budgets: Budgets,
         settings: Settings,
-        telling: Telling,
+        events: EventRecorder,
         now: Callable[[], datetime],
     ) -> None:
         self.outcomes: Counter[str] = Counter()  # of tests that are over
@@ -79,7 +79,7 @@ class Testing:
         self._budgets = budgets
         self._settings = settings.controller.periodic
         self._marks = settings.mode != "observe"
-        self._telling = telling
+        self._events = events
         self._now = now
         self._not_before: dict[str, float] = {}  # by node, on the steady clock
         self._unplaced_since: dict[str, float] = {}  # by pod
@@ -160,7 +160,9 @@ class Testing:
         log.info("burn-in finished", node=test.node, outcome=outcome, reason=test.reason, end=test.end)
         reason = "Burnin" + "".join(word.capitalize() for word in outcome.split("_"))
         end = f": {test.end}" if outcome == "broken" and test.end else ""
-        await self._telling.of_node(test.node, reason, OUTCOMES[outcome] + end, warning=outcome in ("failed", "broken"))
+        await self._events.post(
+            node_subject(test.node), reason, OUTCOMES[outcome] + end, warning=outcome in ("failed", "broken")
+        )
 
     # --- what is next -------------------------------------------------------------------------------------------------
 
@@ -245,7 +247,7 @@ class Testing:
         log.info("burn-in started", node=node.key, reason=candidate.reason, level=self._settings.level)
         if candidate.reason == PERIODIC:
             await self._mark(node, StateEvent.BURNIN_STARTED)
-        await self._telling.of_node(node.key, "BurninStarted", f"burn-in, level {self._settings.level}")
+        await self._events.post(node_subject(node.key), "BurninStarted", f"burn-in, level {self._settings.level}")
         return True
 
     async def _mark(self, node: facts.Node, event: StateEvent) -> None:

@@ -28,7 +28,6 @@ from gpuhealth.controller.budget_status import Budgets
 from gpuhealth.controller.burnin_scheduler import Testing
 from gpuhealth.controller.drain import Means
 from gpuhealth.controller.drain_controller import Drains
-from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.orphaned_slots import Leftovers
 from gpuhealth.controller.outlier_publisher import Outliers
@@ -36,8 +35,9 @@ from gpuhealth.fleet.fleet import READ_KINDS, Fleet
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.election import Election
 from gpuhealth.kube.errors import NoConfigurationError
+from gpuhealth.kube.event_recorder import EventRecorder
 from gpuhealth.kube.eviction import Evictor
-from gpuhealth.runtime.rate_limiter import Pace
+from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
 from gpuhealth.runtime.supervisor import forever, together
@@ -95,22 +95,23 @@ class Controller:
         self.fleet = Fleet(where.namespace, options.pool_labels, drains=settings.mode != "observe")
         self.budgets = Budgets(acting, self.fleet, where.namespace)
         self.election = Election(self._electing, where.namespace, options.election, self.identity)
-        telling = Telling(acting, self.identity, _now)
+        # Without the right to patch Events of all namespaces, which counting the repeated ones would take.
+        events = EventRecorder(acting, "gpuhealth-controller", self.identity, now=_now, counts_repeats=False)
         left_after = (
             None if settings.mode == "observe" else options.orphaned_slot_timeout
         )  # to free it, the Node is marked
-        self._leftovers = Leftovers(acting, self.fleet, telling, left_after, _now)
-        self.testing = Testing(acting, self.fleet, self.budgets, settings, telling, _now)
+        self._leftovers = Leftovers(acting, self.fleet, events, left_after, _now)
+        self.testing = Testing(acting, self.fleet, self.budgets, settings, events, _now)
         self.outliers = Outliers(acting, self.fleet)
-        self._silence = Silence(acting, self.fleet, telling, options.agent_silent_after, _now)
+        self._silence = Silence(acting, self.fleet, events, options.agent_silent_after, _now)
         self._means = Means(
             acting,
             self.fleet,
             options,
             Evictor(acting),
             Gangs(acting, self.fleet),
-            Pace(options.evictions_per_second, options.eviction_burst),
-            telling,
+            RateLimiter(options.evictions_per_second, options.eviction_burst),
+            events,
             self.results,
             _now,
         )

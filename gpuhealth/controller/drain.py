@@ -18,7 +18,6 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.pods import Pod, gangs, movable, slim, unknown, unreadable_pod
 from gpuhealth.fleet import views as facts
@@ -26,14 +25,14 @@ from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.store import Table
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
+from gpuhealth.kube.event_recorder import EventRecorder, Subject, node_subject
 from gpuhealth.kube.eviction import Evictor, Outcome, Result
 from gpuhealth.kube.kinds import PODS, REPORTS
-from gpuhealth.kube.objects import read
+from gpuhealth.kube.objects import format_time, read
 from gpuhealth.kube.watching import watch
-from gpuhealth.quarantine.marks import written_time
 from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.quarantine.state_label import change_label
-from gpuhealth.runtime.rate_limiter import Pace
+from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.settings import Controller as Settings
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
@@ -54,8 +53,8 @@ class Means(msgspec.Struct, frozen=True):
     settings: Settings
     evictor: Evictor
     gangs: Gangs
-    pace: Pace
-    telling: Telling
+    pace: RateLimiter
+    events: EventRecorder
     results: Counter[str]  # of evictions and deletions, for metrics
     now: Callable[[], datetime]
 
@@ -67,7 +66,7 @@ async def write_drain(client: Client, node: str, old: facts.Drain | None, new: f
     after = msgspec.to_builtins(new, builtin_types=(datetime,))
     changed = {name: value for name, value in after.items() if name not in before or value != before[name]}
     if changed:
-        body = {key: written_time(value) if isinstance(value, datetime) else value for key, value in changed.items()}
+        body = {key: format_time(value) if isinstance(value, datetime) else value for key, value in changed.items()}
         await client.patch(REPORTS, node, {"status": {"drain": body}}, subresource="status")
 
 
@@ -75,6 +74,10 @@ async def mark_state(means: Means, node: str, event: StateEvent) -> bool:
     """Change the node's label as the transition table has it; whether the label was as last seen."""
     found = means.fleet.nodes.items.get(node)
     return found is None or await change_label(means.client, node, found.state, event)
+
+
+def _subject(pod: Pod) -> Subject:
+    return Subject("Pod", pod.name, pod.uid, pod.namespace)
 
 
 class Refusal(NamedTuple):
@@ -150,9 +153,9 @@ class NodeDrain:
         self._drain = facts.Drain("draining", since, now, deadline)
         await self._save()  # before anything is done
         await mark_state(means, self._node, StateEvent.DRAIN_STARTED)
-        log.info("drain started", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
-        message = f"{self._why}: its pods are asked to go, and deleted at {written_time(deadline)}"
-        await means.telling.of_node(self._node, "DrainStarted", message)
+        log.info("drain started", node=self._node, code=said.quarantine.code, deadline=format_time(deadline))
+        message = f"{self._why}: its pods are asked to go, and deleted at {format_time(deadline)}"
+        await means.events.post(node_subject(self._node), "DrainStarted", message)
 
     async def _read(self) -> facts.Report:
         """The node's report as it is, not as a watch has seen it."""
@@ -304,10 +307,10 @@ class NodeDrain:
 
     async def _tell_departure(self, pod: Pod, result: Result) -> None:
         if result.outcome is Outcome.EVICTED:
-            await self._means.telling.of_pod(pod, "Evicted", f"{self._why}: evicted by gpuhealth")
+            await self._means.events.post(_subject(pod), "Evicted", f"{self._why}: evicted by gpuhealth")
         elif result.outcome is Outcome.DELETED:
             message = f"{self._why}: deleted by gpuhealth, since it could not be evicted before the drain's deadline"
-            await self._means.telling.of_pod(pod, "DrainDeadline", message, warning=True)
+            await self._means.events.post(_subject(pod), "DrainDeadline", message, warning=True)
 
     async def _tell_refusal(self, pod: Pod, result: Result) -> None:
         """Once for each pod, however often it is refused; and once when others of its gang have gone."""
@@ -316,7 +319,7 @@ class NodeDrain:
             self._told.add((pod.uid, split))
             others = f", and others of its gang {pod.gang} have gone" if split else ""
             message = f"{self._why}, but the pod may not be evicted now: {result.detail}{others}; gpuhealth will retry"
-            await self._means.telling.of_pod(pod, "EvictionRefused", message, warning=True)
+            await self._means.events.post(_subject(pod), "EvictionRefused", message, warning=True)
 
     # --- the report ---------------------------------------------------------------------------------------------------
 
@@ -352,11 +355,11 @@ class NodeDrain:
         changed = {"phase": "draining", "started_at": now, "deadline": deadline, "ended_at": None}
         self._drain = msgspec.structs.replace(self._drain, **changed)
         await self._save()
-        log.info("drain restarted", node=self._node, pods=len(present), deadline=written_time(deadline))
+        log.info("drain restarted", node=self._node, pods=len(present), deadline=format_time(deadline))
         message = f"{self._why}, and was drained: pods that have come since, such as {present[0].namespace}/"
-        message += f"{present[0].name}, are asked to go, and deleted at {written_time(deadline)}"
+        message += f"{present[0].name}, are asked to go, and deleted at {format_time(deadline)}"
         self._reopened += 1
-        await self._means.telling.of_node(self._node, "DrainResumed", message)
+        await self._means.events.post(node_subject(self._node), "DrainResumed", message)
 
     async def _finish(self) -> None:
         ended = self._means.now().astimezone(UTC).replace(microsecond=0)
@@ -368,4 +371,4 @@ class NodeDrain:
         drain = self._drain
         log.info("drain finished", node=self._node, evicted=drain.evicted, deleted=drain.deleted)
         message = f"{self._why}: drained, {drain.evicted} pods evicted and {drain.deleted} deleted at the deadline"
-        await self._means.telling.of_node(self._node, "Drained", message)
+        await self._means.events.post(node_subject(self._node), "Drained", message)

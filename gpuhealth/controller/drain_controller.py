@@ -13,6 +13,7 @@ from gpuhealth.controller.drain import Means, NodeDrain, mark_state, write_drain
 from gpuhealth.fleet import views as facts
 from gpuhealth.kube.client import backoff, patience
 from gpuhealth.kube.errors import ApiError, NotFoundError
+from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
@@ -110,7 +111,9 @@ class Drains:
             return False
         if cancelled:
             log.info("drain cancelled", node=node, remaining=drain.remaining)
-            await means.telling.of_node(
-                node, "DrainCancelled", "the node is not to be drained any longer: no more pods are evicted"
+            await means.events.post(
+                node_subject(node),
+                "DrainCancelled",
+                "the node is not to be drained any longer: no more pods are evicted",
             )
         return True

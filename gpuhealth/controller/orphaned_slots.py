@@ -18,11 +18,11 @@ from datetime import datetime
 import structlog
 
 from gpuhealth.controller.agent_liveness import mark_unknown
-from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.views import Place
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError, ConflictError, NotFoundError
+from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import LEASES, NODES
 from gpuhealth.kube.objects import read
 from gpuhealth.quarantine.marks import Object, has_taint, override, record
@@ -38,12 +38,12 @@ class Leftovers:
     """Frees places for which nobody is there any more."""
 
     def __init__(
-        self, client: Client, fleet: Fleet, telling: Telling, patience: float | None, now: Callable[[], datetime]
+        self, client: Client, fleet: Fleet, events: EventRecorder, patience: float | None, now: Callable[[], datetime]
     ) -> None:
         """`patience`: seconds until a place without marks counts as left; None: only deleted Nodes lose theirs."""
         self._client = client
         self._fleet = fleet
-        self._telling = telling
+        self._events = events
         self._patience = patience
         self._now = now
         self._seen: dict[str, tuple[str, float]] = {}  # by place, its version and since when on our steady clock
@@ -82,7 +82,9 @@ class Leftovers:
             if await self._is_left(place.holder):
                 why = "its agent took it, did not take the node out of service, and is gone"
                 await self._free(place, why)
-                await self._telling.of_node(place.holder, "SlotFreed", f"slot {place.key} is free again: {why}")
+                await self._events.post(
+                    node_subject(place.holder), "SlotFreed", f"slot {place.key} is free again: {why}"
+                )
         return None
 
     async def _is_gone(self, node: str) -> bool:

@@ -18,7 +18,7 @@ from gpuhealth.fleet.comparison import Tested
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
-from gpuhealth.kube.objects import Time, labels_of, text_of, time_of
+from gpuhealth.kube.objects import Time, labels_of, parse_time, text_of
 from gpuhealth.kube.selectors import checked
 from gpuhealth.quarantine.marks import condition, is_out, is_ready, notes, override, unknown_record, unschedulable
 from gpuhealth.quarantine.slots import STAND_IN, sets_of, taken
@@ -240,7 +240,7 @@ def report(item: Object) -> Report:
         quarantine,
         drain,
         status.get("verdict") == "healthy",
-        time_of(tested) if (tested := (status.get("burnin") or {}).get("testedAt")) else None,
+        parse_time(tested) if (tested := (status.get("burnin") or {}).get("testedAt")) else None,
         tuple(_tested(name_of(item), status.get("burnin") or {})),
     )
 

@@ -30,6 +30,7 @@ from gpuhealth.kube.kinds import (
     STATE_LABEL,
     TAINT,
 )
+from gpuhealth.kube.objects import format_time, parse_time
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Finding, Severity
@@ -391,27 +392,25 @@ def _condition_patch(node: Object, marks: Marks, now: datetime) -> Object | None
     same = (current.get("status"), current.get("reason")) == (marks.status, marks.reason)
     if same and current.get("message") == marks.message:
         return None
-    if same and timedelta(0) <= now - parsed_time(current.get("lastHeartbeatTime")) < REFRESH:  # clocks may be off
+    if same and _is_recent(current.get("lastHeartbeatTime"), now):
         return None
     return condition_patch(node, marks.status, marks.reason, marks.message, now)
+
+
+def _is_recent(heartbeat: str | None, now: datetime) -> bool:
+    """Whether the condition was written less than REFRESH ago; not one from the future, since clocks may be off."""
+    try:
+        return heartbeat is not None and timedelta(0) <= now - parse_time(heartbeat) < REFRESH
+    except ValueError:  # a time that the API server takes and Python does not
+        return False
 
 
 def condition_patch(node: Object, status: str, reason: str, message: str, now: datetime) -> Object:
     """Our condition as it should be: a strategic merge patch, which leaves the conditions of others alone."""
     current = condition(node) or {}
-    changed = written_time(now)
+    changed = format_time(now)
     if current.get("status") == status:
         changed = current.get("lastTransitionTime") or changed
     new = {"type": CONDITION, "status": status, "reason": reason, "message": message}
-    times = {"lastTransitionTime": changed, "lastHeartbeatTime": written_time(now)}
+    times = {"lastTransitionTime": changed, "lastHeartbeatTime": format_time(now)}
     return {"status": {"conditions": [{**new, **times}]}}
-
-
-def written_time(time: datetime) -> str:
-    """A time as the API writes it."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parsed_time(text: str | None) -> datetime:
-    """A time that the API wrote; without one, long ago."""
-    return datetime.fromisoformat(text) if text else datetime.min.replace(tzinfo=UTC)

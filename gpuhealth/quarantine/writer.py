@@ -20,7 +20,7 @@ import msgspec
 
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
-from gpuhealth.kube.events import Events, Note
+from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES, QUARANTINE, STATE_LABEL
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.burnin_results.checks import REQUIRED
@@ -97,9 +97,9 @@ class NodeWriter:
         self._on_act = on_act
         self._now = now
         self._lock = asyncio.Lock()
-        self._events = Events(client, node_name)
+        self._events = EventRecorder(client, "gpuhealth-agent", node_name, host=node_name, now=now)
         places = Places(client, settings.kubernetes.namespace, node_name)
-        self._admission = Admission(places, self._events.add, now)
+        self._admission = Admission(places, self._queue_event, now)
         self._report = Report(client, node_name)
         self._tell_at = 0.0
         self._untold = False
@@ -266,9 +266,9 @@ class NodeWriter:
             self.node.see(node)
             self._did(acts, changes.acts[-1])
             if before != marks.status and record(node) is None:  # of a node that is out, an Event has the same message
-                self._events.add(Note(marks.reason, marks.message, self._now(), warning=marks.status != "True"))
-        for note in await self._events.flush():
-            self._did(acts, Act("event", note.reason, note.message, self._now()))
+                self._queue_event(marks.reason, marks.message, warning=marks.status != "True")
+        for event in await self._events.flush():
+            self._did(acts, Act("event", event.reason, event.message, self._now()))
         await self._write_report(node, desired, facts, acts)
 
     def _confirm(self, node: Object, acts: list[Act]) -> None:
@@ -281,17 +281,18 @@ class NodeWriter:
             self._did(acts, act)
         kinds = {act.kind for act in done}
         if "preflight" in kinds:
-            self._events.add(
-                Note("Preflight", "rebooted: to be tested before work may come", self._now(), warning=False)
-            )
+            self._queue_event("Preflight", "rebooted: to be tested before work may come", warning=False)
         if "taint" in kinds:
-            self._events.add(Note("Quarantined", f"taken out of service: {sent.marks.message}", self._now()))
+            self._queue_event("Quarantined", f"taken out of service: {sent.marks.message}")
         elif sent.ended_by_person:
             codes = ", ".join(sent.marks.released)
             text = f"ended by hand; not again for {codes} until it has cleared"
-            self._events.add(Note("QuarantineEnded", text, self._now(), warning=False))
+            self._queue_event("QuarantineEnded", text, warning=False)
         elif "untaint" in kinds:
-            self._events.add(Note("QuarantineEnded", "back in service", self._now(), warning=False))
+            self._queue_event("QuarantineEnded", "back in service", warning=False)
+
+    def _queue_event(self, reason: str, message: str, *, warning: bool = True) -> None:
+        self._events.queue(node_subject(self.node.name), reason, message, warning=warning)
 
     async def _settle(self, node: Object, desired: Desired, acts: list[Act]) -> Object:
         """A node that is not out by our hand holds no places; also those that a crash left behind.
