@@ -19,11 +19,12 @@ from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.views import Budget, Node, Place
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import ApiError, NotFoundError
-from gpuhealth.kube.kinds import BUDGETS, LEASES
+from gpuhealth.kube.kinds import BUDGETS
 from gpuhealth.kube.objects import format_time
 from gpuhealth.quarantine.marks import camel
 from gpuhealth.quarantine.report import merge_patch
-from gpuhealth.quarantine.slots import BudgetError, Limit, selects, sets_of
+from gpuhealth.quarantine.slots.budget import BudgetError, Limit, selects, slot_sets
+from gpuhealth.quarantine.slots.lease import SlotStore
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
@@ -60,7 +61,7 @@ class Budgets:
         self.standings: dict[str, Standing] = {}
         self._client = client
         self._fleet = fleet
-        self._namespace = namespace
+        self._slots = SlotStore(client, namespace)
         self._as_it_is: dict[str, tuple[tuple[str, int], float]] = {}  # by budget: uid and generation, and since when
         self._lacking: dict[str, dict[str, float]] = {}  # by budget: nodes that are out without a slot, and since when
 
@@ -84,11 +85,11 @@ class Budgets:
         for place in list(self._fleet.places.items.values()):
             if place.fault:
                 lease = {"metadata": {"name": place.key, "resourceVersion": place.version}}
-                self._client.unreadable.note(LEASES, lease, f"{place.fault}; the slot counts as taken")
+                self._slots.note_unreadable(lease, place.fault)
         try:
             for place in list(self._fleet.places.items.values()):
                 if place.stands_for and place.budget not in self._fleet.budgets.items.keys() | unreadable:
-                    await give_back(self._client, self._namespace, place)
+                    await give_back(self._slots, place)
         except ApiError as error:
             raise_if_cancelled()
             log.warning("slot release failed", error=str(error), retry_in=_RETRY_SECONDS)
@@ -107,9 +108,9 @@ class Budgets:
         size, unavailable = len(selected), set[str]()
         if body["spec"].get("countUnavailable"):  # our own taint: such a node has a place of its own
             unavailable = {node.key for node in selected if (node.cordoned or not node.ready) and not node.tainted}
-        limit = sets_of(body, size, "")[0].limit
+        limit = slot_sets(body, size, "")[0].limit
         due, late, lacking = self._without_slot(budget, selected, places)
-        await stand_in(self._client, self._namespace, budget, size, places, unavailable | late)
+        await stand_in(self._slots, budget, size, places, unavailable | late)
         holders = sorted({place.holder for place in places if not place.stands_for})
         standing = Standing(size, limit, len(places), len(held), len(unavailable), len(lacking))
         self.standings[budget.key] = standing

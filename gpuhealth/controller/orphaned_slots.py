@@ -21,11 +21,12 @@ from gpuhealth.controller.agent_liveness import mark_unknown
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.views import Place
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.errors import ApiError, ConflictError, NotFoundError
+from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
-from gpuhealth.kube.kinds import LEASES, NODES
+from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.objects import read
 from gpuhealth.quarantine.marks import Object, has_taint, override, record
+from gpuhealth.quarantine.slots.lease import SlotStore
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ class Leftovers:
     ) -> None:
         """`patience`: seconds until a place without marks counts as left; None: only deleted Nodes lose theirs."""
         self._client = client
+        self._slots = SlotStore(client, fleet.namespace)
         self._fleet = fleet
         self._events = events
         self._patience = patience
@@ -115,13 +117,8 @@ class Leftovers:
         return False
 
     async def _free(self, place: Place, why: str) -> None:
-        try:
-            await self._client.delete(
-                LEASES, place.key, self._fleet.namespace, uid=place.uid, resource_version=place.version
-            )
-        except (ConflictError, NotFoundError):  # somebody else has it, or nobody
-            return
-        log.info("orphaned slot released", slot=place.key, node=place.holder, reason=why)
+        if await self._slots.free(place.key, uid=place.uid, version=place.version):  # else somebody else has it
+            log.info("orphaned slot released", slot=place.key, node=place.holder, reason=why)
 
 
 def _unmarked(node: Object) -> bool:

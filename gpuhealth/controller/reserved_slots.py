@@ -7,21 +7,18 @@ while there is a free one: the API server then bounds the agents by what is left
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import UTC, datetime
 
 import structlog
 
 from gpuhealth.fleet.views import Budget, Place
-from gpuhealth.kube.client import Client
-from gpuhealth.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
-from gpuhealth.kube.kinds import LEASES
-from gpuhealth.quarantine.slots import STAND_IN, Limit, open_names, sets_of, taken_place
+from gpuhealth.quarantine.slots.budget import slot_sets
+from gpuhealth.quarantine.slots.lease import SlotStore
 
 log = structlog.get_logger()
 
 
 async def stand_in(
-    client: Client, namespace: str, budget: Budget, size: int, places: Collection[Place], unavailable: Collection[str]
+    slots: SlotStore, budget: Budget, size: int, places: Collection[Place], unavailable: Collection[str]
 ) -> None:
     """Take and give back what is needed. `places`: the lasting ones of the budget; `unavailable`: nodes that count."""
     wanted = set(unavailable) - {place.holder for place in places}
@@ -32,23 +29,15 @@ async def stand_in(
         if place.stands_for in wanted - standing:
             standing.add(place.stands_for)
         else:
-            await give_back(client, namespace, place)
-    (of_budget,) = [each for each in sets_of(budget.body, size, "") if each.kind is Limit.UNAVAILABLE]
-    held = {place.key for place in places}
-    free = (name for name in open_names(of_budget, held) if name not in held)
+            await give_back(slots, place)
+    of_budget = slot_sets(budget.body, size, "")[0]
+    free = of_budget.free_names(place.key for place in places)
     for node, name in zip(sorted(wanted - standing), free, strict=False):
-        lease = taken_place(of_budget, name, f"{STAND_IN}{node}", datetime.now(UTC))
-        try:
-            await client.create(LEASES, lease, namespace)
-        except AlreadyExistsError:  # an agent was quicker; the next look finds another
-            continue
-        log.info("slot reserved for unavailable node", node=node, slot=name)
+        if await slots.reserve(of_budget, name, node):  # else an agent was quicker; the next look finds another
+            log.info("slot reserved for unavailable node", node=node, slot=name)
 
 
-async def give_back(client: Client, namespace: str, place: Place) -> None:
+async def give_back(slots: SlotStore, place: Place) -> None:
     """Free a place that the controller has taken."""
-    try:
-        await client.delete(LEASES, place.key, namespace, uid=place.uid, resource_version=place.version)
-    except (ConflictError, NotFoundError):
-        return
-    log.info("reserved slot released", node=place.stands_for, slot=place.key)
+    if await slots.free(place.key, uid=place.uid, version=place.version):
+        log.info("reserved slot released", node=place.stands_for, slot=place.key)
