@@ -21,7 +21,8 @@ from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES, PODS
 from gpuhealth.kube.objects import format_time, read
-from gpuhealth.quarantine.marks import SILENT, condition_patch, is_ready, override
+from gpuhealth.quarantine.condition import Summary, condition_patch
+from gpuhealth.quarantine.marks import AGENT_UNREACHABLE, is_ready, override
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -77,7 +78,7 @@ class Silence:
 
     def _concerns_us(self, name: str) -> bool:
         found = self._fleet.nodes.items.get(name)
-        if found is not None and found.health == SILENT:
+        if found is not None and found.health == AGENT_UNREACHABLE:
             self._told[name] = self._fleet.silent[name]  # by an earlier controller
             return False
         return found is not None and not found.overridden and found.readable
@@ -92,7 +93,7 @@ class Silence:
         message = f"no agent has been ready on this node since {format_time(began)}: nobody looks at its GPUs"
         await mark_unknown(self._client, node, message, self._now())
         log.warning("agent silent", node=name, since=format_time(began))
-        await self._events.post(node_subject(name), SILENT, message, warning=True)
+        await self._events.post(node_subject(name), AGENT_UNREACHABLE, message, warning=True)
         return True
 
     async def _has_agent(self, node: str) -> bool:
@@ -104,6 +105,7 @@ class Silence:
 
 async def mark_unknown(client: Client, node: Object, message: str, now: datetime) -> Object:
     """Have the Node's condition say that its agent is silent; the Node as it is then."""
-    patch = read(NODES.kind, node, lambda node: condition_patch(node, "Unknown", SILENT, message, now))
+    unknown = Summary("Unknown", AGENT_UNREACHABLE, message)
+    patch = read(NODES.kind, node, lambda node: condition_patch(node, unknown, now))
     name = node["metadata"]["name"]
     return await client.patch(NODES, name, patch, content_type=STRATEGIC_MERGE_PATCH, subresource="status")

@@ -21,7 +21,7 @@ from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.kinds import BUDGETS
 from gpuhealth.kube.objects import format_time
-from gpuhealth.quarantine.marks import camel
+from gpuhealth.quarantine.condition import condition_reason
 from gpuhealth.quarantine.report import merge_patch
 from gpuhealth.quarantine.slots.budget import BudgetError, Limit, selects, slot_sets
 from gpuhealth.quarantine.slots.lease import SlotStore
@@ -177,7 +177,7 @@ def _fault_limit(alike: dict[str, int], budget: Object, now: datetime) -> Object
     if alike:
         worst = max(alike, key=lambda code: alike[code])
         nodes = ", ".join(f"{code} on {count}" for code, count in sorted(alike.items()))
-        reason = camel(worst)
+        reason = condition_reason(worst)
         message = f"more nodes than maxPerFault allows failed alike: a suspect driver or check; blocked: {nodes}"
     since = known["lastTransitionTime"] if known.get("status") == status else format_time(now)
     generation = budget["metadata"]["generation"]
