@@ -18,9 +18,10 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from gpuhealth.controller.event_recorder import Telling
+from gpuhealth.controller.event_recorder import EventRecorder
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.pods import Pod, gangs, movable, slim, unknown, unreadable_pod
+from gpuhealth.controller.timing import Timing
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.store import Table
@@ -31,30 +32,35 @@ from gpuhealth.kube.kinds import NODES, PODS, REPORTS, STATE_LABEL
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.watching import watch
 from gpuhealth.quarantine.marks import written_time
-from gpuhealth.runtime.rate_limiter import Pace
+from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.settings import Controller as Settings
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
-_PAUSE_SECONDS = 0.2  # a node's pods that end together are one write
-_MARK_SECONDS = 1.0
 _LONGEST_REST_SECONDS = 3600.0
 _OUR_STATES = ("draining", "drained")
 
 
-class Means(msgspec.Struct, frozen=True):
+class DrainStatus(msgspec.Struct):
+    """What the drains of this process have done."""
+
+    evictions: Counter[str] = msgspec.field(default_factory=Counter)  # of pods, and deletions, by outcome
+
+
+class DrainContext(msgspec.Struct, frozen=True, kw_only=True):
     """What all drains share."""
 
     client: Client
     fleet: Fleet
     settings: Settings
+    timing: Timing
     evictor: Evictor
     gangs: Gangs
-    pace: Pace
-    telling: Telling
-    results: Counter[str]  # of evictions and deletions, for metrics
-    now: Callable[[], datetime]
+    limiter: RateLimiter  # of evictions and deletions
+    recorder: EventRecorder
+    status: DrainStatus
+    clock: Callable[[], datetime]
 
 
 async def write_drain(client: Client, node: str, old: facts.Drain | None, new: facts.Drain) -> None:
@@ -68,15 +74,15 @@ async def write_drain(client: Client, node: str, old: facts.Drain | None, new: f
         await client.patch(REPORTS, node, {"status": {"drain": body}}, subresource="status")
 
 
-async def mark_state(means: Means, node: str, state: str) -> bool:
+async def mark_state(context: DrainContext, node: str, state: str) -> bool:
     """Make our label say this, unless another than the agent's `quarantined` or one of ours is there."""
-    found = means.fleet.nodes.items.get(node)
+    found = context.fleet.nodes.items.get(node)
     if found is None or found.state == state or found.state not in {"quarantined", *_OUR_STATES}:
         return True
     path = "/metadata/labels/" + STATE_LABEL.replace("~", "~0").replace("/", "~1")
     patch = [{"op": "test", "path": path, "value": found.state}, {"op": "replace", "path": path, "value": state}]
     try:
-        await means.client.patch(NODES, node, patch, content_type=JSON_PATCH)
+        await context.client.patch(NODES, node, patch, content_type=JSON_PATCH)
     except (InvalidError, NotFoundError):  # it has changed: what it is now will be told by the watch
         return False
     return True
@@ -92,9 +98,9 @@ class Refusal(NamedTuple):
 class NodeDrain:
     """One node's drain, by this process."""
 
-    def __init__(self, node: str, means: Means) -> None:
+    def __init__(self, node: str, context: DrainContext) -> None:
         self._node = node
-        self._means = means
+        self._context = context
         self._pods = Table[Pod](unreadable=unreadable_pod, by_uid=True)
         self._news = asyncio.Event()  # of the node's pods
         self._sent: set[str] = set()  # pods that have been sent away, though the watch may not say so yet
@@ -112,7 +118,7 @@ class NodeDrain:
         await self._begin()
         following = asyncio.create_task(self._follow())
         try:
-            with self._means.gangs.of_node(self._node, self._pods):
+            with self._context.gangs.of_node(self._node, self._pods):
                 while True:
                     await self._step()
                     with contextlib.suppress(TimeoutError):
@@ -121,18 +127,18 @@ class NodeDrain:
                     if following.done():
                         following.result()
                     raise_if_cancelled()
-                    await asyncio.sleep(_PAUSE_SECONDS)
+                    await asyncio.sleep(self._context.timing.drain_pause)
         finally:
             await end([following])
 
     async def _follow(self) -> None:
         # From the server's cache, which finds a node's pods without going through everybody's.
         pods = watch(
-            self._means.client,
+            self._context.client,
             PODS,
             fields=f"spec.nodeName={self._node}",
             slim=slim,
-            noted=self._means.fleet.note_unreadable,
+            noted=self._context.fleet.note_unreadable,
             paged=False,
         )
         async with aclosing(pods) as events:
@@ -140,28 +146,30 @@ class NodeDrain:
 
     async def _begin(self) -> None:
         """Take the drain up, or begin it."""
-        means = self._means
+        context = self._context
         while not (said := await self._read()).quarantine.asks_for_drain:  # noqa: ASYNC110 - nothing to wait on
-            await asyncio.sleep(_PAUSE_SECONDS)  # it has changed: when the watch says so too, we are cancelled
+            await asyncio.sleep(
+                self._context.timing.drain_pause
+            )  # it has changed: when the watch says so too, we are cancelled
         since = said.quarantine.since
         self._why = f"node {self._node} is out of service for {said.quarantine.code or 'a fault'}"
         if said.drain.quarantine_since == since and said.drain.phase in _OUR_STATES:
             self._drain = self._written = said.drain
-            await mark_state(means, self._node, said.drain.phase)
+            await mark_state(context, self._node, said.drain.phase)
             log.info("drain resumed", node=self._node, phase=said.drain.phase, deadline=str(said.drain.deadline))
             return
-        now = means.now().astimezone(UTC).replace(microsecond=0)
-        deadline = now + timedelta(seconds=means.settings.drain_deadline)
+        now = context.clock().astimezone(UTC).replace(microsecond=0)
+        deadline = now + timedelta(seconds=context.settings.drain_deadline)
         self._drain = facts.Drain("draining", since, now, deadline)
         await self._save()  # before anything is done
-        await mark_state(means, self._node, "draining")
+        await mark_state(context, self._node, "draining")
         log.info("drain started", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
         message = f"{self._why}: its pods are asked to go, and deleted at {written_time(deadline)}"
-        await means.telling.of_node(self._node, "DrainStarted", message)
+        await context.recorder.of_node(self._node, "DrainStarted", message)
 
     async def _read(self) -> facts.Report:
         """The node's report as it is, not as a watch has seen it."""
-        return read(REPORTS.kind, await self._means.client.get(REPORTS, self._node), facts.report)
+        return read(REPORTS.kind, await self._context.client.get(REPORTS, self._node), facts.report)
 
     async def _step(self) -> None:
         """Does what can be done now."""
@@ -177,27 +185,27 @@ class NodeDrain:
         waiting = set() if self._has_just_run_out() else {pod.uid for pod in present if not pod.terminating}
         self._refusals = {uid: refusal for uid, refusal in self._refusals.items() if uid in waiting}
         if present:
-            await mark_state(self._means, self._node, "draining")
+            await mark_state(self._context, self._node, "draining")
         await self._note(present)
         for gang in gangs(present):
             if not (trying := self._to_try(gang)):
                 continue
             raise_if_cancelled()
             if not await self._must_wait(trying):
-                await self._means.pace.take(len(trying))
+                await self._context.limiter.take(len(trying))
                 # Asked again: with many pods the first look is long ago.
                 if (trying := self._to_try(gang)) and not await self._must_wait(trying):
                     await self._move(trying)
             await self._note(self._movable())
         nothing_left = not present and not self._movable() and not self._unknown()
-        if nothing_left and await mark_state(self._means, self._node, "drained") and self._drain.phase != "drained":
+        if nothing_left and await mark_state(self._context, self._node, "drained") and self._drain.phase != "drained":
             await self._finish()
 
     def _movable(self) -> list[Pod]:
-        return movable(self._pods.items.values(), self._means.fleet.kept_namespaces.items)
+        return movable(self._pods.items.values(), self._context.fleet.kept_namespaces.items)
 
     def _unknown(self) -> list[Pod]:
-        return unknown(self._pods.items.values(), self._means.fleet.kept_namespaces.items)
+        return unknown(self._pods.items.values(), self._context.fleet.kept_namespaces.items)
 
     def _to_try(self, gang: list[Pod]) -> list[Pod]:
         """The pods of a gang that are still to be sent away, as they are; none before the time has come for all."""
@@ -205,7 +213,7 @@ class NodeDrain:
         known = [self._pods.items[pod.uid] for pod in gang if pod.uid in self._pods.items]
         left = [
             pod
-            for pod in movable(known, self._means.fleet.kept_namespaces.items)
+            for pod in movable(known, self._context.fleet.kept_namespaces.items)
             if not pod.terminating and pod.uid not in self._sent
         ]
         waiting = any(pod.uid in self._refusals and self._refusals[pod.uid].retry_at > now for pod in left)
@@ -216,22 +224,22 @@ class NodeDrain:
         now = asyncio.get_running_loop().time()
         due = [refusal.retry_at - now for refusal in self._refusals.values()]
         if (deadline := self._deadline()) is not None and not self._is_overdue():
-            due.append((deadline - self._means.now()).total_seconds())
+            due.append((deadline - self._context.clock()).total_seconds())
         if not self._movable() and self._drain.phase != "drained":
-            due.append(_MARK_SECONDS)  # only the label is missing
-        longest = self._means.settings.drain_retry
+            due.append(self._context.timing.drain_label_retry)  # only the label is missing
+        longest = self._context.settings.drain_retry
         return min(max(0.0, min(due, default=longest)), longest)
 
     def _deadline(self) -> datetime | None:
         """As the report has it: a person may have changed it."""
-        report = self._means.fleet.reports.items.get(self._node)
+        report = self._context.fleet.reports.items.get(self._node)
         if report is not None and report.drain.started_at == self._drain.started_at and report.drain.deadline:
             return report.drain.deadline
         return self._drain.deadline
 
     def _is_overdue(self) -> bool:
         deadline = self._deadline()
-        return deadline is not None and self._means.now() >= deadline
+        return deadline is not None and self._context.clock() >= deadline
 
     def _has_just_run_out(self) -> bool:
         """Once, when the deadline comes: then nothing waits for its next try."""
@@ -245,7 +253,7 @@ class NodeDrain:
         if self._is_overdue():
             return False
         try:
-            reason = await self._means.gangs.obstacle(gang[0])
+            reason = await self._context.gangs.obstacle(gang[0])
         except ApiError as error:
             raise_if_cancelled()
             await self._put_off(gang, Result(Outcome.FAILED, str(error), error.retry_after or 0.0))
@@ -258,7 +266,7 @@ class NodeDrain:
         """Sends the pods of a gang away together; while it is whole and the first may not go, none of the others is
         asked: what the budgets allow may have changed a moment ago."""
         first, *others = gang
-        if self._means.gangs.is_split(first):
+        if self._context.gangs.is_split(first):
             await asyncio.gather(*(self._send_away(pod) for pod in gang))
             return
         await self._send_away(first)
@@ -268,8 +276,8 @@ class NodeDrain:
             await asyncio.gather(*(self._send_away(pod) for pod in others))
 
     async def _send_away(self, pod: Pod) -> None:
-        means, overdue = self._means, self._is_overdue()
-        send = means.evictor.delete if overdue else means.evictor.evict
+        context, overdue = self._context, self._is_overdue()
+        send = context.evictor.delete if overdue else context.evictor.evict
         result = await send(pod.namespace, pod.name, pod.uid)
         match result.outcome:
             case Outcome.EVICTED:
@@ -280,7 +288,7 @@ class NodeDrain:
                 await self._put_off([pod], result)
                 return
         self._count(pod, result)
-        means.gangs.split(pod)
+        context.gangs.split(pod)
         self._sent.add(pod.uid)
         self._refusals.pop(pod.uid, None)
         await self._tell_departure(pod, result)
@@ -288,14 +296,14 @@ class NodeDrain:
     async def _put_off(self, pods: list[Pod], result: Result) -> None:
         """They are tried again, later and together."""
         self._count(pods[0], result)
-        delay = max(self._means.settings.drain_retry, result.retry_after)
+        delay = max(self._context.settings.drain_retry, result.retry_after)
         refusal = Refusal(result.detail, asyncio.get_running_loop().time() + delay)
         self._refusals |= {pod.uid: refusal for pod in pods}
         for pod in pods:
             await self._tell_refusal(pod, result)
 
     def _count(self, pod: Pod, result: Result) -> None:
-        self._means.results[result.outcome] += 1
+        self._context.status.evictions[result.outcome] += 1
         log.info(
             "pod eviction",
             outcome=result.outcome,
@@ -308,19 +316,19 @@ class NodeDrain:
 
     async def _tell_departure(self, pod: Pod, result: Result) -> None:
         if result.outcome is Outcome.EVICTED:
-            await self._means.telling.of_pod(pod, "Evicted", f"{self._why}: evicted by gpuhealth")
+            await self._context.recorder.of_pod(pod, "Evicted", f"{self._why}: evicted by gpuhealth")
         elif result.outcome is Outcome.DELETED:
             message = f"{self._why}: deleted by gpuhealth, since it could not be evicted before the drain's deadline"
-            await self._means.telling.of_pod(pod, "DrainDeadline", message, warning=True)
+            await self._context.recorder.of_pod(pod, "DrainDeadline", message, warning=True)
 
     async def _tell_refusal(self, pod: Pod, result: Result) -> None:
         """Once for each pod, however often it is refused; and once when others of its gang have gone."""
-        split = bool(pod.gang) and self._means.gangs.is_split(pod)
+        split = bool(pod.gang) and self._context.gangs.is_split(pod)
         if (pod.uid, split) not in self._told:
             self._told.add((pod.uid, split))
             others = f", and others of its gang {pod.gang} have gone" if split else ""
             message = f"{self._why}, but the pod may not be evicted now: {result.detail}{others}; gpuhealth will retry"
-            await self._means.telling.of_pod(pod, "EvictionRefused", message, warning=True)
+            await self._context.recorder.of_pod(pod, "EvictionRefused", message, warning=True)
 
     # --- the report ---------------------------------------------------------------------------------------------------
 
@@ -333,7 +341,7 @@ class NodeDrain:
         if refused:
             pod, reason = refused[0], self._refusals[refused[0].uid].reason
             parts.append(f"{len(refused)} may not be evicted, such as {pod.namespace}/{pod.name}: {reason}")
-        if late := [pod for pod in present if pod.gone_by is not None and pod.gone_by < self._means.now()]:
+        if late := [pod for pod in present if pod.gone_by is not None and pod.gone_by < self._context.clock()]:
             pod = late[0]  # the server keeps it until kubelet says that it is gone
             parts.append(f"{len(late)} were told to stop and are there yet, such as {pod.namespace}/{pod.name}")
         if unread:
@@ -346,13 +354,13 @@ class NodeDrain:
         await self._save()
 
     async def _save(self) -> None:
-        await write_drain(self._means.client, self._node, self._written, self._drain)
+        await write_drain(self._context.client, self._node, self._written, self._drain)
         self._written = self._drain
 
     async def _reopen(self, present: list[Pod]) -> None:
         """Pods that tolerate the taint, or were bound at that very moment, have come: they have their own deadline."""
-        now = self._means.now().astimezone(UTC).replace(microsecond=0)
-        deadline = now + timedelta(seconds=self._means.settings.drain_deadline)
+        now = self._context.clock().astimezone(UTC).replace(microsecond=0)
+        deadline = now + timedelta(seconds=self._context.settings.drain_deadline)
         changed = {"phase": "draining", "started_at": now, "deadline": deadline, "ended_at": None}
         self._drain = msgspec.structs.replace(self._drain, **changed)
         await self._save()
@@ -360,16 +368,16 @@ class NodeDrain:
         message = f"{self._why}, and was drained: pods that have come since, such as {present[0].namespace}/"
         message += f"{present[0].name}, are asked to go, and deleted at {written_time(deadline)}"
         self._reopened += 1
-        await self._means.telling.of_node(self._node, "DrainResumed", message)
+        await self._context.recorder.of_node(self._node, "DrainResumed", message)
 
     async def _finish(self) -> None:
-        ended = self._means.now().astimezone(UTC).replace(microsecond=0)
+        ended = self._context.clock().astimezone(UTC).replace(microsecond=0)
         self._drain = msgspec.structs.replace(self._drain, phase="drained", remaining=0, ended_at=ended)
         await self._save()
         # What somebody makes anew for this very node, as often as it goes, must not go and come for ever.
-        rest = min(_LONGEST_REST_SECONDS, self._means.settings.drain_retry * 2.0 ** min(self._reopened, 16))
+        rest = min(_LONGEST_REST_SECONDS, self._context.settings.drain_retry * 2.0 ** min(self._reopened, 16))
         self._rests_until = asyncio.get_running_loop().time() + rest
         drain = self._drain
         log.info("drain finished", node=self._node, evicted=drain.evicted, deleted=drain.deleted)
         message = f"{self._why}: drained, {drain.evicted} pods evicted and {drain.deleted} deleted at the deadline"
-        await self._means.telling.of_node(self._node, "Drained", message)
+        await self._context.recorder.of_node(self._node, "Drained", message)

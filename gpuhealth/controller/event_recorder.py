@@ -21,7 +21,7 @@ log = structlog.get_logger()
 COMPONENT = "gpuhealth-controller"
 
 
-class Telling:
+class EventRecorder:
     """The controller's Events."""
 
     def __init__(self, client: Client, identity: str, now: Callable[[], datetime]) -> None:

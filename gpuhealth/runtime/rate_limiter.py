@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Pace:
+class RateLimiter:
     """What may be done next, and when. Who is cancelled while waiting has used its turn."""
 
     def __init__(self, per_second: float, burst: int) -> None:

@@ -25,6 +25,7 @@ from testing.readings import node as readings_of
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.duties.budget_status import BudgetStatusWriter
 from gpuhealth.controller.http_app import ControllerCollector
 from gpuhealth.fleet.fleet import Hold
 from gpuhealth.kube.client import Client
@@ -75,7 +76,8 @@ def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None
         ):
             working = asyncio.create_task(controller.work())
             try:
-                await until(lambda: controller.fleet.ready and controller.budgets.standings.get(pool.name))
+                budgets = controller.duty(BudgetStatusWriter).status
+                await until(lambda: controller.fleet.ready and budgets.get(pool.name))
                 assert hold not in controller.fleet.holds
                 await sick(halves)
                 await until(lambda: controller.fleet.holds[hold] == NODES - PER_FAULT, seconds=300)

@@ -15,7 +15,7 @@ from testing.attacks import event
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate
-from gpuhealth.controller.burnin_scheduler import pod_of
+from gpuhealth.controller.duties.burnin_scheduler import pod_of
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError
 from gpuhealth.kube.kinds import OVERRIDE, PODS, TAINT

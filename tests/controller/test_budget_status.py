@@ -81,6 +81,26 @@ def test_what_others_took_out(cluster: Cluster, counted: bool) -> None:
     drop(cluster)
 
 
+def test_a_slot_that_cannot_be_reserved(cluster: Cluster) -> None:
+    """While the server refuses the slot of a cordoned node, the status still counts that node; later it gets one."""
+    node = cluster.node()
+    cluster.budget(3, countUnavailable=True)
+    cordon(cluster, node, on=True)
+
+    async def run() -> None:
+        proxy = FaultyProxy(cluster.plane, cluster.token())
+        proxy.fail(422, method="POST", path="/leases", times=-1)
+        async with proxy, cluster.controller(kubeconfig=proxy.kubeconfig):
+            await until(lambda: status(cluster).get("unavailable") == 1)
+            assert status(cluster)["used"] == 0
+            proxy.heal()
+            await until(lambda: status(cluster)["used"] == 1)
+
+    asyncio.run(run())
+    assert holders(cluster) == [f"gpuhealth-controller/{node}"]
+    drop(cluster)
+
+
 def test_a_node_that_is_out_by_our_hand_counts_once(cluster: Cluster) -> None:
     """In mode cordon the node is tainted and cordoned: its one place is its own."""
     node = cluster.node()

@@ -9,6 +9,7 @@ import pytest
 from kube.proxy import FaultyProxy
 from testing.managed_cluster import Cluster, until
 
+from gpuhealth.controller.duties.drain_controller import DrainController
 from gpuhealth.quarantine.marks import written_time
 
 DAEMON_SET = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "0", "controller": True}
@@ -42,7 +43,7 @@ def test_a_node_is_drained(cluster: Cluster) -> None:
             await until(lambda: cluster.drain(node)["phase"] == "drained")
             await until(lambda: cluster.state(node) == "drained")
             await until(lambda: controller.fleet.phases["drained"])
-            assert controller.results == {"evicted": 2}
+            assert controller.duty(DrainController).status.evictions == {"evicted": 2}
             await until(lambda: {"DrainStarted", "Drained"} <= set(cluster.reasons(node, "default")))
 
     asyncio.run(run())

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler
 from gpuhealth.controller.http_app import ControllerCollector
 from gpuhealth.controller.pods import Pod, movable, slim, unknown, unreadable_pod
 from gpuhealth.fleet import views as facts
@@ -247,7 +248,7 @@ def test_a_watch_survives_every_object(odd: dict[Kind, list[Json]], kubeconfig: 
     for place in fleet.places.items.values():
         assert place.stands_for is not None
     for node in fleet.nodes.items.values():
-        controller.testing._budgets_of(node)
+        controller.duty(BurninScheduler)._budgets_of(node)
 
 
 @given(item=mutants(SAMPLES[PODS]))

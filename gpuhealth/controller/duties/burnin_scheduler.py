@@ -11,19 +11,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Iterator
 from functools import partial
 
+import msgspec
 import structlog
 
-from gpuhealth.controller.budget_status import Budgets
 from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate, Room, in_order
-from gpuhealth.controller.event_recorder import Telling
+from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.fleet import views as facts
-from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.views import GPU, REASON_LABEL, TESTED_NODE
-from gpuhealth.kube.client import JSON_PATCH, Client, Object, listing
+from gpuhealth.kube.client import JSON_PATCH, Object, listing
 from gpuhealth.kube.errors import (
     AlreadyExistsError,
     ApiError,
@@ -36,16 +34,13 @@ from gpuhealth.kube.kinds import NODES, POD_TEMPLATES, PODS, STATE_LABEL, TAINT
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
 from gpuhealth.quarantine.slots import limit_of
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.runtime.metric_families import Metric, counter, gauge
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
 
 TEMPLATE = "gpuhealth-burnin"
 """The PodTemplate that a test is made from: image, volumes and limits are the deployment's to change."""
-_PAUSE_SECONDS = 1.0
-_LOOK_SECONDS = 60.0  # time makes candidates, too
-_BUSY_SECONDS = 600.0  # before a node is asked again that had other work
 _LOOKS = 20  # at nodes, a round: in a fleet that is busy, each is a request for nothing
 _BY_EXIT_CODE = {0: "passed", 2: "failed", 3: "stopped"}
 OUTCOMES = {
@@ -58,28 +53,23 @@ OUTCOMES = {
 }
 
 
-class Testing:
+class BurninStatus(msgspec.Struct):
+    """Burn-ins that have ended since this process started."""
+
+    outcomes: Counter[str] = msgspec.field(default_factory=Counter)  # by a key of OUTCOMES
+
+
+class BurninScheduler(Duty):
     """The burn-in plan, by the one controller that leads."""
 
-    __test__ = False  # no test of pytest's
+    name = "burnin_scheduler"
 
-    def __init__(
-        self,
-        client: Client,
-        fleet: Fleet,
-        budgets: Budgets,
-        settings: Settings,
-        telling: Telling,
-        now: Callable[[], datetime],
-    ) -> None:
-        self.outcomes: Counter[str] = Counter()  # of tests that are over
-        self._client = client
-        self._fleet = fleet
-        self._budgets = budgets
-        self._settings = settings.controller.periodic
-        self._marks = settings.mode != "observe"
-        self._telling = telling
-        self._now = now
+    def __init__(self, context: DutyContext) -> None:
+        super().__init__(context)
+        self.status = BurninStatus()
+        self._budgets = context.budgets
+        self._settings = context.settings.controller.periodic
+        self._marks = context.settings.mode != "observe"
         self._not_before: dict[str, float] = {}  # by node, on the steady clock
         self._unplaced_since: dict[str, float] = {}  # by pod
         self._known: dict[str, facts.Test] = {}  # by uid: what there is, and what we have just made
@@ -87,7 +77,7 @@ class Testing:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await self._fleet.rounds(self._round, _PAUSE_SECONDS)
+        await self._fleet.rounds(self._round, self._timing.round_pause)
 
     async def _round(self) -> float:
         """Looks after the tests and begins new ones; seconds until the next look."""
@@ -96,7 +86,7 @@ class Testing:
         except ApiError as error:
             raise_if_cancelled()
             log.warning("burn-in scheduling failed", error=str(error))
-        return self._settings.pending_timeout if self._unplaced_since else _LOOK_SECONDS
+        return self._settings.pending_timeout if self._unplaced_since else self._timing.burnin_interval
 
     async def _follow_the_plan(self) -> None:
         self._known |= {test.uid: test for test in self._fleet.tests.items.values()}
@@ -152,13 +142,15 @@ class Testing:
 
     async def _tell(self, test: facts.Test, outcome: str) -> None:
         self._told.add(test.uid)
-        self.outcomes[outcome] += 1
+        self.status.outcomes[outcome] += 1
         if outcome != "passed":
-            self._not_before[test.node] = time.monotonic() + _BUSY_SECONDS
+            self._not_before[test.node] = time.monotonic() + self._timing.burnin_backoff
         log.info("burn-in finished", node=test.node, outcome=outcome, reason=test.reason, end=test.end)
         reason = "Burnin" + "".join(word.capitalize() for word in outcome.split("_"))
         end = f": {test.end}" if outcome == "broken" and test.end else ""
-        await self._telling.of_node(test.node, reason, OUTCOMES[outcome] + end, warning=outcome in ("failed", "broken"))
+        await self._recorder.of_node(
+            test.node, reason, OUTCOMES[outcome] + end, warning=outcome in ("failed", "broken")
+        )
 
     # --- what is next -------------------------------------------------------------------------------------------------
 
@@ -175,7 +167,7 @@ class Testing:
                 return
             looks -= 1
             if await self._is_busy(candidate.node):
-                self._not_before[candidate.node] = time.monotonic() + _BUSY_SECONDS
+                self._not_before[candidate.node] = time.monotonic() + self._timing.burnin_backoff
             elif await self._start(candidate):
                 room.take(candidate)
 
@@ -195,7 +187,7 @@ class Testing:
             return Candidate(node.key, pool, RETURN, report.tested)
         if node.tainted or node.preflight or node.cordoned or report.quarantine.state != "none":
             return None
-        age = (self._now() - report.tested).total_seconds() if report.tested else None
+        age = (self._clock() - report.tested).total_seconds() if report.tested else None
         if not self._settings.enabled or (age is not None and age < self._settings.every):
             return None
         return Candidate(node.key, pool, PERIODIC, report.tested, self._budgets_of(node))
@@ -208,8 +200,7 @@ class Testing:
         nodes = self._fleet.nodes.items
         sizes = Counter(self._fleet.pool(node) for node in nodes.values() if node.gpus)
         limits = {pool: limit_of(self._settings.max_per_pool, size) for pool, size in sizes.items()}
-        standings = self._budgets.standings
-        places = {name: standings[name].limit - standings[name].used if name in standings else 0 for name in standings}
+        places = {name: status.free for name, status in self._budgets.items()}
         under_way = [
             Candidate(test.node, self._fleet.pool(node), test.reason, budgets=self._budgets_of(node))
             for test in self._known.values()
@@ -243,7 +234,7 @@ class Testing:
         log.info("burn-in started", node=node.key, reason=candidate.reason, level=self._settings.level)
         if candidate.reason == PERIODIC:
             await self._mark(node, "testing")
-        await self._telling.of_node(node.key, "BurninStarted", f"burn-in, level {self._settings.level}")
+        await self._recorder.of_node(node.key, "BurninStarted", f"burn-in, level {self._settings.level}")
         return True
 
     async def _mark(self, node: facts.Node, state: str) -> None:
@@ -254,6 +245,18 @@ class Testing:
         patch = [{"op": "test", "path": path, "value": node.state}, {"op": "replace", "path": path, "value": state}]
         with contextlib.suppress(InvalidError, NotFoundError):  # what it is now will be told by the watch
             await self._client.patch(NODES, node.key, patch, content_type=JSON_PATCH)
+
+    # --- metrics ------------------------------------------------------------------------------------------------------
+
+    def counters(self) -> Iterator[Metric]:
+        """Outcomes of burn-ins, from the start: a rate needs its zero."""
+        outcomes = [(outcome, self.status.outcomes[outcome]) for outcome in OUTCOMES]
+        yield counter("burnin_tests", "Burn-ins of nodes in service that are over", ["outcome"], outcomes)
+
+    def gauges(self) -> Iterator[Metric]:
+        """Burn-ins under way by their reason."""
+        running = Counter(test.reason for test in self._fleet.tests.items.values() if not test.over)
+        yield gauge("burnin_running", "Burn-ins under way or waiting for their node", ["reason"], running.items())
 
 
 def _may_use_gpus(pod: Object) -> bool:

@@ -9,48 +9,45 @@ is not contradicted. Taints stay as they are: silence is no evidence, for the no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
 
 import structlog
 
-from gpuhealth.controller.event_recorder import Telling
+from gpuhealth.controller.duty import Duty, DutyContext
+from gpuhealth.controller.unknown_condition import set_condition_unknown
 from gpuhealth.fleet import views as facts
-from gpuhealth.fleet.fleet import AGENT_LABELS, Fleet
-from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object, listing
+from gpuhealth.fleet.fleet import AGENT_LABELS
+from gpuhealth.kube.client import listing
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.kinds import NODES, PODS
 from gpuhealth.kube.objects import read
-from gpuhealth.quarantine.marks import SILENT, condition_patch, is_ready, override, written_time
-from gpuhealth.runtime.rate_limiter import Pace
+from gpuhealth.quarantine.marks import SILENT, is_ready, override, written_time
+from gpuhealth.runtime.metric_families import Metric, gauge
+from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
 
 _PER_SECOND = 10.0  # each is four requests; 7,500 nodes that fall silent together are told within a quarter of an hour
 _BURST = 20
-_PAUSE_SECONDS = 1.0
-_RETRY_SECONDS = 5.0
 
 
-class Silence:
+class AgentLiveness(Duty):
     """Has the silent nodes' conditions say so."""
 
-    def __init__(
-        self, client: Client, fleet: Fleet, telling: Telling, patience: float, now: Callable[[], datetime]
-    ) -> None:
-        """`patience`: seconds of silence that say nothing yet."""
-        self._client = client
-        self._fleet = fleet
-        self._telling = telling
-        self._patience = patience
-        self._now = now
-        self._pace = Pace(_PER_SECOND, _BURST)
+    name = "agent_liveness"
+    runs_in_observe = False
+
+    def __init__(self, context: DutyContext) -> None:
+        super().__init__(context)
+        self._patience = context.settings.controller.agent_silent_after
+        self._limiter = RateLimiter(_PER_SECOND, _BURST)
         self._told: dict[str, float] = {}  # by node, the beginning of the silence that was told
 
     async def run(self) -> None:
         """Until cancelled."""
-        await self._fleet.rounds(self._round, _PAUSE_SECONDS)
+        await self._fleet.rounds(self._round, self._timing.round_pause)
 
     async def _round(self) -> float | None:
         """Tells what is due; seconds until something else is."""
@@ -63,7 +60,7 @@ class Silence:
                 return min(due_in, retry_in or due_in)
             if not self._concerns_us(node):
                 continue
-            await self._pace.take()
+            await self._limiter.take()
             try:
                 if silent.get(node) == since and await self._tell(node, since):
                     self._told[node] = since
@@ -71,8 +68,8 @@ class Silence:
                 log.debug("silent node deleted", node=node)
             except ApiError as error:  # one that cannot be marked must not keep the others from it
                 raise_if_cancelled()
-                log.warning("silent node update failed", node=node, error=str(error), retry_in=_RETRY_SECONDS)
-                retry_in = _RETRY_SECONDS
+                log.warning("silent node update failed", node=node, error=str(error), retry_in=self._timing.retry)
+                retry_in = self._timing.retry
         return retry_in
 
     def _concerns_us(self, name: str) -> bool:
@@ -88,11 +85,11 @@ class Silence:
         overridden, ready = read(NODES.kind, node, lambda node: (override(node) is not None, is_ready(node)))
         if overridden or (ready and await self._has_agent(name)):
             return False
-        began = self._now() - timedelta(seconds=time.monotonic() - since)
+        began = self._clock() - timedelta(seconds=time.monotonic() - since)
         message = f"no agent has been ready on this node since {written_time(began)}: nobody looks at its GPUs"
-        await mark_unknown(self._client, node, message, self._now())
+        await set_condition_unknown(self._client, node, message, self._clock())
         log.warning("agent silent", node=name, since=written_time(began))
-        await self._telling.of_node(name, SILENT, message, warning=True)
+        await self._recorder.of_node(name, SILENT, message, warning=True)
         return True
 
     async def _has_agent(self, node: str) -> bool:
@@ -101,9 +98,6 @@ class Silence:
         pods = await self._client.request("GET", PODS.path(namespace=self._fleet.namespace), query=query)
         return any(read(PODS.kind, pod, facts.agent).ready for pod in listing(PODS, pods).items)
 
-
-async def mark_unknown(client: Client, node: Object, message: str, now: datetime) -> Object:
-    """Have the Node's condition say that its agent is silent; the Node as it is then."""
-    patch = read(NODES.kind, node, lambda node: condition_patch(node, "Unknown", SILENT, message, now))
-    name = node["metadata"]["name"]
-    return await client.patch(NODES, name, patch, content_type=STRATEGIC_MERGE_PATCH, subresource="status")
+    def gauges(self) -> Iterator[Metric]:
+        """The number of nodes without a ready agent."""
+        yield gauge("agents_silent", "GPU nodes with no agent that is ready", [], [(len(self._fleet.silent),)])

@@ -3,62 +3,73 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import msgspec
 import structlog
 
-from gpuhealth.controller.drain import Means, NodeDrain, mark_state, write_drain
+from gpuhealth.controller.drain import DrainContext, DrainStatus, NodeDrain, mark_state, write_drain
+from gpuhealth.controller.duty import Duty, DutyContext
+from gpuhealth.controller.gangs import Gangs
 from gpuhealth.fleet import views as facts
 from gpuhealth.kube.client import backoff, patience
 from gpuhealth.kube.errors import ApiError, NotFoundError
+from gpuhealth.kube.eviction import Evictor, Outcome
+from gpuhealth.runtime.metric_families import Metric, counter, gauge
+from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
-_RETRY_SECONDS = 5.0
 
+class DrainController(Duty):
+    """Starts and stops the drain of each node."""
 
-class Drains:
-    """The drains of the fleet, by the one controller that leads."""
+    name = "drain_controller"
 
-    def __init__(self, means: Means) -> None:
-        self._means = means
+    def __init__(self, context: DutyContext) -> None:
+        super().__init__(context)
+        self.status = DrainStatus()
+        settings = context.settings.controller
+        self._drains = DrainContext(
+            client=context.client,
+            fleet=context.fleet,
+            settings=settings,
+            timing=context.timing,
+            evictor=Evictor(context.client),
+            gangs=Gangs(context.client, context.fleet),
+            limiter=RateLimiter(settings.evictions_per_second, settings.eviction_burst),
+            recorder=context.recorder,
+            status=self.status,
+            clock=context.clock,
+        )
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._since: dict[str, datetime | None] = {}  # the quarantine that a task is for
+        self._since: dict[str, datetime | None] = {}  # by node, the quarantine that its task is for
         self._ended: dict[str, facts.Drain] = {}  # as they were: the watch may not say yet that they are over
 
     async def run(self) -> None:
-        """Until cancelled; what is unfinished then is taken up by whoever leads next."""
-        fleet = self._means.fleet
+        """Start and stop drains after each change, until cancelled. The next leader resumes unfinished drains."""
+        self._ended.clear()  # another may have led since
         try:
-            with fleet.listening() as heard:
-                while True:
-                    complete = True
-                    heard.clear()
-                    if fleet.ready:
-                        complete = await self._round()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(None if complete else _RETRY_SECONDS):
-                            await heard.wait()
-                    raise_if_cancelled()
+            await self._fleet.rounds(self._round, 0.0)
         finally:
             await self._stop(list(self._tasks))
 
-    async def _round(self) -> bool:
-        """Makes the tasks those that are wanted; whether that is done."""
-        fleet = self._means.fleet
+    async def _round(self) -> float | None:
+        """Makes the tasks those that are wanted; seconds until that is tried again, where it could not be done."""
+        fleet = self._fleet
         await self._stop([node for node in self._tasks if not self._is_for_now(node)])
         for node in sorted(fleet.to_drain - self._tasks.keys()):
             self._ended.pop(node, None)
             self._since[node] = fleet.reports.items[node].quarantine.since
             self._tasks[node] = asyncio.create_task(self._drain(node), name=f"drain of {node}")
-        return all([await self._end(node) for node in sorted(fleet.to_end)])
+        complete = all([await self._end(node) for node in sorted(fleet.to_end)])
+        return None if complete else self._timing.retry
 
     def _is_for_now(self, node: str) -> bool:
         """Whether the node's task is for the quarantine that it is in: between two looks there may have been others."""
-        fleet = self._means.fleet
+        fleet = self._fleet
         return node in fleet.to_drain and fleet.reports.items[node].quarantine.since == self._since[node]
 
     async def _stop(self, nodes: list[str]) -> None:
@@ -68,7 +79,7 @@ class Drains:
         failures = 0
         while True:
             try:
-                return await NodeDrain(node, self._means).run()
+                return await NodeDrain(node, self._drains).run()
             except ApiError as error:
                 pause = patience(error, failures, longest=60.0)
                 log.warning("drain failed, retrying", node=node, error=str(error), retry_in=round(max(1.0, pause), 1))
@@ -81,13 +92,12 @@ class Drains:
 
     async def _end(self, node: str) -> bool:
         """Notes that a drain is wanted no more. The label is the agent's again once it has given the node back."""
-        means = self._means
-        report = means.fleet.reports.items.get(node)
+        report = self._fleet.reports.items.get(node)
         if report is None or self._ended.get(node) == report.drain:
             return True
         drain = report.drain
         cancelled = drain.phase == "draining"
-        now = means.now().astimezone(UTC).replace(microsecond=0)
+        now = self._clock().astimezone(UTC).replace(microsecond=0)
         ended = msgspec.structs.replace(
             drain,
             phase="cancelled" if cancelled else "ended",
@@ -95,9 +105,9 @@ class Drains:
             message=f"{drain.remaining} pods were left" if cancelled else drain.message,
         )
         try:
-            if report.quarantine.state == "quarantined" and not await mark_state(means, node, "quarantined"):
+            if report.quarantine.state == "quarantined" and not await mark_state(self._drains, node, "quarantined"):
                 return False
-            await write_drain(means.client, node, drain, ended)
+            await write_drain(self._client, node, drain, ended)
             self._ended[node] = drain
         except NotFoundError:
             return True
@@ -107,7 +117,17 @@ class Drains:
             return False
         if cancelled:
             log.info("drain cancelled", node=node, remaining=drain.remaining)
-            await means.telling.of_node(
+            await self._recorder.of_node(
                 node, "DrainCancelled", "the node is not to be drained any longer: no more pods are evicted"
             )
         return True
+
+    def counters(self) -> Iterator[Metric]:
+        """Outcomes of evictions, from the start: a rate needs its zero."""
+        results = [(outcome, self.status.evictions[outcome]) for outcome in Outcome]
+        yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
+
+    def gauges(self) -> Iterator[Metric]:
+        """Nodes by the phase of their drain."""
+        phases = [(phase, self._fleet.phases[phase]) for phase in ("pending", "draining", "drained")]
+        yield gauge("drain_nodes", "Nodes that are to be drained", ["phase"], phases)

@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
-from datetime import datetime
 
 import structlog
 
-from gpuhealth.controller.agent_liveness import mark_unknown
-from gpuhealth.controller.event_recorder import Telling
-from gpuhealth.fleet.fleet import Fleet
+from gpuhealth.controller.duty import Duty, DutyContext
+from gpuhealth.controller.unknown_condition import set_condition_unknown
 from gpuhealth.fleet.views import Place
-from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError, ConflictError, NotFoundError
 from gpuhealth.kube.kinds import LEASES, NODES
 from gpuhealth.kube.objects import read
@@ -30,27 +26,22 @@ from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
 
-_PAUSE_SECONDS = 1.0  # a hundred nodes that go at once are one look
-_RETRY_SECONDS = 5.0
 
-
-class Leftovers:
+class OrphanedSlotCollector(Duty):
     """Frees places for which nobody is there any more."""
 
-    def __init__(
-        self, client: Client, fleet: Fleet, telling: Telling, patience: float | None, now: Callable[[], datetime]
-    ) -> None:
-        """`patience`: seconds until a place without marks counts as left; None: only deleted Nodes lose theirs."""
-        self._client = client
-        self._fleet = fleet
-        self._telling = telling
-        self._patience = patience
-        self._now = now
+    name = "orphaned_slots"
+
+    def __init__(self, context: DutyContext) -> None:
+        super().__init__(context)
+        settings = context.settings
+        # Freeing such a slot marks the Node, which mode observe does not.
+        self._patience = None if settings.mode == "observe" else settings.controller.orphaned_slot_timeout
         self._seen: dict[str, tuple[str, float]] = {}  # by place, its version and since when on our steady clock
 
     async def run(self) -> None:
         """Until cancelled."""
-        await self._fleet.rounds(self._round, _PAUSE_SECONDS)
+        await self._fleet.rounds(self._round, self._timing.round_pause)
 
     async def _round(self) -> float | None:
         """Frees what is to be freed; seconds until something else may be. Places that run out need nobody."""
@@ -66,8 +57,10 @@ class Leftovers:
                 due_in = await self._free_if_left(place)
             except ApiError as error:  # one that cannot be freed must not keep the others from it
                 raise_if_cancelled()
-                log.warning("orphaned slot release failed", slot=place.key, error=str(error), retry_in=_RETRY_SECONDS)
-                due_in = _RETRY_SECONDS
+                log.warning(
+                    "orphaned slot release failed", slot=place.key, error=str(error), retry_in=self._timing.retry
+                )
+                due_in = self._timing.retry
             due += [] if due_in is None else [due_in]
         return min(due, default=None)
 
@@ -82,7 +75,7 @@ class Leftovers:
             if await self._is_left(place.holder):
                 why = "its agent took it, did not take the node out of service, and is gone"
                 await self._free(place, why)
-                await self._telling.of_node(place.holder, "SlotFreed", f"slot {place.key} is free again: {why}")
+                await self._recorder.of_node(place.holder, "SlotFreed", f"slot {place.key} is free again: {why}")
         return None
 
     async def _is_gone(self, node: str) -> bool:
@@ -107,7 +100,7 @@ class Leftovers:
             if not read(NODES.kind, node, _unmarked):
                 return False
             message = "no agent is ready on this node: nobody looks at its GPUs"
-            written = await mark_unknown(self._client, node, message, self._now())
+            written = await set_condition_unknown(self._client, node, message, self._clock())
             is_new = written["metadata"]["resourceVersion"] != node["metadata"]["resourceVersion"]
             return is_new and read(NODES.kind, written, _unmarked)
         return False

@@ -1,0 +1,112 @@
+"""Reserves slots of budgets in the name of nodes that hold none themselves.
+
+These are nodes that somebody else took out of service (cordoned, or not ready), where a budget says `countUnavailable`;
+and nodes that are out by our action and whose agent has not taken a slot of a new or changed budget. The API server
+then bounds the agents by the slots that are left. Slots that others hold are never revoked.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from gpuhealth.controller.budget_nodes import BudgetNodes, nodes_of
+from gpuhealth.controller.duty import Duty, DutyContext
+from gpuhealth.fleet.views import Budget, Place
+from gpuhealth.kube.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError
+from gpuhealth.kube.kinds import BUDGETS, LEASES
+from gpuhealth.quarantine.slots import STAND_IN, BudgetError, Limit, open_names, sets_of, taken_place
+from gpuhealth.runtime.supervisor import raise_if_cancelled
+
+log = structlog.get_logger()
+
+
+class SlotReserver(Duty):
+    """Reserves and releases slots as nodes become unavailable and come back."""
+
+    name = "reserved_slots"
+
+    def __init__(self, context: DutyContext) -> None:
+        super().__init__(context)
+        self._uncounted_since: dict[str, dict[str, float]] = {}  # by budget and node, on the monotonic clock
+
+    async def run(self) -> None:
+        """Reserve and release after each change in the fleet, until cancelled."""
+        await self._fleet.rounds(self._round, self._timing.round_pause)
+
+    async def _round(self) -> float | None:
+        """Bring the reserved slots of every budget up to date; seconds until that is due again without any change."""
+        due = []
+        budgets = self._fleet.budgets.items
+        for budget in list(budgets.values()):
+            try:
+                due.append(await self._reserve(budget))
+            except ApiError as error:  # one budget must not keep the others from theirs
+                raise_if_cancelled()
+                retry = self._timing.retry
+                log.warning("slot reservation failed", budget=budget.key, error=str(error), retry_in=retry)
+                due.append(retry)
+            except (BudgetError, KeyError, TypeError, ValueError, AttributeError) as error:
+                self._client.unreadable.note(BUDGETS, budget.body, f"{error!r}; agents take it to allow nothing")
+        for gone in self._uncounted_since.keys() - budgets.keys():
+            del self._uncounted_since[gone]
+        try:
+            await self._release_slots_of_deleted_budgets()
+        except ApiError as error:
+            raise_if_cancelled()
+            log.warning("slot release failed", error=str(error), retry_in=self._timing.retry)
+            due.append(self._timing.retry)
+        return min((seconds for seconds in due if seconds is not None), default=None)
+
+    async def _release_slots_of_deleted_budgets(self) -> None:
+        budgets = self._fleet.budgets
+        for slot in list(self._fleet.places.items.values()):
+            if slot.stands_for and slot.budget not in budgets.items.keys() | budgets.unreadable:
+                await self._release(slot)
+
+    async def _reserve(self, budget: Budget) -> float | None:
+        """Reserve and release slots of one budget; seconds until the grace of the next node is over."""
+        nodes = await nodes_of(budget, self._fleet)
+        late, due_in = self._late(budget, nodes)
+        out = late | (nodes.without_slot & nodes.reserved_for)
+        wanted = (nodes.unavailable | out) - {slot.holder for slot in nodes.slots}
+        kept: set[str] = set()
+        for slot in nodes.slots:
+            if not slot.stands_for:
+                continue
+            if slot.stands_for in wanted - kept:
+                kept.add(slot.stands_for)
+            else:
+                await self._release(slot)
+        (of_budget,) = [needed for needed in sets_of(budget.body, nodes.size, "") if needed.kind is Limit.UNAVAILABLE]
+        taken = {slot.key for slot in nodes.slots}
+        free = (name for name in open_names(of_budget, taken) if name not in taken)
+        for node, name in zip(sorted(wanted - kept), free, strict=False):
+            lease = taken_place(of_budget, name, f"{STAND_IN}{node}", self._clock())
+            try:
+                await self._client.create(LEASES, lease, self._fleet.namespace)
+            except AlreadyExistsError:  # an agent was faster; the next round finds another
+                continue
+            log.info("slot reserved for unavailable node", node=node, slot=name)
+        return due_in
+
+    def _late(self, budget: Budget, nodes: BudgetNodes) -> tuple[set[str], float | None]:
+        """The nodes that have had time to take a slot themselves, and seconds until the next node has."""
+        now, before, grace = time.monotonic(), self._uncounted_since.get(budget.key, {}), self._timing.slot_grace
+        since = {node: before.get(node, now) for node in nodes.uncounted}
+        self._uncounted_since[budget.key] = since
+        due = {node: began + grace - now for node, began in since.items()}
+        return (
+            {node for node, seconds in due.items() if seconds <= 0},
+            min((seconds for seconds in due.values() if seconds > 0), default=None),
+        )
+
+    async def _release(self, slot: Place) -> None:
+        try:
+            await self._client.delete(
+                LEASES, slot.key, self._fleet.namespace, uid=slot.uid, resource_version=slot.version
+            )
+        except (ConflictError, NotFoundError):
+            return
+        log.info("reserved slot released", node=slot.stands_for, slot=slot.key)
