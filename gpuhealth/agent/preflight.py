@@ -23,7 +23,7 @@ import structlog
 from gpuhealth.burnin import results
 from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, patience
 from gpuhealth.kube.errors import ApiError, InvalidError
-from gpuhealth.kube.events import Events, Note
+from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.model.missing import Missing
 from gpuhealth.model.verdict import State, Verdict
@@ -61,7 +61,8 @@ class Preflight:
         self._now = now
         self._key = settings.preflight.taint
         self._boot_id = boot_id(settings.roots.proc)
-        self._events = Events(client, settings.node_name)
+        node = settings.node_name
+        self._events = EventRecorder(client, "gpuhealth-agent", node, host=node, now=now)
         self._module = KernelModuleProbe(settings.roots.sys)
         self._stale_library = StaleLibrary()
         self._told = ""
@@ -100,10 +101,10 @@ class Preflight:
         except FailedError as error:
             reason = str(error)[:_REASON_LIMIT]
             log.error("preflight failed", reason=reason)  # noqa: TRY400 - one sentence says it
-            await self._mark(marks.failed, Note("PreflightFailed", f"stays closed: {reason}", self._now()))
+            await self._mark(marks.failed, "PreflightFailed", f"stays closed: {reason}", warning=True)
         else:
             log.info("preflight passed")
-            await self._mark(marks.passed, Note("PreflightPassed", "opened for work", self._now(), warning=False))
+            await self._mark(marks.passed, "PreflightPassed", "opened for work", warning=False)
 
     async def _node(self) -> Object:
         return await self._client.get(NODES, self._settings.node_name)
@@ -204,14 +205,16 @@ class Preflight:
         except OSError as error:
             log.error("burn-in result not saved", folder=str(settings.burnin.results_dir), error=str(error))  # noqa: TRY400
 
-    async def _mark(self, patch_of: Callable[[Object, str], list[Object]], note: Note) -> None:
-        """Writes the outcome on the Node as it is now; tried again for as long as it takes."""
+    async def _mark(
+        self, patch_of: Callable[[Object, str], list[Object]], reason: str, message: str, *, warning: bool
+    ) -> None:
+        """Writes the outcome on the Node as it is now, and an Event; tried again for as long as it takes."""
         failures = 0
         while True:
             try:
                 if patch := patch_of(await self._node(), self._key):
                     await self._client.patch(NODES, self._settings.node_name, patch, content_type=JSON_PATCH)
-                    self._events.add(note)
+                    self._events.queue(node_subject(self._settings.node_name), reason, message, warning=warning)
                 await self._events.flush()
             except InvalidError:  # somebody else changed the taints meanwhile: look again
                 await asyncio.sleep(backoff(0))

@@ -15,7 +15,7 @@ from gpuhealth.cli.output import CommandError, columns, labelled, printable
 from gpuhealth.cli.wording import STYLE, age, counted
 from gpuhealth.kube.errors import NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, STATE_LABEL
-from gpuhealth.kube.objects import labels_of, read, text_of, time_of
+from gpuhealth.kube.objects import labels_of, parse_time, read, text_of
 from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _row(node: dict[str, Any], report: dict[str, Any] | None, pool_labels: Itera
         budget=quarantine.get("budget", ""),
         drain=drain["phase"] if under_way else "",
         remaining=drain.get("remaining", 0) if under_way else 0,
-        since=time_of(since) if since else None,
+        since=parse_time(since) if since else None,
         gpus=report["gpus"],
         unreadable=report.get("unreadable", ""),
     )

@@ -23,14 +23,14 @@ def command(name: reaching.Name, context: reaching.Context = None, kubeconfig: r
 
         from gpuhealth.kube.errors import NotFoundError
         from gpuhealth.kube.kinds import REPORTS
-        from gpuhealth.quarantine.marks import written_time
+        from gpuhealth.kube.objects import format_time
 
         node = await reaching.found(client, name)
         try:
             report = await client.get(REPORTS, name)
         except NotFoundError:
             report = {}
-        await reaching.annotate(client, name, OUT_OF_SERVICE=None, RESTORED=written_time(datetime.now(UTC)))
+        await reaching.annotate(client, name, OUT_OF_SERVICE=None, RESTORED=format_time(datetime.now(UTC)))
         return reaching.ways_out(node), report.get("status") or {}
 
     warning, status = reaching.reached(bring_back, kubeconfig, context)

@@ -29,12 +29,12 @@ import structlog
 from gpuhealth import __version__
 from gpuhealth.controller.duties import DUTIES
 from gpuhealth.controller.duty import Duty, DutyContext
-from gpuhealth.controller.event_recorder import EventRecorder
 from gpuhealth.controller.timing import Timing
 from gpuhealth.fleet.fleet import READ_KINDS, Fleet
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.election import Election
 from gpuhealth.kube.errors import NoConfigurationError
+from gpuhealth.kube.event_recorder import EventRecorder
 from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
 from gpuhealth.runtime.supervisor import supervise, together
@@ -91,12 +91,14 @@ class Controller:
         # In mode observe no node is drained: agents leave a node out of service that is already out.
         self.fleet = Fleet(kubernetes.namespace, options.pool_labels, drains=settings.mode != "observe")
         self.election = Election(self._electing, kubernetes.namespace, options.election, self.identity)
+        # Counting repeated Events takes the right to patch Events of all namespaces, which the controller has not.
+        recorder = EventRecorder(self._acting, "gpuhealth-controller", self.identity, now=_now, counts_repeats=False)
         context = DutyContext(
             client=self._acting,
             fleet=self.fleet,
             settings=settings,
             timing=self._timing,
-            recorder=EventRecorder(self._acting, self.identity, _now),
+            recorder=recorder,
             clock=_now,
             budgets={},
         )

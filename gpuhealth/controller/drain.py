@@ -18,20 +18,21 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from gpuhealth.controller.event_recorder import EventRecorder
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.pods import Pod, gangs, movable, slim, unknown, unreadable_pod
 from gpuhealth.controller.timing import Timing
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.store import Table
-from gpuhealth.kube.client import JSON_PATCH, Client
-from gpuhealth.kube.errors import ApiError, InvalidError, NotFoundError
+from gpuhealth.kube.client import Client
+from gpuhealth.kube.errors import ApiError
+from gpuhealth.kube.event_recorder import EventRecorder, Subject, node_subject
 from gpuhealth.kube.eviction import Evictor, Outcome, Result
-from gpuhealth.kube.kinds import NODES, PODS, REPORTS, STATE_LABEL
-from gpuhealth.kube.objects import read
+from gpuhealth.kube.kinds import PODS, REPORTS
+from gpuhealth.kube.objects import format_time, read
 from gpuhealth.kube.watching import watch
-from gpuhealth.quarantine.marks import written_time
+from gpuhealth.quarantine.state import StateEvent
+from gpuhealth.quarantine.state_label import change_label
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.settings import Controller as Settings
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
@@ -39,7 +40,8 @@ from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 log = structlog.get_logger()
 
 _LONGEST_REST_SECONDS = 3600.0
-_OUR_STATES = ("draining", "drained")
+_EVENTS = {"draining": StateEvent.DRAIN_STARTED, "drained": StateEvent.DRAIN_FINISHED}
+"""What the label is changed for when a drain in this phase is taken up again."""
 
 
 class DrainStatus(msgspec.Struct):
@@ -70,22 +72,18 @@ async def write_drain(client: Client, node: str, old: facts.Drain | None, new: f
     after = msgspec.to_builtins(new, builtin_types=(datetime,))
     changed = {name: value for name, value in after.items() if name not in before or value != before[name]}
     if changed:
-        body = {key: written_time(value) if isinstance(value, datetime) else value for key, value in changed.items()}
+        body = {key: format_time(value) if isinstance(value, datetime) else value for key, value in changed.items()}
         await client.patch(REPORTS, node, {"status": {"drain": body}}, subresource="status")
 
 
-async def mark_state(context: DrainContext, node: str, state: str) -> bool:
-    """Make our label say this, unless another than the agent's `quarantined` or one of ours is there."""
+async def mark_state(context: DrainContext, node: str, event: StateEvent) -> bool:
+    """Change the node's label as the transition table has it; whether the label was as last seen."""
     found = context.fleet.nodes.items.get(node)
-    if found is None or found.state == state or found.state not in {"quarantined", *_OUR_STATES}:
-        return True
-    path = "/metadata/labels/" + STATE_LABEL.replace("~", "~0").replace("/", "~1")
-    patch = [{"op": "test", "path": path, "value": found.state}, {"op": "replace", "path": path, "value": state}]
-    try:
-        await context.client.patch(NODES, node, patch, content_type=JSON_PATCH)
-    except (InvalidError, NotFoundError):  # it has changed: what it is now will be told by the watch
-        return False
-    return True
+    return found is None or await change_label(context.client, node, found.state, event)
+
+
+def _subject(pod: Pod) -> Subject:
+    return Subject("Pod", pod.name, pod.uid, pod.namespace)
 
 
 class Refusal(NamedTuple):
@@ -153,19 +151,19 @@ class NodeDrain:
             )  # it has changed: when the watch says so too, we are cancelled
         since = said.quarantine.since
         self._why = f"node {self._node} is out of service for {said.quarantine.code or 'a fault'}"
-        if said.drain.quarantine_since == since and said.drain.phase in _OUR_STATES:
+        if said.drain.quarantine_since == since and said.drain.phase in _EVENTS:
             self._drain = self._written = said.drain
-            await mark_state(context, self._node, said.drain.phase)
+            await mark_state(context, self._node, _EVENTS[said.drain.phase])
             log.info("drain resumed", node=self._node, phase=said.drain.phase, deadline=str(said.drain.deadline))
             return
         now = context.clock().astimezone(UTC).replace(microsecond=0)
         deadline = now + timedelta(seconds=context.settings.drain_deadline)
         self._drain = facts.Drain("draining", since, now, deadline)
         await self._save()  # before anything is done
-        await mark_state(context, self._node, "draining")
-        log.info("drain started", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
-        message = f"{self._why}: its pods are asked to go, and deleted at {written_time(deadline)}"
-        await context.recorder.of_node(self._node, "DrainStarted", message)
+        await mark_state(context, self._node, StateEvent.DRAIN_STARTED)
+        log.info("drain started", node=self._node, code=said.quarantine.code, deadline=format_time(deadline))
+        message = f"{self._why}: its pods are asked to go, and deleted at {format_time(deadline)}"
+        await context.recorder.post(node_subject(self._node), "DrainStarted", message)
 
     async def _read(self) -> facts.Report:
         """The node's report as it is, not as a watch has seen it."""
@@ -185,7 +183,7 @@ class NodeDrain:
         waiting = set() if self._has_just_run_out() else {pod.uid for pod in present if not pod.terminating}
         self._refusals = {uid: refusal for uid, refusal in self._refusals.items() if uid in waiting}
         if present:
-            await mark_state(self._context, self._node, "draining")
+            await mark_state(self._context, self._node, StateEvent.DRAIN_STARTED)
         await self._note(present)
         for gang in gangs(present):
             if not (trying := self._to_try(gang)):
@@ -198,7 +196,8 @@ class NodeDrain:
                     await self._move(trying)
             await self._note(self._movable())
         nothing_left = not present and not self._movable() and not self._unknown()
-        if nothing_left and await mark_state(self._context, self._node, "drained") and self._drain.phase != "drained":
+        is_marked = nothing_left and await mark_state(self._context, self._node, StateEvent.DRAIN_FINISHED)
+        if is_marked and self._drain.phase != "drained":
             await self._finish()
 
     def _movable(self) -> list[Pod]:
@@ -316,10 +315,10 @@ class NodeDrain:
 
     async def _tell_departure(self, pod: Pod, result: Result) -> None:
         if result.outcome is Outcome.EVICTED:
-            await self._context.recorder.of_pod(pod, "Evicted", f"{self._why}: evicted by gpuhealth")
+            await self._context.recorder.post(_subject(pod), "Evicted", f"{self._why}: evicted by gpuhealth")
         elif result.outcome is Outcome.DELETED:
             message = f"{self._why}: deleted by gpuhealth, since it could not be evicted before the drain's deadline"
-            await self._context.recorder.of_pod(pod, "DrainDeadline", message, warning=True)
+            await self._context.recorder.post(_subject(pod), "DrainDeadline", message, warning=True)
 
     async def _tell_refusal(self, pod: Pod, result: Result) -> None:
         """Once for each pod, however often it is refused; and once when others of its gang have gone."""
@@ -328,7 +327,7 @@ class NodeDrain:
             self._told.add((pod.uid, split))
             others = f", and others of its gang {pod.gang} have gone" if split else ""
             message = f"{self._why}, but the pod may not be evicted now: {result.detail}{others}; gpuhealth will retry"
-            await self._context.recorder.of_pod(pod, "EvictionRefused", message, warning=True)
+            await self._context.recorder.post(_subject(pod), "EvictionRefused", message, warning=True)
 
     # --- the report ---------------------------------------------------------------------------------------------------
 
@@ -364,11 +363,11 @@ class NodeDrain:
         changed = {"phase": "draining", "started_at": now, "deadline": deadline, "ended_at": None}
         self._drain = msgspec.structs.replace(self._drain, **changed)
         await self._save()
-        log.info("drain restarted", node=self._node, pods=len(present), deadline=written_time(deadline))
+        log.info("drain restarted", node=self._node, pods=len(present), deadline=format_time(deadline))
         message = f"{self._why}, and was drained: pods that have come since, such as {present[0].namespace}/"
-        message += f"{present[0].name}, are asked to go, and deleted at {written_time(deadline)}"
+        message += f"{present[0].name}, are asked to go, and deleted at {format_time(deadline)}"
         self._reopened += 1
-        await self._context.recorder.of_node(self._node, "DrainResumed", message)
+        await self._context.recorder.post(node_subject(self._node), "DrainResumed", message)
 
     async def _finish(self) -> None:
         ended = self._context.clock().astimezone(UTC).replace(microsecond=0)
@@ -380,4 +379,4 @@ class NodeDrain:
         drain = self._drain
         log.info("drain finished", node=self._node, evicted=drain.evicted, deleted=drain.deleted)
         message = f"{self._why}: drained, {drain.evicted} pods evicted and {drain.deleted} deleted at the deadline"
-        await self._context.recorder.of_node(self._node, "Drained", message)
+        await self._context.recorder.post(node_subject(self._node), "Drained", message)

@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import msgspec
 
-from gpuhealth.controller.event_recorder import EventRecorder
 from gpuhealth.controller.timing import Timing
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.kube.client import Client
+from gpuhealth.kube.event_recorder import EventRecorder
 from gpuhealth.runtime.metric_families import Metric
 from gpuhealth.runtime.settings import Settings
 

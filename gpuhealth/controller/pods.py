@@ -10,7 +10,7 @@ import msgspec
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import DRAIN
-from gpuhealth.kube.objects import text_of, time_of
+from gpuhealth.kube.objects import parse_time, text_of
 
 MIRROR = "kubernetes.io/config.mirror"
 GANGS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
@@ -66,7 +66,7 @@ def slim(item: Object) -> Pod:
         labels,
         pending=phase == "Pending",
         ready=ready,
-        gone_by=time_of(gone_by) if (gone_by := metadata.get("deletionTimestamp")) else None,
+        gone_by=parse_time(gone_by) if (gone_by := metadata.get("deletionTimestamp")) else None,
         settled=of_daemon_set or MIRROR in notes or phase in {"Succeeded", "Failed"},
         refuses="false" in {labels.get(DRAIN), notes.get(DRAIN)},
     )

@@ -18,10 +18,11 @@ from gpuhealth.fleet.comparison import Tested
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
-from gpuhealth.kube.objects import Time, labels_of, text_of, time_of
+from gpuhealth.kube.objects import Time, labels_of, parse_time, text_of
 from gpuhealth.kube.selectors import checked
 from gpuhealth.quarantine.marks import condition, is_out, is_ready, notes, override, unknown_record, unschedulable
 from gpuhealth.quarantine.slots import STAND_IN, sets_of, taken
+from gpuhealth.quarantine.state import NodeState
 
 UNKNOWN = "unknown"
 GPU = "nvidia.com/gpu"
@@ -177,7 +178,8 @@ def node(item: Object) -> Node:
         ready=is_ready(item),
         cordoned=unschedulable(item),
         health=sys.intern((condition(item) or {}).get("reason", "")),
-        preflight=PREFLIGHT_TAINT in keys or labels.get(STATE_LABEL) == "preflight",  # of another key the label tells
+        preflight=PREFLIGHT_TAINT in keys
+        or labels.get(STATE_LABEL) == NodeState.PREFLIGHT,  # of another key the label tells
         overridden=override(item) is not None,
         fleet_findings=text_of(notes(item).get(FLEET_FINDINGS)),
         gpus=_count((item.get("status", {}).get("allocatable") or {}).get(GPU, 0)),
@@ -238,7 +240,7 @@ def report(item: Object) -> Report:
         quarantine,
         drain,
         status.get("verdict") == "healthy",
-        time_of(tested) if (tested := (status.get("burnin") or {}).get("testedAt")) else None,
+        parse_time(tested) if (tested := (status.get("burnin") or {}).get("testedAt")) else None,
         tuple(_tested(name_of(item), status.get("burnin") or {})),
     )
 
@@ -271,11 +273,6 @@ def _speed(value: float) -> float:
     if not math.isfinite(speed := float(value)) or speed < 0:
         raise ValueError(f"{value!r} is no speed")
     return speed
-
-
-def state_without_test(said: Report | None) -> str:
-    """What the label says of a node that is no longer being tested, until its agent says more."""
-    return "healthy" if said is not None and said.healthy else "degraded"
 
 
 def agent(item: Object) -> Agent:

@@ -101,12 +101,17 @@ def labels_of(item: Any) -> dict[str, str] | None:
         return None
 
 
-def time_of(text: Any) -> datetime:
+def parse_time(text: Any) -> datetime:
     """A time as the API writes it, in UTC. Raises ValueError where it is none, or none that Python can hold."""
     try:
         return msgspec.convert(text, Time).astimezone(UTC)
     except (msgspec.ValidationError, OverflowError) as error:
         raise ValueError(f"{text!r} is no time: {error}") from None
+
+
+def format_time(time: datetime) -> str:
+    """A time as the API writes it: in UTC, to the second."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def text_of(value: Any, otherwise: str = "") -> str:

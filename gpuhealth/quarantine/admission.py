@@ -16,7 +16,6 @@ import structlog
 
 from gpuhealth.kube.client import backoff, patience
 from gpuhealth.kube.errors import ApiError
-from gpuhealth.kube.events import Note
 from gpuhealth.kube.kinds import STATE_LABEL
 from gpuhealth.quarantine.marks import BY_PERSON, Act
 from gpuhealth.quarantine.slot_holder import Kept, Places
@@ -89,12 +88,12 @@ class Trouble:
 class Admission:
     """The budgets' word on one node."""
 
-    def __init__(self, places: Places, note: Callable[[Note], None], now: Callable[[], datetime]) -> None:
-        """`note` takes Events."""
+    def __init__(self, places: Places, warn: Callable[[str, str], None], now: Callable[[], datetime]) -> None:
+        """`warn` records an Event of the type Warning, given its reason and message."""
         self.held: tuple[Held, str] | None = None  # what keeps the node in service, and the code that wants it out
         self.lacking: tuple[str, ...] = ()  # of which budgets a node that is out holds no slot, and why
         self._places = places
-        self._note = note
+        self._warn = warn
         self._now = now
         self._tries = 0
         self._retry_at = 0.0
@@ -165,7 +164,7 @@ class Admission:
         if before is None or (_sort(before[0]), before[1]) != (_sort(held), code):
             self._tries = 0
             did(Act("blocked", held.budget, held.reason, self._now()))
-            self._note(Note("QuarantineBlocked", f"{code}: stays in service: {held.reason}", self._now()))
+            self._warn("QuarantineBlocked", f"{code}: stays in service: {held.reason}")
         self._tries += 1
         wait = backoff(self._tries - 1, LONGEST_HELD, first=FIRST_HELD)
         self._retry_at = asyncio.get_running_loop().time() + wait

@@ -30,6 +30,7 @@ from gpuhealth.kube.kinds import (
     STATE_LABEL,
     TAINT,
 )
+from gpuhealth.kube.objects import format_time, parse_time
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Finding, Severity
@@ -38,6 +39,7 @@ from gpuhealth.model.time import ZonedTime
 from gpuhealth.model.verdict import NotCovered, State, Verdict
 from gpuhealth.monitors.fleet_findings.readings import FleetFinding
 from gpuhealth.monitors.nvidia.readings import Release
+from gpuhealth.quarantine.state import NodeState
 
 Object = dict[str, Any]
 
@@ -51,7 +53,6 @@ PENDING, FAILED = "pending", "failed"
 """Values of the preflight taint: to be tested, and tested in vain."""
 SILENT = "AgentSilent"
 """The condition's reason where nobody speaks for the node any more; set by the controller."""
-_CONTROLLERS_STATES = {"draining", "drained"}
 # NVIDIA's upgrade controller (github.com/NVIDIA/k8s-operator-libs, pkg/upgrade/consts.go and common_manager.go) goes
 # from cordon-required and wait-for-jobs-required, which may last for as long as jobs do, through the first two of
 # these, in which what uses the GPUs is moved away, to the restart of the driver's pod, which unloads the kernel module
@@ -97,7 +98,7 @@ class Marks(msgspec.Struct, frozen=True):
     status: str  # of the condition: True, False, Unknown
     reason: str
     message: str
-    state: str  # label
+    state: NodeState | None  # label
     taint: str | None = None  # value of our taint: a finding's code
     cordon: bool = False
     released: tuple[str, ...] = ()
@@ -314,28 +315,6 @@ def _line(findings: list[Finding]) -> str:
     return "; ".join(parts)
 
 
-def state_label(
-    node: Object,
-    verdict: Verdict,
-    *,
-    quarantined: bool,
-    by_person: Override | None = None,
-    preflight: bool = False,
-) -> str:
-    """The label's value. What the controller says of a node is kept while it holds; preflight lasts as its taint."""
-    current = labels(node).get(STATE_LABEL, "")
-    if preflight:
-        return "preflight"
-    if current in _CONTROLLERS_STATES and quarantined:
-        return current
-    if quarantined:
-        return "quarantined"
-    if current == "testing":
-        return current
-    healthy = verdict.verdict is State.HEALTHY or by_person is Override.HEALTHY
-    return "healthy" if healthy else "degraded"  # unknown, and held by a budget: not healthy, and still in service
-
-
 def patches(node: Object, marks: Marks, now: datetime) -> Patches:
     """What has to be written so that the Node carries the marks, and what that does."""
     change, acts = _node_patch(node, marks, now)
@@ -379,9 +358,9 @@ def _node_patch(node: Object, marks: Marks, now: datetime) -> tuple[Object | Non
         acts.append(Act("dismissed", RELEASED, ",".join(marks.released), now))
     if new_notes:
         metadata["annotations"] = new_notes
-    if labels(node).get(STATE_LABEL) != marks.state:
-        metadata["labels"] = {STATE_LABEL: marks.state}
-        acts.append(Act("label", STATE_LABEL, marks.state, now))
+    if marks.state is not None and labels(node).get(STATE_LABEL) != marks.state:
+        metadata["labels"] = {STATE_LABEL: str(marks.state)}
+        acts.append(Act("label", STATE_LABEL, str(marks.state), now))
     if not spec and not metadata:
         return None, acts
     metadata["resourceVersion"] = node["metadata"]["resourceVersion"]
@@ -413,27 +392,25 @@ def _condition_patch(node: Object, marks: Marks, now: datetime) -> Object | None
     same = (current.get("status"), current.get("reason")) == (marks.status, marks.reason)
     if same and current.get("message") == marks.message:
         return None
-    if same and timedelta(0) <= now - parsed_time(current.get("lastHeartbeatTime")) < REFRESH:  # clocks may be off
+    if same and _is_recent(current.get("lastHeartbeatTime"), now):
         return None
     return condition_patch(node, marks.status, marks.reason, marks.message, now)
+
+
+def _is_recent(heartbeat: str | None, now: datetime) -> bool:
+    """Whether the condition was written less than REFRESH ago; not one from the future, since clocks may be off."""
+    try:
+        return heartbeat is not None and timedelta(0) <= now - parse_time(heartbeat) < REFRESH
+    except ValueError:  # a time that the API server takes and Python does not
+        return False
 
 
 def condition_patch(node: Object, status: str, reason: str, message: str, now: datetime) -> Object:
     """Our condition as it should be: a strategic merge patch, which leaves the conditions of others alone."""
     current = condition(node) or {}
-    changed = written_time(now)
+    changed = format_time(now)
     if current.get("status") == status:
         changed = current.get("lastTransitionTime") or changed
     new = {"type": CONDITION, "status": status, "reason": reason, "message": message}
-    times = {"lastTransitionTime": changed, "lastHeartbeatTime": written_time(now)}
+    times = {"lastTransitionTime": changed, "lastHeartbeatTime": format_time(now)}
     return {"status": {"conditions": [{**new, **times}]}}
-
-
-def written_time(time: datetime) -> str:
-    """A time as the API writes it."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parsed_time(text: str | None) -> datetime:
-    """A time that the API wrote; without one, long ago."""
-    return datetime.fromisoformat(text) if text else datetime.min.replace(tzinfo=UTC)

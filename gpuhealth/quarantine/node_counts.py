@@ -9,9 +9,10 @@ from gpuhealth.kube.kinds import NODES, STATE_LABEL
 from gpuhealth.kube.selectors import written
 from gpuhealth.quarantine.marks import has_taint, is_out, unknown_record
 from gpuhealth.quarantine.slots import Taken
+from gpuhealth.quarantine.state import IN_SERVICE
 
-_IN_SERVICE = f"{STATE_LABEL} notin (healthy,degraded)"
-"""Chooses the nodes that may be out, few of a fleet: the label is written in the same request as the taint."""
+_MAY_BE_OUT = f"{STATE_LABEL} notin ({','.join(IN_SERVICE)})"
+"""Selects the nodes that may be out, few of a fleet: the label is written in the same request as the taint."""
 
 
 async def size(client: Client, budget: Object) -> int:
@@ -22,7 +23,7 @@ async def size(client: Client, budget: Object) -> int:
 
 async def out(client: Client, budget: Object) -> set[str]:
     """The nodes that the budget selects and that are out by our hand, or may be."""
-    selector = ",".join(filter(None, [written(budget["spec"]["nodeSelector"]), _IN_SERVICE]))
+    selector = ",".join(filter(None, [written(budget["spec"]["nodeSelector"]), _MAY_BE_OUT]))
     return {
         node["metadata"]["name"]
         async for page in client.pages(NODES, labels=selector)

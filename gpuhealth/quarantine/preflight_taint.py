@@ -8,34 +8,32 @@ from __future__ import annotations
 
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.kinds import STATE_LABEL
+from gpuhealth.kube.patches import Operation, pointer, remove_unchanged, replace_unchanged
 from gpuhealth.quarantine.marks import FAILED, labels, taints
-
-_LABEL_PATH = "/metadata/labels/" + STATE_LABEL.replace("/", "~1")
+from gpuhealth.quarantine.state import StateEvent
+from gpuhealth.quarantine.state_label import label_patch
 
 
 def value(node: Object, key: str) -> str | None:
-    """What the taint says; None for a Node without it."""
+    """The taint's value; None for a Node without the taint."""
     return next((taint.get("value", "") for taint in taints(node) if taint["key"] == key), None)
 
 
-def passed(node: Object, key: str) -> list[Object]:
-    """Takes the taint off, in all its effects, and the label of the state with it; empty if nothing is there."""
-    operations: list[Object] = []
-    for index, taint in reversed(list(enumerate(taints(node)))):  # from the end: the places of the others stay
+def passed(node: Object, key: str) -> list[Operation]:
+    """Take the taint off, in all its effects, and the label of the state with it; empty if no such taint is there."""
+    operations: list[Operation] = []
+    for index, taint in reversed(list(enumerate(taints(node)))):  # from the end: the indexes of the others stay
         if taint["key"] == key:
-            path = f"/spec/taints/{index}"
-            operations += [{"op": "test", "path": path, "value": taint}, {"op": "remove", "path": path}]
-    if operations and labels(node).get(STATE_LABEL) == "preflight":
-        operations += [{"op": "test", "path": _LABEL_PATH, "value": "preflight"}, {"op": "remove", "path": _LABEL_PATH}]
+            operations += remove_unchanged(pointer("spec", "taints", index), taint)
+    if operations:
+        operations += label_patch(labels(node).get(STATE_LABEL), StateEvent.PREFLIGHT_PASSED)
     return operations
 
 
-def failed(node: Object, key: str) -> list[Object]:
-    """Has the taint say that the tests failed; empty if it does."""
-    operations: list[Object] = []
+def failed(node: Object, key: str) -> list[Operation]:
+    """Set the taint's value to `failed`; empty if it is that already."""
+    operations: list[Operation] = []
     for index, taint in enumerate(taints(node)):
         if taint["key"] == key and taint.get("value") != FAILED:
-            path = f"/spec/taints/{index}"
-            operations.append({"op": "test", "path": path, "value": taint})
-            operations.append({"op": "replace", "path": path, "value": {**taint, "value": FAILED}})
+            operations += replace_unchanged(pointer("spec", "taints", index), taint, {**taint, "value": FAILED})
     return operations

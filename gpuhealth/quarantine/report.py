@@ -16,12 +16,13 @@ import msgspec
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, NotFoundError
 from gpuhealth.kube.kinds import REPORTS
+from gpuhealth.kube.objects import format_time
 from gpuhealth.model.finding import Finding
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.burnin_results.readings import BurninRun
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine import report_burnins as tested
-from gpuhealth.quarantine.marks import REFRESH, by_severity, written_time
+from gpuhealth.quarantine.marks import REFRESH, by_severity
 
 MAX_FINDINGS = 500
 """An object may have 1.5 MB; a node with more findings than this has said enough."""
@@ -85,7 +86,7 @@ def status_of(
     known = [uuid for uuid in dict.fromkeys([*(gpu.uuid for gpu in inventory), *states]) if uuid]
     out: Object = msgspec.to_builtins(quarantine)
     out["slots"] = list(quarantine.slots)  # a tuple would never equal what the server sends back
-    out["since"] = written_time(quarantine.since) if quarantine.since else None
+    out["since"] = format_time(quarantine.since) if quarantine.since else None
     return {
         "verdict": str(verdict.verdict),
         "worst": findings[0].code if findings else "",
@@ -95,7 +96,7 @@ def status_of(
         "findings": [_finding(finding) for finding in findings[:MAX_FINDINGS]],
         "findingsOmitted": max(0, len(findings) - MAX_FINDINGS),
         "notChecked": [{"check": c.check, "reason": c.reason[:_TEXT_LIMIT]} for c in verdict.coverage.not_checked],
-        "driverReleased": {"reasons": list(release.reasons), "since": written_time(release.since)} if release else {},
+        "driverReleased": {"reasons": list(release.reasons), "since": format_time(release.since)} if release else {},
         "quarantine": {key: value for key, value in out.items() if value is not None},
         "counters": dict(sorted(facts.counters.items())),
         "wouldDo": list(would_do),
@@ -111,7 +112,7 @@ def _present(gpu: Gpu) -> Object:
 def _finding(finding: Finding) -> Object:
     evidence = {key: str(value)[:_TEXT_LIMIT] for key, value in msgspec.to_builtins(finding.evidence).items()}
     if finding.evidence.time is not None:
-        evidence["time"] = written_time(finding.evidence.time)
+        evidence["time"] = format_time(finding.evidence.time)
     full = {
         "code": finding.code,
         "severity": str(finding.severity),
@@ -121,8 +122,8 @@ def _finding(finding: Finding) -> Object:
         "message": finding.message[:_TEXT_LIMIT],
         "action": str(finding.action),
         "evidence": evidence,
-        "firstSeen": written_time(finding.first_seen),
-        "lastSeen": written_time(finding.last_seen),
+        "firstSeen": format_time(finding.first_seen),
+        "lastSeen": format_time(finding.last_seen),
         "clearsWhen": finding.clears_when,
     }
     return {key: value for key, value in full.items() if value != ""}

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from gpuhealth.kube.client import Object
+from gpuhealth.kube.objects import format_time
 from gpuhealth.monitors.burnin_results.readings import BurninRun, TestResult
-from gpuhealth.quarantine.marks import written_time
 
 MAX_HISTORY = 10
 MAX_VALUES = 32
@@ -40,8 +40,8 @@ def _gpu(gpu: str, runs: Sequence[BurninRun]) -> Object:
 
 def _run(run: BurninRun, gpu: str) -> Object:
     return {
-        "startedAt": written_time(run.started),
-        "endedAt": written_time(run.ended),
+        "startedAt": format_time(run.started),
+        "endedAt": format_time(run.ended),
         "level": run.level,
         "reason": run.reason,
         "status": str(run.gpu_status(gpu)),
@@ -55,7 +55,7 @@ def _test(result: TestResult, run: BurninRun) -> Object:
     out: Object = {
         "status": str(result.status),
         "message": result.message[:_MESSAGE_LIMIT],
-        "startedAt": written_time(result.started),
+        "startedAt": format_time(result.started),
         "figures": dict(figures[:MAX_VALUES]),
         "digests": dict(digests[:MAX_VALUES]),
         "software": run.software if digests else {},

@@ -20,8 +20,8 @@ import msgspec
 
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
-from gpuhealth.kube.events import Events, Note
-from gpuhealth.kube.kinds import NODES, QUARANTINE
+from gpuhealth.kube.event_recorder import EventRecorder, node_subject
+from gpuhealth.kube.kinds import NODES, QUARANTINE, STATE_LABEL
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.burnin_results.checks import REQUIRED
 from gpuhealth.quarantine.admission import Admission
@@ -45,7 +45,6 @@ from gpuhealth.quarantine.marks import (
     patches,
     record,
     released,
-    state_label,
     summary,
     unknown_record,
     wanted_codes,
@@ -54,6 +53,7 @@ from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts, Quarantine, Report, status_of
 from gpuhealth.quarantine.slot_holder import Places
 from gpuhealth.quarantine.slots import Held
+from gpuhealth.quarantine.state import agent_event, next_state, state_of
 from gpuhealth.runtime.settings import Settings
 
 CONFLICTS = 5
@@ -97,9 +97,9 @@ class NodeWriter:
         self._on_act = on_act
         self._now = now
         self._lock = asyncio.Lock()
-        self._events = Events(client, node_name)
+        self._events = EventRecorder(client, "gpuhealth-agent", node_name, host=node_name, now=now)
         places = Places(client, settings.kubernetes.namespace, node_name)
-        self._admission = Admission(places, self._events.add, now)
+        self._admission = Admission(places, self._queue_event, now)
         self._report = Report(client, node_name)
         self._tell_at = 0.0
         self._untold = False
@@ -229,15 +229,17 @@ class NodeWriter:
         silent = ours is not None and not desired.quarantine and desired.verdict.verdict is State.UNKNOWN
         causes = ours.causes if ours is not None and silent else desired.causes
         cordon = taint is not None and self._mode == "cordon"
-        marks = Marks(status, reason, message, "", taint, cordon, freed, preflight, causes)
+        marks = Marks(status, reason, message, None, taint, cordon, freed, preflight, causes)
         return self._labelled(node, marks, desired), out
 
     def _labelled(self, node: Object, marks: Marks, desired: Desired) -> Marks:
-        preflight = marks.preflight is not None or has_taint(node, self._preflight_taint)
-        out = marks.taint is not None
-        by_person = override(node)
-        state = state_label(node, desired.verdict, quarantined=out, by_person=by_person, preflight=preflight)
-        return msgspec.structs.replace(marks, state=state)
+        event = agent_event(
+            desired.verdict.verdict,
+            preflight=marks.preflight is not None or has_taint(node, self._preflight_taint),
+            quarantined=marks.taint is not None,
+            declared_healthy=override(node) is Override.HEALTHY,
+        )
+        return msgspec.structs.replace(marks, state=next_state(state_of(labels(node).get(STATE_LABEL)), event))
 
     async def _write(self, node: Object, changes: Patches, marks: Marks, acts: list[Act]) -> Object:
         if changes.node is not None:
@@ -264,9 +266,9 @@ class NodeWriter:
             self.node.see(node)
             self._did(acts, changes.acts[-1])
             if before != marks.status and record(node) is None:  # of a node that is out, an Event has the same message
-                self._events.add(Note(marks.reason, marks.message, self._now(), warning=marks.status != "True"))
-        for note in await self._events.flush():
-            self._did(acts, Act("event", note.reason, note.message, self._now()))
+                self._queue_event(marks.reason, marks.message, warning=marks.status != "True")
+        for event in await self._events.flush():
+            self._did(acts, Act("event", event.reason, event.message, self._now()))
         await self._write_report(node, desired, facts, acts)
 
     def _confirm(self, node: Object, acts: list[Act]) -> None:
@@ -279,17 +281,18 @@ class NodeWriter:
             self._did(acts, act)
         kinds = {act.kind for act in done}
         if "preflight" in kinds:
-            self._events.add(
-                Note("Preflight", "rebooted: to be tested before work may come", self._now(), warning=False)
-            )
+            self._queue_event("Preflight", "rebooted: to be tested before work may come", warning=False)
         if "taint" in kinds:
-            self._events.add(Note("Quarantined", f"taken out of service: {sent.marks.message}", self._now()))
+            self._queue_event("Quarantined", f"taken out of service: {sent.marks.message}")
         elif sent.ended_by_person:
             codes = ", ".join(sent.marks.released)
             text = f"ended by hand; not again for {codes} until it has cleared"
-            self._events.add(Note("QuarantineEnded", text, self._now(), warning=False))
+            self._queue_event("QuarantineEnded", text, warning=False)
         elif "untaint" in kinds:
-            self._events.add(Note("QuarantineEnded", "back in service", self._now(), warning=False))
+            self._queue_event("QuarantineEnded", "back in service", warning=False)
+
+    def _queue_event(self, reason: str, message: str, *, warning: bool = True) -> None:
+        self._events.queue(node_subject(self.node.name), reason, message, warning=warning)
 
     async def _settle(self, node: Object, desired: Desired, acts: list[Act]) -> Object:
         """A node that is not out by our hand holds no places; also those that a crash left behind.

@@ -1,4 +1,4 @@
-"""A rate limit: so many a second, after a first burst."""
+"""A rate limit: so many actions per second on average, and a burst of them at once."""
 
 from __future__ import annotations
 
@@ -6,22 +6,34 @@ import asyncio
 
 
 class RateLimiter:
-    """What may be done next, and when. Who is cancelled while waiting has used its turn."""
+    """Says when the next actions are allowed, or whether one is allowed now."""
 
     def __init__(self, per_second: float, burst: int) -> None:
-        self._seconds = 1.0 / per_second  # for each
-        self._ahead = (burst - 1) * self._seconds  # how far the plan may run ahead of the clock
-        self._planned = 0.0
+        """`burst` actions are allowed at once after a pause of `burst / per_second` seconds."""
+        self._seconds = 1.0 / per_second  # for one action
+        self._ahead = (burst - 1) * self._seconds  # by which the plan may be ahead of the clock
+        self._planned = 0.0  # time of the next action without a burst
 
     async def take(self, count: int = 1) -> None:
-        """Returns when that many may be done; they may be done together."""
-        wait = self.plan(asyncio.get_running_loop().time(), count)
+        """Wait until so many actions are allowed at once. A waiter that is cancelled has used up its turns."""
+        wait = self.reserve(asyncio.get_running_loop().time(), count)
         if wait > 0:
             await asyncio.sleep(wait)
 
-    def plan(self, now: float, count: int = 1) -> float:
-        """Takes the next turns; seconds until they come, not above zero where they are there already."""
+    def reserve(self, now: float, count: int = 1) -> float:
+        """Reserve the next turns; seconds until they come, zero or less where they are allowed now."""
         self._planned = max(self._planned, now)
         wait = self._planned - self._ahead - now
         self._planned += count * self._seconds
         return wait
+
+    def try_take(self, now: float) -> bool:
+        """Take a turn if one is allowed now."""
+        if max(self._planned, now) - self._ahead > now:
+            return False
+        self.reserve(now)
+        return True
+
+    def is_rested(self, now: float) -> bool:
+        """Whether a whole burst is allowed, as by a new limiter."""
+        return self._planned <= now

@@ -13,7 +13,7 @@ from kube import ControlPlane
 from testing.cluster_objects import until
 
 from gpuhealth.agent.agent import Agent
-from gpuhealth.quarantine.marks import parsed_time
+from gpuhealth.kube.objects import parse_time
 from gpuhealth.runtime import settings_file as config_file
 from gpuhealth.runtime.journal import Entry, Journal
 from tests.e2e.test_marks import XID_95, Marked
@@ -70,7 +70,7 @@ class Timed(Marked):
     def changed_at(self) -> datetime:
         """When our condition changed its status, as it says."""
         conditions = self.node()["status"].get("conditions", [])
-        return next(parsed_time(c["lastTransitionTime"]) for c in conditions if c["type"] == "GPUHealthy")
+        return next(parse_time(c["lastTransitionTime"]) for c in conditions if c["type"] == "GPUHealthy")
 
 
 @pytest.fixture

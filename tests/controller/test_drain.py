@@ -10,14 +10,14 @@ from kube.proxy import FaultyProxy
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.controller.duties.drain_controller import DrainController
-from gpuhealth.quarantine.marks import written_time
+from gpuhealth.kube.objects import format_time
 
 DAEMON_SET = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "0", "controller": True}
 
 
 def in_seconds(seconds: float) -> str:
     """A time as a report has it."""
-    return written_time(datetime.now(UTC) + timedelta(seconds=seconds))
+    return format_time(datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 async def stop_all(cluster: Cluster, *paths: str) -> None:

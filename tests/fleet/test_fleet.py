@@ -15,7 +15,6 @@ from gpuhealth.controller.http_app import serve
 from gpuhealth.kube.client import Client
 from gpuhealth.quarantine.slot_holder import Places
 from gpuhealth.quarantine.slots import Admitted, Held
-from gpuhealth.runtime.rate_limiter import RateLimiter
 
 GPU = {"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}
 
@@ -150,12 +149,3 @@ def test_budget_status_and_places_of_deleted_nodes(cluster: Cluster) -> None:
     assert sorted(lease["spec"]["holderIdentity"] for lease in left) == sorted([out, waiting, waiting])
     for lease in left:  # that of the window counts what happened, and runs out by itself
         cluster.plane.request("DELETE", f"{leases}/{lease['metadata']['name']}")
-
-
-def test_rate_limiter() -> None:
-    """After the burst each waits for its turn; what comes together takes as many; idle time fills the burst again."""
-    limiter = RateLimiter(4, 3)
-    assert [limiter.plan(100.0) <= 0 for _ in range(3)] == [True, True, True]
-    assert [limiter.plan(100.0), limiter.plan(100.0, 2), limiter.plan(100.0)] == [0.25, 0.5, 1.0]
-    assert limiter.plan(101.0) == 0.25
-    assert [limiter.plan(200.0) <= 0 for _ in range(4)] == [True, True, True, False]

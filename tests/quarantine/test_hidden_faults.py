@@ -30,7 +30,7 @@ def is_told(pool: Pool, node: str, why: str) -> None:
     quarantine = pool.report(node)["status"]["quarantine"]
     assert (quarantine["state"], quarantine["code"]) == ("blocked", "xid.79")
     assert why in quarantine["reason"]
-    assert pool.get(node)["metadata"]["labels"]["gpuhealth.io/state"] == "degraded"
+    assert pool.get(node)["metadata"]["labels"]["gpuhealth.io/state"] == "unhealthy"
 
 
 async def goes_out_later(pool: Pool, write: NodeWriter, node: str) -> None:

@@ -29,13 +29,13 @@ from gpuhealth.quarantine.marks import (
     patches,
     record,
     release_requests,
-    state_label,
     summary,
     wanted_codes,
 )
+from gpuhealth.quarantine.state import NodeState
 
-HEALTHY = Marks("True", "Healthy", "no fault found", "healthy")
-SICK = Marks("False", "Xid79", "xid.79: gone", "quarantined", taint="xid.79")
+HEALTHY = Marks("True", "Healthy", "no fault found", NodeState.HEALTHY)
+SICK = Marks("False", "Xid79", "xid.79: gone", NodeState.QUARANTINED, taint="xid.79")
 THEIRS = {"key": "other", "value": "x", "effect": "NoExecute"}
 OURS = '{"code":"xid.79","since":"2026-03-01T11:00:00Z","cordoned":%s}'
 
@@ -81,7 +81,7 @@ MARKS = st.builds(
     st.sampled_from(["True", "False", "Unknown"]),
     st.sampled_from(["Healthy", "Xid79"]),
     st.sampled_from(["a", "b"]),
-    st.sampled_from(["healthy", "degraded", "quarantined"]),
+    st.sampled_from([NodeState.HEALTHY, NodeState.DEGRADED, NodeState.QUARANTINED]),
     st.sampled_from([None, "xid.79", "ecc.uncorrectable"]),
     st.booleans(),
     st.sampled_from([(), ("xid.31",)]),
@@ -123,7 +123,7 @@ def test_transition_time_changes_with_the_status_only() -> None:
     first = written(node(), HEALTHY)
     before = first["status"]["conditions"][0]
     later = T0 + timedelta(hours=1)
-    other = patches(first, Marks("True", "Other", "m", "healthy"), later).status
+    other = patches(first, Marks("True", "Other", "m", NodeState.HEALTHY), later).status
     assert other is not None
     assert other["status"]["conditions"][0]["lastTransitionTime"] == before["lastTransitionTime"]
     worse = patches(first, SICK, later).status
@@ -268,9 +268,9 @@ def test_a_released_driver_is_in_the_condition() -> None:
 
 def test_a_clock_that_was_ahead_keeps_no_wording() -> None:
     """A condition that was written in what is now the future is renewed, not kept until then."""
-    future = written(node(), Marks("False", "Xid79", "first", "healthy"))
+    future = written(node(), Marks("False", "Xid79", "first", NodeState.HEALTHY))
     condition(future)["lastHeartbeatTime"] = "2027-03-01T12:00:00Z"  # type: ignore[index]
-    patch = patches(future, Marks("False", "Xid79", "second", "healthy"), T0).status
+    patch = patches(future, Marks("False", "Xid79", "second", NodeState.HEALTHY), T0).status
     assert patch
     assert patch["status"]["conditions"][0]["lastHeartbeatTime"] == "2026-03-01T12:00:00Z"
 
@@ -280,24 +280,3 @@ def test_override_is_in_the_condition() -> None:
     status, reason, message = summary(verdict(finding()), Override.HEALTHY)
     assert (status, reason) == ("True", "Override")
     assert "xid.79" in message
-
-
-@pytest.mark.parametrize(
-    ("current", "found", "quarantined", "label"),
-    [
-        ("", verdict(), False, "healthy"),
-        ("", verdict(finding(severity=Severity.WARNING)), False, "degraded"),
-        ("", verdict(state=State.UNKNOWN), False, "degraded"),
-        ("healthy", verdict(finding()), True, "quarantined"),
-        ("draining", verdict(finding()), True, "draining"),
-        ("drained", verdict(), False, "healthy"),
-        ("preflight", verdict(), False, "healthy"),  # its taint is gone
-        ("testing", verdict(), False, "testing"),
-        ("testing", verdict(finding()), True, "quarantined"),
-    ],
-)
-def test_state_label(current: str, found: Any, quarantined: bool, label: str) -> None:
-    """The controller's and the burn-in's words are kept while they hold."""
-    current_node = node(labels={STATE_LABEL: current})
-    assert state_label(current_node, found, quarantined=quarantined) == label
-    assert state_label(current_node, found, quarantined=quarantined, preflight=True) == "preflight"

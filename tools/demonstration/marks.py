@@ -20,12 +20,13 @@ from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN, RequestError
 from testing.simnode import SimulatedNode, wait_for
 
-from gpuhealth.kube.kinds import NODES, REPORTS, TAINT, Kind
+from gpuhealth.kube.kinds import NODES, REPORTS, STATE_LABEL, TAINT, Kind
 from gpuhealth.model.history import History
 from gpuhealth.model.tracker import Findings, Ledger
 from gpuhealth.monitors.readings import NodeReadings
 from gpuhealth.quarantine import marks as marking
 from gpuhealth.quarantine.marks import Desired, Object
+from gpuhealth.quarantine.state import agent_event, next_state, state_of
 from gpuhealth.runtime import settings_file as config_file
 from gpuhealth.runtime.journal import Journal
 
@@ -138,8 +139,12 @@ class Printed:
         desired, now = self._desired(), datetime.now(UTC)
         codes, freed = marking.wanted_codes(self._node, desired)
         status, reason, message = marking.summary(desired.verdict)
-        label = marking.state_label(self._node, desired.verdict, quarantined=bool(codes))
-        wanted = marking.Marks(status, reason, message, label, codes[0] if codes else None, released=freed)
+        present = state_of(marking.labels(self._node).get(STATE_LABEL))
+        out = bool(codes)
+        event = agent_event(desired.verdict.verdict, preflight=False, quarantined=out, declared_healthy=False)
+        wanted = marking.Marks(
+            status, reason, message, next_state(present, event), codes[0] if codes else None, released=freed
+        )
         changes = marking.patches(self._node, wanted, now)
         for patch in (changes.node, changes.status):
             _merge(self._node, patch or {})

@@ -20,9 +20,10 @@ from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.fleet import AGENT_LABELS
 from gpuhealth.kube.client import listing
 from gpuhealth.kube.errors import ApiError, NotFoundError
+from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import NODES, PODS
-from gpuhealth.kube.objects import read
-from gpuhealth.quarantine.marks import SILENT, is_ready, override, written_time
+from gpuhealth.kube.objects import format_time, read
+from gpuhealth.quarantine.marks import SILENT, is_ready, override
 from gpuhealth.runtime.metric_families import Metric, gauge
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
@@ -86,10 +87,10 @@ class AgentLiveness(Duty):
         if overridden or (ready and await self._has_agent(name)):
             return False
         began = self._clock() - timedelta(seconds=time.monotonic() - since)
-        message = f"no agent has been ready on this node since {written_time(began)}: nobody looks at its GPUs"
+        message = f"no agent has been ready on this node since {format_time(began)}: nobody looks at its GPUs"
         await set_condition_unknown(self._client, node, message, self._clock())
-        log.warning("agent silent", node=name, since=written_time(began))
-        await self._recorder.of_node(name, SILENT, message, warning=True)
+        log.warning("agent silent", node=name, since=format_time(began))
+        await self._recorder.post(node_subject(name), SILENT, message, warning=True)
         return True
 
     async def _has_agent(self, node: str) -> bool:

@@ -19,7 +19,8 @@ from gpuhealth.fleet.views import Budget
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.kinds import BUDGETS, LEASES
-from gpuhealth.quarantine.marks import camel, written_time
+from gpuhealth.kube.objects import format_time
+from gpuhealth.quarantine.marks import camel
 from gpuhealth.quarantine.report import merge_patch
 from gpuhealth.quarantine.slots import BudgetError, Limit, sets_of
 from gpuhealth.runtime.metric_families import Metric, gauge
@@ -141,7 +142,7 @@ def _fault_limit(alike: dict[str, int], budget: Object, now: datetime) -> Object
         nodes = ", ".join(f"{code} on {count}" for code, count in sorted(alike.items()))
         reason = camel(worst)
         message = f"more nodes than maxPerFault allows failed alike: a suspect driver or check; blocked: {nodes}"
-    since = known["lastTransitionTime"] if known.get("status") == status else written_time(now)
+    since = known["lastTransitionTime"] if known.get("status") == status else format_time(now)
     generation = budget["metadata"]["generation"]
     return {
         "type": FAULT_LIMIT_REACHED,

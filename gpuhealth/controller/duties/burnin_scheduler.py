@@ -21,19 +21,21 @@ from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate, Room, 
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.views import GPU, REASON_LABEL, TESTED_NODE
-from gpuhealth.kube.client import JSON_PATCH, Object, listing
+from gpuhealth.kube.client import Object, listing
 from gpuhealth.kube.errors import (
     AlreadyExistsError,
     ApiError,
     ConflictError,
-    InvalidError,
     NotFoundError,
     UnreadableError,
 )
-from gpuhealth.kube.kinds import NODES, POD_TEMPLATES, PODS, STATE_LABEL, TAINT
+from gpuhealth.kube.event_recorder import node_subject
+from gpuhealth.kube.kinds import POD_TEMPLATES, PODS, TAINT
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
 from gpuhealth.quarantine.slots import limit_of
+from gpuhealth.quarantine.state import NodeState, StateEvent, burnin_ended
+from gpuhealth.quarantine.state_label import change_label
 from gpuhealth.runtime.metric_families import Metric, counter, gauge
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -101,8 +103,9 @@ class BurninScheduler(Duty):
         self._unplaced_since = {uid: at for uid, at in self._unplaced_since.items() if uid in self._known}
         tested = self._tested()
         for node in list(self._fleet.nodes.items.values()):
-            if node.state == "testing" and node.key not in tested:
-                await self._mark(node, facts.state_without_test(self._fleet.reports.items.get(node.key)))
+            if node.state == NodeState.TESTING and node.key not in tested:
+                report = self._fleet.reports.items.get(node.key)
+                await self._mark(node, burnin_ended(healthy=report is not None and report.healthy))
         await self._begin()
 
     def _tested(self) -> set[str]:
@@ -148,8 +151,8 @@ class BurninScheduler(Duty):
         log.info("burn-in finished", node=test.node, outcome=outcome, reason=test.reason, end=test.end)
         reason = "Burnin" + "".join(word.capitalize() for word in outcome.split("_"))
         end = f": {test.end}" if outcome == "broken" and test.end else ""
-        await self._recorder.of_node(
-            test.node, reason, OUTCOMES[outcome] + end, warning=outcome in ("failed", "broken")
+        await self._recorder.post(
+            node_subject(test.node), reason, OUTCOMES[outcome] + end, warning=outcome in ("failed", "broken")
         )
 
     # --- what is next -------------------------------------------------------------------------------------------------
@@ -233,18 +236,14 @@ class BurninScheduler(Duty):
         self._known[made.uid] = made
         log.info("burn-in started", node=node.key, reason=candidate.reason, level=self._settings.level)
         if candidate.reason == PERIODIC:
-            await self._mark(node, "testing")
-        await self._recorder.of_node(node.key, "BurninStarted", f"burn-in, level {self._settings.level}")
+            await self._mark(node, StateEvent.BURNIN_STARTED)
+        await self._recorder.post(node_subject(node.key), "BurninStarted", f"burn-in, level {self._settings.level}")
         return True
 
-    async def _mark(self, node: facts.Node, state: str) -> None:
-        """Changes our label, unless somebody else has just done so."""
-        if not self._marks:
-            return
-        path = "/metadata/labels/" + STATE_LABEL.replace("/", "~1")
-        patch = [{"op": "test", "path": path, "value": node.state}, {"op": "replace", "path": path, "value": state}]
-        with contextlib.suppress(InvalidError, NotFoundError):  # what it is now will be told by the watch
-            await self._client.patch(NODES, node.key, patch, content_type=JSON_PATCH)
+    async def _mark(self, node: facts.Node, event: StateEvent) -> None:
+        """Changes our label, unless somebody else has just done so: what it is now will be told by the watch."""
+        if self._marks:
+            await change_label(self._client, node.key, node.state, event)
 
     # --- metrics ------------------------------------------------------------------------------------------------------
 

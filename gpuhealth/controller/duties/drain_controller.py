@@ -15,7 +15,9 @@ from gpuhealth.controller.gangs import Gangs
 from gpuhealth.fleet import views as facts
 from gpuhealth.kube.client import backoff, patience
 from gpuhealth.kube.errors import ApiError, NotFoundError
+from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.eviction import Evictor, Outcome
+from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.runtime.metric_families import Metric, counter, gauge
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
@@ -105,7 +107,8 @@ class DrainController(Duty):
             message=f"{drain.remaining} pods were left" if cancelled else drain.message,
         )
         try:
-            if report.quarantine.state == "quarantined" and not await mark_state(self._drains, node, "quarantined"):
+            quarantined = report.quarantine.state == "quarantined"
+            if quarantined and not await mark_state(self._drains, node, StateEvent.DRAIN_CANCELLED):
                 return False
             await write_drain(self._client, node, drain, ended)
             self._ended[node] = drain
@@ -117,8 +120,10 @@ class DrainController(Duty):
             return False
         if cancelled:
             log.info("drain cancelled", node=node, remaining=drain.remaining)
-            await self._recorder.of_node(
-                node, "DrainCancelled", "the node is not to be drained any longer: no more pods are evicted"
+            await self._recorder.post(
+                node_subject(node),
+                "DrainCancelled",
+                "the node is not to be drained any longer: no more pods are evicted",
             )
         return True
 

@@ -19,6 +19,7 @@ from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.unknown_condition import set_condition_unknown
 from gpuhealth.fleet.views import Place
 from gpuhealth.kube.errors import ApiError, ConflictError, NotFoundError
+from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import LEASES, NODES
 from gpuhealth.kube.objects import read
 from gpuhealth.quarantine.marks import Object, has_taint, override, record
@@ -75,7 +76,9 @@ class OrphanedSlotCollector(Duty):
             if await self._is_left(place.holder):
                 why = "its agent took it, did not take the node out of service, and is gone"
                 await self._free(place, why)
-                await self._recorder.of_node(place.holder, "SlotFreed", f"slot {place.key} is free again: {why}")
+                await self._recorder.post(
+                    node_subject(place.holder), "SlotFreed", f"slot {place.key} is free again: {why}"
+                )
         return None
 
     async def _is_gone(self, node: str) -> bool:
