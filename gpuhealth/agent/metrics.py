@@ -23,7 +23,7 @@ from gpuhealth.agent.agent import Agent
 from gpuhealth.model.missing import Missing
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
-from gpuhealth.quarantine.slots import NO_BUDGET
+from gpuhealth.quarantine.slots.holder import NO_BUDGET
 from gpuhealth.runtime.exposition import CONTENT_TYPE, Collect, Rendering
 from gpuhealth.runtime.metric_families import counter, gauge
 
@@ -132,12 +132,12 @@ class _NodeMetrics:
             [(check, when.timestamp()) for check, when in agent.findings.measured.last_measured().items()],
         )
         yield gauge("agent_judge_seconds", "Time that all checks of the last round took", [], [(agent.check_seconds,)])
-        held = agent.keeper.writer.held if agent.keeper.writer else None
+        blocked = agent.keeper.writer.blocked if agent.keeper.writer else None
         yield gauge(
             "quarantine_blocked",
             "1 while a limit of a budget leaves no slot for this node, or none can be sought (limit error)",
             ["budget", "limit", "code"],
-            [(held[0].budget, held[0].limit, held[1], 1)] if held and held[0].limit != NO_BUDGET else [],
+            [(blocked.budget, blocked.limit, blocked.code, 1)] if blocked and blocked.limit != NO_BUDGET else [],
         )
 
     def agent(self) -> Iterator[Metric]:

@@ -8,7 +8,7 @@ import msgspec
 
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.views import Budget, Place
-from gpuhealth.quarantine.slots import selects
+from gpuhealth.quarantine.slots.budget import selects
 
 _AT_ONCE = 500  # nodes that are looked at before other tasks get a turn
 

@@ -23,7 +23,7 @@ from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, DRAIN, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
 from gpuhealth.kube.watching import watch
-from gpuhealth.quarantine.slots import BUDGET_LABEL
+from gpuhealth.quarantine.slots.budget import BUDGET_LABEL
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 AGENT_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=agent"

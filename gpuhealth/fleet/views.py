@@ -21,7 +21,8 @@ from gpuhealth.kube.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_L
 from gpuhealth.kube.objects import Time, labels_of, parse_time, text_of
 from gpuhealth.kube.selectors import checked
 from gpuhealth.quarantine.marks import condition, is_out, is_ready, notes, override, unknown_record, unschedulable
-from gpuhealth.quarantine.slots import STAND_IN, sets_of, taken
+from gpuhealth.quarantine.slots.budget import slot_sets
+from gpuhealth.quarantine.slots.lease import RESERVED_PREFIX, read_slot
 from gpuhealth.quarantine.state import NodeState
 
 UNKNOWN = "unknown"
@@ -151,7 +152,7 @@ class Place(msgspec.Struct, frozen=True):
     @property
     def stands_for(self) -> str:
         """The node for which the controller has taken it; empty where a node has taken it itself."""
-        return self.holder.removeprefix(STAND_IN) if self.holder.startswith(STAND_IN) else ""
+        return self.holder.removeprefix(RESERVED_PREFIX) if self.holder.startswith(RESERVED_PREFIX) else ""
 
     @property
     def node(self) -> str:
@@ -306,7 +307,7 @@ def budget(item: Object) -> Budget:
     """Keeps a budget, of which everything can be read that will be."""
     metadata, status = item["metadata"], item.get("status") or {}
     checked(item["spec"]["nodeSelector"])
-    sets_of(item, 1, "")
+    slot_sets(item, 1, "")
     msgspec.convert(metadata["generation"], int)
     for known in msgspec.convert(status.get("conditions") or [], list[dict[str, Any]]):
         text_of(known["lastTransitionTime"])
@@ -316,7 +317,7 @@ def budget(item: Object) -> Budget:
 
 def place(item: Object) -> Place:
     """Slims a place's Lease."""
-    found, metadata = taken(item), item["metadata"]
+    found, metadata = read_slot(item), item["metadata"]
     uid, version = text_of(metadata["uid"]), text_of(metadata["resourceVersion"])
     return Place(name_of(item), found.budget, found.holder, not found.seconds, uid, version, found.fault)
 

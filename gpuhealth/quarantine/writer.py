@@ -24,7 +24,6 @@ from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES, QUARANTINE, STATE_LABEL
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.burnin_results.checks import REQUIRED
-from gpuhealth.quarantine.admission import Admission
 from gpuhealth.quarantine.marks import (
     BY_PERSON,
     MESSAGE_LIMIT,
@@ -51,8 +50,8 @@ from gpuhealth.quarantine.marks import (
 )
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts, Quarantine, Report, status_of
-from gpuhealth.quarantine.slot_holder import Places
-from gpuhealth.quarantine.slots import Held
+from gpuhealth.quarantine.slots.holder import Blocked, SlotHolder
+from gpuhealth.quarantine.slots.manager import SlotManager
 from gpuhealth.quarantine.state import agent_event, next_state, state_of
 from gpuhealth.runtime.settings import Settings
 
@@ -98,8 +97,9 @@ class NodeWriter:
         self._now = now
         self._lock = asyncio.Lock()
         self._events = EventRecorder(client, "gpuhealth-agent", node_name, host=node_name, now=now)
-        places = Places(client, settings.kubernetes.namespace, node_name)
-        self._admission = Admission(places, self._queue_event, now)
+        holder = SlotHolder(client, settings.kubernetes.namespace, node_name)
+        self._slots = SlotManager(holder, self._record_slot, self._queue_event)
+        self._acts: list[Act] = []
         self._report = Report(client, node_name)
         self._tell_at = 0.0
         self._untold = False
@@ -109,9 +109,9 @@ class NodeWriter:
         self._would: list[tuple[str, str, str]] = []
 
     @property
-    def held(self) -> tuple[Held, str] | None:
-        """What keeps our node in service although it should be out, and the finding's code."""
-        return self._admission.held
+    def blocked(self) -> Blocked | None:
+        """Why our node stays in service although it should be out."""
+        return self._slots.blocked
 
     @property
     def unreadable(self) -> dict[str, int]:
@@ -121,13 +121,13 @@ class NodeWriter:
     @property
     def done(self) -> bool:
         """Whether all that was wanted is done and told: a node that is out looks at its slots now and then, no more."""
-        return not self._untold and self.held is None and not self._admission.troubled
+        return not self._untold and self.blocked is None and not self._slots.has_failed
 
     @property
     def retry_in(self) -> float | None:
         """Seconds until it is worth calling apply() again, to tell what was done or for slots; None if it is not."""
         due = [self._tell_at] if self._untold else []
-        due += [] if self._admission.due_at is None else [self._admission.due_at]
+        due += [] if self._slots.due_at is None else [self._slots.due_at]
         return max(0.0, min(due) - asyncio.get_running_loop().time()) if due else None
 
     # --- what is made so ----------------------------------------------------------------------------------------------
@@ -152,13 +152,13 @@ class NodeWriter:
                 raise UnavailableError(f"the API server took more than {DEADLINE:g} s in all") from None
 
     async def _apply(self, node: Object, desired: Desired, facts: Facts, *, patient: bool) -> list[Act]:
-        acts: list[Act] = []
+        acts = self._acts = list[Act]()
         self._untold = False
         if override(node) is Override.UNMANAGED:
-            self._admission.rest()
+            self._slots.suspend()
             await self._write_report(node, desired, facts, acts)
         elif self._dry_run or self._mode == "observe":
-            self._admission.rest()
+            self._slots.suspend()
             acts = self._observed(node, desired)
             if not self._dry_run:
                 await self._write_report(node, desired, facts, acts)
@@ -171,7 +171,7 @@ class NodeWriter:
                 longest = min(LONGEST_PATIENCE, PATIENCE * (loop.time() - began))
                 self._tell_at = loop.time() + random.uniform(0.0, longest)  # noqa: S311 - no secret
             # What nothing is done about is told at once.
-            self._untold = patient and self.held is None and loop.time() < self._tell_at
+            self._untold = patient and self.blocked is None and loop.time() < self._tell_at
             if not self._untold:
                 await self._tell(node, desired, facts, acts)
         return acts
@@ -180,7 +180,7 @@ class NodeWriter:
         """Write what the Node lacks; read it again when somebody else was quicker."""
         for attempt in range(CONFLICTS):
             self._confirm(node, acts)
-            marks = await self._marks(node, desired, acts)
+            marks = await self._marks(node, desired)
             changes = patches(node, marks, self._now())
             try:
                 return await self._write(node, changes, marks, acts)
@@ -190,15 +190,15 @@ class NodeWriter:
                 node = await self.node.read()
         raise AssertionError("the last attempt returns or raises")
 
-    async def _marks(self, node: Object, desired: Desired, acts: list[Act]) -> Marks:
+    async def _marks(self, node: Object, desired: Desired) -> Marks:
         """What the Node should carry; takes a budget slot if it is to be taken out."""
         marks, out = self._without_budget(node, desired)
         if marks.taint is None:
             self._check_record(node)
-            self._admission.in_service()
+            self._slots.set_in_service()
         elif out:
-            await self._admission.keep(labels(node), lambda act: self._did(acts, act))
-        elif not await self._admission.admit(labels(node), marks.taint, lambda act: self._did(acts, act)):
+            await self._slots.check(labels(node))
+        elif not await self._slots.request(labels(node), marks.taint):
             return self._labelled(node, msgspec.structs.replace(marks, taint=None, cordon=False), desired)
         return marks
 
@@ -254,8 +254,8 @@ class NodeWriter:
     async def _tell(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
         """Condition, Events and report."""
         marks, _ = self._without_budget(node, desired)  # the condition says what was found, whatever a budget allows
-        if self.held is not None:
-            message = f"{marks.message}; stays in service: {self.held[0].reason}"[:MESSAGE_LIMIT]
+        if self.blocked is not None:
+            message = f"{marks.message}; stays in service: {self.blocked.reason}"[:MESSAGE_LIMIT]
             marks = msgspec.structs.replace(marks, message=message)
         changes = patches(node, marks, self._now())
         if changes.status is not None:
@@ -300,11 +300,11 @@ class NodeWriter:
         What we know of the Node may be old, if the watch broke unnoticed and the answer to our taint was lost: so it
         is read again before its place goes to another node.
         """
-        if _is_marked(node) or not await self._admission.to_return():
+        if _is_marked(node) or not await self._slots.has_releasable():
             return node
         node = await self._mark(await self.node.read(), desired, acts)
         if not _is_marked(node):
-            await self._admission.give_back(lambda act: self._did(acts, act))
+            await self._slots.release()
         return node
 
     async def _write_report(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
@@ -319,13 +319,12 @@ class NodeWriter:
         freed = sorted(set(released(node)) & set(wanted))
         if ours is not None and not ended_by_person(node):
             why = [out_of_service(node)] if ours.code == BY_PERSON else []
-            reason = "; ".join([*why, *self._admission.lacking])
+            reason = "; ".join([*why, *self._slots.missing])
             state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
-            slots = self._admission.places
+            slots = self._slots.slots
             return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, slots=slots)
-        if self.held is not None:
-            by, code = self.held
-            return Quarantine("blocked", code, budget=by.budget, limit=by.limit, reason=by.reason)
+        if (by := self.blocked) is not None:
+            return Quarantine("blocked", by.code, budget=by.budget, limit=by.limit, reason=by.reason)
         if freed:
             return Quarantine("dismissed", freed[0], reason="a person took the taint or the cordon away")
         if wanted and self._mode == "observe":
@@ -345,6 +344,9 @@ class NodeWriter:
             for act in acts:
                 self._on_act(act)
         return acts
+
+    def _record_slot(self, kind: str, target: str, detail: str) -> None:
+        self._did(self._acts, Act(kind, target, detail, self._now()))
 
     def _did(self, acts: list[Act], act: Act) -> None:
         """Told at once: what was done is on record even if the next request fails."""

@@ -20,7 +20,8 @@ from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
 from gpuhealth.model.verdict import Coverage, State, Verdict
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.quarantine.slots import Held, Limit
+from gpuhealth.quarantine.slots.budget import Limit
+from gpuhealth.quarantine.slots.holder import Blocked
 from gpuhealth.runtime.clock import SteadyClock
 
 PROMISED = {
@@ -267,8 +268,8 @@ def test_unchanged_text_is_not_made_again(make_agent: Callable[[], Agent]) -> No
 def test_a_held_quarantine_names_its_budget(make_agent: Callable[[], Agent]) -> None:
     """A node that ought to be out and may not says which limit of which budget has no place, and for what."""
     agent = make_agent()
-    held = Held("pool-a", Limit.PER_FAULT, "as many are out")
-    agent.keeper.writer = SimpleNamespace(held=(held, "xid.79"), unreadable={"Lease": 2})  # type: ignore[assignment]
+    blocked = Blocked("xid.79", "pool-a", Limit.PER_FAULT, "as many are out")
+    agent.keeper.writer = SimpleNamespace(blocked=blocked, unreadable={"Lease": 2})  # type: ignore[assignment]
     agent.counts.api_calls["PATCH", 0] += 2
     samples = parsed(Exposition(agent).text().decode())
     labels = (("budget", "pool-a"), ("code", "xid.79"), ("limit", "maxPerFault"))

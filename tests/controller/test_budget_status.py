@@ -11,7 +11,7 @@ from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import BUDGETS
-from gpuhealth.quarantine.slots import Admitted, Held
+from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 from tests.controller.test_orphaned_slots import SICK, drop, holders, tainted
@@ -67,7 +67,7 @@ def test_what_others_took_out(cluster: Cluster, counted: bool) -> None:
             assert status(cluster)["unavailable"] == (2 if counted else 0)
             assert status(cluster)["nodes"] == []
             assert isinstance(await outcome(cluster, first), Admitted)
-            assert isinstance(await outcome(cluster, second), Held if counted else Admitted)
+            assert isinstance(await outcome(cluster, second), Blocked if counted else Admitted)
             cordon(cluster, cordoned, on=False)
             await until(lambda: status(cluster)["unavailable"] == (1 if counted else 0))
             await until(lambda: status(cluster)["used"] == 2)
@@ -134,7 +134,7 @@ def test_a_limit_that_changes(cluster: Cluster) -> None:
             for writer in writers:
                 await writer.apply(SICK)
             held = writers[3]
-            assert held.held is not None
+            assert held.blocked is not None
             resize(cluster, 2)
             await until(lambda: status(cluster).get("limit") == 2)
             for writer in writers[:3]:
@@ -143,7 +143,7 @@ def test_a_limit_that_changes(cluster: Cluster) -> None:
             # One of the two within the limit comes back: two are out still, so there is no room for another.
             back = next(k for k in range(3) if holder(cluster, 2) != nodes[k])
             cluster.plane.request("DELETE", f"{LEASE}{cluster.name}.{place_of(cluster, nodes[back])}")
-            assert isinstance(await outcome(cluster, nodes[3]), Held)
+            assert isinstance(await outcome(cluster, nodes[3]), Blocked)
             resize(cluster, 4)
             await until(lambda: status(cluster).get("limit") == 4)
             async with asyncio.timeout(180):

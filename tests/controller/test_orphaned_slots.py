@@ -12,8 +12,7 @@ from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.quarantine.marks import Desired
-from gpuhealth.quarantine.slot_holder import Places
-from gpuhealth.quarantine.slots import Admitted, Held
+from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 
@@ -42,7 +41,7 @@ def tainted(cluster: Cluster, node: str) -> bool:
 async def take(cluster: Cluster, node: str) -> Any:
     """A place for the node, as an agent takes it that dies then."""
     async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
-        return await Places(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
+        return await SlotHolder(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
 
 
 def test_a_place_that_was_left(cluster: Cluster) -> None:
@@ -110,8 +109,8 @@ def test_an_agent_that_was_frozen_before_its_taint(cluster: Cluster) -> None:
             proxy.heal()
             await applying
             assert not tainted(cluster, frozen)
-            assert writer.held is not None
-            assert writer.held[0].budget == cluster.name
+            assert writer.blocked is not None
+            assert writer.blocked.budget == cluster.name
             assert cluster.report(frozen)["quarantine"]["state"] == "blocked"
 
     asyncio.run(run())
@@ -132,7 +131,7 @@ def test_an_agent_that_comes_back_keeps_its_place(cluster: Cluster) -> None:
             (renewed,) = await _leases(client, cluster)
             assert renewed["metadata"]["uid"] == lease["metadata"]["uid"]
             assert renewed["metadata"]["resourceVersion"] != lease["metadata"]["resourceVersion"]
-        assert isinstance(await take(cluster, other), Held)
+        assert isinstance(await take(cluster, other), Blocked)
 
     asyncio.run(run())
     assert tainted(cluster, node)

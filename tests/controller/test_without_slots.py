@@ -11,7 +11,8 @@ from testing.managed_cluster import QUICK, Cluster, until
 from testing.node_writing import HEALTHY
 
 from gpuhealth.kube.client import Client
-from gpuhealth.quarantine.slots import Admitted, Held, is_counted
+from gpuhealth.quarantine.slots.budget import is_counted
+from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 from tests.controller.test_budget_status import QB
@@ -55,7 +56,7 @@ def test_an_agent_that_is_gone(cluster: Cluster) -> None:
             async with cluster.controller(QUICKER, agent_silent_after="1h", orphaned_slot_timeout="1h"):
                 await until(lambda: holders(cluster) == [f"gpuhealth-controller/{one}"])
                 await until(lambda: counted(cluster))
-                assert isinstance(await outcome(cluster, two), Held)
+                assert isinstance(await outcome(cluster, two), Blocked)
                 assert status(cluster)["uncounted"] == 0
                 await writer.apply(SICK)  # content with the slot that the controller holds for it
                 assert holders(cluster) == [f"gpuhealth-controller/{one}"]
@@ -83,7 +84,7 @@ def test_beyond_the_limit(cluster: Cluster) -> None:
                 await until(lambda: len(holders(cluster)) == 1)
                 await until(lambda: status(cluster).get("uncounted") == 1)
                 assert not counted(cluster)
-                assert isinstance(await outcome(cluster, three), Held)
+                assert isinstance(await outcome(cluster, three), Blocked)
                 taints: dict[str, Any] = cluster.plane.request("GET", f"/api/v1/nodes/{one}")["spec"]
                 assert taints["taints"], "nothing is taken back"
 

@@ -13,8 +13,7 @@ from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.duties.budget_status import BudgetStatusWriter
 from gpuhealth.controller.http_app import serve
 from gpuhealth.kube.client import Client
-from gpuhealth.quarantine.slot_holder import Places
-from gpuhealth.quarantine.slots import Admitted, Held
+from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
 
 GPU = {"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}
 
@@ -47,7 +46,7 @@ def status(cluster: Cluster) -> dict[str, Any]:
 async def outcome(cluster: Cluster, node: str) -> Any:
     """What becomes of a node that asks for a place."""
     async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
-        return await Places(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
+        return await SlotHolder(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
 
 
 def test_metrics(cluster: Cluster) -> None:
@@ -134,14 +133,14 @@ def test_budget_status_and_places_of_deleted_nodes(cluster: Cluster) -> None:
             await until(lambda: status(cluster).get("size") == 3)
             assert (status(cluster)["limit"], status(cluster)["used"], status(cluster)["blocked"]) == (1, 0, 0)
             assert isinstance(await outcome(cluster, out), Admitted)
-            assert isinstance(await outcome(cluster, waiting), Held)
+            assert isinstance(await outcome(cluster, waiting), Blocked)
             cluster.say(waiting, {"quarantine": {"state": "blocked", "budget": cluster.name}})
             await until(lambda: status(cluster)["used"] == 1 and status(cluster)["blocked"] == 1)
             assert (status(cluster)["nodes"], status(cluster)["blockedNodes"]) == ([out], [waiting])
             cluster.plane.request("DELETE", f"/api/v1/nodes/{out}")
             await until(lambda: status(cluster)["used"] == 0 and status(cluster)["size"] == 2)
             assert isinstance(await outcome(cluster, waiting), Admitted)
-            assert isinstance(await outcome(cluster, spare), Held)
+            assert isinstance(await outcome(cluster, spare), Blocked)
 
     asyncio.run(run())
     leases = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"

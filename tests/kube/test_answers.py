@@ -23,7 +23,7 @@ from gpuhealth.kube.eviction import Evictor, Outcome
 from gpuhealth.kube.kinds import BUDGETS, LEASES, NODES
 from gpuhealth.kube.watching import Changed, Event, Listed, watch
 from gpuhealth.quarantine.own_node import OwnNode
-from gpuhealth.quarantine.slot_holder import Places
+from gpuhealth.quarantine.slots.holder import SlotHolder
 
 METADATA = {"name": "n", "uid": "u", "resourceVersion": "1"}
 NODE = {"kind": "Node", "apiVersion": "v1", "metadata": METADATA}
@@ -224,7 +224,7 @@ def test_any_answer(standing: tuple[asyncio.Runner, Page, Client], answer: Any, 
         for kind in (LEASES, BUDGETS):
             with suppress(ApiError):
                 assert all(item["metadata"]["name"] for item in (await client.list(kind)).items)
-        for doing in (Places(client, "gpuhealth", "n").acquire({}, "xid.79"), writer(client, "n").apply(SICK)):
+        for doing in (SlotHolder(client, "gpuhealth", "n").acquire({}, "xid.79"), writer(client, "n").apply(SICK)):
             with suppress(ApiError):
                 await doing
         assert (await Evictor(client).evict("a", "b", "c")).outcome in set(Outcome)

@@ -16,7 +16,8 @@ from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
 
 from gpuhealth.kube.client import Client
-from gpuhealth.quarantine.slots import BudgetError, is_counted, selects, sets_of, taken
+from gpuhealth.quarantine.slots.budget import BudgetError, is_counted, selects, slot_sets
+from gpuhealth.quarantine.slots.lease import read_slot
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 from tests.conftest import BASE
@@ -248,7 +249,7 @@ def test_any_budget(spec: Any, status: Any, selected: bool) -> None:
         spec["nodeSelector"] = {}
     budget = {"metadata": {"name": "b", "generation": 1}, "spec": spec, "status": status}
     is_counted(budget)
-    for read in (lambda: selects(budget, {"a": "1"}), lambda: sets_of(budget, 7, "xid.79")):
+    for read in (lambda: selects(budget, {"a": "1"}), lambda: slot_sets(budget, 7, "xid.79")):
         with suppress(BudgetError):
             read()
 
@@ -256,7 +257,7 @@ def test_any_budget(spec: Any, status: Any, selected: bool) -> None:
 @given(spec=some(LEASE_KEYS), labels=VALUES)
 def test_any_lease(spec: Any, labels: Any) -> None:
     """Whatever a Lease says its slot is taken; one that cannot be read never runs out."""
-    slot = taken({"metadata": {"name": "b.0", "labels": labels}, "spec": spec})
-    assert not (slot.fault and slot.has_run_out(datetime.max.replace(tzinfo=UTC)))
+    slot = read_slot({"metadata": {"name": "b.0", "labels": labels}, "spec": spec})
+    assert not (slot.fault and slot.has_expired(datetime.max.replace(tzinfo=UTC)))
     assert isinstance(slot.holder, str)
-    assert isinstance(slot.has_run_out(NOW), bool)
+    assert isinstance(slot.has_expired(NOW), bool)

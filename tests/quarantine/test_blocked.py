@@ -9,7 +9,7 @@ from testing.cluster_objects import Pool, until
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
 
 from gpuhealth.kube.client import Client
-from gpuhealth.quarantine.admission import FIRST_HELD
+from gpuhealth.quarantine.slots.manager import FIRST_RETRY
 from gpuhealth.quarantine.writer import NodeWriter
 
 
@@ -24,9 +24,9 @@ def test_held_by_the_budget(plane: ControlPlane, pool: Pool) -> None:
             await first.apply(SICK)
             acts = await second.apply(SICK)
             assert "blocked" in {act.kind for act in acts}
-            held = second.held
-            assert held is not None
-            assert (held[0].budget, held[0].limit, held[1]) == (pool.name, "maxUnavailable", "xid.79")
+            blocked = second.blocked
+            assert blocked is not None
+            assert (blocked.budget, blocked.limit, blocked.code) == (pool.name, "maxUnavailable", "xid.79")
             assert ours(pool, two) == []
             assert health(pool, two)["status"] == "False"
             assert pool.report(two)["status"]["quarantine"]["budget"] == pool.name
@@ -37,7 +37,7 @@ def test_held_by_the_budget(plane: ControlPlane, pool: Pool) -> None:
                 while not ours(pool, two):
                     await asyncio.sleep(second.retry_in or 0)
                     await second.apply(SICK)
-            assert second.held is None
+            assert second.blocked is None
             assert second.done
 
     asyncio.run(run())
@@ -53,13 +53,13 @@ def test_a_raised_budget_admits_the_held(plane: ControlPlane, pool: Pool) -> Non
             writers = [writer(client, node) for node in nodes]
             for each in writers:
                 await each.apply(SICK)
-                assert each.held is not None
-                assert (each.retry_in or 0) <= FIRST_HELD
+                assert each.blocked is not None
+                assert (each.retry_in or 0) <= FIRST_RETRY
             pool.budget(3)
 
             async def persist(each: NodeWriter) -> None:
                 while True:
-                    await asyncio.sleep(each.retry_in or FIRST_HELD)
+                    await asyncio.sleep(each.retry_in or FIRST_RETRY)
                     await each.apply(SICK)
 
             trying = [asyncio.create_task(persist(each)) for each in writers]
@@ -67,7 +67,7 @@ def test_a_raised_budget_admits_the_held(plane: ControlPlane, pool: Pool) -> Non
             for task in trying:
                 task.cancel()
             await asyncio.gather(*trying, return_exceptions=True)
-            assert sorted(each.held is None for each in writers) == [False, True, True, True]
+            assert sorted(each.blocked is None for each in writers) == [False, True, True, True]
 
     asyncio.run(run())
 

@@ -13,8 +13,7 @@ from testing.node_writing import HEALTHY, SICK
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import LEASES
-from gpuhealth.quarantine.slot_holder import Places
-from gpuhealth.quarantine.slots import Admitted, Held
+from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 
@@ -42,7 +41,9 @@ def test_written_anew_in_the_same_moment(plane: ControlPlane, pool: Pool) -> Non
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
             versions = []
             for _ in range(3):
-                assert isinstance(await Places(client, NAMESPACE, "n", now=clock).acquire(pool.labels, "x"), Admitted)
+                assert isinstance(
+                    await SlotHolder(client, NAMESPACE, "n", now=clock).acquire(pool.labels, "x"), Admitted
+                )
                 versions.append((await client.get(LEASES, f"{pool.name}.0", NAMESPACE))["metadata"]["resourceVersion"])
             assert len(set(versions)) == 3
 
@@ -56,12 +57,12 @@ def test_window(plane: ControlPlane, pool: Pool) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            nodes = [Places(client, NAMESPACE, f"n{k}", now=clock) for k in range(4)]
+            nodes = [SlotHolder(client, NAMESPACE, f"n{k}", now=clock) for k in range(4)]
             for node in nodes[:2]:
                 assert isinstance(await node.acquire(pool.labels, "xid.79"), Admitted)
                 await node.release()
             held = await nodes[2].acquire(pool.labels, "xid.79")
-            assert isinstance(held, Held)
+            assert isinstance(held, Blocked)
             assert "within 3600 s" in held.reason
             assert sorted(pool.places()) == [f"{pool.name}.window.0", f"{pool.name}.window.1"]
             clock.time += timedelta(hours=1)
@@ -122,7 +123,7 @@ def test_a_request_of_a_dead_agent_that_is_done_late(
     """A second place, taken in our name after we had looked, is given back while we are out."""
     node = pool.node()
     pool.budget(3)
-    monkeypatch.setattr("gpuhealth.quarantine.admission.LATE_SECONDS", 0.0)
+    monkeypatch.setattr("gpuhealth.quarantine.slots.manager.LATE_SECONDS", 0.0)
 
     async def late(client: Client, but: str) -> None:
         name = next(f"{pool.name}.{k}" for k in range(3) if f"{pool.name}.{k}" != but)

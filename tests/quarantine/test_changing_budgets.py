@@ -12,9 +12,9 @@ from testing.node_writing import HEALTHY, SICK, ours, watching, writer, writes
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import BUDGETS, LEASES
-from gpuhealth.quarantine import node_counts as census
-from gpuhealth.quarantine.slot_holder import Places
-from gpuhealth.quarantine.slots import Admitted, Held, taken
+from gpuhealth.quarantine.slots import node_counts
+from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
+from gpuhealth.quarantine.slots.lease import read_slot
 from gpuhealth.quarantine.writer import NodeWriter
 
 QB = "/apis/gpuhealth.io/v1alpha1/quarantinebudgets"
@@ -37,15 +37,15 @@ async def tried(write: NodeWriter, times: int = 3) -> None:
     """A node that is sick tries to go out, again and again."""
     for _ in range(times):
         await write.apply(SICK)
-        write._admission._retry_at = 0.0
+        write._slots._retry_at = 0.0
 
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes that are out look at their slots all the time."""
-    monkeypatch.setattr("gpuhealth.quarantine.admission.KEEP_SECONDS", 0.0)
-    monkeypatch.setattr("gpuhealth.quarantine.admission.LATE_SECONDS", 0.0)
-    monkeypatch.setattr("gpuhealth.quarantine.admission._SOON", 0.0)
+    monkeypatch.setattr("gpuhealth.quarantine.slots.manager.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("gpuhealth.quarantine.slots.manager.LATE_SECONDS", 0.0)
+    monkeypatch.setattr("gpuhealth.quarantine.slots.manager._MIN_CHECK_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("looks", [True, False])
@@ -205,7 +205,7 @@ def test_agents_that_race_while_budgets_change(plane: ControlPlane, pool: Pool) 
                 write = writer(client, node)
                 while not done.is_set():
                     await write.apply(SICK)
-                    write._admission._retry_at = 0.0
+                    write._slots._retry_at = 0.0
 
             agents = [asyncio.create_task(persists(node)) for node in nodes]
             for number in range(6):
@@ -233,7 +233,7 @@ def test_budgets_that_came_after_the_slots(plane: ControlPlane, pool: Pool, monk
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            slow, quick = Places(client, NAMESPACE, pool.node()), Places(client, NAMESPACE, pool.node())
+            slow, quick = SlotHolder(client, NAMESPACE, pool.node()), SlotHolder(client, NAMESPACE, pool.node())
             take = slow._take
 
             async def taking(needed: object) -> str | None:
@@ -241,14 +241,14 @@ def test_budgets_that_came_after_the_slots(plane: ControlPlane, pool: Pool, monk
                 if not pool.places(late):
                     pool.budget(1, late)
                     remove(pool)
-                    assert isinstance(await quick.acquire(pool.labels, "x"), Admitted | Held)
+                    assert isinstance(await quick.acquire(pool.labels, "x"), Admitted | Blocked)
                 return got
 
             monkeypatch.setattr(slow, "_take", taking)
             outcome = await slow.acquire(pool.labels, "x")
             holders = set(pool.places(late).values())
             assert len(holders) <= 1
-            assert isinstance(outcome, Held) or holders == {slow._node}
+            assert isinstance(outcome, Blocked) or holders == {slow._node}
             for each in (slow, quick):
                 await each.release()
 
@@ -287,20 +287,20 @@ def test_who_is_counted(plane: ControlPlane, pool: Pool) -> None:
             for node in nodes[:3]:
                 await writer(client, node).apply(SICK)
             elsewhere = other.budget(1)
-            assert isinstance(await Places(client, NAMESPACE, nodes[3]).acquire(other.labels, "x"), Admitted)
+            assert isinstance(await SlotHolder(client, NAMESPACE, nodes[3]).acquire(other.labels, "x"), Admitted)
             other.budget(1)
             for name, holder in pool.places().items():
                 if holder in nodes[:2]:
                     plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{name}")
             pool.patch(nodes[1], {"spec": {"taints": None}})
-            slots = [taken(item) for item in (await client.list(LEASES, NAMESPACE)).items]
+            slots = [read_slot(item) for item in (await client.list(LEASES, NAMESPACE)).items]
             slots = [slot for slot in slots if not slot.seconds and slot.budget in (pool.name, elsewhere)]
             budget = await client.get(BUDGETS, pool.name)
-            assert await census.uncounted(client, budget, await census.out(client, budget), slots) == {
+            assert await node_counts.uncounted(client, budget, await node_counts.out(client, budget), slots) == {
                 nodes[0],
                 nodes[3],
             }
-            await Places(client, NAMESPACE, nodes[3]).release()
+            await SlotHolder(client, NAMESPACE, nodes[3]).release()
 
     try:
         asyncio.run(run())

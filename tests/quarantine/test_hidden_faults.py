@@ -12,7 +12,7 @@ from testing.cluster_objects import Pool, until
 from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer
 
 from gpuhealth.kube.client import Client
-from gpuhealth.quarantine.slot_holder import Places
+from gpuhealth.quarantine.slots.holder import SlotHolder
 from gpuhealth.quarantine.writer import NodeWriter
 
 LEASES, BUDGETS = "/leases", "/quarantinebudgets"
@@ -50,7 +50,7 @@ def test_slots_that_cannot_be_sought(
 ) -> None:
     """Rights that were revoked, a definition that is missing, a server that refuses, fails or is silent: it is told,
     with the reason, and the node goes out when slots can be had."""
-    monkeypatch.setattr("gpuhealth.quarantine.admission.SLOT_SECONDS", 1.0)
+    monkeypatch.setattr("gpuhealth.quarantine.slots.manager.REQUEST_TIMEOUT", 1.0)
     node = pool.node()
     pool.budget(3)
 
@@ -61,10 +61,9 @@ def test_slots_that_cannot_be_sought(
             async def sicken() -> None:
                 proxy.fail(what, path=path, times=-1)
                 await write.apply(SICK)
-                is_told(pool, node, "no budget slot can be sought: ")
-                held = write.held
-                assert held is not None
-                assert (held[0].limit, held[1]) == ("error", "xid.79")
+                is_told(pool, node, "no budget slot can be requested: ")
+                assert write.blocked is not None
+                assert (write.blocked.limit, write.blocked.code) == ("error", "xid.79")
                 assert write.retry_in is not None
                 proxy.heal()
                 await goes_out_later(pool, write, node)
@@ -96,7 +95,7 @@ def test_a_fault_of_our_own(
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
             write = writer(client, node)
             with monkeypatch.context() as patched:
-                patched.setattr(Places, method, fails)
+                patched.setattr(SlotHolder, method, fails)
                 await write.apply(SICK)
             is_told(pool, node, f"unexpected {error!r}")
             await goes_out_later(pool, write, node)
@@ -110,7 +109,7 @@ def test_slots_that_cannot_be_looked_at(
     plane: ControlPlane, pool: Pool, monkeypatch: pytest.MonkeyPatch, what: int | str, sick: bool
 ) -> None:
     """A healthy node and one that is out already say how they are, also where an agent starts that may see no Lease."""
-    monkeypatch.setattr("gpuhealth.quarantine.admission.SLOT_SECONDS", 1.0)
+    monkeypatch.setattr("gpuhealth.quarantine.slots.manager.REQUEST_TIMEOUT", 1.0)
     node = pool.node()
     pool.budget(3)
 

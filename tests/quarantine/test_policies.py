@@ -13,7 +13,8 @@ from kube.policy_plugin import PolicyPlugin, problems
 from testing.admission import ALL, CONTROLLERS, NODE_CLAIM, POLICIES, needed_rules, speaks_of
 
 from gpuhealth.kube.kinds import PREFLIGHT_TAINT, STATE_LABEL
-from gpuhealth.quarantine.slots import sets_of, taken_place
+from gpuhealth.quarantine.slots.budget import slot_sets
+from gpuhealth.quarantine.slots.lease import slot_lease
 from gpuhealth.runtime.settings import Settings
 from tests.conftest import BASE
 
@@ -172,8 +173,8 @@ def test_every_place_is_allowed(plugin: PolicyPlugin, node: str, code: str) -> N
     spec = {"maxUnavailable": 5, "maxPerWindow": 2, "maxPerFault": 1, "window": "365d"}
     now = datetime.now(UTC).replace(microsecond=0)
     entry = {"time": now.isoformat(), "fieldsV1": {"f:spec": {"f:renewTime": {}}}}
-    for needed in sets_of({"metadata": {"name": "pool-a"}, "spec": spec}, 10, code):
-        body = taken_place(needed, f"{needed.prefix}.0", node, now)
+    for needed in slot_sets({"metadata": {"name": "pool-a"}, "spec": spec}, 10, code):
+        body = slot_lease(needed, f"{needed.prefix}.0", node, now)
         body["metadata"] |= {"managedFields": [entry], "namespace": "gpuhealth"}
         group = {"group": "coordination.k8s.io", "version": "v1"}
         request = {

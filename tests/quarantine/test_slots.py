@@ -14,8 +14,8 @@ from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.selectors import matches, written
 from gpuhealth.quarantine.marks import Desired
-from gpuhealth.quarantine.slot_holder import Places
-from gpuhealth.quarantine.slots import Admitted, Held, Limit, NoBudget, Set, limit_of, open_names, sets_of
+from gpuhealth.quarantine.slots.budget import Limit, SlotSet, limit_of, slot_sets
+from gpuhealth.quarantine.slots.holder import NO_BUDGET, Admitted, Blocked, SlotHolder
 
 NAMESPACE = "gpuhealth"
 HEALTHY = Desired(verdict())
@@ -43,10 +43,10 @@ def test_limit(amount: int | str, size: int, limit: int) -> None:
 def test_every_limit_is_a_set() -> None:
     """Every limit of a budget is a set of places, the finding's code in the name of its own."""
     spec = {"maxUnavailable": "10%", "maxPerWindow": 5, "maxPerFault": 2, "window": "30m"}
-    assert sets_of({"metadata": {"name": "b"}, "spec": spec}, 100, "gpu.recovery_action") == [
-        Set("b", "b", Limit.UNAVAILABLE, 10),
-        Set("b.window", "b", Limit.PER_WINDOW, 5, 1800),
-        Set("b.fault.gpu.recovery-action", "b", Limit.PER_FAULT, 2, 1800),
+    assert slot_sets({"metadata": {"name": "b"}, "spec": spec}, 100, "gpu.recovery_action") == [
+        SlotSet(prefix="b", budget="b", kind=Limit.UNAVAILABLE, limit=10),
+        SlotSet(prefix="b.window", budget="b", kind=Limit.PER_WINDOW, limit=5, seconds=1800),
+        SlotSet(prefix="b.fault.gpu.recovery-action", budget="b", kind=Limit.PER_FAULT, limit=2, seconds=1800),
     ]
 
 
@@ -82,7 +82,9 @@ def test_without_a_budget_nobody_is_admitted(plane: ControlPlane, pool: Pool) ->
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            assert await Places(client, NAMESPACE, "n").acquire(pool.labels, "xid.79") == NoBudget()
+            assert await SlotHolder(client, NAMESPACE, "n").acquire(pool.labels, "xid.79") == Blocked(
+                "xid.79", "", NO_BUDGET, "no QuarantineBudget selects this node"
+            )
             assert not [call for call in client.calls if call[0] != "GET"]
 
     asyncio.run(run())
@@ -95,7 +97,7 @@ def test_one_call_when_there_is_room(plane: ControlPlane, pool: Pool) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            places = Places(client, NAMESPACE, "n")
+            places = SlotHolder(client, NAMESPACE, "n")
             assert await places.recall() == ()
             client.calls.clear()
             assert isinstance(await places.acquire(pool.labels, "xid.79"), Admitted)
@@ -113,10 +115,10 @@ def test_never_more_than_the_limit(plane: ControlPlane, pool: Pool) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            agents = [Places(client, NAMESPACE, f"n{k}") for k in range(80)]
+            agents = [SlotHolder(client, NAMESPACE, f"n{k}") for k in range(80)]
             outcomes = await asyncio.gather(*[agent.acquire(pool.labels, "xid.79") for agent in agents])
             admitted = [outcome for outcome in outcomes if isinstance(outcome, Admitted)]
-            held = [outcome for outcome in outcomes if isinstance(outcome, Held)]
+            held = [outcome for outcome in outcomes if isinstance(outcome, Blocked)]
             assert (len(admitted), len(held)) == (7, 73)
             assert sorted(pool.places()) == [f"{pool.name}.{k}" for k in range(7)]
             await asyncio.gather(*[agent.release() for agent in agents])
@@ -135,9 +137,9 @@ def test_race_under_errors(plane: ControlPlane, pool: Pool) -> None:
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
             for what in ("lost", 503, 429, "reset"):
                 proxy.fail(what, method="POST", times=6)
-            agents = [Places(client, NAMESPACE, f"n{k}") for k in range(50)]
+            agents = [SlotHolder(client, NAMESPACE, f"n{k}") for k in range(50)]
 
-            async def persist(agent: Places) -> bool:
+            async def persist(agent: SlotHolder) -> bool:
                 while True:
                     try:
                         return isinstance(await agent.acquire(pool.labels, "xid.79"), Admitted)
@@ -157,10 +159,10 @@ def test_found_again_after_a_restart(plane: ControlPlane, pool: Pool) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            first = await Places(client, NAMESPACE, "n").acquire(pool.labels, "xid.79")
+            first = await SlotHolder(client, NAMESPACE, "n").acquire(pool.labels, "xid.79")
             assert isinstance(first, Admitted)
-            again = Places(client, NAMESPACE, "n")
-            assert await again.acquire(pool.labels, "ecc.uncorrectable") == Admitted(first.places, taken=())
+            again = SlotHolder(client, NAMESPACE, "n")
+            assert await again.acquire(pool.labels, "ecc.uncorrectable") == Admitted(first.slots, taken=())
             assert len(pool.places()) == 1
             assert len(await again.release()) == 1
             assert pool.places() == {}
@@ -174,14 +176,14 @@ def test_all_budgets_or_none(plane: ControlPlane, pool: Pool) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            one, two = Places(client, NAMESPACE, "one"), Places(client, NAMESPACE, "two")
+            one, two = SlotHolder(client, NAMESPACE, "one"), SlotHolder(client, NAMESPACE, "two")
             outcome = await one.acquire(pool.labels, "xid.79")
             assert isinstance(outcome, Admitted)
-            assert [place.rpartition(".")[0] for place in outcome.places] == [rack, whole]
+            assert [slot.rpartition(".")[0] for slot in outcome.slots] == [rack, whole]
             held = await two.acquire(pool.labels, "xid.79")
-            assert isinstance(held, Held)
+            assert isinstance(held, Blocked)
             assert held.budget == whole
-            assert "1 node be out at once" in held.reason
+            assert "at most 1 node out of service at once" in held.reason
             assert list(pool.places(rack).values()) == ["one"]
             await one.release()
             assert isinstance(await two.acquire(pool.labels, "xid.79"), Admitted)
@@ -197,9 +199,9 @@ def test_per_fault(plane: ControlPlane, pool: Pool) -> None:
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
             codes = ["xid.79", "xid.79", "gpu.recovery_action"]
-            nodes = [Places(client, NAMESPACE, f"n{k}") for k in range(3)]
+            nodes = [SlotHolder(client, NAMESPACE, f"n{k}") for k in range(3)]
             outcomes = [await node.acquire(pool.labels, code) for node, code in zip(nodes, codes, strict=True)]
-            assert [type(outcome) for outcome in outcomes] == [Admitted, Held, Admitted]
+            assert [type(outcome) for outcome in outcomes] == [Admitted, Blocked, Admitted]
             assert f"{pool.name}.fault.gpu.recovery-action.0" in pool.places()
 
     asyncio.run(run())
@@ -212,7 +214,7 @@ def test_percentage_of_the_nodes(plane: ControlPlane, pool: Pool) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            agents = [Places(client, NAMESPACE, f"n{k}") for k in range(6)]
+            agents = [SlotHolder(client, NAMESPACE, f"n{k}") for k in range(6)]
             outcomes = await asyncio.gather(*[agent.acquire(pool.labels, "xid.79") for agent in agents])
             assert sum(isinstance(outcome, Admitted) for outcome in outcomes) == 2
             path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{name}/status"
@@ -229,7 +231,7 @@ def test_a_place_taken_over_is_not_given_back(plane: ControlPlane, pool: Pool) -
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            node = Places(client, NAMESPACE, "n")
+            node = SlotHolder(client, NAMESPACE, "n")
             await node.acquire(pool.labels, "xid.79")
             path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{pool.name}.0"
             other = {"spec": {"holderIdentity": "other"}, "metadata": {"labels": {"gpuhealth.io/node": "other"}}}
@@ -248,8 +250,8 @@ def test_a_place_taken_over_is_not_given_back(plane: ControlPlane, pool: Pool) -
 )
 def test_places_beyond_the_limit_count(limit: int, held: str, size: int) -> None:
     """As many names are open as leave no more than the limit held, with those that are held beyond them."""
-    needed = Set("b", "b", Limit.UNAVAILABLE, limit)
-    names = open_names(needed, [f"b.{k}" for k in held.split()])
+    slot_set = SlotSet(prefix="b", budget="b", kind=Limit.UNAVAILABLE, limit=limit)
+    names = slot_set.open_names([f"b.{k}" for k in held.split()])
     assert names == [f"b.{k}" for k in range(size)]
     beyond = {f"b.{k}" for k in held.split()} - set(names)
     assert len(beyond) + len(names) <= max(limit, len(held.split()))
@@ -261,15 +263,15 @@ def test_a_lowered_limit_counts_who_is_out(plane: ControlPlane, pool: Pool) -> N
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            out = [Places(client, NAMESPACE, f"{pool.name}-{k}") for k in range(6)]
+            out = [SlotHolder(client, NAMESPACE, f"{pool.name}-{k}") for k in range(6)]
             await asyncio.gather(*[each.acquire(pool.labels, "xid.79") for each in out])
-            lowest_first = sorted(out, key=lambda each: each.held or ())
-            waiting = Places(client, NAMESPACE, "waiting")
+            lowest_first = sorted(out, key=lambda each: each.known)
+            waiting = SlotHolder(client, NAMESPACE, "waiting")
             pool.budget(3)
             for each in lowest_first[:3]:
-                assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Held)
+                assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Blocked)
                 assert len(await each.release()) == 1
-            assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Held), "three are out yet"
+            assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Blocked), "three are out yet"
             await lowest_first[3].release()
             assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Admitted)
             assert len(pool.places()) == 3
@@ -284,12 +286,12 @@ def test_a_suspect_driver_takes_no_places_of_others(plane: ControlPlane, pool: P
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            assert isinstance(await Places(client, NAMESPACE, "first").acquire(pool.labels, "xid.79"), Admitted)
-            second = Places(client, NAMESPACE, "second")
+            assert isinstance(await SlotHolder(client, NAMESPACE, "first").acquire(pool.labels, "xid.79"), Admitted)
+            second = SlotHolder(client, NAMESPACE, "second")
             await second.recall()
             client.calls.clear()
             held = await second.acquire(pool.labels, "xid.79")
-            assert isinstance(held, Held)
+            assert isinstance(held, Blocked)
             assert held.limit is Limit.PER_FAULT
             assert client.calls == {("GET", 200): 2, ("POST", 409): 1}, "the budgets, a try, the places of the set"
             client.calls.clear()
@@ -307,7 +309,7 @@ def test_a_place_that_was_ours_after_all(plane: ControlPlane, pool: Pool) -> Non
     async def run() -> None:
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
             proxy.fail("lost", method="POST")
-            outcome = await Places(client, NAMESPACE, "n").acquire(pool.labels, "xid.79")
+            outcome = await SlotHolder(client, NAMESPACE, "n").acquire(pool.labels, "xid.79")
             assert outcome == Admitted((f"{pool.name}.0",), taken=(f"{pool.name}.0",))
 
     asyncio.run(run())

@@ -7,7 +7,7 @@ from kube import ControlPlane
 from kube.control_plane import RequestError
 from testing.cluster_objects import Pool
 
-from gpuhealth.quarantine.slots import sets_of
+from gpuhealth.quarantine.slots.budget import slot_sets
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_windows_that_are_taken(plane: ControlPlane, pool: Pool, window: str) ->
     """What people write is taken, by the API server and by the agent."""
     pool.budget(1, maxPerWindow=1, window=window)
     made = plane.request("GET", f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{pool.name}")
-    assert 0 < sets_of(made, 1, "xid.79")[1].seconds <= 365 * 86400
+    assert 0 < slot_sets(made, 1, "xid.79")[1].seconds <= 365 * 86400
 
 
 @pytest.mark.parametrize(

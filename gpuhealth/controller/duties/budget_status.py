@@ -18,11 +18,12 @@ from gpuhealth.controller.duty import BudgetStatus, Duty, DutyContext
 from gpuhealth.fleet.views import Budget
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import ApiError, NotFoundError
-from gpuhealth.kube.kinds import BUDGETS, LEASES
+from gpuhealth.kube.kinds import BUDGETS
 from gpuhealth.kube.objects import format_time
 from gpuhealth.quarantine.marks import camel
 from gpuhealth.quarantine.report import merge_patch
-from gpuhealth.quarantine.slots import BudgetError, Limit, sets_of
+from gpuhealth.quarantine.slots.budget import BudgetError, Limit, slot_sets
+from gpuhealth.quarantine.slots.lease import SlotStore
 from gpuhealth.runtime.metric_families import Metric, gauge
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -42,6 +43,7 @@ class BudgetStatusWriter(Duty):
     def __init__(self, context: DutyContext) -> None:
         super().__init__(context)
         self.status = context.budgets
+        self._slots = SlotStore(context.client, context.fleet.namespace)
         self._unchanged: dict[str, tuple[tuple[str, int], float]] = {}  # by budget: uid and generation, and since when
 
     async def run(self) -> None:
@@ -65,7 +67,7 @@ class BudgetStatusWriter(Duty):
         for place in list(self._fleet.places.items.values()):
             if place.fault:
                 lease = {"metadata": {"name": place.key, "resourceVersion": place.version}}
-                self._client.unreadable.note(LEASES, lease, f"{place.fault}; the slot counts as taken")
+                self._slots.note_unreadable(lease, place.fault)
         for known in (self.status, self._unchanged):
             for gone in known.keys() - budgets.keys():
                 del known[gone]
@@ -77,7 +79,7 @@ class BudgetStatusWriter(Duty):
         blocked = self._fleet.held.get(budget.key, set())
         self.status[budget.key] = BudgetStatus(
             size=nodes.size,
-            limit=sets_of(budget.body, nodes.size, "")[0].limit,
+            limit=slot_sets(budget.body, nodes.size, "")[0].limit,
             used=len(nodes.slots),
             blocked=len(blocked),
             unavailable=len(nodes.unavailable),

@@ -33,7 +33,7 @@ from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import POD_TEMPLATES, PODS, TAINT
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
-from gpuhealth.quarantine.slots import limit_of
+from gpuhealth.quarantine.slots.budget import limit_of
 from gpuhealth.quarantine.state import NodeState, StateEvent, burnin_ended
 from gpuhealth.quarantine.state_label import change_label
 from gpuhealth.runtime.metric_families import Metric, counter, gauge

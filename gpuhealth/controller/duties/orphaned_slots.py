@@ -18,11 +18,12 @@ import structlog
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.unknown_condition import set_condition_unknown
 from gpuhealth.fleet.views import Place
-from gpuhealth.kube.errors import ApiError, ConflictError, NotFoundError
+from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
-from gpuhealth.kube.kinds import LEASES, NODES
+from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.objects import read
 from gpuhealth.quarantine.marks import Object, has_taint, override, record
+from gpuhealth.quarantine.slots.lease import SlotStore
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
@@ -36,6 +37,7 @@ class OrphanedSlotCollector(Duty):
     def __init__(self, context: DutyContext) -> None:
         super().__init__(context)
         settings = context.settings
+        self._slots = SlotStore(context.client, context.fleet.namespace)
         # Freeing such a slot marks the Node, which mode observe does not.
         self._patience = None if settings.mode == "observe" else settings.controller.orphaned_slot_timeout
         self._seen: dict[str, tuple[str, float]] = {}  # by place, its version and since when on our steady clock
@@ -109,13 +111,8 @@ class OrphanedSlotCollector(Duty):
         return False
 
     async def _free(self, place: Place, why: str) -> None:
-        try:
-            await self._client.delete(
-                LEASES, place.key, self._fleet.namespace, uid=place.uid, resource_version=place.version
-            )
-        except (ConflictError, NotFoundError):  # somebody else has it, or nobody
-            return
-        log.info("orphaned slot released", slot=place.key, node=place.holder, reason=why)
+        if await self._slots.free(place.key, uid=place.uid, version=place.version):  # else somebody else has it
+            log.info("orphaned slot released", slot=place.key, node=place.holder, reason=why)
 
 
 def _unmarked(node: Object) -> bool:

@@ -14,9 +14,10 @@ import structlog
 from gpuhealth.controller.budget_nodes import BudgetNodes, nodes_of
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.fleet.views import Budget, Place
-from gpuhealth.kube.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError
-from gpuhealth.kube.kinds import BUDGETS, LEASES
-from gpuhealth.quarantine.slots import STAND_IN, BudgetError, Limit, open_names, sets_of, taken_place
+from gpuhealth.kube.errors import ApiError
+from gpuhealth.kube.kinds import BUDGETS
+from gpuhealth.quarantine.slots.budget import BudgetError, slot_sets
+from gpuhealth.quarantine.slots.lease import SlotStore
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
@@ -29,6 +30,7 @@ class SlotReserver(Duty):
 
     def __init__(self, context: DutyContext) -> None:
         super().__init__(context)
+        self._slots = SlotStore(context.client, context.fleet.namespace)
         self._uncounted_since: dict[str, dict[str, float]] = {}  # by budget and node, on the monotonic clock
 
     async def run(self) -> None:
@@ -79,16 +81,11 @@ class SlotReserver(Duty):
                 kept.add(slot.stands_for)
             else:
                 await self._release(slot)
-        (of_budget,) = [needed for needed in sets_of(budget.body, nodes.size, "") if needed.kind is Limit.UNAVAILABLE]
-        taken = {slot.key for slot in nodes.slots}
-        free = (name for name in open_names(of_budget, taken) if name not in taken)
+        unavailable = slot_sets(budget.body, nodes.size, "")[0]
+        free = unavailable.free_names(slot.key for slot in nodes.slots)
         for node, name in zip(sorted(wanted - kept), free, strict=False):
-            lease = taken_place(of_budget, name, f"{STAND_IN}{node}", self._clock())
-            try:
-                await self._client.create(LEASES, lease, self._fleet.namespace)
-            except AlreadyExistsError:  # an agent was faster; the next round finds another
-                continue
-            log.info("slot reserved for unavailable node", node=node, slot=name)
+            if await self._slots.reserve(unavailable, name, node):  # else an agent was faster; the next round retries
+                log.info("slot reserved for unavailable node", node=node, slot=name)
         return due_in
 
     def _late(self, budget: Budget, nodes: BudgetNodes) -> tuple[set[str], float | None]:
@@ -103,10 +100,5 @@ class SlotReserver(Duty):
         )
 
     async def _release(self, slot: Place) -> None:
-        try:
-            await self._client.delete(
-                LEASES, slot.key, self._fleet.namespace, uid=slot.uid, resource_version=slot.version
-            )
-        except (ConflictError, NotFoundError):
-            return
-        log.info("reserved slot released", node=slot.stands_for, slot=slot.key)
+        if await self._slots.free(slot.key, uid=slot.uid, version=slot.version):
+            log.info("reserved slot released", node=slot.stands_for, slot=slot.key)

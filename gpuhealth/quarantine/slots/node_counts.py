@@ -1,4 +1,5 @@
-"""Counting nodes for a budget where no controller has: how many it selects, and which are out without a slot."""
+"""Counts of the nodes of a budget that no controller has counted: how many it selects, and which are out without a
+slot."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.kinds import NODES, STATE_LABEL
 from gpuhealth.kube.selectors import written
 from gpuhealth.quarantine.marks import has_taint, is_out, unknown_record
-from gpuhealth.quarantine.slots import Taken
+from gpuhealth.quarantine.slots.lease import Slot
 from gpuhealth.quarantine.state import IN_SERVICE
 
 _MAY_BE_OUT = f"{STATE_LABEL} notin ({','.join(IN_SERVICE)})"
@@ -32,11 +33,11 @@ async def out(client: Client, budget: Object) -> set[str]:
     }
 
 
-async def uncounted(client: Client, budget: Object, nodes: set[str], slots: Sequence[Taken]) -> set[str]:
-    """Those of `nodes`, which are out, that hold no slot of the budget, and those that it selects and that may go out.
+async def uncounted(client: Client, budget: Object, nodes: set[str], slots: Sequence[Slot]) -> set[str]:
+    """Of the nodes that are out (`nodes`), or that the budget selects and that may go out, those without a slot of it.
 
-    `slots` are those of all budgets that last until they are given back, listed in the same moment: a node that is not
-    out and has none of any budget by then lists the budgets after this one was there, before it goes out.
+    `slots` are those of all budgets that are held until they are released, listed at the same time as the nodes: a node
+    that is not out and has none of any budget by then lists the budgets, this one included, before it goes out.
     """
     name = budget["metadata"]["name"]
     counted = {slot.node for slot in slots if slot.prefix == name}
