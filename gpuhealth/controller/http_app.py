@@ -44,22 +44,22 @@ class ControllerCollector(Collector):
     def _own(self) -> Iterator[Metric]:
         controller = self._controller
         info = [(__version__, controller.identity, 1)]
-        yield gauge("controller_info", "The controller", ["version", "identity"], info)
-        yield gauge("controller_leading", "1 for the controller that acts", [], [(controller.leading,)])
+        yield gauge("controller_info", "Version and identity of the controller", ["version", "identity"], info)
+        yield gauge("controller_leading", "1 for the controller that leads", [], [(controller.leading,)])
         calls = [(*key, value) for key, value in controller.api_calls.items()]
         yield counter("kube_requests", "Requests to the API server; status 0: no answer", ["method", "status"], calls)
         yield counter("loop_failures", "Unexpected errors by loop", ["loop"], controller.failures.items())
-        text = "Versions of objects that could not be read"
+        text = "Versions of API objects that could not be read"
         yield counter("controller_unreadable_objects", text, ["kind"], controller.unreadable.items())
 
     def _fleet(self) -> Iterator[Metric]:
         if not self._exposes_fleet():
             return
         fleet = self._controller.fleet
-        states = [(*key, value) for key, value in fleet.states.items()]
+        states = [(*key, value) for key, value in fleet.nodes_by_state.items()]
         yield gauge("fleet_nodes", "GPU nodes", ["state", "pool"], states)
-        gpus = [(*key, value) for key, value in fleet.gpus.items()]
-        yield gauge("fleet_gpus", "GPUs; those of a silent agent are unknown", ["verdict", "model"], gpus)
+        gpus = [(*key, value) for key, value in fleet.gpus_by_verdict.items()]
+        yield gauge("fleet_gpus", "GPUs; unknown for nodes without a ready agent", ["verdict", "model"], gpus)
 
     def _of_duty(self, duty: Duty) -> Iterator[Metric]:
         yield from duty.counters()

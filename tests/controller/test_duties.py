@@ -11,7 +11,7 @@ from gpuhealth.controller import duties
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.duties import DUTIES
 from gpuhealth.controller.http_app import ControllerCollector
-from gpuhealth.fleet.store import Table
+from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
 from gpuhealth.runtime.settings import Settings
 
@@ -73,7 +73,7 @@ def test_metrics_of_duties() -> None:
     assert "gpuhealth_drain_evictions" in before
     assert "gpuhealth_drain_nodes" not in before
     for table in vars(found.fleet).values():
-        if isinstance(table, Table):
+        if isinstance(table, ObjectStore):
             table.listed = True
     after = {family.name for family in collector.collect()}
     assert before < after

@@ -55,7 +55,7 @@ def test_no_part_of_a_gang_goes(cluster: Cluster, label: str, allowed: int) -> N
             assert not any(cluster.terminating(pod) for pod in pods)
             reason = f"PodDisruptionBudget guard allows {allowed} of 4 to go"
             await until(lambda: reason in cluster.drain(node)["message"])
-            assert cluster.drain(node)["message"].startswith("4 may not be evicted, such as ")
+            assert cluster.drain(node)["message"].startswith("eviction refused for 4 pods, such as ")
             for name in names(pods):
                 await until(lambda name=name: "EvictionRefused" in cluster.reasons(name))  # type: ignore[misc]
             cluster.patch(budget, {"spec": {"minAvailable": 0}})

@@ -79,11 +79,12 @@ def test_metrics(cluster: Cluster) -> None:
         held = {"state": "blocked", "budget": cluster.name, "limit": "maxPerFault", "code": "xid.79"}
         cluster.say(speaking, {"quarantine": held})
         cluster.unready(agent)
-        await until(lambda: controller.fleet.phases["drained"] == 1 and len(controller.fleet.silent) == 2)
+        await until(lambda: controller.fleet.drains_by_phase["drained"] == 1)
+        await until(lambda: len(controller.fleet.silent_nodes) == 2)
         await until(lambda: controller.duty(BudgetStatusWriter).status[cluster.name].used == 1)
         # Labels and reports come by watches of their own.
-        await until(lambda: controller.fleet.states["drained", cluster.name])
-        await until(lambda: controller.fleet.held.get(cluster.name))
+        await until(lambda: controller.fleet.nodes_by_state["drained", cluster.name])
+        await until(lambda: controller.fleet.blocked_nodes.get(cluster.name))
         shown = samples((await scrape(controller.http_port))[1], cluster.name)
         assert shown["gpuhealth_fleet_nodes", "drained"] == 1
         assert ("gpuhealth_fleet_nodes", "degraded") not in shown
@@ -92,8 +93,8 @@ def test_metrics(cluster: Cluster) -> None:
         assert shown["gpuhealth_drain_nodes", "drained"] == 1
         cluster.plane.request("DELETE", f"/api/v1/nodes/{silent}")
         await until(lambda: silent not in controller.fleet.nodes.items)
-        await until(lambda: set(controller.fleet.silent) == {speaking})
-        await until(lambda: not controller.fleet.phases)
+        await until(lambda: set(controller.fleet.silent_nodes) == {speaking})
+        await until(lambda: not controller.fleet.drains_by_phase)
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
 

@@ -85,7 +85,7 @@ def test_times_that_people_write(cluster: Cluster) -> None:
         async with cluster.controller() as controller:
             await until(lambda: controller.fleet.ready)
             report = controller.fleet.reports.items[node]
-            assert report.tested is not None
+            assert report.tested_at is not None
             assert report.quarantine.since is not None
             assert not controller.fleet.unreadable
 

@@ -144,7 +144,7 @@ def test_only_the_leader_writes(cluster: Cluster) -> None:
             async with cluster.controller(election=election) as standby:
                 await until(lambda: standby.fleet.ready and standby.election.leader)
                 cluster.quarantine(node)
-                await until(lambda: standby.fleet.phases["drained"])
+                await until(lambda: standby.fleet.drains_by_phase["drained"])
                 await until(lambda: leader.duty(BudgetStatusWriter).status)
                 assert not standby.leading
                 assert {method for method, _ in standby.api_calls} == {"GET", "WATCH"}

@@ -15,7 +15,7 @@ import structlog
 
 from gpuhealth.controller.budget_nodes import BudgetNodes, nodes_of
 from gpuhealth.controller.duty import BudgetStatus, Duty, DutyContext
-from gpuhealth.fleet.views import Budget
+from gpuhealth.fleet.views import BudgetView
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.kinds import BUDGETS
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 FAULT_LIMIT_REACHED = "FaultLimitReached"
 """Condition of a budget: nodes stay in service because as many as maxPerFault allows went out for the same fault."""
 NAMES = 100
-"""How many nodes a status names: it is for people, and an object has its limits."""
+"""Nodes that a status names at most: it is for people, and the size of an object is limited."""
 
 
 class BudgetStatusWriter(Duty):
@@ -48,7 +48,7 @@ class BudgetStatusWriter(Duty):
 
     async def run(self) -> None:
         """Write what has changed after each change in the fleet, until cancelled."""
-        await self._fleet.rounds(self._round, self._timing.round_pause)
+        await self._fleet.repeat_on_change(self._round, self._timing.round_pause)
 
     async def _round(self) -> float | None:
         """Write every status that has changed; seconds until the next round is due without any change."""
@@ -57,26 +57,26 @@ class BudgetStatusWriter(Duty):
         for budget in list(budgets.values()):
             try:
                 due.append(await self._update(budget))
-            except ApiError as error:  # one budget that cannot be written must not keep the others from it
+            except ApiError as error:  # one budget that cannot be written must not delay the others
                 raise_if_cancelled()
                 retry = self._timing.retry
-                log.warning("budget update failed", budget=budget.key, error=str(error), retry_in=retry)
+                log.warning("budget status write failed", budget=budget.key, error=str(error), retry_in=retry)
                 due.append(retry)
             except (BudgetError, KeyError, TypeError, ValueError, AttributeError) as error:
-                self._client.unreadable.note(BUDGETS, budget.body, f"{error!r}; agents take it to allow nothing")
-        for place in list(self._fleet.places.items.values()):
-            if place.fault:
-                lease = {"metadata": {"name": place.key, "resourceVersion": place.version}}
-                self._slots.note_unreadable(lease, place.fault)
+                self._client.unreadable.note(BUDGETS, budget.body, f"{error!r}; for agents it allows nothing")
+        for slot in list(self._fleet.slots.items.values()):
+            if slot.fault:
+                lease = {"metadata": {"name": slot.key, "resourceVersion": slot.version}}
+                self._slots.note_unreadable(lease, slot.fault)
         for known in (self.status, self._unchanged):
             for gone in known.keys() - budgets.keys():
                 del known[gone]
         return min((seconds for seconds in due if seconds is not None), default=None)
 
-    async def _update(self, budget: Budget) -> float | None:
+    async def _update(self, budget: BudgetView) -> float | None:
         """Count and write one budget's status; seconds until that is due again without any change."""
         nodes = await nodes_of(budget, self._fleet)
-        blocked = self._fleet.held.get(budget.key, set())
+        blocked = self._fleet.blocked_nodes.get(budget.key, set())
         self.status[budget.key] = BudgetStatus(
             size=nodes.size,
             limit=slot_sets(budget.body, nodes.size, "")[0].limit,
@@ -95,13 +95,13 @@ class BudgetStatusWriter(Duty):
                 log.debug("budget deleted", budget=budget.key)
         return settles_in if settles_in > 0 else None
 
-    def _status(self, budget: Budget, nodes: BudgetNodes, blocked: set[str], *, counted: bool) -> Object:
+    def _status(self, budget: BudgetView, nodes: BudgetNodes, blocked: set[str], *, counted: bool) -> Object:
         """The whole status as the API server should have it."""
-        holders = sorted({slot.holder for slot in nodes.slots if not slot.stands_for})
-        blocked_alike = {
-            hold.code: count
-            for hold, count in self._fleet.holds.items()
-            if hold.budget == budget.key and hold.limit == Limit.PER_FAULT
+        holders = sorted({slot.holder for slot in nodes.slots if not slot.reserved_for})
+        blocked_by_code = {
+            quarantine.code: count
+            for quarantine, count in self._fleet.blocked.items()
+            if quarantine.budget == budget.key and quarantine.limit == Limit.PER_FAULT
         }
         return {
             **msgspec.to_builtins(self.status[budget.key]),
@@ -109,10 +109,10 @@ class BudgetStatusWriter(Duty):
             "counted": counted,
             "blockedNodes": sorted(blocked)[:NAMES],
             "nodes": holders[:NAMES],
-            "conditions": [_fault_limit(blocked_alike, budget.body, self._clock())],
+            "conditions": [_fault_limit(blocked_by_code, budget.body, self._clock())],
         }
 
-    def _settles_in(self, budget: Budget) -> float:
+    def _settles_in(self, budget: BudgetView) -> float:
         """Seconds until the budget has been unchanged for long enough; not above 0 if it has."""
         metadata, now = budget.body["metadata"], time.monotonic()
         version = (metadata["uid"], metadata["generation"])
@@ -125,25 +125,25 @@ class BudgetStatusWriter(Duty):
         used = [(name, status.used) for name, status in self.status.items()]
         yield gauge("budget_used", "Slots of a budget that are taken", ["budget"], used)
         limits = [(name, status.limit) for name, status in self.status.items()]
-        yield gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
+        yield gauge("budget_limit", "Nodes that a budget allows out of service at a time", ["budget"], limits)
         uncounted = [(name, status.uncounted) for name, status in self.status.items()]
-        text = "Nodes that are out, and for which a budget that selects them by now has no free slot"
+        text = "Nodes out of service for which a budget that selects them has no slot"
         yield gauge("budget_uncounted_nodes", text, ["budget"], uncounted)
-        blocked = [(*hold, count) for hold, count in self._fleet.holds.items()]
-        text = "Nodes that should be out and for which a limit of a budget leaves no free slot"
+        blocked = [(*quarantine, count) for quarantine, count in self._fleet.blocked.items()]
+        text = "Nodes that should be out of service and are blocked by a limit of a budget"
         yield gauge("quarantine_blocked_nodes", text, ["budget", "limit", "code"], blocked)
 
 
-def _fault_limit(alike: dict[str, int], budget: Object, now: datetime) -> Object:
-    """The condition FaultLimitReached, given how many nodes maxPerFault holds by their finding's code."""
-    known: Object = next(iter(budget.get("status", {}).get("conditions") or []), {})  # there is no other
-    status = "True" if alike else "False"
-    reason, message = "BelowLimit", "no node is blocked because too many failed alike"
-    if alike:
-        worst = max(alike, key=lambda code: alike[code])
-        nodes = ", ".join(f"{code} on {count}" for code, count in sorted(alike.items()))
+def _fault_limit(blocked: dict[str, int], budget: Object, now: datetime) -> Object:
+    """Make the condition FaultLimitReached. `blocked`: nodes that maxPerFault keeps in service, by finding code."""
+    known: Object = next(iter(budget.get("status", {}).get("conditions") or []), {})  # a budget has no other
+    status = "True" if blocked else "False"
+    reason, message = "BelowLimit", "no node is blocked by maxPerFault"
+    if blocked:
+        worst = max(blocked, key=lambda code: blocked[code])
+        nodes = ", ".join(f"{code} on {count}" for code, count in sorted(blocked.items()))
         reason = camel(worst)
-        message = f"more nodes than maxPerFault allows failed alike: a suspect driver or check; blocked: {nodes}"
+        message = f"more nodes than maxPerFault allows have the same fault: suspect a driver or check; blocked: {nodes}"
     since = known["lastTransitionTime"] if known.get("status") == status else format_time(now)
     generation = budget["metadata"]["generation"]
     return {

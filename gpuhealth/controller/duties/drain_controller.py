@@ -1,4 +1,4 @@
-"""All drains: one task for each node that should be drained, ended when it should not be any longer."""
+"""Drains nodes: one task for each node whose drain is wanted, ended when it no longer is."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
-from gpuhealth.controller.drain import DrainContext, DrainStatus, NodeDrain, mark_state, write_drain
+from gpuhealth.controller.drain import DrainContext, DrainStatus, NodeDrain, change_state, write_drain
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.gangs import Gangs
-from gpuhealth.fleet import views as facts
+from gpuhealth.fleet import views
 from gpuhealth.kube.client import backoff, patience
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
@@ -24,9 +24,12 @@ from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
+_MIN_RETRY_SECONDS = 1.0
+_MAX_RETRY_SECONDS = 60.0
+
 
 class DrainController(Duty):
-    """Starts and stops the drain of each node."""
+    """Starts and ends the drain of each node."""
 
     name = "drain_controller"
 
@@ -34,7 +37,7 @@ class DrainController(Duty):
         super().__init__(context)
         self.status = DrainStatus()
         settings = context.settings.controller
-        self._drains = DrainContext(
+        self._drain_context = DrainContext(
             client=context.client,
             fleet=context.fleet,
             settings=settings,
@@ -46,33 +49,32 @@ class DrainController(Duty):
             status=self.status,
             clock=context.clock,
         )
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._since: dict[str, datetime | None] = {}  # by node, the quarantine that its task is for
-        self._ended: dict[str, facts.Drain] = {}  # as they were: the watch may not say yet that they are over
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by node
+        self._since: dict[str, datetime | None] = {}  # by node: start of the quarantine that its task is for
+        self._ended: dict[str, views.Drain] = {}  # by node, as it was before: the watch may not show the end yet
 
     async def run(self) -> None:
-        """Start and stop drains after each change, until cancelled. The next leader resumes unfinished drains."""
-        self._ended.clear()  # another may have led since
+        """Start and end drains after each change, until cancelled. The next leader resumes unfinished drains."""
+        self._ended.clear()  # another process may have led since
         try:
-            await self._fleet.rounds(self._round, 0.0)
+            await self._fleet.repeat_on_change(self._round, 0.0)
         finally:
             await self._stop(list(self._tasks))
 
     async def _round(self) -> float | None:
-        """Makes the tasks those that are wanted; seconds until that is tried again, where it could not be done."""
-        fleet = self._fleet
-        await self._stop([node for node in self._tasks if not self._is_for_now(node)])
-        for node in sorted(fleet.to_drain - self._tasks.keys()):
+        """Start the tasks that are missing, end the others; seconds until a retry, where something failed."""
+        await self._stop([node for node in self._tasks if not self._is_current(node)])
+        for node in sorted(self._fleet.drains_wanted - self._tasks.keys()):
             self._ended.pop(node, None)
-            self._since[node] = fleet.reports.items[node].quarantine.since
+            self._since[node] = self._fleet.reports.items[node].quarantine.since
             self._tasks[node] = asyncio.create_task(self._drain(node), name=f"drain of {node}")
-        complete = all([await self._end(node) for node in sorted(fleet.to_end)])
+        complete = all([await self._end(node) for node in sorted(self._fleet.drains_to_end)])
         return None if complete else self._timing.retry
 
-    def _is_for_now(self, node: str) -> bool:
-        """Whether the node's task is for the quarantine that it is in: between two looks there may have been others."""
-        fleet = self._fleet
-        return node in fleet.to_drain and fleet.reports.items[node].quarantine.since == self._since[node]
+    def _is_current(self, node: str) -> bool:
+        """Whether the node's task is for its present quarantine: there may have been another since the last round."""
+        wanted = node in self._fleet.drains_wanted
+        return wanted and self._fleet.reports.items[node].quarantine.since == self._since[node]
 
     async def _stop(self, nodes: list[str]) -> None:
         await end([self._tasks.pop(node) for node in nodes])
@@ -81,19 +83,22 @@ class DrainController(Duty):
         failures = 0
         while True:
             try:
-                return await NodeDrain(node, self._drains).run()
+                return await NodeDrain(node, self._drain_context).run()
             except ApiError as error:
-                pause = patience(error, failures, longest=60.0)
-                log.warning("drain failed, retrying", node=node, error=str(error), retry_in=round(max(1.0, pause), 1))
-            except Exception:  # one node's trouble must not end the drains of the others; it is logged
-                pause = backoff(failures, longest=60.0)
-                log.exception("unexpected error", node=node)
+                pause = max(_MIN_RETRY_SECONDS, patience(error, failures, longest=_MAX_RETRY_SECONDS))
+                log.warning("drain failed, retrying", node=node, error=str(error), retry_in=round(pause, 1))
+            except Exception:  # an error in one drain must not end the others; it is logged
+                pause = max(_MIN_RETRY_SECONDS, backoff(failures, longest=_MAX_RETRY_SECONDS))
+                log.exception("unexpected error", node=node, retry_in=round(pause, 1))
             raise_if_cancelled()
-            await asyncio.sleep(max(1.0, pause))
+            await asyncio.sleep(pause)
             failures += 1
 
     async def _end(self, node: str) -> bool:
-        """Notes that a drain is wanted no more. The label is the agent's again once it has given the node back."""
+        """Record that a drain is no longer wanted; return whether that succeeded.
+
+        The agent owns the label again once it has returned the node to service.
+        """
         report = self._fleet.reports.items.get(node)
         if report is None or self._ended.get(node) == report.drain:
             return True
@@ -108,7 +113,7 @@ class DrainController(Duty):
         )
         try:
             quarantined = report.quarantine.state == "quarantined"
-            if quarantined and not await mark_state(self._drains, node, StateEvent.DRAIN_CANCELLED):
+            if quarantined and not await change_state(self._drain_context, node, StateEvent.DRAIN_CANCELLED):
                 return False
             await write_drain(self._client, node, drain, ended)
             self._ended[node] = drain
@@ -116,23 +121,21 @@ class DrainController(Duty):
             return True
         except ApiError as error:
             raise_if_cancelled()
-            log.warning("drain status write failed", node=node, error=str(error))
+            log.warning("drain status write failed", node=node, error=str(error), retry_in=self._timing.retry)
             return False
         if cancelled:
             log.info("drain cancelled", node=node, remaining=drain.remaining)
-            await self._recorder.post(
-                node_subject(node),
-                "DrainCancelled",
-                "the node is not to be drained any longer: no more pods are evicted",
-            )
+            message = "the drain is no longer wanted: no more pods are evicted"
+            await self._recorder.post(node_subject(node), "DrainCancelled", message)
         return True
 
     def counters(self) -> Iterator[Metric]:
-        """Outcomes of evictions, from the start: a rate needs its zero."""
+        """Evictions and deletions by outcome; each outcome from the start, since a rate needs its zero."""
         results = [(outcome, self.status.evictions[outcome]) for outcome in Outcome]
-        yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
+        text = "Evictions and deletions of pods that drains have tried"
+        yield counter("drain_evictions", text, ["result"], results)
 
     def gauges(self) -> Iterator[Metric]:
-        """Nodes by the phase of their drain."""
-        phases = [(phase, self._fleet.phases[phase]) for phase in ("pending", "draining", "drained")]
-        yield gauge("drain_nodes", "Nodes that are to be drained", ["phase"], phases)
+        """Nodes whose drain is wanted, by its phase."""
+        phases = [(phase, self._fleet.drains_by_phase[phase]) for phase in ("pending", "draining", "drained")]
+        yield gauge("drain_nodes", "Nodes whose drain is wanted", ["phase"], phases)

@@ -1,11 +1,11 @@
-"""Places of budgets that nobody will give back: those of Nodes that were deleted, and those that an agent has left.
+"""Frees budget slots whose holder will never release them: of deleted Nodes, and of agents that are gone.
 
-An agent gives its place back itself, also one that it finds after a restart. What is left is the place of an agent
-that died between taking it and the taint, and has not come back. It is freed when for long enough, by our own clock,
+An agent releases its slot itself, also one that it finds after a restart. What is left is the slot of an agent that
+died between taking it and writing the taint, and has not come back. It is freed when, for long enough by our own clock,
 the agent has been silent, the Lease unchanged and the Node without a mark of ours. An agent that was frozen at that
-very point and goes on after all must not taint without a place, so the Node is written to first (its condition, which
-is due anyway): the taint is a patch under the Node's resourceVersion and fails then, and before its next try the agent
-writes its Lease anew, which fails if it is gone, and otherwise makes our deletion fail.
+very point, and continues after all, must not taint without a slot. So the Node is written to first (its condition,
+which is due anyway): the taint is a patch under the Node's resourceVersion and fails then, and before its next attempt
+the agent renews its Lease, which fails if that is gone, and otherwise makes our deletion fail.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import structlog
 
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.unknown_condition import set_condition_unknown
-from gpuhealth.fleet.views import Place
+from gpuhealth.fleet.views import SlotView
+from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.objects import read
-from gpuhealth.quarantine.marks import Object, has_taint, override, record
+from gpuhealth.quarantine.marks import has_taint, override, record
 from gpuhealth.quarantine.slots.lease import SlotStore
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -30,7 +31,7 @@ log = structlog.get_logger()
 
 
 class OrphanedSlotCollector(Duty):
-    """Frees places for which nobody is there any more."""
+    """Frees orphaned slots. Slots that expire by themselves are left alone."""
 
     name = "orphaned_slots"
 
@@ -38,82 +39,83 @@ class OrphanedSlotCollector(Duty):
         super().__init__(context)
         settings = context.settings
         self._slots = SlotStore(context.client, context.fleet.namespace)
-        # Freeing such a slot marks the Node, which mode observe does not.
-        self._patience = None if settings.mode == "observe" else settings.controller.orphaned_slot_timeout
-        self._seen: dict[str, tuple[str, float]] = {}  # by place, its version and since when on our steady clock
+        # Freeing the slot of an agent marks its Node. In mode observe only deleted Nodes lose their slots.
+        self._timeout = None if settings.mode == "observe" else settings.controller.orphaned_slot_timeout
+        self._seen: dict[str, tuple[str, float]] = {}  # by slot: version, and since when on the monotonic clock
 
     async def run(self) -> None:
-        """Until cancelled."""
-        await self._fleet.rounds(self._round, self._timing.round_pause)
+        """Free slots after each change in the fleet and as timeouts pass, until cancelled."""
+        await self._fleet.repeat_on_change(self._round, self._timing.round_pause)
 
     async def _round(self) -> float | None:
-        """Frees what is to be freed; seconds until something else may be. Places that run out need nobody."""
+        """Free the slots that are orphaned; seconds until another one may be."""
         due = []
-        places = [place for place in self._fleet.places.items.values() if place.lasting and not place.stands_for]
-        places = [place for place in places if place.holder]  # of one that names nobody nobody knows whether it is left
+        slots = [slot for slot in self._fleet.slots.items.values() if slot.lasting and not slot.reserved_for]
+        slots = [slot for slot in slots if slot.holder]  # without a holder, a slot cannot be shown to be orphaned
         before, self._seen = self._seen, {}
-        for place in places:
-            version, since = before.get(place.key, ("", 0.0))
-            self._seen[place.key] = (place.version, since if version == place.version else time.monotonic())
-        for place in places:
+        for slot in slots:
+            version, since = before.get(slot.key, ("", 0.0))
+            self._seen[slot.key] = (slot.version, since if version == slot.version else time.monotonic())
+        for slot in slots:
             try:
-                due_in = await self._free_if_left(place)
-            except ApiError as error:  # one that cannot be freed must not keep the others from it
+                due_in = await self._free_if_orphaned(slot)
+            except ApiError as error:  # one slot that cannot be freed must not delay the others
                 raise_if_cancelled()
-                log.warning(
-                    "orphaned slot release failed", slot=place.key, error=str(error), retry_in=self._timing.retry
-                )
                 due_in = self._timing.retry
-            due += [] if due_in is None else [due_in]
+                log.warning("orphaned slot release failed", slot=slot.key, error=str(error), retry_in=due_in)
+            if due_in is not None:
+                due.append(due_in)
         return min(due, default=None)
 
-    async def _free_if_left(self, place: Place) -> float | None:
-        """Frees a place that nobody will give back; seconds until it may be such."""
-        if place.holder not in self._fleet.nodes.items:
-            if await self._is_gone(place.holder):
-                await self._free(place, "its node is deleted")
-        elif (due_in := self._left_in(place)) is not None:
+    async def _free_if_orphaned(self, slot: SlotView) -> float | None:
+        """Free a slot if it is orphaned; seconds until it may be. Raises ApiError."""
+        if slot.holder not in self._fleet.nodes.items:
+            if await self._is_deleted(slot.holder):
+                await self._free(slot, "its node is deleted")
+        elif (due_in := self._orphaned_in(slot)) is not None:
             if due_in > 0:
                 return due_in
-            if await self._is_left(place.holder):
-                why = "its agent took it, did not take the node out of service, and is gone"
-                await self._free(place, why)
-                await self._recorder.post(
-                    node_subject(place.holder), "SlotFreed", f"slot {place.key} is free again: {why}"
-                )
+            if await self._is_unmarked(slot.holder):
+                reason = "its agent took it, did not take the node out of service, and is gone"
+                await self._free(slot, reason)
+                message = f"slot {slot.key} is free again: {reason}"
+                await self._recorder.post(node_subject(slot.holder), "SlotFreed", message)
         return None
 
-    async def _is_gone(self, node: str) -> bool:
-        # Two watches are not in step: the Lease of a Node that has just come may be known before the Node is.
+    async def _is_deleted(self, node: str) -> bool:
+        # The two watches are not in step: the Lease of a new Node may be shown before the Node.
         try:
             await self._client.get(NODES, node)
         except NotFoundError:
             return True
         return False
 
-    def _left_in(self, place: Place) -> float | None:
-        """Seconds until the place counts as left; None as long as something speaks against it."""
-        node, silent_since = self._fleet.nodes.items[place.holder], self._fleet.silent.get(place.holder)
-        if self._patience is None or silent_since is None or node.tainted or node.overridden or not node.readable:
+    def _orphaned_in(self, slot: SlotView) -> float | None:
+        """Seconds until the slot counts as orphaned; None while there is evidence that it is in use."""
+        node, silent_since = self._fleet.nodes.items[slot.holder], self._fleet.silent_nodes.get(slot.holder)
+        if self._timeout is None or silent_since is None or node.tainted or node.overridden or not node.readable:
             return None
-        return max(silent_since, self._seen[place.key][1]) + self._patience - time.monotonic()
+        return max(silent_since, self._seen[slot.key][1]) + self._timeout - time.monotonic()
 
-    async def _is_left(self, name: str) -> bool:
-        """Whether the Node has no mark of ours, and cannot get one from what an agent has read before."""
+    async def _is_unmarked(self, name: str) -> bool:
+        """Whether the Node has no mark of ours, and cannot get one by a patch based on what an agent has read before.
+
+        Writes the Node's condition to ensure the latter.
+        """
         with contextlib.suppress(NotFoundError):
             node = await self._client.get(NODES, name)
-            if not read(NODES.kind, node, _unmarked):
+            if not read(NODES.kind, node, _has_no_mark):
                 return False
-            message = "no agent is ready on this node: nobody looks at its GPUs"
+            message = "no agent is ready on this node: its GPUs are not being checked"
             written = await set_condition_unknown(self._client, node, message, self._clock())
             is_new = written["metadata"]["resourceVersion"] != node["metadata"]["resourceVersion"]
-            return is_new and read(NODES.kind, written, _unmarked)
+            return is_new and read(NODES.kind, written, _has_no_mark)
         return False
 
-    async def _free(self, place: Place, why: str) -> None:
-        if await self._slots.free(place.key, uid=place.uid, version=place.version):  # else somebody else has it
-            log.info("orphaned slot released", slot=place.key, node=place.holder, reason=why)
+    async def _free(self, slot: SlotView, reason: str) -> None:
+        if await self._slots.free(slot.key, uid=slot.uid, version=slot.version):  # else it has changed
+            log.info("orphaned slot released", slot=slot.key, node=slot.holder, reason=reason)
 
 
-def _unmarked(node: Object) -> bool:
+def _has_no_mark(node: Object) -> bool:
     return record(node) is None and not has_taint(node) and override(node) is None

@@ -1,7 +1,7 @@
-"""Tells agents of their GPUs that differ from all others of their kind.
+"""Compares burn-in results over the fleet, and publishes each outlier as an annotation of its Node.
 
-The comparison needs the fleet, and what follows is the agent's: it reads the annotation on its Node, and the finding
-takes the way of every other, through verdict and budget.
+The controller only publishes. The agent reads the annotation of its Node and makes it a finding, which takes effect as
+any other does: through the node's verdict and the budgets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from gpuhealth.controller.duty import Duty, DutyContext
-from gpuhealth.fleet.comparison import Outlier, Tested, outliers
+from gpuhealth.fleet.comparison import Outlier, find_outliers
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.kinds import FLEET_FINDINGS, NODES
 from gpuhealth.runtime.metric_families import Metric, gauge
@@ -30,7 +30,7 @@ class OutlierStatus(msgspec.Struct):
 
 
 class OutlierPublisher(Duty):
-    """Compares the fleet's burn-in results whenever they change, and writes the outliers to their Nodes."""
+    """Keeps the annotation `fleet-findings` of every Node current."""
 
     name = "outlier_publisher"
     runs_in_observe = False
@@ -38,15 +38,15 @@ class OutlierPublisher(Duty):
     def __init__(self, context: DutyContext) -> None:
         super().__init__(context)
         self.status = OutlierStatus()
-        self._compared = -1  # the fleet's tested_version at the last complete comparison
+        self._compared = -1  # results_version of the fleet at the last complete comparison
 
     async def run(self) -> None:
         """Compare after each change of burn-in results, until cancelled."""
-        await self._fleet.rounds(self._round, self._timing.round_pause)
+        await self._fleet.repeat_on_change(self._round, self._timing.round_pause)
 
     async def _round(self) -> float | None:
-        """Compare and publish if there are new results; seconds until that is repeated where it failed."""
-        version = self._fleet.tested_version
+        """Compare and publish if there are new results; seconds until a retry, where something failed."""
+        version = self._fleet.results_version
         if version == self._compared:
             return None
         if not await self._publish():
@@ -56,17 +56,16 @@ class OutlierPublisher(Duty):
         return None
 
     async def _publish(self) -> bool:
-        """Compares, and writes what has changed; whether that could be."""
-        tested: list[Tested] = [each for report in self._fleet.reports.items.values() for each in report.tests]
-        self.status.outliers = await asyncio.to_thread(
-            outliers, tested
-        )  # a second for a big fleet, which must not stop the loop
-        said: dict[str, list[Outlier]] = defaultdict(list)
+        """Compare, and write the annotations that have changed; return whether all could be written."""
+        results = [result for report in self._fleet.reports.items.values() for result in report.results]
+        # In a thread: a large fleet takes a second, for which the event loop must not stop.
+        self.status.outliers = await asyncio.to_thread(find_outliers, results)
+        by_node: dict[str, list[Outlier]] = defaultdict(list)
         for outlier in self.status.outliers:
-            said[outlier.node].append(outlier)
+            by_node[outlier.node].append(outlier)
         complete = True
         for node in list(self._fleet.nodes.items.values()):
-            text = annotation(said[node.key]) if node.key in said else ""
+            text = annotation(by_node[node.key]) if node.key in by_node else ""
             if text == node.fleet_findings:
                 continue
             try:
@@ -75,18 +74,21 @@ class OutlierPublisher(Duty):
                 continue
             except ApiError as error:
                 raise_if_cancelled()
-                log.warning("publishing outliers to agent failed", node=node.key, error=str(error))
+                retry = self._timing.retry
+                log.warning("publishing outliers to agent failed", node=node.key, error=str(error), retry_in=retry)
                 complete = False
-            for outlier in said.get(node.key, []):
+            for outlier in by_node.get(node.key, []):
                 log.warning("GPU differs from fleet", node=node.key, gpu=outlier.gpu, message=outlier.message)
         return complete
 
     def gauges(self) -> Iterator[Metric]:
         """One sample for each GPU that differs."""
         found = [(outlier.code, outlier.node, outlier.gpu, 1) for outlier in self.status.outliers]
-        yield gauge("fleet_finding", "GPUs that differ from all others of their kind", ["code", "node", "gpu"], found)
+        text = "GPUs that differ from the others of their model"
+        yield gauge("fleet_finding", text, ["code", "node", "gpu"], found)
 
 
-def annotation(found: list[Outlier]) -> str:
-    """What the agent reads: code, GPU and message of each."""
-    return msgspec.json.encode([{"code": o.code, "gpu": o.gpu, "message": o.message} for o in found]).decode()
+def annotation(outliers: list[Outlier]) -> str:
+    """Return the annotation that the agent reads: JSON with code, GPU and message of each outlier."""
+    findings = [{"code": outlier.code, "gpu": outlier.gpu, "message": outlier.message} for outlier in outliers]
+    return msgspec.json.encode(findings).decode()

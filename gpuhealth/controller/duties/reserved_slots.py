@@ -13,7 +13,7 @@ import structlog
 
 from gpuhealth.controller.budget_nodes import BudgetNodes, nodes_of
 from gpuhealth.controller.duty import Duty, DutyContext
-from gpuhealth.fleet.views import Budget, Place
+from gpuhealth.fleet.views import BudgetView, SlotView
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.kinds import BUDGETS
 from gpuhealth.quarantine.slots.budget import BudgetError, slot_sets
@@ -35,7 +35,7 @@ class SlotReserver(Duty):
 
     async def run(self) -> None:
         """Reserve and release after each change in the fleet, until cancelled."""
-        await self._fleet.rounds(self._round, self._timing.round_pause)
+        await self._fleet.repeat_on_change(self._round, self._timing.round_pause)
 
     async def _round(self) -> float | None:
         """Bring the reserved slots of every budget up to date; seconds until that is due again without any change."""
@@ -44,13 +44,13 @@ class SlotReserver(Duty):
         for budget in list(budgets.values()):
             try:
                 due.append(await self._reserve(budget))
-            except ApiError as error:  # one budget must not keep the others from theirs
+            except ApiError as error:  # one budget must not delay the others
                 raise_if_cancelled()
                 retry = self._timing.retry
                 log.warning("slot reservation failed", budget=budget.key, error=str(error), retry_in=retry)
                 due.append(retry)
             except (BudgetError, KeyError, TypeError, ValueError, AttributeError) as error:
-                self._client.unreadable.note(BUDGETS, budget.body, f"{error!r}; agents take it to allow nothing")
+                self._client.unreadable.note(BUDGETS, budget.body, f"{error!r}; for agents it allows nothing")
         for gone in self._uncounted_since.keys() - budgets.keys():
             del self._uncounted_since[gone]
         try:
@@ -63,11 +63,11 @@ class SlotReserver(Duty):
 
     async def _release_slots_of_deleted_budgets(self) -> None:
         budgets = self._fleet.budgets
-        for slot in list(self._fleet.places.items.values()):
-            if slot.stands_for and slot.budget not in budgets.items.keys() | budgets.unreadable:
+        for slot in list(self._fleet.slots.items.values()):
+            if slot.reserved_for and slot.budget not in budgets.items.keys() | budgets.unreadable:
                 await self._release(slot)
 
-    async def _reserve(self, budget: Budget) -> float | None:
+    async def _reserve(self, budget: BudgetView) -> float | None:
         """Reserve and release slots of one budget; seconds until the grace of the next node is over."""
         nodes = await nodes_of(budget, self._fleet)
         late, due_in = self._late(budget, nodes)
@@ -75,10 +75,10 @@ class SlotReserver(Duty):
         wanted = (nodes.unavailable | out) - {slot.holder for slot in nodes.slots}
         kept: set[str] = set()
         for slot in nodes.slots:
-            if not slot.stands_for:
+            if not slot.reserved_for:
                 continue
-            if slot.stands_for in wanted - kept:
-                kept.add(slot.stands_for)
+            if slot.reserved_for in wanted - kept:
+                kept.add(slot.reserved_for)
             else:
                 await self._release(slot)
         unavailable = slot_sets(budget.body, nodes.size, "")[0]
@@ -88,7 +88,7 @@ class SlotReserver(Duty):
                 log.info("slot reserved for unavailable node", node=node, slot=name)
         return due_in
 
-    def _late(self, budget: Budget, nodes: BudgetNodes) -> tuple[set[str], float | None]:
+    def _late(self, budget: BudgetView, nodes: BudgetNodes) -> tuple[set[str], float | None]:
         """The nodes that have had time to take a slot themselves, and seconds until the next node has."""
         now, before, grace = time.monotonic(), self._uncounted_since.get(budget.key, {}), self._timing.slot_grace
         since = {node: before.get(node, now) for node in nodes.uncounted}
@@ -99,6 +99,6 @@ class SlotReserver(Duty):
             min((seconds for seconds in due.values() if seconds > 0), default=None),
         )
 
-    async def _release(self, slot: Place) -> None:
+    async def _release(self, slot: SlotView) -> None:
         if await self._slots.free(slot.key, uid=slot.uid, version=slot.version):
-            log.info("reserved slot released", node=slot.stands_for, slot=slot.key)
+            log.info("reserved slot released", node=slot.reserved_for, slot=slot.key)
