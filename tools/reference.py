@@ -30,7 +30,7 @@ from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
 from gpuhealth.controller import http_app as controller_pages
 from gpuhealth.controller.controller import Controller
-from gpuhealth.fleet.store import Table
+from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
 from gpuhealth.model.code import Code
 from gpuhealth.model.finding import Severity
@@ -296,7 +296,7 @@ def _show_controller(_folder: Path) -> bytes:
     """The metrics of a controller that leads and has listed a cluster without nodes."""
     controller = Controller(Settings.model_validate({"controller": {"election": {"enabled": False}}}), connect=Client)
     for table in vars(controller.fleet).values():
-        if isinstance(table, Table):
+        if isinstance(table, ObjectStore):
             table.listed = True
     return Rendering("controller", controller_pages.ControllerCollector(controller).collectors()).text()
 

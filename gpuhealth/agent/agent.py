@@ -138,7 +138,7 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 for step in (self._round, self._follow_kernel_log, self._write_journal, self._mark_node):
-                    group.create_task(tasks.forever(step, self._count_failure))
+                    group.create_task(tasks.supervise(step, self._count_failure))
                 for service in self._services:
                     group.create_task(service(self))  # type: ignore[arg-type]  # a coroutine function
         except asyncio.CancelledError:

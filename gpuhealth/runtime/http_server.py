@@ -40,7 +40,10 @@ ACCEPT_PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
 FIRST_PAUSE_SECONDS = 0.5  # before a server that has failed is started again; doubled each time
 LONGEST_PAUSE_SECONDS = 8.0  # well within the patience of a liveness probe
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Request = web.Request
+Response = web.Response
+Handler = Callable[[Request], Awaitable[web.StreamResponse]]
+"""Answers a request for one page."""
 
 
 class ServingError(OSError):

@@ -15,7 +15,7 @@ from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.journal import Entry, Journal
 from gpuhealth.runtime.settings import Settings
-from gpuhealth.runtime.supervisor import forever
+from gpuhealth.runtime.supervisor import supervise
 
 Step = Callable[[], Awaitable[None]]
 ENTRY = Entry(datetime(2026, 3, 1, tzinfo=UTC), "agent", "test", "node", "text")
@@ -30,7 +30,7 @@ def agent(tmp_path: Path) -> Agent:
 
 async def stopped(agent: Agent, step: Step, meanwhile: Callable[[], None]) -> None:
     """The loop of a step is cancelled in the same turn in which something happens, and ends."""
-    task = asyncio.create_task(forever(step, agent._count_failure))
+    task = asyncio.create_task(supervise(step, agent._count_failure))
     for _ in range(5):
         await asyncio.sleep(0)
     meanwhile()

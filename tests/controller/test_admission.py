@@ -14,8 +14,8 @@ from testing.admission import CONTROLLERS, OF_CONTROLLER, Admission, needed_rule
 from testing.attacks import event
 from testing.managed_cluster import Cluster, until
 
-from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate
-from gpuhealth.controller.burnin_scheduler import pod_of
+from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, BurninCandidate
+from gpuhealth.controller.duties.burnin_scheduler import burnin_pod
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError
 from gpuhealth.kube.kinds import OVERRIDE, PODS, TAINT
@@ -56,7 +56,7 @@ def plain(name: str) -> Document:
 def honest(cluster: Cluster, reason: str = PERIODIC, level: str = "standard") -> Document:
     """What the controller would send."""
     template = cluster.plane.request("GET", TEMPLATE)["template"]
-    return pod_of(template, Candidate(f"{cluster.name}-n", "p", reason), 8, level)
+    return burnin_pod(template, BurninCandidate(node=f"{cluster.name}-n", pool="p", reason=reason), 8, level)
 
 
 async def send(cluster: Cluster, body: Document, method: str = "POST", path: str = "", patch: str = "") -> None:

@@ -8,6 +8,8 @@ import json
 from kube import Document
 from testing.managed_cluster import Cluster, until
 
+from gpuhealth.controller.duties.outlier_publisher import OutlierPublisher
+
 
 def burnin(gpu: str, model: str, digest: str) -> Document:
     """What an agent's report says of one GPU."""
@@ -36,16 +38,17 @@ def test_a_gpu_that_computes_otherwise_is_told_to_its_agent(cluster: Cluster) ->
             (found,) = await until(lambda: said(cluster, odd))
             assert (found["code"], found["gpu"]) == ("fleet.digest_mismatch", "GPU-2")
             assert "good on 3 of 4" in found["message"]
-            assert [(each.node, each.gpu) for each in controller.outliers.found] == [(odd, "GPU-2")]
+            (outlier,) = controller.duty(OutlierPublisher).status.outliers
+            assert (outlier.node, outlier.gpu) == (odd, "GPU-2")
             assert [said(cluster, node) for node in others] == [[], [], []]
         writes = cluster.writes(f"/api/v1/nodes/{odd}")
         async with cluster.controller() as controller:  # another one finds the same
-            await until(lambda: controller.outliers.found)
+            await until(lambda: controller.duty(OutlierPublisher).status.outliers)
             assert cluster.writes(f"/api/v1/nodes/{odd}") == writes
         cluster.say(odd, {"burnin": burnin("GPU-2", cluster.name, "good")})
         async with cluster.controller() as controller:
             await until(lambda: not said(cluster, odd))
-            assert controller.outliers.found == []
+            assert controller.duty(OutlierPublisher).status.outliers == []
 
     asyncio.run(run())
     assert all(cluster.writes(f"/api/v1/nodes/{node}") == 0 for node in others)

@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler
 from gpuhealth.controller.http_app import ControllerCollector
-from gpuhealth.controller.pods import Pod, movable, slim, unknown, unreadable_pod
-from gpuhealth.fleet import views as facts
+from gpuhealth.controller.pods import Pod, evictable, pod_view, undecided, unreadable_pod
+from gpuhealth.fleet import views
 from gpuhealth.fleet.fleet import Fleet
-from gpuhealth.fleet.store import Table
+from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
@@ -219,7 +220,7 @@ async def followed(server: Server, kubeconfig: Path) -> Controller:
         tasks = [asyncio.ensure_future(each()) for each in fleet.watches(client)]
         try:
             async with asyncio.timeout(60):
-                while not all("last" in table.items for table in fleet._tables()):
+                while not all("last" in table.items for table in fleet._stores()):
                     for task in tasks:
                         if task.done():
                             task.result()
@@ -239,33 +240,33 @@ def test_a_watch_survives_every_object(odd: dict[Kind, list[Json]], kubeconfig: 
     metrics can be made of what was read."""
     controller = asyncio.run(followed(Server(odd), kubeconfig))
     fleet = controller.fleet
-    for table in fleet._tables():
+    for table in fleet._stores():
         assert {"good", "other", "last"} <= table.items.keys()
     assert fleet.ready
     shown = {family.name for family in ControllerCollector(controller).collect()}
     assert {"gpuhealth_fleet_nodes", "gpuhealth_budget_used", "gpuhealth_fleet_finding"} <= shown
-    for place in fleet.places.items.values():
-        assert place.stands_for is not None
+    for place in fleet.slots.items.values():
+        assert place.reserved_for is not None
     for node in fleet.nodes.items.values():
-        controller.testing._budgets_of(node)
+        controller.duty(BurninScheduler)._budgets_of(node)
 
 
 @given(item=mutants(SAMPLES[PODS]))
 @settings(max_examples=300)
 def test_a_drains_pods(item: Json) -> None:
     """A pod on a drained node is read, or kept as one of which nobody knows whether it should go."""
-    table = Table[Pod](unreadable=unreadable_pod, by_uid=True)
+    table = ObjectStore[Pod](unreadable=unreadable_pod, by_uid=True)
 
     async def events() -> Any:
         try:
-            yield Changed("ADDED", read("Pod", item, slim))
+            yield Changed("ADDED", read("Pod", item, pod_view))
         except UnreadableError as error:
             yield Unreadable("ADDED", error)
 
     asyncio.run(table.follow(events(), lambda: None))
     kept = list(table.items.values())
-    assert len(movable(kept, ())) + len(unknown(kept, ())) <= 1
-    assert not (table.unreadable and movable(kept, ()))
+    assert len(evictable(kept, ())) + len(undecided(kept, ())) <= 1
+    assert not (table.unreadable and evictable(kept, ()))
 
 
 GUARD = {
@@ -281,7 +282,7 @@ def test_a_pod_disruption_budget(item: Json, version: str) -> None:
     """A budget is read, and can be asked then, or is an ApiError, on which a drain tries again later."""
     with contextlib.suppress(UnreadableError):
         found = read("PodDisruptionBudget", item, partial(guard, version=version))
-        assert isinstance(obstacle([found], [Pod("n", "a", "u", labels={"a": "b"})]), str)
+        assert isinstance(obstacle([found], [Pod(namespace="n", name="a", uid="u", labels={"a": "b"})]), str)
 
 
 def taken(fleet: Fleet, kind: Kind, item: Json, slim_of: Any) -> None:
@@ -312,19 +313,19 @@ def test_what_is_known_of_a_node_that_cannot_be_read() -> None:
     read again."""
     fleet = Fleet("gpuhealth", ())
     node = poisoned(NODES, "metadata", "annotations", value={})
-    taken(fleet, REPORTS, SAMPLES[REPORTS], facts.report)
-    taken(fleet, NODES, node, facts.node)
-    assert (fleet.to_drain, fleet.to_end) == ({"a"}, set())
+    taken(fleet, REPORTS, SAMPLES[REPORTS], views.report_view)
+    taken(fleet, NODES, node, views.node_view)
+    assert (fleet.drains_wanted, fleet.drains_to_end) == ({"a"}, set())
     odd = copy.deepcopy(node)
     odd["status"]["allocatable"]["nvidia.com/gpu"] = "many"
     odd["metadata"]["labels"] = {"pool": "x"}
-    taken(fleet, NODES, odd, facts.node)
+    taken(fleet, NODES, odd, views.node_view)
     known = fleet.nodes.items["a"]
     assert (known.labels, known.ready, known.cordoned, known.gpus) == ({"pool": "x"}, False, True, 8)
-    assert (fleet.to_drain, fleet.to_end) == (set(), set())
-    taken(fleet, NODES, node, facts.node)
+    assert (fleet.drains_wanted, fleet.drains_to_end) == (set(), set())
+    taken(fleet, NODES, node, views.node_view)
     assert fleet.nodes.items["a"].readable
-    assert fleet.to_drain == {"a"}
+    assert fleet.drains_wanted == {"a"}
 
 
 def test_what_is_known_of_a_report_that_cannot_be_read() -> None:
@@ -333,15 +334,15 @@ def test_what_is_known_of_a_report_that_cannot_be_read() -> None:
     node = poisoned(NODES, "metadata", "annotations", value={})
     odd = poisoned(REPORTS, "status", "burnin", "testedAt", value="0000-01-01T00:00:00Z")
     agent = poisoned(PODS, "metadata", "deletionTimestamp", value=None)
-    taken(fleet, NODES, node, facts.node)
-    taken(fleet, PODS, agent, facts.agent)
-    taken(fleet, REPORTS, odd, facts.report)
-    assert not fleet.to_drain
-    taken(fleet, REPORTS, SAMPLES[REPORTS], facts.report)
-    assert fleet.gpus == {("healthy", "H100"): 1}
-    taken(fleet, REPORTS, odd, facts.report)
-    assert fleet.to_drain == {"a"}
-    assert fleet.gpus == {("unknown", "H100"): 1}
+    taken(fleet, NODES, node, views.node_view)
+    taken(fleet, PODS, agent, views.agent_pod)
+    taken(fleet, REPORTS, odd, views.report_view)
+    assert not fleet.drains_wanted
+    taken(fleet, REPORTS, SAMPLES[REPORTS], views.report_view)
+    assert fleet.gpus_by_verdict == {("healthy", "H100"): 1}
+    taken(fleet, REPORTS, odd, views.report_view)
+    assert fleet.drains_wanted == {"a"}
+    assert fleet.gpus_by_verdict == {("unknown", "H100"): 1}
 
 
 @pytest.mark.parametrize("kind", [NODES, BUDGETS, PODS], ids=lambda kind: kind.kind)

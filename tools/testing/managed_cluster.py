@@ -17,10 +17,15 @@ from kube import ControlPlane, Document
 from kube.control_plane import RequestError
 
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.timing import Timing
 from gpuhealth.runtime.settings import Settings
 
 MERGE = "application/merge-patch+json"
 SINCE = "2026-03-01T12:00:00Z"
+QUICK = Timing(
+    round_pause=0.02, retry=0.2, drain_pause=0.02, drain_label_retry=0.05, burnin_interval=1.0, comparison_pause=0.1
+)
+"""Of the controllers in tests: what only waits for changes to come together, or for another try, is short."""
 _names = itertools.count(1)
 
 
@@ -62,9 +67,9 @@ class Cluster:
         return self.plane.service_account_token("gpuhealth", "gpuhealth-controller")
 
     @asynccontextmanager
-    async def controller(self, **options: Any) -> AsyncIterator[Controller]:
+    async def controller(self, timing: Timing = QUICK, /, **options: Any) -> AsyncIterator[Controller]:
         """A controller at work; at the end it is cut off, as if it were killed."""
-        controller = Controller(self.settings(**options))
+        controller = Controller(self.settings(**options), timing=timing)
         working = asyncio.create_task(controller.work())
         try:
             yield controller

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from testing.readings import gpu, judged, node, uuid
 
-from gpuhealth.controller.outlier_publisher import annotation
+from gpuhealth.controller.duties.outlier_publisher import annotation
 from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
