@@ -32,13 +32,13 @@ from gpuhealth.controller import http_app as controller_pages
 from gpuhealth.controller.controller import Controller
 from gpuhealth.fleet.store import Table
 from gpuhealth.kube.client import Client
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import Code
 from gpuhealth.model.finding import Severity
 from gpuhealth.monitors.nvidia.readings import NvmlReadings
 from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime import metric_families as families
 from gpuhealth.runtime.exposition import Rendering
-from gpuhealth.runtime.settings import Settings
 
 FILE = Path(__file__).parents[1] / "daemonset/reference.md"
 COMMAND = "python tools/reference.py"

@@ -35,8 +35,8 @@ from gpuhealth.kube.errors import (
 from gpuhealth.kube.kinds import NODES, POD_TEMPLATES, PODS, STATE_LABEL, TAINT
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.slots import limit_of
-from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()

@@ -37,8 +37,8 @@ from gpuhealth.kube.client import Client
 from gpuhealth.kube.election import Election
 from gpuhealth.kube.errors import NoConfigurationError
 from gpuhealth.kube.eviction import Evictor
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.rate_limiter import Pace
-from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
 from gpuhealth.runtime.supervisor import forever, together
 
@@ -63,7 +63,7 @@ class Controller:
         settings: Settings,
         services: Sequence[Service] = (),
         *,
-        file: SettingsFile | None = None,
+        file: SettingsFile[Settings] | None = None,
         connect: Callable[..., Client] | None = None,
     ) -> None:
         """`file` is where the settings come from: once it has changed, run() ends. `connect` makes a Client of its

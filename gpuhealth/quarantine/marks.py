@@ -20,7 +20,6 @@ from gpuhealth.kube.errors import AnswerError
 from gpuhealth.kube.kinds import (
     CONDITION,
     DRIVER_UPGRADE_STATE,
-    FLEET_FINDINGS,
     OUT_OF_SERVICE,
     OVERRIDE,
     QUARANTINE,
@@ -33,10 +32,9 @@ from gpuhealth.kube.kinds import (
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Finding, Severity
-from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.model.missing import MissingReason
 from gpuhealth.model.time import ZonedTime
-from gpuhealth.model.verdict import NotCovered, State, Verdict
-from gpuhealth.monitors.fleet_findings.readings import FleetFinding
+from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
 
 Object = dict[str, Any]
@@ -145,14 +143,6 @@ def override(node: Object) -> Override | None:
 def out_of_service(node: Object) -> str:
     """Why a person wants the node out of service, on one line; empty if nobody does."""
     return " ".join(notes(node).get(OUT_OF_SERVICE, "").split())[:1024]
-
-
-def fleet_findings(annotations: Mapping[str, str]) -> Reading[tuple[FleetFinding, ...]]:
-    """What the controller says of the node's GPUs."""
-    try:
-        return msgspec.json.decode(annotations.get(FLEET_FINDINGS, "[]"), type=tuple[FleetFinding, ...])
-    except msgspec.DecodeError as error:
-        return Missing(MissingReason.ERROR, f"annotation {FLEET_FINDINGS}: {error}")
 
 
 def restored(annotations: Mapping[str, str]) -> datetime | None:
@@ -287,17 +277,12 @@ def summary(
     parts = [f"{release}: NVML is not measured"] if release else []
     parts += [message] if message else []
     if verdict.verdict is State.UNKNOWN:
-        missing = {
-            f"{item.check} ({item.reason})" for item in verdict.coverage.not_checked if not _excused(item, release)
-        }
+        excused = MissingReason.RELEASED if release else None
+        missing = {f"{check} ({reason})" for check, reason in verdict.coverage.in_words(excused)}
         parts += [] if release and not missing else ["not measured: " + (", ".join(sorted(missing)) or "anything yet")]
     usual = "DriverReleased" if release else "NotMeasured" if verdict.verdict is State.UNKNOWN else "Healthy"
     reason = camel(worrying[0].code) if worrying else usual
     return status, reason, ("; ".join(parts) or "no fault found")[:MESSAGE_LIMIT]
-
-
-def _excused(item: NotCovered, release: Release | None) -> bool:
-    return release is not None and item.reason.startswith(MissingReason.RELEASED)
 
 
 def _line(findings: list[Finding]) -> str:
@@ -305,7 +290,7 @@ def _line(findings: list[Finding]) -> str:
     parts: list[str] = []
     length = 0
     for index, finding in enumerate(findings):
-        where = "" if finding.component == NODE else f" {finding.component}"
+        where = "" if finding.component == NODE else f" {finding.component.id}"
         part = " ".join(f"{finding.code}{where}: {finding.message}".split())
         length += len(part.encode()) + 2
         if length > MESSAGE_LIMIT - 200:  # room for this sentence, and for what was not measured

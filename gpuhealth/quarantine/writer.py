@@ -22,8 +22,9 @@ from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.events import Events, Note
 from gpuhealth.kube.kinds import NODES, QUARANTINE
+from gpuhealth.model.out_of_service import BURNIN_REQUIRED
 from gpuhealth.model.verdict import State
-from gpuhealth.monitors.burnin_results.checks import REQUIRED
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.admission import Admission
 from gpuhealth.quarantine.marks import (
     BY_PERSON,
@@ -54,7 +55,6 @@ from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts, Quarantine, Report, status_of
 from gpuhealth.quarantine.slot_holder import Places
 from gpuhealth.quarantine.slots import Held
-from gpuhealth.runtime.settings import Settings
 
 CONFLICTS = 5
 DEADLINE = 60.0
@@ -317,7 +317,7 @@ class NodeWriter:
         if ours is not None and not ended_by_person(node):
             why = [out_of_service(node)] if ours.code == BY_PERSON else []
             reason = "; ".join([*why, *self._admission.lacking])
-            state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
+            state = "awaiting_test" if ours.code == BURNIN_REQUIRED.name else "quarantined"
             slots = self._admission.places
             return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, slots=slots)
         if self.held is not None:

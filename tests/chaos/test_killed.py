@@ -14,9 +14,9 @@ from testing.cluster_objects import Pool, finding, verdict
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.kinds import QUARANTINE, TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import Act, Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 HEALTHY = Desired(verdict())
 SICK = Desired(verdict(finding()), ("xid.79",), drain=True)

@@ -11,9 +11,9 @@ import pytest
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.journal import Entry, Journal
-from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.supervisor import forever
 
 Step = Callable[[], Awaitable[None]]

@@ -20,10 +20,10 @@ from testing.command import COMMAND, Said
 
 from gpuhealth.kube.client import Client
 from gpuhealth.model.verdict import GpuVerdict, State
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import Desired
 from gpuhealth.quarantine.report import Facts, Gpu, Inventory
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 UUID = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
 GPU = Gpu(0, UUID, "0000:01:00.0", "NVIDIA H100", "S1")

@@ -11,9 +11,9 @@ from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import BUDGETS
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.slots import Admitted, Held
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 from tests.controller.test_orphaned_slots import SICK, drop, holders, tainted
 from tests.fleet.test_fleet import outcome, status
 

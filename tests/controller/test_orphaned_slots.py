@@ -11,11 +11,11 @@ from testing.cluster_objects import finding, verdict
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import Desired
 from gpuhealth.quarantine.slot_holder import Places
 from gpuhealth.quarantine.slots import Admitted, Held
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 SICK = Desired(verdict(finding()), ("xid.79",))
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"

@@ -12,7 +12,7 @@ import pytest
 from kube import ControlPlane
 from testing.simnode import SimulatedNode, wait_for
 
-from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.model.burnin_run import TestStatus
 from tests.e2e.test_agent import entries
 from tests.e2e.test_marks import XID_95, Marked, _annotate, _leave_burnin, _rounds
 

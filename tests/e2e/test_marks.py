@@ -18,7 +18,7 @@ from kube.control_plane import RequestError
 from testing.burnin_results import START, result, run
 from testing.simnode import REAL_KMSG, SimulatedNode, wait_for
 
-from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.model.burnin_run import TestStatus
 from tests.e2e.test_agent import IMPATIENT, QUICK, entries
 
 TAINT = "gpuhealth.io/unhealthy"

@@ -14,8 +14,8 @@ import pytest
 from testing.simnode import SimulatedNode, wait_for
 
 from gpuhealth.agent.agent import Agent
+from gpuhealth.monitors.monitor import RestartRequiredError
 from gpuhealth.monitors.nvidia.nvml import stale_library
-from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError
 from gpuhealth.runtime.settings_file import load
 from tests.e2e.test_agent import QUICK, entries, healthy
 

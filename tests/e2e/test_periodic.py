@@ -21,7 +21,7 @@ from testing.command import COMMAND
 from testing.managed_cluster import Cluster
 from testing.simnode import wait_for
 
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 from tests.controller.test_process import Process
 from tests.e2e.test_marks import Marked
 

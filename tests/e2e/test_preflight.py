@@ -21,7 +21,7 @@ import pytest
 from kube import ControlPlane
 from testing.simnode import wait_for
 
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from tests.e2e.test_marks import Marked
 
 KEY = "gpuhealth.io/preflight"

@@ -16,9 +16,9 @@ from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.slots import BudgetError, is_counted, selects, sets_of, taken
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 from tests.conftest import BASE
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"

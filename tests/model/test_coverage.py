@@ -10,10 +10,11 @@ from testing.findings import BOOT, GPU, START, TIMEOUT, at, clean, findings, fou
 from gpuhealth.model.finding import NotChecked
 from gpuhealth.model.history import Baseline, History
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.model.tracker import Findings, Ledger
+from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.nvidia.readings import GpuReadings, Release
-from gpuhealth.runtime.settings import DriverRelease, Settings
+from gpuhealth.monitors.nvidia.settings import DriverRelease
+from gpuhealth.monitors.settings import Settings
 
 
 def test_unknown_after_patience_and_never_healthy() -> None:
@@ -49,7 +50,7 @@ def test_what_was_never_measured_is_unknown_at_once() -> None:
     assert state(new, 10) is State.HEALTHY
     new.take_round([unread], at(100), BOOT)
     again = findings(
-        Settings(unknown_after=120.0), ledger=msgspec.json.decode(msgspec.json.encode(new.ledger()), type=Ledger)
+        Settings(unknown_after=120.0), ledger=msgspec.json.decode(msgspec.json.encode(new.ledger()), type=TrackerState)
     )
     again.take_round([unread], at(110), BOOT)
     assert (state(again, 129), state(again, 130)) == (State.HEALTHY, State.UNKNOWN)

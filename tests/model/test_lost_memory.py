@@ -12,9 +12,12 @@ from testing.findings import BOOT, GPU, START, at, clean, findings, found, kinds
 from gpuhealth.model.causes import MOST, Cause
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.history import History
-from gpuhealth.model.tracker import Change, ChangeKind, Findings, Ledger
+from gpuhealth.model.policy import FindingPolicy
+from gpuhealth.model.tracker import Change, ChangeKind
+from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.monitors.nvidia.readings import GpuReadings
-from gpuhealth.runtime.settings import FindingPolicy, Quarantine, Settings
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.settings import Quarantine
 from tests.model.test_return_to_service import burnin_at
 
 LOST = "quarantine.memory_lost"
@@ -43,7 +46,7 @@ def recalled(
 
 def restarted(kept: Findings) -> Findings:
     """The next agent, with the journal of this one."""
-    return findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger))
+    return findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=TrackerState))
 
 
 def test_a_forgotten_fault_keeps_the_node_out() -> None:

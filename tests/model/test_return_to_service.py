@@ -7,10 +7,13 @@ from testing.burnin_results import FAILED, PASSED, STOPPED, result, run
 from testing.burnin_results import START as BURNIN_START
 from testing.findings import BOOT, GPU, at, clean, findings, found, kinds, settled
 
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from gpuhealth.model.finding import Severity
-from gpuhealth.model.tracker import Change, ChangeKind, Findings, Ledger
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
-from gpuhealth.runtime.settings import FindingPolicy, Quarantine, Settings
+from gpuhealth.model.policy import FindingPolicy
+from gpuhealth.model.tracker import Change, ChangeKind
+from gpuhealth.model.tracker_state import TrackerState
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.settings import Quarantine
 
 TESTED = Settings(quarantine=Quarantine(test_before_return=True))
 
@@ -33,7 +36,7 @@ def test_a_test_is_required_before_the_node_returns() -> None:
     assert settled(kept, burnin_at(5, GPU)) == [], "it began before the fault had cleared"
     assert settled(kept, burnin_at(20, GPU, status=FAILED), burnin_at(30, GPU, status=STOPPED)) == []
     assert settled(kept, burnin_at(20, "GPU-2")) == [], "another GPU"
-    again = findings(TESTED, msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger))
+    again = findings(TESTED, msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=TrackerState))
     (required,) = again.quarantine().findings
     assert (required.code, required.gpu, again.quarantine().drain) == ("burnin.required", GPU, False)
     assert "xid.79 has cleared" in required.message

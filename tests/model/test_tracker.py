@@ -10,11 +10,13 @@ from testing.findings import BOOT, GPU, START, TIMEOUT, at, clean, findings, fou
 from gpuhealth import monitors as checks
 from gpuhealth.model.finding import NotChecked, Severity
 from gpuhealth.model.history import Baseline, History
-from gpuhealth.model.tracker import ChangeKind, Ledger
+from gpuhealth.model.policy import FindingPolicy
+from gpuhealth.model.tracker import ChangeKind
+from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.nvidia.readings import GpuReadings, MigDevice, NvmlReadings
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import FindingPolicy, Settings
+from gpuhealth.monitors.settings import Settings
 
 
 def test_raised_once_and_cleared_after_clean_reads() -> None:
@@ -108,7 +110,7 @@ def test_latched_by_the_boot() -> None:
     kept = findings()
     kept.take([found("xid.79")], at(0), BOOT)
     assert kept.take([], at(7 * 86400), BOOT) == []
-    again = findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger))
+    again = findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=TrackerState))
     assert again.take([], at(7 * 86400), BOOT) == []
     assert again.active() == kept.active()
     (cleared,) = again.take([], at(7 * 86400 + 60), "boot-2")
@@ -157,7 +159,7 @@ def test_a_person_ends_what_waits_for_one() -> None:
     assert {finding.code for finding in kept.active()} == {"gpu_memory.remap_failed", "gpu.lost"}
     kept.take([found("xid.79")], at(40), BOOT)  # by a clock that was ahead, before the time that was told
     assert kept.restore(at(50), at(120)) == []
-    again = findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger))
+    again = findings(ledger=msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=TrackerState))
     assert again.restore(at(50), at(130)) == []
     assert kinds(again.restore(at(60), at(130))) == [(ChangeKind.CLEARED, "xid.79")]
 

@@ -10,10 +10,10 @@ from testing.findings import GPU, TIMEOUT, at, clean, found, readings
 from gpuhealth import monitors as checks
 from gpuhealth.model.finding import NotChecked, Outcome, Severity
 from gpuhealth.model.history import History
-from gpuhealth.model.tracker import Findings, Ledger
+from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.nvidia.readings import GpuReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 ESSENTIAL, READ, DEBOUNCED, LATCHED = "gpu.lost", "gpu_memory.remap_failed", "gpu.straggler", "xid.79"
 SEVERITY = {ESSENTIAL: Severity.CRITICAL, READ: Severity.CRITICAL, DEBOUNCED: Severity.WARNING}
@@ -71,7 +71,7 @@ def test_the_laws(rounds: list[dict[str, object]]) -> None:
         said: dict[str, str] = each["said"]  # type: ignore[assignment]
         boot += bool(each["rebooted"])
         if each["restarted"] or each["rebooted"]:
-            remembered = msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger)
+            remembered = msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=TrackerState)
             kept = Findings(Settings(), remembered)
         latched = bool(each["xid"]) or (latched and not each["rebooted"])
         if each["xid"]:

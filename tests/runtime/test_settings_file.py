@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from gpuhealth.model.policy import FindingPolicy
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime import settings_text as config_text
-from gpuhealth.runtime.settings import FindingPolicy, Settings
 from gpuhealth.runtime.settings_file import ConfigError, load
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpuhealth.agent.agent import Agent
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 from testing.simnode import SimulatedNode
 
 # Patient with the driver: on a busy machine it may be slow without a fault.

@@ -7,14 +7,16 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from gpuhealth import monitors as checks
+from gpuhealth.model.burnin_run import BurninRun
 from gpuhealth.model.finding import Clean, Evidence, Finding, Severity
 from gpuhealth.model.history import History
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.model.tracker import Change, ChangeKind, Findings, Ledger
-from gpuhealth.monitors.burnin_results.readings import BurninReadings, BurninRun
+from gpuhealth.model.tracker import Change, ChangeKind
+from gpuhealth.model.tracker_state import TrackerState
+from gpuhealth.monitors.burnin_results.readings import BurninReadings
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GPU = "GPU-1"
@@ -41,7 +43,7 @@ def clean(code: str, component: str = GPU) -> Clean:
     return Clean(code, component)
 
 
-def findings(settings: Settings | None = None, ledger: Ledger | None = None, one_look: bool = False) -> Findings:
+def findings(settings: Settings | None = None, ledger: TrackerState | None = None, one_look: bool = False) -> Findings:
     """Findings of a node."""
     return Findings(settings or Settings(), ledger, one_look=one_look)
 

@@ -30,10 +30,10 @@ from gpuhealth.kube.watching import Changed, Event, Listed, watch
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Action, Evidence, Finding, Severity
 from gpuhealth.model.verdict import Coverage, State, Verdict
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import Act, Desired, record, taints
 from gpuhealth.quarantine.reconciler import Keeper
 from gpuhealth.quarantine.report import Facts
-from gpuhealth.runtime.settings import Settings
 
 BASE = Path(__file__).parents[2] / "daemonset"
 NAMESPACE = "gpuhealth"

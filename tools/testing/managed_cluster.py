@@ -17,7 +17,7 @@ from kube import ControlPlane, Document
 from kube.control_plane import RequestError
 
 from gpuhealth.controller.controller import Controller
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 MERGE = "application/merge-patch+json"
 SINCE = "2026-03-01T12:00:00Z"

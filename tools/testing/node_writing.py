@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 from testing.cluster_objects import Pool, finding, until, verdict
 
 HEALTHY = Desired(verdict())

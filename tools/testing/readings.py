@@ -7,14 +7,25 @@ from typing import Any
 
 import msgspec
 
-from gpuhealth.model.code import Check
+from gpuhealth.model.context import Check
 from gpuhealth.model.finding import Clean, Finding, NotChecked, Outcome, Severity
-from gpuhealth.model.history import History
-from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
+from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus
+from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, MissingReason, Reading
+from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.burnin_results.readings import BurninReadings
-from gpuhealth.monitors.nvidia.readings import Fabric, GpuReadings, KernelModule, NvLink, NvmlReadings, PciDevice
+from gpuhealth.monitors.fleet_findings.readings import FleetReadings
+from gpuhealth.monitors.judge import Judge, Memory
+from gpuhealth.monitors.nvidia.readings import (
+    Fabric,
+    GpuReadings,
+    KernelModule,
+    NvidiaReadings,
+    NvLink,
+    NvmlReadings,
+    PciDevice,
+)
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LOST = Missing(MissingReason.GPU_LOST, "nvmlDeviceGetTemperature: GPU is lost (15)")
@@ -28,9 +39,9 @@ def uuid(index: int) -> str:
     return f"GPU-{index}"
 
 
-def pci(index: int) -> str:
+def pci(index: int) -> PciAddress:
     """Its PCI address."""
-    return f"0000:{index + 1:02x}:00.0"
+    return PciAddress(f"0000:{index + 1:02x}:00.0")
 
 
 def gpu(index: int = 0, **changes: Any) -> GpuReadings:
@@ -103,24 +114,50 @@ def device(index: int, **changes: Any) -> PciDevice:
     return msgspec.structs.replace(function, **changes)
 
 
-SWITCH = PciDevice("0000:aa:00.0", 0x068000, 0x22A3, NOT_SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED)
+SWITCH = PciDevice(PciAddress("0000:aa:00.0"), 0x068000, 0x22A3, NOT_SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED)
 
 
-def node(*listed: GpuReadings, at: float = 0.0, **changes: Any) -> NodeReadings:
+def node(*listed: GpuReadings, at: float = 0.0, **changes: Any) -> Round:
     """A node with these GPUs on all its trees, `at` seconds after the start."""
-    healthy = NodeReadings(
-        node="node-1",
-        time=START + timedelta(seconds=at),
-        boot_id="boot-1",
+    healthy = NvidiaReadings(
         nvml=nvml(*listed),
         pci=tuple(device(each.index) for each in listed),
         device_nodes=tuple(each.index for each in listed),
         kernel_module=LOADED,
         live_pids=(),
         fabric_manager_running=True,
-        burnin=BurninReadings(),
     )
-    return msgspec.structs.replace(healthy, **changes)
+    rest = {name: changes.pop(name) for name in ("kernel_log", "burnin", "fleet", "events") if name in changes}
+    return Round(
+        time=START + timedelta(seconds=at),
+        nvidia=msgspec.structs.replace(healthy, **changes),
+        **rest,
+    )
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """One round of a node, as the monitors read it."""
+
+    time: datetime
+    nvidia: NvidiaReadings
+    kernel_log: Reading[KernelLogStatus] = UNREAD
+    burnin: Reading[BurninReadings] = BurninReadings()
+    fleet: Reading[FleetReadings] = NOT_SUPPORTED
+    events: tuple[KernelEvent, ...] = ()
+
+    def readings(self) -> NodeReadings:
+        """The readings of the whole node."""
+        return NodeReadings(
+            node="node-1",
+            time=self.time,
+            boot_id="boot-1",
+            monitors={
+                "nvidia": self.nvidia,
+                "kernel_log": self.kernel_log,
+                "burnin_results": self.burnin,
+                "fleet_findings": self.fleet,
+            },
+        )
 
 
 class Judged(dict[tuple[str, str], Outcome]):
@@ -128,7 +165,7 @@ class Judged(dict[tuple[str, str], Outcome]):
 
     def add(self, outcome: Outcome) -> None:
         """Takes an outcome."""
-        key = (outcome.code, outcome.component)
+        key = (outcome.code, outcome.component.id)
         assert key not in self, f"two outcomes for {key}"
         self[key] = outcome
 
@@ -162,9 +199,14 @@ class Judged(dict[tuple[str, str], Outcome]):
         return [outcome for outcome in self.values() if isinstance(outcome, Finding)]
 
 
-def judged(check: Check, readings: NodeReadings, history: History | None = None, **settings: Any) -> Judged:
-    """What a check says of a round."""
+def judged(check: Check[Any], round_: Round, memory: Memory | None = None, **settings: Any) -> Judged:
+    """The outcomes of one check of a round."""
+    judge = Judge(Settings(**settings), memory or Memory(), boot_id="boot-1", time=round_.time)
+    readings = round_.readings()
+    for monitor in judge.monitors:
+        judge.set_readings(monitor, readings.of(monitor), round_.time)
+    (owner,) = (monitor for monitor in judge.monitors if any(own is check for own in monitor.checks))
     result = Judged()
-    for outcome in check.run(readings, Settings(**settings), history or History()):
+    for outcome in check.run(judge._context(owner, round_.events)):
         result.add(outcome)
     return result

@@ -8,13 +8,14 @@ from testing.burnin_results import FAILED, SKIPPED, STOPPED, result, run
 from testing.readings import LOST, Judged, gpu, judged, node, uuid
 
 from gpuhealth import monitors as checks
-from gpuhealth.model.code import Clears
+from gpuhealth.model.burnin_run import BurninRun, Miscompare
+from gpuhealth.model.codes import Clears
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.history import Baseline, History
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.burnin_results import checks as subject
-from gpuhealth.monitors.burnin_results.readings import BurninReadings, BurninRun, Miscompare
+from gpuhealth.monitors.burnin_results.readings import BurninReadings
 
 
 def said(*runs: BurninRun, unreadable: str = "", history: History | None = None) -> Judged:
@@ -79,5 +80,5 @@ def test_unreadable_results_are_not_clean() -> None:
 def test_all_quarantine_and_drain() -> None:
     """A GPU that fails an active test is out of service; only a test brings it back."""
     for code in subject.CODES:
-        assert (code.quarantine, code.drain, code.clears) == (True, True, Clears.PASSED)
+        assert (code.quarantine, code.drain, code.clears) == (True, True, Clears.TEST_PASSED)
         assert checks.code(code.name) is code

@@ -7,25 +7,23 @@ import pytest
 from testing.readings import START, gpu, uuid
 
 from gpuhealth import monitors as checks
-from gpuhealth.kernel_log.parser import KernelLog as Parser
-from gpuhealth.model.code import Clears
+from gpuhealth.model.codes import Clears
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Clean, Finding, NotChecked, Outcome, Severity
 from gpuhealth.model.history import History
-from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.model.tracker import ChangeKind, Findings
-from gpuhealth.monitors.kernel_log.checks import CHECK, EVENTS
-from gpuhealth.monitors.kernel_log.readings import KernelLog
+from gpuhealth.model.tracker import ChangeKind
+from gpuhealth.monitors.kernel_log.codes import CHECK, EVENTS
 from gpuhealth.monitors.nvidia.readings import NvmlReadings
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 SETTINGS = Settings()
 MLX5 = "mlx5_core 0000:9a:00.0"
 
 
-def outcomes(*lines: str, log: KernelLog | Missing = KernelLog("kmsg")) -> list[Outcome]:  # noqa: B008 - immutable
+def outcomes(*lines: str, log: KernelLog | Missing = KernelLogStatus("kmsg")) -> list[Outcome]:  # noqa: B008 - immutable
     """What is made of lines of the kernel, on a node with one GPU."""
     parser = Parser()
     events = tuple(event for line in lines if (event := parser.feed(KernelRecord(line, START))))
@@ -84,7 +82,7 @@ def test_ends(name: str) -> None:
     """A passing event ends when it does not come back, a lasting one with the reboot."""
     code = next(code for code in EVENTS if code.name == name)
     lasting = code.quarantine and code.clear_after == 30.0
-    assert code.clears in ((Clears.REBOOT,) if lasting else (Clears.EXPIRY, Clears.LOGGED))
+    assert code.clears in ((Clears.REBOOT,) if lasting else (Clears.QUIET_PERIOD, Clears.LOGGED_END))
     assert code.clears is Clears.REBOOT or code.clear_after >= 600.0
 
 
@@ -178,7 +176,7 @@ def test_lines_that_others_judge_are_left_to_them() -> None:
 
 def test_lost_records() -> None:
     """Records that were overwritten are a warning of the agent's own, which ends when none is lost any more."""
-    lost = [each for each in outcomes(log=KernelLog("kmsg", lost_records=7)) if isinstance(each, Finding)]
+    lost = [each for each in outcomes(log=KernelLogStatus("kmsg", lost_records=7)) if isinstance(each, Finding)]
     assert [(each.code, each.severity, each.evidence.reading) for each in lost] == [
         ("agent.kmsg_overrun", Severity.WARNING, "7")
     ]
@@ -187,7 +185,7 @@ def test_lost_records() -> None:
 
 def test_the_log_cannot_be_read() -> None:
     """With NVML's events in its place that is a warning; with nothing in its place nothing was checked."""
-    fallback = outcomes(log=KernelLog("nvml"))
+    fallback = outcomes(log=KernelLogStatus("nvml"))
     assert [(type(each), each.code) for each in fallback] == [
         (NotChecked, "agent.kmsg_overrun"),
         (Finding, "agent.kmsg_unavailable"),

@@ -11,8 +11,8 @@ from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.readings import NvmlReadings, Release
 from gpuhealth.monitors.nvidia.release import DriverRelease
+from gpuhealth.monitors.nvidia.settings import Nvml
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Nvml
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GRACE = 60.0

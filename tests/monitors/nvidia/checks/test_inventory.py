@@ -10,7 +10,7 @@ from gpuhealth.model.component import NODE
 from gpuhealth.model.history import History
 from gpuhealth.monitors.nvidia.checks.inventory import MISSING_CHECK, remember
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvLink
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 
 def after(history: History, *listed: GpuReadings, answered: bool = True, **settings: Any) -> History:

@@ -18,7 +18,7 @@ from gpuhealth.monitors.kernel_log import checks as kernel
 from gpuhealth.monitors.nvidia.checks import xid
 from gpuhealth.monitors.nvidia.readings import NvmlReadings
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 # What is said of the node, and what is said of a GPU that does not answer.
 NODE_CODES = {

@@ -6,21 +6,19 @@ import msgspec
 import pytest
 from testing.readings import START, gpu, uuid
 
-from gpuhealth.kernel_log.parser import KernelLog as Parser
 from gpuhealth.kernel_log.parser import nvml_xid_event
-from gpuhealth.model.code import Clears
+from gpuhealth.model.codes import Clears
 from gpuhealth.model.finding import Action, Clean, Finding, NotChecked, Outcome, Severity
 from gpuhealth.model.history import Baseline, History
-from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
-from gpuhealth.monitors.kernel_log.readings import KernelLog
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
 from gpuhealth.monitors.nvidia.checks.xid import CHECK, code_for
 from gpuhealth.monitors.nvidia.readings import MigDevice, NvmlReadings
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
-READ = KernelLog("kmsg")
+READ = KernelLogStatus("kmsg")
 SETTINGS = Settings()
 
 
@@ -269,7 +267,7 @@ def test_coverage() -> None:
     """Whether XIDs reach us is itself a check, and an essential one: not read is not clean."""
     for log, expected in (
         (READ, Clean("xid", "node")),
-        (KernelLog("nvml"), Clean("xid", "node")),
+        (KernelLogStatus("nvml"), Clean("xid", "node")),
         (absent := Missing(MissingReason.NO_PERMISSION), NotChecked("xid", "node", absent)),
     ):
         readings = NodeReadings("n", START, "boot", kernel_log=log)
@@ -292,16 +290,16 @@ def test_coverage() -> None:
         ("xid.154", True, True, Clears.RECOVERY),
         ("xid.109", False, False, Clears.RECOVERY),
         ("xid.142", False, False, Clears.REBOOT),
-        ("xid.13", False, False, Clears.EXPIRY),
-        ("xid.31", False, False, Clears.EXPIRY),
-        ("xid.43", False, False, Clears.EXPIRY),
-        ("xid.45", False, False, Clears.EXPIRY),
-        ("xid.94", False, False, Clears.EXPIRY),
-        ("xid.1", False, False, Clears.EXPIRY),
-        ("xid.999", False, False, Clears.EXPIRY),
+        ("xid.13", False, False, Clears.QUIET_PERIOD),
+        ("xid.31", False, False, Clears.QUIET_PERIOD),
+        ("xid.43", False, False, Clears.QUIET_PERIOD),
+        ("xid.45", False, False, Clears.QUIET_PERIOD),
+        ("xid.94", False, False, Clears.QUIET_PERIOD),
+        ("xid.1", False, False, Clears.QUIET_PERIOD),
+        ("xid.999", False, False, Clears.QUIET_PERIOD),
         ("sxid.23001", True, True, Clears.RECOVERY),
-        ("sxid.10001", False, False, Clears.EXPIRY),
-        ("sxid.12028", False, False, Clears.EXPIRY),
+        ("sxid.10001", False, False, Clears.QUIET_PERIOD),
+        ("sxid.12028", False, False, Clears.QUIET_PERIOD),
     ],
 )
 def test_code_for(name: str, quarantine: bool, drain: bool, clears: Clears) -> None:
@@ -324,14 +322,14 @@ def test_every_code() -> None:
         assert code_for(name).name == name
         for severity in (Severity.INFO, Severity.WARNING):
             mild = code_for(name, severity)
-            assert (mild.quarantine, mild.drain, mild.clears) == (False, False, Clears.EXPIRY)
+            assert (mild.quarantine, mild.drain, mild.clears) == (False, False, Clears.QUIET_PERIOD)
 
 
 def test_a_code_as_its_finding_has_it() -> None:
     """The way a code ends follows from how bad it was and what it asks for."""
     assert code_for("xid.145", Severity.CRITICAL, Action.RESET_GPU).clears is Clears.RECOVERY
     assert code_for("xid.74", Severity.CRITICAL, Action.INSPECT_HARDWARE).clears is Clears.REBOOT
-    assert code_for("xid.145", Severity.WARNING, Action.CONTACT_SUPPORT).clears is Clears.EXPIRY
+    assert code_for("xid.145", Severity.WARNING, Action.CONTACT_SUPPORT).clears is Clears.QUIET_PERIOD
     assert code_for("xid.13", expire_after=60.0).clear_after == 60.0
 
 

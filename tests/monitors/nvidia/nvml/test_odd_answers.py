@@ -25,7 +25,8 @@ from gpuhealth.monitors.nvidia.nvml import driver as nvml_driver
 from gpuhealth.monitors.nvidia.nvml import value as nvml_value
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
-from gpuhealth.runtime.settings import Nvml, Settings
+from gpuhealth.monitors.nvidia.settings import Nvml
+from gpuhealth.monitors.settings import Settings
 
 # Of two models, so that the calls of NVLink 4 and of NVLink 5 are both made.
 MODELS = ("h100-sxm", "b200")

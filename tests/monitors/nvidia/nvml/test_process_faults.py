@@ -26,8 +26,9 @@ from gpuhealth.monitors.nvidia.nvml import child as nvml_child
 from gpuhealth.monitors.nvidia.nvml import process as nvml
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
+from gpuhealth.monitors.nvidia.settings import Nvml
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime import stopwatch
-from gpuhealth.runtime.settings import Nvml, Settings
 from gpuhealth.runtime.stopwatch import Stopwatch
 
 PATIENT = 60.0

@@ -9,8 +9,9 @@ import pytest
 from testing.readings import LOADED, NOT_LOADED, gpu, node, nvml
 
 from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.monitor import RestartRequiredError
 from gpuhealth.monitors.nvidia.devices import KernelModuleProbe
-from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError, StaleLibrary
+from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.monitors.nvidia.readings import KernelModule, NvmlReadings
 
 UPGRADED = KernelModule("570.86.15", version_at_start="550.54.15")
