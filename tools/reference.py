@@ -25,17 +25,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from structlog.testing import capture_logs
 
-from gpuhealth import monitors as checks
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
 from gpuhealth.controller import http_app as controller_pages
 from gpuhealth.controller.controller import Controller
 from gpuhealth.fleet.store import Table
 from gpuhealth.kube.client import Client
-from gpuhealth.model.codes import Code
+from gpuhealth.model.codes import CODES, Code
 from gpuhealth.model.finding import Severity
-from gpuhealth.monitors.nvidia.readings import NvmlReadings
-from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
+from gpuhealth.monitors.nvidia.readings import NvidiaReadings, NvmlReadings
+from gpuhealth.monitors.registry import monitors
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime import metric_families as families
 from gpuhealth.runtime.exposition import Rendering
@@ -78,7 +78,8 @@ def _table(columns: str, rows: Iterable[Iterable[str]]) -> str:
 
 
 def _findings() -> Iterator[str]:
-    codes = [code for check in checks.CHECKS for code in check.codes]
+    monitors()
+    codes = CODES.defined()
     yield (
         "## Findings\n\n"
         "Defaults: the setting `findings` changes them by code or pattern. A warning never quarantines by default.\n"
@@ -286,8 +287,9 @@ def _show_agent(folder: Path) -> bytes:
     settings = {"journal": {"path": folder / "journal.sqlite"}, "kubernetes": {"enabled": False}}
     agent = Agent(Settings.model_validate(settings))
     try:
-        agent.readings = NodeReadings("node", agent.clock(), "boot", nvml=NvmlReadings(answered=True))
-        return Exposition(agent).text()
+        readings = NvidiaReadings(nvml=NvmlReadings(answered=True))
+        agent.node_state.apply_round(NVIDIA, readings)
+        return Exposition(agent, max_age_seconds=10.0).text()
     finally:
         agent.journal.close()
 
