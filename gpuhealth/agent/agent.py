@@ -2,7 +2,7 @@
 
 One event loop, one task for each monitor and each other loop, each of them supervised: an error in one is logged and
 counted and does not touch the others. Kernel-log records are judged as they come, readings once a round of their
-monitor. Journal and API server are served by loops of their own, so that neither a slow disk nor an outage holds up what
+monitor. Journal and API server are served by loops of their own, so that neither a slow disk nor an outage delays what
 is found.
 """
 
@@ -31,7 +31,7 @@ from gpuhealth.model.out_of_service import BURNIN_REQUIRED, MEMORY_LOST
 from gpuhealth.model.tracker import Change, FindingTracker
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.burnin_results.monitor import MONITOR as BURNIN_RESULTS
-from gpuhealth.monitors.judge import Judge, tracker_rules
+from gpuhealth.monitors.judge import KERNEL_LOG, Judge, tracker_rules
 from gpuhealth.monitors.monitor import MetricsContext, ProbeContext, RestartRequiredError
 from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.nvidia.probe import NvidiaProbe, driver_branch
@@ -82,6 +82,7 @@ class Agent:
         self._boot_id = boot_id(settings.roots.proc)
         self._node_labels: dict[str, str] = {}
         self._first_round = asyncio.Event()  # is over: GPUs are known by their addresses
+        self._log_state_known = asyncio.Event()  # whether the kernel log can be read: without that there is no verdict
         self._settings_changed = asyncio.Event()
         self._node_seen = asyncio.Event()  # our Node shows whether we may open the driver, or cannot be read
         self._restart: RestartRequiredError | None = None
@@ -99,6 +100,10 @@ class Agent:
         self.runners = {monitor.name: self._runner(monitor) for monitor in enabled(settings)}
         self._nvidia = self._nvidia_probe()
         self._nvidia.on_release_change = self._release_changed
+        if NVIDIA.name not in self.runners:
+            self._first_round.set()  # there will be none
+        if KERNEL_LOG not in self.runners:
+            self._log_state_known.set()
         if state.release:
             self._nvidia.release.resume(state.release)
         self.kernel_log = KernelLogFollower(
@@ -189,7 +194,7 @@ class Agent:
 
     @property
     def has_judged(self) -> bool:
-        """Whether there is a verdict."""
+        """Whether there is a verdict: every monitor has had a round."""
         return self.node_state.verdict is not None
 
     def is_current(self) -> bool:
@@ -211,13 +216,19 @@ class Agent:
             with contextlib.suppress(TimeoutError):  # a restart in mid-upgrade must not open the driver for a moment
                 async with asyncio.timeout(_NODE_WAIT_SECONDS):
                     await self._node_seen.wait()
+        if runner.monitor.name != KERNEL_LOG:
+            await self._log_state_known.wait()
         try:
             readings = await runner.read()
         except RestartRequiredError as reason:
             self._restart_required(reason)
             return
         self._follow_clock()
-        self.node_state.apply_round(runner.monitor, readings, runner.failure)
+        try:
+            self.node_state.apply_round(runner.monitor, readings, runner.failure)
+        finally:
+            if runner.monitor.name == KERNEL_LOG:
+                self._log_state_known.set()
         if runner.monitor.name == NVIDIA.name:
             self._nvidia_round_ended()
         await asyncio.sleep(max(0.0, runner.interval - (time.monotonic() - began)))
@@ -284,7 +295,7 @@ class Agent:
         if node.labels != self._node_labels:
             self._node_labels = node.labels
             self.node_state.tracker.configure(tracker_rules(self.settings, self._node_labels))
-        if self.node_state.last_round and (changes := [*self._recalled(node), *self._ended_by_person(node)]):
+        if self.has_judged and (changes := [*self._recalled(node), *self._ended_by_person(node)]):
             self.node_state.publish(changes)
         if self._preflight_due and node.carries(self.settings.preflight.taint):
             self._preflight_due = False

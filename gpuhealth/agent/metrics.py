@@ -20,6 +20,7 @@ from prometheus_client.core import Metric
 
 from gpuhealth import __version__
 from gpuhealth.agent.status import AgentStatus
+from gpuhealth.model.component import Kind
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.registry import monitors
 from gpuhealth.quarantine.slots import NO_BUDGET
@@ -107,16 +108,13 @@ def _verdict(status: AgentStatus) -> Iterator[Metric]:
     yield gauge("gpu_verdict", text, ["gpu", "verdict"], gpus)
     parts = verdict.components if verdict else ()
     rows = [
-        (part.component.kind, part.component.id, part.component.parent, each, each is part.verdict)
+        (part.kind, part.id, part.parent, each, each is part.verdict)
         for part in parts
-        if part.component.kind not in _SHOWN_ELSEWHERE
+        if part.kind is not Kind.GPU
         for each in State
     ]
-    text = "1 for the current verdict of each component that is neither the node nor a GPU"
+    text = "1 for the current verdict of each component that is no GPU"
     yield gauge("component_verdict", text, ["kind", "component", "parent", "verdict"], rows)
-
-
-_SHOWN_ELSEWHERE = ("node", "gpu")
 
 
 def _findings(status: AgentStatus) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ from gpuhealth.agent.status import Counts
 from gpuhealth.model.component import NODE, Component, Kind
 from gpuhealth.model.finding import Finding, Outcome
 from gpuhealth.model.kernel_event import KernelEvent
+from gpuhealth.model.pci import slot_of
 from gpuhealth.model.tracker import Change, ChangeKind, FindingTracker
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.judge import Judge
@@ -38,7 +39,7 @@ class NodeState:
         self.judge = judge
         self.tracker = tracker
         self.counts = Counts()
-        self.verdict: Verdict | None = None
+        self.verdict: Verdict | None = None  # None until every monitor has had a round
         self.judge_seconds: dict[str, float] = {}  # by monitor, of the last round
         self.last_round: dict[str, datetime] = {}  # by monitor
         self._journal = journal
@@ -51,6 +52,7 @@ class NodeState:
         now = self._clock()
         began = time.monotonic()
         outcomes = self.judge.round(monitor, readings, now, failure=failure)
+        self.tracker.set_gpu_aliases(self._gpu_aliases())
         changes = self.tracker.apply_round(monitor.name, outcomes, self.judge.facts())
         self.judge_seconds[monitor.name] = time.monotonic() - began
         self.last_round[monitor.name] = now
@@ -75,7 +77,8 @@ class NodeState:
             if change.kind is ChangeKind.RAISED:
                 self.counts.findings[change.finding.code] += 1
             _log_change(change)
-        self.verdict = self.tracker.verdict(self.judge.facts())
+        if all(monitor.name in self.last_round for monitor in self.judge.monitors):
+            self.verdict = self.tracker.verdict(self.judge.facts())
         self._on_change()
         if changes:
             self._journal.append(*(entry_of(change) for change in changes))
@@ -100,6 +103,15 @@ class NodeState:
     def state(self) -> State:
         """The state of the node as last judged; unknown before the first round."""
         return self.verdict.verdict if self.verdict else State.UNKNOWN
+
+    def _gpu_aliases(self) -> dict[str, str]:
+        """The ids of the GPUs that are listed now, by what they may have been called before: address, slot, number."""
+        listed = [info for info in self.judge.components if info.component.kind is Kind.GPU and info.index >= 0]
+        aliases = {f"gpu{info.index}": info.component.id for info in listed}
+        for info in listed:
+            if info.pci is not None:
+                aliases |= dict.fromkeys((info.pci, slot_of(info.pci)), info.component.id)
+        return {name: known for name, known in aliases.items() if name != known}
 
     def _component_of(self, event: KernelEvent) -> Component:
         """The GPU in the event's PCI slot; a device where the slot is not a known GPU's; else the node."""

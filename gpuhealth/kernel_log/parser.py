@@ -6,7 +6,7 @@ forging a fault: a record that carries text of a user is recognised as such befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from gpuhealth.kernel_log import user_text
 from gpuhealth.kernel_log.pattern import LogPatterns, PartialMessage, event_of
@@ -17,33 +17,26 @@ _MAX_RECORDS_BETWEEN = 16
 
 
 class KernelLogParser:
-    """Parses one kernel log, record by record. It remembers only the first line of a message that is incomplete."""
+    """Parses one kernel log, record by record. It remembers only the first line of a message that is incomplete.
+
+    `may_matter(text)` is whether a line, with or without a log's prefix, can mean anything: cheap, never wrongly false.
+    """
 
     def __init__(self, patterns: Sequence[LogPatterns], driver_branch: int | None = None) -> None:
         self.driver_branch = driver_branch  # of the NVIDIA driver (570, 575 …), once it is known
-        self._may_matter = [pattern.may_matter for pattern in patterns]
+        self.may_matter = any_of({word for pattern in patterns for word in pattern.words})
         self._read = [pattern.read for pattern in patterns]
         self._read_first = [pattern.read_first for pattern in patterns if pattern.read_first]
         self._user_text = {form: read for pattern in patterns for form, read in pattern.user_text.items()}
         self._partial: PartialMessage | None = None
         self._records_since = 0
 
-    def may_matter(self, text: str) -> bool:
-        """Whether a line, with or without a log's prefix, can mean anything: cheap, and never wrongly false."""
-        for may_matter in self._may_matter:  # noqa: SIM110 - a generator would take half as long again
-            if may_matter(text):
-                return True
-        return False
-
     def feed(self, record: KernelRecord) -> KernelEvent | None:
         """The event of this record, if it means something. Never raises, whatever the text."""
         if self._partial is not None:
             self._count_record()
         text = record.text
-        for may_matter in self._may_matter:
-            if may_matter(text):
-                break
-        else:
+        if not self.may_matter(text):
             return None
         for read_first in self._read_first:
             if event := read_first(record, self.driver_branch):
@@ -78,3 +71,15 @@ class KernelLogParser:
         self._records_since += 1
         if self._records_since > _MAX_RECORDS_BETWEEN + 1:
             self._partial = None
+
+
+def any_of(words: Collection[str]) -> Callable[[str], bool]:
+    """A function that returns whether one of the words is in a text.
+
+    Nearly all lines of a log mean nothing, and this is what makes reading them cheap. A compiled expression of plain
+    substring tests is several times faster here than a loop over the words, or one regular expression.
+    """
+    shortest = [word for word in words if not any(other != word and other in word for other in words)]
+    tests = " or ".join(f"{word!r} in text" for word in sorted(shortest))
+    found: Callable[[str], bool] = eval(f"lambda text: {tests or False}")  # noqa: S307 - of our own words only
+    return found

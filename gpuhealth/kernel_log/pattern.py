@@ -65,8 +65,8 @@ class PartialMessage(msgspec.Struct, frozen=True):
 class LogPatterns(msgspec.Struct, frozen=True, kw_only=True):
     """How one monitor reads the kernel log."""
 
-    may_matter: Callable[[str], bool]
-    """Whether a line, with or without a log's prefix, can mean anything: cheap, and never wrongly false."""
+    words: tuple[str, ...]
+    """One of these is in every line that can mean anything, with or without a log's prefix. Case matters."""
     read: Callable[[KernelRecord, int | None], KernelEvent | PartialMessage | None]
     """The event of a record, given the driver branch where it is known. Never raises, whatever the text."""
     read_first: Callable[[KernelRecord, int | None], KernelEvent | None] | None = None

@@ -55,8 +55,14 @@ def is_same(cause: Cause, finding: Finding) -> bool:
 
 
 def concerns(cause: Cause, component: Component) -> bool:
-    """Whether a cause may be about this component: the same one, or none was written down."""
-    return cause.component in (NODE, component)
+    """Whether a cause may be about this component.
+
+    One without a component may be about any. A MIG device and its GPU stand for each other, and so do the node and
+    what is no part of a GPU: a forgotten fault is raised on the GPU, else on the node.
+    """
+    if component.gpu or cause.component.gpu:
+        return cause.component == NODE or cause.component.gpu == component.gpu
+    return NODE in (cause.component, component) or cause.component == component
 
 
 def needs_burnin(cause: Cause) -> bool:

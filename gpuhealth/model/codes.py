@@ -7,6 +7,7 @@ settings, dashboards) is checked against the registry by tests/monitors/test_cod
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Protocol
@@ -132,6 +133,10 @@ class Rule(msgspec.Struct, frozen=True):
         return drain and self.quarantines(finding)
 
 
+_NUMBER = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
+"""Of a code of a family; the same number written otherwise is no name of it."""
+
+
 class NumberedCodes(Protocol):
     """The codes of a family, such as xid.N, which are made when they are asked for."""
 
@@ -167,7 +172,7 @@ class Registry:
         if code := self._codes.get(name):
             return code
         prefix, _, number = name.partition(".")
-        if prefix not in self._families or not (number.isascii() and number.isdecimal()) or len(number) > 9:
+        if prefix not in self._families or not _NUMBER.fullmatch(number):
             raise KeyError(name)
         return self._families[prefix][0](int(number), severity, action)
 

@@ -18,9 +18,10 @@ Key = tuple[str, Component]
 class CoverageTracker:
     """The coverage of one node. Every monitor has rounds of its own, and its outcomes replace those of its last one."""
 
-    def __init__(self, last_complete: datetime | None = None) -> None:
-        """`last_complete` is when an earlier agent had last made every essential check."""
-        self.last_complete = self._before = last_complete
+    def __init__(self, last_complete: dict[str, datetime] | None = None) -> None:
+        """`last_complete` is when an earlier agent had last made every essential check, by source."""
+        self.last_complete = dict(last_complete or {})
+        self._before = dict(self.last_complete)
         self._last: dict[Key, datetime] = {}
         self._unmeasured: dict[Key, Missing] = {}
         self._checked: dict[str, set[str]] = {}  # by source
@@ -28,10 +29,8 @@ class CoverageTracker:
 
     def shift(self, step: timedelta) -> None:
         """Moves every time along after the wall clock was set."""
-        if self.last_complete is not None:
-            self.last_complete += step
-        if self._before is not None:
-            self._before += step
+        self.last_complete = {source: when + step for source, when in self.last_complete.items()}
+        self._before = {source: when + step for source, when in self._before.items()}
         self._last = {key: when + step for key, when in self._last.items()}
 
     def begin_round(self, source: str, outcomes: Sequence[Outcome], now: datetime) -> None:
@@ -39,19 +38,17 @@ class CoverageTracker:
         for key in self._rounds.get(source, set()):
             self._unmeasured.pop(key, None)
         self._rounds[source] = {(outcome.code, outcome.component) for outcome in outcomes}
-        self._checked[source] = set()
-        missing = any(isinstance(outcome, NotChecked) and CODES.get(outcome.code).essential for outcome in outcomes)
-        if not missing and not any(CODES.get(code).essential for code, _ in self._unmeasured):
-            self.last_complete = now
+        self._checked[source] = {outcome.code for outcome in outcomes if not isinstance(outcome, NotChecked)}
+        if not any(isinstance(outcome, NotChecked) and CODES.get(outcome.code).essential for outcome in outcomes):
+            self.last_complete[source] = now
 
-    def add(self, outcome: Outcome, now: datetime, source: str = "") -> None:
+    def add(self, outcome: Outcome, now: datetime) -> None:
         """Notes whether the check behind an outcome could be made."""
         key = (outcome.code, outcome.component)
         if isinstance(outcome, NotChecked):
             self._unmeasured[key] = outcome.reason
             return
         self._last[key] = now
-        self._checked.setdefault(source, set()).add(outcome.code)
         self._unmeasured.pop(key, None)
 
     @property
@@ -81,9 +78,10 @@ class CoverageTracker:
         A reason that is excused, such as a driver that was released on request, makes nothing unknown.
         """
         patience = timedelta(seconds=patience_seconds)
+        before = {key: self._before.get(source) for source, keys in self._rounds.items() for key in keys}
 
         def is_overdue(key: Key) -> bool:
-            last = self._last.get(key, self._before)
+            last = self._last.get(key, before.get(key))
             return last is None or now - last >= patience
 
         return {

@@ -16,12 +16,12 @@ PciAddress = NewType("PciAddress", str)
 PciSlot = NewType("PciSlot", str)
 """One PCI device without its function, as the driver names a GPU in the kernel log: `dddd:bb:dd`."""
 
-_ADDRESS = re.compile(r"(?:PCI:)?(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.([0-7]))?", re.ASCII)
+_ADDRESS = re.compile(r"(?:PCI:)?(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}):([01][0-9a-fA-F])(?:\.([0-7]))?", re.ASCII)
 
 
 @functools.lru_cache(maxsize=256)  # a node has few devices, and a storm names one of them in every line
 def slot(domain: str | None, bus: str, device: str) -> PciSlot:
-    """The slot of these hexadecimal numbers. Domains are printed with 4 to 8 digits; one above ffff keeps its length."""
+    """The slot of these hexadecimal numbers. Domains are printed with 4 to 8 digits; leading zeros above four go."""
     return PciSlot(f"{int(domain or '0', 16):04x}:{bus.lower()}:{device.lower()}")
 
 

@@ -117,7 +117,7 @@ class FindingTracker:
         self.coverage.shift(timedelta(seconds=seconds))
 
     def set_gpu_aliases(self, aliases: dict[str, str]) -> None:
-        """Takes the uuids of GPUs by the names that they had before (PCI address, index), and renames their findings."""
+        """Renames GPUs: takes their uuids by the names that they had before (PCI address, slot, index)."""
         self._aliases |= aliases
         for key, tracked in list(self._tracked.items()):
             component = self._renamed(key[1])
@@ -142,16 +142,16 @@ class FindingTracker:
         """Applies the outcomes of one monitor's round, and ends what the facts of the round end."""
         outcomes = list(outcomes)
         self.coverage.begin_round(source, outcomes, facts.time)
-        changes = self.apply(outcomes, facts.time, facts.boot_id, source)
+        changes = self.apply(outcomes, facts.time, facts.boot_id)
         return changes + self.resolve(facts)
 
-    def apply(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str, source: str = "") -> list[Change]:
+    def apply(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
         """Applies outcomes of a part of the checks, such as those of kernel-log events."""
         out = self._out()
         changes: list[Change] = []
         for outcome in outcomes:
             key = (outcome.code, outcome.component)
-            self.coverage.add(outcome, now, source)
+            self.coverage.add(outcome, now)
             if isinstance(outcome, NotChecked):
                 self._not_checked(key, now)
             elif isinstance(outcome, Clean):
@@ -436,7 +436,9 @@ class FindingTracker:
             node=facts.node,
             time=facts.time,
             verdict=State.combined(states.values()),
-            components=tuple(ComponentVerdict(component, states[component]) for component in sorted(states)),
+            components=tuple(
+                _component_verdict(component, states) for component in sorted(states) if component != NODE
+            ),
             gpus=tuple(_gpu_verdict(info, facts, states) for info in facts.gpus),
             findings=findings,
             coverage=self.coverage.coverage(),
@@ -461,6 +463,10 @@ def _states(
             whole[component] = State.combined([state, whole[owner]])
             parts[owner].append(state)
     return whole | {component: State.combined(parts[component]) for component in whole if component.kind is Kind.GPU}
+
+
+def _component_verdict(component: Component, states: dict[Component, State]) -> ComponentVerdict:
+    return ComponentVerdict(kind=component.kind, id=component.id, parent=component.parent, verdict=states[component])
 
 
 def _gpu_verdict(info: ComponentInfo, facts: NodeFacts, states: dict[Component, State]) -> GpuVerdict:

@@ -31,12 +31,12 @@ class TrackerState(msgspec.Struct):
 
     tracked: list[TrackedFinding] = []
     restored: datetime | None = None  # when a person last ran `gpuhealth restore` for the node
-    last_complete: datetime | None = None  # when every essential check was last made
+    last_complete: dict[str, datetime] = {}  # by monitor, when all of its essential checks were last made
     ended: list[Ended] = []  # the newest last
 
     def is_sound(self) -> bool:
         """Whether all its times have a zone: a journal that was edited by hand may have some without."""
-        times = [self.restored, self.last_complete, *(ended.time for ended in self.ended)]
+        times = [self.restored, *self.last_complete.values(), *(ended.time for ended in self.ended)]
         for tracked in self.tracked:
             times += [tracked.finding.first_seen, tracked.finding.last_seen, tracked.clean_since]
         return all(time is None or time.tzinfo is not None for time in times)
@@ -51,8 +51,7 @@ class TrackerState(msgspec.Struct):
             )
             if tracked.clean_since is not None:
                 tracked.clean_since += step
-        if self.last_complete is not None:
-            self.last_complete += step
+        self.last_complete = {monitor: when + step for monitor, when in self.last_complete.items()}
         self.ended[:] = [msgspec.structs.replace(ended, time=ended.time + step) for ended in self.ended]
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import msgspec
 
-from gpuhealth.model.component import Component
+from gpuhealth.model.component import Component, Kind
 from gpuhealth.model.finding import Finding
 from gpuhealth.model.missing import Missing, MissingReason
 
@@ -31,11 +31,18 @@ class State(enum.StrEnum):
         return State.HEALTHY if given else State.UNKNOWN
 
 
-class ComponentVerdict(msgspec.Struct, frozen=True, omit_defaults=True):
+class ComponentVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one component."""
 
-    component: Component
+    kind: Kind
+    id: str
+    parent: str = ""
     verdict: State
+
+    @property
+    def component(self) -> Component:
+        """The component that the state is of."""
+        return Component(self.kind, self.id, self.parent)
 
 
 class MigVerdict(msgspec.Struct, frozen=True):
@@ -93,7 +100,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     time: datetime
     verdict: State
-    components: tuple[ComponentVerdict, ...] = ()
+    components: tuple[ComponentVerdict, ...] = ()  # all but the node itself
     gpus: tuple[GpuVerdict, ...] = ()
     findings: tuple[Finding, ...] = ()
     coverage: Coverage

@@ -114,23 +114,25 @@ class Judge:
     ) -> list[Outcome]:
         """The outcomes of one monitor's round. `failure` is the error of a probe that raised one."""
         self.set_readings(monitor, readings, time)
-        context = self._context(monitor, tuple(events))
+        context = self.context(monitor, tuple(events))
         outcomes: list[Outcome] = []
         for check in monitor.checks:
             try:
                 outcomes += check.run(context)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a bug in one check must not end the others
                 failure = f"{type(error).__name__}: {error}"
-                outcomes += self._check_failed(monitor, check, failure)
+                outcomes += self._check_failed(monitor, check, error, failure)
         outcomes += self._own_fault(monitor, failure, time)
         if monitor.remember:
             monitor.remember(context)
         return outcomes
 
-    def _check_failed(self, monitor: AnyMonitor, check: Check[Any], failure: str) -> Iterator[Outcome]:
+    def _check_failed(
+        self, monitor: AnyMonitor, check: Check[Any], error: Exception, failure: str
+    ) -> Iterator[Outcome]:
         """A check with a bug of its own costs its own codes, and no other check."""
         self.failures[monitor.name] += 1
-        log.exception("check failed", monitor=monitor.name, codes=[code.name for code in check.codes])
+        log.error("check failed", monitor=monitor.name, codes=[code.name for code in check.codes], exc_info=error)
         for code in check.codes:
             yield code.not_checked(Missing(MissingReason.AGENT_FAULT, f"the check failed: {failure}"))
 
@@ -149,7 +151,7 @@ class Judge:
         outcomes: list[Outcome] = []
         for monitor in self.monitors:
             if monitor.judge_events:
-                outcomes += monitor.judge_events(self._context(monitor, tuple(events)))
+                outcomes += monitor.judge_events(self.context(monitor, tuple(events)))
         return outcomes
 
     def set_readings(self, monitor: AnyMonitor, readings: Any, time: datetime) -> None:
@@ -161,7 +163,7 @@ class Judge:
     def _take_facts(self, monitor: AnyMonitor) -> None:
         if monitor.facts is None:
             return
-        facts = self._facts[monitor.name] = monitor.facts(self._context(monitor))
+        facts = self._facts[monitor.name] = monitor.facts(self.context(monitor))
         if facts.complete:
             self._complete[monitor.name] = facts
 
@@ -171,7 +173,8 @@ class Judge:
         moved = self.readings.time + timedelta(seconds=seconds)
         self.readings = msgspec.structs.replace(self.readings, time=moved)
 
-    def _context(self, monitor: AnyMonitor, events: tuple[KernelEvent, ...] = ()) -> Context:
+    def context(self, monitor: AnyMonitor, events: tuple[KernelEvent, ...] = ()) -> Context:
+        """What a monitor's checks see of its latest readings, and of these events."""
         readings = self.readings
         return CheckContext(
             node=readings.node,

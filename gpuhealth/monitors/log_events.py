@@ -10,6 +10,7 @@ from gpuhealth.model.component import NODE, Component, ComponentInfo, Kind
 from gpuhealth.model.context import CheckContext
 from gpuhealth.model.finding import Clean, Outcome, Severity
 from gpuhealth.model.kernel_event import KernelEvent
+from gpuhealth.model.pci import function_zero
 
 _ABOUT_NETWORK = ("link", "mlx5")
 """Kinds of event whose PCI address is that of a network adapter."""
@@ -44,7 +45,7 @@ def _outcome(code: Code, event: KernelEvent, context: CheckContext[Any, Any, Any
     elif event.pci and event.kind in _ABOUT_NETWORK:
         component, message = Component(Kind.PCI_DEVICE, event.pci), f"{event.pci}: {event.meaning}"
     elif event.pci:
-        gpu = context.at(event.pci) or ComponentInfo(component=Component(Kind.GPU, event.pci))
+        gpu = context.at(event.pci) or ComponentInfo(component=Component(Kind.GPU, function_zero(event.pci)))
         component, message = gpu.component, f"{gpu.label}: {event.meaning}"
     return code.found(
         component,

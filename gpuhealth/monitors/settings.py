@@ -11,6 +11,8 @@ from gpuhealth.monitors.registry import monitors
 from gpuhealth.runtime import settings_file
 from gpuhealth.runtime.settings import CoreSettings
 
+_OF_MONITORS = tuple(dict.fromkeys(monitor.settings for monitor in monitors()))
+
 if TYPE_CHECKING:
     from gpuhealth.monitors.kernel_log.settings import KernelLogSettings
     from gpuhealth.monitors.nvidia.settings import NvidiaSettings
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 else:
     Settings = create_model(
         "Settings",
-        __base__=(CoreSettings, *dict.fromkeys(monitor.settings for monitor in monitors())),
+        __base__=(*reversed(_OF_MONITORS), CoreSettings),  # pydantic lists the fields of the last base first
         __doc__="All settings and their defaults.",
     )
 

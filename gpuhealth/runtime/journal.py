@@ -48,12 +48,19 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE INDEX IF NOT EXISTS entries_by_time ON entries (time);
 CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value BLOB NOT NULL);
 """
-# Version 1 had a component as bare text, and stored state that is of no use any more.
+# Version 1 had a component as bare text, and stored state that is of no use any more. It may have run after this one,
+# when an update was taken back: then some components are JSON already, and what this version stored is outdated.
 _UPGRADE_FROM_1 = """
+UPDATE entries SET component = CAST(component AS TEXT) WHERE typeof(component) != 'text';
 UPDATE entries SET component = CASE
-    WHEN component = 'node' THEN json_object('kind', 'node', 'id', 'node')
-    WHEN component GLOB 'GPU-*' THEN json_object('kind', 'gpu', 'id', component)
-    ELSE json_object('kind', 'pci_device', 'id', component) END;
+    WHEN component GLOB '{"kind":*' THEN component
+    ELSE json_object('kind', CASE
+        WHEN component = 'node' THEN 'node'
+        WHEN component GLOB 'GPU-*' THEN 'gpu'
+        WHEN component GLOB 'MIG-*' THEN 'mig'
+        WHEN component GLOB '*:*:*' THEN 'pci_device'
+        ELSE 'nic' END, 'id', component) END;
+DELETE FROM state;
 DROP TABLE memory;
 """
 
@@ -131,6 +138,8 @@ class Journal:
                 with closing(sqlite3.connect(f"{folder}/copy")) as copy:
                     database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
                     copy.backup(database)
+            database.text_factory = _text
+            _upgrade(database)  # the copy: the file stays as it is
             database.execute("PRAGMA query_only=ON")
         except (OSError, sqlite3.Error) as error:
             raise JournalError(f"cannot read journal {self.path}: {error}") from None
@@ -154,28 +163,20 @@ class Journal:
             timeout=5.0,
             check_same_thread=False,
         )
-        database.text_factory = lambda text: text.decode(errors="replace")
+        database.text_factory = _text
         try:
             if not read_only:
                 # A write-ahead log needs no fsync for every transaction: entries that a power cut can lose describe
                 # a boot whose kernel log is lost too.
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute("PRAGMA synchronous=NORMAL")
-                self._upgrade(database)
-                database.executescript(_SCHEMA)
-                database.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+                if _upgrade(database):
+                    log.warning("journal upgraded: stored findings discarded", file=str(self.path))
             database.execute("SELECT count(*) FROM state").fetchone()
         except BaseException:
             database.close()  # whatever went wrong, the file must be free to be set aside
             raise
         return database
-
-    def _upgrade(self, database: sqlite3.Connection) -> None:
-        """Brings a journal of an earlier version to this one, in one transaction."""
-        (tables,) = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'memory'").fetchone()
-        if tables and database.execute("PRAGMA user_version").fetchone()[0] < _SCHEMA_VERSION:
-            database.executescript(f"BEGIN IMMEDIATE; {_UPGRADE_FROM_1} COMMIT;")
-            log.warning("journal upgraded: stored findings discarded", file=str(self.path))
 
     def write(self, entries: Iterable[Entry] = (), state: Mapping[str, bytes] | None = None) -> None:
         """Adds entries and replaces stored values, all or nothing. Raises JournalError."""
@@ -257,6 +258,33 @@ class Journal:
         """Closes the file, after what is being written."""
         with self._turn:
             self._database.close()
+
+
+def _upgrade(database: sqlite3.Connection) -> bool:
+    """Makes what a journal lacks of the schema; whether it was of an earlier version.
+
+    Raises sqlite3.OperationalError where the file cannot be used now, sqlite3.DatabaseError where it is no journal.
+    """
+    try:
+        database.executescript(_SCHEMA)
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'memory'").fetchone()
+        is_old = tables and database.execute("PRAGMA user_version").fetchone()[0] < _SCHEMA_VERSION
+        if is_old:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            database.executescript(f"BEGIN IMMEDIATE; {_UPGRADE_FROM_1} COMMIT;")
+        database.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # of other tables or columns than a journal has
+            raise sqlite3.DatabaseError(str(error)) from None
+        raise
+    return bool(is_old)
+
+
+def _text(column: bytes) -> str:
+    """Text of a column, which a damaged file may have filled with what is no UTF-8."""
+    return column.decode(errors="replace")
 
 
 def _entry(when: object, *texts: object) -> Entry | None:

@@ -1,4 +1,4 @@
-"""All settings, with their defaults and units; `config_file` says where their values come from.
+"""The settings that belong to no monitor, with defaults and units; `settings_file` reads them.
 
 Durations are written as Prometheus writes them (`10s`, `5m`, `1h30m`, `14d`) or as seconds, and held as seconds.
 """
@@ -40,6 +40,9 @@ LARGEST = 1 << 53  # of a count: what JSON, SQLite and the metrics hold exactly
 
 Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, le=LONGEST_SECONDS)]
 """Seconds."""
+
+PositiveDuration = Annotated[Duration, Field(gt=0)]
+"""Seconds, more than none."""
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 
@@ -210,8 +213,8 @@ class Schedule(Section):
     """When one monitor is read. Durations in seconds."""
 
     enabled: bool = True
-    interval: Annotated[Duration, Field(gt=0)] | None = None  # between two rounds; None: the setting interval
-    deadline: Annotated[Duration, Field(gt=0)] | None = None  # for one round; None: the monitor's own
+    interval: PositiveDuration | None = None  # between two rounds; None: the setting interval
+    deadline: PositiveDuration | None = None  # for one round; None: the monitor's own
 
 
 class PoolPolicy(Section):

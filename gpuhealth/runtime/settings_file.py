@@ -34,7 +34,7 @@ class ConfigError(ValueError):
 
 
 def load(model: type[SettingsT], path: Path | None = None, **overrides: Any) -> SettingsT:
-    """Settings of a model from the file (or the one that GPUHEALTH_CONFIG names), then the environment, then `overrides`.
+    """Settings of a model: from the file (or the one in GPUHEALTH_CONFIG), then the environment, then `overrides`.
 
     Raises ConfigError with one sentence for a file that cannot be read, a key that is not known, a bad value.
     """

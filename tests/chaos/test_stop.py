@@ -11,13 +11,14 @@ import pytest
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.kube.client import Client
+from gpuhealth.model.component import NODE
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.journal import Entry, Journal
 from gpuhealth.runtime.supervisor import forever
 
 Step = Callable[[], Awaitable[None]]
-ENTRY = Entry(datetime(2026, 3, 1, tzinfo=UTC), "agent", "test", "node", "text")
+ENTRY = Entry(time=datetime(2026, 3, 1, tzinfo=UTC), kind="agent", code="test", component=NODE, message="text")
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_when_a_wait_completes(agent: Agent) -> None:
     async def run() -> None:
         async with Client() as client:
             writer = NodeWriter(client, agent.settings, "node")
-            await stopped(agent, agent._write_journal, lambda: agent.journal.note(ENTRY))
+            await stopped(agent, agent._write_journal, lambda: agent.journal.append(ENTRY))
             await stopped(agent, lambda: agent.keeper._once(writer), agent.keeper.changed)
 
     asyncio.run(run())

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from kube import ControlPlane
@@ -19,6 +20,7 @@ from testing.cluster_objects import Pool, finding, verdict
 from testing.command import COMMAND, Said
 
 from gpuhealth.kube.client import Client
+from gpuhealth.model.component import gpu
 from gpuhealth.model.verdict import GpuVerdict, State
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import Desired
@@ -59,10 +61,10 @@ class Desk:
 
     def agent(self, node: str, *codes: str) -> None:
         """The node's agent finds these, and marks the node once."""
-        found = [finding(code, component=UUID, gpu=UUID) for code in codes]
-        said = verdict(*found)
-        gpus = (GpuVerdict(0, UUID, GPU.pci, GPU.model, State.UNHEALTHY if codes else State.HEALTHY),)
-        desired = Desired(type(said)(said.node, said.time, said.verdict, gpus, said.findings, said.coverage), codes)
+        found = [finding(code, component=gpu(UUID)) for code in codes]
+        state = State.UNHEALTHY if codes else State.HEALTHY
+        own = GpuVerdict(index=0, uuid=UUID, pci=GPU.pci, model=GPU.model, verdict=state)
+        desired = Desired(msgspec.structs.replace(verdict(*found), gpus=(own,)), codes)
 
         async def run() -> None:
             async with Client.from_kubeconfig(self.plane.kubeconfig) as client:

@@ -36,7 +36,7 @@ def truncated(sim: SimulatedNode) -> None:
 def spoiled(sim: SimulatedNode, value: object = b'{"tracked": 7}') -> None:
     """A version that writes something else, or a flipped bit."""
     with sqlite3.connect(sim.folder / "journal.sqlite") as journal:
-        journal.execute("UPDATE memory SET value = ? WHERE key = 'findings'", (value,))
+        journal.execute("UPDATE state SET value = ? WHERE key = 'findings'", (value,))
     journal.close()
 
 

@@ -96,7 +96,7 @@ class NewNode(Marked):
 
     def reported(self) -> set[tuple[str, str]]:
         """Code and GPU of the findings in the report."""
-        return {(each["code"], each.get("gpu", "")) for each in self.report().get("findings", [])}
+        return {(each["code"], each["component"]["id"]) for each in self.report().get("findings", [])}
 
     def runs(self) -> list[BurninRun]:
         """The results on the node, oldest first."""

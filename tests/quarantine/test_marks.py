@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 from testing.cluster_objects import T0, finding, verdict
 
 from gpuhealth.kube.kinds import CONDITION, OVERRIDE, QUARANTINE, RELEASED, STATE_LABEL, TAINT
+from gpuhealth.model.causes import Cause
+from gpuhealth.model.component import NODE, gpu
 from gpuhealth.model.finding import Severity
+from gpuhealth.model.missing import MissingReason
 from gpuhealth.model.verdict import NotCovered, State
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine.marks import (
@@ -23,6 +27,7 @@ from gpuhealth.quarantine.marks import (
     Object,
     Override,
     camel,
+    causes,
     condition,
     ended_by_person,
     override,
@@ -192,8 +197,8 @@ def test_released_codes_do_not_quarantine_again_until_cleared() -> None:
 def test_message_is_complete_and_one_line() -> None:
     """All findings but the merely informative ones, the worst first, without line breaks."""
     found = verdict(
-        finding("pcie.width", Severity.WARNING, "GPU-1", "x8 of\n x16"),
-        finding("xid.79", component="GPU-0"),
+        finding("pcie.width", Severity.WARNING, gpu("GPU-1"), "x8 of\n x16"),
+        finding("xid.79", component=gpu("GPU-0")),
         finding("note.x", Severity.INFO),
     )
     status, reason, message = summary(found)
@@ -216,9 +221,9 @@ def test_message_says_what_it_leaves_out() -> None:
 )
 def test_status_without_findings(state: State, status: str, reason: str) -> None:
     """Healthy is True; unknown is Unknown and names what was not measured."""
-    found = verdict(state=state, not_checked=(NotCovered("ecc", "timeout"),))
+    found = verdict(state=state, not_checked=(NotCovered("ecc", gpu("GPU-0"), MissingReason.TIMEOUT),))
     assert summary(found)[:2] == (status, reason)
-    assert ("ecc (timeout)" in summary(found)[2]) is (state is State.UNKNOWN)
+    assert ("ecc (timeout (GPU-0))" in summary(found)[2]) is (state is State.UNKNOWN)
 
 
 UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
@@ -254,7 +259,7 @@ def test_the_operators_upgrade_asks_for_the_driver(state: str, requests: tuple[s
 
 def test_a_released_driver_is_in_the_condition() -> None:
     """The status is what was known before; reason and message say that it is not being measured."""
-    not_checked = (NotCovered("gpu.lost", "released: so long"),)
+    not_checked = (NotCovered("gpu.lost", gpu("GPU-0"), MissingReason.RELEASED, "so long"),)
     healthy = verdict(not_checked=not_checked)
     assert summary(healthy, release=RELEASE) == ("True", "DriverReleased", RELEASED_TEXT)
     status, reason, message = summary(verdict(finding(), not_checked=not_checked), release=RELEASE)
@@ -262,8 +267,9 @@ def test_a_released_driver_is_in_the_condition() -> None:
     assert message.startswith(f"{RELEASED_TEXT}; xid.79")
     too_long = verdict(state=State.UNKNOWN, not_checked=not_checked)
     assert summary(too_long, release=RELEASE) == ("Unknown", "DriverReleased", RELEASED_TEXT)
-    blind = verdict(state=State.UNKNOWN, not_checked=(*not_checked, NotCovered("xid", "error: no log")))
-    assert summary(blind, release=RELEASE)[2] == f"{RELEASED_TEXT}; not measured: xid (error: no log)"
+    no_log = NotCovered("xid", NODE, MissingReason.ERROR, "no log")
+    blind = verdict(state=State.UNKNOWN, not_checked=(*not_checked, no_log))
+    assert summary(blind, release=RELEASE)[2] == f"{RELEASED_TEXT}; not measured: xid (error: no log (node))"
 
 
 def test_a_clock_that_was_ahead_keeps_no_wording() -> None:
@@ -301,3 +307,13 @@ def test_state_label(current: str, found: Any, quarantined: bool, label: str) ->
     current_node = node(labels={STATE_LABEL: current})
     assert state_label(current_node, found, quarantined=quarantined) == label
     assert state_label(current_node, found, quarantined=quarantined, preflight=True) == "preflight"
+
+
+def test_the_record_of_an_earlier_version_is_ours() -> None:
+    """Its causes name a GPU by a uuid alone: the node stays ours, and each of them may be about any component."""
+    old = {"code": "xid.95", "since": "2026-03-01T12:00:00Z", "gpu": "GPU-1", "boot_id": "boot-1"}
+    notes = {QUARANTINE: json.dumps({"code": "xid.95", "since": "2026-03-01T12:00:00Z", "causes": [old]})}
+    out = node(notes=notes, spec={"taints": [{"key": TAINT, "value": "xid.95", "effect": "NoSchedule"}]})
+    ours = record(out)
+    assert ours is not None
+    assert causes(out) == ours.causes == (Cause("xid.95", T0, NODE, "boot-1"),)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from gpuhealth.model.component import Component
 from gpuhealth.model.context import Check
 from gpuhealth.model.finding import Clean, Finding, NotChecked, Outcome, Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus
@@ -15,6 +16,7 @@ from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.burnin_results.readings import BurninReadings
 from gpuhealth.monitors.fleet_findings.readings import FleetReadings
 from gpuhealth.monitors.judge import Judge, Memory
+from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.monitors.nvidia.readings import (
     Fabric,
     GpuReadings,
@@ -37,6 +39,10 @@ NOT_LOADED = KernelModule("", "")
 def uuid(index: int) -> str:
     """The uuid of the GPU at an index."""
     return f"GPU-{index}"
+
+
+FIRST = uuid(0)
+"""The GPU that is meant where none is named."""
 
 
 def pci(index: int) -> PciAddress:
@@ -161,7 +167,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Judged(dict[tuple[str, str], Outcome]):
-    """Outcomes by code and component, each of which may have but one."""
+    """Outcomes by code and id of the component, each of which may have but one."""
 
     def add(self, outcome: Outcome) -> None:
         """Takes an outcome."""
@@ -169,34 +175,47 @@ class Judged(dict[tuple[str, str], Outcome]):
         assert key not in self, f"two outcomes for {key}"
         self[key] = outcome
 
-    def finding(self, code: str, component: str = uuid(0)) -> Finding:
+    def of(self, code: str, component: Component | str) -> Outcome | None:
+        """The outcome for a component, or for the one with this id."""
+        if isinstance(component, str):
+            return self.get((code, component))
+        outcome = self.get((code, component.id))
+        assert outcome is None or outcome.component == component, outcome
+        return outcome
+
+    def finding(self, code: str, component: Component | str = FIRST) -> Finding:
         """The finding, which must be there."""
-        outcome = self.get((code, component))
+        outcome = self.of(code, component)
         assert isinstance(outcome, Finding), outcome
         return outcome
 
-    def severity(self, code: str, component: str = uuid(0)) -> Severity:
+    def severity(self, code: str, component: Component | str = FIRST) -> Severity:
         """How bad it is."""
         return self.finding(code, component).severity
 
-    def is_clean(self, code: str, component: str = uuid(0)) -> bool:
+    def is_clean(self, code: str, component: Component | str = FIRST) -> bool:
         """Whether it was looked for and not there."""
-        return isinstance(self.get((code, component)), Clean)
+        return isinstance(self.of(code, component), Clean)
 
-    def why_not(self, code: str, component: str = uuid(0)) -> MissingReason:
+    def why_not(self, code: str, component: Component | str = FIRST) -> MissingReason:
         """Why it could not be looked for."""
-        outcome = self.get((code, component))
+        outcome = self.of(code, component)
         assert isinstance(outcome, NotChecked), outcome
         return outcome.reason.reason
 
-    def says_nothing(self, code: str, component: str = uuid(0)) -> bool:
+    def says_nothing(self, code: str, component: Component | str = FIRST) -> bool:
         """Whether there is no outcome at all."""
-        return (code, component) not in self
+        return self.of(code, component) is None
 
     @property
     def findings(self) -> list[Finding]:
         """All findings."""
         return [outcome for outcome in self.values() if isinstance(outcome, Finding)]
+
+
+def remembering(**baseline: Any) -> Memory:
+    """The memory of a node whose GPUs have shown this so far: fields of the monitor's baseline."""
+    return Memory(baselines={"nvidia": Baseline(**baseline)})
 
 
 def judged(check: Check[Any], round_: Round, memory: Memory | None = None, **settings: Any) -> Judged:
@@ -207,6 +226,18 @@ def judged(check: Check[Any], round_: Round, memory: Memory | None = None, **set
         judge.set_readings(monitor, readings.of(monitor), round_.time)
     (owner,) = (monitor for monitor in judge.monitors if any(own is check for own in monitor.checks))
     result = Judged()
-    for outcome in check.run(judge._context(owner, round_.events)):
+    for outcome in check.run(judge.context(owner, round_.events)):
         result.add(outcome)
     return result
+
+
+def outcomes(judge: Judge, round_: Round) -> list[Outcome]:
+    """The outcomes of a whole round of every monitor, all of which were read at the same time."""
+    readings = round_.readings()
+    for monitor in judge.monitors:
+        judge.set_readings(monitor, readings.of(monitor), round_.time)
+    return [
+        outcome
+        for monitor in judge.monitors
+        for outcome in judge.round(monitor, readings.of(monitor), round_.time, round_.events)
+    ]

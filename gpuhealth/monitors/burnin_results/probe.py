@@ -93,7 +93,7 @@ def _readings(files: dict[_Name, BurninRun | str]) -> BurninReadings:
 
 
 def _slim(runs: list[BurninRun]) -> tuple[BurninRun, ...]:
-    """Keeps in full only the last conclusive result of each test on each GPU, without its curves: these stay in memory."""
+    """Keeps in full only the last conclusive result of each test and GPU, and no curves: all this stays in memory."""
     seen: set[tuple[str, str]] = set()
 
     def kept(result: TestResult) -> TestResult:

@@ -276,17 +276,15 @@ PCIE_LINES = (
 )
 
 
-def _may_matter(text: str) -> bool:
-    """Plain substring tests are several times faster here than one regular expression with alternatives."""
-    return (
-        "NVRM" in text
-        or "vidia-nv" in text
-        or "PCIe Bus Error" in text
-        or "error received" in text
-        or "error message received" in text
-        or "fallen off" in text
-        or "DPC: " in text
-    )
+_WORDS_OF_LINES = (
+    "NVRM",
+    "vidia-nv",
+    "PCIe Bus Error",
+    "error received",
+    "error message received",
+    "fallen off",
+    "DPC: ",
+)
 
 
 def _read_first(record: KernelRecord, driver: int | None) -> KernelEvent | None:
@@ -294,7 +292,7 @@ def _read_first(record: KernelRecord, driver: int | None) -> KernelEvent | None:
     return xid_event(record, driver) if record.text.startswith("NVRM: Xid (") else None
 
 
-def _read(record: KernelRecord, driver: int | None) -> KernelEvent | PartialMessage | None:
+def _read(record: KernelRecord, _driver: int | None) -> KernelEvent | PartialMessage | None:
     text = record.text
     if not text.startswith(("NVRM: ", "nvidia-nv")):
         return match_lines(PCIE_LINES, record)
@@ -303,4 +301,4 @@ def _read(record: KernelRecord, driver: int | None) -> KernelEvent | PartialMess
     return nvrm_event(record) or _lost_head(text)
 
 
-PATTERNS = LogPatterns(may_matter=_may_matter, read=_read, read_first=_read_first)
+PATTERNS = LogPatterns(words=_WORDS_OF_LINES, read=_read, read_first=_read_first)

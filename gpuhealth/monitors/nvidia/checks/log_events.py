@@ -12,7 +12,7 @@ INIT_FAILED = define(
     meaning="The driver could not initialise a GPU.",
     advice="Reboot the node; if it comes back, look at power and seating of the GPU, then replace it.",
     quarantine=True,
-    clears=Clears.QUIET_PERIOD,  # the driver tries again, and says so again, whenever the GPU is opened: we do ourselves
+    clears=Clears.QUIET_PERIOD,  # the driver tries and logs it again whenever the GPU is opened, which we do ourselves
     clear_after=600.0,
 )
 NEEDS_REBOOT = define(

@@ -74,6 +74,8 @@ def _since_start(module: KernelModule) -> str:
 
 def _of_node(reason: MissingReason, code: Code, what: str) -> tuple[Code, _NodeRule]:
     def judge(context: GpuContext) -> RuleResult:
+        if isinstance(context.round.readings, Missing):
+            return context.round.readings  # NVML has answered nothing: the monitor itself was late, or failed
         nvml = context.readings.nvml
         problem = nvml.problem or nvml.count
         if not isinstance(problem, Missing):

@@ -67,10 +67,7 @@ def _code_for(kind: str, number: int, severity: Severity | None = None, action: 
     worst = Severity.CRITICAL if by_words or facts.escalates else usual
     critical = (severity or worst) is Severity.CRITICAL
     asked = action or (Action.RESET_GPU if by_words else remedy)
-    if not critical:
-        clears = Clears.QUIET_PERIOD
-    else:
-        clears = Clears.RECOVERY if asked is Action.RESET_GPU else Clears.REBOOT
+    ends = Clears.RECOVERY if asked is Action.RESET_GPU else Clears.REBOOT
     is_recovery = kind == "xid" and number == RECOVERY_ACTION
     return Code(
         f"{kind}.{number}",
@@ -80,7 +77,7 @@ def _code_for(kind: str, number: int, severity: Severity | None = None, action: 
         advice=facts.advice,
         quarantine=critical and not facts.program,
         drain=critical and not facts.program and asked in (Action.RESET_GPU, Action.REBOOT_NODE),
-        clears=clears,
+        clears=ends if critical else Clears.QUIET_PERIOD,
         clear_after=EXPIRE_AFTER_SECONDS,
         asks_for_recovery=is_recovery,
         ends_by_log=is_recovery,

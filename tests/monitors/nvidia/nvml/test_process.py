@@ -349,7 +349,7 @@ def test_the_child_ends_with_its_parent(node: Simulator) -> None:
     """A parent that is killed leaves no process behind that holds the driver."""
     code = (
         "import asyncio\n"
-        "from gpuhealth.runtime.settings import Nvml\n"
+        "from gpuhealth.monitors.nvidia.settings import Nvml\n"
         "from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe\n"
         "async def main():\n"
         "    probe = NvmlProbe(Nvml())\n"
