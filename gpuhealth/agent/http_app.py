@@ -22,7 +22,7 @@ def pages(agent: Agent, exposition: Exposition) -> dict[str, Handler]:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        if agent.verdict is None:
+        if not agent.has_judged:
             return web.Response(text="the first round is not complete\n", status=503)
         return web.Response(text="ok\n")
 
@@ -31,7 +31,7 @@ def pages(agent: Agent, exposition: Exposition) -> dict[str, Handler]:
 
 async def serve(agent: Agent) -> None:
     """Serves until cancelled. Raises ServingError where, at the start, the address or the TLS files cannot be had."""
-    exposition = Exposition(agent)
+    exposition = Exposition(agent, agent.settings.interval)
 
     async def once() -> None:
         access = Access(agent.settings.http, agent.settings.kubernetes)

@@ -35,7 +35,7 @@ from gpuhealth.kube.client import Client
 from gpuhealth.kube.election import Election
 from gpuhealth.kube.errors import NoConfigurationError
 from gpuhealth.kube.event_recorder import EventRecorder
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
 from gpuhealth.runtime.supervisor import supervise, together
 
@@ -61,7 +61,7 @@ class Controller:
         settings: Settings,
         services: Sequence[Service] = (),
         *,
-        file: SettingsFile | None = None,
+        file: SettingsFile[Settings] | None = None,
         connect: Callable[..., Client] | None = None,
         timing: Timing | None = None,
     ) -> None:

@@ -18,8 +18,8 @@ from gpuhealth.controller.timing import Timing
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.event_recorder import EventRecorder
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.metric_families import Metric
-from gpuhealth.runtime.settings import Settings
 
 
 class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,10 +14,10 @@ from testing.cluster_objects import Pool, finding, verdict
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.kinds import QUARANTINE, TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction, NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 HEALTHY = Desired(verdict=verdict())
 SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",), drain=True)

@@ -11,9 +11,9 @@ from testing.cluster_objects import Pool, until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import UnavailableError
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 from tests.chaos.test_killed import HEALTHY, SICK, marks
 
 

@@ -29,12 +29,11 @@ from gpuhealth.controller.duties.budget_status import BudgetStatusWriter
 from gpuhealth.controller.http_app import ControllerCollector
 from gpuhealth.fleet.fleet import BlockedQuarantine
 from gpuhealth.kube.client import Client
-from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.model.verdict import State
-from gpuhealth.monitors.kernel_log.readings import KernelLog
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.clock import SteadyClock
 from gpuhealth.runtime.journal import Journal
-from gpuhealth.runtime.settings import Settings
 
 NODES = 60
 PER_FAULT = 4
@@ -130,7 +129,7 @@ class Node:
         self.agent = Agent(Settings.model_validate(settings))
         self.agent.clock = Simulated(lambda: self.now)
         self.agent.probe.read = self._readings  # type: ignore[method-assign, assignment]
-        self.agent.kernel_log.read = lambda: KernelLog("kmsg")  # type: ignore[method-assign]
+        self.agent.kernel_log.read = lambda: KernelLogStatus("kmsg")  # type: ignore[method-assign]
         self.agent._node_asked.set()
 
     async def _readings(self, *_: object) -> Any:

@@ -18,7 +18,7 @@ from tests.fleet.test_unreadable import SAMPLES, TIME, mutants
 FINDING = {
     "code": "xid.79",
     "severity": "critical",
-    "component": "GPU-1",
+    "component": {"kind": "gpu", "id": "GPU-1"},
     "message": "lost",
     "action": "reboot_node",
     "firstSeen": TIME,

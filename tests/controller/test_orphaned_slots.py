@@ -11,11 +11,11 @@ from testing.cluster_objects import finding, verdict
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"

@@ -17,7 +17,7 @@ from testing.simnode import SimulatedNode
 
 from gpuhealth.fleet import views
 from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier, find_outliers
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from gpuhealth.quarantine import report_burnins as tested
 from tests.controller.test_outlier_publisher import said
 

@@ -11,11 +11,11 @@ from testing.managed_cluster import QUICK, Cluster, until
 from testing.node_writing import HEALTHY
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.budget import is_counted
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 from tests.controller.test_budget_status import QB
 from tests.controller.test_orphaned_slots import SICK, drop, holders
 from tests.fleet.test_fleet import outcome, status

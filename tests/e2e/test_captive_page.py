@@ -33,7 +33,7 @@ def test_a_page_in_the_way_stops_no_round(plane: ControlPlane, tmp_path: Path) -
         wait_for("rounds", lambda: _rounds(sim) > began + 5)
         sim.driver.inject("remap_failed", gpu=2)
         wait_for("the finding", lambda: "gpu_memory.remap_failed" in sim.findings())
-        assert not sim.metric('gpuhealth_loop_failures_total{loop="round"}')
+        assert not sim.metric('gpuhealth_loop_failures_total{loop="monitor_nvidia"}')
         assert not sim.metric('gpuhealth_loop_failures_total{loop="mark_node"}')
 
     try:

@@ -12,7 +12,7 @@ import pytest
 from kube import ControlPlane
 from testing.simnode import SimulatedNode, wait_for
 
-from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.model.burnin_run import TestStatus
 from tests.e2e.test_agent import entries
 from tests.e2e.test_marks import XID_95, Marked, _annotate, _leave_burnin, _rounds
 
@@ -36,7 +36,7 @@ def truncated(sim: SimulatedNode) -> None:
 def spoiled(sim: SimulatedNode, value: object = b'{"tracked": 7}') -> None:
     """A version that writes something else, or a flipped bit."""
     with sqlite3.connect(sim.folder / "journal.sqlite") as journal:
-        journal.execute("UPDATE memory SET value = ? WHERE key = 'findings'", (value,))
+        journal.execute("UPDATE state SET value = ? WHERE key = 'findings'", (value,))
     journal.close()
 
 

@@ -18,8 +18,8 @@ from kube.control_plane import RequestError
 from testing.burnin_results import START, result, run
 from testing.simnode import REAL_KMSG, SimulatedNode, wait_for
 
-from gpuhealth.monitors.burnin_results.readings import TestStatus
-from tests.e2e.test_agent import IMPATIENT, QUICK, entries
+from gpuhealth.model.burnin_run import TestStatus
+from tests.e2e.test_agent import IMPATIENT, QUICK, ROUNDS, entries
 
 TAINT = "gpuhealth.io/unhealthy"
 _NUMBERS = itertools.count(1)
@@ -120,7 +120,8 @@ def test_a_kernel_fault_marks_the_node_and_a_reset_clears_it(marked: Marked) -> 
         assert marked.node()["metadata"]["labels"]["gpuhealth.io/state"] == "quarantined"
         wait_for("the report", lambda: marked.quarantine() == "quarantined")
         (finding,) = marked.report()["findings"]
-        assert (finding["code"], finding["component"]) == ("xid.95", sim.driver.text("gpu2.uuid"))
+        component = {"kind": "gpu", "id": sim.driver.text("gpu2.uuid")}
+        assert (finding["code"], finding["component"]) == ("xid.95", component)
         assert XID_95 in finding["evidence"]["line"]
         sim.driver.inject("recovery_action", gpu=2, value=1)
         wait_for("the reset asked for", lambda: "gpu.recovery_action" in sim.findings())
@@ -219,7 +220,7 @@ def test_a_driver_that_is_slower_than_the_interval_is_no_news(marked: Marked) ->
     with marked.sim as sim:
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
         wait_for("silence", lambda: marked.is_silent(rounds=10))
-        assert (sim.metric("gpuhealth_agent_round_seconds") or 0.0) > 0.2
+        assert (sim.metric('gpuhealth_agent_round_seconds{monitor="nvidia"}') or 0.0) > 0.2
 
 
 def test_what_the_controller_finds_takes_the_way_of_every_finding(marked: Marked) -> None:
@@ -233,14 +234,14 @@ def test_what_the_controller_finds_takes_the_way_of_every_finding(marked: Marked
         note = {"metadata": {"annotations": {"gpuhealth.io/fleet-findings": json.dumps(said)}}}
         marked.plane.request("PATCH", path, note, content_type=merge)
         wait_for("the taint", lambda: marked.taint() == "fleet.digest_mismatch")
-        wait_for("the report", lambda: [f.get("gpu") for f in marked.report().get("findings", [])] == [gpu])
+        wait_for("the report", lambda: [f["component"]["id"] for f in marked.report().get("findings", [])] == [gpu])
         none = {"metadata": {"annotations": {"gpuhealth.io/fleet-findings": None}}}
         marked.plane.request("PATCH", path, none, content_type=merge)
         wait_for("the taint to go", lambda: marked.taint() is None)
 
 
 def _rounds(sim: SimulatedNode) -> float:
-    return sim.metric("gpuhealth_agent_rounds_total") or 0.0
+    return sim.metric(ROUNDS) or 0.0
 
 
 def test_a_fault_during_an_outage_is_acted_on_afterwards(marked: Marked) -> None:

@@ -21,7 +21,7 @@ from testing.command import COMMAND
 from testing.managed_cluster import Cluster
 from testing.simnode import wait_for
 
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 from tests.controller.test_process import Process
 from tests.e2e.test_marks import Marked
 
@@ -195,7 +195,8 @@ def test_idle_nodes_are_tested_in_turn(cluster: Cluster, idle: Callable[[], Idle
     until("the Event", lambda: "BurninFailed" in cluster.reasons(sick.name, "default"))
     until("the report", lambda: sick.tests().get(sick_gpu) == {"exact": "failed"})
     (finding,) = sick.report()["findings"]
-    assert (finding["code"], finding["component"], finding["severity"]) == ("burnin.exact", sick_gpu, "critical")
+    assert (finding["code"], finding["severity"]) == ("burnin.exact", "critical")
+    assert finding["component"] == {"kind": "gpu", "id": sick_gpu}
     lease = f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{sick.name}.0"
     assert cluster.plane.request("GET", lease)["spec"]["holderIdentity"] == sick.name
     path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{sick.name}"

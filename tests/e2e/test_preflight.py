@@ -21,7 +21,7 @@ import pytest
 from kube import ControlPlane
 from testing.simnode import wait_for
 
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from tests.e2e.test_marks import Marked
 
 KEY = "gpuhealth.io/preflight"
@@ -96,7 +96,7 @@ class NewNode(Marked):
 
     def reported(self) -> set[tuple[str, str]]:
         """Code and GPU of the findings in the report."""
-        return {(each["code"], each.get("gpu", "")) for each in self.report().get("findings", [])}
+        return {(each["code"], each["component"]["id"]) for each in self.report().get("findings", [])}
 
     def runs(self) -> list[BurninRun]:
         """The results on the node, oldest first."""

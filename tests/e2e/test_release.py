@@ -11,7 +11,7 @@ import pytest
 from kube import ControlPlane
 from testing.simnode import wait_for
 
-from tests.e2e.test_agent import entries
+from tests.e2e.test_agent import ROUNDS, entries
 from tests.e2e.test_marks import XID_95, Marked
 
 UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
@@ -52,7 +52,7 @@ class Upgraded(Marked):
 
     def outlast(self, seconds: float) -> None:
         """Waits for a round that is so much later than the last one."""
-        last = "gpuhealth_agent_last_round_timestamp_seconds"
+        last = 'gpuhealth_agent_last_round_timestamp_seconds{monitor="nvidia"}'
         before = wait_for("a round", lambda: self.sim.metric(last))
         wait_for("a later round", lambda: (self.sim.metric(last) or 0.0) > before + seconds)
 
@@ -62,9 +62,8 @@ class Upgraded(Marked):
 
     def rounds(self, more: int) -> None:
         """Waits for so many rounds more."""
-        count = "gpuhealth_agent_rounds_total"
-        before = self.sim.metric(count) or 0.0
-        wait_for("rounds", lambda: (self.sim.metric(count) or 0.0) >= before + more)
+        before = self.sim.metric(ROUNDS) or 0.0
+        wait_for("rounds", lambda: (self.sim.metric(ROUNDS) or 0.0) >= before + more)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPOR
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.pdb import guard, obstacle
 from gpuhealth.kube.watching import Changed, Listed, Unreadable
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 Json = Any
 TIME = "2026-03-01T12:00:00Z"

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from testing.kernel_lines import LINES, SXID
 
-from gpuhealth.kernel_log.parser import KernelLog, may_matter, nvml_xid_event
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
+from gpuhealth.monitors.registry import kernel_log_parser
 
 NOTHING = [
     "",
@@ -38,7 +38,7 @@ NOTHING = [
 
 def fed(*lines: str) -> list[KernelEvent | None]:
     """What one log's parser makes of each line."""
-    log = KernelLog()
+    log = kernel_log_parser()
     return [log.feed(KernelRecord(line)) for line in lines]
 
 
@@ -113,7 +113,7 @@ WORDS = st.sampled_from(
 @example("NVRM: Xid (PCI:0000:3b:00 GPU-I:9999): 999999, pid=99999999999999999999, name=")
 def test_no_text_is_too_much(text: str) -> None:
     """Whatever the kernel log holds, reading it raises nothing."""
-    KernelLog().feed(KernelRecord(text))
+    kernel_log_parser().feed(KernelRecord(text))
 
 
 @given(

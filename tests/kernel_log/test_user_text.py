@@ -13,9 +13,9 @@ from testing.kernel_lines import LINES
 
 from gpuhealth.kernel_log import user_text
 from gpuhealth.kernel_log.formats import classify, unescape
-from gpuhealth.kernel_log.parser import KernelLog
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
+from gpuhealth.monitors.registry import kernel_log_parser
 
 NAME_BYTES, FILE_BYTES = 15, 255
 REGISTERS = "ip 0 sp 0 error 4"
@@ -128,7 +128,7 @@ FORGERIES = [
 def fed(text: str) -> KernelEvent | None:
     """What the agent makes of a record, which the kernel escapes and the reader of /dev/kmsg takes apart."""
     raw = "".join(chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\x{byte:02x}" for byte in text.encode())
-    return KernelLog().feed(KernelRecord(unescape(raw)))
+    return kernel_log_parser().feed(KernelRecord(unescape(raw)))
 
 
 @pytest.mark.parametrize(("form", "name", "file"), FORGERIES)

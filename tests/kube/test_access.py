@@ -18,8 +18,9 @@ from gpuhealth.controller import http_app as controller
 from gpuhealth.controller.controller import Controller
 from gpuhealth.kube import access
 from gpuhealth.kube.access import Access
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.http_server import Handler, serving
-from gpuhealth.runtime.settings import Http, Kubernetes, Settings
+from gpuhealth.runtime.settings import Http, Kubernetes
 from tests.conftest import BASE
 
 ACCESS = documents(BASE / "secure-metrics" / "access.yaml")

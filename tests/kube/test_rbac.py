@@ -15,10 +15,10 @@ from testing.rights import granted, used
 
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 POD = {
     "apiVersion": "v1",

@@ -16,11 +16,11 @@ from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.budget import BudgetError, is_counted, selects, slot_sets
 from gpuhealth.quarantine.slots.lease import read_slot
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 from tests.conftest import BASE
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"

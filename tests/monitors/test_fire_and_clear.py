@@ -20,20 +20,21 @@ from nvmlsim.simulator import COMMAND, Simulator
 from testing.burnin_results import PASSED, result, run
 
 from gpuhealth import monitors as checks
+from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Clean, Finding, NotChecked, Outcome, Severity
 from gpuhealth.model.history import History
+from gpuhealth.model.kernel_event import KernelLogStatus
 from gpuhealth.model.missing import Missing
-from gpuhealth.model.tracker import Findings
-from gpuhealth.monitors.burnin_results.readings import TestStatus
 from gpuhealth.monitors.kernel_log import checks as kernel
-from gpuhealth.monitors.kernel_log.readings import KernelLog
-from gpuhealth.monitors.node_probe import NodeProbe
 from gpuhealth.monitors.nvidia import devices
 from gpuhealth.monitors.nvidia.checks import xid
 from gpuhealth.monitors.nvidia.nvml import process as nvml
+from gpuhealth.monitors.nvidia.settings import Nvml
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Burnin, Nvml, Roots, Settings
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.files import NodeProbe
+from gpuhealth.runtime.settings import Burnin, Roots
 
 Change = Callable[[Simulator], None]
 
@@ -230,7 +231,7 @@ class Bench:
         """One round, so much later."""
         self.now += timedelta(seconds=seconds)
         read = await self.probe.read(PATIENT, lambda: self.now)
-        readings = msgspec.structs.replace(read, kernel_log=KernelLog("kmsg"))
+        readings = msgspec.structs.replace(read, kernel_log=KernelLogStatus("kmsg"))
         self.outcomes = checks.judge(readings, self._settings, self.history)
         self.findings.take_round(self.outcomes, self.now, readings.boot_id)
         return readings

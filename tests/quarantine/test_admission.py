@@ -27,10 +27,10 @@ from testing.cluster_objects import Pool, finding, until, verdict
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError, InvalidError
 from gpuhealth.kube.kinds import OVERRIDE, STATE_LABEL, TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 from tests.conftest import BASE
 
 PREFLIGHT = "gpuhealth-preflight"

@@ -10,9 +10,9 @@ from testing.cluster_objects import Pool, until
 from testing.node_writing import watching
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 
 def test_what_the_node_says_is_followed(plane: ControlPlane, pool: Pool) -> None:

@@ -13,11 +13,11 @@ from testing.node_writing import HEALTHY, SICK, Mode, health, ours, watching, wr
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, RELEASED
 from gpuhealth.model.verdict import State
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import Override, restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 WHY = "fan is loud (ann)"
 

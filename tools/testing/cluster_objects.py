@@ -10,7 +10,7 @@ from typing import Any
 
 from kube import ControlPlane, Document
 
-from gpuhealth.model.component import NODE
+from gpuhealth.model.component import NODE, Component
 from gpuhealth.model.finding import Action, Evidence, Finding, Severity
 from gpuhealth.model.verdict import Coverage, NotCovered, State, Verdict
 
@@ -21,20 +21,20 @@ _names = itertools.count(1)
 def finding(
     code: str = "xid.79",
     severity: Severity = Severity.CRITICAL,
-    component: str = NODE,
+    component: Component = NODE,
     message: str = "GPU has fallen off the bus",
     **fields: Any,
 ) -> Finding:
     """A finding with what the test does not care about filled in."""
     return Finding(
-        code,
-        severity,
-        component,
-        message,
-        fields.pop("action", Action.REBOOT_NODE),
-        fields.pop("evidence", Evidence("test", time=T0)),
-        fields.pop("first_seen", T0),
-        fields.pop("last_seen", T0),
+        code=code,
+        severity=severity,
+        component=component,
+        message=message,
+        action=fields.pop("action", Action.REBOOT_NODE),
+        evidence=fields.pop("evidence", Evidence("test", time=T0)),
+        first_seen=fields.pop("first_seen", T0),
+        last_seen=fields.pop("last_seen", T0),
         clears_when="a new boot id",
         **fields,
     )
@@ -44,7 +44,7 @@ def verdict(*findings: Finding, state: State | None = None, not_checked: tuple[N
     """A verdict that follows from the findings, or a given one."""
     worst = max((f.severity.rank for f in findings), default=0)
     state = state or (State.HEALTHY, State.DEGRADED, State.UNHEALTHY)[worst]
-    return Verdict("node", T0, state, (), findings, Coverage(("xid.79",), not_checked))
+    return Verdict(node="node", time=T0, verdict=state, findings=findings, coverage=Coverage(("xid.79",), not_checked))
 
 
 async def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:

@@ -30,12 +30,12 @@ from gpuhealth.kube.watching import Changed, Event, Listed, watch
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Action, Evidence, Finding, Severity
 from gpuhealth.model.verdict import Coverage, State, Verdict
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import record, taints
 from gpuhealth.quarantine.reconciler import NodeReconciler
 from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction
-from gpuhealth.runtime.settings import Settings
 
 BASE = Path(__file__).parents[2] / "daemonset"
 NAMESPACE = "gpuhealth"
@@ -45,14 +45,14 @@ CODE = "xid.79"
 _CONNECTIONS = 100
 _T0 = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 _FAULT = Finding(
-    CODE,
-    Severity.CRITICAL,
-    NODE,
-    "GPU has fallen off the bus",
-    Action.REBOOT_NODE,
-    Evidence("benchmark", time=_T0),
-    _T0,
-    _T0,
+    code=CODE,
+    severity=Severity.CRITICAL,
+    component=NODE,
+    message="GPU has fallen off the bus",
+    action=Action.REBOOT_NODE,
+    evidence=Evidence("benchmark", time=_T0),
+    first_seen=_T0,
+    last_seen=_T0,
     clears_when="a new boot id",
 )
 
@@ -60,7 +60,9 @@ _FAULT = Finding(
 def wanted(*, sick: bool) -> Desired:
     """What the agent of a node wants that has lost a GPU, or is healthy."""
     state = State.UNHEALTHY if sick else State.HEALTHY
-    verdict = Verdict("node", _T0, state, (), (_FAULT,) if sick else (), Coverage((CODE,), ()))
+    verdict = Verdict(
+        node="node", time=_T0, verdict=state, findings=(_FAULT,) if sick else (), coverage=Coverage((CODE,), ())
+    )
     return Desired(verdict=verdict, quarantine=(CODE,) if sick else ())
 
 

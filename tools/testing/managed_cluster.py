@@ -18,7 +18,7 @@ from kube.control_plane import RequestError
 
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.timing import Timing
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 MERGE = "application/merge-patch+json"
 SINCE = "2026-03-01T12:00:00Z"

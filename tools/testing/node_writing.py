@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.kinds import TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 from testing.cluster_objects import Pool, finding, until, verdict
 
 HEALTHY = Desired(verdict=verdict())

@@ -18,7 +18,7 @@ from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.nvml import process as nvml
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.readings import NvmlReadings
-from gpuhealth.runtime.settings import Nvml
+from gpuhealth.monitors.nvidia.settings import Nvml
 
 PATIENT = 60.0
 CALM = Nvml(warn_after=PATIENT, critical_after=2 * PATIENT, reinit_interval=0.0)
@@ -349,7 +349,7 @@ def test_the_child_ends_with_its_parent(node: Simulator) -> None:
     """A parent that is killed leaves no process behind that holds the driver."""
     code = (
         "import asyncio\n"
-        "from gpuhealth.runtime.settings import Nvml\n"
+        "from gpuhealth.monitors.nvidia.settings import Nvml\n"
         "from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe\n"
         "async def main():\n"
         "    probe = NvmlProbe(Nvml())\n"
