@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.controller_steps import in_seconds, stop_all
 from testing.managed_cluster import Cluster, until
-
-from tests.controller.test_drain import in_seconds, stop_all
 
 APP = {"app": "training"}
 LABEL = "scheduling.x-k8s.io/pod-group"

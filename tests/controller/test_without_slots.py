@@ -6,16 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
+from testing.controller_steps import QB, drop, holders, outcome, status
 from testing.managed_cluster import Cluster, until
-from testing.node_writing import HEALTHY
+from testing.node_writing import HEALTHY, SICK
 
 from gpuhealth.kube.client import Client
 from gpuhealth.quarantine.slots import Admitted, Held, is_counted
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
-from tests.controller.test_budget_status import QB
-from tests.controller.test_orphaned_slots import SICK, drop, holders
-from tests.fleet.test_fleet import outcome, status
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 

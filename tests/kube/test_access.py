@@ -13,6 +13,7 @@ from aiohttp import ClientSession, TCPConnector, web
 from kube import ControlPlane, documents
 from kube.proxy import FaultyProxy
 from testing.certificates import Authority
+from testing.paths import BASE
 
 from gpuhealth.controller import http_app as controller
 from gpuhealth.controller.controller import Controller
@@ -20,7 +21,6 @@ from gpuhealth.kube import access
 from gpuhealth.kube.access import Access
 from gpuhealth.runtime.http_server import Handler, serving
 from gpuhealth.runtime.settings import Http, Kubernetes, Settings
-from tests.conftest import BASE
 
 ACCESS = documents(BASE / "secure-metrics" / "access.yaml")
 READER = {"kind": "ServiceAccount", "name": "reader", "namespace": "default"}

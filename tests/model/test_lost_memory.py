@@ -7,7 +7,7 @@ from datetime import timedelta
 import msgspec
 import pytest
 from testing.burnin_results import FAILED, PASSED
-from testing.findings import BOOT, GPU, START, at, clean, findings, found, kinds, readings, settled
+from testing.findings import BOOT, GPU, START, at, burnin_at, clean, findings, found, kinds, readings, settled
 
 from gpuhealth.model.causes import MOST, Cause
 from gpuhealth.model.finding import Severity
@@ -15,7 +15,6 @@ from gpuhealth.model.history import History
 from gpuhealth.model.tracker import Change, ChangeKind, Findings, Ledger
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 from gpuhealth.runtime.settings import FindingPolicy, Quarantine, Settings
-from tests.model.test_return_to_service import burnin_at
 
 LOST = "quarantine.memory_lost"
 RAISED, CLEARED = ChangeKind.RAISED, ChangeKind.CLEARED

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import msgspec
-from testing.burnin_results import FAILED, PASSED, STOPPED, result, run
-from testing.burnin_results import START as BURNIN_START
-from testing.findings import BOOT, GPU, at, clean, findings, found, kinds, settled
+from testing.burnin_results import FAILED, STOPPED
+from testing.findings import BOOT, GPU, at, burnin_at, clean, findings, found, kinds, settled
 
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.tracker import Change, ChangeKind, Findings, Ledger
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
 from gpuhealth.runtime.settings import FindingPolicy, Quarantine, Settings
 
 TESTED = Settings(quarantine=Quarantine(test_before_return=True))
-
-
-def burnin_at(seconds: float, *gpus: str, status: TestStatus = PASSED) -> BurninRun:
-    """A burn-in of these GPUs that began so many seconds after the start."""
-    return run(*(result(gpu=gpu, status=status) for gpu in gpus), at=(at(seconds) - BURNIN_START).total_seconds())
 
 
 def rebooted(kept: Findings, time: float = 10) -> list[Change]:

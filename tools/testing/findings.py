@@ -11,10 +11,12 @@ from gpuhealth.model.finding import Clean, Evidence, Finding, Severity
 from gpuhealth.model.history import History
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.model.tracker import Change, ChangeKind, Findings, Ledger
-from gpuhealth.monitors.burnin_results.readings import BurninReadings, BurninRun
+from gpuhealth.monitors.burnin_results.readings import BurninReadings, BurninRun, TestStatus
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
 from gpuhealth.monitors.readings import NodeReadings
 from gpuhealth.runtime.settings import Settings
+from testing.burnin_results import PASSED, result, run
+from testing.burnin_results import START as BURNIN_START
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GPU = "GPU-1"
@@ -61,3 +63,8 @@ def settled(kept: Findings, *runs: BurninRun, gpus: tuple[str, ...] = (GPU,), ti
     listed = tuple(GpuReadings(index=index, uuid=gpu) for index, gpu in enumerate(gpus))
     seen = msgspec.structs.replace(readings(*listed, time=at(time)), burnin=BurninReadings(runs))
     return kept.settle(seen, History())
+
+
+def burnin_at(seconds: float, *gpus: str, status: TestStatus = PASSED) -> BurninRun:
+    """A burn-in of these GPUs that began so many seconds after the start."""
+    return run(*(result(gpu=gpu, status=status) for gpu in gpus), at=(at(seconds) - BURNIN_START).total_seconds())

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 import structlog
-from benchmarks.cluster import budget
 from kube import ControlPlane
 
 from gpuhealth.kube.client import Client, Object
@@ -27,39 +26,25 @@ from gpuhealth.kube.errors import AlreadyExistsError
 from gpuhealth.kube.kinds import LEASES, NODES
 from gpuhealth.kube.selectors import written
 from gpuhealth.kube.watching import Changed, Event, Listed, watch
-from gpuhealth.model.component import NODE
-from gpuhealth.model.finding import Action, Evidence, Finding, Severity
-from gpuhealth.model.verdict import Coverage, State, Verdict
 from gpuhealth.quarantine.marks import Act, Desired, record, taints
 from gpuhealth.quarantine.reconciler import Keeper
 from gpuhealth.quarantine.report import Facts
 from gpuhealth.runtime.settings import Settings
+from testing.cluster_objects import budget, finding, verdict
+from testing.paths import BASE
+from testing.plane_with_node import LABELS
+from testing.waiting import until
 
-BASE = Path(__file__).parents[2] / "daemonset"
 NAMESPACE = "gpuhealth"
 BUDGET = "gpu-nodes"
-LABELS = {"nvidia.com/gpu.present": "true"}
 CODE = "xid.79"
 _CONNECTIONS = 100
-_T0 = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
-_FAULT = Finding(
-    CODE,
-    Severity.CRITICAL,
-    NODE,
-    "GPU has fallen off the bus",
-    Action.REBOOT_NODE,
-    Evidence("benchmark", time=_T0),
-    _T0,
-    _T0,
-    clears_when="a new boot id",
-)
+_FAULT = finding(CODE)
 
 
 def wanted(*, sick: bool) -> Desired:
     """What the agent of a node wants that has lost a GPU, or is healthy."""
-    state = State.UNHEALTHY if sick else State.HEALTHY
-    verdict = Verdict("node", _T0, state, (), (_FAULT,) if sick else (), Coverage((CODE,), ()))
-    return Desired(verdict, (CODE,) if sick else ())
+    return Desired(verdict(_FAULT), (CODE,)) if sick else Desired(verdict())
 
 
 class SharedClient(Client):
@@ -160,7 +145,7 @@ def plane_with_budget(most: int | str) -> Iterator[tuple[ControlPlane, Path]]:
     """
     with ControlPlane() as plane:
         plane.apply(BASE)
-        plane.apply([budget(most)])
+        plane.apply([budget(BUDGET, LABELS, most)])
         path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{BUDGET}/status"
         status = {"status": {"observedGeneration": 1, "counted": True}}
         plane.request("PATCH", path, status, content_type="application/merge-patch+json")
@@ -274,10 +259,3 @@ async def _follow(events: AsyncGenerator[Event], counts: Callable[[Object], bool
                 case _:
                     continue
             history.append(Moment(time.monotonic(), len(members)))
-
-
-async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    """Wait until the condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)

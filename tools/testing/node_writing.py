@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.kinds import TAINT
+from gpuhealth.kube.kinds import QUARANTINE
 from gpuhealth.quarantine.marks import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, condition, finding, taints, verdict
+from testing.waiting import until
 
 HEALTHY = Desired(verdict())
 SICK = Desired(verdict(finding()), ("xid.79",), drain=True)
@@ -36,13 +37,12 @@ def writes(client: Client) -> int:
 
 def ours(pool: Pool, node: str) -> list[str]:
     """The values of our taint on the node."""
-    return [taint["value"] for taint in pool.get(node)["spec"].get("taints", []) if taint["key"] == TAINT]
+    return taints(pool.get(node))
 
 
 def health(pool: Pool, node: str) -> dict[str, str]:
     """Our condition on the node."""
-    conditions = pool.get(node)["status"]["conditions"]
-    return next(condition for condition in conditions if condition["type"] == "GPUHealthy")
+    return condition(pool.get(node))
 
 
 @asynccontextmanager
@@ -56,3 +56,11 @@ async def watching(writing: NodeWriter) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+def marks(pool: Pool, node: str) -> tuple[list[str], str, str]:
+    """Our taint, our condition, and what the report says."""
+    found = pool.get(node)
+    values = taints(found)
+    assert (QUARANTINE in found["metadata"].get("annotations", {})) is bool(values)
+    return values, condition(found).get("status", ""), pool.report(node)["status"]["quarantine"]["state"]
