@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import ClientSession
 from testing.agents import WELL
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from gpuhealth.agent import http_app as pages
 from gpuhealth.agent.agent import Agent

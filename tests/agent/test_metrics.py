@@ -11,12 +11,14 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+import reference
 from prometheus_client.parser import text_string_to_metric_families
 from testing import readings
 from testing.agents import ShownStatus, give_round
 from testing.findings import found
 from testing.metric_samples import Samples, parsed, scraped, values
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.http_app import serve
@@ -104,6 +106,15 @@ def test_what_is_promised_is_there(ill: str) -> None:
     labels = {name: {label for key in samples.get(name, {}) for label, _ in key} for name in PROMISED}
     assert {name for name in PROMISED if not samples.get(name)} == set()
     assert labels == PROMISED
+
+
+def test_every_promised_metric_is_in_the_reference() -> None:
+    """A metric that shows only in some state, such as one of GPUs, has a row with its labels as well."""
+    made = reference.FILE.read_text(encoding="utf-8")  # up to date, by tests/test_reference.py
+    rows = {name: line for line in made.splitlines() for name in PROMISED if line.startswith(f"| `{name}`")}
+    assert {
+        name for name, labels in PROMISED.items() if not all(f"`{label}`" in rows[name] for label in labels)
+    } == set()
 
 
 def test_names_follow_the_rules(ill: str) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import until
+from testing.marked_node import XID_95, Marked
+from testing.waiting import until
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.kube.objects import parse_time
 from gpuhealth.monitors.settings import load
 from gpuhealth.runtime.journal import Entry, Journal
-from tests.e2e.test_marks import XID_95, Marked
 
 STEPS = [timedelta(days=1), -timedelta(days=1), timedelta(days=365), -timedelta(days=365)]
 PATIENT = {

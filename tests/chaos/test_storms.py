@@ -18,9 +18,10 @@ import structlog
 from kube import ControlPlane
 from structlog.testing import capture_logs
 from testing.cluster_objects import Pool
-from testing.half_agents import CODE, Half, History, SharedClient, most, running, until
+from testing.half_agents import CODE, Half, History, SharedClient, most, running
 from testing.readings import START, gpus
 from testing.readings import node as readings_of
+from testing.waiting import until
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition

@@ -16,7 +16,7 @@ import msgspec
 import psutil
 import pytest
 from testing.command import COMMAND, Node
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
 

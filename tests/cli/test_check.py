@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from testing.command import BOOT_ID, COMMAND, Node
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
 from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.judge import Memory

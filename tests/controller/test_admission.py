@@ -12,6 +12,7 @@ from kube import ControlPlane, Document, MissingBinariesError, find_binaries
 from kube.control_plane import RequestError
 from testing.admission import CONTROLLERS, OF_CONTROLLER, Admission, needed_rules, speaks_of
 from testing.attacks import event
+from testing.controller_steps import SILENT, ends, gone, healthy_node, runs, say_tested, stop_all
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, BurninCandidate
@@ -19,9 +20,6 @@ from gpuhealth.controller.duties.burnin_scheduler import burnin_pod
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError
 from gpuhealth.kube.kinds import OVERRIDE, PODS, TAINT
-from tests.controller.test_agent_liveness import SILENT, healthy_node
-from tests.controller.test_burnin_scheduler import ends, gone, runs, say_tested
-from tests.controller.test_drain import stop_all
 
 TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
 Crime = Callable[[Document], Any]

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from kube import documents
 from testing.managed_cluster import Cluster
+from testing.paths import BASE
 
 from gpuhealth.controller.controller import STOP_SECONDS
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ForbiddenError
 from gpuhealth.monitors.settings import load
-from tests.conftest import BASE
 
 ALL = documents(BASE)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from kube import Document
+from testing.controller_steps import said
 from testing.managed_cluster import Cluster, until
 from testing.simnode import SimulatedNode
 
@@ -19,7 +20,6 @@ from gpuhealth.fleet import views
 from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier, find_outliers
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from gpuhealth.quarantine import report_burnins as tested
-from tests.controller.test_outlier_publisher import said
 
 COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--json"]
 NO_LIMITS = {

@@ -8,25 +8,13 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import IMPATIENT, QUICK, ROUNDS, SimulatedNode, entries, healthy
+from testing.waiting import wait_for
 
 from gpuhealth import __version__
 from gpuhealth.monitors import MONITORS
-from gpuhealth.runtime.journal import Journal
-
-# Rounds are quick. Only who hangs the driver is impatient with it: on a busy machine it may be slow without a fault.
-QUICK: dict[str, Any] = {
-    "interval": "200ms",
-    "unknown_after": "60s",
-    "nvml": {"warn_after": "60s", "critical_after": "120s", "reinit_interval": "200ms"},
-    "findings": {"*": {"clear_after": "400ms", "raise_after": 0}},
-}
-IMPATIENT = {"nvml": {"warn_after": "1s", "critical_after": "3s"}}
-ROUNDS = 'gpuhealth_agent_rounds_total{monitor="nvidia"}'
-"""The sample that counts the rounds of the GPUs."""
 
 
 @pytest.fixture
@@ -36,20 +24,6 @@ def node(tmp_path: Path) -> Iterator[SimulatedNode]:
     yield made
     made.driver.release()
     made.stop()
-
-
-def healthy(node: SimulatedNode) -> bool:
-    """Whether the agent calls the node healthy."""
-    return node.metric("gpuhealth_node_healthy") == 1
-
-
-def entries(node: SimulatedNode) -> list[tuple[str, str]]:
-    """Kind and code of what the journal holds."""
-    journal = Journal(node.folder / "journal.sqlite", 1e9, 1000, read_only=True)
-    try:
-        return [(entry.kind, entry.code) for entry in journal.entries()]
-    finally:
-        journal.close()
 
 
 def test_a_fault_read_from_nvml_comes_and_goes(node: SimulatedNode) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import QUICK, ROUNDS, SimulatedNode, entries, healthy
+from testing.waiting import wait_for
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.monitors.monitor import RestartRequiredError
 from gpuhealth.monitors.nvidia.nvml import stale_library
 from gpuhealth.monitors.settings import load
-from tests.e2e.test_agent import QUICK, ROUNDS, entries, healthy
 
 QUARANTINING = 'gpuhealth_verdict{verdict="unhealthy"}'
 

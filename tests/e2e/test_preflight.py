@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 import pytest
 from kube import ControlPlane
-from testing.simnode import wait_for
+from testing.marked_node import Marked
+from testing.waiting import wait_for
 
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
-from tests.e2e.test_marks import Marked
 
 KEY = "gpuhealth.io/preflight"
 PENDING = {"key": KEY, "value": "pending", "effect": "NoSchedule"}

@@ -13,6 +13,7 @@ from aiohttp import ClientSession, TCPConnector, web
 from kube import ControlPlane, documents
 from kube.proxy import FaultyProxy
 from testing.certificates import Authority
+from testing.paths import BASE
 
 from gpuhealth.controller import http_app as controller
 from gpuhealth.controller.controller import Controller
@@ -21,7 +22,6 @@ from gpuhealth.kube.access import Access
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.http_server import Handler, serving
 from gpuhealth.runtime.settings import Http, Kubernetes
-from tests.conftest import BASE
 
 ACCESS = documents(BASE / "secure-metrics" / "access.yaml")
 READER = {"kind": "ServiceAccount", "name": "reader", "namespace": "default"}

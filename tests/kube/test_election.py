@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import until
 from testing.managed_cluster import Cluster
+from testing.waiting import until
 
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.duties.budget_status import BudgetStatusWriter

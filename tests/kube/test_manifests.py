@@ -13,11 +13,11 @@ import yaml
 from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 from testing.cluster_objects import Pool
+from testing.paths import BASE
 
 from gpuhealth import __version__
 from gpuhealth.kube.kinds import BUDGETS, REPORTS
 from gpuhealth.monitors.settings import load
-from tests.conftest import BASE
 
 BUDGET = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": {"name": "valid"}}
 ALL = documents(BASE)

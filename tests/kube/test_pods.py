@@ -9,10 +9,10 @@ import kubernetes_validate  # type: ignore[import-untyped] # ships no type infor
 import pytest
 import yaml
 from kube import ControlPlane, Document, documents
+from testing.paths import BASE
 
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH
 from gpuhealth.monitors.settings import load
-from tests.conftest import BASE
 
 EXCEPTIONS = {
     ("gpuhealth-agent", "hostPID"): "gpu.leaked_memory, gpu.zombie_process: NVML shows no processes from elsewhere",

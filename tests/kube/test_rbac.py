@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, finding, verdict
 from testing.rights import granted, used
+from testing.waiting import until
 
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client

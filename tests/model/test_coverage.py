@@ -6,6 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from testing.findings import BOOT, GPU, TIMEOUT, at, clean, facts, found, not_checked, tracker
+from testing.nvml_facts import nvml_facts
 
 from gpuhealth.model.component import NODE, ComponentInfo, gpu
 from gpuhealth.model.missing import Missing, MissingReason
@@ -16,7 +17,6 @@ from gpuhealth.model.verdict import State
 from gpuhealth.monitors.nvidia.readings import NvmlReadings, Release
 from gpuhealth.monitors.nvidia.settings import DriverRelease
 from gpuhealth.monitors.settings import Settings
-from tests.model.nvml_facts import nvml_facts
 
 H100 = ComponentInfo(component=GPU, index=0, pci=PciAddress("0000:1b:00.0"), model="H100")
 

@@ -7,7 +7,22 @@ from datetime import timedelta
 import msgspec
 import pytest
 from testing.burnin_results import FAILED, PASSED
-from testing.findings import BOOT, GPU, START, at, clean, facts, found, kinds, mig, resolved, tracker
+from testing.findings import (
+    BOOT,
+    GPU,
+    OTHER,
+    START,
+    at,
+    burnin_at,
+    clean,
+    facts,
+    found,
+    kinds,
+    mig,
+    resolved,
+    tracker,
+)
+from testing.nvml_facts import answered, nvml_facts
 
 from gpuhealth.model.causes import MAX_CAUSES, Cause
 from gpuhealth.model.component import NODE, Component, Kind, gpu
@@ -17,8 +32,6 @@ from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.settings import FindingSettings, Quarantine
-from tests.model.nvml_facts import answered, nvml_facts
-from tests.model.test_return_to_service import OTHER, burnin_at
 
 LOST = "quarantine.memory_lost"
 RAISED, CLEARED = ChangeKind.RAISED, ChangeKind.CLEARED

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import msgspec
-from testing.burnin_results import FAILED, PASSED, STOPPED, result, run
-from testing.burnin_results import START as BURNIN_START
-from testing.findings import BOOT, GPU, at, clean, found, kinds, resolved, tracker
+from testing.burnin_results import FAILED, STOPPED
+from testing.findings import BOOT, GPU, at, burnin_at, clean, found, kinds, resolved, tracker
 
-from gpuhealth.model.burnin_run import BurninRun, TestStatus
-from gpuhealth.model.component import NODE, Component, gpu
+from gpuhealth.model.component import NODE, gpu
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.tracker import Change, ChangeKind, FindingTracker
 from gpuhealth.model.tracker_state import TrackerState
@@ -17,11 +15,6 @@ from gpuhealth.runtime.settings import FindingSettings, Quarantine
 
 OTHER, NEW = gpu("GPU-2"), gpu("GPU-9")
 TESTED = Settings(quarantine=Quarantine(test_before_return=True))
-
-
-def burnin_at(seconds: float, *gpus: Component, status: TestStatus = PASSED) -> BurninRun:
-    """A burn-in of these GPUs that began so many seconds after the start."""
-    return run(*(result(gpu=each.id, status=status) for each in gpus), at=(at(seconds) - BURNIN_START).total_seconds())
 
 
 def rebooted(tracked: FindingTracker, time: float = 10) -> list[Change]:

@@ -20,6 +20,7 @@ from testing.findings import (
     resolved,
     tracker,
 )
+from testing.nvml_facts import NOT_ANSWERED, answered, nvml_facts
 
 from gpuhealth.model.component import NODE, ComponentInfo, gpu
 from gpuhealth.model.finding import Severity
@@ -31,7 +32,6 @@ from gpuhealth.monitors.nvidia.readings import GpuReadings
 from gpuhealth.monitors.registry import code_of
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.settings import FindingSettings
-from tests.model.nvml_facts import NOT_ANSWERED, answered, nvml_facts
 
 OTHER = gpu("GPU-2")
 

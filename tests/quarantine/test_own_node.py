@@ -6,8 +6,9 @@ import asyncio
 
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
 from testing.node_writing import watching
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.monitors.settings import Settings

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import HEALTHY, SICK, Mode, health, ours, watching, writer
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, RELEASED

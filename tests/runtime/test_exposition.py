@@ -20,7 +20,8 @@ from prometheus_client.core import Metric
 from structlog.testing import capture_logs
 from testing.agents import ShownStatus
 from testing.metric_samples import parsed, values
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.http_app import serve

@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN, RequestError
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, TAINT, Kind
 from gpuhealth.model.history import History

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from gpuhealth.model.burnin_run import BurninRun
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from gpuhealth.model.component import Component, ComponentInfo, Kind, gpu
 from gpuhealth.model.finding import Clean, Evidence, Finding, NotChecked, Severity
 from gpuhealth.model.missing import Missing, MissingReason
@@ -15,9 +15,11 @@ from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.monitors.judge import tracker_rules
 from gpuhealth.monitors.registry import code_of
 from gpuhealth.monitors.settings import Settings
+from testing.burnin_results import PASSED, result, run
+from testing.burnin_results import START as BURNIN_START
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-GPU = gpu("GPU-1")
+GPU, OTHER = gpu("GPU-1"), gpu("GPU-2")
 BOOT = "boot-1"
 TIMEOUT = Missing(MissingReason.TIMEOUT)
 
@@ -95,3 +97,9 @@ def resolved(
 ) -> list[Change]:
     """What changes by a complete round with these GPUs and burn-in results."""
     return tracked.resolve(facts(*gpus, time=at(time), runs=runs))
+
+
+def burnin_at(seconds: float, *gpus: Component, status: TestStatus = PASSED) -> BurninRun:
+    """A burn-in of these GPUs that began so many seconds after the start."""
+    results = (result(gpu=gpu.id, status=status) for gpu in gpus)
+    return run(*results, at=(at(seconds) - BURNIN_START).total_seconds())

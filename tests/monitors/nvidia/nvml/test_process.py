@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from nvmlsim.simulator import Simulator
+from testing.waiting import until
 
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.nvml import process as nvml
@@ -55,14 +56,6 @@ def _gone(pid: int) -> bool:
         return os.waitpid(pid, os.WNOHANG) != (0, 0)
     except ChildProcessError:
         return True
-
-
-async def until(condition: Callable[[], object], seconds: float = 180.0) -> None:
-    """Waits for a condition; fails when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition has not come"
-        await asyncio.sleep(0.01)
 
 
 def _left(probe: NvmlProbe) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from testing.findings import BOOT, at
-from testing.readings import remembering
-
 from gpuhealth.model.tracker import NodeFacts
 from gpuhealth.monitors.judge import Judge
 from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvidiaReadings, NvmlReadings, Release
 from gpuhealth.monitors.settings import Settings
+from testing.findings import BOOT, at
+from testing.readings import remembering
 
 NOT_ANSWERED = NvmlReadings()
 """A round whose answer has not come."""
