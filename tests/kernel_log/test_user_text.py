@@ -236,7 +236,7 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
 def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, file: str, line: str) -> None:
     """In a log where a line break in a name begins a line, that line is no event of its own, and joins no other."""
     lines = WRITTEN[written](form.record(name, f"{file}{line}"))
-    found = list(classify(lines))
+    found = list(classify(lines, kernel_log_parser()))
     assert {each["kind"] for each in found} <= {form.kind}
     assert Severity.CRITICAL not in {each["severity"] for each in found}
 
@@ -253,4 +253,4 @@ def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, f
 )
 def test_a_record_after_a_crash_counts(lines: list[str]) -> None:
     """A fault after a crash, of another time or in a log without exact times, is not lost."""
-    assert list(classify(lines))[-1]["finding"] == "xid.79"
+    assert list(classify(lines, kernel_log_parser()))[-1]["finding"] == "xid.79"

@@ -33,10 +33,10 @@ def events(*lines: str) -> tuple[KernelEvent, ...]:
 
 
 def judged(*lines: str, log: Reading[KernelLogStatus] = KernelLogStatus("kmsg")) -> list[Outcome]:  # noqa: B008 - immutable
-    """What is made of lines of the kernel in a round, on a node with one GPU."""
-    judge = Judge(Settings(), boot_id="boot-1", time=START)
-    round_ = node(gpu(0), kernel_log=log, events=events(*lines))
-    return [outcome for outcome in outcomes(judge, round_) if outcome.code in OF_LOG]
+    """What all monitors make of lines of the kernel in a round, on a node with one GPU."""
+    return outcomes(
+        Judge(Settings(), boot_id="boot-1", time=START), node(gpu(0), kernel_log=log, events=events(*lines))
+    )
 
 
 def findings(*lines: str) -> list[Finding]:
@@ -190,30 +190,37 @@ def test_a_cascade_is_one_finding() -> None:
 
 def test_lines_that_others_judge_are_left_to_them() -> None:
     """XIDs and PCIe errors raise nothing here."""
-    assert not findings(
+    found = findings(
         "NVRM: Xid (PCI:0000:01:00): 79, text",
         "nvidia 0000:01:00.0: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer",
     )
+    assert [each.code for each in found] == ["xid.79"]
+    assert "xid.79" not in OF_LOG
+
+
+def of_log(log: Reading[KernelLogStatus] = KernelLogStatus("kmsg")) -> list[Outcome]:  # noqa: B008 - immutable
+    """What the monitor of the kernel log says of the log itself."""
+    return [outcome for outcome in judged(log=log) if outcome.code in OF_LOG]
 
 
 def test_lost_records() -> None:
     """Records that were overwritten are a warning of the agent's own, which ends when none is lost any more."""
-    lost = [each for each in judged(log=KernelLogStatus("kmsg", lost_records=7)) if isinstance(each, Finding)]
+    lost = [each for each in of_log(log=KernelLogStatus("kmsg", lost_records=7)) if isinstance(each, Finding)]
     assert [(each.code, each.severity, each.evidence.reading) for each in lost] == [
         ("agent.kmsg_overrun", Severity.WARNING, "7")
     ]
-    assert judged() == [Clean("agent.kmsg_unavailable", NODE), Clean("agent.kmsg_overrun", NODE)]
+    assert of_log() == [Clean("agent.kmsg_unavailable", NODE), Clean("agent.kmsg_overrun", NODE)]
 
 
 def test_the_log_cannot_be_read() -> None:
     """With NVML's events in its place that is a warning; with nothing in its place nothing was checked."""
-    fallback = judged(log=KernelLogStatus("nvml"))
+    fallback = of_log(log=KernelLogStatus("nvml"))
     assert [(type(each), each.code) for each in fallback] == [
         (NotChecked, "agent.kmsg_overrun"),
         (Finding, "agent.kmsg_unavailable"),
     ]
     absent = Missing(MissingReason.NO_PERMISSION)
-    assert judged(log=absent) == [
+    assert of_log(log=absent) == [
         NotChecked("agent.kmsg_overrun", NODE, absent),
         NotChecked("agent.kmsg_unavailable", NODE, absent),
     ]
