@@ -20,7 +20,7 @@ from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import DEVICE_TO_HOST, HOST_TO_DEVICE, MEMORY_COPY, MEMORY_READ, MEMORY_WRITE
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.test_timer import Pace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.monitors.burnin_results.readings import Miscompare, summarize
 
 BUFFER_BYTES = 512 << 20  # as nvbandwidth's: far beyond any cache
 SMALL_BUFFER_BYTES = 1 << 20
@@ -69,7 +69,7 @@ class _BandwidthTest:
             self._measure()
         return GpuOutcome(
             self._device.gpu,
-            failure=words.failure(self._misses),
+            failure=summarize(self._misses),
             figures={figure: statistics.median(samples) for figure, samples in self._samples.items()},
             miscompares=tuple(self._misses),
         )

@@ -23,7 +23,7 @@ from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import ALL_GATHER, ALL_REDUCE, RANKS, REDUCE_SCATTER
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.test_timer import Pace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.monitors.burnin_results.readings import Miscompare, summarize
 
 _BYTES = 1 << 30
 _PROCESSOR_BYTES = 16 << 20
@@ -96,7 +96,7 @@ class _Rank:
         figures = {figure: statistics.median(samples) for figure, samples in self._samples.items()}
         return GpuOutcome(
             self._device.gpu,
-            failure="; ".join(filter(None, [words.failure(self._misses), *self._blamed])),
+            failure="; ".join(filter(None, [summarize(self._misses), *self._blamed])),
             figures={**figures, RANKS: float(self._job.ranks)} if figures else {},
             miscompares=tuple(self._misses),
         )

@@ -81,12 +81,8 @@ class Tested:
         if self.formats["fp32"]:  # every device has it: this one does not work
             failure = f"a small product in fp32 failed: {self.formats['fp32']}"
         elif self.miscompares:
-            worst = self.miscompares[0]
-            kind = f", {worst.kind.replace('_', ' ')}" if worst.kind else ""
-            failure = (
-                f"{len(self.miscompares)} wrong among {sum(self.products.values())} products, first {worst.what}: "
-                f"{worst.wrong} wrong elements from {worst.index} on, bits {worst.xor or 'unknown'}{kind}"
-            )
+            products = sum(self.products.values())
+            failure = f"{len(self.miscompares)} of {products} products are wrong; {self.miscompares[0].describe()}"
         return GpuOutcome(self.device.gpu, failure, figures=self.figures(), miscompares=tuple(self.miscompares))
 
 
@@ -223,7 +219,7 @@ class _Exact:
         def again() -> bool:
             return len(mine.wrong_rows(one.product(mine))) > 0
 
-        self._classify(one, Miscompare(f"check of {pair}", index=0, wrong=1), again, again)
+        self._classify(one, Miscompare(what=f"check of {pair}", index=0, wrong=1), again, again)
 
     def _classify(self, one: Tested, found: Miscompare, again: Callable[[], bool], other: Callable[[], bool]) -> None:
         one.miscompares.append(found)  # before it is known how it behaves: one may be told to stop meanwhile
@@ -258,9 +254,9 @@ def differences(what: str, got: Tensor, expected: Tensor) -> Miscompare | None:
     mine, right = (int(side[index]) % (1 << width) for side in (ours, theirs))
     digits = width // 4
     return Miscompare(
-        what,
-        index,
-        len(differ),
+        what=what,
+        index=index,
+        wrong=len(differ),
         xor=f"0x{mine ^ right:0{digits}x}",
         got=f"0x{mine:0{digits}x}",
         expected=f"0x{right:0{digits}x}",

@@ -79,7 +79,7 @@ class _MemoryTest:
 
     def _failure(self, tested: int, free: int) -> str:
         if self._wrong:
-            return words.in_words(msgspec.structs.replace(self._misses[0], wrong=self._wrong))
+            return msgspec.structs.replace(self._misses[0], wrong=self._wrong).describe()
         if tested < _LEAST_SHARE * free:
             return (
                 f"only {tested / 1e6:.0f} MB of {free / 1e6:.0f} MB of free memory could be allocated"

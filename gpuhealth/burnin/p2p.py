@@ -19,7 +19,7 @@ from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import P2P, pair
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.test_timer import Pace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.monitors.burnin_results.readings import Miscompare, summarize
 
 _REPEATS = 4
 _LEAST_ROUNDS = 3
@@ -112,7 +112,7 @@ class _PeerTest:
         misses = self._misses[device.gpu]
         return GpuOutcome(
             device.gpu,
-            failure=words.failure(misses),
+            failure=summarize(misses),
             figures=figures,
             miscompares=tuple(misses),
         )

@@ -17,8 +17,6 @@ from gpuhealth.burnin.figures import (
     DEVICE_TO_HOST,
     HOST_TO_DEVICE,
     MEMORY_COPY,
-    MEMORY_READ,
-    MEMORY_WRITE,
     P2P,
     RANKS,
     TFLOPS,
@@ -27,20 +25,13 @@ from gpuhealth.burnin.figures import (
     pair,
 )
 from gpuhealth.burnin.protocol import GpuOutcome
+from gpuhealth.burnin.registry import TESTS
 from gpuhealth.burnin.telemetry_faults import signs
 from gpuhealth.burnin.telemetry_window import Watched
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.monitors.burnin_results.readings import TestResult, TestStatus
+from gpuhealth.monitors.burnin_results.readings import TestResult, TestStatus, summarize
 from gpuhealth.monitors.nvidia.catalog.gpu_models import GpuModel, gpu_model
 from gpuhealth.runtime.settings import BurninLimits
-
-_JUDGED = {
-    "bandwidth": (MEMORY_COPY, MEMORY_READ, MEMORY_WRITE, HOST_TO_DEVICE, DEVICE_TO_HOST),
-    "p2p": (P2P,),
-    "collectives": (ALL_REDUCE,),
-}
-"""The figures that are held against limits; of a soak those that end in TFLOPS. Sizes and samples of other tests are
-too few to say how fast a GPU is."""
 
 _STEADY_CELSIUS = 2.0  # in a fifth of a soak; less is the noise of a sensor that gives whole degrees
 
@@ -116,15 +107,14 @@ def _own(outcome: GpuOutcome) -> Iterator[str]:
     if outcome.failure:
         yield outcome.failure.rstrip(".")
     elif outcome.miscompares:
-        first, wrong = outcome.miscompares[0], sum(each.wrong for each in outcome.miscompares)
-        yield f"{wrong} wrong values, the first in {first.what} at {first.index}"
+        yield summarize(outcome.miscompares)
 
 
 def _throughput(trial: Trial, outcome: GpuOutcome, limits: BurninLimits) -> Iterator[tuple[str, bool]]:
     """(what was reached against which limits, whether that is too little) of each figure that has limits."""
     model = trial.model(outcome.gpu)
     for figure, value in outcome.figures.items():
-        if figure not in _JUDGED.get(trial.test, ()) and not (trial.test == "soak" and figure.endswith(TFLOPS)):
+        if not figure.endswith(TESTS[trial.test].limited):
             continue
         words, slow = [], False
         floor = _floor(figure, outcome, model, trial.watched.get(outcome.gpu), limits)

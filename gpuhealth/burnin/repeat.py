@@ -88,9 +88,7 @@ class _Repeated:
         if not self.formats:
             failure = "a small product failed in every format"
         elif self.miscompares:
-            first = self.miscompares[0]
-            failure = f"the same product gave other bits: {first.what}, {first.wrong} elements from {first.index} on"
-            failure += f", bits {first.xor}" + (f", {first.kind.replace('_', ' ')}" if first.kind else "")
+            failure = f"the same product gave different results; {self.miscompares[0].describe()}"
         return GpuOutcome(
             self.device.gpu, failure, figures=self.figures(), miscompares=tuple(self.miscompares), digests=self.digests
         )

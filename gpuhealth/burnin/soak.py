@@ -75,11 +75,7 @@ class _Soak:
     def _failure(self) -> str:
         if not self._misses:
             return ""
-        first = self._misses[0]
-        return (
-            f"{self._wrong} of {self._compared} products are wrong: {first.wrong} elements of {first.what},"
-            f" the first at {first.index} (bits {first.xor}, {first.kind.replace('_', ' ')})"
-        )
+        return f"{self._wrong} of {self._compared} products are wrong; {self._misses[0].describe()}"
 
     def _load(self) -> None:
         generator = torch.Generator(self._device.torch).manual_seed(self._seed)
@@ -138,7 +134,8 @@ class _Soak:
             return None
         found = differences(str(self._known), values[rows].cpu(), self._known.truth(rows.cpu()))
         if found is None:
-            return Miscompare(str(self._known), int(rows[0]) * values.shape[1], len(rows), repeats="the check itself")
+            index = int(rows[0]) * values.shape[1]
+            return Miscompare(what=str(self._known), index=index, wrong=len(rows), repeats="the check itself")
         row, column = divmod(found.index, values.shape[1])
         return msgspec.structs.replace(found, index=int(rows[row]) * values.shape[1] + column)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 import torch
@@ -49,6 +49,7 @@ def miscompare(what: str, held: Tensor, wanted: Tensor | int, offset_bytes: int 
     return Miscompare(
         what=what,
         index=offset_bytes + BYTES * index + byte,
+        unit="byte",
         wrong=count,
         xor=f"0x{xor:016x}",
         got=f"0x{got:016x}",
@@ -61,18 +62,3 @@ def classified(miss: Miscompare, again: Callable[[], Miscompare | None]) -> Misc
     wrong = sum(again() is not None for _ in range(_AGAIN))
     kind = "repeatable" if wrong else "transient"
     return msgspec.structs.replace(miss, kind=kind, repeats=f"{wrong} of {_AGAIN} when done again")
-
-
-def in_words(miss: Miscompare) -> str:
-    """A miss as a part of a sentence."""
-    kind = f", {miss.kind.replace('_', ' ')}" if miss.kind else ""
-    return (
-        f"{miss.wrong} wrong words of 64 bits in {miss.what}, the first at byte {miss.index:#x} (bits {miss.xor}{kind})"
-    )
-
-
-def failure(misses: Sequence[Miscompare]) -> str:
-    """What is wrong, as a part of a sentence that names the first miss; empty without one."""
-    if not misses:
-        return ""
-    return in_words(misses[0]) + (f"; {len(misses) - 1} more like it" if len(misses) > 1 else "")

@@ -32,7 +32,6 @@ from gpuhealth.burnin.protocol import (
     Stopped,
     Unable,
 )
-from gpuhealth.burnin.registry import TESTS
 
 HARD_EXIT_SECONDS = 1.0
 """After it was told to stop. The parent kills a worker soon after."""
@@ -114,7 +113,7 @@ def _work(job: Job, voice: _Voice) -> Outcome | Unable:
         from gpuhealth.burnin.device import Device, is_out_of_memory
         from gpuhealth.burnin.faults import Faults
 
-        test = importlib.import_module(TESTS[job.test].module)
+        test = importlib.import_module(f"gpuhealth.burnin.{job.test}")
     except ImportError as error:  # our own modules, or what they need of torch: no fault of a GPU
         return Unable(f"the test {job.test!r} cannot be loaded: {_first_line(error)}")
     try:

@@ -8,7 +8,7 @@ from rich.text import Text
 from gpuhealth.burnin.figures import in_words, is_pair, quantity
 from gpuhealth.cli.output import columns, console, labelled, printable, short
 from gpuhealth.cli.wording import RESULT_STYLE, counted
-from gpuhealth.monitors.burnin_results.readings import BurninRun, Miscompare, TestResult, TestStatus
+from gpuhealth.monitors.burnin_results.readings import BurninRun, TestResult, TestStatus
 
 _MISCOMPARES = 4
 _EVIDENCE_LINES = 12
@@ -90,7 +90,7 @@ def _failure(out: Console, run: BurninRun, result: TestResult) -> None:
     out.print(head.append(f"  {printable(result.gpu)}  {printable(run.models.get(result.gpu, ''))}".rstrip()))
     labelled(out, "why", printable(result.message), _MARGIN)
     for miss in result.miscompares[:_MISCOMPARES]:
-        labelled(out, "wrong", printable(_miscompare(miss)), _MARGIN)
+        labelled(out, "wrong", printable(miss.describe(details=True)), _MARGIN)
     if len(result.miscompares) > _MISCOMPARES:
         labelled(out, "", f"and {len(result.miscompares) - _MISCOMPARES} more (--json has them all)", _MARGIN)
     lines = [line for line in result.evidence.splitlines() if line.strip()]
@@ -98,16 +98,6 @@ def _failure(out: Console, run: BurninRun, result: TestResult) -> None:
         labelled(out, "" if number else "evidence", printable(line), _MARGIN)
     if len(lines) > _EVIDENCE_LINES:
         labelled(out, "", f"and {len(lines) - _EVIDENCE_LINES} lines more (--json has them all)", _MARGIN)
-
-
-def _miscompare(miss: Miscompare) -> str:
-    parts = [f"{miss.what}: {counted(miss.wrong, 'value')}, the first at {miss.index}"]
-    parts += [f"bits {miss.xor}"] if miss.xor else []
-    parts += [f"{miss.got} where {miss.expected} must be"] if miss.got and miss.expected else []
-    parts += [miss.kind.replace("_", " ")] if miss.kind else []
-    parts += [miss.repeats] if miss.repeats else []
-    parts += [f"at {miss.temperature_celsius:.0f} °C"] if miss.temperature_celsius is not None else []
-    return ", ".join(parts)
 
 
 def _left_out(out: Console, run: BurninRun) -> None:

@@ -102,7 +102,7 @@ _PROCESS = """
 import sys
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.faults import Faults
-from gpuhealth.burnin.jobs import Fault, Job
+from gpuhealth.burnin.protocol import Fault, Job
 faults = Faults(Job("exact", ("cpu",), ("cpu",), 1, 1, faults=(Fault(sys.argv[1]),)))
 print("begun", flush=True)
 faults.start(Device("cpu", "cpu"))

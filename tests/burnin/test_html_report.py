@@ -45,7 +45,7 @@ class _Reader(HTMLParser):
 @pytest.fixture
 def failed() -> BurninRun:
     """Two GPUs, one with a bad cell and text in it that would break a page."""
-    miss = Miscompare("pattern <0xaa>", 4096, 3, xor="0400", kind="hot_only", temperature_celsius=71.0)
+    miss = Miscompare(what="pattern <0xaa>", index=4096, wrong=3, xor="0400", kind="hot_only", temperature_celsius=71.0)
     bad = result("memory", "GPU-1-b", FAILED, message="3 wrong words", miscompares=(miss,), evidence="<script>&")
     good = result("memory", "GPU-0-a", figures={"memory_copy_gigabytes_per_second": 2801.5, "rounds": 14190.0})
     good = msgspec.structs.replace(good, seconds=50.0)

@@ -36,7 +36,7 @@ def test_a_stuck_cell_is_found_and_named() -> None:
     # In the pattern of addresses the expected word is its own byte offset, and little-endian bytes tell the rest.
     assert first.what == "own address"
     assert first.index == int(first.expected, 16) + (xor.bit_length() - 1) // 8
-    assert "wrong words of 64 bits" in outcome.failure
+    assert "wrong 64-bit words" in outcome.failure
     assert outcome.figures["wrong_words"] > len(outcome.miscompares)
 
 

@@ -111,11 +111,11 @@ def test_a_model_that_is_not_known_has_no_floor() -> None:
 def test_a_wrong_bit_fails_whatever_the_limits_are() -> None:
     """Miscompares fail with the first one named, also in a test that was stopped."""
     lax = BurninLimits(floor_percent=0, min_percent_of_best_peer=0, power_percent=0)
-    wrong = GpuOutcome("A", miscompares=(Miscompare("pattern 0xaa", 4096, 2),))
+    wrong = GpuOutcome("A", miscompares=(Miscompare(what="pattern 0xaa", index=4096, unit="byte", wrong=2),))
     for stopped in (False, True):
         result = one(trial(wrong, test="memory", stopped=stopped), lax)
         assert result.status is TestStatus.FAILED
-        assert result.message == "2 wrong values, the first in pattern 0xaa at 4096"
+        assert result.message == "pattern 0xaa: 2 wrong 64-bit words, first at byte 0x1000"
 
 
 def test_a_failure_of_the_test_is_told() -> None:

@@ -174,8 +174,8 @@ def test_a_broken_torch_is_no_word_about_the_gpu(ends: Mapping[str, Answer | Fai
 
 _PARENT = """
 import asyncio, os, sys
-from gpuhealth.burnin.jobs import Fault, Job
-from gpuhealth.burnin.processes import Worker
+from gpuhealth.burnin.protocol import Fault, Job
+from gpuhealth.burnin.worker_process import Worker
 
 async def main():
     worker = Worker(os.environ)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -11,11 +11,14 @@ from gpuhealth.model.code import Check, Clears, Code
 from gpuhealth.model.finding import Action, Finding, Outcome, Severity
 from gpuhealth.model.history import History
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.monitors.burnin_results.readings import BurninRun, Miscompare, TestResult, TestStatus
+from gpuhealth.monitors.burnin_results.readings import BurninRun, TestResult, TestStatus
 from gpuhealth.monitors.nvidia.checks.rule import Look
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 from gpuhealth.monitors.readings import NodeReadings
 from gpuhealth.runtime.settings import Settings
+
+_NAMED = 4  # failures of unknown tests; more are counted
+_TEXT_LIMIT = 200  # characters of a text that a result file of another version contains
 
 
 def _code(test: str, action: Action, meaning: str, advice: str) -> Code:
@@ -94,11 +97,8 @@ REQUIRED = Code(
 
 def _run(readings: NodeReadings, settings: Settings, history: History) -> Iterator[Outcome]:
     burnin = readings.burnin
-    if isinstance(burnin, Missing) or burnin.unreadable:
-        why = burnin if isinstance(burnin, Missing) else Missing(MissingReason.ERROR, burnin.unreadable)
-        for code in CODES:
-            yield code.not_checked(None, why)
     if isinstance(burnin, Missing):
+        yield from (code.not_checked(None, burnin) for code in CODES)
         return
     look = Look(readings, settings, history)
     last = {
@@ -107,11 +107,35 @@ def _run(readings: NodeReadings, settings: Settings, history: History) -> Iterat
         for result in run.results
         if result.status.says_something
     }
+    own = {gpu.component for gpu in look.gpus}
+    unknown = [result for _, result in last.values() if result.gpu in own and _is_unknown_failure(result)]
+    if problem := "; ".join(filter(None, [burnin.unreadable, *_sentences(unknown)])):
+        yield from (code.not_checked(None, Missing(MissingReason.ERROR, problem)) for code in CODES)
     for gpu in look.gpus:
         for code in CODES:
-            if said := last.get((gpu.component, code.name.removeprefix("burnin."))):
-                failed = said[1].status is TestStatus.FAILED
-                yield _found(code, gpu, look, *said) if failed else code.clean(gpu)
+            if conclusive := last.get((gpu.component, _test(code))):
+                failed = conclusive[1].status is TestStatus.FAILED
+                yield _found(code, gpu, look, *conclusive) if failed else code.clean(gpu)
+
+
+def _test(code: Code) -> str:
+    return code.name.removeprefix("burnin.")
+
+
+def _is_unknown_failure(result: TestResult) -> bool:
+    """Whether a test failed that has no finding code: the burn-in's image may be of a newer version than the agent.
+
+    It is reported as not checked. It is no finding, because nothing is known about what it means and what to do.
+    """
+    return result.status is TestStatus.FAILED and all(_test(code) != result.test for code in CODES)
+
+
+def _sentences(unknown: Sequence[TestResult]) -> Iterator[str]:
+    for result in unknown[:_NAMED]:
+        test, gpu, message = (text[:_TEXT_LIMIT] for text in (result.test, result.gpu, result.message))
+        yield f"burn-in test {test!r} failed on {gpu}, and this version of gpuhealth does not know it: {message}"
+    if len(unknown) > _NAMED:
+        yield f"and {len(unknown) - _NAMED} more"
 
 
 def _found(code: Code, gpu: GpuReadings, look: Look, run: BurninRun, result: TestResult) -> Finding:
@@ -120,18 +144,11 @@ def _found(code: Code, gpu: GpuReadings, look: Look, run: BurninRun, result: Tes
         gpu,
         result.message,
         source=f"{run.level} burn-in ({run.reason}), test {result.test}",
-        reading="; ".join(map(_miscompare, result.miscompares)),
+        reading="; ".join(miscompare.describe(details=True) for miscompare in result.miscompares),
     )
     when = result.started + timedelta(seconds=result.seconds)
     evidence = msgspec.structs.replace(found.evidence, time=when, line=result.evidence)
     return msgspec.structs.replace(found, evidence=evidence)
-
-
-def _miscompare(miscompare: Miscompare) -> str:
-    parts = [f"{miscompare.what}: {miscompare.wrong} wrong, first at {miscompare.index}"]
-    parts += [f"xor {miscompare.xor}"] if miscompare.xor else []
-    parts += [text for text in (miscompare.kind, miscompare.repeats) if text]
-    return ", ".join(parts)
 
 
 CHECK = Check((*CODES, REQUIRED), _run)  # the latter is raised by what has cleared: verdict
