@@ -35,7 +35,7 @@ class Workers(enum.Enum):
 
 
 class BurninTest(msgspec.Struct, frozen=True, kw_only=True):
-    """How a test is run and judged. The module `burnin/NAME.py` has `run(job, devices, say, faults)`."""
+    """How a test is run and judged. The module `burnin/NAME.py` has `run(job, devices, on_progress, faults)`."""
 
     workers: Workers
     meaning: str

@@ -123,10 +123,10 @@ def _plan(
 
 
 def _write_report(file: Path, result: BurninRun, curves: Curves) -> None:
-    from gpuhealth.burnin import html_report as page
+    from gpuhealth.burnin import html_report
 
     try:
-        file.write_text(page.page(result, curves), encoding="utf-8")
+        file.write_text(html_report.render(result, curves), encoding="utf-8")
     except OSError as error:
         raise CommandError(f"--report: cannot write {file}: {error.strerror}") from None
 
@@ -215,7 +215,7 @@ async def _targets(sampler: Sampler, devices: str, proc: Path, force: bool) -> t
     shown = await cuda_devices() if choosing.needs_cuda(devices) else ()
     targets = choosing.targets(devices, shown, sampler.gpus)
     for target in targets:
-        users = choosing.users(sampler.gpus[target.gpu], proc) if target.gpu in sampler.gpus else []
+        users = choosing.processes_using(sampler.gpus[target.gpu], proc) if target.gpu in sampler.gpus else []
         if users and not force:
             raise choosing.BurninError(
                 f"{target.device} ({target.gpu}) is in use by {', '.join(users)}: stop them, or test all the same with"

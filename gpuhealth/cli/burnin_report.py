@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from gpuhealth.burnin.figures import in_words, is_pair, quantity
+from gpuhealth.burnin.figures import format_figure, is_pair_figure, name_and_unit
 from gpuhealth.cli.output import columns, console, labelled, printable, short
 from gpuhealth.cli.wording import RESULT_STYLE, counted
 from gpuhealth.monitors.burnin_results.readings import BurninRun, TestResult, TestStatus
@@ -70,7 +70,7 @@ def _figures(out: Console, run: BurninRun) -> None:
     values: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for result in run.results:
         for figure, value in result.figures.items():
-            if quantity(figure)[1] in ("TFLOPS", "GB/s") and not is_pair(figure):
+            if name_and_unit(figure)[1] in ("TFLOPS", "GB/s") and not is_pair_figure(figure):
                 values.setdefault((result.test, figure), []).append((value, result.gpu))
     if not values:
         return
@@ -79,7 +79,15 @@ def _figures(out: Console, run: BurninRun) -> None:
     for (test, figure), each in values.items():
         least, most = min(each), max(each)
         where = [Text(short(gpu) if least[0] != most[0] else "", style="dim") for _, gpu in (least, most)]
-        rows.append([Text(test), Text(in_words(figure, least[0])), where[0], Text(in_words(figure, most[0])), where[1]])
+        rows.append(
+            [
+                Text(test),
+                Text(format_figure(figure, least[0])),
+                where[0],
+                Text(format_figure(figure, most[0])),
+                where[1],
+            ]
+        )
     for line in columns(rows):
         out.print(line, soft_wrap=True)
 

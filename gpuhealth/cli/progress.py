@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gpuhealth.burnin.figures import in_words, quantity
+from gpuhealth.burnin.figures import format_figure, name_and_unit
 from gpuhealth.burnin.registry import TESTS
 from gpuhealth.burnin.run import Run
 from gpuhealth.burnin.targets import Target
@@ -69,7 +69,7 @@ def _table(run: Run, seconds: float) -> RenderableType:
         table.add_row(
             target.device,
             short(target.gpu),
-            ProgressBar(total=1.0, completed=progress.done if progress else 0.0, width=16),
+            ProgressBar(total=1.0, completed=progress.fraction if progress else 0.0, width=16),
             _value(values, "temperature_celsius", "°C"),
             _value(values, "power_watts", "W"),
             _value(values, "sm_clock_megahertz", "MHz"),
@@ -85,7 +85,7 @@ def _value(values: dict[str, float], name: str, unit: str) -> str:
 
 def _rates(run: Run, target: Target) -> str:
     progress = run.progress.get(target.gpu)
-    rates = [in_words(*rate) for rate in progress.rates.items() if quantity(rate[0])[1]] if progress else []
+    rates = [format_figure(*rate) for rate in progress.rates.items() if name_and_unit(rate[0])[1]] if progress else []
     return ", ".join(rates[-_RATES:])
 
 
@@ -116,14 +116,14 @@ async def _plain(run: Run, out: Console) -> None:
         if passed:
             say(f"{results[0].test}: passed on {counted(passed, 'device')}", RESULT_STYLE[TestStatus.PASSED])
 
-    run.on_test, run.on_results = begins, ended
+    run.on_test_started, run.on_test_ended = begins, ended
     while True:
         await asyncio.sleep(_LINE_SECONDS)
         for target in run.plan.targets:
             if progress := run.progress.get(target.gpu):
                 sample = run.sampler.latest(target.gpu)
                 values = sample.values if sample else {}
-                parts = [f"{progress.done:.0%}", _rates(run, target)]
+                parts = [f"{progress.fraction:.0%}", _rates(run, target)]
                 parts += (
                     [_value(values, "temperature_celsius", "°C"), _value(values, "power_watts", "W")] if values else []
                 )
