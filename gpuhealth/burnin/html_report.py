@@ -264,8 +264,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _strokes(points: Points) -> list[Points]:
-    """The curve in parts, split at its gaps and thinned to what a screen shows: each stretch keeps its lowest and highest
-    point, so that no peak is lost."""
+    """The curve in parts, split at its gaps and thinned to what a screen shows: each stretch keeps its lowest and
+    highest point, so that no peak is lost."""
     stretch = max(1, math.ceil(2 * len(points) / _MAX_POINTS))
     parts: list[list[tuple[float, float]]] = []
     previous = -math.inf
