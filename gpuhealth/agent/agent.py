@@ -22,6 +22,7 @@ import structlog
 from gpuhealth import __version__
 from gpuhealth import monitors as checks
 from gpuhealth.agent.state import Memory, open_journal, recall
+from gpuhealth.api.names import Override
 from gpuhealth.model.kernel_event import KernelEvent
 from gpuhealth.model.lost_memory import MEMORY_LOST
 from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, MissingReason, Reading
@@ -34,7 +35,7 @@ from gpuhealth.monitors.node_probe import NodeProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError, StaleLibrary
 from gpuhealth.monitors.nvidia.release import DriverRelease
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.quarantine.marks import RELEASE_REQUESTS, Act, Desired, Override, fleet_findings, restored
+from gpuhealth.quarantine.marks import RELEASE_REQUESTS, Act, Desired, fleet_findings, restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.reconciler import Keeper
 from gpuhealth.quarantine.report import Facts, Gpu, Inventory

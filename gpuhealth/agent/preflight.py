@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from gpuhealth.api.names import FAILED
 from gpuhealth.burnin import results
 from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, patience
 from gpuhealth.kube.errors import ApiError, InvalidError
@@ -33,7 +34,7 @@ from gpuhealth.monitors.node_probe import boot_id
 from gpuhealth.monitors.nvidia.devices import KernelModuleProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.quarantine import preflight_taint as marks
-from gpuhealth.quarantine.marks import FAILED, summary
+from gpuhealth.quarantine.marks import summary
 from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 

@@ -63,20 +63,22 @@ async def found(client: Client, name: str) -> dict[str, Any]:
 
 
 async def annotate(client: Client, name: str, **notes: str | None) -> None:
-    """Put a person's words on the Node, or take them off; by the names that `kinds` has for them."""
-    from gpuhealth.kube import kinds
+    """Put a person's words on the Node, or take them off; by the constants that `api.names` has for them."""
+    from gpuhealth.api import names
+    from gpuhealth.kube.kinds import NODES
 
-    annotations = {getattr(kinds, key): value for key, value in notes.items()}
-    await client.patch(kinds.NODES, name, {"metadata": {"annotations": annotations}})
+    annotations = {getattr(names, key): value for key, value in notes.items()}
+    await client.patch(NODES, name, {"metadata": {"annotations": annotations}})
 
 
 def ways_out(node: dict[str, Any]) -> str:
     """What to say of a node whose agent will not act on what was asked of it; nothing if it will."""
-    from gpuhealth.quarantine.marks import SILENT, condition
+    from gpuhealth.api.names import ConditionReason
+    from gpuhealth.quarantine.marks import condition
 
     said = condition(node)
     if said is None:
         return "no agent has ever spoken of this node: nothing will come of it until one runs there"
-    if said.get("reason") == SILENT:
+    if said.get("reason") == ConditionReason.AGENT_SILENT:
         return "the agent on this node is silent: nothing will come of it until it is back; kubectl cordon works now"
     return ""

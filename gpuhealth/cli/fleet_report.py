@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.text import Text
 
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL, NodeState
 from gpuhealth.cli.output import CommandError, columns, labelled, printable
 from gpuhealth.cli.wording import STYLE, age, counted
 from gpuhealth.kube.errors import NotFoundError, UnreadableError
-from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, STATE_LABEL
+from gpuhealth.kube.kinds import NODES, REPORTS
 from gpuhealth.kube.objects import labels_of, read, text_of, time_of
 from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
 
@@ -49,7 +50,7 @@ class Row(msgspec.Struct, frozen=True):
             and self.condition == "True"
             and not self.worst
             and self.quarantine == "none"
-            and self.state == "healthy"
+            and self.state == NodeState.HEALTHY
         )
 
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.text import Text
 
+from gpuhealth.api.names import GROUP, STATE_LABEL, TAINT
 from gpuhealth.cli import cluster_access as reaching
 from gpuhealth.cli.output import CommandError, columns, labelled, printable, short
 from gpuhealth.cli.wording import DO, STYLE, age, counted
 from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
-from gpuhealth.kube.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
+from gpuhealth.kube.kinds import BUDGETS, EVENTS, REPORTS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
 from gpuhealth.quarantine.marks import condition, labels, notes, taints, unschedulable

@@ -14,14 +14,15 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from gpuhealth.api.names import AGENT_PODS, ConditionReason
 from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.fleet import views as facts
-from gpuhealth.fleet.fleet import AGENT_LABELS, Fleet
+from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object, listing
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.kinds import NODES, PODS
 from gpuhealth.kube.objects import read
-from gpuhealth.quarantine.marks import SILENT, condition_patch, is_ready, override, written_time
+from gpuhealth.quarantine.marks import condition_patch, is_ready, override, written_time
 from gpuhealth.runtime.rate_limiter import Pace
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -77,7 +78,7 @@ class Silence:
 
     def _concerns_us(self, name: str) -> bool:
         found = self._fleet.nodes.items.get(name)
-        if found is not None and found.health == SILENT:
+        if found is not None and found.health == ConditionReason.AGENT_SILENT:
             self._told[name] = self._fleet.silent[name]  # by an earlier controller
             return False
         return found is not None and not found.overridden and found.readable
@@ -92,18 +93,19 @@ class Silence:
         message = f"no agent has been ready on this node since {written_time(began)}: nobody looks at its GPUs"
         await mark_unknown(self._client, node, message, self._now())
         log.warning("agent silent", node=name, since=written_time(began))
-        await self._telling.of_node(name, SILENT, message, warning=True)
+        await self._telling.of_node(name, ConditionReason.AGENT_SILENT, message, warning=True)
         return True
 
     async def _has_agent(self, node: str) -> bool:
         # From the server's cache, which knows the pods by their nodes: not another list of all agents for each node.
-        query = {"labelSelector": AGENT_LABELS, "fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
+        query = {"labelSelector": AGENT_PODS, "fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
         pods = await self._client.request("GET", PODS.path(namespace=self._fleet.namespace), query=query)
         return any(read(PODS.kind, pod, facts.agent).ready for pod in listing(PODS, pods).items)
 
 
 async def mark_unknown(client: Client, node: Object, message: str, now: datetime) -> Object:
     """Have the Node's condition say that its agent is silent; the Node as it is then."""
-    patch = read(NODES.kind, node, lambda node: condition_patch(node, "Unknown", SILENT, message, now))
+    reason = ConditionReason.AGENT_SILENT
+    patch = read(NODES.kind, node, lambda node: condition_patch(node, "Unknown", reason, message, now))
     name = node["metadata"]["name"]
     return await client.patch(NODES, name, patch, content_type=STRATEGIC_MERGE_PATCH, subresource="status")

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
+from gpuhealth.api.names import FAULT_LIMIT_REACHED
 from gpuhealth.controller.reserved_slots import give_back, stand_in
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.views import Budget, Node, Place
@@ -27,8 +28,6 @@ from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
 
-FAULT_LIMIT_REACHED = "FaultLimitReached"
-"""Condition of a budget: nodes stay in service because as many as maxPerFault allows went out for the same fault."""
 NAMES = 100
 """How many nodes a status names: it is for people, and an object has its limits."""
 SETTLED_SECONDS = 30.0

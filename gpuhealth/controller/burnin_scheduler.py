@@ -17,12 +17,21 @@ from functools import partial
 
 import structlog
 
+from gpuhealth.api.names import (
+    BURNIN_NODE,
+    BURNIN_REASON_LABEL,
+    BURNIN_TEMPLATE,
+    GPU_RESOURCE,
+    STATE_LABEL,
+    TAINT,
+    UNSCHEDULABLE_TAINT,
+    NodeState,
+)
 from gpuhealth.controller.budget_status import Budgets
 from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate, Room, in_order
 from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.fleet import Fleet
-from gpuhealth.fleet.views import GPU, REASON_LABEL, TESTED_NODE
 from gpuhealth.kube.client import JSON_PATCH, Client, Object, listing
 from gpuhealth.kube.errors import (
     AlreadyExistsError,
@@ -32,7 +41,7 @@ from gpuhealth.kube.errors import (
     NotFoundError,
     UnreadableError,
 )
-from gpuhealth.kube.kinds import NODES, POD_TEMPLATES, PODS, STATE_LABEL, TAINT
+from gpuhealth.kube.kinds import NODES, POD_TEMPLATES, PODS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
 from gpuhealth.quarantine.slots import limit_of
@@ -41,8 +50,6 @@ from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
 
-TEMPLATE = "gpuhealth-burnin"
-"""The PodTemplate that a test is made from: image, volumes and limits are the deployment's to change."""
 _PAUSE_SECONDS = 1.0
 _LOOK_SECONDS = 60.0  # time makes candidates, too
 _BUSY_SECONDS = 600.0  # before a node is asked again that had other work
@@ -111,7 +118,7 @@ class Testing:
         self._unplaced_since = {uid: at for uid, at in self._unplaced_since.items() if uid in self._known}
         tested = self._tested()
         for node in list(self._fleet.nodes.items.values()):
-            if node.state == "testing" and node.key not in tested:
+            if node.state == NodeState.TESTING and node.key not in tested:
                 await self._mark(node, facts.state_without_test(self._fleet.reports.items.get(node.key)))
         await self._begin()
 
@@ -229,9 +236,9 @@ class Testing:
         if node is None:
             return False
         try:
-            template = await self._client.get(POD_TEMPLATES, TEMPLATE, self._fleet.namespace)
+            template = await self._client.get(POD_TEMPLATES, BURNIN_TEMPLATE, self._fleet.namespace)
         except NotFoundError:
-            log.error("burn-in impossible: PodTemplate missing", name=TEMPLATE)  # noqa: TRY400 - one sentence
+            log.error("burn-in impossible: PodTemplate missing", name=BURNIN_TEMPLATE)  # noqa: TRY400 - one sentence
             return False
         pod = partial(pod_of, candidate=candidate, gpus=node.gpus, level=self._settings.level)
         body = read(POD_TEMPLATES.kind, template, lambda template: pod(template["template"]))
@@ -242,7 +249,7 @@ class Testing:
         self._known[made.uid] = made
         log.info("burn-in started", node=node.key, reason=candidate.reason, level=self._settings.level)
         if candidate.reason == PERIODIC:
-            await self._mark(node, "testing")
+            await self._mark(node, NodeState.TESTING)
         await self._telling.of_node(node.key, "BurninStarted", f"burn-in, level {self._settings.level}")
         return True
 
@@ -284,21 +291,21 @@ def pod_of(template: Object, candidate: Candidate, gpus: int, level: str) -> Obj
     metadata, spec = template.get("metadata") or {}, template["spec"]
     first, *others = spec["containers"]
     resources = first.get("resources") or {}
-    limits = {**(resources.get("limits") or {}), GPU: str(gpus)}
+    limits = {**(resources.get("limits") or {}), GPU_RESOURCE: str(gpus)}
     args = [*(first.get("args") or []), "--level", level, "--reason", candidate.reason]
     tolerations = list(spec.get("tolerations") or [])
     if candidate.reason == RETURN:
         tolerations += [
             {"key": TAINT, "operator": "Exists"},
-            {"key": "node.kubernetes.io/unschedulable", "operator": "Exists"},  # mode cordon
+            {"key": UNSCHEDULABLE_TAINT, "operator": "Exists"},  # mode cordon
         ]
     here = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [candidate.node]}]}
     return {
         "metadata": {
             **metadata,
             "name": f"burnin-{candidate.node}"[:253],
-            "labels": {**(metadata.get("labels") or {}), REASON_LABEL: candidate.reason},
-            "annotations": {**(metadata.get("annotations") or {}), TESTED_NODE: candidate.node},
+            "labels": {**(metadata.get("labels") or {}), BURNIN_REASON_LABEL: candidate.reason},
+            "annotations": {**(metadata.get("annotations") or {}), BURNIN_NODE: candidate.node},
         },
         "spec": {
             **spec,

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from gpuhealth.api.names import STATE_LABEL, NodeState
 from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.pods import Pod, gangs, movable, slim, unknown, unreadable_pod
@@ -27,7 +28,7 @@ from gpuhealth.fleet.store import Table
 from gpuhealth.kube.client import JSON_PATCH, Client
 from gpuhealth.kube.errors import ApiError, InvalidError, NotFoundError
 from gpuhealth.kube.eviction import Evictor, Outcome, Result
-from gpuhealth.kube.kinds import NODES, PODS, REPORTS, STATE_LABEL
+from gpuhealth.kube.kinds import NODES, PODS, REPORTS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.watching import watch
 from gpuhealth.quarantine.marks import written_time
@@ -40,7 +41,7 @@ log = structlog.get_logger()
 _PAUSE_SECONDS = 0.2  # a node's pods that end together are one write
 _MARK_SECONDS = 1.0
 _LONGEST_REST_SECONDS = 3600.0
-_OUR_STATES = ("draining", "drained")
+_OUR_STATES = (NodeState.DRAINING, NodeState.DRAINED)
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -71,7 +72,7 @@ async def write_drain(client: Client, node: str, old: facts.Drain | None, new: f
 async def mark_state(means: Means, node: str, state: str) -> bool:
     """Make our label say this, unless another than the agent's `quarantined` or one of ours is there."""
     found = means.fleet.nodes.items.get(node)
-    if found is None or found.state == state or found.state not in {"quarantined", *_OUR_STATES}:
+    if found is None or found.state == state or found.state not in {NodeState.QUARANTINED, *_OUR_STATES}:
         return True
     path = "/metadata/labels/" + STATE_LABEL.replace("~", "~0").replace("/", "~1")
     patch = [{"op": "test", "path": path, "value": found.state}, {"op": "replace", "path": path, "value": state}]
@@ -154,7 +155,7 @@ class NodeDrain:
         deadline = now + timedelta(seconds=means.settings.drain_deadline)
         self._drain = facts.Drain("draining", since, now, deadline)
         await self._save()  # before anything is done
-        await mark_state(means, self._node, "draining")
+        await mark_state(means, self._node, NodeState.DRAINING)
         log.info("drain started", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
         message = f"{self._why}: its pods are asked to go, and deleted at {written_time(deadline)}"
         await means.telling.of_node(self._node, "DrainStarted", message)
@@ -177,7 +178,7 @@ class NodeDrain:
         waiting = set() if self._has_just_run_out() else {pod.uid for pod in present if not pod.terminating}
         self._refusals = {uid: refusal for uid, refusal in self._refusals.items() if uid in waiting}
         if present:
-            await mark_state(self._means, self._node, "draining")
+            await mark_state(self._means, self._node, NodeState.DRAINING)
         await self._note(present)
         for gang in gangs(present):
             if not (trying := self._to_try(gang)):
@@ -190,7 +191,9 @@ class NodeDrain:
                     await self._move(trying)
             await self._note(self._movable())
         nothing_left = not present and not self._movable() and not self._unknown()
-        if nothing_left and await mark_state(self._means, self._node, "drained") and self._drain.phase != "drained":
+        if not nothing_left:
+            return
+        if await mark_state(self._means, self._node, NodeState.DRAINED) and self._drain.phase != "drained":
             await self._finish()
 
     def _movable(self) -> list[Pod]:

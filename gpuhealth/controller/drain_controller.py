@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
+from gpuhealth.api.names import NodeState
 from gpuhealth.controller.drain import Means, NodeDrain, mark_state, write_drain
 from gpuhealth.fleet import views as facts
 from gpuhealth.kube.client import backoff, patience
@@ -95,7 +96,7 @@ class Drains:
             message=f"{drain.remaining} pods were left" if cancelled else drain.message,
         )
         try:
-            if report.quarantine.state == "quarantined" and not await mark_state(means, node, "quarantined"):
+            if report.quarantine.state == "quarantined" and not await mark_state(means, node, NodeState.QUARANTINED):
                 return False
             await write_drain(means.client, node, drain, ended)
             self._ended[node] = drain

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import structlog
 
+from gpuhealth.api.names import CONTROLLER
 from gpuhealth.controller.pods import Pod
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ApiError
@@ -17,8 +18,6 @@ from gpuhealth.quarantine.marks import written_time
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
-
-COMPONENT = "gpuhealth-controller"
 
 
 class Telling:
@@ -51,8 +50,8 @@ class Telling:
             "count": 1,
             "firstTimestamp": time,
             "lastTimestamp": time,
-            "source": {"component": COMPONENT},
-            "reportingComponent": COMPONENT,
+            "source": {"component": CONTROLLER},
+            "reportingComponent": CONTROLLER,
             "reportingInstance": self._identity,
         }
         try:

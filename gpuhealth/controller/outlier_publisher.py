@@ -12,11 +12,12 @@ from collections import defaultdict
 import msgspec
 import structlog
 
+from gpuhealth.api.names import FLEET_FINDINGS
 from gpuhealth.fleet.comparison import Outlier, Tested, outliers
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError, NotFoundError
-from gpuhealth.kube.kinds import FLEET_FINDINGS, NODES
+from gpuhealth.kube.kinds import NODES
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()

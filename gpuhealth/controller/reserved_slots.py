@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 
 import structlog
 
+from gpuhealth.api.names import RESERVED_SLOT_PREFIX
 from gpuhealth.fleet.views import Budget, Place
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
 from gpuhealth.kube.kinds import LEASES
-from gpuhealth.quarantine.slots import STAND_IN, Limit, open_names, sets_of, taken_place
+from gpuhealth.quarantine.slots import Limit, open_names, sets_of, taken_place
 
 log = structlog.get_logger()
 
@@ -37,7 +38,7 @@ async def stand_in(
     held = {place.key for place in places}
     free = (name for name in open_names(of_budget, held) if name not in held)
     for node, name in zip(sorted(wanted - standing), free, strict=False):
-        lease = taken_place(of_budget, name, f"{STAND_IN}{node}", datetime.now(UTC))
+        lease = taken_place(of_budget, name, f"{RESERVED_SLOT_PREFIX}{node}", datetime.now(UTC))
         try:
             await client.create(LEASES, lease, namespace)
         except AlreadyExistsError:  # an agent was quicker; the next look finds another

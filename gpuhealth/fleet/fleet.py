@@ -16,22 +16,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gpuhealth.api.names import AGENT_PODS, BUDGET_LABEL, BURNIN_PODS, DRAIN
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.store import Table
 from gpuhealth.fleet.views import UNKNOWN, wants_drain
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.kinds import BUDGETS, DRAIN, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
+from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
 from gpuhealth.kube.watching import watch
-from gpuhealth.quarantine.slots import BUDGET_LABEL
 from gpuhealth.runtime.supervisor import raise_if_cancelled
-
-AGENT_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=agent"
 
 READ_KINDS = ("GPUHealthReport", "Lease", "Namespace", "Node", "Pod", "PodDisruptionBudget", "QuarantineBudget")
 """The kinds of objects that the controller reads."""
-
-BURNIN_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=burnin"
 
 
 class Hold(NamedTuple):
@@ -94,10 +90,10 @@ class Fleet:
         ours = self.namespace
         yield self._watch(self.nodes, client, NODES, facts.node)
         yield self._watch(self.reports, client, REPORTS, facts.report)
-        yield self._watch(self.agents, client, PODS, facts.agent, ours, AGENT_LABELS)
+        yield self._watch(self.agents, client, PODS, facts.agent, ours, AGENT_PODS)
         yield self._watch(self.budgets, client, BUDGETS, facts.budget)
         yield self._watch(self.places, client, LEASES, facts.place, ours, BUDGET_LABEL)
-        yield self._watch(self.tests, client, PODS, facts.test, ours, BURNIN_LABELS)
+        yield self._watch(self.tests, client, PODS, facts.test, ours, BURNIN_PODS)
         yield self._watch(self.kept_namespaces, client, NAMESPACES, facts.kept, labels=f"{DRAIN}=false")
 
     @contextlib.contextmanager

@@ -14,21 +14,26 @@ from typing import Any
 
 import msgspec
 
+from gpuhealth.api.names import (
+    BURNIN_NODE,
+    BURNIN_REASON_LABEL,
+    FLEET_FINDINGS,
+    GPU_RESOURCE,
+    PREFLIGHT_TAINT,
+    RESERVED_SLOT_PREFIX,
+    STATE_LABEL,
+    TAINT,
+    NodeState,
+)
 from gpuhealth.fleet.comparison import Tested
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
 from gpuhealth.kube.objects import Time, labels_of, text_of, time_of
 from gpuhealth.kube.selectors import checked
 from gpuhealth.quarantine.marks import condition, is_out, is_ready, notes, override, unknown_record, unschedulable
-from gpuhealth.quarantine.slots import STAND_IN, sets_of, taken
+from gpuhealth.quarantine.slots import sets_of, taken
 
 UNKNOWN = "unknown"
-GPU = "nvidia.com/gpu"
-"""The device plugin's resource."""
-REASON_LABEL = f"{GROUP}/burnin-reason"
-TESTED_NODE = f"{GROUP}/node"
-"""Annotation of a burn-in's pod: the node that it is for."""
 _MULTIPLES = {"k": 10**3, "M": 10**6, "G": 10**9}
 """Endings of a quantity that is a count; the API server writes 1000 as 1k."""
 _SPEEDS = {"soak": "_tflops", "bandwidth": "_gigabytes_per_second", "collectives": "_gigabytes_per_second"}
@@ -150,7 +155,7 @@ class Place(msgspec.Struct, frozen=True):
     @property
     def stands_for(self) -> str:
         """The node for which the controller has taken it; empty where a node has taken it itself."""
-        return self.holder.removeprefix(STAND_IN) if self.holder.startswith(STAND_IN) else ""
+        return self.holder.removeprefix(RESERVED_SLOT_PREFIX) if self.holder.startswith(RESERVED_SLOT_PREFIX) else ""
 
     @property
     def node(self) -> str:
@@ -177,10 +182,11 @@ def node(item: Object) -> Node:
         ready=is_ready(item),
         cordoned=unschedulable(item),
         health=sys.intern((condition(item) or {}).get("reason", "")),
-        preflight=PREFLIGHT_TAINT in keys or labels.get(STATE_LABEL) == "preflight",  # of another key the label tells
+        # Where the settings name another key, only the label shows it.
+        preflight=PREFLIGHT_TAINT in keys or labels.get(STATE_LABEL) == NodeState.PREFLIGHT,
         overridden=override(item) is not None,
         fleet_findings=text_of(notes(item).get(FLEET_FINDINGS)),
-        gpus=_count((item.get("status", {}).get("allocatable") or {}).get(GPU, 0)),
+        gpus=_count((item.get("status", {}).get("allocatable") or {}).get(GPU_RESOURCE, 0)),
     )
 
 
@@ -275,7 +281,7 @@ def _speed(value: float) -> float:
 
 def state_without_test(said: Report | None) -> str:
     """What the label says of a node that is no longer being tested, until its agent says more."""
-    return "healthy" if said is not None and said.healthy else "degraded"
+    return NodeState.HEALTHY if said is not None and said.healthy else NodeState.DEGRADED
 
 
 def agent(item: Object) -> Agent:
@@ -295,8 +301,8 @@ def test(item: Object) -> Test:
     return Test(
         name_of(item),
         text_of(metadata["uid"]),
-        text_of((metadata.get("annotations") or {}).get(TESTED_NODE)),
-        text_of((metadata.get("labels") or {}).get(REASON_LABEL)),
+        text_of((metadata.get("annotations") or {}).get(BURNIN_NODE)),
+        text_of((metadata.get("labels") or {}).get(BURNIN_REASON_LABEL)),
         bound=bool(item["spec"].get("nodeName")),
         over=status.get("phase") in {"Succeeded", "Failed"},
         deleting=bool(metadata.get("deletionTimestamp")),

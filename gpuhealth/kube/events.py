@@ -13,6 +13,7 @@ from datetime import datetime
 
 import msgspec
 
+from gpuhealth.api.names import AGENT
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ApiError, NotFoundError, TooManyRequestsError, UnavailableError
 from gpuhealth.kube.kinds import EVENTS
@@ -21,7 +22,6 @@ from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 NAMESPACE = "default"
 """Where Events about objects without a namespace have to be."""
-COMPONENT = "gpuhealth-agent"
 MESSAGE_LIMIT = 1024  # what events.k8s.io allows, and what the event store of many clusters is made for
 SAME_SECONDS = 600.0  # within which the same is counted up rather than written again
 BURST = 20
@@ -130,7 +130,7 @@ class Events:
             "count": 1,
             "firstTimestamp": time,
             "lastTimestamp": time,
-            "source": {"component": COMPONENT, "host": self._node},
-            "reportingComponent": COMPONENT,
+            "source": {"component": AGENT, "host": self._node},
+            "reportingComponent": AGENT,
             "reportingInstance": self._node,
         }

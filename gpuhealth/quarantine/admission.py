@@ -14,11 +14,11 @@ from datetime import datetime
 
 import structlog
 
+from gpuhealth.api.names import MANUAL, STATE_LABEL
 from gpuhealth.kube.client import backoff, patience
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.events import Note
-from gpuhealth.kube.kinds import STATE_LABEL
-from gpuhealth.quarantine.marks import BY_PERSON, Act
+from gpuhealth.quarantine.marks import Act
 from gpuhealth.quarantine.slot_holder import Kept, Places
 from gpuhealth.quarantine.slots import ERROR, NO_BUDGET, Admitted, Held, NoBudget, Outcome
 
@@ -147,7 +147,7 @@ class Admission:
             outcome = Held("", NO_BUDGET, "no QuarantineBudget selects this node")
         elif self._seeking.error:
             outcome = Held("", ERROR, f"no budget slot can be sought: {self._seeking.error}")
-        if code == BY_PERSON and isinstance(outcome, Held):
+        if code == MANUAL and isinstance(outcome, Held):
             outcome = Admitted((), ())  # budgets bound what we do by ourselves; a person's wish counts where it can
         if isinstance(outcome, Admitted):
             self.held, self._out, self._tries = None, True, 0

@@ -3,12 +3,11 @@
 Who put a mark there decides who may take it away. Our taint and our cordon are ours by the annotation
 `gpuhealth.io/quarantine`, which is written in the same request as they are; without it they are someone else's and
 stay. With it, but with the taint gone or the node uncordoned, a person has ended the quarantine: the codes it was for
-go to the annotation `gpuhealth.io/released` and do not quarantine again until their findings have cleared.
+go to the annotation `gpuhealth.io/dismissed` and do not quarantine again until their findings have cleared.
 """
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,20 +15,25 @@ from typing import Any
 
 import msgspec
 
-from gpuhealth.kube.errors import AnswerError
-from gpuhealth.kube.kinds import (
+from gpuhealth.api.names import (
     CONDITION,
+    DISMISSED,
     DRIVER_UPGRADE_STATE,
     FLEET_FINDINGS,
+    MANUAL,
     OUT_OF_SERVICE,
     OVERRIDE,
+    PENDING,
     QUARANTINE,
     RELEASE_GPUS,
-    RELEASED,
     RESTORED,
     STATE_LABEL,
     TAINT,
+    ConditionReason,
+    NodeState,
+    Override,
 )
+from gpuhealth.kube.errors import AnswerError
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Finding, Severity
@@ -45,13 +49,7 @@ MESSAGE_LIMIT = 32_768
 """Of a condition's message. The API server sets no limit for those of Nodes; this is the one of metav1.Condition."""
 REFRESH = timedelta(minutes=1)
 """How often a text is renewed that says the same with other numbers: a temperature in it costs no write a round."""
-BY_PERSON = "manual"
-"""In the place of a finding's code, where a person wants the node out of service."""
-PENDING, FAILED = "pending", "failed"
-"""Values of the preflight taint: to be tested, and tested in vain."""
-SILENT = "AgentSilent"
-"""The condition's reason where nobody speaks for the node any more; set by the controller."""
-_CONTROLLERS_STATES = {"draining", "drained"}
+_CONTROLLERS_STATES = {NodeState.DRAINING, NodeState.DRAINED}
 # NVIDIA's upgrade controller (github.com/NVIDIA/k8s-operator-libs, pkg/upgrade/consts.go and common_manager.go) goes
 # from cordon-required and wait-for-jobs-required, which may last for as long as jobs do, through the first two of
 # these, in which what uses the GPUs is moved away, to the restart of the driver's pod, which unloads the kernel module
@@ -59,13 +57,6 @@ _CONTROLLERS_STATES = {"draining", "drained"}
 _DRIVER_GOES = {"pod-deletion-required", "drain-required", "post-maintenance-required", "pod-restart-required"}
 _YEARS = (1970, 9990)  # in which times can be calculated with, whatever their zone
 RELEASE_REQUESTS = ("annotation", "driver_upgrade")
-
-
-class Override(enum.StrEnum):
-    """What a person has said of the node, against what is found."""
-
-    HEALTHY = "healthy"  # marked healthy, whatever is found
-    UNMANAGED = "unmanaged"  # not touched at all
 
 
 class Desired(msgspec.Struct, frozen=True):
@@ -220,13 +211,13 @@ def causes(node: Object) -> tuple[Cause, ...]:
     ours = record(node)
     if ours is None or ended_by_person(node) or override(node) is not None:
         return ()
-    alone = () if ours.code == BY_PERSON else (Cause(ours.code, ours.since),)
+    alone = () if ours.code == MANUAL else (Cause(ours.code, ours.since),)
     return tuple(cause for cause in ours.causes or alone if cause.code not in released(node))
 
 
 def released(node: Object) -> tuple[str, ...]:
     """The codes whose quarantine a person has ended."""
-    return tuple(code for code in notes(node).get(RELEASED, "").split(",") if code)
+    return tuple(code for code in notes(node).get(DISMISSED, "").split(",") if code)
 
 
 def ended_by_person(node: Object) -> bool:
@@ -239,7 +230,7 @@ def ended_by_person(node: Object) -> bool:
 
 def all_codes(node: Object, desired: Desired) -> tuple[str, ...]:
     """What wants the node out of service: a person first, then the findings."""
-    return (BY_PERSON, *desired.quarantine) if out_of_service(node) else desired.quarantine
+    return (MANUAL, *desired.quarantine) if out_of_service(node) else desired.quarantine
 
 
 def release_requests(node: Object) -> tuple[str, ...]:
@@ -258,7 +249,7 @@ def wanted_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], tuple
         freed |= set(codes) | {r.code for r in [record(node)] if r}
     elif desired.verdict.verdict is not State.UNKNOWN:
         freed &= set(codes)
-    freed -= {BY_PERSON} - set(codes)  # a person's wish that is over is known to be over
+    freed -= {MANUAL} - set(codes)  # a person's wish that is over is known to be over
     return tuple(code for code in codes if code not in freed), tuple(sorted(freed))
 
 
@@ -282,7 +273,8 @@ def summary(
     worrying = [f for f in by_severity(verdict.findings) if f.severity is not Severity.INFO]
     message = _line(worrying)
     if by_person is Override.HEALTHY:
-        return "True", "Override", f"declared healthy by annotation{'; found: ' if message else ''}{message}"
+        declared = f"declared healthy by annotation{'; found: ' if message else ''}{message}"
+        return "True", ConditionReason.OVERRIDE, declared
     status = {State.UNHEALTHY: "False", State.UNKNOWN: "Unknown"}.get(verdict.verdict, "True")
     parts = [f"{release}: NVML is not measured"] if release else []
     parts += [message] if message else []
@@ -291,8 +283,14 @@ def summary(
             f"{item.check} ({item.reason})" for item in verdict.coverage.not_checked if not _excused(item, release)
         }
         parts += [] if release and not missing else ["not measured: " + (", ".join(sorted(missing)) or "anything yet")]
-    usual = "DriverReleased" if release else "NotMeasured" if verdict.verdict is State.UNKNOWN else "Healthy"
-    reason = camel(worrying[0].code) if worrying else usual
+    if worrying:
+        reason = camel(worrying[0].code)
+    elif release:
+        reason = ConditionReason.DRIVER_RELEASED
+    elif verdict.verdict is State.UNKNOWN:
+        reason = ConditionReason.NOT_MEASURED
+    else:
+        reason = ConditionReason.HEALTHY
     return status, reason, ("; ".join(parts) or "no fault found")[:MESSAGE_LIMIT]
 
 
@@ -325,15 +323,16 @@ def state_label(
     """The label's value. What the controller says of a node is kept while it holds; preflight lasts as its taint."""
     current = labels(node).get(STATE_LABEL, "")
     if preflight:
-        return "preflight"
+        return NodeState.PREFLIGHT
     if current in _CONTROLLERS_STATES and quarantined:
         return current
     if quarantined:
-        return "quarantined"
-    if current == "testing":
+        return NodeState.QUARANTINED
+    if current == NodeState.TESTING:
         return current
     healthy = verdict.verdict is State.HEALTHY or by_person is Override.HEALTHY
-    return "healthy" if healthy else "degraded"  # unknown, and held by a budget: not healthy, and still in service
+    # Unknown, and blocked by a budget: not healthy, and still in service.
+    return NodeState.HEALTHY if healthy else NodeState.DEGRADED
 
 
 def patches(node: Object, marks: Marks, now: datetime) -> Patches:
@@ -375,8 +374,8 @@ def _node_patch(node: Object, marks: Marks, now: datetime) -> tuple[Object | Non
     if new_record != ours:
         new_notes[QUARANTINE] = msgspec.json.encode(new_record).decode() if new_record else None
     if marks.released != released(node):
-        new_notes[RELEASED] = ",".join(marks.released) or None
-        acts.append(Act("dismissed", RELEASED, ",".join(marks.released), now))
+        new_notes[DISMISSED] = ",".join(marks.released) or None
+        acts.append(Act("dismissed", DISMISSED, ",".join(marks.released), now))
     if new_notes:
         metadata["annotations"] = new_notes
     if labels(node).get(STATE_LABEL) != marks.state:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpuhealth.api.names import STATE_LABEL, NodeState
 from gpuhealth.kube.client import Client, Object
-from gpuhealth.kube.kinds import NODES, STATE_LABEL
+from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.selectors import written
 from gpuhealth.quarantine.marks import has_taint, is_out, unknown_record
 from gpuhealth.quarantine.slots import Taken
 
-_IN_SERVICE = f"{STATE_LABEL} notin (healthy,degraded)"
+_IN_SERVICE = f"{STATE_LABEL} notin ({NodeState.HEALTHY},{NodeState.DEGRADED})"
 """Chooses the nodes that may be out, few of a fleet: the label is written in the same request as the taint."""
 
 

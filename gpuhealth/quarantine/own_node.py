@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+from gpuhealth.api.names import Override
 from gpuhealth.kube.client import Client, Object, object_of
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.watching import Broken, Changed, Listed, Resumed, Unreadable, watch
 from gpuhealth.model.causes import Cause
 from gpuhealth.quarantine.marks import (
-    Override,
     Record,
     causes,
     has_taint,

@@ -6,9 +6,9 @@ if the list has moved meanwhile the API server refuses the whole patch, and the 
 
 from __future__ import annotations
 
+from gpuhealth.api.names import FAILED, STATE_LABEL, NodeState
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import STATE_LABEL
-from gpuhealth.quarantine.marks import FAILED, labels, taints
+from gpuhealth.quarantine.marks import labels, taints
 
 _LABEL_PATH = "/metadata/labels/" + STATE_LABEL.replace("/", "~1")
 
@@ -25,8 +25,9 @@ def passed(node: Object, key: str) -> list[Object]:
         if taint["key"] == key:
             path = f"/spec/taints/{index}"
             operations += [{"op": "test", "path": path, "value": taint}, {"op": "remove", "path": path}]
-    if operations and labels(node).get(STATE_LABEL) == "preflight":
-        operations += [{"op": "test", "path": _LABEL_PATH, "value": "preflight"}, {"op": "remove", "path": _LABEL_PATH}]
+    if operations and labels(node).get(STATE_LABEL) == NodeState.PREFLIGHT:
+        operations.append({"op": "test", "path": _LABEL_PATH, "value": NodeState.PREFLIGHT})
+        operations.append({"op": "remove", "path": _LABEL_PATH})
     return operations
 
 

@@ -10,15 +10,13 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from gpuhealth.api.names import BUDGET_LABEL, SLOT_NODE_LABEL, SLOT_SET_LABEL
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
 from gpuhealth.kube.kinds import BUDGETS, LEASES
 from gpuhealth.quarantine import node_counts as census
 from gpuhealth.quarantine.slots import (
-    BUDGET_LABEL,
-    HOLDER_LABEL,
     NO_BUDGET,
-    SET_LABEL,
     UNREADABLE,
     Admitted,
     BudgetError,
@@ -91,7 +89,7 @@ class Places:
         """Find the slots that this node holds, after a restart or an answer that was lost."""
         if self._held is None:
             # A Node's name may be longer than a label's value: the label finds, the holder decides.
-            found = await self._slots(f"{HOLDER_LABEL}={label(self._node)}")
+            found = await self._slots(f"{SLOT_NODE_LABEL}={label(self._node)}")
             self._held = {slot.name: slot for slot in found if slot.holder == self._node}
         return tuple(sorted(self._held))
 
@@ -324,7 +322,7 @@ class Places:
     async def _take_over(self, needed: Set, slot: Taken) -> bool:
         """Takes a slot whose time has run out, unless somebody else is quicker."""
         metadata = slot.body["metadata"]
-        labels = (metadata.get("labels") or {}) | {HOLDER_LABEL: label(self._node)}
+        labels = (metadata.get("labels") or {}) | {SLOT_NODE_LABEL: label(self._node)}
         spec = lease_spec(needed, self._node, self._now())
         new = {**slot.body, "metadata": {**metadata, "labels": labels}, "spec": spec}
         try:
@@ -362,7 +360,7 @@ class Places:
 
 
 def _of_set(needed: Set) -> str:
-    return f"{BUDGET_LABEL}={needed.budget},{SET_LABEL}={set_label(needed)}"
+    return f"{BUDGET_LABEL}={needed.budget},{SLOT_SET_LABEL}={set_label(needed)}"
 
 
 def _versions(budgets: Sequence[Object]) -> set[tuple[str, str, int]]:

@@ -53,18 +53,21 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from gpuhealth.api.names import (
+    BUDGET_LABEL,
+    FAULT_SLOTS,
+    RESERVED_SLOT_PREFIX,
+    SLOT_NODE_LABEL,
+    SLOT_SET_LABEL,
+    UNAVAILABLE_SLOTS,
+    WINDOW_SLOTS,
+)
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import GROUP
 from gpuhealth.kube.selectors import matches
 from gpuhealth.runtime.settings import seconds
 
-STAND_IN = "gpuhealth-controller/"
-"""Before the node's name in the holder of a slot that the controller has taken for it; no node's name has a slash."""
 MAX_WINDOW = 365 * 86400
 """Seconds. A Lease cannot last much longer, and no window of use is longer."""
-BUDGET_LABEL = f"{GROUP}/budget"
-SET_LABEL = f"{GROUP}/slot-set"
-HOLDER_LABEL = f"{GROUP}/node"
 
 
 class Limit(enum.StrEnum):
@@ -183,10 +186,10 @@ def _sets(name: str, budget: Object, size: int, code: str) -> Iterator[Set]:
         raise BudgetError(f"its window is {spec['window']}, and has to be more than 0 and at most 365d")
     lasts = math.ceil(window)
     if per_window is not None:
-        yield Set(f"{name}.window", name, Limit.PER_WINDOW, limit_of(per_window, size), lasts, changed)
+        yield Set(f"{name}.{WINDOW_SLOTS}", name, Limit.PER_WINDOW, limit_of(per_window, size), lasts, changed)
     if per_fault is not None:
         word = re.sub(r"[^a-z0-9.]+", "-", code.lower()).strip("-.")
-        yield Set(f"{name}.fault.{word}", name, Limit.PER_FAULT, limit_of(per_fault, size), lasts, changed)
+        yield Set(f"{name}.{FAULT_SLOTS}.{word}", name, Limit.PER_FAULT, limit_of(per_fault, size), lasts, changed)
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -208,7 +211,7 @@ class Taken(msgspec.Struct, frozen=True):
     @property
     def node(self) -> str:
         """That holds it, or that the controller has taken it for."""
-        return self.holder.removeprefix(STAND_IN)
+        return self.holder.removeprefix(RESERVED_SLOT_PREFIX)
 
     def has_run_out(self, now: datetime) -> bool:
         """Whether it may be taken over."""
@@ -268,7 +271,7 @@ def open_names(needed: Set, held: Iterable[str]) -> list[str]:
 
 def taken_place(needed: Set, name: str, holder: str, now: datetime) -> Object:
     """The Lease of a place for its holder."""
-    labels = {BUDGET_LABEL: needed.budget, SET_LABEL: set_label(needed), HOLDER_LABEL: label(holder)}
+    labels = {BUDGET_LABEL: needed.budget, SLOT_SET_LABEL: set_label(needed), SLOT_NODE_LABEL: label(holder)}
     return {"metadata": {"name": name, "labels": labels}, "spec": lease_spec(needed, holder, now)}
 
 
@@ -303,7 +306,7 @@ def is_slot_of(needed: Set, name: str) -> bool:
 
 def set_label(needed: Set) -> str:
     """The set within its budget, as a label's value."""
-    return label(needed.prefix.removeprefix(needed.budget).strip(".") or "unavailable")
+    return label(needed.prefix.removeprefix(needed.budget).strip(".") or UNAVAILABLE_SLOTS)
 
 
 def label(text: str) -> str:

@@ -18,20 +18,19 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from gpuhealth.api.names import MANUAL, QUARANTINE, ConditionReason, Override
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.events import Events, Note
-from gpuhealth.kube.kinds import NODES, QUARANTINE
+from gpuhealth.kube.kinds import NODES
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.burnin_results.checks import REQUIRED
 from gpuhealth.quarantine.admission import Admission
 from gpuhealth.quarantine.marks import (
-    BY_PERSON,
     MESSAGE_LIMIT,
     Act,
     Desired,
     Marks,
-    Override,
     Patches,
     all_codes,
     condition,
@@ -214,7 +213,7 @@ class NodeWriter:
         codes, freed = wanted_codes(node, desired)
         ours = record(node)
         out = ours is not None and not ended_by_person(node)
-        if ours is not None and ours.code == BY_PERSON and BY_PERSON not in codes:
+        if ours is not None and ours.code == MANUAL and MANUAL not in codes:
             out = False  # it was out by a person's wish: what is left to keep it out needs places like any other
         if person is Override.HEALTHY or (ours is None and has_taint(node)):  # the latter: out, but not by our hand
             codes = ()
@@ -222,8 +221,8 @@ class NodeWriter:
             codes = (ours.code,)  # silence is no evidence that the fault is gone
         taint = codes[0] if codes else None
         status, reason, message = summary(desired.verdict, person, desired.release)
-        if taint == BY_PERSON:
-            reason = "OutOfService" if status == "True" else reason
+        if taint == MANUAL:
+            reason = ConditionReason.OUT_OF_SERVICE if status == "True" else reason
             message = f"out of service by a person's wish: {out_of_service(node)}; {message}"[:MESSAGE_LIMIT]
         preflight = self._preflight_taint if desired.preflight and person is None else None
         silent = ours is not None and not desired.quarantine and desired.verdict.verdict is State.UNKNOWN
@@ -315,7 +314,7 @@ class NodeWriter:
         wanted = all_codes(node, desired)
         freed = sorted(set(released(node)) & set(wanted))
         if ours is not None and not ended_by_person(node):
-            why = [out_of_service(node)] if ours.code == BY_PERSON else []
+            why = [out_of_service(node)] if ours.code == MANUAL else []
             reason = "; ".join([*why, *self._admission.lacking])
             state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
             slots = self._admission.places

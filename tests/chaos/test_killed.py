@@ -11,9 +11,9 @@ from kube import ControlPlane
 from kube.proxy import FaultyProxy
 from testing.cluster_objects import Pool, finding, verdict
 
+from gpuhealth.api.names import QUARANTINE, TAINT
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
-from gpuhealth.kube.kinds import QUARANTINE, TAINT
 from gpuhealth.quarantine.marks import Act, Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings

@@ -19,10 +19,10 @@ from kube import ControlPlane
 from kube.proxy import FaultyProxy
 from testing.cluster_objects import Pool, finding, verdict
 
+from gpuhealth.api.names import MANUAL, OUT_OF_SERVICE, OVERRIDE, TAINT
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
-from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, TAINT
-from gpuhealth.quarantine.marks import BY_PERSON, Desired, Object, has_taint, record, released, taints, unschedulable
+from gpuhealth.quarantine.marks import Desired, Object, has_taint, record, released, taints, unschedulable
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 
@@ -95,8 +95,8 @@ class OneNode(RuleBasedStateMachine):
         after = self.seen()
         ours = record(after)
         if record(before) is None and ours is not None:
-            assert self.room or ours.code == BY_PERSON, "nothing goes out without a place in a budget"
-            assert self.wish or ours.code != BY_PERSON, "nor by a wish that nobody has"
+            assert self.room or ours.code == MANUAL, "nothing goes out without a place in a budget"
+            assert self.wish or ours.code != MANUAL, "nor by a wish that nobody has"
             assert OVERRIDE not in after["metadata"]["annotations"], "a person's word wins"
             assert ours.code not in self.freed, "what a person ended is not begun again"
         return done
@@ -165,7 +165,7 @@ class OneNode(RuleBasedStateMachine):
         self.wish = wish
         self.pool.patch(self.node, {"metadata": {"annotations": {OUT_OF_SERVICE: "why" if wish else None}}})
         if not wish:
-            self.freed.discard(BY_PERSON)
+            self.freed.discard(MANUAL)
 
     # -- what holds ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class OneNode(RuleBasedStateMachine):
         others = [taint for taint in others if taint not in ours and not taint["key"].startswith("node.kubernetes.io/")]
         assert sorted(others, key=str) == sorted(self.their_taints, key=str)
         assert unschedulable(node) or not self.their_cordon
-        if ours and (mark := record(node)) is not None and mark.code != BY_PERSON:
+        if ours and (mark := record(node)) is not None and mark.code != MANUAL:
             assert list(self.pool.places().values()) == [self.node]
 
     @rule()
@@ -204,7 +204,7 @@ class OneNode(RuleBasedStateMachine):
         out = self.is_out()
         by_hand = any(taint["key"] == TAINT for taint in self.their_taints)
         places = list(self.pool.places().values())
-        asked_for = self.wish and BY_PERSON not in released(node)
+        asked_for = self.wish and MANUAL not in released(node)
         assert places == [self.node] * out or (asked_for and not places), "a place while it is out, and only then"
         assert has_taint(node) is (out or by_hand)
         assert unschedulable(node) is (self.their_cordon or (out and self.mode == "cordon"))

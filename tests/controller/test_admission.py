@@ -14,11 +14,12 @@ from testing.admission import CONTROLLERS, OF_CONTROLLER, Admission, needed_rule
 from testing.attacks import event
 from testing.managed_cluster import Cluster, until
 
+from gpuhealth.api.names import OVERRIDE, TAINT
 from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate
 from gpuhealth.controller.burnin_scheduler import pod_of
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError
-from gpuhealth.kube.kinds import OVERRIDE, PODS, TAINT
+from gpuhealth.kube.kinds import PODS
 from tests.controller.test_agent_liveness import SILENT, healthy_node
 from tests.controller.test_burnin_scheduler import ends, gone, runs, say_tested
 from tests.controller.test_drain import stop_all

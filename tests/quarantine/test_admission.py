@@ -24,9 +24,9 @@ from testing.attacks import (
 )
 from testing.cluster_objects import Pool, finding, until, verdict
 
+from gpuhealth.api.names import OVERRIDE, STATE_LABEL, TAINT
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError, InvalidError
-from gpuhealth.kube.kinds import OVERRIDE, STATE_LABEL, TAINT
 from gpuhealth.quarantine.marks import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from testing.cluster_objects import T0, finding, verdict
 
-from gpuhealth.kube.kinds import CONDITION, OVERRIDE, QUARANTINE, RELEASED, STATE_LABEL, TAINT
+from gpuhealth.api.names import CONDITION, DISMISSED, OVERRIDE, QUARANTINE, STATE_LABEL, TAINT, Override
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.verdict import NotCovered, State
 from gpuhealth.monitors.nvidia.readings import Release
@@ -21,7 +21,6 @@ from gpuhealth.quarantine.marks import (
     Desired,
     Marks,
     Object,
-    Override,
     camel,
     condition,
     ended_by_person,
@@ -182,7 +181,7 @@ def test_a_person_ends_a_quarantine(spec: Object, cordoned: str, ended: bool) ->
 
 def test_released_codes_do_not_quarantine_again_until_cleared() -> None:
     """The same finding is not acted on again; another one is; unknown ends no release, clearance does."""
-    freed = node(notes={RELEASED: "xid.79"})
+    freed = node(notes={DISMISSED: "xid.79"})
     both = Desired(verdict(finding()), ("xid.79", "ecc.uncorrectable"))
     assert wanted_codes(freed, both) == (("ecc.uncorrectable",), ("xid.79",))
     assert wanted_codes(freed, Desired(verdict(state=State.UNKNOWN))) == ((), ("xid.79",))

@@ -12,7 +12,7 @@ from kube import Document, MissingBinariesError, documents
 from kube.policy_plugin import PolicyPlugin, problems
 from testing.admission import ALL, CONTROLLERS, NODE_CLAIM, POLICIES, needed_rules, speaks_of
 
-from gpuhealth.kube.kinds import PREFLIGHT_TAINT, STATE_LABEL
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL
 from gpuhealth.quarantine.slots import sets_of, taken_place
 from gpuhealth.runtime.settings import Settings
 from tests.conftest import BASE

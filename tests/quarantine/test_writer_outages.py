@@ -12,9 +12,9 @@ from kube.proxy import FaultyProxy
 from testing.cluster_objects import Pool, until
 from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer
 
+from gpuhealth.api.names import TAINT
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.kinds import TAINT
 from gpuhealth.quarantine.marks import Act, Desired
 
 

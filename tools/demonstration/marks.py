@@ -20,7 +20,8 @@ from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN, RequestError
 from testing.simnode import SimulatedNode, wait_for
 
-from gpuhealth.kube.kinds import NODES, REPORTS, TAINT, Kind
+from gpuhealth.api.names import TAINT
+from gpuhealth.kube.kinds import NODES, REPORTS, Kind
 from gpuhealth.model.history import History
 from gpuhealth.model.tracker import Findings, Ledger
 from gpuhealth.monitors.readings import NodeReadings

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
+from gpuhealth.api.names import TAINT
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.kinds import TAINT
 from gpuhealth.quarantine.marks import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
