@@ -23,6 +23,7 @@ from gpuhealth import __version__
 from gpuhealth import monitors as checks
 from gpuhealth.agent.state import Memory, open_journal, recall
 from gpuhealth.api.names import Override
+from gpuhealth.api.report import Gpu, Inventory
 from gpuhealth.model.kernel_event import KernelEvent
 from gpuhealth.model.lost_memory import MEMORY_LOST
 from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, MissingReason, Reading
@@ -38,7 +39,7 @@ from gpuhealth.monitors.readings import NodeReadings
 from gpuhealth.quarantine.marks import RELEASE_REQUESTS, Act, Desired, fleet_findings, restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.reconciler import Keeper
-from gpuhealth.quarantine.report import Facts, Gpu, Inventory
+from gpuhealth.quarantine.report import Facts
 from gpuhealth.runtime import supervisor as tasks
 from gpuhealth.runtime.clock import Now, SteadyClock, wall_clock
 from gpuhealth.runtime.journal import Entry, JournalWriter, Repeats, entry_of
@@ -217,10 +218,16 @@ class Agent:
         if isinstance(nvml, Missing) or not nvml.answered or nvml.problem:
             return
         gpus = (
-            Gpu(gpu.index, gpu.component, *(_text(value) for value in (gpu.pci, gpu.name, gpu.serial)))
+            Gpu(
+                index=gpu.index,
+                uuid=gpu.component,
+                pci=_text(gpu.pci),
+                model=_text(gpu.name),
+                serial=_text(gpu.serial),
+            )
             for gpu in nvml.gpus
         )
-        self._inventory = Inventory(_text(nvml.driver_version), tuple(gpus))
+        self._inventory = Inventory(driver=_text(nvml.driver_version), gpus=tuple(gpus))
         self._gpu_by_pci |= {gpu.pci[:-2]: gpu.component for gpu in nvml.gpus if isinstance(gpu.pci, str)}
         by_index = {f"gpu{gpu.index}": gpu.component for gpu in nvml.gpus}
         self.findings.attribute(self._gpu_by_pci | by_index)

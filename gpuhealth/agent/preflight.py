@@ -21,6 +21,7 @@ import msgspec
 import structlog
 
 from gpuhealth.api.names import FAILED
+from gpuhealth.api.report import BurninReason
 from gpuhealth.burnin import results
 from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, patience
 from gpuhealth.kube.errors import ApiError, InvalidError
@@ -44,7 +45,6 @@ _T = TypeVar("_T")
 _IDLE_SECONDS = 10.0
 _STOP_SECONDS = 5.0  # in which a command that is told to stop has to end
 _REASON_LIMIT = 800  # of an Event's message
-REASON = "preflight"
 _LIBRARY_FINDINGS = {"agent.nvml_library", "driver.version_mismatch"}
 _FIT = (State.HEALTHY, State.DEGRADED)  # a warning keeps no node out of service
 
@@ -118,7 +118,8 @@ class Preflight:
         """How the last preflight of this boot ended that did; None without one."""
         readings = await BurninProbe(self._settings.burnin.results_dir).read()
         runs = () if isinstance(readings, Missing) else readings.runs
-        ours = [run.status for run in runs if run.reason == REASON and run.boot_id == self._boot_id != ""]
+        preflights = [run for run in runs if run.reason == BurninReason.PREFLIGHT]
+        ours = [run.status for run in preflights if run.boot_id == self._boot_id != ""]
         return next((status for status in reversed(ours) if status.says_something), None)
 
     async def _pass(self) -> None:
@@ -160,7 +161,7 @@ class Preflight:
     async def _burnin(self) -> BurninRun:
         """The burn-in, which leaves its result for the agent; tried again while it cannot begin, as on a GPU in use."""
         limits = self._settings.preflight
-        words = ["burnin", "--reason", REASON, "--json", "--level", limits.level]
+        words = ["burnin", "--reason", BurninReason.PREFLIGHT, "--json", "--level", limits.level]
         words += ["--tests", ",".join(limits.tests)] if limits.tests else []
         words += [] if limits.duration is None else ["--duration", f"{limits.duration:g}s"]
         while True:
@@ -194,7 +195,7 @@ class Preflight:
             settings.node_name,
             self._boot_id,
             settings.preflight.level,
-            REASON,
+            BurninReason.PREFLIGHT,
             started,
             self._now(),
             TestStatus.FAILED,

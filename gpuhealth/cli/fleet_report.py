@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,13 @@ import msgspec
 from rich.text import Text
 
 from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL, NodeState
+from gpuhealth.api.report import DrainPhase, Inventory, QuarantineState
 from gpuhealth.cli.output import CommandError, columns, labelled, printable
 from gpuhealth.cli.wording import STYLE, age, counted
 from gpuhealth.kube.errors import NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import NODES, REPORTS
 from gpuhealth.kube.objects import labels_of, read, text_of, time_of
+from gpuhealth.model.finding import Severity
 from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Row(msgspec.Struct, frozen=True):
             not self.unreadable
             and self.condition == "True"
             and not self.worst
-            and self.quarantine == "none"
+            and self.quarantine == QuarantineState.NONE
             and self.state == NodeState.HEALTHY
         )
 
@@ -69,9 +70,46 @@ class Cluster(msgspec.Struct, frozen=True):
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
+class _Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    severity: str
+
+
+class _Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    state: str = QuarantineState.NONE
+    budget: str = ""
+    since: str = ""  # as text, so that the error for one that is no time shows it
+
+
+class _Drain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    phase: str = ""
+    remaining: int = 0
+
+
+class _Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a report's status that a row needs: what is odd in another one costs nothing here."""
+
+    worst: str = ""
+    findings: tuple[_Finding, ...] = ()
+    inventory: Inventory = Inventory()
+    quarantine: _Quarantine = _Quarantine()
+    drain: _Drain = _Drain()
+
+
+class _Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a row needs of a report; of a big fleet only this much is kept."""
+
+    worst: str = ""  # only if it is more than information
+    quarantine: str = QuarantineState.NONE
+    budget: str = ""
+    since: datetime | None = None
+    drain: _Drain = _Drain()
+    gpus: tuple[tuple[str, str], ...] = ()
+    unreadable: str = ""  # why it cannot be read
+
+
 async def rows_of(client: Client, pool_labels: Iterable[str]) -> list[Row]:
-    """The GPU nodes: those with a report or a mark of ours. Page by page: of a big fleet only this much is kept."""
-    reports: dict[str, dict[str, Any]] = {}
+    """The GPU nodes, page by page: those with a report or a mark of ours. Raises CommandError, ApiError."""
+    reports: dict[str, _Report] = {}
     try:
         async for page in client.pages(REPORTS):
             reports |= dict(_named(item) for item in page.items)
@@ -83,68 +121,59 @@ async def rows_of(client: Client, pool_labels: Iterable[str]) -> list[Row]:
     return sorted((row for row in rows if row is not None), key=lambda row: row.node)
 
 
-def _named(report: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _named(report: Any) -> tuple[str, _Report]:
     """A report's name, and what a row needs of it."""
     try:
-        return read(
-            REPORTS.kind, report, lambda item: (text_of(item["metadata"]["name"]), _slim(item.get("status") or {}))
-        )
+        return read(REPORTS.kind, report, lambda item: (text_of(item["metadata"]["name"]), _slim(item)))
     except UnreadableError as error:
-        return error.name, _slim({}) | {"unreadable": str(error)}
+        return error.name, _Report(unreadable=str(error))
 
 
-def _readable_row(node: Any, reports: dict[str, dict[str, Any]], pool_labels: Iterable[str]) -> Row | None:
-    """The row of a node: without what its report says where that is of a type which no row may have, and of a Node that
-    cannot be read with nothing but its name and pool."""
+def _slim(report: dict[str, Any]) -> _Report:
+    status = msgspec.convert(report.get("status") or {}, _Status)
+    quarantine = status.quarantine
+    return _Report(
+        worst=status.worst if any(finding.severity != Severity.INFO for finding in status.findings) else "",
+        quarantine=quarantine.state,
+        budget=quarantine.budget,
+        since=time_of(quarantine.since) if quarantine.since else None,
+        drain=status.drain if status.drain.phase in {DrainPhase.DRAINING, DrainPhase.DRAINED} else _Drain(),
+        gpus=tuple((gpu.verdict, gpu.model) for gpu in status.inventory.gpus),
+    )
+
+
+def _readable_row(node: Any, reports: dict[str, _Report], pool_labels: Iterable[str]) -> Row | None:
+    """The row of a node; of a Node that cannot be read only its name and pool."""
     try:
         return read(NODES.kind, node, lambda node: _row(node, reports.get(node["metadata"]["name"]), pool_labels))
     except UnreadableError as error:
-        unknown, known = _slim({}), labels_of(node) or {}
-        with suppress(UnreadableError):  # then it is the report
-            problem = {"unreadable": f"{REPORTS.kind} {error.name} cannot be read: {error.problem}"}
-            return read(NODES.kind, node, lambda node: _row(node, unknown | problem, pool_labels))
-        empty = {"metadata": {"name": error.name, "labels": known}}
-        return _row(empty, unknown | {"unreadable": str(error)}, pool_labels)
+        empty = {"metadata": {"name": error.name, "labels": labels_of(node) or {}}}
+        return _row(empty, _Report(unreadable=str(error)), pool_labels)
 
 
-def _slim(status: dict[str, Any]) -> dict[str, Any]:
-    """What a row needs of a report."""
-    gpus = status.get("inventory", {}).get("gpus") or []
-    worrying = any(each["severity"] != "info" for each in status.get("findings") or [])
-    return {
-        "worst": status.get("worst", "") if worrying else "",
-        "quarantine": status.get("quarantine") or {},
-        "drain": status.get("drain") or {},
-        "gpus": tuple((gpu.get("verdict", "unknown"), gpu.get("model", "")) for gpu in gpus),
-    }
-
-
-def _row(node: dict[str, Any], report: dict[str, Any] | None, pool_labels: Iterable[str]) -> Row | None:
-
+def _row(node: dict[str, Any], report: _Report | None, pool_labels: Iterable[str]) -> Row | None:
     known, said = labels(node), condition(node) or {}
     preflight = any(taint["key"] == PREFLIGHT_TAINT for taint in taints(node))
     if report is None and not (said or STATE_LABEL in known or has_taint(node) or preflight):
         return None
-    report = report or _slim({})
-    quarantine, drain = report["quarantine"], report["drain"]
-    since = quarantine.get("since") or said.get("lastTransitionTime")
-    under_way = drain.get("phase") in {"draining", "drained"}
+    report = report or _Report()
+    changed = said.get("lastTransitionTime")
     row = Row(
         node=node["metadata"]["name"],
         pool=next((known[key] for key in pool_labels if key in known), ""),
         state=known.get(STATE_LABEL) or "unknown",
         condition=said.get("status", "Unknown"),
         reason=said.get("reason", ""),
-        worst=report["worst"],
-        quarantine=quarantine.get("state", "none"),
-        budget=quarantine.get("budget", ""),
-        drain=drain["phase"] if under_way else "",
-        remaining=drain.get("remaining", 0) if under_way else 0,
-        since=time_of(since) if since else None,
-        gpus=report["gpus"],
-        unreadable=report.get("unreadable", ""),
+        worst=report.worst,
+        quarantine=report.quarantine,
+        budget=report.budget,
+        drain=report.drain.phase,
+        remaining=report.drain.remaining,
+        since=report.since or (time_of(changed) if changed else None),
+        gpus=report.gpus,
+        unreadable=report.unreadable,
     )
-    return msgspec.convert(msgspec.to_builtins(row), Row)  # an error where something is of another type
+    return msgspec.convert(msgspec.to_builtins(row), Row)  # an error where something of the Node is of another type
 
 
 def counted_rows(context: str, rows: list[Row]) -> Cluster:
@@ -212,12 +241,12 @@ def _since(row: Row, now: datetime) -> str:
 
 def _out(row: Row) -> str:
     match row.quarantine:
-        case "none":
+        case QuarantineState.NONE:
             return "-"
-        case "blocked":
+        case QuarantineState.BLOCKED:
             return f"blocked by {row.budget}" if row.budget else "blocked: no budget"
-        case "dismissed":
+        case QuarantineState.DISMISSED:
             return "dismissed"
-        case "would_quarantine":
+        case QuarantineState.WOULD_QUARANTINE:
             return "would be"
     return "out"

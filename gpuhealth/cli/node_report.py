@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from rich.text import Text
 
 from gpuhealth.api.names import GROUP, STATE_LABEL, TAINT
+from gpuhealth.api.report import DrainPhase, Finding, GpuBurnin, Inventory, NotChecked, QuarantineState
 from gpuhealth.cli import cluster_access as reaching
 from gpuhealth.cli.output import CommandError, columns, labelled, printable, short
 from gpuhealth.cli.wording import DO, STYLE, age, counted
@@ -19,12 +20,15 @@ from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, EVENTS, REPORTS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
+from gpuhealth.model.component import NODE
 from gpuhealth.quarantine.marks import condition, labels, notes, taints, unschedulable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gpuhealth.kube.client import Client
+
+_T = TypeVar("_T")
 
 _LAST_EVENTS = 10
 _MARGIN = 12
@@ -42,6 +46,29 @@ class Known(msgspec.Struct, frozen=True):
     budgets: list[dict[str, Any]]  # that select the node, with their status
     report: dict[str, Any]  # status of the GPUHealthReport
     events: list[dict[str, Any]]  # the last ones
+
+
+class _Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    state: str = QuarantineState.NONE
+    code: str = ""
+    since: str = ""  # a text that is no time is shown as it is
+    reason: str = ""
+    slots: tuple[str, ...] = ()
+
+
+class _Drain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    phase: str = ""
+    deadline: str = "-"  # a text that is no time is shown as it is
+    remaining: int = 0
+    evicted: int = 0
+    deleted: int = 0
+    message: str = ""
+
+
+class _BudgetUse(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    limit: int | None = None  # None until the controller has counted
+    used: int = 0
+    blocked: int = 0
 
 
 async def ask(client: Client, name: str) -> Known:
@@ -107,9 +134,9 @@ def show(out: Console, known: Known) -> None:
         _line(out, "by a person", f"override: {override}")
     if when := known.annotations.get("restored"):
         _line(out, "by a person", f"declared well at {when}")
-    _part(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(report.get("quarantine") or {})))
-    if drain := report.get("drain"):
-        _part(out, "drain", lambda: _line(out, "drain", _drain(drain)))
+    _part(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(_read(report, "quarantine", _Quarantine))))
+    if report.get("drain"):
+        _part(out, "drain", lambda: _line(out, "drain", _drain(_read(report, "drain", _Drain))))
     for budget in known.budgets:
         _part(out, "budget", partial(_show_budget, out, budget))
     _part(out, "GPUs", lambda: _gpus(out, report))
@@ -120,7 +147,7 @@ def show(out: Console, known: Known) -> None:
 
 def _head(out: Console, node: str, report: dict[str, Any]) -> None:
     head = Text.assemble((printable(node), "bold"))
-    driver = (report.get("inventory") or {}).get("driver") or "-"
+    driver = _read(report, "inventory", Inventory).driver or "-"
     out.print(head.append(f"  driver {printable(driver)}  agent {report.get('agentVersion') or '-'}"))
 
 
@@ -135,6 +162,11 @@ def _findings(out: Console, findings: list[dict[str, Any]]) -> None:
     for finding in findings:
         out.print()
         _part(out, "finding", partial(_finding, out, finding))
+
+
+def _read(report: dict[str, Any], name: str, kind: type[_T]) -> _T:
+    """A section of the report; as if it were empty where there is none. Raises ValidationError."""
+    return msgspec.convert(report.get(name) or {}, kind)
 
 
 def _part(out: Console, label: str, show_it: Callable[[], None]) -> None:
@@ -162,28 +194,27 @@ def _state(known: Known) -> list[str]:
     return parts
 
 
-def _quarantine(quarantine: dict[str, Any]) -> str:
-    state, code = quarantine.get("state", "none"), quarantine.get("code", "")
-    text: str = {
-        "none": "none",
-        "blocked": f"blocked, stays in service: {code}: {quarantine.get('reason', '')}",
-        "quarantined": f"out of service for {code}",
-        "dismissed": f"dismissed by a person for {code}: {quarantine.get('reason', '')}",
-        "would_quarantine": f"would be out of service for {code}: {quarantine.get('reason', '')}",
-    }.get(state, state)
-    if since := quarantine.get("since"):
-        text += f" since {since} ({_ago(since)})"
-    if slots := quarantine.get("slots"):
-        text += f", slots {', '.join(slots)}"
+def _quarantine(quarantine: _Quarantine) -> str:
+    state, code, reason = quarantine.state, quarantine.code, quarantine.reason
+    texts: dict[str, str] = {
+        QuarantineState.BLOCKED: f"blocked, stays in service: {code}: {reason}",
+        QuarantineState.QUARANTINED: f"out of service for {code}",
+        QuarantineState.DISMISSED: f"dismissed by a person for {code}: {reason}",
+        QuarantineState.WOULD_QUARANTINE: f"would be out of service for {code}: {reason}",
+    }
+    text = texts.get(state, state)  # "none", and a state of another version, are shown as they are
+    if quarantine.since:
+        text += f" since {quarantine.since} ({_ago(quarantine.since)})"
+    if quarantine.slots:
+        text += f", slots {', '.join(quarantine.slots)}"
     return text
 
 
-def _drain(drain: dict[str, Any]) -> str:
-    text = f"{drain.get('phase', '')}: {drain.get('remaining', 0)} left, "
-    text += f"{drain.get('evicted', 0)} evicted, {drain.get('deleted', 0)} deleted"
-    if drain.get("phase") == "draining":
-        text += f"; what is left is deleted at {drain.get('deadline')}"
-    return text + (f"; {drain['message']}" if drain.get("message") else "")
+def _drain(drain: _Drain) -> str:
+    text = f"{drain.phase}: {drain.remaining} left, {drain.evicted} evicted, {drain.deleted} deleted"
+    if drain.phase == DrainPhase.DRAINING:
+        text += f"; what is left is deleted at {drain.deadline}"
+    return text + (f"; {drain.message}" if drain.message else "")
 
 
 def _show_budget(out: Console, budget: dict[str, Any]) -> None:
@@ -193,62 +224,64 @@ def _show_budget(out: Console, budget: dict[str, Any]) -> None:
 def _budget(budget: dict[str, Any]) -> str:
     if "unreadable" in budget:
         return f"{budget['name']}: cannot be read: {budget['unreadable']}"
-    if "limit" not in budget:
+    use = msgspec.convert(budget, _BudgetUse)
+    if use.limit is None:
         return f"{budget['name']}: not counted yet"
-    blocked = f", {budget['blocked']} blocked" if budget.get("blocked") else ""
-    return f"{budget['name']}: {budget['used']} of {budget['limit']} slots taken{blocked}"
+    blocked = f", {use.blocked} blocked" if use.blocked else ""
+    return f"{budget['name']}: {use.used} of {use.limit} slots taken{blocked}"
 
 
 def _gpus(out: Console, report: dict[str, Any]) -> None:
-    gpus = (report.get("inventory") or {}).get("gpus") or []
+    gpus = _read(report, "inventory", Inventory).gpus
     if not gpus:
         return
-    tested = (report.get("burnin") or {}).get("gpus") or {}
+    tested = msgspec.convert((report.get("burnin") or {}).get("gpus") or {}, dict[str, GpuBurnin])
     headings = ("GPU", "model", "PCI", "uuid", "serial", "state", "last burn-in")
     rows = [[Text(heading, style="dim") for heading in headings]]
     for gpu in gpus:
-        verdict = gpu.get("verdict", "unknown")
-        index = str(gpu["index"]) if "index" in gpu else "-"
-        cells = [index, gpu.get("model", "").removeprefix("NVIDIA "), gpu.get("pci"), short(gpu["uuid"])]
-        row = [Text(printable(cell or "-")) for cell in (*cells, gpu.get("serial"))]
-        rows.append([*row, Text(verdict, style=STYLE[verdict]), Text(printable(_burnin(tested.get(gpu["uuid"]))))])
+        index = "-" if gpu.index is None else str(gpu.index)
+        cells = [index, gpu.model.removeprefix("NVIDIA "), gpu.pci, short(gpu.uuid), gpu.serial]
+        row = [Text(printable(cell or "-")) for cell in cells]
+        verdict = Text(gpu.verdict, style=STYLE[gpu.verdict])
+        rows.append([*row, verdict, Text(printable(_burnin(tested.get(gpu.uuid))))])
     out.print()
     for line in columns(rows, right=(0,)):
         out.print(line)
 
 
-def _burnin(run: dict[str, Any] | None) -> str:
-    if not run:
+def _burnin(run: GpuBurnin | None) -> str:
+    if run is None:
         return "-"
-    failed = [name for name, test in (run.get("tests") or {}).items() if test.get("status") == "failed"]
-    ended = f" {_ago(run['endedAt'])} ago" if run.get("endedAt") else ""
-    return f"{run.get('level', '')} {run.get('status', '')}{ended}" + (f": {', '.join(failed)}" if failed else "")
+    failed = [name for name, test in run.tests.items() if test.status == "failed"]
+    ended = f" {_ago(run.ended_at)} ago" if run.ended_at else ""
+    return f"{run.level} {run.status}{ended}" + (f": {', '.join(failed)}" if failed else "")
 
 
-def _finding(out: Console, finding: dict[str, Any]) -> None:
-    head = Text.assemble((finding["severity"].upper(), STYLE[finding["severity"]]))
-    out.print(head.append(f"  {printable(finding['code'])}", style="bold"))
-    evidence = finding.get("evidence") or {}
-    where = "" if finding["component"] == "node" else f"  [{short(finding['component'])}]"
-    threshold = f" (threshold {evidence['threshold']})" if evidence.get("threshold") else ""
-    labelled(out, "what", printable(finding["message"]) + where)
-    if evidence.get("reading"):
-        labelled(out, "read", printable(f"{evidence['reading']}{threshold}"))
-    if evidence.get("line"):
-        labelled(out, "line", printable(evidence["line"]))
-    labelled(out, "source", printable(evidence.get("source", "-")))
-    first, last = finding.get("firstSeen", ""), finding.get("lastSeen", "")
+def _finding(out: Console, raw: Any) -> None:
+    finding = msgspec.convert(raw, Finding)
+    evidence = finding.evidence
+    head = Text.assemble((finding.severity.upper(), STYLE[finding.severity]))
+    out.print(head.append(f"  {printable(finding.code)}", style="bold"))
+    where = "" if finding.component == NODE else f"  [{short(finding.component)}]"
+    threshold = f" (threshold {evidence.threshold})" if evidence.threshold else ""
+    labelled(out, "what", printable(finding.message) + where)
+    if evidence.reading:
+        labelled(out, "read", printable(f"{evidence.reading}{threshold}"))
+    if evidence.line:
+        labelled(out, "line", printable(evidence.line))
+    labelled(out, "source", printable(evidence.source or "-"))
+    first, last = finding.first_seen, finding.last_seen
     labelled(out, "seen", f"first {first} ({_ago(first)} ago), last {last}")
-    labelled(out, "action", f"{finding['action']}: {DO.get(finding['action'], '')}")
-    labelled(out, "clears", f"when {printable(finding.get('clearsWhen', ''))}")
+    labelled(out, "action", f"{finding.action}: {DO.get(finding.action, '')}")
+    labelled(out, "clears", f"when {printable(finding.clears_when)}")
 
 
-def _unchecked(out: Console, unchecked: list[dict[str, Any]]) -> None:
-    if unchecked:
+def _unchecked(out: Console, raw: list[Any]) -> None:
+    if raw:
         out.print()
-        out.print(Text(f"{counted(len(unchecked), 'check')} not made:"))
-        for each in unchecked:
-            labelled(out, "-", printable(f"{each.get('check')}: {each.get('reason')}"), margin=4)
+        out.print(Text(f"{counted(len(raw), 'check')} not made:"))
+        for check in msgspec.convert(raw, tuple[NotChecked, ...]):
+            labelled(out, "-", printable(f"{check.check}: {check.reason}"), margin=4)
 
 
 def _events(out: Console, events: list[dict[str, Any]]) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import typer
 
 from gpuhealth.cli import cluster_access as reaching
 
 if TYPE_CHECKING:
     from gpuhealth.kube.client import Client
+
+
+class _Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    code: str
+    severity: str
 
 
 def command(name: reaching.Name, context: reaching.Context = None, kubeconfig: reaching.Kubeconfig = None) -> None:
@@ -35,7 +41,7 @@ def command(name: reaching.Name, context: reaching.Context = None, kubeconfig: r
 
     warning, status = reaching.reached(bring_back, kubeconfig, context)
     typer.echo(f"{name}: declared well.")
-    stays = sorted({each["code"] for each in status.get("findings") or [] if _is_read_again(each)})
+    stays = sorted({code for finding in status.get("findings") or [] if (code := _code_read_again(finding))})
     if stays:
         typer.echo(f"What is read again ends only when it is read clean: {', '.join(stays)}.")
         typer.echo(f"To overrule it: gpuhealth override {name} healthy")
@@ -43,11 +49,15 @@ def command(name: reaching.Name, context: reaching.Context = None, kubeconfig: r
         typer.echo(f"gpuhealth: {warning}", err=True)
 
 
-def _is_read_again(finding: dict[str, Any]) -> bool:
+def _code_read_again(raw: Any) -> str:
+    """The code of a finding that only a clean reading ends; empty for another, and where it cannot be read."""
     from gpuhealth import monitors as checks
     from gpuhealth.model.code import Clears
+    from gpuhealth.model.finding import Severity
 
     try:
-        return finding["severity"] != "info" and checks.code(finding["code"]).clears is Clears.REREAD
-    except (KeyError, TypeError):  # an agent of another version
-        return False
+        finding = msgspec.convert(raw, _Finding)
+        is_read_again = checks.code(finding.code).clears is Clears.REREAD
+    except (msgspec.ValidationError, KeyError):  # a code of another version
+        return ""
+    return finding.code if is_read_again and finding.severity != Severity.INFO else ""

@@ -9,7 +9,7 @@ from gpuhealth.model.missing import MissingReason
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.burnin_results.readings import TestStatus
 
-DO = {
+DO: dict[str, str] = {
     Action.NONE: "nothing to be done",
     Action.RESTART_WORKLOAD: "restart the program that ran on the GPU",
     Action.RESET_GPU: "drain the node, then reset the GPU",

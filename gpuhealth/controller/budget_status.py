@@ -11,9 +11,10 @@ import time
 from collections.abc import Collection
 from datetime import UTC, datetime
 
-import msgspec
 import structlog
 
+from gpuhealth.api import resource
+from gpuhealth.api.budget import BudgetCondition, BudgetStatus
 from gpuhealth.api.names import FAULT_LIMIT_REACHED
 from gpuhealth.controller.reserved_slots import give_back, stand_in
 from gpuhealth.fleet.fleet import Fleet
@@ -40,22 +41,11 @@ _RETRY_SECONDS = 5.0
 _AT_ONCE = 500
 
 
-class Standing(msgspec.Struct, frozen=True):
-    """How it stands with a budget."""
-
-    size: int
-    limit: int
-    used: int
-    blocked: int
-    unavailable: int = 0  # cordoned or not ready without our taint, where they count
-    uncounted: int = 0  # out by our hand, and no slot is theirs
-
-
 class Budgets:
     """Keeps what is said of the budgets true."""
 
     def __init__(self, client: Client, fleet: Fleet, namespace: str) -> None:
-        self.standings: dict[str, Standing] = {}
+        self.standings: dict[str, BudgetStatus] = {}  # as last computed, written or not
         self._client = client
         self._fleet = fleet
         self._namespace = namespace
@@ -103,27 +93,34 @@ class Budgets:
         held = self._fleet.held.get(budget.key, set())
         selected = await self._selected(body)
         size, unavailable = len(selected), set[str]()
-        if body["spec"].get("countUnavailable"):  # our own taint: such a node has a place of its own
+        if budget.count_unavailable:  # our own taint: such a node has a place of its own
             unavailable = {node.key for node in selected if (node.cordoned or not node.ready) and not node.tainted}
         limit = sets_of(body, size, "")[0].limit
         due, late, lacking = self._without_slot(budget, selected, places)
         await stand_in(self._client, self._namespace, budget, size, places, unavailable | late)
         holders = sorted({place.holder for place in places if not place.stands_for})
-        standing = Standing(size, limit, len(places), len(held), len(unavailable), len(lacking))
-        self.standings[budget.key] = standing
         settles_in = self._settles_in(budget)
         due += [settles_in] if settles_in > 0 else []
-        status: Object = msgspec.to_builtins(standing)
-        status["observedGeneration"] = body["metadata"]["generation"]
-        status["counted"] = settles_in <= 0 and not lacking
-        status["blockedNodes"], status["nodes"] = sorted(held)[:NAMES], holders[:NAMES]
         alike = {
             hold.code: count
             for hold, count in self._fleet.holds.items()
             if hold.budget == budget.key and hold.limit == Limit.PER_FAULT
         }
-        status["conditions"] = [_fault_limit(alike, body, datetime.now(UTC))]
-        if patch := merge_patch(body.get("status"), status):
+        status = BudgetStatus(
+            observed_generation=body["metadata"]["generation"],
+            size=size,
+            limit=limit,
+            used=len(places),
+            unavailable=len(unavailable),
+            uncounted=len(lacking),
+            counted=settles_in <= 0 and not lacking,
+            blocked=len(held),
+            blocked_nodes=tuple(sorted(held)[:NAMES]),
+            conditions=(_fault_limit(alike, budget, datetime.now(UTC)),),
+            nodes=tuple(holders[:NAMES]),
+        )
+        self.standings[budget.key] = status
+        if patch := merge_patch(body.get("status"), resource.body(status)):
             try:
                 await self._client.patch(BUDGETS, budget.key, {"status": patch}, subresource="status")
             except NotFoundError:
@@ -166,9 +163,8 @@ class Budgets:
         return selected
 
 
-def _fault_limit(alike: dict[str, int], budget: Object, now: datetime) -> Object:
-    """The condition FaultLimitReached, given how many nodes maxPerFault holds by their finding's code."""
-    known: Object = next(iter(budget.get("status", {}).get("conditions") or []), {})  # there is no other
+def _fault_limit(alike: dict[str, int], budget: Budget, now: datetime) -> BudgetCondition:
+    """The condition FaultLimitReached, given how many nodes maxPerFault blocks by their finding's code."""
     status = "True" if alike else "False"
     reason, message = "BelowLimit", "no node is blocked because too many failed alike"
     if alike:
@@ -176,13 +172,15 @@ def _fault_limit(alike: dict[str, int], budget: Object, now: datetime) -> Object
         nodes = ", ".join(f"{code} on {count}" for code, count in sorted(alike.items()))
         reason = camel(worst)
         message = f"more nodes than maxPerFault allows failed alike: a suspect driver or check; blocked: {nodes}"
-    since = known["lastTransitionTime"] if known.get("status") == status else written_time(now)
-    generation = budget["metadata"]["generation"]
-    return {
-        "type": FAULT_LIMIT_REACHED,
-        "status": status,
-        "observedGeneration": generation,
-        "lastTransitionTime": since,
-        "reason": reason,
-        "message": message,
-    }
+    known = next(iter(budget.conditions), None)  # there is no other
+    since = written_time(now)
+    if known is not None and known.status == status:
+        since = known.last_transition_time
+    return BudgetCondition(
+        type=FAULT_LIMIT_REACHED,
+        status=status,
+        observed_generation=budget.body["metadata"]["generation"],
+        last_transition_time=since,
+        reason=reason,
+        message=message,
+    )

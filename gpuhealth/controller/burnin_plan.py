@@ -12,8 +12,7 @@ from datetime import datetime
 
 import msgspec
 
-PERIODIC = "periodic"
-RETURN = "return"  # before a node that was out goes back into service
+from gpuhealth.api.report import BurninReason
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -30,7 +29,8 @@ def in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Whom to test first."""
 
     def urgency(candidate: Candidate) -> tuple[bool, float, str]:
-        return candidate.reason != RETURN, candidate.tested.timestamp() if candidate.tested else 0.0, candidate.node
+        tested = candidate.tested.timestamp() if candidate.tested else 0.0
+        return candidate.reason != BurninReason.RETURN, tested, candidate.node
 
     return sorted(candidates, key=urgency)
 
@@ -57,9 +57,9 @@ class Room:
         if self._pools[candidate.pool] <= 0:
             return False
         # One that is out already has its places.
-        return candidate.reason == RETURN or all(self._budgets[name] > 0 for name in candidate.budgets)
+        return candidate.reason == BurninReason.RETURN or all(self._budgets[name] > 0 for name in candidate.budgets)
 
     def _take(self, candidate: Candidate) -> None:
         self._pools[candidate.pool] -= 1
-        if candidate.reason != RETURN:
+        if candidate.reason != BurninReason.RETURN:
             self._budgets.subtract(candidate.budgets)

@@ -27,8 +27,9 @@ from gpuhealth.api.names import (
     UNSCHEDULABLE_TAINT,
     NodeState,
 )
+from gpuhealth.api.report import BurninReason, QuarantineState
 from gpuhealth.controller.budget_status import Budgets
-from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate, Room, in_order
+from gpuhealth.controller.burnin_plan import Candidate, Room, in_order
 from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.fleet import Fleet
@@ -198,14 +199,14 @@ class Testing:
         if report is None or node.overridden or not node.ready or not node.gpus or node.key in self._fleet.silent:
             return None
         pool = self._fleet.pool(node)
-        if report.quarantine.state == "awaiting_test":
-            return Candidate(node.key, pool, RETURN, report.tested)
-        if node.tainted or node.preflight or node.cordoned or report.quarantine.state != "none":
+        if report.quarantine.state == QuarantineState.AWAITING_TEST:
+            return Candidate(node.key, pool, BurninReason.RETURN, report.tested)
+        if node.tainted or node.preflight or node.cordoned or report.quarantine.state != QuarantineState.NONE:
             return None
         age = (self._now() - report.tested).total_seconds() if report.tested else None
         if not self._settings.enabled or (age is not None and age < self._settings.every):
             return None
-        return Candidate(node.key, pool, PERIODIC, report.tested, self._budgets_of(node))
+        return Candidate(node.key, pool, BurninReason.PERIODIC, report.tested, self._budgets_of(node))
 
     def _budgets_of(self, node: facts.Node) -> tuple[str, ...]:
         bodies = self._fleet.budgets.items.values()
@@ -248,7 +249,7 @@ class Testing:
             return False
         self._known[made.uid] = made
         log.info("burn-in started", node=node.key, reason=candidate.reason, level=self._settings.level)
-        if candidate.reason == PERIODIC:
+        if candidate.reason == BurninReason.PERIODIC:
             await self._mark(node, NodeState.TESTING)
         await self._telling.of_node(node.key, "BurninStarted", f"burn-in, level {self._settings.level}")
         return True
@@ -294,7 +295,7 @@ def pod_of(template: Object, candidate: Candidate, gpus: int, level: str) -> Obj
     limits = {**(resources.get("limits") or {}), GPU_RESOURCE: str(gpus)}
     args = [*(first.get("args") or []), "--level", level, "--reason", candidate.reason]
     tolerations = list(spec.get("tolerations") or [])
-    if candidate.reason == RETURN:
+    if candidate.reason == BurninReason.RETURN:
         tolerations += [
             {"key": TAINT, "operator": "Exists"},
             {"key": UNSCHEDULABLE_TAINT, "operator": "Exists"},  # mode cordon

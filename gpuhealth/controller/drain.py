@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from gpuhealth.api.names import STATE_LABEL, NodeState
+from gpuhealth.api.report import Drain, DrainPhase
 from gpuhealth.controller.event_recorder import Telling
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.pods import Pod, gangs, movable, slim, unknown, unreadable_pod
@@ -58,7 +59,7 @@ class Means(msgspec.Struct, frozen=True):
     now: Callable[[], datetime]
 
 
-async def write_drain(client: Client, node: str, old: facts.Drain | None, new: facts.Drain) -> None:
+async def write_drain(client: Client, node: str, old: Drain | None, new: Drain) -> None:
     """Put into the node's report what has changed of its drain, and nothing else: the deadline may have been changed
     by a person since. Only the controller writes these fields; the agent leaves them alone."""
     before = {} if old is None else msgspec.to_builtins(old, builtin_types=(datetime,))
@@ -105,8 +106,8 @@ class NodeDrain:
         self._reopened = 0  # how often pods have come after all had gone
         self._rests_until = 0.0  # in the loop's time
         self._why = ""
-        self._drain = facts.Drain()
-        self._written: facts.Drain | None = None
+        self._drain = Drain()
+        self._written: Drain | None = None
 
     async def run(self) -> None:
         """Until cancelled: what comes to a node that is drained already must go, too."""
@@ -153,7 +154,7 @@ class NodeDrain:
             return
         now = means.now().astimezone(UTC).replace(microsecond=0)
         deadline = now + timedelta(seconds=means.settings.drain_deadline)
-        self._drain = facts.Drain("draining", since, now, deadline)
+        self._drain = Drain(phase=DrainPhase.DRAINING, quarantine_since=since, started_at=now, deadline=deadline)
         await self._save()  # before anything is done
         await mark_state(means, self._node, NodeState.DRAINING)
         log.info("drain started", node=self._node, code=said.quarantine.code, deadline=written_time(deadline))
@@ -170,7 +171,7 @@ class NodeDrain:
         if not self._pods.listed:
             return
         present = self._movable()
-        if present and self._drain.phase == "drained":
+        if present and self._drain.phase == DrainPhase.DRAINED:
             if asyncio.get_running_loop().time() < self._rests_until:
                 return
             await self._reopen(present)
@@ -193,7 +194,7 @@ class NodeDrain:
         nothing_left = not present and not self._movable() and not self._unknown()
         if not nothing_left:
             return
-        if await mark_state(self._means, self._node, NodeState.DRAINED) and self._drain.phase != "drained":
+        if await mark_state(self._means, self._node, NodeState.DRAINED) and self._drain.phase != DrainPhase.DRAINED:
             await self._finish()
 
     def _movable(self) -> list[Pod]:
@@ -220,7 +221,7 @@ class NodeDrain:
         due = [refusal.retry_at - now for refusal in self._refusals.values()]
         if (deadline := self._deadline()) is not None and not self._is_overdue():
             due.append((deadline - self._means.now()).total_seconds())
-        if not self._movable() and self._drain.phase != "drained":
+        if not self._movable() and self._drain.phase != DrainPhase.DRAINED:
             due.append(_MARK_SECONDS)  # only the label is missing
         longest = self._means.settings.drain_retry
         return min(max(0.0, min(due, default=longest)), longest)
@@ -356,7 +357,7 @@ class NodeDrain:
         """Pods that tolerate the taint, or were bound at that very moment, have come: they have their own deadline."""
         now = self._means.now().astimezone(UTC).replace(microsecond=0)
         deadline = now + timedelta(seconds=self._means.settings.drain_deadline)
-        changed = {"phase": "draining", "started_at": now, "deadline": deadline, "ended_at": None}
+        changed = {"phase": DrainPhase.DRAINING, "started_at": now, "deadline": deadline, "ended_at": None}
         self._drain = msgspec.structs.replace(self._drain, **changed)
         await self._save()
         log.info("drain restarted", node=self._node, pods=len(present), deadline=written_time(deadline))
@@ -367,7 +368,7 @@ class NodeDrain:
 
     async def _finish(self) -> None:
         ended = self._means.now().astimezone(UTC).replace(microsecond=0)
-        self._drain = msgspec.structs.replace(self._drain, phase="drained", remaining=0, ended_at=ended)
+        self._drain = msgspec.structs.replace(self._drain, phase=DrainPhase.DRAINED, remaining=0, ended_at=ended)
         await self._save()
         # What somebody makes anew for this very node, as often as it goes, must not go and come for ever.
         rest = min(_LONGEST_REST_SECONDS, self._means.settings.drain_retry * 2.0 ** min(self._reopened, 16))

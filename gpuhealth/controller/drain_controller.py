@@ -10,8 +10,8 @@ import msgspec
 import structlog
 
 from gpuhealth.api.names import NodeState
+from gpuhealth.api.report import Drain, DrainPhase, QuarantineState
 from gpuhealth.controller.drain import Means, NodeDrain, mark_state, write_drain
-from gpuhealth.fleet import views as facts
 from gpuhealth.kube.client import backoff, patience
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
@@ -28,7 +28,7 @@ class Drains:
         self._means = means
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._since: dict[str, datetime | None] = {}  # the quarantine that a task is for
-        self._ended: dict[str, facts.Drain] = {}  # as they were: the watch may not say yet that they are over
+        self._ended: dict[str, Drain] = {}  # as they were: the watch may not say yet that they are over
 
     async def run(self) -> None:
         """Until cancelled; what is unfinished then is taken up by whoever leads next."""
@@ -87,16 +87,17 @@ class Drains:
         if report is None or self._ended.get(node) == report.drain:
             return True
         drain = report.drain
-        cancelled = drain.phase == "draining"
+        cancelled = drain.phase == DrainPhase.DRAINING
         now = means.now().astimezone(UTC).replace(microsecond=0)
         ended = msgspec.structs.replace(
             drain,
-            phase="cancelled" if cancelled else "ended",
+            phase=DrainPhase.CANCELLED if cancelled else DrainPhase.ENDED,
             ended_at=now if cancelled else drain.ended_at,
             message=f"{drain.remaining} pods were left" if cancelled else drain.message,
         )
         try:
-            if report.quarantine.state == "quarantined" and not await mark_state(means, node, NodeState.QUARANTINED):
+            out = report.quarantine.state == QuarantineState.QUARANTINED
+            if out and not await mark_state(means, node, NodeState.QUARANTINED):
                 return False
             await write_drain(means.client, node, drain, ended)
             self._ended[node] = drain

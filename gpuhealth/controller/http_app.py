@@ -15,6 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from gpuhealth import __version__
+from gpuhealth.api.report import DrainPhase
 from gpuhealth.controller.burnin_scheduler import OUTCOMES
 from gpuhealth.controller.controller import Controller
 from gpuhealth.kube.access import Access
@@ -66,7 +67,7 @@ class ControllerCollector(Collector):
         gpus = [(*key, value) for key, value in fleet.gpus.items()]
         yield gauge("fleet_gpus", "GPUs; those of a silent agent are unknown", ["verdict", "model"], gpus)
         yield gauge("agents_silent", "GPU nodes with no agent that is ready", [], [(len(fleet.silent),)])
-        phases = [(phase, fleet.phases[phase]) for phase in ("pending", "draining", "drained")]
+        phases = [(phase, fleet.phases[phase]) for phase in ("pending", DrainPhase.DRAINING, DrainPhase.DRAINED)]
         yield gauge("drain_nodes", "Nodes that are to be drained", ["phase"], phases)
         under_way = Counter(test.reason for test in fleet.tests.items.values() if not test.over)
         yield gauge("burnin_running", "Burn-ins under way or waiting for their node", ["reason"], under_way.items())

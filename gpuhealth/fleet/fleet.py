@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gpuhealth.api.names import AGENT_PODS, BUDGET_LABEL, BURNIN_PODS, DRAIN
+from gpuhealth.api.report import DrainPhase, QuarantineState
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.store import Table
-from gpuhealth.fleet.views import UNKNOWN, wants_drain
+from gpuhealth.fleet.views import wants_drain
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
 from gpuhealth.kube.watching import watch
+from gpuhealth.model.verdict import State
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 READ_KINDS = ("GPUHealthReport", "Lease", "Namespace", "Node", "Pod", "PodDisruptionBudget", "QuarantineBudget")
@@ -192,7 +194,7 @@ class Fleet:
             self.held.setdefault(new.held.budget, set()).add(name)
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
         wanted = node is not None and report is not None and self._drains and wants_drain(node, report)
-        under_way = report is not None and report.drain.phase in {"draining", "drained"}
+        under_way = report is not None and report.drain.phase in {DrainPhase.DRAINING, DrainPhase.DRAINED}
         if new is None or not new.silent:
             self.silent.pop(name, None)
         else:
@@ -219,11 +221,13 @@ class Fleet:
         report = report or facts.Report(name)
         # What an agent said that is no longer there may have been true then.
         known = report.readable and not silent
-        gpus = report.gpus if known else tuple((UNKNOWN, model) for _, model in report.gpus)
+        gpus = report.gpus if known else tuple((State.UNKNOWN, model) for _, model in report.gpus)
         drain = (report.drain.phase or "pending") if self._drains and wants_drain(node, report) else ""
         said = report.quarantine
-        held = Hold(said.budget, said.limit, said.code) if said.state == "blocked" and said.budget else None
-        return Standing(node.state or UNKNOWN, self.pool(node), silent, gpus, held, drain)
+        held = (
+            Hold(said.budget, said.limit, said.code) if said.state == QuarantineState.BLOCKED and said.budget else None
+        )
+        return Standing(node.state or State.UNKNOWN, self.pool(node), silent, gpus, held, drain)
 
     def pool(self, node: facts.Node) -> str:
         """The node's pool, by the first of the labels that it has."""

@@ -25,15 +25,16 @@ from gpuhealth.api.names import (
     TAINT,
     NodeState,
 )
+from gpuhealth.api.report import Burnin, Drain, Inventory, Quarantine
 from gpuhealth.fleet.comparison import Tested
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.objects import Time, labels_of, text_of, time_of
+from gpuhealth.kube.objects import labels_of, text_of
 from gpuhealth.kube.selectors import checked
+from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import condition, is_out, is_ready, notes, override, unknown_record, unschedulable
 from gpuhealth.quarantine.slots import sets_of, taken
 
-UNKNOWN = "unknown"
 _MULTIPLES = {"k": 10**3, "M": 10**6, "G": 10**9}
 """Endings of a quantity that is a count; the API server writes 1000 as 1k."""
 _SPEEDS = {"soak": "_tflops", "bandwidth": "_gigabytes_per_second", "collectives": "_gigabytes_per_second"}
@@ -62,36 +63,6 @@ class Node(msgspec.Struct, frozen=True):
         return self.labels.get(STATE_LABEL, "")
 
 
-class Drain(msgspec.Struct, frozen=True, rename="camel"):
-    """How far a drain is, as the report says."""
-
-    phase: str = ""
-    quarantine_since: Time | None = None
-    started_at: Time | None = None
-    deadline: Time | None = None
-    ended_at: Time | None = None
-    remaining: int = 0
-    evicted: int = 0
-    deleted: int = 0
-    message: str = ""
-
-
-class Quarantine(msgspec.Struct, frozen=True):
-    """What the agent says of taking its node out of service."""
-
-    state: str = "none"
-    code: str = ""
-    since: Time | None = None
-    drain: bool = False
-    budget: str = ""
-    limit: str = ""
-
-    @property
-    def asks_for_drain(self) -> bool:
-        """Whether the agent wants what runs there to be moved away."""
-        return self.state == "quarantined" and self.drain
-
-
 class Report(msgspec.Struct, frozen=True):
     """A GPUHealthReport."""
 
@@ -105,9 +76,14 @@ class Report(msgspec.Struct, frozen=True):
     readable: bool = True  # if not: as it was last read
 
 
-class _Status(msgspec.Struct, frozen=True):
-    quarantine: Quarantine | None = None
-    drain: Drain | None = None
+class _Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a report's status that are read: what is odd in another one costs nothing here."""
+
+    verdict: str = State.UNKNOWN
+    inventory: Inventory = Inventory()
+    quarantine: Quarantine = Quarantine()
+    drain: Drain = Drain()
+    burnin: Burnin = Burnin()
 
 
 class Agent(msgspec.Struct, frozen=True):
@@ -139,6 +115,23 @@ class Budget(msgspec.Struct, frozen=True):
 
     key: str
     body: Object
+    count_unavailable: bool = False
+    conditions: tuple[Transition, ...] = ()
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The status of a condition, and since when."""
+
+    status: str = ""
+    last_transition_time: str
+
+
+class _BudgetSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    count_unavailable: bool = False
+
+
+class _BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    conditions: tuple[Transition, ...] = ()
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -231,42 +224,41 @@ def _count(quantity: Any) -> int:
 
 def report(item: Object) -> Report:
     """Slims a GPUHealthReport."""
-    status: dict[str, Any] = item.get("status") or {}
-    gpus = (status.get("inventory") or {}).get("gpus") or []
-    said = msgspec.convert({key: status.get(key) for key in ("quarantine", "drain")}, _Status)
-    quarantine, drain = said.quarantine or Quarantine(), said.drain or Drain()
-    for time in (quarantine.since, drain.quarantine_since, drain.started_at, drain.deadline, drain.ended_at):
+    status = msgspec.convert(item.get("status") or {}, _Status)
+    quarantine, drain, tested_at = status.quarantine, status.drain, status.burnin.tested_at
+    times = (quarantine.since, drain.quarantine_since, drain.started_at, drain.deadline, drain.ended_at, tested_at)
+    for time in times:
         if time is not None:
-            time.astimezone(UTC)  # at the ends of the calendar there is none
+            time.astimezone(UTC)  # raises OverflowError at the ends of the calendar
     return Report(
         name_of(item),
-        tuple((sys.intern(gpu.get("verdict", UNKNOWN)), sys.intern(gpu.get("model", ""))) for gpu in gpus),
-        quarantine,
+        tuple((sys.intern(gpu.verdict), sys.intern(gpu.model)) for gpu in status.inventory.gpus),
+        msgspec.structs.replace(quarantine, reason="", slots=()),  # only people read them
         drain,
-        status.get("verdict") == "healthy",
-        time_of(tested) if (tested := (status.get("burnin") or {}).get("testedAt")) else None,
-        tuple(_tested(name_of(item), status.get("burnin") or {})),
+        status.verdict == State.HEALTHY,
+        tested_at.astimezone(UTC) if tested_at else None,
+        tuple(_tested(name_of(item), status.burnin)),
     )
 
 
-def _tested(node: str, burnin: Object) -> Iterator[Tested]:
+def _tested(node: str, burnin: Burnin) -> Iterator[Tested]:
     """What is compared over the fleet. Most of it is the same on thousands of GPUs, and kept once."""
-    for uuid, gpu in (burnin.get("gpus") or {}).items():
-        said = gpu.get("tests") or {}
-        tests = said.values()
-        digests = {what: digest for test in tests for what, digest in (test.get("digests") or {}).items()}
-        software: dict[str, str] = next((test["software"] for test in tests if test.get("software")), {})
+    for uuid, gpu in burnin.gpus.items():
+        tests = gpu.tests.values()
+        digests = {what: digest for test in tests for what, digest in test.digests.items()}
+        software = next((test.software for test in tests if test.software), {})
         speeds = {
             what: _speed(value)
             for name, ending in _SPEEDS.items()
-            for what, value in (said.get(name, {}).get("figures") or {}).items()
+            if name in gpu.tests
+            for what, value in gpu.tests[name].figures.items()
             if what.endswith(ending)
         }
         yield Tested(
             node,
             uuid,
-            sys.intern(gpu.get("model", "")),
-            sys.intern(gpu.get("level", "")),
+            sys.intern(gpu.model),
+            sys.intern(gpu.level),
             sys.intern(", ".join(f"{name} {version}" for name, version in sorted(software.items()))),
             tuple((sys.intern(what), sys.intern(digest)) for what, digest in sorted(digests.items())),
             tuple((sys.intern(what), value) for what, value in sorted(speeds.items())),
@@ -274,9 +266,9 @@ def _tested(node: str, burnin: Object) -> Iterator[Tested]:
 
 
 def _speed(value: float) -> float:
-    if not math.isfinite(speed := float(value)) or speed < 0:
+    if not math.isfinite(value) or value < 0:
         raise ValueError(f"{value!r} is no speed")
-    return speed
+    return value
 
 
 def state_without_test(said: Report | None) -> str:
@@ -313,14 +305,12 @@ def test(item: Object) -> Test:
 
 def budget(item: Object) -> Budget:
     """Keeps a budget, of which everything can be read that will be."""
-    metadata, status = item["metadata"], item.get("status") or {}
     checked(item["spec"]["nodeSelector"])
     sets_of(item, 1, "")
-    msgspec.convert(metadata["generation"], int)
-    for known in msgspec.convert(status.get("conditions") or [], list[dict[str, Any]]):
-        text_of(known["lastTransitionTime"])
-    msgspec.convert(status, dict[str, Any])
-    return Budget(name_of(item), item)
+    msgspec.convert(item["metadata"]["generation"], int)
+    spec = msgspec.convert(item["spec"], _BudgetSpec)
+    status = msgspec.convert(item.get("status") or {}, _BudgetStatus)
+    return Budget(name_of(item), item, spec.count_unavailable, status.conditions)
 
 
 def place(item: Object) -> Place:

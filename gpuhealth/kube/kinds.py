@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gpuhealth.api import budget, report
 from gpuhealth.api.names import API_VERSION
 
 
@@ -28,5 +29,5 @@ PODS = Kind("v1", "Pod", "pods", namespaced=True)
 POD_TEMPLATES = Kind("v1", "PodTemplate", "podtemplates", namespaced=True)
 EVENTS = Kind("v1", "Event", "events", namespaced=True)
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases", namespaced=True)
-REPORTS = Kind(API_VERSION, "GPUHealthReport", "gpuhealthreports")
-BUDGETS = Kind(API_VERSION, "QuarantineBudget", "quarantinebudgets")
+REPORTS = Kind(API_VERSION, report.DEFINITION.kind, report.DEFINITION.plural)
+BUDGETS = Kind(API_VERSION, budget.DEFINITION.kind, budget.DEFINITION.plural)

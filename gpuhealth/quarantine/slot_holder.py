@@ -26,6 +26,7 @@ from gpuhealth.quarantine.slots import (
     Outcome,
     Set,
     Taken,
+    counted_size,
     has_percentage,
     is_counted,
     is_slot_of,
@@ -247,9 +248,8 @@ class Places:
         """How many nodes the budget selects; asked for only where a percentage needs it and no controller says."""
         if not has_percentage(budget):
             return 0
-        status = budget.get("status")
-        size = status.get("size") if isinstance(status, dict) else None
-        return size if isinstance(size, int) else await census.size(self._client, budget)
+        size = counted_size(budget)
+        return await census.size(self._client, budget) if size is None else size
 
     # --- one slot -----------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from gpuhealth.api.budget import Amount
 from gpuhealth.api.names import (
     BUDGET_LABEL,
     FAULT_SLOTS,
@@ -150,18 +151,37 @@ def limit_of(amount: int | str, size: int) -> int:
 def has_percentage(budget: Object) -> bool:
     """Whether the number of nodes that it selects has to be known. Raises BudgetError."""
     try:
-        spec = budget["spec"]
-        return any(isinstance(spec.get(limit), str) for limit in Limit)
+        limits = msgspec.convert(budget["spec"], _Limits)
+        amounts = (limits.max_unavailable, limits.max_per_window, limits.max_per_fault)
+        return any(isinstance(amount, str) for amount in amounts)
     except _MALFORMED as error:
         raise BudgetError(f"its spec cannot be read: {error!r}") from None
 
 
 def is_counted(budget: Object) -> bool:
     """Whether the controller has found that every node that is out and that the budget now selects holds a slot."""
-    status = budget.get("status")
-    if not isinstance(status, dict) or (generation := budget["metadata"].get("generation")) is None:
-        return False
-    return status.get("observedGeneration") == generation and status.get("counted") is True
+    status, generation = _counts(budget), budget["metadata"].get("generation")
+    return status.counted and generation is not None and status.observed_generation == generation
+
+
+def counted_size(budget: Object) -> int | None:
+    """How many nodes the budget selects, as the controller has counted; None where it has not."""
+    return _counts(budget).size
+
+
+class _Counts(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a budget's status that are read: what is odd in another one costs nothing here."""
+
+    observed_generation: int | None = None
+    counted: bool = False
+    size: int | None = None
+
+
+def _counts(budget: Object) -> _Counts:
+    try:
+        return msgspec.convert(budget.get("status") or {}, _Counts)
+    except msgspec.ValidationError:  # as if the controller had not counted
+        return _Counts()
 
 
 def sets_of(budget: Object, size: int, code: str) -> list[Set]:
@@ -174,16 +194,25 @@ def sets_of(budget: Object, size: int, code: str) -> list[Set]:
         raise BudgetError(f"its spec cannot be read: {error!r}") from None
 
 
+class _Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a budget's spec that bound slots: what is odd in another one costs nothing here."""
+
+    max_unavailable: Amount
+    max_per_window: Amount | None = None
+    max_per_fault: Amount | None = None
+    window: str = "1h"
+
+
 def _sets(name: str, budget: Object, size: int, code: str) -> Iterator[Set]:
-    spec = budget["spec"]
+    limits = msgspec.convert(budget["spec"], _Limits)
     changed = budget["metadata"].get("generation", 1) != 1
-    yield Set(name, name, Limit.UNAVAILABLE, limit_of(spec["maxUnavailable"], size), changed=changed)
-    per_window, per_fault = spec.get("maxPerWindow"), spec.get("maxPerFault")
+    yield Set(name, name, Limit.UNAVAILABLE, limit_of(limits.max_unavailable, size), changed=changed)
+    per_window, per_fault = limits.max_per_window, limits.max_per_fault
     if per_window is None and per_fault is None:
         return
-    window = float(str(seconds(spec.get("window", "1h"))))
+    window = float(str(seconds(limits.window)))
     if not 0 < window <= MAX_WINDOW:
-        raise BudgetError(f"its window is {spec['window']}, and has to be more than 0 and at most 365d")
+        raise BudgetError(f"its window is {limits.window}, and has to be more than 0 and at most 365d")
     lasts = math.ceil(window)
     if per_window is not None:
         yield Set(f"{name}.{WINDOW_SLOTS}", name, Limit.PER_WINDOW, limit_of(per_window, size), lasts, changed)

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from gpuhealth.api.names import MANUAL, QUARANTINE, ConditionReason, Override
+from gpuhealth.api.report import Quarantine, QuarantineState
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.events import Events, Note
@@ -50,7 +51,7 @@ from gpuhealth.quarantine.marks import (
     wanted_codes,
 )
 from gpuhealth.quarantine.own_node import OwnNode
-from gpuhealth.quarantine.report import Facts, Quarantine, Report, status_of
+from gpuhealth.quarantine.report import Facts, Report, status_of
 from gpuhealth.quarantine.slot_holder import Places
 from gpuhealth.quarantine.slots import Held
 from gpuhealth.runtime.settings import Settings
@@ -316,16 +317,26 @@ class NodeWriter:
         if ours is not None and not ended_by_person(node):
             why = [out_of_service(node)] if ours.code == MANUAL else []
             reason = "; ".join([*why, *self._admission.lacking])
-            state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
-            slots = self._admission.places
-            return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, slots=slots)
+            state = QuarantineState.AWAITING_TEST if ours.code == REQUIRED.name else QuarantineState.QUARANTINED
+            return Quarantine(
+                state=state,
+                code=ours.code,
+                since=ours.since,
+                drain=desired.drain,
+                reason=reason,
+                slots=self._admission.places,
+            )
         if self.held is not None:
             by, code = self.held
-            return Quarantine("blocked", code, budget=by.budget, limit=by.limit, reason=by.reason)
+            return Quarantine(
+                state=QuarantineState.BLOCKED, code=code, budget=by.budget, limit=by.limit, reason=by.reason
+            )
         if freed:
-            return Quarantine("dismissed", freed[0], reason="a person took the taint or the cordon away")
+            reason = "a person took the taint or the cordon away"
+            return Quarantine(state=QuarantineState.DISMISSED, code=freed[0], reason=reason)
         if wanted and self._mode == "observe":
-            return Quarantine("would_quarantine", wanted[0], reason="mode observe marks nothing")
+            reason = "mode observe marks nothing"
+            return Quarantine(state=QuarantineState.WOULD_QUARANTINE, code=wanted[0], reason=reason)
         return Quarantine()
 
     def _observed(self, node: Object, desired: Desired) -> list[Act]:

@@ -15,7 +15,8 @@ from testing.attacks import event
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.api.names import OVERRIDE, TAINT
-from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate
+from gpuhealth.api.report import BurninReason
+from gpuhealth.controller.burnin_plan import Candidate
 from gpuhealth.controller.burnin_scheduler import pod_of
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError
@@ -54,7 +55,7 @@ def plain(name: str) -> Document:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
-def honest(cluster: Cluster, reason: str = PERIODIC, level: str = "standard") -> Document:
+def honest(cluster: Cluster, reason: str = BurninReason.PERIODIC, level: str = "standard") -> Document:
     """What the controller would send."""
     template = cluster.plane.request("GET", TEMPLATE)["template"]
     return pod_of(template, Candidate(f"{cluster.name}-n", "p", reason), 8, level)
@@ -97,7 +98,7 @@ def test_the_controller_is_not_refused(admission: Admission, cluster: Cluster) -
     assert judged == CONTROLLERS
 
 
-@pytest.mark.parametrize("reason", [PERIODIC, RETURN])
+@pytest.mark.parametrize("reason", [BurninReason.PERIODIC, BurninReason.RETURN])
 @pytest.mark.parametrize("level", ["quick", "standard", "long"])
 def test_every_burn_in_is_allowed(admission: Admission, cluster: Cluster, reason: str, level: str) -> None:
     """Of every level and for every reason; also as the server changes it where GPUs and priorities are in use."""

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate, Room, in_order
+from gpuhealth.api.report import BurninReason
+from gpuhealth.controller.burnin_plan import Candidate, Room, in_order
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -15,7 +16,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 def candidate(node: str, days_ago: float | None = None, pool: str = "p", **other: object) -> Candidate:
     """One that was tested so long ago, or never."""
     tested = None if days_ago is None else NOW - timedelta(days=days_ago)
-    return Candidate(node, pool, **{"reason": PERIODIC, "tested": tested, **other})  # type: ignore[arg-type]
+    return Candidate(node, pool, **{"reason": BurninReason.PERIODIC, "tested": tested, **other})  # type: ignore[arg-type]
 
 
 def test_who_waits_to_return_is_first_and_then_the_longest_untested() -> None:
@@ -25,7 +26,7 @@ def test_who_waits_to_return_is_first_and_then_the_longest_untested() -> None:
         candidate("a", 8),
         candidate("c", 30),
         candidate("new"),
-        candidate("r", 1, reason=RETURN),
+        candidate("r", 1, reason=BurninReason.RETURN),
     ]
     assert [each.node for each in in_order(given_)] == ["r", "new", "c", "a", "b"]
 
@@ -45,7 +46,7 @@ def test_a_test_counts_in_a_budget_as_if_it_failed() -> None:
     assert room.take(candidate("a", budgets=("rack", "all")))
     assert not room.take(candidate("b", budgets=("rack", "all")))
     assert room.take(candidate("c", budgets=("all",)))
-    assert room.take(candidate("d", reason=RETURN, budgets=("rack",)))
+    assert room.take(candidate("d", reason=BurninReason.RETURN, budgets=("rack",)))
     assert not Room({"p": 9}, {"rack": 1}, [candidate("x", budgets=("rack",))]).has(candidate("y", budgets=("rack",)))
 
 
@@ -60,11 +61,18 @@ def test_no_draw_goes_over_a_limit(
     """Whatever asks, no pool has more tests and no budget more of them than it may."""
     room = Room(pools, places, [])
     asking = [
-        candidate(str(number), pool=pool, budgets=tuple(budgets), reason=RETURN if back else PERIODIC)
+        candidate(
+            str(number),
+            pool=pool,
+            budgets=tuple(budgets),
+            reason=BurninReason.RETURN if back else BurninReason.PERIODIC,
+        )
         for number, (pool, budgets, back) in enumerate(drawn)
     ]
     begun = [each for each in asking if room.take(each)]
     for pool in "pq":
         assert sum(each.pool == pool for each in begun) <= pools.get(pool, 0)
     for budget in "bcd":
-        assert sum(budget in each.budgets and each.reason == PERIODIC for each in begun) <= places.get(budget, 0)
+        assert sum(budget in each.budgets and each.reason == BurninReason.PERIODIC for each in begun) <= places.get(
+            budget, 0
+        )

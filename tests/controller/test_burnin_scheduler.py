@@ -11,7 +11,8 @@ from kube import Document
 from kube.control_plane import RequestError
 from testing.managed_cluster import Cluster, until
 
-from gpuhealth.controller.burnin_plan import PERIODIC, Candidate
+from gpuhealth.api.report import BurninReason
+from gpuhealth.controller.burnin_plan import Candidate
 from gpuhealth.controller.burnin_scheduler import pod_of, uses_gpus
 
 PODS = "/api/v1/namespaces/gpuhealth/pods"
@@ -272,7 +273,7 @@ def test_the_template_stays_the_deployments() -> None:
             "tolerations": [{"key": "own", "operator": "Exists"}],
         },
     }
-    pod = pod_of(template, Candidate("n" * 250, "p", PERIODIC), 4, "quick")
+    pod = pod_of(template, Candidate("n" * 250, "p", BurninReason.PERIODIC), 4, "quick")
     assert pod["metadata"]["labels"]["team"] == "hw"
     assert len(pod["metadata"]["name"]) <= 253
     assert pod["spec"]["containers"][0]["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": "4"}

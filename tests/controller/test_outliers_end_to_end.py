@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -15,10 +14,11 @@ from kube import Document
 from testing.managed_cluster import Cluster, until
 from testing.simnode import SimulatedNode
 
+from gpuhealth.api.resource import body
 from gpuhealth.fleet import views as facts
 from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier, outliers
 from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
-from gpuhealth.quarantine import report_burnins as tested
+from gpuhealth.quarantine.report_burnins import burnin_of
 from tests.controller.test_outlier_publisher import said
 
 COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--json"]
@@ -35,8 +35,7 @@ def burnin(environment: dict[str, str], *options: str) -> Document:
     assert run.status is TestStatus.PASSED
     gpus = [result.gpu for result in run.results]
     run = msgspec.structs.replace(run, models=run.models or dict.fromkeys(gpus, "a processor"))
-    status: Document = json.loads(json.dumps(tested.status_of([run], gpus)))
-    return status
+    return body(burnin_of([run], gpus))
 
 
 def compared(burnins: dict[str, Document]) -> list[Outlier]:
