@@ -30,7 +30,7 @@ def path(definition: Definition) -> Path:
 
 
 def text(definition: Definition) -> str:
-    """The file's contents."""
+    """The contents of its file, with the command that made it."""
     head = f"# Made from gpuhealth/api by `{COMMAND}`; changes made here are lost.\n"
     body = yaml.dump(manifest(definition), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
     return head + body
