@@ -20,12 +20,14 @@ from prometheus_client.core import Metric
 
 from gpuhealth import __version__
 from gpuhealth.agent.agent import Agent
+from gpuhealth.api import metrics as names
 from gpuhealth.model.missing import Missing
 from gpuhealth.model.verdict import State
+from gpuhealth.monitors.nvidia import metric_names as nvidia
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
 from gpuhealth.quarantine.slots import NO_BUDGET
 from gpuhealth.runtime.exposition import CONTENT_TYPE, Collect, Rendering
-from gpuhealth.runtime.metric_families import counter, gauge
+from gpuhealth.runtime.metric_families import family
 
 _PAUSE_SECONDS = 0.2
 _LINK_IS_UP = (1, 3)  # active; active without traffic
@@ -45,7 +47,7 @@ class Exposition:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._rendering = Rendering("agent", _collectors(agent))
+        self._rendering = Rendering(names.AGENT_METRICS_ERRORS, _collectors(agent))
         self._made: tuple[int, float] = (-1, 0.0)  # of which version of the agent's memory, when
         self._text = b""
 
@@ -92,96 +94,73 @@ class _NodeMetrics:
         agent = self._agent
         verdict = agent.verdict if agent.is_current() else None
         state = verdict.verdict if verdict else State.UNKNOWN
-        yield gauge("node_healthy", "1 while the node can be trusted with work", (), [(state is State.HEALTHY,)])
-        yield gauge("verdict", "1 for the node's verdict", ["verdict"], [(each, each is state) for each in State])
+        yield family(names.NODE_HEALTHY, [(state is State.HEALTHY,)])
+        yield family(names.VERDICT, [(each, each is state) for each in State])
         gpus = [(gpu.uuid, each, each is gpu.verdict) for gpu in (verdict.gpus if verdict else ()) for each in State]
-        yield gauge("gpu_verdict", "1 for the verdict of a GPU, of one that is gone too", ["gpu", "verdict"], gpus)
+        yield family(names.GPU_VERDICT, gpus)
 
     def findings(self) -> Iterator[Metric]:
         agent = self._agent
         findings = agent.findings.active()
-        yield gauge(
-            "finding",
-            "1 while a finding is active",
-            ["code", "severity", "component", "gpu"],
-            [(finding.code, finding.severity, finding.component, finding.gpu, 1) for finding in findings],
+        yield family(
+            names.FINDING, [(finding.code, finding.severity, finding.component, finding.gpu, 1) for finding in findings]
         )
         counts = agent.counts
-        yield counter("findings", "Findings raised", ["code"], counts.findings.items())
+        yield family(names.FINDINGS, counts.findings.items())
         xids = [(*key, value) for key, value in counts.xids.items()]
-        yield counter("xid_errors", "XIDs seen in the kernel log or told by NVML", ["xid", "gpu"], xids)
-        yield counter("kernel_events", "Kernel-log records that mean something", ["kind"], counts.kernel_events.items())
+        yield family(names.XID_ERRORS, xids)
+        yield family(names.KERNEL_EVENTS, counts.kernel_events.items())
 
     def checks(self) -> Iterator[Metric]:
         agent = self._agent
         missing = {(check, reason.reason) for (check, _), reason in agent.findings.measured.unmeasured.items()}
-        yield gauge(
-            "not_checked", "1 for a check that could not be made", ["check", "reason"], [(*m, 1) for m in missing]
-        )
+        yield family(names.NOT_CHECKED, [(*m, 1) for m in missing])
         reasons = agent.release.current.reasons if agent.release.current else ()
-        yield gauge(
-            "released",
-            "1 while NVML is not measured since the driver was let go on request, and until it is back",
-            ["reason"],
-            [(reason, 1) for reason in reasons],
-        )
-        yield gauge(
-            "check_last_success_timestamp_seconds",
-            "When a check last read all it needs",
-            ["check"],
+        yield family(nvidia.RELEASED, [(reason, 1) for reason in reasons])
+        yield family(
+            names.CHECK_LAST_SUCCESS,
             [(check, when.timestamp()) for check, when in agent.findings.measured.last_measured().items()],
         )
-        yield gauge("agent_judge_seconds", "Time that all checks of the last round took", [], [(agent.check_seconds,)])
+        yield family(names.AGENT_JUDGE_SECONDS, [(agent.check_seconds,)])
         held = agent.keeper.writer.held if agent.keeper.writer else None
-        yield gauge(
-            "quarantine_blocked",
-            "1 while a limit of a budget leaves no slot for this node, or none can be sought (limit error)",
-            ["budget", "limit", "code"],
+        yield family(
+            names.QUARANTINE_BLOCKED,
             [(held[0].budget, held[0].limit, held[1], 1)] if held and held[0].limit != NO_BUDGET else [],
         )
 
     def agent(self) -> Iterator[Metric]:
         agent, counts = self._agent, self._agent.counts
-        yield gauge(
-            "agent_info", "Which agent this is", ["version", "node"], [(__version__, agent.settings.node_name, 1)]
-        )
+        yield family(names.AGENT_INFO, [(__version__, agent.settings.node_name, 1)])
         if agent.readings is not None:
             read_at = [(agent.readings.time.timestamp(),)]
-            yield gauge("agent_last_round_timestamp_seconds", "When the last round ended", [], read_at)
-        yield counter("agent_rounds", "Rounds completed", [], [(counts.rounds,)])
-        yield gauge("agent_round_seconds", "Time that reading the last round took", [], [(agent.round_seconds,)])
-        yield counter("agent_kmsg_records", "Kernel-log records read", [], [(agent.kernel_log.records,)])
-        yield counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(agent.kernel_log.lost_records,)])
-        yield gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(agent.kernel_log.lag_seconds,)])
+            yield family(names.AGENT_LAST_ROUND, read_at)
+        yield family(names.AGENT_ROUNDS, [(counts.rounds,)])
+        yield family(names.AGENT_ROUND_SECONDS, [(agent.round_seconds,)])
+        yield family(names.AGENT_KMSG_RECORDS, [(agent.kernel_log.records,)])
+        yield family(names.AGENT_KMSG_LOST_RECORDS, [(agent.kernel_log.lost_records,)])
+        yield family(names.AGENT_KMSG_LAG, [(agent.kernel_log.lag_seconds,)])
         failures = dict.fromkeys(_LOOPS, 0) | counts.failures
-        yield counter("loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
-        yield counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
+        yield family(names.LOOP_FAILURES, failures.items())
+        yield family(names.AGENT_JOURNAL_ERRORS, [(agent.journal.errors,)])
         api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
-        yield counter("kube_requests", "Requests to the API server; status 0: no answer", ["method", "status"], api)
+        yield family(names.KUBE_REQUESTS, api)
         unreadable = agent.keeper.writer.unreadable if agent.keeper.writer else {}
-        text = "Objects of the API server, each version once, that could not be read"
-        yield counter("agent_unreadable_objects", text, ["kind"], unreadable.items())
-        yield gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])
+        yield family(names.AGENT_UNREADABLE_OBJECTS, unreadable.items())
+        yield family(names.AGENT_CONFIG_VALID, [(agent.config_valid,)])
 
     def nvml(self) -> Iterator[Metric]:
         agent = self._agent
         nvml = agent.readings.nvml if agent.readings else None
         if nvml is not None and not isinstance(nvml, Missing):
             waiting = nvml.waiting_seconds
-            yield gauge(
-                "agent_nvml_seconds", "NVML's last round, or the wait for the one outstanding", [], [(waiting,)]
-            )
-        yield gauge("agent_nvml_processes", "NVML processes, hung ones included", [], [(len(agent.probe.nvml.pids),)])
+            yield family(nvidia.NVML_SECONDS, [(waiting,)])
+        yield family(nvidia.NVML_PROCESSES, [(len(agent.probe.nvml.pids),)])
         starts = [(agent.probe.nvml.starts,)]
-        yield counter("agent_nvml_process_starts", "NVML processes started", [], starts)
-        yield gauge(
-            "agent_driver_released", "1 while the driver is let go on request", [], [(agent.probe.nvml.released,)]
-        )
+        yield family(nvidia.NVML_PROCESS_STARTS, starts)
+        yield family(nvidia.DRIVER_RELEASED, [(agent.probe.nvml.released,)])
 
     def memory(self) -> Iterator[Metric]:
-        yield gauge(
-            "agent_resident_memory_bytes", "Resident memory", ["process"], _resident(self._agent.probe.nvml.pids)
-        )
+        yield family(names.AGENT_MEMORY, _resident(self._agent.probe.nvml.pids))
 
 
 def _resident(children: Iterable[int]) -> Iterator[tuple[str, int]]:
@@ -193,19 +172,19 @@ def _resident(children: Iterable[int]) -> Iterator[tuple[str, int]]:
     yield "nvml", total
 
 
-# Metric, what it is, the field of GpuReadings, and the factor to the base unit.
+# Metric, the field of GpuReadings, and the factor to the base unit.
 _PLAIN = (
-    ("temperature_celsius", "Temperature of the core", "temperature_celsius", 1.0),
-    ("temperature_margin_celsius", "Degrees left before the GPU slows down", "temperature_margin_celsius", 1.0),
-    ("memory_temperature_celsius", "Temperature of the memory", "memory_celsius", 1.0),
-    ("power_watts", "Power drawn", "power_milliwatts", 1e-3),
-    ("power_limit_watts", "Power limit that is enforced", "power_limit_milliwatts", 1e-3),
-    ("sm_clock_hertz", "Clock of the multiprocessors", "sm_clock_mhz", 1e6),
-    ("utilization_ratio", "Share of the time in which a kernel ran", "utilization_percent", 1e-2),
-    ("memory_used_bytes", "Memory in use, less what the driver keeps", "memory_used_bytes", 1.0),
-    ("memory_total_bytes", "Memory of the GPU", "memory_total_bytes", 1.0),
-    ("pcie_width_lanes", "Lanes of the PCIe link in use", "pcie_width", 1.0),
-    ("recovery_action", "NVML field 230; 0 is none", "recovery_action", 1.0),
+    (nvidia.TEMPERATURE, "temperature_celsius", 1.0),
+    (nvidia.TEMPERATURE_MARGIN, "temperature_margin_celsius", 1.0),
+    (nvidia.MEMORY_TEMPERATURE, "memory_celsius", 1.0),
+    (nvidia.POWER, "power_milliwatts", 1e-3),
+    (nvidia.POWER_LIMIT, "power_limit_milliwatts", 1e-3),
+    (nvidia.SM_CLOCK, "sm_clock_mhz", 1e6),
+    (nvidia.UTILIZATION, "utilization_percent", 1e-2),
+    (nvidia.MEMORY_USED, "memory_used_bytes", 1.0),
+    (nvidia.MEMORY_TOTAL, "memory_total_bytes", 1.0),
+    (nvidia.PCIE_WIDTH, "pcie_width", 1.0),
+    (nvidia.RECOVERY_ACTION, "recovery_action", 1.0),
 )
 
 
@@ -221,44 +200,39 @@ def _of_gpus(agent: Agent, metrics: Callable[[NvmlReadings], Iterator[Metric]]) 
 
 def _gpu_info(nvml: NvmlReadings) -> Iterator[Metric]:
     identity = ("pci", "name", "serial", "vbios")
-    labels = ["gpu", "index", "pci", "model", "serial", "vbios", "driver"]
     rows = [(g.component, g.index, *(getattr(g, name) for name in identity), nvml.driver_version) for g in nvml.gpus]
     known = [(*("" if isinstance(value, Missing) else value for value in row), 1) for row in rows]
-    yield gauge("gpu_info", "What a GPU is", labels, known)
+    yield family(nvidia.GPU_INFO, known)
 
 
 def _gpu_readings(nvml: NvmlReadings) -> Iterator[Metric]:
-    for metric, text, field, factor in _PLAIN:
+    for metric, field, factor in _PLAIN:
         values = ((g.component, getattr(g, field)) for g in nvml.gpus)
         scaled = [(gpu, value * factor) for gpu, value in values if not isinstance(value, Missing)]
-        yield gauge(f"gpu_{metric}", text, ["gpu"], scaled)
+        yield family(metric, scaled)
 
 
 def _gpu_counters(nvml: NvmlReadings) -> Iterator[Metric]:
     gpus = nvml.gpus
     replays = [(g.component, g.pcie_replays) for g in gpus]
-    yield counter("gpu_pcie_replays", "Packets sent again over PCIe", ["gpu"], replays)
+    yield family(nvidia.PCIE_REPLAYS, replays)
     throttled = [
         (g.component, reason, value / 1e9)
         for g in gpus
         for reason, value in g.throttle_nanoseconds.items()
         if not isinstance(value, Missing)
     ]
-    held_back = "Time in which the clocks were held back"
-    yield counter("gpu_throttle_seconds", held_back, ["gpu", "reason"], throttled)
-    ecc = (
-        "ECC errors: type (corrected, uncorrected), counter (volatile since the driver was loaded, aggregate), location"
-    )
-    yield counter("gpu_ecc_errors", ecc, ["gpu", "type", "counter", "location"], _ecc_errors(gpus))
-    yield gauge("gpu_remapped_rows", "Memory rows remapped, by cause", ["gpu", "kind"], _remapped(gpus))
+    yield family(nvidia.THROTTLE_SECONDS, throttled)
+    yield family(nvidia.ECC_ERRORS, _ecc_errors(gpus))
+    yield family(nvidia.REMAPPED_ROWS, _remapped(gpus))
     pending = [(g.component, g.remap_pending) for g in gpus]
-    yield gauge("gpu_row_remap_pending", "1 while a row remapping waits for a GPU reset", ["gpu"], pending)
+    yield family(nvidia.ROW_REMAP_PENDING, pending)
     failed = [(g.component, g.remap_failed) for g in gpus]
-    yield gauge("gpu_row_remap_failure", "1 when a row could not be remapped", ["gpu"], failed)
+    yield family(nvidia.ROW_REMAP_FAILURE, failed)
 
 
 def _links(nvml: NvmlReadings) -> Iterator[Metric]:
-    yield gauge("nvlink_up", "1 while an NVLink is active", ["gpu", "link"], _links_up(nvml.gpus))
+    yield family(nvidia.NVLINK_UP, _links_up(nvml.gpus))
 
 
 def _links_up(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:

@@ -15,6 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from gpuhealth import __version__
+from gpuhealth.api import metrics as names
 from gpuhealth.api.report import DrainPhase
 from gpuhealth.controller.burnin_scheduler import OUTCOMES
 from gpuhealth.controller.controller import Controller
@@ -22,7 +23,7 @@ from gpuhealth.kube.access import Access
 from gpuhealth.kube.eviction import Outcome
 from gpuhealth.runtime.exposition import CONTENT_TYPE, Collect, Rendering
 from gpuhealth.runtime.http_server import Handler, keep_serving, serving
-from gpuhealth.runtime.metric_families import counter, gauge
+from gpuhealth.runtime.metric_families import family
 
 
 class ControllerCollector(Collector):
@@ -46,60 +47,55 @@ class ControllerCollector(Collector):
     def _own(self) -> Iterator[Metric]:
         controller = self._controller
         info = [(__version__, controller.identity, 1)]
-        yield gauge("controller_info", "The controller", ["version", "identity"], info)
-        yield gauge("controller_leading", "1 for the controller that acts", [], [(controller.leading,)])
+        yield family(names.CONTROLLER_INFO, info)
+        yield family(names.CONTROLLER_LEADING, [(controller.leading,)])
         calls = [(*key, value) for key, value in controller.api_calls.items()]
-        yield counter("kube_requests", "Requests to the API server; status 0: no answer", ["method", "status"], calls)
-        yield counter("loop_failures", "Unexpected errors by loop", ["loop"], controller.failures.items())
-        text = "Versions of objects that could not be read"
-        yield counter("controller_unreadable_objects", text, ["kind"], controller.unreadable.items())
+        yield family(names.KUBE_REQUESTS, calls)
+        yield family(names.LOOP_FAILURES, controller.failures.items())
+        yield family(names.CONTROLLER_UNREADABLE_OBJECTS, controller.unreadable.items())
         results = [(each, controller.results[each]) for each in Outcome]  # from the start: a rate needs its zero
-        yield counter("drain_evictions", "Pods sent away by drains, and tries at it", ["result"], results)
+        yield family(names.DRAIN_EVICTIONS, results)
         tests = [(each, controller.testing.outcomes[each]) for each in OUTCOMES]
-        yield counter("burnin_tests", "Burn-ins of nodes in service that are over", ["outcome"], tests)
+        yield family(names.BURNIN_TESTS, tests)
 
     def _fleet(self) -> Iterator[Metric]:
         fleet = self._controller.fleet
         if not self._shows_fleet():
             return
         states = [(*key, value) for key, value in fleet.states.items()]
-        yield gauge("fleet_nodes", "GPU nodes", ["state", "pool"], states)
+        yield family(names.FLEET_NODES, states)
         gpus = [(*key, value) for key, value in fleet.gpus.items()]
-        yield gauge("fleet_gpus", "GPUs; those of a silent agent are unknown", ["verdict", "model"], gpus)
-        yield gauge("agents_silent", "GPU nodes with no agent that is ready", [], [(len(fleet.silent),)])
+        yield family(names.FLEET_GPUS, gpus)
+        yield family(names.AGENTS_SILENT, [(len(fleet.silent),)])
         phases = [(phase, fleet.phases[phase]) for phase in ("pending", DrainPhase.DRAINING, DrainPhase.DRAINED)]
-        yield gauge("drain_nodes", "Nodes that are to be drained", ["phase"], phases)
+        yield family(names.DRAIN_NODES, phases)
         under_way = Counter(test.reason for test in fleet.tests.items.values() if not test.over)
-        yield gauge("burnin_running", "Burn-ins under way or waiting for their node", ["reason"], under_way.items())
+        yield family(names.BURNIN_RUNNING, under_way.items())
 
     def _budgets(self) -> Iterator[Metric]:
         if not self._shows_fleet():
             return
         standings = self._controller.budgets.standings.items()
         used = [(name, standing.used) for name, standing in standings]
-        yield gauge("budget_used", "Slots of a budget that are taken", ["budget"], used)
+        yield family(names.BUDGET_USED, used)
         limits = [(name, standing.limit) for name, standing in standings]
-        yield gauge("budget_limit", "Nodes that a budget lets be out at once", ["budget"], limits)
+        yield family(names.BUDGET_LIMIT, limits)
         uncounted = [(name, standing.uncounted) for name, standing in standings]
-        text = "Nodes that are out, and for which a budget that selects them by now has no free slot"
-        yield gauge("budget_uncounted_nodes", text, ["budget"], uncounted)
+        yield family(names.BUDGET_UNCOUNTED_NODES, uncounted)
         held = [(*hold, count) for hold, count in self._controller.fleet.holds.items()]
-        text = "Nodes that should be out and for which a limit of a budget leaves no free slot"
-        yield gauge("quarantine_blocked_nodes", text, ["budget", "limit", "code"], held)
+        yield family(names.QUARANTINE_BLOCKED_NODES, held)
 
     def _outliers(self) -> Iterator[Metric]:
         if not self._shows_fleet():
             return
         outliers = [(each.code, each.node, each.gpu, 1) for each in self._controller.outliers.found]
-        yield gauge(
-            "fleet_finding", "GPUs that differ from all others of their kind", ["code", "node", "gpu"], outliers
-        )
+        yield family(names.FLEET_FINDING, outliers)
 
 
 def pages(controller: Controller) -> dict[str, Handler]:
     """The controller's pages."""
     process: dict[str, Collect] = {"process": ProcessCollector(registry=None).collect}
-    rendering = Rendering("controller", ControllerCollector(controller).collectors() | process)
+    rendering = Rendering(names.CONTROLLER_METRICS_ERRORS, ControllerCollector(controller).collectors() | process)
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=rendering.text(), headers={"Content-Type": CONTENT_TYPE})
