@@ -25,12 +25,13 @@ from gpuhealth.api.names import (
     TAINT,
     NodeState,
 )
-from gpuhealth.api.report import Burnin, Drain, Inventory, Quarantine
+from gpuhealth.api.report import Drain, Inventory, Quarantine
 from gpuhealth.fleet.comparison import Tested
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.objects import labels_of, text_of
 from gpuhealth.kube.selectors import checked
+from gpuhealth.model.time import ZonedTime
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import condition, is_out, is_ready, notes, override, unknown_record, unschedulable
 from gpuhealth.quarantine.slots import sets_of, taken
@@ -76,6 +77,23 @@ class Report(msgspec.Struct, frozen=True):
     readable: bool = True  # if not: as it was last read
 
 
+class _Test(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    figures: dict[str, float] = {}
+    digests: dict[str, str] = {}
+    software: dict[str, str] = {}
+
+
+class _Burnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    model: str = ""
+    level: str = ""
+    tests: dict[str, _Test] = {}
+
+
+class _Burnins(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    tested_at: ZonedTime | None = None
+    gpus: dict[str, _Burnin] = {}
+
+
 class _Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The fields of a report's status that are read: what is odd in another one costs nothing here."""
 
@@ -83,7 +101,7 @@ class _Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     inventory: Inventory = Inventory()
     quarantine: Quarantine = Quarantine()
     drain: Drain = Drain()
-    burnin: Burnin = Burnin()
+    burnin: _Burnins = _Burnins()
 
 
 class Agent(msgspec.Struct, frozen=True):
@@ -241,7 +259,7 @@ def report(item: Object) -> Report:
     )
 
 
-def _tested(node: str, burnin: Burnin) -> Iterator[Tested]:
+def _tested(node: str, burnin: _Burnins) -> Iterator[Tested]:
     """What is compared over the fleet. Most of it is the same on thousands of GPUs, and kept once."""
     for uuid, gpu in burnin.gpus.items():
         tests = gpu.tests.values()

@@ -28,6 +28,9 @@ from gpuhealth.quarantine import slots
 ROOT = Path(__file__).parents[2]
 READERS: list[tuple[type[msgspec.Struct], type[msgspec.Struct]]] = [
     (views._Status, report.ReportStatus),
+    (views._Burnins, report.Burnin),
+    (views._Burnin, report.GpuBurnin),
+    (views._Test, report.BurninTest),
     (views._BudgetSpec, budget.BudgetSpec),
     (views._BudgetStatus, budget.BudgetStatus),
     (views.Transition, budget.BudgetCondition),

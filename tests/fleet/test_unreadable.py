@@ -365,7 +365,7 @@ def test_what_is_not_read_of_a_report_costs_nothing() -> None:
     """Findings, counters and times of burn-ins may hold anything: the controller reads none of them."""
     odd = copy.deepcopy(SAMPLES[REPORTS])
     odd["status"] |= {"findings": [{"component": 5, "firstSeen": "0000-01-01T00:00:00Z"}], "counters": "many"}
-    odd["status"]["burnin"]["gpus"]["GPU-1"]["history"] = [{"startedAt": "0000-01-01T00:00:00Z"}]
+    odd["status"]["burnin"]["gpus"]["GPU-1"] |= {"history": 5, "endedAt": 5, "bootID": []}
     assert facts.report(odd) == facts.report(SAMPLES[REPORTS])
 
 
