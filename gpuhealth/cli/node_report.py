@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from rich.text import Text
 
-from gpuhealth.api.names import GROUP, STATE_LABEL, TAINT
+from gpuhealth.api.names import (
+    CONDITION,
+    GROUP,
+    OUT_OF_SERVICE,
+    OVERRIDE,
+    RELEASE_GPUS,
+    RESTORED,
+    STATE_LABEL,
+    TAINT,
+)
 from gpuhealth.api.report import DrainPhase, Finding, GpuBurnin, Inventory, NotChecked, QuarantineState
 from gpuhealth.cli import cluster_access as reaching
 from gpuhealth.cli.output import CommandError, columns, labelled, printable, short
@@ -126,13 +135,13 @@ def show(out: Console, known: Known) -> None:
     """Prints it all."""
     report = known.report
     _part(out, "node", lambda: _head(out, known.node, report))
-    _part(out, "GPUHealthy", lambda: _condition(out, known.condition))
+    _part(out, CONDITION, lambda: _condition(out, known.condition))
     _line(out, "state", ", ".join(_state(known)))
-    if wish := known.annotations.get("out-of-service"):
+    if wish := _annotation(known, OUT_OF_SERVICE):
         _line(out, "by a person", f"out of service: {wish}")
-    if override := known.annotations.get("override"):
+    if override := _annotation(known, OVERRIDE):
         _line(out, "by a person", f"override: {override}")
-    if when := known.annotations.get("restored"):
+    if when := _annotation(known, RESTORED):
         _line(out, "by a person", f"declared well at {when}")
     _part(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(_read(report, "quarantine", _Quarantine))))
     if report.get("drain"):
@@ -145,6 +154,10 @@ def show(out: Console, known: Known) -> None:
     _part(out, "Events", lambda: _events(out, known.events))
 
 
+def _annotation(known: Known, name: str) -> str:
+    return known.annotations.get(name.removeprefix(f"{GROUP}/"), "")
+
+
 def _head(out: Console, node: str, report: dict[str, Any]) -> None:
     head = Text.assemble((printable(node), "bold"))
     driver = _read(report, "inventory", Inventory).driver or "-"
@@ -155,7 +168,7 @@ def _condition(out: Console, said: dict[str, Any]) -> None:
     style = STYLE[{"True": "healthy", "False": "unhealthy"}.get(said.get("status", ""), "unknown")]
     words = [said.get(key, "-") for key in ("status", "reason", "message")]
     word = "{}, {}: {}".format(*words) if said else "none: no agent has spoken"
-    _line(out, "GPUHealthy", Text(printable(word), style=style))
+    _line(out, CONDITION, Text(printable(word), style=style))
 
 
 def _findings(out: Console, findings: list[dict[str, Any]]) -> None:
@@ -189,7 +202,7 @@ def _state(known: Known) -> list[str]:
         parts.append(f"tainted {known.taint}")
     if known.cordoned:
         parts.append("cordoned")
-    if known.annotations.get("release-gpus") == "true":
+    if _annotation(known, RELEASE_GPUS) == "true":
         parts.append("the driver is let go")
     return parts
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpuhealth.api.names import Override
 from gpuhealth.cli import cluster_access as reaching
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 class Word(enum.StrEnum):
     """What can be said of a node."""
 
-    HEALTHY = "healthy"
-    UNMANAGED = "unmanaged"
+    HEALTHY = Override.HEALTHY.value
+    UNMANAGED = Override.UNMANAGED.value
     NONE = "none"
 
 

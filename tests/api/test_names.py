@@ -51,6 +51,21 @@ def test_no_name_is_written_elsewhere() -> None:
     assert not found
 
 
+def test_no_value_is_written_elsewhere() -> None:
+    """No other module writes a name outside of our group, or a value, that cannot be just a word."""
+    values = {value for value in vars(names).values() if type(value) is str}
+    values |= {str(member) for kind in vars(names).values() if isinstance(kind, type(enum.StrEnum)) for member in kind}
+    marked = {value for value in values if re.search(r"[A-Z/-]", value)}
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for path in sorted(CODE.rglob("*.py"))
+        if path != NAMES
+        for line, text in literals(path.read_text(encoding="utf-8"))
+        if text in marked
+    ]
+    assert not found
+
+
 def test_no_name_is_made_from_the_group_elsewhere() -> None:
     """Only the definitions of our kinds, and `gpuhealth node`, which shows all annotations of ours, use the group."""
     users = [
