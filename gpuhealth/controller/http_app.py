@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from http import HTTPStatus
 
-from aiohttp import web
 from prometheus_client import ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -17,10 +17,10 @@ from prometheus_client.registry import Collector
 from gpuhealth import __version__
 from gpuhealth.controller.burnin_scheduler import OUTCOMES
 from gpuhealth.controller.controller import Controller
-from gpuhealth.kube.access import Access
+from gpuhealth.kube.authorizer import authorizer_for
 from gpuhealth.kube.eviction import Outcome
 from gpuhealth.runtime.exposition import CONTENT_TYPE, Collect, Rendering
-from gpuhealth.runtime.http_server import Handler, keep_serving, serving
+from gpuhealth.runtime.http_server import Page, Response, keep_serving, serving
 from gpuhealth.runtime.metric_families import counter, gauge
 
 
@@ -95,23 +95,23 @@ class ControllerCollector(Collector):
         )
 
 
-def pages(controller: Controller) -> dict[str, Handler]:
+def pages(controller: Controller) -> dict[str, Page]:
     """The controller's pages."""
     process: dict[str, Collect] = {"process": ProcessCollector(registry=None).collect}
     rendering = Rendering("controller", ControllerCollector(controller).collectors() | process)
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=rendering.text(), headers={"Content-Type": CONTENT_TYPE})
+    async def metrics() -> Response:
+        return Response(rendering.text(), content_type=CONTENT_TYPE)
 
-    async def healthz(_: web.Request) -> web.Response:
+    async def healthz() -> Response:
         if not controller.healthy:
-            return web.Response(text="what was done as the leader has not ended\n", status=503)
-        return web.Response(text="ok\n")  # that this is answered shows that the event loop runs
+            return Response(b"what was done as the leader has not ended\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(b"ok\n")  # that this is answered shows that the event loop runs
 
-    async def readyz(_: web.Request) -> web.Response:
+    async def readyz() -> Response:
         if not controller.fleet.ready:
-            return web.Response(text="the fleet has not been listed yet\n", status=503)
-        return web.Response(text="ok\n")
+            return Response(b"the fleet has not been listed yet\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(b"ok\n")
 
     return {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
 
@@ -121,8 +121,8 @@ async def serve(controller: Controller) -> None:
     http, shown = controller.settings.controller.http, pages(controller)
 
     async def once() -> None:
-        access = Access(http, controller.settings.kubernetes)
-        async with serving(http, shown, access) as controller.http_port:
+        authorizer = authorizer_for(http, controller.settings.kubernetes)
+        async with serving(http, shown, authorizer) as controller.http_port:
             await asyncio.Event().wait()
 
     await keep_serving(once, controller.failures)

@@ -12,7 +12,6 @@ from testing.simnode import SimulatedNode, wait_for
 from gpuhealth.agent import http_app as pages
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
-from gpuhealth.kube.access import Access
 from gpuhealth.model.verdict import Coverage, State, Verdict
 from gpuhealth.runtime.http_server import serving
 from gpuhealth.runtime.settings import Http
@@ -25,9 +24,8 @@ def served(agent: Agent, test: Callable[[ClientSession], Awaitable[None]]) -> No
 
     async def whole() -> None:
         http = Http(host="127.0.0.1", port=0)
-        access = Access(http, agent.settings.kubernetes)
         shown = pages.pages(agent, Exposition(agent))
-        async with serving(http, shown, access) as port, ClientSession(f"http://127.0.0.1:{port}") as session:
+        async with serving(http, shown) as port, ClientSession(f"http://127.0.0.1:{port}") as session:
             await test(session)
 
     asyncio.run(whole())
