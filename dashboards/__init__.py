@@ -1,1 +1,1 @@
-"""What people look at: Grafana dashboards and Prometheus rules, written in Python and generated from it."""
+"""Grafana dashboards and Prometheus alert rules, written in Python, from which their files are generated."""

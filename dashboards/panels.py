@@ -1,4 +1,4 @@
-"""The panels of the house: how a number, a line, a history and a table look on every dashboard."""
+"""Shared panel styles: a number, lines over time, a state history and a table."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 GOOD, WARNING, BAD, UNKNOWN, PLAIN = "green", "orange", "red", "purple", "text"
 
 Steps = dict[float, str]
-"""Colours by the value from which they hold."""
+"""Colours by the lowest value that has them."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """An expression, and what its series are called."""
+    """A PromQL expression, and the legend of its series."""
 
     expr: str
     legend: str = ""
+    ref: str = ""  # refId, by which a column names the query; by default a letter
 
 
 def thresholds(base: str, steps: Steps) -> dashboard_builders.ThresholdsConfig:
-    """The colour below all steps, and those from each step on."""
+    """Make thresholds: `base` below all steps, and the colour of each step from its value on."""
     levels = [dashboard.Threshold(None, base), *(dashboard.Threshold(value, colour) for value, colour in steps.items())]
     return dashboard_builders.ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps(levels)
 
 
 def values(names: dict[str, tuple[str, str]]) -> dashboard.ValueMapping:
-    """Texts and colours in the place of values."""
+    """Make a mapping that shows a text and a colour instead of each value."""
     results = {
         value: dashboard.ValueMappingResult(text=text, color=colour, index=index)
         for index, (value, (text, colour)) in enumerate(names.items())
@@ -45,7 +46,7 @@ def values(names: dict[str, tuple[str, str]]) -> dashboard.ValueMapping:
 def _targets(queries: tuple[Query, ...], *, mode: Literal["series", "now", "rows"]) -> list[prometheus.Dataquery]:
     targets = []
     for letter, query in zip("ABCDEFGHIJKLMNOP", queries, strict=False):
-        target = prometheus.Dataquery().ref_id(letter).expr(query.expr)
+        target = prometheus.Dataquery().ref_id(query.ref or letter).expr(query.expr)
         if query.legend:
             target.legend_format(query.legend)
         if mode == "series":
@@ -70,7 +71,7 @@ def number(
     width: int = 4,
     absent: str = "no agent",
 ) -> stat.Panel:
-    """One number, large, on its colour. With `names`, the name of the series is shown, each in its own colour."""
+    """Make a panel with one large number on a coloured background; with `names`, the series name in its own colour."""
     panel = (
         stat.Panel()
         .title(title)
@@ -102,7 +103,7 @@ def lines(
     bars: bool = False,
     top: float | None = None,
 ) -> timeseries.Panel:
-    """Series over time, a line each; with `bars`, counts stacked. `limits` are drawn as dashed lines."""
+    """Make a panel with a line for each series; with `bars`, stacked counts. `limits` are drawn as dashed lines."""
     legend = (
         common_builders.VizLegendOptions()
         .display_mode(common.LegendDisplayMode.TABLE)
@@ -125,7 +126,7 @@ def lines(
         .fill_opacity(60 if bars else 0)
         .draw_style(common.GraphDrawStyle.BARS if bars else common.GraphDrawStyle.LINE)
         .show_points(common.VisibilityMode.NEVER if bars else common.VisibilityMode.AUTO)
-        .span_nulls(False)  # a gap is a reading that is missing
+        .span_nulls(False)  # a gap shows that a reading is missing
         .legend(legend)
         .tooltip(
             common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING)
@@ -144,7 +145,7 @@ def lines(
 
 
 def history(title: str, query: Query, *, what: str, steps: Steps, width: int, height: int) -> statetimeline.Panel:
-    """What held when: a bar for each series while it has a value, coloured by it."""
+    """Make a panel with a bar for each series while it has a value, coloured by the value."""
     return (
         statetimeline.Panel()
         .title(title)
@@ -155,7 +156,7 @@ def history(title: str, query: Query, *, what: str, steps: Steps, width: int, he
         .show_value(common.VisibilityMode.NEVER)
         .merge_values(True)
         .row_height(0.8)
-        .no_value("none in this time")
+        .no_value("none in this time range")
         .thresholds(thresholds("transparent", steps))
         .color_scheme(dashboard_builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
         .legend(common_builders.VizLegendOptions().show_legend(False))
@@ -165,9 +166,9 @@ def history(title: str, query: Query, *, what: str, steps: Steps, width: int, he
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: of which field it is made, and how it looks."""
+    """A column of a table: its field and its appearance."""
 
-    field: str  # a label, or "Value #A" for the value of the first query
+    field: str  # a label, or "Value #REF" for the value of the query with that ref
     title: str
     unit: str = ""
     base: str = PLAIN
@@ -176,7 +177,7 @@ class Column:
     width: int = 0
 
     def looks(self) -> list[dashboard.DynamicConfigValue]:
-        """The properties that differ from the table's own."""
+        """Return the properties that differ from those of the table."""
         properties: dict[str, object] = {}
         if self.unit:
             properties["unit"] = self.unit
@@ -201,7 +202,7 @@ def rows(
     width: int = 24,
     height: int = 8,
 ) -> table.Panel:
-    """A table of what holds now: the queries' rows, merged where their labels agree, with these columns only."""
+    """Make a table of present values: rows of all queries, merged by their labels, with these columns only."""
     wanted = [column.field for column in columns]
     panel = (
         table.Panel()

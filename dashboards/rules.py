@@ -1,8 +1,8 @@
-"""What wakes people up, and what only tells them: the alerts on one node and its agent.
+"""Prometheus alert rules for GPU nodes and their agents.
 
-Critical: jobs are harmed now, or will be. Warning: somebody should look in working hours. Every alert names the node as
-its agent does, also where Prometheus knows it by an address only; the one on a driver that fails everywhere names the
-budget that holds the nodes.
+Critical: jobs fail now or soon; page somebody. Warning: look at it in working hours. Every alert has the node's name as
+label `node`, also where Prometheus knows the target by an address only; the alert on a suspect driver has the label
+`budget` instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gpuhealth import monitors as checks
+from gpuhealth.monitors.registry import monitors
 
 _INFO = "on (job, instance) group_left (node) gpuhealth_agent_info"
 _LATELY = "[15m]"
@@ -18,7 +18,7 @@ _LATELY = "[15m]"
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert. `advice` is what to do, for somebody who has just been woken."""
+    """One alert. `advice`: what to do, for somebody who was just woken by it."""
 
     name: str
     expr: str
@@ -29,7 +29,7 @@ class Alert:
     advice: str
 
     def rule(self) -> dict[str, Any]:
-        """As Prometheus reads it."""
+        """Return the rule as Prometheus reads it."""
         return {
             "alert": self.name,
             "expr": self.expr,
@@ -41,11 +41,11 @@ class Alert:
 
 def essential() -> list[str]:
     """The checks without which a node's state is unknown."""
-    return sorted(code.name for check in checks.CHECKS for code in check.codes if code.essential)
+    return sorted(code.name for monitor in monitors() for code in monitor.codes if code.essential)
 
 
 def findings(severity: str) -> str:
-    """A template for the node's findings of a severity: each code with where it was found."""
+    """Return a template that lists the node's findings of a severity, each with its component."""
     query = f"gpuhealth_finding{{instance='%s',severity='{severity}'}}"
     return (
         f'{{{{ range query (printf "{query}" $labels.instance) }}}}'
@@ -63,82 +63,82 @@ ALERTS = (
         "critical",
         "GPU node {{ $labels.node }} is unhealthy",
         f"Critical findings: {findings('critical')}",
-        "`gpuhealth node {{ $labels.node }}` shows them, `gpuhealth explain CODE` what to do. Jobs on the node are"
-        " at risk; with a QuarantineBudget it takes no new ones.",
+        "Jobs on the node are at risk. If a QuarantineBudget allows it, the node is out of service and gets no new jobs."
+        " `gpuhealth node {{ $labels.node }}` shows details, `gpuhealth explain CODE` what to do about a finding.",
     ),
     Alert(
         "GPUDriverUnresponsive",
         f'gpuhealth_finding{{code="driver.unresponsive"}} * {_INFO} == 1',
         "1m",
         "critical",
-        "The NVIDIA driver of {{ $labels.node }} does not answer",
-        "Calls into the driver hang, and so does what uses the GPUs.",
-        "Kill no process that hangs in the driver. Drain the node, look for XID 119, 120 and 79 in its kernel log,"
-        " and reboot it.",
+        "The NVIDIA driver of {{ $labels.node }} does not respond",
+        "Calls into the driver hang, and so do programs that use the GPUs.",
+        "Do not kill processes that hang in the driver. Drain the node, look for XID 119, 120 and 79 in its kernel"
+        " log, and reboot it.",
     ),
     Alert(
         "GPUQuarantineBlocked",
         f"gpuhealth_quarantine_blocked * {_INFO} == 1",
         "10m",
         "critical",
-        "{{ $labels.node }} is unhealthy and still takes work",
-        "{{ if $labels.budget }}Budget {{ $labels.budget }} has no free slot for it: as many nodes are out as it"
-        " allows, too many failed alike, or it cannot be read{{ else }}No budget slot can be sought: a right is"
-        " missing, or the API server refuses{{ end }}. The Node's condition says why.",
-        "See `kubectl get qb` and the nodes that are out. Many that failed alike are a bad driver or a bad check:"
-        " find that first. Else repair nodes, raise the budget, or take the node out by hand with"
-        " `gpuhealth quarantine {{ $labels.node }}`.",
+        "{{ $labels.node }} should be out of service and still takes work",
+        "{{ if $labels.budget }}Budget {{ $labels.budget }} has no free slot for the node: as many nodes are out of"
+        " service as it allows, too many have the same fault, or it cannot be read{{ else }}The agent cannot request a"
+        " budget slot: it lacks a permission, or the API server refuses the request{{ end }}. The Node's condition"
+        " GPUHealthy shows the reason.",
+        "See `kubectl get qb` and the nodes that are out of service. If many have the same fault, suspect the driver"
+        " or the check, and look into that first. Otherwise repair nodes, raise the budget, or take this node out of"
+        " service with `gpuhealth quarantine {{ $labels.node }}`.",
     ),
     Alert(
         "GPUSuspectDriver",
         'sum by (job, budget, code) (gpuhealth_quarantine_blocked_nodes{limit="maxPerFault"}) > 0',
         "1m",
         "critical",
-        "{{ $labels.code }} on more nodes than budget {{ $labels.budget }} believes: a suspect driver or check",
-        "{{ $value }} nodes that report it stay in service, because as many as maxPerFault allows went out for the"
-        " same fault within the window.",
-        "Compare driver, kernel and image of the nodes (`kubectl get ghr -o wide`) with those of the others; see"
-        " `gpuhealth explain {{ $labels.code }}`. A bad check is switched off with the setting"
-        " findings.{{ $labels.code }}.quarantine: false; if the nodes are bad indeed, raise maxPerFault.",
+        "{{ $labels.code }} on more nodes than budget {{ $labels.budget }} allows per fault: suspect driver or check",
+        "{{ $value }} nodes with this finding stay in service, because maxPerFault is reached: that many nodes went out"
+        " of service for the same fault within the window.",
+        "Compare driver, kernel and image of these nodes with the others (`kubectl get ghr -o wide`), and see"
+        " `gpuhealth explain {{ $labels.code }}`. If the check is wrong, disable it with the setting"
+        " findings.{{ $labels.code }}.quarantine: false. If the nodes are faulty, raise maxPerFault.",
     ),
     Alert(
         "GPUNodeUnknown",
         f'gpuhealth_verdict{{verdict="unknown"}} * {_INFO} == 1',
         "10m",
         "warning",
-        "Nobody knows whether GPU node {{ $labels.node }} is healthy",
-        "An essential check cannot be made, or the agent's rounds have stopped.",
-        "See what is missing with `gpuhealth node {{ $labels.node }}` and in the agent's log.",
+        "Health of GPU node {{ $labels.node }} is unknown",
+        "An essential check cannot run, or the agent no longer completes its rounds.",
+        "`gpuhealth node {{ $labels.node }}` and the agent's log show what is missing.",
     ),
     Alert(
         "GPUHealthAgentDown",
         "max by (job, instance, node) (last_over_time(gpuhealth_agent_info[1d])) and on (job, instance) up == 0",
         "5m",
         "warning",
-        "The gpuhealth agent of {{ $labels.node }} does not answer",
-        "Nothing is known of this node since then.",
-        "Look whether the node is up (`kubectl get node {{ $labels.node }}`), then at the agent's Pod there and its"
-        " log.",
+        "The gpuhealth agent of {{ $labels.node }} is down",
+        "Prometheus cannot scrape it, and the health of this node is unknown.",
+        "Check that the node is up (`kubectl get node {{ $labels.node }}`), then the agent's Pod on it and its log.",
     ),
     Alert(
         "GPUNodeDegraded",
         f'gpuhealth_verdict{{verdict="degraded"}} * {_INFO} == 1',
         "12h",
         "warning",
-        "GPU node {{ $labels.node }} has been degraded for half a day",
+        "GPU node {{ $labels.node }} has been degraded for 12 hours",
         f"Warnings: {findings('warning')}",
-        "`gpuhealth explain CODE` says what each needs; many end with a reset of the GPU between two jobs.",
+        "`gpuhealth explain CODE` shows what to do about each; for many, reset the GPU between two jobs.",
     ),
     Alert(
         "GPUHealthNotChecked",
         f'gpuhealth_not_checked{{check=~"{_ESSENTIALS}"}} * {_INFO} == 1',
         "15m",
         "warning",
-        "{{ $labels.check }} is not being checked on {{ $labels.node }}",
-        "Reason: {{ $labels.reason }}. Not checked is not healthy.",
-        "`released`: the agent has let go of the driver on request; `gpuhealth_released` names whose: take off the"
-        " annotation gpuhealth.io/release-gpus, see the GPU operator's upgrade, or send SIGUSR1 again."
-        " `no_permission`, `not_installed`: the Pod's mounts or rights. Else see the agent's log.",
+        "Essential check {{ $labels.check }} does not run on {{ $labels.node }}",
+        "Reason: {{ $labels.reason }}. A fault that it would find goes unnoticed.",
+        "`released`: the agent has closed the driver on request; the metric `gpuhealth_released` shows which. Remove the"
+        " annotation gpuhealth.io/release-gpus, check the driver upgrade of the GPU operator, or send SIGUSR1 again."
+        " `no_permission`, `not_installed`: check the Pod's mounts and permissions. Otherwise see the agent's log.",
     ),
     Alert(
         "GPUHealthClusterUnreachable",
@@ -148,17 +148,18 @@ ALERTS = (
         "15m",
         "warning",
         "The gpuhealth agent of {{ $labels.node }} cannot reach the API server",
-        "What it finds is kept on the node; no taint and no condition is set before it can.",
-        "See the answers in gpuhealth_kube_requests_total: 0 is the network, 401 and 403 the agent's rights.",
+        "Its findings are kept on the node. Until it can connect, taint and condition of the Node are not updated.",
+        "See the status codes in gpuhealth_kube_requests_total: 0 means no answer (network), 401 and 403 mean missing"
+        " permissions.",
     ),
     Alert(
         "GPUHealthAgentFailing",
         f"increase(gpuhealth_loop_failures_total{_LATELY}) * {_INFO} > 0",
         "5m",
         "warning",
-        "A part of the gpuhealth agent of {{ $labels.node }} fails",
-        "Unexpected errors in its loop {{ $labels.loop }}.",
-        "The agent's log has them with a trace: report it. Until then, do not rely on what that loop does.",
+        "The gpuhealth agent of {{ $labels.node }} has internal errors",
+        "Unexpected errors in its loop {{ $labels.loop }}: do not rely on the work of that loop.",
+        "The agent's log has the tracebacks; please report them as a bug.",
     ),
     Alert(
         "GPUHealthJournalFailing",
@@ -166,31 +167,31 @@ ALERTS = (
         "5m",
         "warning",
         "The gpuhealth agent of {{ $labels.node }} cannot write its journal",
-        "What it has found would not survive a restart.",
-        "Look whether the disk below journal.path is full or read-only.",
+        "Its findings would not survive a restart.",
+        "Check whether the disk of journal.path is full or read-only.",
     ),
     Alert(
         "GPUHealthConfigInvalid",
         f"gpuhealth_agent_config_valid * {_INFO} == 0",
         "5m",
         "warning",
-        "The gpuhealth agent of {{ $labels.node }} does not use its new configuration",
-        "The changed file cannot be used; the settings before it are still in force.",
-        "The agent's log says in one sentence what is wrong with it.",
+        "The gpuhealth agent of {{ $labels.node }} has rejected its changed configuration",
+        "The settings before the change are still in force.",
+        "The agent's log shows what is wrong in the file (event `configuration rejected`).",
     ),
     Alert(
         "GPUHealthKernelRecordsLost",
         f"increase(gpuhealth_agent_kmsg_lost_records_total{_LATELY}) * {_INFO} > 0",
         "0s",
         "warning",
-        "Kernel-log records of {{ $labels.node }} were overwritten unread",
-        "XIDs may have been among them.",
-        "Find what floods the kernel log (`dmesg`), or give it more room with the boot option log_buf_len.",
+        "The agent of {{ $labels.node }} has missed kernel-log records",
+        "They were overwritten before the agent could read them. XIDs may have been among them.",
+        "Find what floods the kernel log (`dmesg`), or enlarge its buffer with the boot option log_buf_len.",
     ),
 )
-"""Every alert, the worst first."""
+"""All alerts, the most severe first."""
 
 
 def document() -> dict[str, Any]:
-    """The rules file as Prometheus reads it."""
+    """Return the content of the rules file."""
     return {"groups": [{"name": "gpuhealth.node", "rules": [alert.rule() for alert in ALERTS]}]}

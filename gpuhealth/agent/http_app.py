@@ -22,7 +22,7 @@ def pages(agent: Agent, exposition: Exposition) -> dict[str, Page]:
         return Response(b"ok\n")
 
     async def readyz() -> Response:
-        if agent.verdict is None:
+        if not agent.has_judged:
             return Response(b"the first round is not complete\n", HTTPStatus.SERVICE_UNAVAILABLE)
         return Response(b"ok\n")
 
@@ -31,7 +31,7 @@ def pages(agent: Agent, exposition: Exposition) -> dict[str, Page]:
 
 async def serve(agent: Agent) -> None:
     """Serves until cancelled. Raises ServingError where, at the start, the address or the TLS files cannot be had."""
-    exposition = Exposition(agent)
+    exposition = Exposition(agent, agent.settings.interval)
 
     async def once() -> None:
         authorizer = authorizer_for(agent.settings.http, agent.settings.kubernetes)

@@ -25,17 +25,17 @@ from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, patience
 from gpuhealth.kube.errors import ApiError, InvalidError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from gpuhealth.model.missing import Missing
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.burnin_results.probe import BurninProbe
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
-from gpuhealth.monitors.node_probe import boot_id
 from gpuhealth.monitors.nvidia.devices import KernelModuleProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine import preflight_taint as marks
 from gpuhealth.quarantine.condition import summary
 from gpuhealth.quarantine.preflight_taint import FAILED
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.runtime.files import boot_id
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
@@ -120,7 +120,7 @@ class Preflight:
         readings = await BurninProbe(self._settings.burnin.results_dir).read()
         runs = () if isinstance(readings, Missing) else readings.runs
         ours = [run.status for run in runs if run.reason == REASON and run.boot_id == self._boot_id != ""]
-        return next((status for status in reversed(ours) if status.says_something), None)
+        return next((status for status in reversed(ours) if status.is_conclusive), None)
 
     async def _pass(self) -> None:
         """Checks, then tests. Raises FailedError."""

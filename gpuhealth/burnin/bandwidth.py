@@ -20,7 +20,7 @@ from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import DEVICE_TO_HOST, HOST_TO_DEVICE, MEMORY_COPY, MEMORY_READ, MEMORY_WRITE
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.test_timer import Pace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 BUFFER_BYTES = 512 << 20  # as nvbandwidth's: far beyond any cache
 SMALL_BUFFER_BYTES = 1 << 20

@@ -23,7 +23,7 @@ from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import ALL_GATHER, ALL_REDUCE, RANKS, REDUCE_SCATTER
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.test_timer import Pace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 _BYTES = 1 << 30
 _PROCESSOR_BYTES = 16 << 20

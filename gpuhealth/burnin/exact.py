@@ -24,7 +24,7 @@ from gpuhealth.burnin.operands import Pair, draw
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.recurrence import recurrence
 from gpuhealth.burnin.test_timer import CommonPace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 PRODUCTS_PER_PAIR = 64  # at least, if time allows; more until the next pair is drawn, so that a GPU never waits for it
 _LARGEST = 8192  # m, k, n: fills the largest GPU

@@ -8,7 +8,7 @@ from html import escape
 
 from gpuhealth.burnin.figures import digits, is_pair, quantity
 from gpuhealth.burnin.run import Curves
-from gpuhealth.monitors.burnin_results.readings import BurninRun, Miscompare, TestResult, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, Miscompare, TestResult, TestStatus
 
 Points = Sequence[tuple[float, float]]
 

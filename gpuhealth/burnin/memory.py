@@ -19,7 +19,7 @@ from gpuhealth.burnin.device import Device, is_out_of_memory
 from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.test_timer import Pace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 _WANTED_SHARE = 0.95  # of what is free; the rest is for comparing
 _LEAST_SHARE = 0.90

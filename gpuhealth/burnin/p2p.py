@@ -19,7 +19,7 @@ from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.figures import P2P, pair
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.test_timer import Pace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 _REPEATS = 4
 _LEAST_ROUNDS = 3

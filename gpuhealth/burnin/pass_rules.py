@@ -29,8 +29,8 @@ from gpuhealth.burnin.figures import (
 from gpuhealth.burnin.protocol import GpuOutcome
 from gpuhealth.burnin.telemetry_faults import signs
 from gpuhealth.burnin.telemetry_window import Watched
+from gpuhealth.model.burnin_run import TestResult, TestStatus
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.monitors.burnin_results.readings import TestResult, TestStatus
 from gpuhealth.monitors.nvidia.catalog.gpu_models import GpuModel, gpu_model
 from gpuhealth.runtime.settings import BurninLimits
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):

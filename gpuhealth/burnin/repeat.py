@@ -22,7 +22,7 @@ from gpuhealth.burnin.gemm import FORMATS, Format, Shape, available, by_columns,
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.recurrence import recurrence
 from gpuhealth.burnin.test_timer import CommonPace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 _PRODUCTS = 32  # of one pair of operands, if time allows
 _SIZE, _SMALL = 4096, 96

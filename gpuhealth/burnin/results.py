@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpuhealth.monitors.burnin_results.readings import BurninRun
+from gpuhealth.model.burnin_run import BurninRun
 
 KEPT = 20
 

@@ -23,10 +23,10 @@ from gpuhealth.burnin.registry import TESTS, Workers
 from gpuhealth.burnin.sampling import Sampler
 from gpuhealth.burnin.targets import BurninError, Target
 from gpuhealth.burnin.worker_process import Failure, Worker
+from gpuhealth.model.burnin_run import BurninRun, TestResult, TestStatus
 from gpuhealth.model.missing import Missing
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestResult, TestStatus
-from gpuhealth.monitors.node_probe import boot_id
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.files import boot_id
 
 _GRACE_SECONDS = 60.0  # beyond twice the time of a test: a last pass over the memory, a first compilation of kernels
 _PROCESSOR_BYTES = 16 << 20  # what a processor that stands in for a GPU is tested with

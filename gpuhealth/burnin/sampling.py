@@ -11,16 +11,18 @@ import msgspec
 
 from gpuhealth.burnin.telemetry_window import Watched, warming
 from gpuhealth.kernel_log.kmsg import KmsgError, KmsgReader
-from gpuhealth.kernel_log.parser import KernelLog, nvml_xid_event
+from gpuhealth.model.burnin_run import Span
 from gpuhealth.model.kernel_event import KernelEvent
 from gpuhealth.model.missing import Missing, Reading
-from gpuhealth.monitors.burnin_results.readings import Span
-from gpuhealth.monitors.node_probe import boot_id
+from gpuhealth.model.pci import PciAddress, slot_of
 from gpuhealth.monitors.nvidia.nvml.child import XidSeen
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.pci import PciProbe
+from gpuhealth.monitors.nvidia.probe import driver_branch, event_of
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings, PciDevice
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.registry import kernel_log_parser
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.files import boot_id
 
 INTERVAL_SECONDS = 1.0
 _STOPPED_SECONDS = 0.3
@@ -63,7 +65,7 @@ class _Window:
 
     def watched(self, events: Iterable[KernelEvent]) -> Watched:
         spans = {name: Span(min(each), sum(each) / len(each), max(each)) for name, each in self.values.items()}
-        pci = self.before.pci.partition(".")[0] if isinstance(self.before.pci, str) else None
+        pci = slot_of(self.before.pci) if isinstance(self.before.pci, str) else None
         # An SXid names a switch, which all GPUs share.
         own = tuple(event for event in events if event.pci in (None, pci) or event.kind == "sxid")
         rise = warming(self.values.get("temperature_celsius", []))
@@ -80,7 +82,7 @@ class Sampler:
         self._patience = settings.nvml.warn_after
         self._interval = interval
         self._kmsg = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, 0.0)
-        self._kernel = KernelLog()
+        self._kernel = kernel_log_parser()
         self._events: list[KernelEvent] = []
         self._windows: dict[str, _Window] = {}
         self._reading = asyncio.Lock()
@@ -109,7 +111,7 @@ class Sampler:
     @property
     def gpus(self) -> dict[str, GpuReadings]:
         """The GPUs by their uuid, as last read; none where there is no NVML."""
-        return {gpu.component: gpu for gpu in self.nvml.gpus}
+        return {gpu.id: gpu for gpu in self.nvml.gpus}
 
     @property
     def missing(self) -> str:
@@ -144,14 +146,14 @@ class Sampler:
 
     def _identify(self) -> None:
         version = self.nvml.driver_version
-        if isinstance(version, str) and version.partition(".")[0].isdecimal():
-            self._kernel.driver = int(version.partition(".")[0])
+        if isinstance(version, str):
+            self._kernel.driver_branch = driver_branch(version)
         functions = self._functions()
         self.device_ids = {
             name: functions[gpu.pci].device_id for name, gpu in self.gpus.items() if gpu.pci in functions
         }
 
-    def _functions(self) -> dict[Reading[str], PciDevice]:
+    def _functions(self) -> dict[Reading[PciAddress], PciDevice]:
         """What sysfs shows on the PCI bus, by address; the GPUs of a virtual machine or container may not be there."""
         functions = self._pci.read()
         return {} if isinstance(functions, Missing) else {each.address: each for each in functions}
@@ -192,7 +194,7 @@ class Sampler:
             self._probe.want_events()
 
     def _xid(self, seen: XidSeen) -> None:
-        self._events.append(nvml_xid_event(seen.xid, seen.pci.partition(".")[0] or None))
+        self._events.append(event_of(seen))
 
 
 def _sample(gpu: GpuReadings, now: float) -> Sample:

@@ -24,7 +24,7 @@ from gpuhealth.burnin.gemm import FORMATS, Format, Shape, multiply
 from gpuhealth.burnin.operands import draw
 from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
 from gpuhealth.burnin.test_timer import Pace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 _SIZE = 8192
 _SMALL_SIZE = 256

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from gpuhealth.model.burnin_run import Span
 from gpuhealth.model.kernel_event import KernelEvent
-from gpuhealth.monitors.burnin_results.readings import Span
 from gpuhealth.monitors.nvidia.readings import GpuReadings, PciDevice
 
 

@@ -8,7 +8,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 BYTES = 8
 _AGAIN = 3

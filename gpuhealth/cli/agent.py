@@ -22,7 +22,7 @@ def command(config: options.Config = None) -> None:
     log_json(settings.log_level)
     from gpuhealth.agent.agent import Agent
     from gpuhealth.agent.http_app import serve
-    from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError
+    from gpuhealth.monitors.monitor import RestartRequiredError
 
     try:
         run(Agent(settings, path, services=(serve,)).run())

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gpuhealth.burnin.run import Curves, Plan, Run
     from gpuhealth.burnin.sampling import Sampler
     from gpuhealth.burnin.targets import Target
-    from gpuhealth.monitors.burnin_results.readings import BurninRun
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.model.burnin_run import BurninRun
+    from gpuhealth.monitors.settings import Settings
 
 MAX_SEED = 2**31 - 1
 
@@ -154,7 +154,7 @@ def _show(result: BurninRun, as_json: bool) -> None:
 
 
 def _exit_code(result: BurninRun) -> int:
-    from gpuhealth.monitors.burnin_results.readings import TestStatus
+    from gpuhealth.model.burnin_run import TestStatus
 
     return {TestStatus.PASSED: HEALTHY, TestStatus.FAILED: UNHEALTHY}.get(result.status, COULD_NOT)
 

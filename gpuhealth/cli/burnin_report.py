@@ -8,7 +8,7 @@ from rich.text import Text
 from gpuhealth.burnin.figures import in_words, is_pair, quantity
 from gpuhealth.cli.output import columns, console, labelled, printable, short
 from gpuhealth.cli.wording import RESULT_STYLE, counted
-from gpuhealth.monitors.burnin_results.readings import BurninRun, Miscompare, TestResult, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, Miscompare, TestResult, TestStatus
 
 _MISCOMPARES = 4
 _EVIDENCE_LINES = 12

@@ -58,23 +58,27 @@ def _taken(settings: Any, rounds: int, pause: float) -> Capture:
     from gpuhealth.agent import capture
     from gpuhealth.cli import snapshot as look
     from gpuhealth.model.missing import Missing
+    from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
+    from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 
     memory = look.remembered(settings, with_entries=True)
     readings, records = look.machine(settings, _ALL, rounds, pause)
     last = readings[-1]
-    notes = [f"the kernel log could not be read: {last.kernel_log}"] if isinstance(last.kernel_log, Missing) else []
+    log = last.of(KERNEL_LOG)
+    notes = [f"the kernel log could not be read: {log}"] if isinstance(log, Missing) else []
     notes += [f"of the agent's journal nothing is here: {memory.problem}"] if memory.problem else []
     if len(readings) < rounds:
         notes.append(f"the driver stopped answering in round {len(readings)} of {rounds}")
     versions = {"gpuhealth": __version__, "python": platform.python_version(), "kernel": platform.release()}
-    if not isinstance(last.nvml, Missing) and isinstance(last.nvml.driver_version, str):
-        versions["driver"] = last.nvml.driver_version
+    nvidia = last.of(NVIDIA)
+    if not isinstance(nvidia, Missing) and isinstance(nvidia.nvml.driver_version, str):
+        versions["driver"] = nvidia.nvml.driver_version
     encode = msgspec.json.encode
     return capture.Capture(
         manifest=capture.Manifest(capture.FORMAT, last.node, last.time, last.boot_id, versions, tuple(notes)),
         rounds=tuple(readings),
-        kernel_log=None if isinstance(last.kernel_log, Missing) else capture.newest(records),
+        kernel_log=None if isinstance(log, Missing) else capture.newest(records),
         settings=settings.model_dump(mode="json"),
-        history=memory.history,
+        memory=memory.checks,
         journal=None if memory.entries is None else tuple(msgspec.Raw(encode(entry)) for entry in memory.entries),
     )

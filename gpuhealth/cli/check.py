@@ -13,7 +13,7 @@ from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
     from gpuhealth.cli.single_run import Judgement, Selection
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.monitors.settings import Settings
 
 
 def command(
@@ -70,9 +70,9 @@ def _exit_code(judgement: Judgement) -> int:
 def _looked(
     config: Path | None, expected_gpus: int | None, selection: Selection, back: float | None
 ) -> tuple[Judgement, list[str]]:
-    from gpuhealth import monitors as checks
     from gpuhealth.cli import single_run as judging
     from gpuhealth.cli import snapshot as look
+    from gpuhealth.monitors.registry import unmatched_patterns
 
     settings = _expecting(options.load_settings(config), expected_gpus)
     back = settings.kmsg.lookback if back is None else back
@@ -80,8 +80,8 @@ def _looked(
     rounds, records = look.machine(settings, back)
     # That no agent has run here needs no word; that its journal cannot be read does.
     notes = [memory.problem] if memory.problem and not memory.absent else []
-    notes += [f"the settings' findings.{pattern} fits no finding code" for pattern in checks.unmatched(settings)]
-    judgement = judging.judge(rounds, records, settings, look.history(memory.history), selection, back)
+    notes += [f"the settings' findings.{pattern} fits no finding code" for pattern in unmatched_patterns(settings)]
+    judgement = judging.judge(rounds, records, settings, look.memory(memory.checks), selection, back)
     seen = {(finding.code, finding.component) for finding in judgement.verdict.findings}
     for tracked in memory.held:
         held = tracked.finding
@@ -103,7 +103,7 @@ def _replayed(
     from gpuhealth.agent import capture
     from gpuhealth.cli import single_run as judging
     from gpuhealth.cli import snapshot as look
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.monitors.settings import Settings
 
     try:
         taken = capture.load(path)
@@ -121,7 +121,7 @@ def _replayed(
     rounds, records = list(taken.rounds), taken.kernel_log or ()
     if taken.kernel_log is None:
         rounds = [judging.without_kernel_log(readings) for readings in rounds]
-    return judging.judge(rounds, records, settings, look.history(taken.history), selection, back), notes
+    return judging.judge(rounds, records, settings, look.memory(taken.memory), selection, back), notes
 
 
 def _expecting(settings: Settings, gpus: int | None) -> Settings:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
 
-from gpuhealth import monitors as checks
 from gpuhealth.cli.output import columns, console, labelled, printable, short
 from gpuhealth.cli.single_run import Judgement
 from gpuhealth.cli.wording import DO, STYLE, UNREAD, counted
-from gpuhealth.model.component import NODE
+from gpuhealth.model.codes import CODES
+from gpuhealth.model.component import Component, Kind
 from gpuhealth.model.finding import Action, Finding, Severity
 from gpuhealth.model.missing import Missing, Reading
 from gpuhealth.model.verdict import NotCovered, State, Verdict
+from gpuhealth.monitors.judge import tracker_rules
+from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 _TAKES_THE_NODE = (Action.RESET_GPU, Action.REBOOT_NODE, Action.INSPECT_HARDWARE)
-_WHERE = re.compile(r" \(([^()]*)\)$")
 
 
 def show(judgement: Judgement, notes: Sequence[str] = (), *, verbose: bool = False, replay_of: str = "") -> None:
@@ -47,8 +47,8 @@ def show(judgement: Judgement, notes: Sequence[str] = (), *, verbose: bool = Fal
 
 
 def _header(out: Console, readings: NodeReadings, verdict: Verdict, replay_of: str) -> None:
-    nvml = readings.nvml
-    driver = None if isinstance(nvml, Missing) else nvml.driver_version
+    nvidia = readings.of(NVIDIA)
+    driver = None if isinstance(nvidia, Missing) else nvidia.nvml.driver_version
     head = Text.assemble((printable(verdict.node), "bold"))
     head.append(f"  driver {printable(driver) if isinstance(driver, str) else '-'}")
     head.append(f"  {verdict.time:%Y-%m-%d %H:%M:%SZ}")
@@ -61,13 +61,13 @@ def _header(out: Console, readings: NodeReadings, verdict: Verdict, replay_of: s
 
 
 def _gpus(judgement: Judgement, verbose: bool) -> list[Text]:
-    nvml = judgement.readings.nvml
-    read = [] if isinstance(nvml, Missing) else nvml.gpus
-    complete = not isinstance(nvml, Missing) and nvml.answered and not nvml.problem
+    nvidia = judgement.readings.of(NVIDIA)
+    read = () if isinstance(nvidia, Missing) else nvidia.nvml.gpus
+    complete = not isinstance(nvidia, Missing) and nvidia.nvml.is_complete
     headings = ("GPU", "model", "PCI", "uuid", "temp", "power", "state")
     rows = [[Text(heading, style="dim") for heading in headings]]
     for gpu in judgement.verdict.gpus:
-        own = next((each for each in read if gpu.uuid == each.component or gpu.index == each.index), None)
+        own = next((each for each in read if gpu.uuid == each.id or gpu.index == each.index), None)
         state = Text(gpu.verdict + ("" if own else ", gone" if complete else ", not read"), style=STYLE[gpu.verdict])
         cells = (
             str(gpu.index) if gpu.index >= 0 else "-",
@@ -108,7 +108,7 @@ def _findings(out: Console, group: list[Finding], settings: Settings, verbose: b
     if len(group) > 1:
         head.append(f"  ({counted(len(group), 'finding')})")
     out.print(head)
-    code = checks.code_of(first, settings)
+    code = tracker_rules(settings).code_of(first)
     if verbose:
         labelled(out, "meaning", code.meaning)
     same = len({_read(each) for each in group}) == 1
@@ -128,9 +128,10 @@ def _findings(out: Console, group: list[Finding], settings: Settings, verbose: b
 
 
 def _what(finding: Finding, verbose: bool) -> str:
-    component = finding.component if verbose else short(finding.component)
-    told = component == NODE or component in finding.message
-    return printable(finding.message) if told else f"{printable(finding.message)}  [{printable(component)}]"
+    component = finding.component
+    name = component.id if verbose else short(component.id)
+    is_named = component.kind is Kind.NODE or name in finding.message
+    return printable(finding.message) if is_named else f"{printable(finding.message)}  [{printable(name)}]"
 
 
 def _read(finding: Finding) -> str:
@@ -147,10 +148,9 @@ def _coverage(out: Console, verdict: Verdict, verbose: bool) -> None:
     if verbose and coverage.checked:
         done += f": {', '.join(_folded(coverage.checked))}"
     out.print(Text(f"{done}{'; not checked:' if coverage.not_checked else ', none left out.'}"))
-    where: dict[tuple[str, str], set[str]] = {}  # reason and check -> components
-    for each in coverage.not_checked:
-        reason, names = _reason(each, verdict)
-        where.setdefault((reason, each.check), set()).update(names)
+    where: dict[tuple[str, str], set[Component]] = {}  # reason and check -> components
+    for item in coverage.not_checked:
+        where.setdefault((_reason(item, verdict), item.check), set()).add(item.component)
     lines: dict[tuple[str, str], list[str]] = {}  # reason and place -> checks
     for (reason, check), components in where.items():
         lines.setdefault((reason, _place(components, verdict)), []).append(check)
@@ -158,33 +158,31 @@ def _coverage(out: Console, verdict: Verdict, verbose: bool) -> None:
         labelled(out, "-", f"{reason}{place}: {', '.join(_folded(sorted(checked)))}", margin=4)
 
 
-def _reason(each: NotCovered, verdict: Verdict) -> tuple[str, set[str]]:
-    """The reason in words and the components; two GPUs whose reasons differ in their addresses alone have the same."""
-    match = _WHERE.search(each.reason)
-    names = set(match[1].split(", ")) if match else set()
-    if match is None or not names <= {*(gpu.uuid for gpu in verdict.gpus), NODE}:
-        return printable(each.reason), set()
-    reason, _, detail = each.reason[: match.start()].partition(": ")
+def _reason(item: NotCovered, verdict: Verdict) -> str:
+    """The reason in words; two GPUs whose reasons differ only in their PCI addresses have one in common."""
+    detail = item.detail
     for gpu in verdict.gpus:
-        if gpu.uuid in names and gpu.pci:
+        if gpu.uuid == item.component.gpu and gpu.pci:
             detail = detail.replace(gpu.pci, "<address>")
-    return printable(detail) or UNREAD.get(reason, printable(reason)), names - {NODE}
+    return printable(detail) or UNREAD.get(item.reason, printable(item.reason))
 
 
-def _place(components: set[str], verdict: Verdict) -> str:
-    """` (GPU 3, 5)`, with GPUs by number in place of their uuids."""
-    if not components:
-        return ""
-    if len(components) == len(verdict.gpus) > 1:
-        return f" (all {len(components)} GPUs)"
-    numbers = sorted(gpu.index for gpu in verdict.gpus if gpu.uuid in components and gpu.index >= 0)
-    gone = [short(gpu.uuid) for gpu in verdict.gpus if gpu.uuid in components and gpu.index < 0]
-    return f" (GPU {', '.join([*map(str, numbers), *gone])})"
+def _place(components: set[Component], verdict: Verdict) -> str:
+    """` (GPU 3, 5)`, with GPUs by number in place of their uuids; nothing for the node as a whole."""
+    others = sorted(component.name for component in components if component.kind not in (Kind.NODE, Kind.GPU))
+    uuids = {component.id for component in components if component.kind is Kind.GPU}
+    if len(uuids) == len(verdict.gpus) > 1:
+        gpus = [f"all {len(uuids)} GPUs"]
+    else:
+        numbers = sorted(gpu.index for gpu in verdict.gpus if gpu.uuid in uuids and gpu.index >= 0)
+        gone = [short(gpu.uuid) for gpu in verdict.gpus if gpu.uuid in uuids and gpu.index < 0]
+        gpus = [f"GPU {', '.join([*map(str, numbers), *gone])}"] if uuids else []
+    return f" ({', '.join([*gpus, *others])})" if gpus or others else ""
 
 
 def _folded(names: Sequence[str]) -> list[str]:
     """`ecc.*` in place of all of a subject's codes."""
-    known = [code.name for check in checks.CHECKS for code in check.codes]
+    known = [code.name for code in CODES.defined()]
     folded: dict[str, None] = {}
     for name in names:
         subject = f"{name.partition('.')[0]}."
@@ -230,7 +228,9 @@ def _next(verdict: Verdict) -> str:
     asking = [each for each in verdict.findings if each.action is not Action.NONE] or list(verdict.findings)
     worst = asking[0]
     numbers = {gpu.uuid: gpu.index for gpu in verdict.gpus}
-    gpus = {numbers.get(each.gpu, -1) for each in asking if (each.code, each.action) == (worst.code, worst.action)}
+    gpus = {
+        numbers.get(each.component.gpu, -1) for each in asking if (each.code, each.action) == (worst.code, worst.action)
+    }
     named = ", ".join(str(number) for number in sorted(gpus) if number >= 0)
     # Nobody takes a node that can work away from its work for a warning.
     waits = verdict.verdict is State.DEGRADED and worst.action in _TAKES_THE_NODE

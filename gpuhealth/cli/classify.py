@@ -40,10 +40,11 @@ def command(
 def _classify(log: IO[bytes]) -> None:
     import msgspec
 
-    from gpuhealth.kernel_log import formats as logtext
+    from gpuhealth.kernel_log import formats
+    from gpuhealth.monitors.registry import kernel_log_parser
 
     write, encode = sys.stdout.buffer.write, msgspec.json.Encoder().encode
-    for found in logtext.classify(_lines(log)):
+    for found in formats.classify(_lines(log), kernel_log_parser()):
         write(encode(found) + b"\n")
 
 

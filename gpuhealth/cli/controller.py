@@ -12,16 +12,17 @@ from gpuhealth.cli.logs import log_json
 from gpuhealth.cli.output import COULD_NOT, CommandError
 
 if TYPE_CHECKING:
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.monitors.settings import Settings
 
 
 def command(config: options.Config = None) -> None:
     """See the whole fleet, and drain the nodes that are out of service."""
+    from gpuhealth.monitors.settings import Settings as AllSettings
     from gpuhealth.runtime.settings_file import SettingsFile
 
     named = os.environ.get("GPUHEALTH_CONFIG")
     path = config or (Path(named) if named else None)
-    file = SettingsFile(path)  # before it is read: what changes meanwhile is seen
+    file = SettingsFile(AllSettings, path)  # before it is read: what changes meanwhile is seen
     known = options.load_settings(path)
     log_json(known.log_level)
     from gpuhealth.controller.controller import Controller

@@ -77,7 +77,7 @@ def _table(entries: list[Entry]) -> None:
     rows = [[Text(heading, style="dim") for heading in ("time", "what", "code", "component")]]
     for entry in entries:
         style = STYLE.get(entry.severity, "") if entry.kind == "raised" else ""
-        cells = (f"{entry.time:%Y-%m-%d %H:%M:%SZ}", entry.kind, printable(entry.code), short(entry.component))
+        cells = (f"{entry.time:%Y-%m-%d %H:%M:%SZ}", entry.kind, printable(entry.code), short(entry.component.id))
         rows.append([Text(cell, style=style) for cell in cells])
     messages = [Text("message", style="dim"), *(Text(printable(entry.message)) for entry in entries)]
     if roomy:

@@ -14,11 +14,11 @@ from gpuhealth.cli import options
 from gpuhealth.cli.output import CommandError, console, labelled, near, printable
 
 if TYPE_CHECKING:
-    from gpuhealth.model.code import Code
+    from gpuhealth.model.codes import Code
     from gpuhealth.model.kernel_event import KernelEvent
+    from gpuhealth.model.policy import FindingPolicy
     from gpuhealth.monitors.nvidia.catalog.sxid import SxidFacts
     from gpuhealth.monitors.nvidia.catalog.xid import XidFacts
-    from gpuhealth.runtime.settings import FindingPolicy
 
 _NUMBER = re.compile(r"(s?xid)?[\s.:#=]*(\d{1,9})", re.ASCII | re.IGNORECASE)
 _CAUSES = {
@@ -63,14 +63,14 @@ def command(
     elif " " in text:
         raise CommandError("this line means nothing that gpuhealth knows of")
     else:
-        from gpuhealth.monitors import known_codes
+        from gpuhealth.monitors.registry import known_codes
 
         raise CommandError(f"{printable(text)!r} is no XID, SXid or finding code{near(text.lower(), known_codes())}")
 
 
 def _codes(text: str) -> list[str]:
     """The finding codes that the text names: one, a pattern's, or a subject's."""
-    from gpuhealth.monitors import known_codes
+    from gpuhealth.monitors.registry import known_codes
 
     known = known_codes()
     if text in known:
@@ -82,12 +82,12 @@ def _event(text: str) -> KernelEvent | None:
     """What the line (or the lines, pasted together) says; the last that says anything."""
     from gpuhealth.kernel_log import formats as logtext
     from gpuhealth.kernel_log import user_text
-    from gpuhealth.kernel_log.parser import KernelLog
+    from gpuhealth.monitors.registry import kernel_log_parser
 
     # A line that a shell or a chat has squeezed no longer has the form of a log; what the kernel said is still in it.
     said = re.search(r"NVRM: .*|nvidia-nvswitch\d+: .*|(?<=kernel: ).*", text)
     for lines in (text.splitlines(), [said[0]] if said else []):
-        log, records = KernelLog(), list(logtext.records(lines))
+        log, records = kernel_log_parser(), list(logtext.records(lines))
         events = [event for record in records if (event := log.feed(record))]
         if events:
             return events[-1]
@@ -99,12 +99,12 @@ def _event(text: str) -> KernelEvent | None:
 def _listing(codes: list[str]) -> None:
     from rich.text import Text
 
-    from gpuhealth import monitors as checks
     from gpuhealth.cli.output import columns
     from gpuhealth.cli.wording import STYLE
+    from gpuhealth.monitors.registry import code_of
 
     out = console()
-    known = [checks.code(name) for name in codes]
+    known = [code_of(name) for name in codes]
     heads = columns([[Text(code.name, "bold"), Text(code.severity, STYLE[code.severity])] for code in known])
     for code, head in zip(known, heads, strict=True):
         out.print(head)
@@ -139,12 +139,12 @@ class _Explained:
 
     def code(self, name: str) -> None:
         """A finding code."""
-        from gpuhealth import monitors as checks
+        from gpuhealth.monitors.registry import code_of
 
         if match := _NUMBER.fullmatch(name):
             self.numbered(match[1].lower(), int(match[2]))
             return
-        code = checks.code(name)
+        code = code_of(name)
         self._title(name, "")
         self._row("means", code.meaning)
         self._row("do", f"{code.advice} [{code.action}]")
@@ -196,12 +196,12 @@ class _Explained:
         self._row("do", f"{advice} [{action}]")
 
     def _what_we_do(self, name: str) -> None:
-        from gpuhealth import monitors as checks
+        from gpuhealth.monitors.registry import code_of
 
-        code, policy = checks.code(name), self._policy(name)
+        code, policy = code_of(name), self._policy(name)
         self._row("we", f"raise {name} as {_acts(code)}.")
         self._row("clears", f"when {code.clears_when}.")
-        changed = policy.model_dump(mode="json", exclude_unset=True) if policy else {}
+        changed = _changes(policy)
         if changed:
             self._row("yours", f"Your settings say: {', '.join(f'{key}: {value}' for key, value in changed.items())}.")
         self._row(
@@ -233,25 +233,33 @@ def _by_itself(event: KernelEvent) -> str:
     """What this line does, where that is another thing than to raise its finding; as the agent judges it."""
     from datetime import UTC, datetime
 
-    from gpuhealth import monitors as checks
     from gpuhealth.model.finding import Clean, Finding
-    from gpuhealth.model.history import History
-    from gpuhealth.monitors.kernel_log.checks import COUNTED
-    from gpuhealth.monitors.readings import NodeReadings
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.monitors.judge import Judge
+    from gpuhealth.monitors.registry import code_of
+    from gpuhealth.monitors.settings import Settings
 
-    readings = NodeReadings("", datetime.now(UTC), "", events=(event,))
-    outcomes = checks.judge_events(readings, Settings(), History())
+    now = datetime.now(UTC)
+    outcomes = Judge(Settings(), time=now).judge_events([event], now)
     raised = [each for each in outcomes if isinstance(each, Finding) and each.code == event.finding]
     if raised:
         severity = raised[0].severity
-        usual = checks.code(event.finding).severity
+        usual = code_of(event.finding).severity
         return "" if severity is usual else f"raise {event.finding} as {severity} for this line."
     if any(isinstance(each, Clean) for each in outcomes):
         return f"end {event.finding} of this device, if it was raised."
-    if event.finding in COUNTED:
+    if event.kind == "aer":
         return f"raise nothing for this line: {event.finding} comes from the counters that the kernel keeps in /sys."
     return "raise nothing for this line."
+
+
+def _changes(policy: FindingPolicy | None) -> dict[str, object]:
+    """What a policy changes of the defaults, by the name of the setting."""
+    import msgspec
+
+    if policy is None:
+        return {}
+    default = type(policy)()
+    return {name: value for name, value in msgspec.structs.asdict(policy).items() if value != getattr(default, name)}
 
 
 def _acts(code: Code) -> str:

@@ -232,7 +232,8 @@ def _finding(out: Console, finding: dict[str, Any]) -> None:
     head = Text.assemble((finding["severity"].upper(), STYLE[finding["severity"]]))
     out.print(head.append(f"  {printable(finding['code'])}", style="bold"))
     evidence = finding.get("evidence") or {}
-    where = "" if finding["component"] == "node" else f"  [{short(finding['component'])}]"
+    component = finding["component"]
+    where = "" if component["kind"] == "node" else f"  [{short(component['id'])}]"
     threshold = f" (threshold {evidence['threshold']})" if evidence.get("threshold") else ""
     labelled(out, "what", printable(finding["message"]) + where)
     if evidence.get("reading"):

@@ -10,7 +10,7 @@ import typer
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.monitors.settings import Settings
 
 Config = Annotated[
     Path | None,
@@ -20,11 +20,12 @@ Config = Annotated[
 
 def load_settings(path: Path | None) -> Settings:
     """The settings in force; raises CommandError."""
-    from gpuhealth.runtime import settings_file as config_file
+    from gpuhealth.monitors.settings import load
+    from gpuhealth.runtime.settings_file import ConfigError
 
     try:
-        return config_file.load(path)
-    except config_file.ConfigError as error:
+        return load(path)
+    except ConfigError as error:
         raise CommandError(str(error)) from None
 
 

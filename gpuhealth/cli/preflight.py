@@ -9,7 +9,7 @@ from gpuhealth.cli.logs import log_json
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.monitors.settings import Settings
 
 
 def command(config: options.Config = None) -> None:
@@ -22,7 +22,7 @@ def command(config: options.Config = None) -> None:
     settings = options.load_settings(None)
     log_json(settings.log_level)
     from gpuhealth.kube.errors import NoConfigurationError
-    from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError
+    from gpuhealth.monitors.monitor import RestartRequiredError
 
     try:
         asyncio.run(_run(settings))

@@ -20,7 +20,7 @@ from gpuhealth.burnin.run import Run
 from gpuhealth.burnin.targets import Target
 from gpuhealth.cli.output import console, printable, short
 from gpuhealth.cli.wording import RESULT_STYLE, counted
-from gpuhealth.monitors.burnin_results.readings import TestResult, TestStatus
+from gpuhealth.model.burnin_run import TestResult, TestStatus
 
 _REFRESH_SECONDS = 0.5
 _LINE_SECONDS = 30.0

@@ -44,10 +44,12 @@ def command(name: reaching.Name, context: reaching.Context = None, kubeconfig: r
 
 
 def _is_read_again(finding: dict[str, Any]) -> bool:
-    from gpuhealth import monitors as checks
-    from gpuhealth.model.code import Clears
+    from gpuhealth.model.codes import CODES, Clears
+    from gpuhealth.monitors.registry import monitors
+
+    monitors()
 
     try:
-        return finding["severity"] != "info" and checks.code(finding["code"]).clears is Clears.REREAD
+        return finding["severity"] != "info" and CODES.get(finding["code"]).clears is Clears.CLEAN_READING
     except (KeyError, TypeError):  # an agent of another version
         return False

@@ -6,19 +6,27 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 
+from gpuhealth.agent.state import CHECKS, FINDINGS
 from gpuhealth.kernel_log.kmsg import KmsgError, KmsgReader
-from gpuhealth.model.history import History
-from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.model.missing import Missing, Reading
-from gpuhealth.model.tracker_state import Ledger, Tracked
-from gpuhealth.monitors.kernel_log.readings import KernelLog
-from gpuhealth.monitors.node_probe import NodeProbe, boot_id
+from gpuhealth.model.tracker_state import TrackedFinding, TrackerState
+from gpuhealth.monitors.judge import Memory, decode_memory
+from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
+from gpuhealth.monitors.monitor import ProbeContext
+from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
+from gpuhealth.monitors.nvidia.probe import is_waiting
 from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.monitors.registry import AnyMonitor, enabled
+from gpuhealth.monitors.runner import MonitorRunner
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.clock import wall_clock
+from gpuhealth.runtime.files import boot_id
 from gpuhealth.runtime.journal import Entry, Journal, JournalError
-from gpuhealth.runtime.settings import Settings
 
 _JOURNAL_ENTRIES = 100_000
 
@@ -26,9 +34,9 @@ _JOURNAL_ENTRIES = 100_000
 class Remembered(msgspec.Struct, frozen=True):
     """What the agent of this node has remembered, as far as it can be read."""
 
-    history: bytes | None = None  # JSON
+    checks: bytes | None = None  # the memory of its checks, JSON
     entries: tuple[Entry, ...] | None = None
-    held: tuple[Tracked, ...] = ()  # findings that the agent has raised and nothing has cleared
+    held: tuple[TrackedFinding, ...] = ()  # findings that the agent has raised and nothing has cleared
     problem: str = ""  # why there is nothing
     absent: bool = False  # there is no journal at all
 
@@ -42,32 +50,32 @@ def remembered(settings: Settings, with_entries: bool = False) -> Remembered:
         journal = Journal(path, settings.journal.retention, settings.journal.max_entries, read_only=True)
         with contextlib.closing(journal):
             entries = tuple(journal.entries(limit=_JOURNAL_ENTRIES)) if with_entries else None
-            return Remembered(journal.recall("history"), entries, _held(journal.recall("findings")))
+            return Remembered(journal.stored(CHECKS), entries, _held(journal.stored(FINDINGS)))
     except JournalError as error:
         return Remembered(problem=str(error))
     except OSError as error:
         return Remembered(problem=f"cannot read journal {path}: {error.strerror}")
 
 
-def _held(ledger: bytes | None) -> tuple[Tracked, ...]:
+def _held(ledger: bytes | None) -> tuple[TrackedFinding, ...]:
     try:
-        known = msgspec.json.decode(ledger, type=Ledger) if ledger else Ledger()
+        known = msgspec.json.decode(ledger, type=TrackerState) if ledger else TrackerState()
     except (msgspec.DecodeError, RecursionError):
         return ()
     return tuple(tracked for tracked in known.tracked if tracked.raised)
 
 
-def history(remembered_json: bytes | None) -> History:
-    """The memory to judge with, for this look alone; one of another version is none."""
-    if remembered_json is None:
-        return History()
+def memory(stored: bytes | None) -> Memory:
+    """The memory to judge with, for this look alone; one of another version counts as none."""
+    if stored is None:
+        return Memory()
     try:
-        return msgspec.json.decode(remembered_json, type=History)
+        return decode_memory(stored)
     except (msgspec.DecodeError, RecursionError):
-        return History()
+        return Memory()
 
 
-async def _kernel_log(settings: Settings, back_seconds: float) -> tuple[Reading[KernelLog], list[KernelRecord]]:
+async def _kernel_log(settings: Settings, back_seconds: float) -> tuple[Reading[KernelLogStatus], list[KernelRecord]]:
     reader = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, back_seconds)
     records: list[KernelRecord] = []
     try:
@@ -77,7 +85,7 @@ async def _kernel_log(settings: Settings, back_seconds: float) -> tuple[Reading[
         return error.missing, records
     finally:
         reader.close()
-    return KernelLog("kmsg", reader.records), records
+    return KernelLogStatus("kmsg", reader.records), records
 
 
 def machine(
@@ -95,33 +103,40 @@ async def _machine(
 ) -> tuple[list[NodeReadings], list[KernelRecord]]:
     # A look leaves at most one process behind in a driver that hangs: no replacement is started beside it.
     alone = settings.model_copy(update={"nvml": settings.nvml.model_copy(update={"max_extra_processes": 0})})
-    probe = NodeProbe(alone)
+    runners = [_runner(monitor, alone) for monitor in enabled(alone)]
     taken: list[NodeReadings] = []
     try:
         for number in range(rounds):
             if number:
                 await asyncio.sleep(interval)
             async with _waiting_shown(settings.nvml.critical_after):
-                taken.append(await _round(probe, settings.nvml.critical_after))
-            if _waited_for(taken[-1]):
+                taken.append(await _round(runners, settings))
+            readings = taken[-1].of(NVIDIA)
+            if not isinstance(readings, Missing) and is_waiting(readings):
                 break
     finally:
-        probe.nvml.close()
+        for runner in runners:
+            runner.close()
     log, records = await _kernel_log(settings, back_seconds)
-    return [msgspec.structs.replace(readings, kernel_log=log) for readings in taken], records
+    return [readings.with_readings(KERNEL_LOG, log) for readings in taken], records
 
 
-async def _round(probe: NodeProbe, patience: float) -> NodeReadings:
-    while True:  # a read returns early when a deadline is crossed
-        readings = await probe.read(patience)
-        if not 0 < _waited_for(readings) < patience:
-            return readings
+def _runner(monitor: AnyMonitor, settings: Settings) -> MonitorRunner:
+    context: ProbeContext[Any, Any] = ProbeContext(core=settings, settings=settings, baseline=monitor.baseline())
+    runner = MonitorRunner(monitor, monitor.probe(context), settings)
+    runner.deadline = max(runner.deadline, settings.nvml.critical_after + 1.0)
+    return runner
 
 
-def _waited_for(readings: NodeReadings) -> float:
-    """For how many seconds the driver has owed its answer; 0 when it has answered, or is known to give none."""
-    nvml = readings.nvml
-    return 0.0 if isinstance(nvml, Missing) or nvml.answered else nvml.waiting_seconds
+async def _round(runners: list[MonitorRunner], settings: Settings) -> NodeReadings:
+    """One round of all monitors at once; one that fails is a Missing."""
+    read = await asyncio.gather(*(runner.read() for runner in runners))
+    return NodeReadings(
+        node=settings.node_name,
+        time=wall_clock(),
+        boot_id=boot_id(settings.roots.proc),
+        monitors={runner.monitor.name: readings for runner, readings in zip(runners, read, strict=True)},
+    )
 
 
 @contextlib.asynccontextmanager

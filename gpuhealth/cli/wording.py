@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import MissingReason
 from gpuhealth.model.verdict import State
-from gpuhealth.monitors.burnin_results.readings import TestStatus
 
 DO = {
     Action.NONE: "nothing to be done",

@@ -1,7 +1,8 @@
-"""Which nodes are to be tested next. Pure: what is known of the fleet comes in, names come out.
+"""Decides which nodes are tested next. Pure: views of the fleet in, candidates in order out.
 
-A node that waits for a test before it goes back into service comes first, then those never tested, then the one whose
-last test is the longest ago. A test must never be what takes a pool out: in a budget it counts as if it failed.
+A node that waits for a test before it returns to service comes first, then nodes that were never tested, then the node
+whose last test is the oldest. A burn-in counts against the budgets of its node as if the node failed it: a test must
+never be what takes a pool below its limit.
 """
 
 from __future__ import annotations
@@ -13,53 +14,57 @@ from datetime import datetime
 import msgspec
 
 PERIODIC = "periodic"
-RETURN = "return"  # before a node that was out goes back into service
+RETURN = "return"  # before a node that was out returns to service
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class BurninCandidate(msgspec.Struct, frozen=True, kw_only=True):
     """A node that could be tested now."""
 
     node: str
     pool: str
     reason: str
-    tested: datetime | None = None  # when the GPU was that has waited longest; never, if there is one that never was
+    tested_at: datetime | None = None  # oldest burn-in among its GPUs; None where one GPU was never tested
     budgets: tuple[str, ...] = ()  # that select it
 
 
-def in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Whom to test first."""
+def by_urgency(candidates: Iterable[BurninCandidate]) -> list[BurninCandidate]:
+    """Return the candidates, the most urgent first."""
 
-    def urgency(candidate: Candidate) -> tuple[bool, float, str]:
-        return candidate.reason != RETURN, candidate.tested.timestamp() if candidate.tested else 0.0, candidate.node
+    def urgency(candidate: BurninCandidate) -> tuple[bool, float, str]:
+        tested_at = candidate.tested_at.timestamp() if candidate.tested_at else 0.0
+        return candidate.reason != RETURN, tested_at, candidate.node
 
     return sorted(candidates, key=urgency)
 
 
-class Room:
-    """What may still be begun: so many at once in a pool, and in a budget no more than it has places."""
+class BurninCapacity:
+    """How many more burn-ins may start, by pool and by the free slots of budgets."""
 
-    def __init__(self, pools: Mapping[str, int], budgets: Mapping[str, int], under_way: Iterable[Candidate]) -> None:
-        """How many may be tested at once in each pool, the free places of each budget, and what is tested now."""
+    def __init__(
+        self, pools: Mapping[str, int], budgets: Mapping[str, int], running: Iterable[BurninCandidate]
+    ) -> None:
+        """`pools`: burn-ins allowed at a time in each; `budgets`: free slots of each; `running`: burn-ins that use
+        them already."""
         self._pools = Counter(pools)
         self._budgets = Counter(budgets)
-        for candidate in under_way:
+        for candidate in running:
             self._take(candidate)
 
-    def take(self, candidate: Candidate) -> bool:
-        """Whether there is room for it; it is taken then."""
+    def take(self, candidate: BurninCandidate) -> bool:
+        """Take capacity for the candidate if there is enough; return whether there was."""
         if not self.has(candidate):
             return False
         self._take(candidate)
         return True
 
-    def has(self, candidate: Candidate) -> bool:
-        """Whether there is room for it."""
+    def has(self, candidate: BurninCandidate) -> bool:
+        """Whether there is enough capacity for the candidate."""
         if self._pools[candidate.pool] <= 0:
             return False
-        # One that is out already has its places.
+        # A node that is out already holds its slots.
         return candidate.reason == RETURN or all(self._budgets[name] > 0 for name in candidate.budgets)
 
-    def _take(self, candidate: Candidate) -> None:
+    def _take(self, candidate: BurninCandidate) -> None:
         self._pools[candidate.pool] -= 1
         if candidate.reason != RETURN:
             self._budgets.subtract(candidate.budgets)

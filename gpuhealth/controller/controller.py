@@ -1,11 +1,15 @@
-"""One controller: it watches the fleet all the time, and acts while it leads.
+"""The controller process: it watches the fleet at all times, and runs the duties while it leads.
 
-A standby keeps the same picture of the fleet, so that it can act at once. Everything it has to know is in the API
-server: nothing is handed over.
+A standby keeps the same view of the fleet, so that it can take over at once. All state is in the API server: nothing
+is handed over from one leader to the next.
 
-There are three clients. One watches the fleet. One is for what only the leader does: it sends nothing unless this
-process leads at that moment, so that nothing that goes on by mistake can act, and only so many of its requests are
-under way at once, however many nodes are drained. The Lease has the third: its renewals wait for nobody.
+There are three clients. One serves the watches. One serves the duties: it sends nothing unless this process leads at
+that moment, so no task that outlives the leadership can act, and it bounds how many requests are in flight, however
+many nodes are drained. The third serves the Lease alone, so that a renewal never waits behind other requests.
+
+When the settings file changes, the controller restarts within its process: `run` ends and returns the new settings, for
+which the caller makes a new Controller. That is safe because there is no state to lose, and simpler than a change of
+settings in the midst of a drain. The agent, which would lose its debounced findings, applies changes in place instead.
 """
 
 from __future__ import annotations
@@ -18,125 +22,114 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from gpuhealth import __version__
-from gpuhealth.controller.agent_liveness import Silence
-from gpuhealth.controller.budget_status import Budgets
-from gpuhealth.controller.burnin_scheduler import Testing
-from gpuhealth.controller.drain import Means
-from gpuhealth.controller.drain_controller import Drains
-from gpuhealth.controller.gangs import Gangs
-from gpuhealth.controller.orphaned_slots import Leftovers
-from gpuhealth.controller.outlier_publisher import Outliers
+from gpuhealth.controller.duties import DUTIES
+from gpuhealth.controller.duty import Duty, DutyContext
+from gpuhealth.controller.timing import Timing
 from gpuhealth.fleet.fleet import READ_KINDS, Fleet
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.election import Election
 from gpuhealth.kube.errors import NoConfigurationError
 from gpuhealth.kube.event_recorder import EventRecorder
-from gpuhealth.kube.eviction import Evictor
-from gpuhealth.runtime.rate_limiter import RateLimiter
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
-from gpuhealth.runtime.supervisor import forever, together
+from gpuhealth.runtime.supervisor import supervise, together
 
 log = structlog.get_logger()
 
-AT_ONCE = 32
-"""Requests of a leader that are under way at a time: the API server's flow control gives one client hardly more."""
+MAX_REQUESTS = 32
+"""Requests of a leader in flight at a time: the API server's flow control gives one client hardly more."""
 STOP_SECONDS = 8.0
-"""In which the process has ended after SIGTERM: less than the grace period of its Pod."""
-_CLEAN_UP_SECONDS = 6.0  # stepping down, giving the Lease back, and the last answers over HTTP take less
-_LOOK_SECONDS = 2.0  # between looks at the settings' file
+"""Within which the process has ended after SIGTERM: less than the grace period of its Pod."""
+_CLEAN_UP_SECONDS = 6.0  # stepping down, releasing the Lease, and the last HTTP answers take less
 
 Service = Callable[["Controller"], Coroutine[Any, Any, None]]
-"""Something that runs beside the controller and looks at it, such as the HTTP server."""
+"""A task that runs as long as the controller and reads its state, such as the HTTP server."""
+
+_Duty = TypeVar("_Duty", bound=Duty)
 
 
 class Controller:
-    """The controller of one cluster. What is public is what the HTTP server shows."""
+    """Composes the controller of one cluster, elects the leader, and supervises its tasks."""
 
     def __init__(
         self,
         settings: Settings,
         services: Sequence[Service] = (),
         *,
-        file: SettingsFile | None = None,
+        file: SettingsFile[Settings] | None = None,
         connect: Callable[..., Client] | None = None,
+        timing: Timing | None = None,
     ) -> None:
-        """`file` is where the settings come from: once it has changed, run() ends. `connect` makes a Client of its
-        options; without it the settings say where the API server is."""
-        where = settings.kubernetes
+        """`file`: where the settings come from; `run` ends when it changes. `connect`: makes a Client of its options;
+        by default one for the API server that the settings name."""
+        kubernetes, options = settings.kubernetes, settings.controller
         self.settings = settings
         self.identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         self.http_port = 0
         self.api_calls: Counter[tuple[str, int]] = Counter()  # by method and status
         self.failures: Counter[str] = Counter()  # by loop
-        self.results: Counter[str] = Counter()  # of evictions and deletions
-        options = settings.controller
-        connect = connect or partial(Client.from_kubeconfig, where.kubeconfig, where.context)
+        self._timing = timing or Timing()
+        self._services = services
+        self._file = file
+        connect = connect or partial(Client.from_kubeconfig, kubernetes.kubeconfig, kubernetes.context)
         self._client = connect(observer=self._count_call)
         # No request of a leader takes as long as it may lead without a renewal: half of that, and a third for renewals.
-        acting = connect(
+        self._acting = connect(
             timeout=min(5.0, options.election.renew_within / 2),
-            at_once=AT_ONCE,
+            at_once=MAX_REQUESTS,
             leading=lambda: self.leading,
             observer=self._count_call,
         )
-        self._acting = acting
         self._electing = connect(
             timeout=min(5.0, options.election.renew_within / 3), attempts=1, observer=self._count_call
         )
-        self._services = services
-        self._file = file
-        # Agents that only observe leave a node out that is out already: it loses no pod for that.
-        self.fleet = Fleet(where.namespace, options.pool_labels, drains=settings.mode != "observe")
-        self.budgets = Budgets(acting, self.fleet, where.namespace)
-        self.election = Election(self._electing, where.namespace, options.election, self.identity)
-        # Without the right to patch Events of all namespaces, which counting the repeated ones would take.
-        events = EventRecorder(acting, "gpuhealth-controller", self.identity, now=_now, counts_repeats=False)
-        left_after = (
-            None if settings.mode == "observe" else options.orphaned_slot_timeout
-        )  # to free it, the Node is marked
-        self._leftovers = Leftovers(acting, self.fleet, events, left_after, _now)
-        self.testing = Testing(acting, self.fleet, self.budgets, settings, events, _now)
-        self.outliers = Outliers(acting, self.fleet)
-        self._silence = Silence(acting, self.fleet, events, options.agent_silent_after, _now)
-        self._means = Means(
-            acting,
-            self.fleet,
-            options,
-            Evictor(acting),
-            Gangs(acting, self.fleet),
-            RateLimiter(options.evictions_per_second, options.eviction_burst),
-            events,
-            self.results,
-            _now,
+        # In mode observe no node is drained: agents leave a node out of service that is already out.
+        self.fleet = Fleet(kubernetes.namespace, options.pool_labels, drains=settings.mode != "observe")
+        self.election = Election(self._electing, kubernetes.namespace, options.election, self.identity)
+        # Counting repeated Events takes the right to patch Events of all namespaces, which the controller has not.
+        recorder = EventRecorder(self._acting, "gpuhealth-controller", self.identity, now=_now, counts_repeats=False)
+        context = DutyContext(
+            client=self._acting,
+            fleet=self.fleet,
+            settings=settings,
+            timing=self._timing,
+            recorder=recorder,
+            clock=_now,
+            budgets={},
         )
+        self.duties = [duty(context) for duty in DUTIES]
+
+    def duty(self, kind: type[_Duty]) -> _Duty:
+        """Return the one duty of that class."""
+        (found,) = [duty for duty in self.duties if isinstance(duty, kind)]
+        return found
 
     @property
     def unreadable(self) -> dict[str, int]:
-        """How many objects of the API server could not be read, by kind."""
-        met = self.fleet.unreadable + self._client.unreadable.counts + self._acting.unreadable.counts
-        return {kind: met[kind] for kind in (*READ_KINDS, *sorted(met.keys() - set(READ_KINDS)))}
+        """Versions of API objects that could not be read, by kind."""
+        counts = self.fleet.unreadable + self._client.unreadable.counts + self._acting.unreadable.counts
+        return {kind: counts[kind] for kind in (*READ_KINDS, *sorted(counts.keys() - set(READ_KINDS)))}
 
     @property
     def leading(self) -> bool:
-        """Whether it is this one that acts."""
+        """Whether this process may act now."""
         return self.election.leading or not self.settings.controller.election.enabled
 
     @property
     def healthy(self) -> bool:
-        """Whether this process is of use yet. One that cannot end what it did as a leader is to be started again."""
+        """Whether this process can still become useful; false while tasks of an ended leadership refuse to stop."""
         return not self.election.stuck
 
     async def run(self, give_up: Callable[[], None] = lambda: None) -> Settings | None:
-        """Runs until SIGTERM or SIGINT, or until there are other settings, which it returns; gives the Lease back then.
+        """Run until SIGTERM or SIGINT, or until the settings file changes; return the new settings in that case.
 
-        `give_up` is called when the event loop still runs STOP_SECONDS later: something in it does not end, and nothing
-        less than the end of the process will help. Raises NoConfigurationError where there is no cluster.
+        Releases the Lease at the end. `give_up` is called when the event loop still runs STOP_SECONDS later: then only
+        the end of the process can stop what is left. Raises NoConfigurationError where no cluster is configured.
         """
         main, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert main is not None
@@ -147,7 +140,7 @@ class Controller:
             main.cancel()
 
         async def end_when_changed() -> None:
-            settings.append(await self._other_settings())
+            settings.append(await self._changed_settings())
             stop()
 
         waiting = asyncio.create_task(end_when_changed())
@@ -157,7 +150,7 @@ class Controller:
         no_cluster = None
         try:
             await self.work()
-        except* NoConfigurationError as group:  # what is raised in here would be a group again
+        except* NoConfigurationError as group:  # raised here, it would be a group again
             no_cluster = _first(group)
         except* asyncio.CancelledError:
             log.info("controller stopped", identity=self.identity)
@@ -168,14 +161,14 @@ class Controller:
         return settings[0] if settings else None
 
     def _give_up(self, give_up: Callable[[], None]) -> None:
-        left = sorted(task.get_name() for task in asyncio.all_tasks())
-        log.error("controller did not stop", seconds=STOP_SECONDS, tasks=left[:10], identity=self.identity)
+        tasks = sorted(task.get_name() for task in asyncio.all_tasks())
+        log.error("controller did not stop", seconds=STOP_SECONDS, tasks=tasks[:10], identity=self.identity)
         give_up()
 
-    async def _other_settings(self) -> Settings:
-        """Returns when the file has other settings. Some that cannot be used are reported once, and change nothing."""
+    async def _changed_settings(self) -> Settings:
+        """Return once the file holds other settings. Settings that cannot be used are logged once and ignored."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(self._timing.settings_poll)
             try:
                 settings = self._file.changed() if self._file else None
             except ConfigError as error:
@@ -186,11 +179,11 @@ class Controller:
                 return settings
 
     async def work(self) -> None:
-        """Watches and acts until cancelled."""
+        """Watch the fleet, and run the duties while leading, until cancelled."""
         async with self._client, self._acting, self._electing:
             steps = [*self.fleet.watches(self._client), self._take_part]
             services = [service(self) for service in self._services]
-            await together([*map(self._forever, steps), *services], again_after=_CLEAN_UP_SECONDS)
+            await together([*map(self._supervise, steps), *services], again_after=_CLEAN_UP_SECONDS)
 
     async def _take_part(self) -> None:
         if self.settings.controller.election.enabled:
@@ -199,20 +192,14 @@ class Controller:
             await self._lead()
 
     async def _lead(self) -> None:
-        """What only one controller does."""
-        duties = {
-            "drains": Drains(self._means).run,
-            "budgets": self.budgets.run,
-            "leftovers": self._leftovers.run,
-            "testing": self.testing.run,
-        }
-        if self.settings.mode != "observe":  # then no Node is marked, not by the agents either
-            duties |= {"silence": self._silence.run, "outliers": self.outliers.run}
-        await together([self._forever(run, name) for name, run in duties.items()])
+        """Run every duty that the mode allows."""
+        observing = self.settings.mode == "observe"
+        duties = [duty for duty in self.duties if duty.runs_in_observe or not observing]
+        await together([self._supervise(duty.run, duty.name) for duty in duties])
 
-    def _forever(self, step: Callable[[], Awaitable[None]], name: str = "") -> Coroutine[Any, Any, None]:
-        # Without a cluster there is nothing to wait for.
-        return forever(step, self._count_failure, name=name, fatal=NoConfigurationError)
+    def _supervise(self, step: Callable[[], Awaitable[None]], name: str = "") -> Coroutine[Any, Any, None]:
+        # Where no cluster is configured, retrying is useless.
+        return supervise(step, self._count_failure, name=name, fatal=NoConfigurationError)
 
     def _count_failure(self, loop: str) -> None:
         self.failures[loop] += 1

@@ -1,8 +1,8 @@
-"""The drain of one node: what runs there is asked to go, and made to go at the deadline.
+"""The drain of one node: evicts its pods, and deletes at the deadline those that are left.
 
-Everything that a drain must remember is in the node's report before the first pod goes: another controller goes on
-from there. What is counted is written after each step, so a controller that is killed may leave the last step
-uncounted; it never does a step twice, since a pod that is on its way is left alone.
+The report of the node holds all state of the drain, and is written before the first pod is evicted: another controller
+continues from there. Counts are written after each step, so a controller that is killed may leave the last step
+uncounted. No step is done twice: a pod that is terminating is left alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import msgspec
 import structlog
 
 from gpuhealth.controller.gangs import Gangs
-from gpuhealth.controller.pods import Pod, gangs, movable, slim, unknown, unreadable_pod
-from gpuhealth.fleet import views as facts
+from gpuhealth.controller.pods import Pod, by_gang, evictable, pod_view, undecided, unreadable_pod
+from gpuhealth.controller.timing import Timing
+from gpuhealth.fleet import views
 from gpuhealth.fleet.fleet import Fleet
-from gpuhealth.fleet.store import Table
+from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.event_recorder import EventRecorder, Subject, node_subject
@@ -38,30 +39,38 @@ from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
-_PAUSE_SECONDS = 0.2  # a node's pods that end together are one write
-_MARK_SECONDS = 1.0
-_LONGEST_REST_SECONDS = 3600.0
-_EVENTS = {"draining": StateEvent.DRAIN_STARTED, "drained": StateEvent.DRAIN_FINISHED}
-"""What the label is changed for when a drain in this phase is taken up again."""
+_MAX_REST_SECONDS = 3600.0
+_STATE_EVENTS = {"draining": StateEvent.DRAIN_STARTED, "drained": StateEvent.DRAIN_FINISHED}
+"""By the phase of a drain that is resumed, the event that sets the node's label accordingly."""
 
 
-class Means(msgspec.Struct, frozen=True):
+class DrainStatus(msgspec.Struct):
+    """What the drains of this process have done."""
+
+    evictions: Counter[str] = msgspec.field(default_factory=Counter)  # and deletions of pods, by outcome
+
+
+class DrainContext(msgspec.Struct, frozen=True, kw_only=True):
     """What all drains share."""
 
     client: Client
     fleet: Fleet
     settings: Settings
+    timing: Timing
     evictor: Evictor
     gangs: Gangs
-    pace: RateLimiter
-    events: EventRecorder
-    results: Counter[str]  # of evictions and deletions, for metrics
-    now: Callable[[], datetime]
+    limiter: RateLimiter  # of evictions and deletions
+    recorder: EventRecorder
+    status: DrainStatus
+    clock: Callable[[], datetime]
 
 
-async def write_drain(client: Client, node: str, old: facts.Drain | None, new: facts.Drain) -> None:
-    """Put into the node's report what has changed of its drain, and nothing else: the deadline may have been changed
-    by a person since. Only the controller writes these fields; the agent leaves them alone."""
+async def write_drain(client: Client, node: str, old: views.Drain | None, new: views.Drain) -> None:
+    """Write to the node's report the fields of its drain that have changed.
+
+    The others are left out of the request, since a person may have changed the deadline. Only the controller writes
+    these fields. Raises ApiError.
+    """
     before = {} if old is None else msgspec.to_builtins(old, builtin_types=(datetime,))
     after = msgspec.to_builtins(new, builtin_types=(datetime,))
     changed = {name: value for name, value in after.items() if name not in before or value != before[name]}
@@ -70,231 +79,234 @@ async def write_drain(client: Client, node: str, old: facts.Drain | None, new: f
         await client.patch(REPORTS, node, {"status": {"drain": body}}, subresource="status")
 
 
-async def mark_state(means: Means, node: str, event: StateEvent) -> bool:
-    """Change the node's label as the transition table has it; whether the label was as last seen."""
-    found = means.fleet.nodes.items.get(node)
-    return found is None or await change_label(means.client, node, found.state, event)
+async def change_state(context: DrainContext, node: str, event: StateEvent) -> bool:
+    """Change the node's state label by the transition table; False where the label was not as last seen."""
+    known = context.fleet.nodes.items.get(node)
+    return known is None or await change_label(context.client, node, known.state, event)
 
 
-def _subject(pod: Pod) -> Subject:
-    return Subject("Pod", pod.name, pod.uid, pod.namespace)
-
-
-class Refusal(NamedTuple):
-    """Why a pod is still there, and when it is asked again."""
+class EvictionRefusal(NamedTuple):
+    """Why a pod was not evicted, and when that is tried again."""
 
     reason: str
-    retry_at: float  # in the loop's time
+    retry_at: float  # by the event loop's clock
 
 
 class NodeDrain:
-    """One node's drain, by this process."""
+    """The drain of one node, for as long as it is wanted."""
 
-    def __init__(self, node: str, means: Means) -> None:
+    def __init__(self, node: str, context: DrainContext) -> None:
         self._node = node
-        self._means = means
-        self._pods = Table[Pod](unreadable=unreadable_pod, by_uid=True)
-        self._news = asyncio.Event()  # of the node's pods
-        self._sent: set[str] = set()  # pods that have been sent away, though the watch may not say so yet
-        self._told: set[tuple[str, bool]] = set()  # pods that may not go, and whether their gang was split
-        self._refusals: dict[str, Refusal] = {}  # by pod
-        self._forcing = False
-        self._reopened = 0  # how often pods have come after all had gone
-        self._rests_until = 0.0  # in the loop's time
-        self._why = ""
-        self._drain = facts.Drain()
-        self._written: facts.Drain | None = None
+        self._context = context
+        self._pods = ObjectStore[Pod](unreadable=unreadable_pod, by_uid=True)
+        self._pods_changed = asyncio.Event()
+        self._removed: set[str] = set()  # uids of pods that were evicted or deleted; the watch may not show it yet
+        self._reported: set[tuple[str, bool]] = set()  # uids of refused pods, and whether their gang was split
+        self._refusals: dict[str, EvictionRefusal] = {}  # by uid
+        self._deadline_passed = False
+        self._reopened = 0  # how often pods have come after the node was drained
+        self._rests_until = 0.0  # by the event loop's clock
+        self._cause = ""
+        self._drain = views.Drain()
+        self._written: views.Drain | None = None
 
     async def run(self) -> None:
-        """Until cancelled: what comes to a node that is drained already must go, too."""
+        """Drain the node until cancelled, also of pods that come when it is drained already. Raises ApiError."""
         await self._begin()
         following = asyncio.create_task(self._follow())
         try:
-            with self._means.gangs.of_node(self._node, self._pods):
+            with self._context.gangs.of_node(self._node, self._pods):
                 while True:
                     await self._step()
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._patience()):
-                            await self._news.wait()
+                        async with asyncio.timeout(self._next_step_in()):
+                            await self._pods_changed.wait()
                     if following.done():
                         following.result()
                     raise_if_cancelled()
-                    await asyncio.sleep(_PAUSE_SECONDS)
+                    await asyncio.sleep(self._context.timing.drain_pause)
         finally:
             await end([following])
 
     async def _follow(self) -> None:
-        # From the server's cache, which finds a node's pods without going through everybody's.
+        # From the server's cache, which has an index of pods by node.
         pods = watch(
-            self._means.client,
+            self._context.client,
             PODS,
             fields=f"spec.nodeName={self._node}",
-            slim=slim,
-            noted=self._means.fleet.note_unreadable,
+            slim=pod_view,
+            noted=self._context.fleet.count_unreadable,
             paged=False,
         )
         async with aclosing(pods) as events:
-            await self._pods.follow(events, self._news.set)
+            await self._pods.follow(events, self._pods_changed.set)
 
     async def _begin(self) -> None:
-        """Take the drain up, or begin it."""
-        means = self._means
-        while not (said := await self._read()).quarantine.asks_for_drain:  # noqa: ASYNC110 - nothing to wait on
-            await asyncio.sleep(_PAUSE_SECONDS)  # it has changed: when the watch says so too, we are cancelled
-        since = said.quarantine.since
-        self._why = f"node {self._node} is out of service for {said.quarantine.code or 'a fault'}"
-        if said.drain.quarantine_since == since and said.drain.phase in _EVENTS:
-            self._drain = self._written = said.drain
-            await mark_state(means, self._node, _EVENTS[said.drain.phase])
-            log.info("drain resumed", node=self._node, phase=said.drain.phase, deadline=str(said.drain.deadline))
+        """Resume the drain that the report shows for this quarantine, or start one."""
+        context = self._context
+        while not (report := await self._read_report()).quarantine.asks_for_drain:  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(context.timing.drain_pause)  # until the watch shows that, and this task is cancelled
+        since = report.quarantine.since
+        self._cause = f"node {self._node} is out of service for {report.quarantine.code or 'a fault'}"
+        if report.drain.quarantine_since == since and report.drain.phase in _STATE_EVENTS:
+            self._drain = self._written = report.drain
+            await change_state(context, self._node, _STATE_EVENTS[report.drain.phase])
+            log.info("drain resumed", node=self._node, phase=report.drain.phase, deadline=str(report.drain.deadline))
             return
-        now = means.now().astimezone(UTC).replace(microsecond=0)
-        deadline = now + timedelta(seconds=means.settings.drain_deadline)
-        self._drain = facts.Drain("draining", since, now, deadline)
-        await self._save()  # before anything is done
-        await mark_state(means, self._node, StateEvent.DRAIN_STARTED)
-        log.info("drain started", node=self._node, code=said.quarantine.code, deadline=format_time(deadline))
-        message = f"{self._why}: its pods are asked to go, and deleted at {format_time(deadline)}"
-        await means.events.post(node_subject(self._node), "DrainStarted", message)
+        now = self._now()
+        deadline = now + timedelta(seconds=context.settings.drain_deadline)
+        self._drain = views.Drain(phase="draining", quarantine_since=since, started_at=now, deadline=deadline)
+        await self._save()  # before any pod is evicted
+        await change_state(context, self._node, StateEvent.DRAIN_STARTED)
+        log.info("drain started", node=self._node, code=report.quarantine.code, deadline=format_time(deadline))
+        message = f"{self._cause}: its pods are evicted, and those left at {format_time(deadline)} are deleted"
+        await context.recorder.post(node_subject(self._node), "DrainStarted", message)
 
-    async def _read(self) -> facts.Report:
-        """The node's report as it is, not as a watch has seen it."""
-        return read(REPORTS.kind, await self._means.client.get(REPORTS, self._node), facts.report)
+    async def _read_report(self) -> views.ReportView:
+        """Return the node's report as it is now, not as the watch has shown it."""
+        return read(REPORTS.kind, await self._context.client.get(REPORTS, self._node), views.report_view)
+
+    def _now(self) -> datetime:
+        return self._context.clock().astimezone(UTC).replace(microsecond=0)
 
     async def _step(self) -> None:
-        """Does what can be done now."""
-        self._news.clear()
+        """Evict every pod that may be evicted now, and write the progress."""
+        self._pods_changed.clear()
         if not self._pods.listed:
             return
-        present = self._movable()
+        present = self._evictable()
         if present and self._drain.phase == "drained":
             if asyncio.get_running_loop().time() < self._rests_until:
                 return
             await self._reopen(present)
-        self._sent &= self._pods.items.keys()
-        waiting = set() if self._has_just_run_out() else {pod.uid for pod in present if not pod.terminating}
+        self._removed &= self._pods.items.keys()
+        waiting = set() if self._deadline_just_passed() else {pod.uid for pod in present if not pod.terminating}
         self._refusals = {uid: refusal for uid, refusal in self._refusals.items() if uid in waiting}
         if present:
-            await mark_state(self._means, self._node, StateEvent.DRAIN_STARTED)
-        await self._note(present)
-        for gang in gangs(present):
-            if not (trying := self._to_try(gang)):
+            await change_state(self._context, self._node, StateEvent.DRAIN_STARTED)
+        await self._write_progress(present)
+        for gang in by_gang(present):
+            if not (due := self._due(gang)):
                 continue
             raise_if_cancelled()
-            if not await self._must_wait(trying):
-                await self._means.pace.take(len(trying))
-                # Asked again: with many pods the first look is long ago.
-                if (trying := self._to_try(gang)) and not await self._must_wait(trying):
-                    await self._move(trying)
-            await self._note(self._movable())
-        nothing_left = not present and not self._movable() and not self._unknown()
-        is_marked = nothing_left and await mark_state(self._means, self._node, StateEvent.DRAIN_FINISHED)
+            if not await self._must_wait(due):
+                await self._context.limiter.take(len(due))
+                # Checked again: with many pods the first check was long ago.
+                if (due := self._due(gang)) and not await self._must_wait(due):
+                    await self._remove_gang(due)
+            await self._write_progress(self._evictable())
+        nothing_left = not present and not self._evictable() and not self._undecided()
+        is_marked = nothing_left and await change_state(self._context, self._node, StateEvent.DRAIN_FINISHED)
         if is_marked and self._drain.phase != "drained":
             await self._finish()
 
-    def _movable(self) -> list[Pod]:
-        return movable(self._pods.items.values(), self._means.fleet.kept_namespaces.items)
+    def _evictable(self) -> list[Pod]:
+        return evictable(self._pods.items.values(), self._context.fleet.drain_exempt_namespaces.items)
 
-    def _unknown(self) -> list[Pod]:
-        return unknown(self._pods.items.values(), self._means.fleet.kept_namespaces.items)
+    def _undecided(self) -> list[Pod]:
+        return undecided(self._pods.items.values(), self._context.fleet.drain_exempt_namespaces.items)
 
-    def _to_try(self, gang: list[Pod]) -> list[Pod]:
-        """The pods of a gang that are still to be sent away, as they are; none before the time has come for all."""
+    def _due(self, gang: list[Pod]) -> list[Pod]:
+        """Return the pods of a gang that are still to be evicted; none before the retry of all of them is due."""
         now = asyncio.get_running_loop().time()
         known = [self._pods.items[pod.uid] for pod in gang if pod.uid in self._pods.items]
         left = [
             pod
-            for pod in movable(known, self._means.fleet.kept_namespaces.items)
-            if not pod.terminating and pod.uid not in self._sent
+            for pod in evictable(known, self._context.fleet.drain_exempt_namespaces.items)
+            if not pod.terminating and pod.uid not in self._removed
         ]
         waiting = any(pod.uid in self._refusals and self._refusals[pod.uid].retry_at > now for pod in left)
         return [] if waiting else left
 
-    def _patience(self) -> float:
-        """Seconds after which something is due though nothing was heard."""
+    def _next_step_in(self) -> float:
+        """Return the seconds until the next step is due without any change of the pods."""
         now = asyncio.get_running_loop().time()
         due = [refusal.retry_at - now for refusal in self._refusals.values()]
         if (deadline := self._deadline()) is not None and not self._is_overdue():
-            due.append((deadline - self._means.now()).total_seconds())
-        if not self._movable() and self._drain.phase != "drained":
-            due.append(_MARK_SECONDS)  # only the label is missing
-        longest = self._means.settings.drain_retry
+            due.append((deadline - self._context.clock()).total_seconds())
+        if not self._evictable() and self._drain.phase != "drained":
+            due.append(self._context.timing.drain_label_retry)  # only the label is missing
+        longest = self._context.settings.drain_retry
         return min(max(0.0, min(due, default=longest)), longest)
 
     def _deadline(self) -> datetime | None:
-        """As the report has it: a person may have changed it."""
-        report = self._means.fleet.reports.items.get(self._node)
+        """Return the deadline in the report, which a person may have changed."""
+        report = self._context.fleet.reports.items.get(self._node)
         if report is not None and report.drain.started_at == self._drain.started_at and report.drain.deadline:
             return report.drain.deadline
         return self._drain.deadline
 
     def _is_overdue(self) -> bool:
         deadline = self._deadline()
-        return deadline is not None and self._means.now() >= deadline
+        return deadline is not None and self._context.clock() >= deadline
 
-    def _has_just_run_out(self) -> bool:
-        """Once, when the deadline comes: then nothing waits for its next try."""
-        before, self._forcing = self._forcing, self._is_overdue()
-        return self._forcing and not before
+    def _deadline_just_passed(self) -> bool:
+        """True once, at the first step after the deadline: then no pod waits for its next retry."""
+        before, self._deadline_passed = self._deadline_passed, self._is_overdue()
+        return self._deadline_passed and not before
 
     # --- pods ---------------------------------------------------------------------------------------------------------
 
     async def _must_wait(self, gang: list[Pod]) -> bool:
-        """Whether a gang has to wait, since not all of its pods may go now."""
+        """Whether a gang must wait, since not all of its pods may be evicted now."""
         if self._is_overdue():
             return False
         try:
-            reason = await self._means.gangs.obstacle(gang[0])
+            reason = await self._context.gangs.blocking_reason(gang[0])
         except ApiError as error:
             raise_if_cancelled()
-            await self._put_off(gang, Result(Outcome.FAILED, str(error), error.retry_after or 0.0))
+            await self._postpone(gang, Result(Outcome.FAILED, str(error), error.retry_after or 0.0))
             return True
         if reason:
-            await self._put_off(gang, Result(Outcome.REFUSED, reason))
+            await self._postpone(gang, Result(Outcome.REFUSED, reason))
         return bool(reason)
 
-    async def _move(self, gang: list[Pod]) -> None:
-        """Sends the pods of a gang away together; while it is whole and the first may not go, none of the others is
-        asked: what the budgets allow may have changed a moment ago."""
+    async def _remove_gang(self, gang: list[Pod]) -> None:
+        """Evict or delete the pods of a gang together.
+
+        While the gang is complete the first pod goes alone, and the others only after that succeeded: what the
+        PodDisruptionBudgets allow may have changed a moment ago.
+        """
         first, *others = gang
-        if self._means.gangs.is_split(first):
-            await asyncio.gather(*(self._send_away(pod) for pod in gang))
+        if self._context.gangs.is_split(first):
+            await asyncio.gather(*(self._remove(pod) for pod in gang))
             return
-        await self._send_away(first)
+        await self._remove(first)
         if (refusal := self._refusals.get(first.uid)) is not None:
             self._refusals |= {pod.uid: refusal for pod in others}
         else:
-            await asyncio.gather(*(self._send_away(pod) for pod in others))
+            await asyncio.gather(*(self._remove(pod) for pod in others))
 
-    async def _send_away(self, pod: Pod) -> None:
-        means, overdue = self._means, self._is_overdue()
-        send = means.evictor.delete if overdue else means.evictor.evict
-        result = await send(pod.namespace, pod.name, pod.uid)
+    async def _remove(self, pod: Pod) -> None:
+        """Evict a pod, or delete it after the deadline; record what became of it."""
+        context = self._context
+        remove = context.evictor.delete if self._is_overdue() else context.evictor.evict
+        result = await remove(pod.namespace, pod.name, pod.uid)
         match result.outcome:
             case Outcome.EVICTED:
                 self._drain = msgspec.structs.replace(self._drain, evicted=self._drain.evicted + 1)
             case Outcome.DELETED:
                 self._drain = msgspec.structs.replace(self._drain, deleted=self._drain.deleted + 1)
             case Outcome.REFUSED | Outcome.FAILED:
-                await self._put_off([pod], result)
+                await self._postpone([pod], result)
                 return
         self._count(pod, result)
-        means.gangs.split(pod)
-        self._sent.add(pod.uid)
+        context.gangs.mark_split(pod)
+        self._removed.add(pod.uid)
         self._refusals.pop(pod.uid, None)
-        await self._tell_departure(pod, result)
+        await self._post_removal(pod, result)
 
-    async def _put_off(self, pods: list[Pod], result: Result) -> None:
-        """They are tried again, later and together."""
+    async def _postpone(self, pods: list[Pod], result: Result) -> None:
+        """Have the pods tried again together after the retry interval, or later if the API server asks for it."""
         self._count(pods[0], result)
-        delay = max(self._means.settings.drain_retry, result.retry_after)
-        refusal = Refusal(result.detail, asyncio.get_running_loop().time() + delay)
+        delay = max(self._context.settings.drain_retry, result.retry_after)
+        refusal = EvictionRefusal(result.detail, asyncio.get_running_loop().time() + delay)
         self._refusals |= {pod.uid: refusal for pod in pods}
         for pod in pods:
-            await self._tell_refusal(pod, result)
+            await self._post_refusal(pod, result)
 
     def _count(self, pod: Pod, result: Result) -> None:
-        self._means.results[result.outcome] += 1
+        self._context.status.evictions[result.outcome] += 1
         log.info(
             "pod eviction",
             outcome=result.outcome,
@@ -305,70 +317,80 @@ class NodeDrain:
             detail=result.detail,
         )
 
-    async def _tell_departure(self, pod: Pod, result: Result) -> None:
+    async def _post_removal(self, pod: Pod, result: Result) -> None:
         if result.outcome is Outcome.EVICTED:
-            await self._means.events.post(_subject(pod), "Evicted", f"{self._why}: evicted by gpuhealth")
+            await self._context.recorder.post(_subject(pod), "Evicted", f"{self._cause}: evicted by gpuhealth")
         elif result.outcome is Outcome.DELETED:
-            message = f"{self._why}: deleted by gpuhealth, since it could not be evicted before the drain's deadline"
-            await self._means.events.post(_subject(pod), "DrainDeadline", message, warning=True)
+            message = f"{self._cause}: deleted by gpuhealth, since it could not be evicted before the drain's deadline"
+            await self._context.recorder.post(_subject(pod), "DrainDeadline", message, warning=True)
 
-    async def _tell_refusal(self, pod: Pod, result: Result) -> None:
-        """Once for each pod, however often it is refused; and once when others of its gang have gone."""
-        split = bool(pod.gang) and self._means.gangs.is_split(pod)
-        if (pod.uid, split) not in self._told:
-            self._told.add((pod.uid, split))
+    async def _post_refusal(self, pod: Pod, result: Result) -> None:
+        """Post an Event once for each refused pod, and once more when others of its gang have gone."""
+        split = bool(pod.gang) and self._context.gangs.is_split(pod)
+        if (pod.uid, split) not in self._reported:
+            self._reported.add((pod.uid, split))
             others = f", and others of its gang {pod.gang} have gone" if split else ""
-            message = f"{self._why}, but the pod may not be evicted now: {result.detail}{others}; gpuhealth will retry"
-            await self._means.events.post(_subject(pod), "EvictionRefused", message, warning=True)
+            message = f"{self._cause}, but the pod cannot be evicted now: {result.detail}{others}; gpuhealth will retry"
+            await self._context.recorder.post(_subject(pod), "EvictionRefused", message, warning=True)
 
     # --- the report ---------------------------------------------------------------------------------------------------
 
-    async def _note(self, present: list[Pod]) -> None:
-        """Writes how far it is, where that has changed."""
+    async def _write_progress(self, present: list[Pod]) -> None:
+        """Write the number of pods that are left, and why, where that has changed."""
         refused = [pod for pod in present if pod.uid in self._refusals and not pod.terminating]
-        unread = self._unknown()
-        staying = [pod for pod in self._pods.items.values() if not pod.settled and pod not in [*present, *unread]]
+        undecided = self._undecided()
+        now = self._context.clock()
+        late = [pod for pod in present if pod.terminates_by is not None and pod.terminates_by < now]
+        exempt = [pod for pod in self._pods.items.values() if not pod.unaffected and pod not in [*present, *undecided]]
         parts = []
         if refused:
-            pod, reason = refused[0], self._refusals[refused[0].uid].reason
-            parts.append(f"{len(refused)} may not be evicted, such as {pod.namespace}/{pod.name}: {reason}")
-        if late := [pod for pod in present if pod.gone_by is not None and pod.gone_by < self._means.now()]:
-            pod = late[0]  # the server keeps it until kubelet says that it is gone
-            parts.append(f"{len(late)} were told to stop and are there yet, such as {pod.namespace}/{pod.name}")
-        if unread:
-            parts.append(f"{len(unread)} cannot be read, such as {unread[0].namespace}/{unread[0].name}")
-        if staying:
-            parts.append(f"{len(staying)} stay as they or their namespaces ask")
-        self._drain = msgspec.structs.replace(
-            self._drain, remaining=len(present) + len(unread), message="; ".join(parts)
-        )
+            reason = self._refusals[refused[0].uid].reason
+            parts.append(f"eviction refused for {_pods(refused)}: {reason}")
+        if late:  # the API server keeps a pod until its kubelet confirms the end
+            parts.append(f"still terminating after the grace period: {_pods(late)}")
+        if undecided:
+            parts.append(f"unreadable: {_pods(undecided)}")
+        if exempt:
+            parts.append(f"exempt by label or annotation: {_pods(exempt)}")
+        remaining = len(present) + len(undecided)
+        self._drain = msgspec.structs.replace(self._drain, remaining=remaining, message="; ".join(parts))
         await self._save()
 
     async def _save(self) -> None:
-        await write_drain(self._means.client, self._node, self._written, self._drain)
+        await write_drain(self._context.client, self._node, self._written, self._drain)
         self._written = self._drain
 
     async def _reopen(self, present: list[Pod]) -> None:
-        """Pods that tolerate the taint, or were bound at that very moment, have come: they have their own deadline."""
-        now = self._means.now().astimezone(UTC).replace(microsecond=0)
-        deadline = now + timedelta(seconds=self._means.settings.drain_deadline)
-        changed = {"phase": "draining", "started_at": now, "deadline": deadline, "ended_at": None}
-        self._drain = msgspec.structs.replace(self._drain, **changed)
+        """Start again with a new deadline for pods that tolerate the taint, or were bound at the last moment."""
+        now = self._now()
+        deadline = now + timedelta(seconds=self._context.settings.drain_deadline)
+        self._drain = msgspec.structs.replace(
+            self._drain, phase="draining", started_at=now, deadline=deadline, ended_at=None
+        )
         await self._save()
         log.info("drain restarted", node=self._node, pods=len(present), deadline=format_time(deadline))
-        message = f"{self._why}, and was drained: pods that have come since, such as {present[0].namespace}/"
-        message += f"{present[0].name}, are asked to go, and deleted at {format_time(deadline)}"
         self._reopened += 1
-        await self._means.events.post(node_subject(self._node), "DrainResumed", message)
+        message = f"{self._cause}, and was drained: pods that have started since are evicted, and those left at"
+        message += f" {format_time(deadline)} are deleted: {_pods(present)}"
+        await self._context.recorder.post(node_subject(self._node), "DrainResumed", message)
 
     async def _finish(self) -> None:
-        ended = self._means.now().astimezone(UTC).replace(microsecond=0)
-        self._drain = msgspec.structs.replace(self._drain, phase="drained", remaining=0, ended_at=ended)
+        self._drain = msgspec.structs.replace(self._drain, phase="drained", remaining=0, ended_at=self._now())
         await self._save()
-        # What somebody makes anew for this very node, as often as it goes, must not go and come for ever.
-        rest = min(_LONGEST_REST_SECONDS, self._means.settings.drain_retry * 2.0 ** min(self._reopened, 16))
+        # A controller that recreates its pod for this very node each time must not cause evictions without end.
+        rest = min(_MAX_REST_SECONDS, self._context.settings.drain_retry * 2.0 ** min(self._reopened, 16))
         self._rests_until = asyncio.get_running_loop().time() + rest
         drain = self._drain
         log.info("drain finished", node=self._node, evicted=drain.evicted, deleted=drain.deleted)
-        message = f"{self._why}: drained, {drain.evicted} pods evicted and {drain.deleted} deleted at the deadline"
-        await self._means.events.post(node_subject(self._node), "Drained", message)
+        message = f"{self._cause}: drained, {drain.evicted} pods evicted and {drain.deleted} deleted at the deadline"
+        await self._context.recorder.post(node_subject(self._node), "Drained", message)
+
+
+def _subject(pod: Pod) -> Subject:
+    return Subject("Pod", pod.name, pod.uid, pod.namespace)
+
+
+def _pods(pods: list[Pod]) -> str:
+    """Name one of the pods, and how many there are."""
+    name = f"{pods[0].namespace}/{pods[0].name}"
+    return f"pod {name}" if len(pods) == 1 else f"{len(pods)} pods, such as {name}"

@@ -1,4 +1,4 @@
-"""Which pods a drain moves away, and which of them go together. Pure."""
+"""Decides which pods a drain evicts, and which of them together. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gpuhealth.kube.kinds import DRAIN
 from gpuhealth.kube.objects import parse_time, text_of
 
 MIRROR = "kubernetes.io/config.mirror"
-GANGS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
-"""Labels by which schedulers know the pods that run all or not at all."""
+GANG_LABELS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
+"""Labels by which gang schedulers know the pods that run all or not at all."""
 
 
-class Pod(msgspec.Struct, frozen=True):
-    """What a drain has to know of a pod."""
+class Pod(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod with what a drain needs to know of it."""
 
     namespace: str
     name: str
@@ -27,74 +27,78 @@ class Pod(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     pending: bool = False  # none of its containers has started
     ready: bool = True
-    gone_by: datetime | None = None  # it has been told to stop: when its grace is over
-    settled: bool = False  # of a DaemonSet, of the kubelet's own files, or over: nothing to be moved away
-    refuses: bool = False  # it says that drains shall leave it alone
-    readable: bool = True  # if not: as it was last read, if ever
+    terminates_by: datetime | None = None  # end of its grace period, once its deletion was requested
+    unaffected: bool = False  # of a DaemonSet, a mirror pod, or finished: a drain has nothing to do
+    exempt: bool = False  # by its own label or annotation
+    readable: bool = True  # if not, the other fields are those last read, if any
 
     @property
     def key(self) -> str:
-        """What makes it this pod and not another of its name."""
+        """The uid, which another pod of the same name does not have."""
         return self.uid
 
     @property
     def terminating(self) -> bool:
-        """Whether it is on its way."""
-        return self.gone_by is not None
+        """Whether its deletion was requested."""
+        return self.terminates_by is not None
 
     @property
     def group(self) -> tuple[str, str]:
-        """What it has in common with the pods that go when it goes: its gang, or nothing."""
-        return self.namespace, self.gang or f"/{self.uid}"  # no label's value has a slash
+        """What it shares with the pods that are evicted with it: its gang, or nothing."""
+        return self.namespace, self.gang or f"/{self.uid}"  # no label value has a slash
 
 
-def slim(item: Object) -> Pod:
-    """A pod as a drain sees it."""
+def pod_view(item: Object) -> Pod:
+    """Make the view of a pod."""
     metadata = item["metadata"]
     labels = msgspec.convert(metadata.get("labels") or {}, dict[str, str])
-    notes = msgspec.convert(metadata.get("annotations") or {}, dict[str, str])
+    annotations = msgspec.convert(metadata.get("annotations") or {}, dict[str, str])
     owners = metadata.get("ownerReferences") or []
     of_daemon_set = any(owner["kind"] == "DaemonSet" and owner.get("controller") for owner in owners)
     status = item.get("status", {})
     phase = status.get("phase", "Pending")
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or [])
+    conditions = status.get("conditions") or []
     return Pod(
-        text_of(metadata["namespace"]),
-        text_of(metadata["name"]),
-        text_of(metadata["uid"]),
-        next((labels[key] for key in GANGS if labels.get(key)), ""),
-        labels,
+        namespace=text_of(metadata["namespace"]),
+        name=text_of(metadata["name"]),
+        uid=text_of(metadata["uid"]),
+        gang=next((labels[key] for key in GANG_LABELS if labels.get(key)), ""),
+        labels=labels,
         pending=phase == "Pending",
-        ready=ready,
-        gone_by=parse_time(gone_by) if (gone_by := metadata.get("deletionTimestamp")) else None,
-        settled=of_daemon_set or MIRROR in notes or phase in {"Succeeded", "Failed"},
-        refuses="false" in {labels.get(DRAIN), notes.get(DRAIN)},
+        ready=any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions),
+        terminates_by=parse_time(deletion) if (deletion := metadata.get("deletionTimestamp")) else None,
+        unaffected=of_daemon_set or MIRROR in annotations or phase in {"Succeeded", "Failed"},
+        exempt="false" in {labels.get(DRAIN), annotations.get(DRAIN)},
     )
 
 
 def unreadable_pod(last: Pod | None, error: UnreadableError) -> Pod:
-    """A pod that cannot be read is still there, so its node is not drained; it may be one that is to be left alone, so
-    it is not sent away. That a DaemonSet's pod is one does not change."""
-    return msgspec.structs.replace(last or Pod(error.namespace, error.name, error.uid), readable=False)
+    """Make the view of a pod that cannot be read.
+
+    It still exists, so its node is not drained; it may be exempt, so it is not evicted. Whether it belongs to a
+    DaemonSet cannot have changed.
+    """
+    known = last or Pod(namespace=error.namespace, name=error.name, uid=error.uid)
+    return msgspec.structs.replace(known, readable=False)
 
 
-def movable(pods: Iterable[Pod], kept_namespaces: Container[str]) -> list[Pod]:
-    """The pods that should go, those included that are on their way."""
-    return [pod for pod in pods if pod.readable and not _stays(pod, kept_namespaces)]
+def evictable(pods: Iterable[Pod], exempt_namespaces: Container[str]) -> list[Pod]:
+    """Return the pods that a drain evicts, including those that are terminating."""
+    return [pod for pod in pods if pod.readable and not _stays(pod, exempt_namespaces)]
 
 
-def unknown(pods: Iterable[Pod], kept_namespaces: Container[str]) -> list[Pod]:
-    """The pods of which nobody knows whether they should go, since they cannot be read."""
-    return [pod for pod in pods if not pod.readable and not _stays(pod, kept_namespaces)]
+def undecided(pods: Iterable[Pod], exempt_namespaces: Container[str]) -> list[Pod]:
+    """Return the pods that cannot be read, so that it is not known whether a drain should evict them."""
+    return [pod for pod in pods if not pod.readable and not _stays(pod, exempt_namespaces)]
 
 
-def _stays(pod: Pod, kept_namespaces: Container[str]) -> bool:
-    return pod.settled or pod.refuses or pod.namespace in kept_namespaces
+def _stays(pod: Pod, exempt_namespaces: Container[str]) -> bool:
+    return pod.unaffected or pod.exempt or pod.namespace in exempt_namespaces
 
 
-def gangs(pods: Iterable[Pod]) -> list[list[Pod]]:
-    """The pods in the steps in which they go: the pods of one gang at once, any other by itself."""
-    steps: dict[tuple[str, str], list[Pod]] = {}
+def by_gang(pods: Iterable[Pod]) -> list[list[Pod]]:
+    """Group the pods as they are evicted: those of one gang together, any other alone."""
+    groups: dict[tuple[str, str], list[Pod]] = {}
     for pod in sorted(pods, key=lambda pod: (pod.namespace, pod.name)):
-        steps.setdefault(pod.group, []).append(pod)
-    return list(steps.values())
+        groups.setdefault(pod.group, []).append(pod)
+    return list(groups.values())

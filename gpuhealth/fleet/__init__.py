@@ -1,1 +1,1 @@
-"""What is known of a whole cluster: a store of its objects, views and statistics."""
+"""The state of a whole cluster: a store of its API objects, views of them, and statistics."""

@@ -1,8 +1,8 @@
-"""What only the whole fleet shows: a GPU that computes another result than all of its kind, or is slower than they are.
+"""Comparison of burn-in results over the fleet: GPUs that compute another result than their model, or are slower.
 
-Pure. A product of given operands has one right result for a given model and software, whatever it is: GPUs whose
-digest is not that of the majority compute wrong, or are not what they seem. Throughput is compared by median and median
-absolute deviation, which a few bad GPUs among many cannot move.
+Pure functions. A product of given operands has one right result for a given model and software, so a GPU whose digest
+is not that of the majority computes wrong, or is not the model it reports. Throughput is compared by median and median
+absolute deviation, which a few bad GPUs among many cannot shift.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import msgspec
 
 from gpuhealth.monitors.fleet_findings import checks as fleet
 
-FEWEST_DIGESTS = 3  # GPUs without which there is no majority that names one of them
-FEWEST_SPEEDS = 8
-_MAD_TO_SIGMA = 1.4826  # of a normal distribution
+MIN_DIGESTS = 3  # GPUs: of two that differ, there is no majority
+MIN_SPEEDS = 8  # GPUs
+_MAD_TO_SIGMA = 1.4826  # for a normal distribution
 _SIGMAS = 5.0
 _USUAL_SPREAD = 0.10  # GPUs of one model differ by 5 % and more in good health (Bekman, Machine Learning Engineering)
 
@@ -25,46 +25,44 @@ MISMATCH = fleet.MISMATCH.name
 SLOW = fleet.SLOW.name
 
 
-class Tested(msgspec.Struct, frozen=True):
-    """What is kept of the last burn-in of one GPU."""
-
-    __test__ = False  # no test of pytest's
+class GpuResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the comparison needs of the last burn-in of one GPU."""
 
     node: str
-    gpu: str
+    gpu: str  # UUID
     model: str
     level: str = ""
-    software: str = ""  # digests are comparable within the same only
-    digests: tuple[tuple[str, str], ...] = ()  # what was computed, and the result's digest
-    speeds: tuple[tuple[str, float], ...] = ()  # figure and value; more is better
+    software: str = ""  # digests of different software cannot be compared
+    digests: tuple[tuple[str, str], ...] = ()  # product and digest of its result
+    speeds: tuple[tuple[str, float], ...] = ()  # figure and value; higher is better
 
 
 class Outlier(msgspec.Struct, frozen=True, order=True):
-    """One GPU that differs from its kind."""
+    """One GPU that differs from the others of its model."""
 
     node: str
-    gpu: str
+    gpu: str  # UUID
     code: str
     message: str
 
 
-def outliers(tested: Iterable[Tested]) -> list[Outlier]:
-    """All of them, by node and GPU; each GPU once a code."""
-    gpus = list(tested)
+def find_outliers(results: Iterable[GpuResult]) -> list[Outlier]:
+    """Return the outliers, sorted by node and GPU; a GPU at most once for each finding code."""
+    gpus = list(results)
     found: dict[tuple[str, str, str], Outlier] = {}
     for outlier in [*_mismatches(gpus), *_slow(gpus)]:
         found.setdefault((outlier.node, outlier.gpu, outlier.code), outlier)
     return sorted(found.values())
 
 
-def _mismatches(gpus: list[Tested]) -> Iterator[Outlier]:
-    groups: dict[tuple[str, str, str], list[tuple[Tested, str]]] = defaultdict(list)
+def _mismatches(gpus: list[GpuResult]) -> Iterator[Outlier]:
+    groups: dict[tuple[str, str, str], list[tuple[GpuResult, str]]] = defaultdict(list)
     for gpu in gpus:
         for product, digest in gpu.digests:
             groups[gpu.model, gpu.software, product].append((gpu, digest))
     for (model, software, product), members in groups.items():
         (usual, count), *others = Counter(digest for _, digest in members).most_common()
-        if not others or len(members) < FEWEST_DIGESTS or 2 * count <= len(members):
+        if not others or len(members) < MIN_DIGESTS or 2 * count <= len(members):
             continue
         for gpu, digest in members:
             if digest != usual:
@@ -72,18 +70,18 @@ def _mismatches(gpus: list[Tested]) -> Iterator[Outlier]:
                     gpu.node,
                     gpu.gpu,
                     MISMATCH,
-                    f"{product} gives {digest[:12]}, and {usual[:12]} on {count} of {len(members)} {model}"
+                    f"{product} gives {digest[:12]}, but {usual[:12]} on {count} of {len(members)} {model}"
                     f" with the same software ({software})",
                 )
 
 
-def _slow(gpus: list[Tested]) -> Iterator[Outlier]:
-    groups: dict[tuple[str, str, str], list[tuple[Tested, float]]] = defaultdict(list)
+def _slow(gpus: list[GpuResult]) -> Iterator[Outlier]:
+    groups: dict[tuple[str, str, str], list[tuple[GpuResult, float]]] = defaultdict(list)
     for gpu in gpus:
         for figure, value in gpu.speeds:
             groups[gpu.model, gpu.level, figure].append((gpu, value))
     for (model, _, figure), members in groups.items():
-        if len(members) < FEWEST_SPEEDS:
+        if len(members) < MIN_SPEEDS:
             continue
         median = statistics.median(value for _, value in members)
         deviation = statistics.median(abs(value - median) for _, value in members)

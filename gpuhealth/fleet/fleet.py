@@ -1,7 +1,7 @@
-"""The fleet as the API server tells of it: few fields of each object, and counts that are kept rather than made.
+"""The fleet as the API server's watches show it: views of its objects, and running counts of them.
 
-Every change of an object is taken out of the counts as it was and put in as it is, so that a change costs the same in
-a fleet of ten nodes and of ten thousand.
+On every change of an object its old contribution is subtracted from the counts and its new one added, so that a change
+costs the same in a fleet of ten nodes and of ten thousand.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gpuhealth.fleet import views as facts
-from gpuhealth.fleet.store import Table
+from gpuhealth.fleet import views
+from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.fleet.views import UNKNOWN, wants_drain
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import UnreadableError
@@ -34,75 +34,77 @@ READ_KINDS = ("GPUHealthReport", "Lease", "Namespace", "Node", "Pod", "PodDisrup
 BURNIN_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=burnin"
 
 
-class Hold(NamedTuple):
-    """What keeps a node in service that should be out."""
+class BlockedQuarantine(NamedTuple):
+    """Why a node stays in service that should be out of it."""
 
     budget: str
     limit: str  # of the budget
     code: str
 
 
-class Standing(msgspec.Struct, frozen=True):
-    """What one node adds to the counts."""
+class NodeCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node contributes to the counts."""
 
     state: str
     pool: str
     silent: bool
-    gpus: tuple[tuple[str, str], ...]
-    held: Hold | None = None
-    drain: str = ""  # phase, while one is wanted
+    gpus: tuple[tuple[str, str], ...]  # verdict and model of each GPU
+    blocked: BlockedQuarantine | None = None
+    drain: str = ""  # its phase, while a drain is wanted
 
 
 class Fleet:
-    """All nodes with GPUs, and what belongs to them."""
+    """All GPU nodes of a cluster, and the objects that belong to them."""
 
     def __init__(self, namespace: str, pool_labels: tuple[str, ...], *, drains: bool = True) -> None:
-        """`drains`: whether a node's drain may be wanted at all."""
-        self.nodes = Table[facts.Node](self._changed, unreadable=facts.unreadable_node)
-        self.reports = Table[facts.Report](self._report_changed, unreadable=facts.unreadable_report)
-        self.agents = Table[facts.Agent](self._agent_changed, unreadable=facts.unreadable_agent)
-        self.budgets = Table[facts.Budget]()
-        self.places = Table[facts.Place]()
-        self.tests = Table[facts.Test]()
-        self.kept_namespaces = Table[facts.Kept]()
+        """`drains`: whether nodes may be drained at all."""
+        self.nodes = ObjectStore[views.NodeView](self._changed, unreadable=views.unreadable_node)
+        self.reports = ObjectStore[views.ReportView](self._report_changed, unreadable=views.unreadable_report)
+        self.agents = ObjectStore[views.AgentPod](self._agent_changed, unreadable=views.unreadable_agent)
+        self.budgets = ObjectStore[views.BudgetView]()
+        self.slots = ObjectStore[views.SlotView]()
+        self.burnins = ObjectStore[views.BurninPod]()
+        self.drain_exempt_namespaces = ObjectStore[views.DrainExemptNamespace]()
         self.unreadable: Counter[str] = Counter()  # versions of objects that could not be read, by kind
-        self.states: Counter[tuple[str, str]] = Counter()  # nodes by state and pool
-        self.gpus: Counter[tuple[str, str]] = Counter()  # by verdict and model
-        self.phases: Counter[str] = Counter()  # nodes whose drain is wanted, by phase
-        self.silent: dict[str, float] = {}  # nodes with no agent that is ready, and since when on our steady clock
-        self.held: dict[str, set[str]] = {}  # nodes that should be out and have no place, by budget
-        self.holds: Counter[Hold] = Counter()  # the same, counted
-        self.to_drain: set[str] = set()
-        self.to_end: set[str] = set()  # nodes whose report tells of a drain that is wanted no more
-        self.version = 0  # grows with every change
-        self.tested_version = 0  # grows when burn-ins have told something new
+        self.nodes_by_state: Counter[tuple[str, str]] = Counter()  # by state and pool
+        self.gpus_by_verdict: Counter[tuple[str, str]] = Counter()  # by verdict and model
+        self.drains_by_phase: Counter[str] = Counter()  # nodes whose drain is wanted
+        self.silent_nodes: dict[str, float] = {}  # without a ready agent, and since when on the monotonic clock
+        self.blocked_nodes: dict[str, set[str]] = {}  # by budget: should be out of service and have no slot
+        self.blocked: Counter[BlockedQuarantine] = Counter()  # these nodes by their reason
+        self.drains_wanted: set[str] = set()  # nodes
+        self.drains_to_end: set[str] = set()  # nodes whose report has a drain that is no longer wanted
+        self.version = 0  # increases with every change
+        self.results_version = 0  # increases when burn-in results have changed
         self.namespace = namespace
         self._pool_labels = pool_labels
         self._drains = drains
-        self._standings: dict[str, Standing] = {}
-        self._agents: Counter[str] = Counter()  # by node
-        self._ready_agents: Counter[str] = Counter()  # by node
+        self._counts: dict[str, NodeCounts] = {}
+        self._agents: Counter[str] = Counter()  # agent pods by node
+        self._ready_agents: Counter[str] = Counter()
         self._listeners: set[asyncio.Event] = set()
 
     @property
     def ready(self) -> bool:
-        """Whether everything has been seen once, so that what is not there does not exist."""
-        return all(table.listed for table in self._tables())
+        """Whether every kind has been listed once, so that an object that is not in its store does not exist."""
+        return all(store.listed for store in self._stores())
 
     def watches(self, client: Client) -> Iterator[Callable[[], Awaitable[None]]]:
-        """What has to run for the fleet to be known, each for ever."""
-        ours = self.namespace
-        yield self._watch(self.nodes, client, NODES, facts.node)
-        yield self._watch(self.reports, client, REPORTS, facts.report)
-        yield self._watch(self.agents, client, PODS, facts.agent, ours, AGENT_LABELS)
-        yield self._watch(self.budgets, client, BUDGETS, facts.budget)
-        yield self._watch(self.places, client, LEASES, facts.place, ours, BUDGET_LABEL)
-        yield self._watch(self.tests, client, PODS, facts.test, ours, BURNIN_LABELS)
-        yield self._watch(self.kept_namespaces, client, NAMESPACES, facts.kept, labels=f"{DRAIN}=false")
+        """Yield the loops that keep the stores current, each to be run until cancelled."""
+        own = self.namespace
+        yield self._watch(self.nodes, client, NODES, views.node_view)
+        yield self._watch(self.reports, client, REPORTS, views.report_view)
+        yield self._watch(self.agents, client, PODS, views.agent_pod, own, AGENT_LABELS)
+        yield self._watch(self.budgets, client, BUDGETS, views.budget_view)
+        yield self._watch(self.slots, client, LEASES, views.slot_view, own, BUDGET_LABEL)
+        yield self._watch(self.burnins, client, PODS, views.burnin_pod, own, BURNIN_LABELS)
+        yield self._watch(
+            self.drain_exempt_namespaces, client, NAMESPACES, views.drain_exempt_namespace, labels=f"{DRAIN}=false"
+        )
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[asyncio.Event]:
-        """An event that is set at once and after every change, for the listener to clear."""
+    def changes(self) -> Iterator[asyncio.Event]:
+        """Provide an event that is set now and after every change; the caller clears it."""
         event = asyncio.Event()
         event.set()
         self._listeners.add(event)
@@ -111,134 +113,151 @@ class Fleet:
         finally:
             self._listeners.discard(event)
 
-    async def rounds(self, look: Callable[[], Awaitable[float | None]], pause_seconds: float) -> None:
-        """Until cancelled: has somebody look when something has changed, or after the seconds that `look` gave back.
+    async def repeat_on_change(self, step: Callable[[], Awaitable[float | None]], pause: float) -> None:
+        """Run `step` after every change in the fleet, and after the seconds that it returned, until cancelled.
 
-        The pause after each look makes one look of changes that come together.
+        `pause`: seconds after each step, so that changes that come close together cause one step.
         """
-        with self.listening() as heard:
+        with self.changes() as changed:
             while True:
-                heard.clear()
-                due_in = await look() if self.ready else None
+                changed.clear()
+                due_in = await step() if self.ready else None
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(due_in):
-                        await heard.wait()
+                        await changed.wait()
                 raise_if_cancelled()
-                await asyncio.sleep(pause_seconds)
+                await asyncio.sleep(pause)
 
-    def _tables(self) -> tuple[Table[Any], ...]:
+    def _stores(self) -> tuple[ObjectStore[Any], ...]:
         return (
             self.nodes,
             self.reports,
             self.agents,
             self.budgets,
-            self.places,
-            self.tests,
-            self.kept_namespaces,
+            self.slots,
+            self.burnins,
+            self.drain_exempt_namespaces,
         )
 
     def _watch(
         self,
-        table: Table[Any],
+        store: ObjectStore[Any],
         client: Client,
         kind: Kind,
-        slim: Callable[[Object], Any],
+        view: Callable[[Object], Any],
         namespace: str = "",
         labels: str = "",
     ) -> Callable[[], Awaitable[None]]:
         async def follow() -> None:
-            watched = watch(client, kind, namespace, labels=labels, slim=slim, noted=self.note_unreadable)
+            watched = watch(client, kind, namespace, labels=labels, slim=view, noted=self.count_unreadable)
             async with aclosing(watched) as events:
-                await table.follow(events, self._heard)
+                await store.follow(events, self._notify)
 
         follow.__name__ = f"watch_{kind.plural}"
         return follow
 
-    def note_unreadable(self, error: UnreadableError) -> None:
-        """Count an object that cannot be read."""
+    def count_unreadable(self, error: UnreadableError) -> None:
+        """Count a version of an object that cannot be read."""
         self.unreadable[error.kind] += 1
 
-    def _heard(self) -> None:
+    def _notify(self) -> None:
         self.version += 1
         for listener in self._listeners:
             listener.set()
 
     # --- counts -------------------------------------------------------------------------------------------------------
 
-    def _changed(self, old: facts.Node | facts.Report | None, new: facts.Node | facts.Report | None) -> None:
+    def _changed(
+        self, old: views.NodeView | views.ReportView | None, new: views.NodeView | views.ReportView | None
+    ) -> None:
         known = new or old
         if known is not None:
             self._recount(known.key)
 
-    def _report_changed(self, old: facts.Report | None, new: facts.Report | None) -> None:
-        self.tested_version += (old.tests if old else ()) != (new.tests if new else ())
+    def _report_changed(self, old: views.ReportView | None, new: views.ReportView | None) -> None:
+        if (old.results if old else ()) != (new.results if new else ()):
+            self.results_version += 1
         self._changed(old, new)
 
-    def _agent_changed(self, old: facts.Agent | None, new: facts.Agent | None) -> None:
+    def _agent_changed(self, old: views.AgentPod | None, new: views.AgentPod | None) -> None:
         for agent, change in ((old, -1), (new, 1)):
             if agent is not None:
                 _add(self._agents, agent.node, change)
-                _add(self._ready_agents, agent.node, change * agent.ready)
+                _add(self._ready_agents, agent.node, change if agent.ready else 0)
         for node in {agent.node for agent in (old, new) if agent is not None}:
             self._recount(node)
 
     def _recount(self, name: str) -> None:
-        """Takes the node out of the counts as it was and puts it in as it is."""
-        old, new = self._standings.pop(name, None), self._standing(name)
+        """Replace the node's old contribution to counts and sets by its present one."""
+        old, new = self._counts.pop(name, None), self._counts_of(name)
+        if old is not None:
+            self._count(old, -1)
+            if old.blocked:
+                self.blocked_nodes[old.blocked.budget].discard(name)
         if new is not None:
-            self._standings[name] = new
-        for standing, change in ((old, -1), (new, 1)):
-            if standing is not None:
-                self._count(standing, change)
-        if old is not None and old.held:
-            self.held[old.held.budget].discard(name)
-        if new is not None and new.held:
-            self.held.setdefault(new.held.budget, set()).add(name)
+            self._counts[name] = new
+            self._count(new, 1)
+            if new.blocked:
+                self.blocked_nodes.setdefault(new.blocked.budget, set()).add(name)
+        if new is None or not new.silent:
+            self.silent_nodes.pop(name, None)
+        else:
+            self.silent_nodes.setdefault(name, time.monotonic())
+        self._recount_drain(name)
+
+    def _recount_drain(self, name: str) -> None:
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
         wanted = node is not None and report is not None and self._drains and wants_drain(node, report)
         under_way = report is not None and report.drain.phase in {"draining", "drained"}
-        if new is None or not new.silent:
-            self.silent.pop(name, None)
-        else:
-            self.silent.setdefault(name, time.monotonic())
-        _keep(self.to_drain, name, wanted=wanted)
-        # Of a Node that cannot be read nobody knows whether its drain is wanted: it rests, and is not over.
-        _keep(self.to_end, name, wanted=node is not None and node.readable and under_way and not wanted)
+        self.drains_wanted.discard(name)
+        self.drains_to_end.discard(name)
+        if wanted:
+            self.drains_wanted.add(name)
+        elif under_way and node is not None and node.readable:
+            # On a Node that cannot be read, the drain pauses: whether it is still wanted is not known.
+            self.drains_to_end.add(name)
 
-    def _count(self, standing: Standing, change: int) -> None:
-        _add(self.states, (standing.state, standing.pool), change)
-        for gpu in standing.gpus:
-            _add(self.gpus, gpu, change)
-        if standing.drain:
-            _add(self.phases, standing.drain, change)
-        if standing.held:
-            _add(self.holds, standing.held, change)
+    def _count(self, counts: NodeCounts, change: int) -> None:
+        _add(self.nodes_by_state, (counts.state, counts.pool), change)
+        for gpu in counts.gpus:
+            _add(self.gpus_by_verdict, gpu, change)
+        if counts.drain:
+            _add(self.drains_by_phase, counts.drain, change)
+        if counts.blocked:
+            _add(self.blocked, counts.blocked, change)
 
-    def _standing(self, name: str) -> Standing | None:
-        """What a node is to the counts; nothing if it has no GPUs or is no more."""
+    def _counts_of(self, name: str) -> NodeCounts | None:
+        """Return what a node contributes to the counts; None if it is deleted or no GPU node."""
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
         if node is None or not (report or name in self._agents or node.state or node.tainted or node.preflight):
             return None
         silent = not node.ready or name not in self._ready_agents
-        report = report or facts.Report(name)
-        # What an agent said that is no longer there may have been true then.
+        report = report or views.ReportView(key=name)
+        # Verdicts of an agent that is no longer ready may be out of date.
         known = report.readable and not silent
         gpus = report.gpus if known else tuple((UNKNOWN, model) for _, model in report.gpus)
         drain = (report.drain.phase or "pending") if self._drains and wants_drain(node, report) else ""
-        said = report.quarantine
-        held = Hold(said.budget, said.limit, said.code) if said.state == "blocked" and said.budget else None
-        return Standing(node.state or UNKNOWN, self.pool(node), silent, gpus, held, drain)
+        return NodeCounts(
+            state=node.state or UNKNOWN,
+            pool=self.pool(node),
+            silent=silent,
+            gpus=gpus,
+            blocked=_blocked(report.quarantine),
+            drain=drain,
+        )
 
-    def pool(self, node: facts.Node) -> str:
-        """The node's pool, by the first of the labels that it has."""
+    def pool(self, node: views.NodeView) -> str:
+        """Return the node's pool: the value of the first pool label that it has."""
         return next((node.labels[key] for key in self._pool_labels if key in node.labels), "")
 
 
-def _keep(names: set[str], name: str, *, wanted: bool) -> None:
-    (names.add if wanted else names.discard)(name)
+def _blocked(quarantine: views.Quarantine) -> BlockedQuarantine | None:
+    if quarantine.state != "blocked" or not quarantine.budget:
+        return None
+    return BlockedQuarantine(quarantine.budget, quarantine.limit, quarantine.code)
 
 
 def _add(counter: Counter[Any], key: Any, change: int) -> None:
     counter[key] += change
     if not counter[key]:
-        del counter[key]  # a pool that is gone leaves no line behind
+        del counter[key]  # such as a pool without nodes, which would stay a metric for ever

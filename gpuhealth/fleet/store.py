@@ -1,4 +1,4 @@
-"""Objects of one kind as a watch tells of them, few fields of each."""
+"""Objects of one kind in memory, kept current by a watch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Generic, Protocol, TypeVar
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.watching import Changed, Event, Listed, Unreadable
 
-_AT_ONCE = 500  # objects of a list that are taken before others get a turn
+_BATCH = 500  # objects of a list that are stored before other tasks get a turn
 
 
-class Keyed(Protocol):
-    """Something with a key of its own."""
+class HasKey(Protocol):
+    """A view of an object that knows its own key."""
 
     @property
     def key(self) -> str:
-        """What it is known by."""
+        """The name or the uid of the object."""
 
 
-_T = TypeVar("_T", bound=Keyed)
+_T = TypeVar("_T", bound=HasKey)
 
 
-class Table(Generic[_T]):
-    """The objects by their keys: their names, or their uids."""
+class ObjectStore(Generic[_T]):
+    """Views of the objects of one kind, by name or by uid."""
 
     def __init__(
         self,
@@ -33,17 +33,17 @@ class Table(Generic[_T]):
         unreadable: Callable[[_T | None, UnreadableError], _T | None] = lambda last, _error: last,
         by_uid: bool = False,
     ) -> None:
-        """`changed` is told what was there before and what is there now. `unreadable` says what is known of an object
-        that cannot be read, given its last readable version, if there was one; without it that version is kept."""
+        """`changed` is called with the old and the new view after every change of an object. `unreadable` returns the
+        view of an object that cannot be read, given its last readable one; by default that one is kept."""
         self.items: dict[str, _T] = {}
         self.unreadable: set[str] = set()  # keys of objects that exist and cannot be read
+        self.listed = False  # whether every existing object has been stored once
+        self._changed = changed
         self._unreadable = unreadable
         self._by_uid = by_uid
-        self.listed = False  # whether everything there is has been seen once
-        self._changed = changed
 
-    async def follow(self, events: AsyncIterator[Event], heard: Callable[[], None]) -> None:
-        """Takes everything that the watch tells; `heard` is called after each change."""
+    async def follow(self, events: AsyncIterator[Event], notify: Callable[[], None]) -> None:
+        """Apply the events of a watch until they end; call `notify` after each one that changed something."""
         async for event in events:
             match event:
                 case Listed(items, errors):
@@ -57,18 +57,19 @@ class Table(Generic[_T]):
                 case Changed(_, item):
                     self._put(item.key, item)
                 case _:
-                    continue  # what is known may be old now; every act on it is checked by the API server
-            heard()
+                    continue  # the store may be out of date now; the API server checks every write based on it
+            notify()
 
     async def _replace(self, items: list[_T], errors: Collection[UnreadableError]) -> None:
-        there = {item.key for item in items} | {self._key(error) for error in errors}
-        for key in (self.items.keys() | self.unreadable) - there:
+        """Replace the whole content by what a list returned."""
+        existing = {item.key for item in items} | {self._key(error) for error in errors}
+        for key in (self.items.keys() | self.unreadable) - existing:
             self._put(key, None)
         for error in errors:
             self._keep(error)
         for number, item in enumerate(items, 1):
             self._put(item.key, item)
-            if number % _AT_ONCE == 0:
+            if number % _BATCH == 0:
                 await asyncio.sleep(0)
         self.listed = True
 
@@ -76,7 +77,7 @@ class Table(Generic[_T]):
         return error.uid if self._by_uid else error.name
 
     def _keep(self, error: UnreadableError) -> None:
-        if key := self._key(error):  # an object without one cannot be told from others
+        if key := self._key(error):  # without a key it cannot be told apart from others
             self._put(key, self._unreadable(self.items.get(key), error))
             self.unreadable.add(key)
 

@@ -1,7 +1,7 @@
-"""What is kept of each object: a few fields, and what follows from them for one node. Pure.
+"""Views of API objects: the few fields of each that the controller needs, checked. Pure functions.
 
-The functions that slim an object raise an error (of whatever kind) where it holds something of a type or value that
-what is kept may not have. So what is kept can be relied on, and what cannot be read is found while it is known whose.
+The functions that make a view raise an error of any kind where the object holds a value that the view may not have. So
+a view can be relied on, and an object that cannot be read is found while it is known which one it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from gpuhealth.fleet.comparison import Tested
+from gpuhealth.fleet.comparison import GpuResult
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
@@ -40,35 +40,35 @@ REASON_LABEL = f"{GROUP}/burnin-reason"
 TESTED_NODE = f"{GROUP}/node"
 """Annotation of a burn-in's pod: the node that it is for."""
 _MULTIPLES = {"k": 10**3, "M": 10**6, "G": 10**9}
-"""Endings of a quantity that is a count; the API server writes 1000 as 1k."""
+"""Suffixes of a quantity that is a count; the API server writes 1000 as 1k."""
 _SPEEDS = {"soak": "_tflops", "bandwidth": "_gigabytes_per_second", "collectives": "_gigabytes_per_second"}
-"""Tests that measure how fast a GPU is, and how the names of those figures end."""
+"""Tests that measure the speed of a GPU, and how the names of those figures end."""
 
 
-class Node(msgspec.Struct, frozen=True):
-    """A Node."""
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A Node with the marks that matter to the controller."""
 
     key: str
     labels: dict[str, str]
-    tainted: bool = False  # by our key
-    out: bool = False  # by our hand, as its record says
-    ready: bool = True  # its kubelet
-    health: str = ""  # reason of our condition
-    cordoned: bool = False  # by whomever
-    gpus: int = 0  # that the device plugin offers whole
-    fleet_findings: str = ""  # our annotation
+    tainted: bool = False  # with the taint gpuhealth.io/unhealthy
+    out: bool = False  # of service by our action, as its record shows
+    ready: bool = True  # as its kubelet reports
+    condition_reason: str = ""  # of the condition GPUHealthy
+    cordoned: bool = False  # by anybody
+    gpus: int = 0  # whole GPUs that the device plugin offers
+    fleet_findings: str = ""  # the annotation of that name
     preflight: bool = False
     overridden: bool = False  # by a person's annotation
-    readable: bool = True  # if not: as it was last read, and nothing is done on its word
+    readable: bool = True  # if not, the other fields are those last read, and no action relies on them
 
     @property
     def state(self) -> str:
-        """What our label says."""
+        """The value of the label gpuhealth.io/state; empty without it."""
         return self.labels.get(STATE_LABEL, "")
 
 
 class Drain(msgspec.Struct, frozen=True, rename="camel"):
-    """How far a drain is, as the report says."""
+    """The progress of a drain, as in the report."""
 
     phase: str = ""
     quarantine_since: Time | None = None
@@ -82,7 +82,7 @@ class Drain(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Quarantine(msgspec.Struct, frozen=True):
-    """What the agent says of taking its node out of service."""
+    """The quarantine that the agent reports."""
 
     state: str = "none"
     code: str = ""
@@ -93,21 +93,21 @@ class Quarantine(msgspec.Struct, frozen=True):
 
     @property
     def asks_for_drain(self) -> bool:
-        """Whether the agent wants what runs there to be moved away."""
+        """Whether the pods of the node should be moved away."""
         return self.state == "quarantined" and self.drain
 
 
-class Report(msgspec.Struct, frozen=True):
-    """A GPUHealthReport."""
+class ReportView(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPUHealthReport without its findings."""
 
     key: str
-    gpus: tuple[tuple[str, str], ...] = ()  # verdict and model of each
+    gpus: tuple[tuple[str, str], ...] = ()  # verdict and model of each GPU
     quarantine: Quarantine = Quarantine()
     drain: Drain = Drain()
-    healthy: bool = False  # its verdict
-    tested: datetime | None = None  # when the GPU was that has waited longest; never, if one never was
-    tests: tuple[Tested, ...] = ()
-    readable: bool = True  # if not: as it was last read
+    healthy: bool = False  # by its verdict
+    tested_at: datetime | None = None  # oldest burn-in among the GPUs; None where one GPU was never tested
+    results: tuple[GpuResult, ...] = ()
+    readable: bool = True  # if not, the other fields are those last read
 
 
 class _Status(msgspec.Struct, frozen=True):
@@ -115,115 +115,113 @@ class _Status(msgspec.Struct, frozen=True):
     drain: Drain | None = None
 
 
-class Agent(msgspec.Struct, frozen=True):
-    """An agent's pod."""
+class AgentPod(msgspec.Struct, frozen=True, kw_only=True):
+    """The pod of an agent."""
 
     key: str
     node: str
     ready: bool
 
 
-class Test(msgspec.Struct, frozen=True):
+class BurninPod(msgspec.Struct, frozen=True, kw_only=True):
     """The pod of a burn-in."""
-
-    __test__ = False  # no test of pytest's
 
     key: str
     uid: str
-    node: str
-    reason: str
-    bound: bool  # the scheduler has placed it
-    over: bool
+    node: str  # that it tests, also before it is scheduled
+    reason: str  # a value of the label gpuhealth.io/burnin-reason
+    scheduled: bool
+    finished: bool
     deleting: bool
     exit_code: int | None = None
-    end: str = ""  # in the kubelet's words: OOMKilled, Evicted, DeadlineExceeded
+    end_reason: str = ""  # as the kubelet reports it: OOMKilled, Evicted, DeadlineExceeded
 
 
-class Budget(msgspec.Struct, frozen=True):
-    """A QuarantineBudget, whole: there are few."""
+class BudgetView(msgspec.Struct, frozen=True):
+    """A QuarantineBudget with its whole body: there are only a few."""
 
     key: str
     body: Object
 
 
-class Place(msgspec.Struct, frozen=True):
-    """A place of a budget that is taken."""
+class SlotView(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget slot that is taken."""
 
     key: str
     budget: str
     holder: str
-    lasting: bool  # until it is given back; the others run out by themselves
+    lasting: bool  # until it is released; the others expire
     uid: str
     version: str
-    fault: str = ""  # why its Lease cannot be read in full: it counts as taken
+    fault: str = ""  # why its Lease cannot be read in full; it counts as taken
 
     @property
-    def stands_for(self) -> str:
-        """The node for which the controller has taken it; empty where a node has taken it itself."""
+    def reserved_for(self) -> str:
+        """The node for which the controller has reserved it; empty where a node has taken it itself."""
         return self.holder.removeprefix(RESERVED_PREFIX) if self.holder.startswith(RESERVED_PREFIX) else ""
 
     @property
     def node(self) -> str:
-        """That holds it, or for which the controller has taken it; empty where its Lease names nobody."""
-        return self.stands_for or self.holder
+        """The node that holds it, or for which it is reserved; empty where its Lease names no holder."""
+        return self.reserved_for or self.holder
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """A namespace that drains leave alone."""
+class DrainExemptNamespace(msgspec.Struct, frozen=True):
+    """A namespace whose pods are exempt from drains."""
 
     key: str
 
 
-def node(item: Object) -> Node:
-    """Slims a Node. The same few words are on every node of a fleet: they are kept once."""
+def node_view(item: Object) -> NodeView:
+    """Make the view of a Node. Texts that repeat on thousands of nodes are interned."""
     metadata = item["metadata"]
     labels = {sys.intern(key): sys.intern(value) for key, value in (metadata.get("labels") or {}).items()}
     keys = {taint["key"] for taint in item.get("spec", {}).get("taints") or []}
-    return Node(
-        name_of(item),
-        labels,
+    return NodeView(
+        key=name_of(item),
+        labels=labels,
         tainted=TAINT in keys,
         out=is_out(item) or (TAINT in keys and bool(unreadable_record(item))),
         ready=is_ready(item),
         cordoned=unschedulable(item),
-        health=sys.intern((condition(item) or {}).get("reason", "")),
-        preflight=PREFLIGHT_TAINT in keys
-        or labels.get(STATE_LABEL) == NodeState.PREFLIGHT,  # of another key the label tells
+        condition_reason=sys.intern((condition(item) or {}).get("reason", "")),
+        # Where the settings name another key, only the label shows it.
+        preflight=PREFLIGHT_TAINT in keys or labels.get(STATE_LABEL) == NodeState.PREFLIGHT,
         overridden=override(item) is not None,
         fleet_findings=text_of(annotations_of(item).get(FLEET_FINDINGS)),
         gpus=_count((item.get("status", {}).get("allocatable") or {}).get(GPU, 0)),
     )
 
 
-def unreadable_node(last: Node | None, error: UnreadableError) -> Node:
-    """A Node that cannot be read counts where its labels say, and as one that is not ready.
+def unreadable_node(last: NodeView | None, error: UnreadableError) -> NodeView:
+    """Make the view of a Node that cannot be read: not ready, in the budgets and the pool of its present labels.
 
-    Left out, or as it was, it could let one node more be out than a budget allows. Nothing is evicted from it
-    meanwhile: it may say that a person has taken the drain back.
+    Left out or kept as it was, it could let one node more be out of service than a budget allows. Nothing is evicted
+    from it: a person may have cancelled the drain with a mark that cannot be read.
     """
-    known = last or Node(error.name, {})
+    known = last or NodeView(key=error.name, labels={})
     labels = labels_of(error.item)
     return msgspec.structs.replace(
         known, labels=known.labels if labels is None else labels, ready=False, readable=False
     )
 
 
-def unreadable_report(last: Report | None, _: UnreadableError) -> Report | None:
-    """A report that cannot be read holds as it was last read, but for its GPUs, which count as unknown.
+def unreadable_report(last: ReportView | None, _: UnreadableError) -> ReportView | None:
+    """Keep a report that cannot be read as it was last read; its GPUs count as unknown.
 
-    A drain goes on with it: the Node's taint and a person's override are on the Node. One that was never read is left
-    out, and no drain begins.
+    A drain continues with it: taint and override, which could stop it, are on the Node. A report that was never read
+    is left out, and no drain begins.
     """
     return None if last is None else msgspec.structs.replace(last, readable=False)
 
 
-def unreadable_agent(_: Agent | None, __: UnreadableError) -> Agent | None:
-    """An agent's pod that cannot be read is no sign that the agent is ready."""
+def unreadable_agent(_: AgentPod | None, __: UnreadableError) -> AgentPod | None:
+    """Drop an agent's pod that cannot be read: it does not show that the agent is ready."""
     return None
 
 
 def name_of(item: Object) -> str:
-    """The name of an object; an error where it has none."""
+    """Return the name of an object. Raises an error where it has none."""
     if not (name := text_of(item["metadata"]["name"])):
         raise ValueError("it has no name")
     return name
@@ -234,85 +232,86 @@ def _count(quantity: Any) -> int:
     return int(text[:-1]) * _MULTIPLES[text[-1:]] if text[-1:] in _MULTIPLES else int(text)
 
 
-def report(item: Object) -> Report:
-    """Slims a GPUHealthReport."""
+def report_view(item: Object) -> ReportView:
+    """Make the view of a GPUHealthReport."""
     status: dict[str, Any] = item.get("status") or {}
     gpus = (status.get("inventory") or {}).get("gpus") or []
-    said = msgspec.convert({key: status.get(key) for key in ("quarantine", "drain")}, _Status)
-    quarantine, drain = said.quarantine or Quarantine(), said.drain or Drain()
+    read = msgspec.convert({key: status.get(key) for key in ("quarantine", "drain")}, _Status)
+    quarantine, drain = read.quarantine or Quarantine(), read.drain or Drain()
     for time in (quarantine.since, drain.quarantine_since, drain.started_at, drain.deadline, drain.ended_at):
         if time is not None:
-            time.astimezone(UTC)  # at the ends of the calendar there is none
-    return Report(
-        name_of(item),
-        tuple((sys.intern(gpu.get("verdict", UNKNOWN)), sys.intern(gpu.get("model", ""))) for gpu in gpus),
-        quarantine,
-        drain,
-        status.get("verdict") == "healthy",
-        parse_time(tested) if (tested := (status.get("burnin") or {}).get("testedAt")) else None,
-        tuple(_tested(name_of(item), status.get("burnin") or {})),
+            time.astimezone(UTC)  # raises OverflowError at the ends of the calendar
+    return ReportView(
+        key=name_of(item),
+        gpus=tuple((sys.intern(gpu.get("verdict", UNKNOWN)), sys.intern(gpu.get("model", ""))) for gpu in gpus),
+        quarantine=quarantine,
+        drain=drain,
+        healthy=status.get("verdict") == "healthy",
+        tested_at=parse_time(tested) if (tested := (status.get("burnin") or {}).get("testedAt")) else None,
+        results=tuple(_results(name_of(item), status.get("burnin") or {})),
     )
 
 
-def _tested(node: str, burnin: Object) -> Iterator[Tested]:
-    """What is compared over the fleet. Most of it is the same on thousands of GPUs, and kept once."""
+def _results(node: str, burnin: Object) -> Iterator[GpuResult]:
+    """Yield the burn-in result of each GPU. Texts that repeat on thousands of GPUs are interned."""
     for uuid, gpu in (burnin.get("gpus") or {}).items():
-        said = gpu.get("tests") or {}
-        tests = said.values()
-        digests = {what: digest for test in tests for what, digest in (test.get("digests") or {}).items()}
+        by_test = gpu.get("tests") or {}
+        tests = by_test.values()
+        digests = {product: digest for test in tests for product, digest in (test.get("digests") or {}).items()}
         software: dict[str, str] = next((test["software"] for test in tests if test.get("software")), {})
         speeds = {
-            what: _speed(value)
+            figure: _speed(value)
             for name, ending in _SPEEDS.items()
-            for what, value in (said.get(name, {}).get("figures") or {}).items()
-            if what.endswith(ending)
+            for figure, value in (by_test.get(name, {}).get("figures") or {}).items()
+            if figure.endswith(ending)
         }
-        yield Tested(
-            node,
-            uuid,
-            sys.intern(gpu.get("model", "")),
-            sys.intern(gpu.get("level", "")),
-            sys.intern(", ".join(f"{name} {version}" for name, version in sorted(software.items()))),
-            tuple((sys.intern(what), sys.intern(digest)) for what, digest in sorted(digests.items())),
-            tuple((sys.intern(what), value) for what, value in sorted(speeds.items())),
+        yield GpuResult(
+            node=node,
+            gpu=uuid,
+            model=sys.intern(gpu.get("model", "")),
+            level=sys.intern(gpu.get("level", "")),
+            software=sys.intern(", ".join(f"{name} {version}" for name, version in sorted(software.items()))),
+            digests=tuple((sys.intern(product), sys.intern(digest)) for product, digest in sorted(digests.items())),
+            speeds=tuple((sys.intern(figure), value) for figure, value in sorted(speeds.items())),
         )
 
 
 def _speed(value: float) -> float:
     if not math.isfinite(speed := float(value)) or speed < 0:
-        raise ValueError(f"{value!r} is no speed")
+        raise ValueError(f"{value!r} is not a speed")
     return speed
 
 
-def agent(item: Object) -> Agent:
-    """Slims an agent's pod."""
+def agent_pod(item: Object) -> AgentPod:
+    """Make the view of an agent's pod."""
     conditions = item.get("status", {}).get("conditions") or []
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
     ready = ready and not item["metadata"].get("deletionTimestamp")
-    return Agent(name_of(item), text_of(item.get("spec", {}).get("nodeName")), ready)
+    return AgentPod(key=name_of(item), node=text_of(item.get("spec", {}).get("nodeName")), ready=ready)
 
 
-def test(item: Object) -> Test:
-    """Slims the pod of a burn-in. Its node is the one that it is for, also before it is there."""
+def burnin_pod(item: Object) -> BurninPod:
+    """Make the view of a burn-in's pod."""
     metadata, status = item["metadata"], item.get("status", {})
     containers = status.get("containerStatuses") or []
-    ended = [each["state"]["terminated"] for each in containers if each.get("state", {}).get("terminated")]
+    states = [container.get("state", {}) for container in containers]
+    ended = [state["terminated"] for state in states if state.get("terminated")]
     code = ended[0].get("exitCode") if ended else None
-    return Test(
-        name_of(item),
-        text_of(metadata["uid"]),
-        text_of((metadata.get("annotations") or {}).get(TESTED_NODE)),
-        text_of((metadata.get("labels") or {}).get(REASON_LABEL)),
-        bound=bool(item["spec"].get("nodeName")),
-        over=status.get("phase") in {"Succeeded", "Failed"},
+    return BurninPod(
+        key=name_of(item),
+        uid=text_of(metadata["uid"]),
+        node=text_of((metadata.get("annotations") or {}).get(TESTED_NODE)),
+        reason=text_of((metadata.get("labels") or {}).get(REASON_LABEL)),
+        scheduled=bool(item["spec"].get("nodeName")),
+        finished=status.get("phase") in {"Succeeded", "Failed"},
         deleting=bool(metadata.get("deletionTimestamp")),
         exit_code=None if code is None else int(code),
-        end=text_of(status.get("reason")) or (text_of(ended[0].get("reason")) if ended else ""),
+        end_reason=text_of(status.get("reason")) or (text_of(ended[0].get("reason")) if ended else ""),
     )
 
 
-def budget(item: Object) -> Budget:
-    """Keeps a budget, of which everything can be read that will be."""
+def budget_view(item: Object) -> BudgetView:
+    """Make the view of a QuarantineBudget, after a check that everything in it that will be read can be."""
     metadata, status = item["metadata"], item.get("status") or {}
     checked(item["spec"]["nodeSelector"])
     slot_sets(item, 1, "")
@@ -320,25 +319,32 @@ def budget(item: Object) -> Budget:
     for known in msgspec.convert(status.get("conditions") or [], list[dict[str, Any]]):
         text_of(known["lastTransitionTime"])
     msgspec.convert(status, dict[str, Any])
-    return Budget(name_of(item), item)
+    return BudgetView(name_of(item), item)
 
 
-def place(item: Object) -> Place:
-    """Slims a place's Lease."""
-    found, metadata = read_slot(item), item["metadata"]
-    uid, version = text_of(metadata["uid"]), text_of(metadata["resourceVersion"])
-    return Place(name_of(item), found.budget, found.holder, not found.seconds, uid, version, found.fault)
+def slot_view(item: Object) -> SlotView:
+    """Make the view of a budget slot from its Lease."""
+    slot, metadata = read_slot(item), item["metadata"]
+    return SlotView(
+        key=name_of(item),
+        budget=slot.budget,
+        holder=slot.holder,
+        lasting=not slot.seconds,
+        uid=text_of(metadata["uid"]),
+        version=text_of(metadata["resourceVersion"]),
+        fault=slot.fault,
+    )
 
 
-def kept(item: Object) -> Kept:
-    """A namespace whose label says so."""
-    return Kept(name_of(item))
+def drain_exempt_namespace(item: Object) -> DrainExemptNamespace:
+    """Make the view of a namespace that a label exempts from drains."""
+    return DrainExemptNamespace(name_of(item))
 
 
-def wants_drain(found: Node, said: Report) -> bool:
-    """Whether what runs on the node should be moved away.
+def wants_drain(node: NodeView, report: ReportView) -> bool:
+    """Whether the pods on the node should be moved away.
 
-    The agent's report asks for it, the taint keeps others from coming, and no person says otherwise: an agent that no
-    longer runs cannot take its report back. What a Node says that cannot be read is not known.
+    That takes the agent's report, the taint that keeps other pods away, and no override: an agent that no longer runs
+    cannot withdraw its report. Nothing is concluded from a Node that cannot be read.
     """
-    return said.quarantine.asks_for_drain and found.readable and found.tainted and not found.overridden
+    return report.quarantine.asks_for_drain and node.readable and node.tainted and not node.overridden

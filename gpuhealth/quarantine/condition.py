@@ -12,7 +12,7 @@ from gpuhealth.kube.objects import format_time, parse_time
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Finding, Severity
 from gpuhealth.model.missing import MissingReason
-from gpuhealth.model.verdict import NotCovered, State, Verdict
+from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine.marks import Object, Override, condition
 
@@ -56,8 +56,8 @@ def summary(verdict: Verdict, override: Override | None = None, release: Release
     if findings:
         parts.append(findings)
     if verdict.verdict is State.UNKNOWN:
-        not_checked = verdict.coverage.not_checked
-        missing = {f"{item.check} ({item.reason})" for item in not_checked if not _is_excused(item, release)}
+        excused = MissingReason.RELEASED if release else None
+        missing = {f"{check} ({reason})" for check, reason in verdict.coverage.in_words(excused)}
         if missing or not release:
             parts.append("not measured: " + (", ".join(sorted(missing)) or "anything yet"))
     if worrying:
@@ -70,17 +70,12 @@ def summary(verdict: Verdict, override: Override | None = None, release: Release
     return Summary(_STATUS.get(verdict.verdict, "True"), reason, message)
 
 
-def _is_excused(item: NotCovered, release: Release | None) -> bool:
-    """Whether a check was not done for no other reason than the release of the driver."""
-    return release is not None and item.reason.startswith(MissingReason.RELEASED)
-
-
 def _one_line(findings: list[Finding]) -> str:
     """All findings on one line; beyond the limit, how many are left out."""
     parts: list[str] = []
     length = 0
     for index, finding in enumerate(findings):
-        component = "" if finding.component == NODE else f" {finding.component}"
+        component = "" if finding.component == NODE else f" {finding.component.id}"
         part = " ".join(f"{finding.code}{component}: {finding.message}".split())
         length += len(part.encode()) + 2
         if length > MESSAGE_LIMIT - 200:  # room for this sentence, and for what was not measured

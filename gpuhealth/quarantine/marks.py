@@ -19,7 +19,6 @@ from gpuhealth.kube.errors import AnswerError
 from gpuhealth.kube.kinds import (
     CONDITION,
     DRIVER_UPGRADE_STATE,
-    FLEET_FINDINGS,
     OUT_OF_SERVICE,
     OVERRIDE,
     QUARANTINE,
@@ -29,9 +28,7 @@ from gpuhealth.kube.kinds import (
     TAINT,
 )
 from gpuhealth.model.causes import Cause
-from gpuhealth.model.missing import Missing, MissingReason, Reading
 from gpuhealth.model.time import ZonedTime
-from gpuhealth.monitors.fleet_findings.readings import FleetFinding
 
 Object = dict[str, Any]
 
@@ -131,14 +128,6 @@ def override(node: Object) -> Override | None:
 def out_of_service(node: Object) -> str:
     """Why a person wants the node out of service, on one line; empty if nobody does."""
     return " ".join(annotations_of(node).get(OUT_OF_SERVICE, "").split())[:_REASON_LIMIT]
-
-
-def fleet_findings(annotations: Mapping[str, str]) -> Reading[tuple[FleetFinding, ...]]:
-    """The findings of the controller about the node's GPUs."""
-    try:
-        return msgspec.json.decode(annotations.get(FLEET_FINDINGS, "[]"), type=tuple[FleetFinding, ...])
-    except msgspec.DecodeError as error:
-        return Missing(MissingReason.ERROR, f"annotation {FLEET_FINDINGS}: {error}")
 
 
 def restored(annotations: Mapping[str, str]) -> datetime | None:

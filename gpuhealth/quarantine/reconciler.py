@@ -12,12 +12,12 @@ import structlog
 
 from gpuhealth.kube.client import Client, Observer, patience
 from gpuhealth.kube.errors import ApiError, NoConfigurationError
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.slots.holder import Blocked
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction, NodeWriter
-from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
 log = structlog.get_logger()

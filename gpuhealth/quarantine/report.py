@@ -17,9 +17,9 @@ from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, NotFoundError
 from gpuhealth.kube.kinds import REPORTS
 from gpuhealth.kube.objects import format_time
+from gpuhealth.model.burnin_run import BurninRun
 from gpuhealth.model.finding import Finding
 from gpuhealth.model.verdict import State, Verdict
-from gpuhealth.monitors.burnin_results.readings import BurninRun
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine import report_burnins as tested
 from gpuhealth.quarantine.condition import REFRESH, by_severity
@@ -95,7 +95,9 @@ def status_of(
         "inventory": {"driver": facts.inventory.driver, "gpuCount": len(gpus), "gpus": gpus},
         "findings": [_finding(finding) for finding in findings[:MAX_FINDINGS]],
         "findingsOmitted": max(0, len(findings) - MAX_FINDINGS),
-        "notChecked": [{"check": c.check, "reason": c.reason[:_TEXT_LIMIT]} for c in verdict.coverage.not_checked],
+        "notChecked": [
+            {"check": check, "reason": reason[:_TEXT_LIMIT]} for check, reason in verdict.coverage.in_words()
+        ],
         "driverReleased": {"reasons": list(release.reasons), "since": format_time(release.since)} if release else {},
         "quarantine": {key: value for key, value in out.items() if value is not None},
         "counters": dict(sorted(facts.counters.items())),
@@ -116,9 +118,7 @@ def _finding(finding: Finding) -> Object:
     full = {
         "code": finding.code,
         "severity": str(finding.severity),
-        "component": finding.component,
-        "gpu": finding.gpu,
-        "migInstance": finding.mig_instance,
+        "component": msgspec.to_builtins(finding.component),
         "message": finding.message[:_TEXT_LIMIT],
         "action": str(finding.action),
         "evidence": evidence,
@@ -145,7 +145,7 @@ def merge_patch(old: Any, new: Object) -> Object:
 
 def substance(status: Object) -> Object:
     """What of a report is worth a write at once: not counters, and not times, wording and evidence of findings."""
-    keys = ("code", "severity", "component", "gpu", "action")
+    keys = ("code", "severity", "component", "action")
     findings = [{key: finding.get(key) for key in keys} for finding in status.get("findings") or []]
     unchecked = [item["check"] for item in status.get("notChecked") or []]
     return {**status, "findings": findings, "notChecked": unchecked, "counters": {}}

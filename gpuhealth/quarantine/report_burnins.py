@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.objects import format_time
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestResult
+from gpuhealth.model.burnin_run import BurninRun, TestResult
 
 MAX_HISTORY = 10
 MAX_VALUES = 32
@@ -29,11 +29,11 @@ def _gpu(gpu: str, runs: Sequence[BurninRun]) -> Object:
     own = [run for run in runs if any(result.gpu == gpu for result in run.results)]
     if not own:
         return {}
-    completed = [run for run in own if run.gpu_status(gpu).says_something]
+    completed = [run for run in own if run.gpu_status(gpu).is_conclusive]
     last = {**_run(completed[-1], gpu), "bootID": completed[-1].boot_id} if completed else {}
     model = next((run.models[gpu] for run in reversed(own) if gpu in run.models), "")
     said = [(run, result) for run in own for result in run.results if result.gpu == gpu]
-    tests = {result.test: _test(result, run) for run, result in said if result.status.says_something}
+    tests = {result.test: _test(result, run) for run, result in said if result.status.is_conclusive}
     history = [_run(run, gpu) for run in own[: -MAX_HISTORY - 1 : -1]]
     return {**({"model": model} if model else {}), **last, "tests": tests, "history": history}
 

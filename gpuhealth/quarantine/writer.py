@@ -23,7 +23,8 @@ from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import CONDITION, NODES, QUARANTINE
-from gpuhealth.monitors.burnin_results.checks import REQUIRED
+from gpuhealth.model.out_of_service import BURNIN_REQUIRED
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, condition_patch, is_due
 from gpuhealth.quarantine.marks import (
     MANUAL,
@@ -55,7 +56,6 @@ from gpuhealth.quarantine.target import (
     requested_codes,
     target_marks,
 )
-from gpuhealth.runtime.settings import Settings
 
 MAX_CONFLICTS = 5
 DEADLINE = 60.0
@@ -324,7 +324,7 @@ class NodeWriter:
         dismissed = sorted(set(dismissed_codes(node)) & set(codes))
         if ours is not None and is_out(node):
             reasons = [out_of_service(node)] if ours.code == MANUAL else []
-            state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
+            state = "awaiting_test" if ours.code == BURNIN_REQUIRED.name else "quarantined"
             reason, slots = "; ".join([*reasons, *self._slots.missing]), self._slots.slots
             return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, slots=slots)
         if (blocked := self.blocked) is not None:

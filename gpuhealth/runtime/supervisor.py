@@ -1,8 +1,8 @@
-"""Tasks that run until they are cancelled, and how they are ended.
+"""Supervision of asyncio tasks: loops that are restarted after an error, and a cancellation that cannot be lost.
 
-A cancellation is an exception, and it can be lost: code on the way catches it, or raises another error in its place.
-What stays is the task's own count, `Task.cancelling()`. So each loop that goes on after an error asks for it here, and
-a task that has not ended is cancelled again.
+A cancellation is an exception, and code on its way can swallow it or raise another error in its place. The task's own
+count, `Task.cancelling()`, remains. So each loop that continues after an error checks that count here, and a task that
+has not ended is cancelled again.
 """
 
 from __future__ import annotations
@@ -16,35 +16,38 @@ import structlog
 log = structlog.get_logger()
 
 AGAIN_SECONDS = 1.0
-"""After which a task that has not ended is cancelled again."""
+"""Time after which a task that has not ended is cancelled again."""
 _RETRY_SECONDS = 1.0
-_NAMED = 5  # tasks in one log line
+_LOGGED_NAMES = 5  # tasks that one log line names
 
 
 def cancellations() -> int:
-    """How many cancellations of the current task are pending; 0 outside of a task."""
+    """Return how many cancellations of the current task are pending; 0 outside of a task."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
 
 def raise_if_cancelled(beyond: int = 0) -> None:
-    """Raise CancelledError if more cancellations of the current task are pending than `beyond`.
+    """Raise CancelledError if more than `beyond` cancellations of the current task are pending.
 
-    To be called wherever an error has been caught and the code goes on.
+    Call it wherever an error has been caught and the code continues.
     """
     if cancellations() > beyond:
         raise asyncio.CancelledError
 
 
-async def forever(
+async def supervise(
     step: Callable[[], Awaitable[None]],
     failed: Callable[[str], None],
     *,
     name: str = "",
     fatal: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> None:
-    """Repeat `step` until cancelled. An error is logged, given to `failed` by the loop's name, and the step is tried
-    again after a second; a `fatal` one is raised. The task gets the loop's name."""
+    """Repeat `step` until cancelled; the current task is renamed to `name`, by default the name of the step.
+
+    An error is logged and counted by calling `failed` with that name, and the step is repeated after a second. Raises
+    errors of the types in `fatal`.
+    """
     name = name or getattr(step, "__name__", "").removeprefix("_")
     if (task := asyncio.current_task()) is not None:
         task.set_name(name)
@@ -62,10 +65,10 @@ async def forever(
 
 
 async def end(tasks: Collection[asyncio.Task[Any]], again_after: float = AGAIN_SECONDS) -> None:
-    """Cancel the tasks and return when all have ended; what they return or raise is left in them.
+    """Cancel the tasks and return when all have ended; their results and exceptions stay in them.
 
-    Those that have not ended are cancelled again after that many seconds, and at once when the caller is cancelled
-    itself. The caller's CancelledError is raised at the end, so that no task is left behind.
+    A task that has not ended is cancelled again every `again_after` seconds, and at once when the caller is cancelled.
+    Raises the caller's CancelledError only after all tasks have ended.
     """
     waiting = set(tasks)
     cancelled = tried = False
@@ -74,7 +77,7 @@ async def end(tasks: Collection[asyncio.Task[Any]], again_after: float = AGAIN_S
             task.cancel()
         if tried:
             names = sorted(task.get_name() for task in waiting)
-            log.warning("tasks still running, cancelled again", tasks=names[:_NAMED], count=len(names))
+            log.warning("tasks still running, cancelled again", tasks=names[:_LOGGED_NAMES], count=len(names))
         tried = True
         try:
             await asyncio.wait(waiting, timeout=again_after)
@@ -83,18 +86,18 @@ async def end(tasks: Collection[asyncio.Task[Any]], again_after: float = AGAIN_S
         waiting = {task for task in waiting if not task.done()}
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # asyncio would report it as never looked at
+            task.exception()  # asyncio logs exceptions that nobody has retrieved
     if cancelled:
         raise asyncio.CancelledError
 
 
 async def together(coroutines: Collection[Coroutine[Any, Any, None]], again_after: float = AGAIN_SECONDS) -> None:
-    """Run them beside each other until all have ended or one fails; then end the others.
+    """Run the coroutines concurrently until all have ended or one has failed; then end the others.
 
-    An asyncio.TaskGroup cancels its tasks once and waits for them without limit; this cancels again (see `end`).
-    Raises their errors as a group, as a TaskGroup does.
+    An asyncio.TaskGroup cancels its tasks once and waits for them without limit; this function cancels again (see
+    `end`). Raises the errors as one group, as a TaskGroup does.
     """
-    tasks = [asyncio.create_task(each) for each in coroutines]
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     finally:

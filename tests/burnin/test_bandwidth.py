@@ -12,7 +12,7 @@ from gpuhealth.burnin.faults import Faults
 from gpuhealth.burnin.pass_rules import Trial, judge
 from gpuhealth.burnin.protocol import Fault, Job
 from gpuhealth.burnin.telemetry_window import Watched
-from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.runtime.settings import BurninLimits
 
 ALL = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import exact_gemm
+from testing import exact_gemm
 
 from gpuhealth.burnin.gemm import FORMATS
 

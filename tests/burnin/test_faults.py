@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
 from gpuhealth.burnin.device import Device, is_out_of_memory
 from gpuhealth.burnin.faults import Faults, bits, flip

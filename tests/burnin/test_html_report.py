@@ -11,7 +11,7 @@ from testing.burnin_results import FAILED, START, result, run
 
 from gpuhealth.burnin.html_report import page
 from gpuhealth.burnin.run import Curves
-from gpuhealth.monitors.burnin_results.readings import BurninRun, Miscompare
+from gpuhealth.model.burnin_run import BurninRun, Miscompare
 
 _VOID = {"meta"}
 

@@ -77,7 +77,7 @@ def test_it_stops_when_told() -> None:
 _CAPPED = """
 import resource, sys
 from gpuhealth.burnin import memory
-from tests.burnin.jobs import done
+from testing.burnin_jobs import done
 import msgspec, pathlib
 done(memory.run)  # whatever torch loads at first use
 used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -12,10 +12,10 @@ from gpuhealth.burnin import figures
 from gpuhealth.burnin.pass_rules import Trial, judge
 from gpuhealth.burnin.protocol import GpuOutcome
 from gpuhealth.burnin.telemetry_window import Watched, warming
+from gpuhealth.model.burnin_run import Miscompare, Span, TestResult, TestStatus
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.kernel_event import KernelEvent
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
-from gpuhealth.monitors.burnin_results.readings import Miscompare, Span, TestResult, TestStatus
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvLink, PciDevice
 from gpuhealth.runtime.settings import BurninLimits
 

@@ -10,7 +10,7 @@ import pytest
 from testing.burnin_results import result, run
 
 from gpuhealth.burnin import results
-from gpuhealth.monitors.burnin_results.readings import BurninRun
+from gpuhealth.model.burnin_run import BurninRun
 
 
 def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from gpuhealth.burnin.protocol import Fault
 from gpuhealth.burnin.run import Curves, Plan, Run
 from gpuhealth.burnin.sampling import Sampler
 from gpuhealth.burnin.targets import BurninError, targets
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from gpuhealth.runtime import settings_file as config_file
 
 

@@ -9,7 +9,7 @@ from gpuhealth.burnin import soak
 from gpuhealth.burnin.pass_rules import Trial, judge
 from gpuhealth.burnin.protocol import Fault
 from gpuhealth.burnin.telemetry_window import Watched
-from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.runtime.settings import BurninLimits
 
 LIMITS = BurninLimits()

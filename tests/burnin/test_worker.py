@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
 from gpuhealth.burnin.protocol import DEVICES, Fault, Job, Outcome, Unable
 from gpuhealth.burnin.worker_process import Answer, Failure, Worker

@@ -9,18 +9,15 @@ from contextlib import asynccontextmanager
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, finding, verdict
+from testing.cluster_objects import Pool
+from testing.node_writing import HEALTHY, SICK, marks
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
-from gpuhealth.kube.kinds import QUARANTINE, TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction, NodeWriter
-from gpuhealth.runtime.settings import Settings
-
-HEALTHY = Desired(verdict=verdict())
-SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",), drain=True)
 
 # The request behind each act, as the proxy sees it.
 REQUESTS = {
@@ -98,15 +95,6 @@ async def finished_by_next(proxy: FaultyProxy, node: str, desired: Desired, erro
         writes = [method for method, _ in proxy.seen[calls:] if method != "GET"]
     assert not writes, "what is done is not done again"
     proxy.heal()
-
-
-def marks(pool: Pool, node: str) -> tuple[list[str], str, str]:
-    """Our taint, our condition, and what the report says."""
-    found = pool.get(node)
-    health = next((c["status"] for c in found["status"]["conditions"] if c["type"] == "GPUHealthy"), "")
-    taints = [taint["value"] for taint in found["spec"].get("taints", []) if taint["key"] == TAINT]
-    assert (QUARANTINE in found["metadata"].get("annotations", {})) is bool(taints)
-    return taints, health, pool.report(node)["status"]["quarantine"]["state"]
 
 
 @pytest.fixture

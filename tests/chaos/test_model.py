@@ -22,11 +22,11 @@ from testing.cluster_objects import Pool, finding, verdict
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import MANUAL, Object, dismissed_codes, has_taint, record, taints, unschedulable
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 CODES = st.sampled_from(["ecc.uncorrectable", "gpu.lost", "xid.79"])
 FAULTS = st.sampled_from([409, 429, 500, 401, "reset", "lost"])

@@ -7,14 +7,15 @@ import asyncio
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
+from testing.node_writing import HEALTHY, SICK, marks
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import UnavailableError
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.chaos.test_killed import HEALTHY, SICK, marks
 
 
 def test_a_watch_that_broke_unnoticed(plane: ControlPlane, pool: Pool) -> None:

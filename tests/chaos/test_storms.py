@@ -18,22 +18,23 @@ import structlog
 from kube import ControlPlane
 from structlog.testing import capture_logs
 from testing.cluster_objects import Pool
-from testing.half_agents import CODE, Half, History, SharedClient, most, running, until
+from testing.half_agents import CODE, Half, History, SharedClient, most, running
 from testing.readings import START, gpus
 from testing.readings import node as readings_of
+from testing.waiting import until
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.duties.budget_status import BudgetStatusWriter
 from gpuhealth.controller.http_app import ControllerCollector
-from gpuhealth.fleet.fleet import Hold
+from gpuhealth.fleet.fleet import BlockedQuarantine
 from gpuhealth.kube.client import Client
-from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.model.verdict import State
-from gpuhealth.monitors.kernel_log.readings import KernelLog
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.clock import SteadyClock
 from gpuhealth.runtime.journal import Journal
-from gpuhealth.runtime.settings import Settings
 
 NODES = 60
 PER_FAULT = 4
@@ -59,7 +60,7 @@ def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None
     nodes = pool.nodes(NODES)
     history = History()
     settings = Settings.model_validate({"controller": {"election": {"enabled": False}}})
-    hold = Hold(pool.name, "maxPerFault", CODE)
+    hold = BlockedQuarantine(pool.name, "maxPerFault", CODE)
 
     async def sick(halves: list[Half]) -> None:
         for half in halves:
@@ -75,10 +76,11 @@ def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None
         ):
             working = asyncio.create_task(controller.work())
             try:
-                await until(lambda: controller.fleet.ready and controller.budgets.standings.get(pool.name))
-                assert hold not in controller.fleet.holds
+                budgets = controller.duty(BudgetStatusWriter).status
+                await until(lambda: controller.fleet.ready and budgets.get(pool.name))
+                assert hold not in controller.fleet.blocked
                 await sick(halves)
-                await until(lambda: controller.fleet.holds[hold] == NODES - PER_FAULT, seconds=300)
+                await until(lambda: controller.fleet.blocked[hold] == NODES - PER_FAULT, seconds=300)
                 assert held_nodes(controller)[hold] == NODES - PER_FAULT
                 await until(lambda: condition(pool) == ("True", "Xid79"), seconds=300)
                 await until(lambda: history.out[-1].count == PER_FAULT, seconds=300)
@@ -128,7 +130,7 @@ class Node:
         self.agent = Agent(Settings.model_validate(settings))
         self.agent.clock = Simulated(lambda: self.now)
         self.agent.probe.read = self._readings  # type: ignore[method-assign, assignment]
-        self.agent.kernel_log.read = lambda: KernelLog("kmsg")  # type: ignore[method-assign]
+        self.agent.kernel_log.read = lambda: KernelLogStatus("kmsg")  # type: ignore[method-assign]
         self.agent._node_asked.set()
 
     async def _readings(self, *_: object) -> Any:

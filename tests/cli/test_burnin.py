@@ -16,9 +16,9 @@ import msgspec
 import psutil
 import pytest
 from testing.command import COMMAND, Node
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 
 _ALL = "cpu:0,1,2,3,4,5,6,7"
 _SHORT = ("--tests", "memory", "--duration", "100ms")

@@ -13,13 +13,16 @@ import pytest
 from testing.command import Node, Said
 
 from gpuhealth.agent import capture
-from gpuhealth.model.history import Baseline, History
+from gpuhealth.model.component import NODE
 from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.pci import PciAddress
+from gpuhealth.monitors.judge import Memory
+from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.runtime.journal import Entry, Journal
 
 GONE = "GPU-99999999-8888-7777-6666-555555555555"
-MANIFEST = {"format": 1, "node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "versions": {}}
-READINGS = {"node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b"}
+MANIFEST = {"format": 2, "node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "versions": {}}
+READINGS = {"node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "monitors": {}}
 
 
 def archive(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
@@ -83,8 +86,9 @@ def test_capture_holds_what_the_agent_remembers(gpu_node: Node, tmp_path: Path) 
     """Memory and journal of the agent are in the capture: a GPU that is gone is missed in the replay, too."""
     there = {gpu["uuid"]: gpu["pci"] for gpu in gpu_node.run("check", "--json").json["gpus"]}
     journal = Journal(gpu_node.journal, 86400.0, 1000)
-    memory = {"history": msgspec.json.encode(History(baseline=Baseline(gpus={**there, GONE: "0000:ff:00.0"})))}
-    journal.write([Entry(datetime.now(UTC), "raised", "xid.79", "node", "gone")], memory)
+    memory = Memory(baselines={"nvidia": Baseline(gpus={**there, GONE: PciAddress("0000:ff:00.0")})})
+    entry = Entry(time=datetime.now(UTC), kind="raised", code="xid.79", component=NODE, message="gone")
+    journal.write([entry], {"checks": msgspec.json.encode(memory)})
     journal.close()
     file = tmp_path / "c.tar.gz"
     gpu_node.run("capture", "-o", file)

@@ -8,9 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from testing.command import BOOT_ID, COMMAND, Node
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
-from gpuhealth.model.history import Baseline, History
+from gpuhealth.model.pci import PciAddress
+from gpuhealth.monitors.judge import Memory
+from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.runtime.journal import Journal
 
 XID_79 = "NVRM: Xid (PCI:0000:61:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
@@ -82,7 +84,7 @@ def test_json_contract(gpu_node: Node) -> None:
     gpu_node.simulator.inject("persistence_off", gpu=2)
     said = gpu_node.run("check", "--json")
     found = said.json
-    assert list(found) == ["node", "time", "verdict", "gpus", "findings", "coverage"]
+    assert list(found) == ["node", "time", "verdict", "components", "gpus", "findings", "coverage"]
     assert found["node"] == "gpu-node-17"
     assert datetime.fromisoformat(found["time"]).tzinfo is not None
     assert [gpu["index"] for gpu in found["gpus"]] == list(range(8))
@@ -92,9 +94,13 @@ def test_json_contract(gpu_node: Node) -> None:
     assert finding.keys() >= {
         "code", "severity", "component", "message", "action", "evidence", "first_seen", "last_seen", "clears_when",
     }  # fmt: skip
-    assert finding["component"] == found["gpus"][2]["uuid"]
+    assert finding["component"] == {"kind": "gpu", "id": found["gpus"][2]["uuid"]}
+    parts = {(part["kind"], part["id"], part["parent"]): part["verdict"] for part in found["components"]}
+    assert parts == {("gpu", gpu["uuid"], ""): gpu["verdict"] for gpu in found["gpus"]}
     assert "gpu.lost" in found["coverage"]["checked"]
-    assert all(each.keys() == {"check", "reason"} for each in found["coverage"]["not_checked"])
+    assert found["coverage"]["not_checked"]
+    assert all(each.keys() == {"check", "component", "reason", "detail"} for each in found["coverage"]["not_checked"])
+    assert {each["component"]["kind"] for each in found["coverage"]["not_checked"]} <= {"gpu", "node"}
 
 
 def test_one_lost_gpu_does_not_hide_the_others(gpu_node: Node) -> None:
@@ -106,9 +112,10 @@ def test_one_lost_gpu_does_not_hide_the_others(gpu_node: Node) -> None:
     verdicts = [gpu["verdict"] for gpu in said.json["gpus"]]
     assert verdicts == ["healthy"] * 3 + ["unhealthy"] + ["healthy"] * 4
     assert [finding["code"] for finding in said.json["findings"]] == ["gpu.lost"]
-    reasons = [each["reason"] for each in said.json["coverage"]["not_checked"] if each["check"] == "thermal.gpu"]
-    assert len(reasons) == 1
-    assert "GPU is lost" in reasons[0]
+    missing = [each for each in said.json["coverage"]["not_checked"] if each["check"] == "thermal.gpu"]
+    assert [each["component"]["id"] for each in missing] == [said.json["gpus"][3]["uuid"]]
+    assert missing[0]["reason"] == "gpu_lost"
+    assert "GPU is lost" in missing[0]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +154,9 @@ def test_expected_number_of_gpus(gpu_node: Node) -> None:
 def test_gpu_that_the_agent_remembers_is_missed(gpu_node: Node) -> None:
     """A GPU in the agent's memory that is gone from bus, /dev and NVML is missed; the journal stays as it was."""
     there = {gpu["uuid"]: gpu["pci"] for gpu in gpu_node.run("check", "--json").json["gpus"]}
-    history = History(baseline=Baseline(gpus={**there, GONE: "0000:ff:00.0"}))
+    memory = Memory(baselines={"nvidia": Baseline(gpus={**there, GONE: PciAddress("0000:ff:00.0")})})
     journal = Journal(gpu_node.journal, 86400.0, 1000)
-    journal.write(memory={"history": msgspec.json.encode(history)})
+    journal.write(state={"checks": msgspec.json.encode(memory)})
     journal.close()
     before = gpu_node.journal.read_bytes()
     said = gpu_node.run("check")
@@ -167,7 +174,7 @@ def test_finding_that_the_agent_still_holds(gpu_node: Node) -> None:
     finding = next(each for each in found if each["code"] == "xid.79")
     tracked = [{"finding": finding, "raised": True, "boot_id": BOOT_ID.strip()}]
     journal = Journal(gpu_node.journal, 86400.0, 1000)
-    journal.write(memory={"findings": msgspec.json.encode({"tracked": tracked})})
+    journal.write(state={"findings": msgspec.json.encode({"tracked": tracked})})
     journal.close()
     assert "still holds" not in gpu_node.run("check").out
     gpu_node.kmsg.write_text("")
@@ -198,9 +205,9 @@ def test_kernel_log_that_cannot_be_read_is_in_the_coverage(gpu_node: Node) -> No
     """Without the kernel log nothing is said to be free of XIDs: the coverage names the reason."""
     gpu_node.kmsg.unlink()
     said = gpu_node.run("check", "--json")
-    unread = {each["check"]: each["reason"] for each in said.json["coverage"]["not_checked"]}
+    unread = {each["check"]: each["detail"] for each in said.json["coverage"]["not_checked"]}
     assert any(
-        code.startswith(("xid", "agent.kmsg")) and str(gpu_node.kmsg) in reason for code, reason in unread.items()
+        code.startswith(("xid", "agent.kmsg")) and str(gpu_node.kmsg) in detail for code, detail in unread.items()
     )
 
 

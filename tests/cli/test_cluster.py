@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from kube import ControlPlane
@@ -19,12 +20,13 @@ from testing.cluster_objects import Pool, finding, verdict
 from testing.command import COMMAND, Said
 
 from gpuhealth.kube.client import Client
+from gpuhealth.model.component import gpu
 from gpuhealth.model.verdict import GpuVerdict, State
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts, Gpu, Inventory
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 UUID = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
 GPU = Gpu(0, UUID, "0000:01:00.0", "NVIDIA H100", "S1")
@@ -60,12 +62,10 @@ class Desk:
 
     def agent(self, node: str, *codes: str) -> None:
         """The node's agent finds these, and marks the node once."""
-        found = [finding(code, component=UUID, gpu=UUID) for code in codes]
-        said = verdict(*found)
-        gpus = (GpuVerdict(0, UUID, GPU.pci, GPU.model, State.UNHEALTHY if codes else State.HEALTHY),)
-        desired = Desired(
-            verdict=type(said)(said.node, said.time, said.verdict, gpus, said.findings, said.coverage), quarantine=codes
-        )
+        found = [finding(code, component=gpu(UUID)) for code in codes]
+        state = State.UNHEALTHY if codes else State.HEALTHY
+        own = GpuVerdict(index=0, uuid=UUID, pci=GPU.pci, model=GPU.model, verdict=state)
+        desired = Desired(verdict=msgspec.structs.replace(verdict(*found), gpus=(own,)), quarantine=codes)
 
         async def run() -> None:
             async with Client.from_kubeconfig(self.plane.kubeconfig) as client:

@@ -6,21 +6,27 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from testing.command import Node
 
+from gpuhealth.model.component import NODE, Component, gpu
 from gpuhealth.runtime.journal import Entry, Journal
 
-GPU = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
+GPU = gpu("GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5")
+
+
+def entry(age: timedelta, kind: str, code: str, message: str, component: Component = GPU) -> Entry:
+    """A critical entry of that age."""
+    when = datetime.now(UTC) - age
+    return Entry(time=when, kind=kind, code=code, component=component, message=message, severity="critical")
 
 
 @pytest.fixture
 def told(node: Node) -> Node:
     """A node with three entries: of two hours, one hour and ten minutes ago."""
-    now = datetime.now(UTC)
     journal = Journal(node.journal, 14 * 86400.0, 1000)
     journal.write(
         [
-            Entry(now - timedelta(hours=2), "raised", "xid.79", GPU, "GPU has fallen off the bus", "critical"),
-            Entry(now - timedelta(hours=1), "cleared", "xid.79", GPU, "the node has rebooted", "critical"),
-            Entry(now - timedelta(minutes=10), "raised", "ecc.uncorrectable", GPU, "2 errors\x1b[2J", "critical"),
+            entry(timedelta(hours=2), "raised", "xid.79", "GPU has fallen off the bus"),
+            entry(timedelta(hours=1), "cleared", "xid.79", "the node has rebooted"),
+            entry(timedelta(minutes=10), "raised", "ecc.uncorrectable", "2 errors\x1b[2J"),
         ]
     )
     journal.close()
@@ -49,7 +55,7 @@ def test_json(told: Node) -> None:
     """--json writes one object a line."""
     lines = [json.loads(line) for line in told.run("events", "--json").out.splitlines()]
     assert [line["kind"] for line in lines] == ["raised", "cleared", "raised"]
-    assert lines[0]["component"] == GPU
+    assert lines[0]["component"] == {"kind": "gpu", "id": GPU.id}
 
 
 def test_filters(told: Node) -> None:
@@ -91,12 +97,25 @@ def test_file_that_is_no_journal(node: Node) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("time", 1e300), ("time", "soon"), ("time", b"x"), ("message", b"x"), ("code", b"x"), ("kind", b"x")],
+    [
+        ("time", 1e300),
+        ("time", "soon"),
+        ("time", b"x"),
+        ("message", b"x"),
+        ("code", b"x"),
+        ("kind", b"x"),
+        ("component", b"x"),
+        ("component", "GPU-1"),
+        ("component", '{"kind":"gpu"}'),
+        ("component", '{"kind":"planet","id":"x"}'),
+        ("component", "[" * 100_000),
+    ],
+    ids=lambda value: str(value)[:20],
 )
 def test_spoiled_entries_are_left_out(node: Node, column: str, value: object) -> None:
     """An entry with a value that no agent writes costs that entry, and a word on standard error."""
     journal = Journal(node.journal, 1e9, 1000)
-    journal.write([Entry(datetime.now(UTC), "raised", f"xid.{n}", "node", "m") for n in (1, 2)])
+    journal.write([entry(timedelta(), "raised", f"xid.{n}", "m", NODE) for n in (1, 2)])
     journal._database.execute(f"UPDATE entries SET {column} = ? WHERE code = 'xid.1'", (value,))
     journal._database.execute("UPDATE entries SET message = CAST(x'ff41' AS TEXT) WHERE code = 'xid.2'")
     journal.close()
@@ -110,12 +129,12 @@ def test_spoiled_entries_are_left_out(node: Node, column: str, value: object) ->
 
 
 def test_spoiled_memory_stops_no_check(node: Node) -> None:
-    """A remembered value that is text, or a number, is told and costs nothing else."""
+    """A stored value that is text, or a number, is told and costs nothing else."""
     journal = Journal(node.journal, 1e9, 1000)
-    journal.write(memory={"findings": b"{}"})
+    journal.write(state={"findings": b"{}"})
     for value in ("text", 10**9, None):
-        journal._database.execute("INSERT OR REPLACE INTO memory VALUES ('findings', ifnull(?, 1.5))", (value,))
+        journal._database.execute("INSERT OR REPLACE INTO state VALUES ('findings', ifnull(?, 1.5))", (value,))
         said = node.run("check")
-        assert "what is remembered of findings is spoiled" in said.out
+        assert "the stored value of findings is damaged" in said.out
         assert "Traceback" not in said.err
     journal.close()

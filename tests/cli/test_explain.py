@@ -3,7 +3,8 @@
 import pytest
 from testing.command import Node
 
-from gpuhealth import monitors as checks
+from gpuhealth.model.codes import CODES
+from gpuhealth.monitors.registry import code_of, monitors
 
 LINE = (
     "Jan  5 03:12:44 node kernel: NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python3, GPU has fallen off the bus."
@@ -49,17 +50,17 @@ def test_every_finding_code_is_explained(node: Node) -> None:
     """The listing of everything has a line and a meaning for every code of every check."""
     said = node.run("explain", "*")
     assert said.code == 0
-    for check in checks.CHECKS:
-        for code in check.codes:
-            assert f"\n{code.name} " in f"\n{said.out}"
-            assert code.meaning in said.out
+    codes = [code for monitor in monitors() for check in monitor.checks for code in check.codes]
+    for code in (*codes, *CODES.defined()):
+        assert f"\n{code.name} " in f"\n{said.out}"
+        assert code.meaning in said.out
 
 
 def test_finding_code(node: Node) -> None:
     """A finding code: its meaning, its remedy and our acts."""
     said = node.run("explain", "ecc.uncorrectable")
     assert said.code == 0
-    code = checks.code("ecc.uncorrectable")
+    code = code_of("ecc.uncorrectable")
     assert code.meaning in said.out
     assert code.advice in said.out
     assert "move its pods elsewhere" in said.out

@@ -7,18 +7,18 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testing.odd_objects import SAMPLES, TIME, mutants
 
 from gpuhealth.cli.fleet_report import _named, _readable_row, counted_rows
 from gpuhealth.cli.fleet_report import show as show_fleet
 from gpuhealth.cli.node_report import Known, show
 from gpuhealth.cli.output import console
 from gpuhealth.kube.kinds import NODES, REPORTS
-from tests.fleet.test_unreadable import SAMPLES, TIME, mutants
 
 FINDING = {
     "code": "xid.79",
     "severity": "critical",
-    "component": "GPU-1",
+    "component": {"kind": "gpu", "id": "GPU-1"},
     "message": "lost",
     "action": "reboot_node",
     "firstSeen": TIME,

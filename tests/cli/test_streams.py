@@ -11,7 +11,7 @@ from textwrap import indent
 import pytest
 from kube import ControlPlane
 from testing.command import COMMAND, Node, Said
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
 _BURNIN = ("burnin", "--devices", "cpu", "--tests", "exact", "--duration", "1s")
 LOCAL = [("check",), ("events",), _BURNIN]

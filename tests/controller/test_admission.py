@@ -12,16 +12,14 @@ from kube import ControlPlane, Document, MissingBinariesError, find_binaries
 from kube.control_plane import RequestError
 from testing.admission import CONTROLLERS, OF_CONTROLLER, Admission, needed_rules, speaks_of
 from testing.attacks import event
+from testing.controller_steps import SILENT, ends, gone, healthy_node, runs, say_tested, stop_all
 from testing.managed_cluster import Cluster, until
 
-from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, Candidate
-from gpuhealth.controller.burnin_scheduler import pod_of
+from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, BurninCandidate
+from gpuhealth.controller.duties.burnin_scheduler import burnin_pod
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError
 from gpuhealth.kube.kinds import OVERRIDE, PODS, TAINT
-from tests.controller.test_agent_liveness import SILENT, healthy_node
-from tests.controller.test_burnin_scheduler import ends, gone, runs, say_tested
-from tests.controller.test_drain import stop_all
 
 TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
 Crime = Callable[[Document], Any]
@@ -56,7 +54,7 @@ def plain(name: str) -> Document:
 def honest(cluster: Cluster, reason: str = PERIODIC, level: str = "standard") -> Document:
     """What the controller would send."""
     template = cluster.plane.request("GET", TEMPLATE)["template"]
-    return pod_of(template, Candidate(f"{cluster.name}-n", "p", reason), 8, level)
+    return burnin_pod(template, BurninCandidate(node=f"{cluster.name}-n", pool="p", reason=reason), 8, level)
 
 
 async def send(cluster: Cluster, body: Document, method: str = "POST", path: str = "", patch: str = "") -> None:

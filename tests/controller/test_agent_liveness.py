@@ -6,18 +6,8 @@ import asyncio
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.controller_steps import HEALTHY, SILENT, healthy_node
 from testing.managed_cluster import Cluster, until
-
-HEALTHY = ("True", "Healthy")
-SILENT = ("Unknown", "AgentSilent")
-
-
-def healthy_node(cluster: Cluster) -> tuple[str, str]:
-    """A node whose agent is there and has spoken; the agent's pod."""
-    node = cluster.node()
-    pod = cluster.agent(node)
-    cluster.set_condition(node, "GPUHealthy", *HEALTHY)
-    return node, pod
 
 
 @pytest.mark.parametrize("how", ["not ready", "gone", "node not ready"])
@@ -27,7 +17,7 @@ def test_a_silent_agent(cluster: Cluster, how: str) -> None:
 
     async def run() -> None:
         async with cluster.controller(agent_silent_after="300ms") as controller:
-            await until(lambda: controller.fleet.ready and node not in controller.fleet.silent)
+            await until(lambda: controller.fleet.ready and node not in controller.fleet.silent_nodes)
             match how:
                 case "not ready":
                     cluster.unready(pod)
@@ -61,7 +51,7 @@ def test_one_that_cannot_be_told(cluster: Cluster) -> None:
             await until(lambda: controller.fleet.ready)
             proxy.fail(422, method="PATCH", path=f"/nodes/{first}/status", times=-1)
             cluster.unready(pod)
-            await until(lambda: first in controller.fleet.silent)
+            await until(lambda: first in controller.fleet.silent_nodes)
             cluster.unready(other)
             await until(lambda: cluster.health(second) == SILENT)
             assert cluster.health(first) == HEALTHY
@@ -89,7 +79,7 @@ def test_an_agent_that_speaks_is_not_contradicted(cluster: Cluster) -> None:
             await someone_else_is_told()
             assert cluster.health(node) == ("False", "Xid79")
             cluster.patch(f"{pod}/status", {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
-            await until(lambda: node not in controller.fleet.silent)
+            await until(lambda: node not in controller.fleet.silent_nodes)
             cluster.unready(pod)
             await until(lambda: cluster.health(node) == SILENT)
         async with cluster.controller(agent_silent_after="300ms"):
@@ -110,16 +100,16 @@ def test_what_is_no_silence(cluster: Cluster) -> None:
     async def run() -> None:
         async with cluster.controller(agent_silent_after="30s") as controller:
             await until(lambda: controller.fleet.ready)
-            assert bare not in controller.fleet.silent
+            assert bare not in controller.fleet.silent_nodes
             cluster.stop(pod)
-            await until(lambda: node in controller.fleet.silent)
+            await until(lambda: node in controller.fleet.silent_nodes)
             cluster.agent(node)
-            await until(lambda: node not in controller.fleet.silent)
-            controller.fleet.silent[ready] = 0.0  # as it would be when the watch of the pods hangs
+            await until(lambda: node not in controller.fleet.silent_nodes)
+            controller.fleet.silent_nodes[ready] = 0.0  # as it would be when the watch of the pods hangs
             other, others_pod = healthy_node(cluster)
             cluster.unready(others_pod)
-            await until(lambda: other in controller.fleet.silent)
-            controller.fleet.silent[other] = 1.0
+            await until(lambda: other in controller.fleet.silent_nodes)
+            controller.fleet.silent_nodes[other] = 1.0
             cluster.node()  # something changes: a reason to look
             await until(lambda: cluster.health(other) == SILENT)
 
@@ -137,7 +127,7 @@ def test_a_persons_word_stands(cluster: Cluster) -> None:
     async def run() -> None:
         async with cluster.controller(agent_silent_after="300ms") as controller:
             cluster.unready(pod)
-            await until(lambda: node in controller.fleet.silent)
+            await until(lambda: node in controller.fleet.silent_nodes)
             cluster.unready(others_pod)
             await until(lambda: cluster.health(other) == SILENT)
             assert cluster.health(node) == HEALTHY

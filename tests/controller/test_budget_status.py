@@ -7,18 +7,15 @@ from typing import Any
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.controller_steps import QB, SICK, drop, holders, outcome, status, tainted
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import BUDGETS
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.controller.test_orphaned_slots import SICK, drop, holders, tainted
-from tests.fleet.test_fleet import outcome, status
-
-QB = "/apis/gpuhealth.io/v1alpha1/quarantinebudgets"
 
 
 def cordon(cluster: Cluster, node: str, *, on: bool) -> None:
@@ -79,6 +76,26 @@ def test_what_others_took_out(cluster: Cluster, counted: bool) -> None:
 
     asyncio.run(run())
     assert holders(cluster) == sorted([first, second])
+    drop(cluster)
+
+
+def test_a_slot_that_cannot_be_reserved(cluster: Cluster) -> None:
+    """While the server refuses the slot of a cordoned node, the status still counts that node; later it gets one."""
+    node = cluster.node()
+    cluster.budget(3, countUnavailable=True)
+    cordon(cluster, node, on=True)
+
+    async def run() -> None:
+        proxy = FaultyProxy(cluster.plane, cluster.token())
+        proxy.fail(422, method="POST", path="/leases", times=-1)
+        async with proxy, cluster.controller(kubeconfig=proxy.kubeconfig):
+            await until(lambda: status(cluster).get("unavailable") == 1)
+            assert status(cluster)["used"] == 0
+            proxy.heal()
+            await until(lambda: status(cluster)["used"] == 1)
+
+    asyncio.run(run())
+    assert holders(cluster) == [f"gpuhealth-controller/{node}"]
     drop(cluster)
 
 
@@ -161,7 +178,7 @@ def test_columns(cluster: Cluster) -> None:
             for node in (out, held):
                 await NodeWriter(client, Settings(), OwnNode(client, node)).apply(SICK)
             await until(lambda: status(cluster).get("blocked") == 1 and status(cluster)["used"] == 1)
-            accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
+            accept = "application/json;as=ObjectStore;v=v1;g=meta.k8s.io"
             table = await client.request("GET", BUDGETS.path(cluster.name), accept=accept)
             return dict(
                 zip([each["name"] for each in table["columnDefinitions"]], table["rows"][0]["cells"], strict=True)

@@ -3,59 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import pytest
 from kube import Document
-from kube.control_plane import RequestError
+from testing.controller_steps import PODS, burnin, ends, gone, runs, say_tested
 from testing.managed_cluster import Cluster, until
 
-from gpuhealth.controller.burnin_plan import PERIODIC, Candidate
-from gpuhealth.controller.burnin_scheduler import pod_of, uses_gpus
+from gpuhealth.controller.burnin_plan import PERIODIC, BurninCandidate
+from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler, burnin_pod, uses_gpus
 
-PODS = "/api/v1/namespaces/gpuhealth/pods"
 ON = {"periodic": {"enabled": True, "max_per_pool": 1}}
 LONG_AGO = "2026-01-01T00:00:00Z"
-
-
-def burnin(cluster: Cluster, node: str) -> Document | None:
-    """The node's burn-in pod."""
-    with contextlib.suppress(RequestError):
-        found: Document = cluster.plane.request("GET", f"{PODS}/burnin-{node}")
-        return found
-    return None
-
-
-def runs(cluster: Cluster, node: str) -> bool:
-    """Whether the scheduler has put the burn-in on its node; the kubelet then says that it runs."""
-    pod = burnin(cluster, node)
-    if pod is None or pod["spec"].get("nodeName") != node:
-        return False
-    cluster.patch(f"{PODS}/burnin-{node}/status", {"status": {"phase": "Running"}})
-    return True
-
-
-def ends(cluster: Cluster, node: str, exit_code: int) -> None:
-    """The burn-in has come to its end."""
-    state = {"terminated": {"exitCode": exit_code, "reason": "OOMKilled" if exit_code == 137 else "Error"}}
-    ended = [{"name": "burnin", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state}]
-    phase = "Failed" if exit_code else "Succeeded"
-    cluster.patch(f"{PODS}/burnin-{node}/status", {"status": {"phase": phase, "containerStatuses": ended}})
-
-
-def gone(cluster: Cluster, node: str) -> bool:
-    """Whether the pod is no more; what is on its way, the kubelet stops."""
-    pod = burnin(cluster, node)
-    if pod is not None and pod["metadata"].get("deletionTimestamp"):
-        with contextlib.suppress(RequestError):
-            cluster.stop(f"{PODS}/burnin-{node}")
-    return pod is None
-
-
-def say_tested(cluster: Cluster, node: str, when: str = "2099-01-01T00:00:00Z") -> None:
-    """The agent has read the result."""
-    cluster.say(node, {"burnin": {"testedAt": when, "gpus": {}}})
 
 
 def last_in_turn(cluster: Cluster, pool: str = "") -> str:
@@ -73,7 +32,7 @@ def is_bound(cluster: Cluster, path: str) -> bool:
 
 @pytest.mark.parametrize(
     ("exit_code", "reason"),
-    [(0, "BurninPassed"), (2, "BurninFailed"), (3, "BurninStopped"), (137, "BurninBroken")],
+    [(0, "BurninPassed"), (2, "BurninFailed"), (3, "BurninStopped"), (137, "BurninError")],
 )
 def test_an_idle_node_is_tested(cluster: Cluster, exit_code: int, reason: str) -> None:
     """All its GPUs, below everything, with the label `testing`; afterwards Pod and label are gone, Events stay."""
@@ -95,7 +54,7 @@ def test_an_idle_node_is_tested(cluster: Cluster, exit_code: int, reason: str) -
             await until(lambda: gone(cluster, node))
             await until(lambda: cluster.state(node) == "healthy")
             await until(lambda: reason in cluster.reasons(node, "default"))
-            assert sum(controller.testing.outcomes.values()) == 1
+            assert sum(controller.duty(BurninScheduler).status.outcomes.values()) == 1
 
     asyncio.run(run())
     path = f"/api/v1/namespaces/default/events?fieldSelector=involvedObject.name={node}"
@@ -114,7 +73,7 @@ def test_real_work_takes_the_place_at_once(cluster: Cluster) -> None:
             work = cluster.gpu_work(4)
             await until(lambda: gone(cluster, node))
             await until(lambda: is_bound(cluster, work))
-            await until(lambda: controller.testing.outcomes["gave_way"] == 1)
+            await until(lambda: controller.duty(BurninScheduler).status.outcomes["preempted"] == 1)
             await until(lambda: cluster.state(node) == "healthy")
             other = cluster.node(gpus=8)
             await until(lambda: runs(cluster, other))  # a later round has looked at both
@@ -133,7 +92,7 @@ def test_a_node_with_gpu_work_is_not_tested(cluster: Cluster) -> None:
     async def run() -> None:
         options = {"periodic": {"enabled": True, "max_per_pool": 3, "pending_timeout": "10s"}}
         async with cluster.controller(**options) as controller:
-            looked = controller.testing._is_busy
+            looked = controller.duty(BurninScheduler)._is_busy
 
             async def overtaken(node: str) -> bool:
                 found = await looked(node)
@@ -141,9 +100,9 @@ def test_a_node_with_gpu_work_is_not_tested(cluster: Cluster) -> None:
                     await asyncio.to_thread(cluster.gpu_work, 8, late)
                 return found
 
-            controller.testing._is_busy = overtaken  # type: ignore[method-assign]
+            controller.duty(BurninScheduler)._is_busy = overtaken  # type: ignore[method-assign]
             await until(lambda: runs(cluster, idle))
-            await until(lambda: controller.testing.outcomes["unplaced"])
+            await until(lambda: controller.duty(BurninScheduler).status.outcomes["unschedulable"])
             await until(lambda: gone(cluster, late))
             await until(lambda: cluster.state(late) == "healthy")
             assert burnin(cluster, busy) is None
@@ -272,7 +231,7 @@ def test_the_template_stays_the_deployments() -> None:
             "tolerations": [{"key": "own", "operator": "Exists"}],
         },
     }
-    pod = pod_of(template, Candidate("n" * 250, "p", PERIODIC), 4, "quick")
+    pod = burnin_pod(template, BurninCandidate(node="n" * 250, pool="p", reason=PERIODIC), 4, "quick")
     assert pod["metadata"]["labels"]["team"] == "hw"
     assert len(pod["metadata"]["name"]) <= 253
     assert pod["spec"]["containers"][0]["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": "4"}

@@ -7,23 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.controller_steps import in_seconds, stop_all
 from testing.managed_cluster import Cluster, until
 
-from gpuhealth.kube.objects import format_time
+from gpuhealth.controller.duties.drain_controller import DrainController
 
 DAEMON_SET = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "0", "controller": True}
-
-
-def in_seconds(seconds: float) -> str:
-    """A time as a report has it."""
-    return format_time(datetime.now(UTC) + timedelta(seconds=seconds))
-
-
-async def stop_all(cluster: Cluster, *paths: str) -> None:
-    """Plays the kubelet for pods that have been sent away."""
-    for path in paths:
-        await until(lambda path=path: cluster.terminating(path))  # type: ignore[misc]
-        await asyncio.to_thread(cluster.stop, path)
 
 
 def test_a_node_is_drained(cluster: Cluster) -> None:
@@ -41,8 +30,8 @@ def test_a_node_is_drained(cluster: Cluster) -> None:
             await stop_all(cluster, *pods)
             await until(lambda: cluster.drain(node)["phase"] == "drained")
             await until(lambda: cluster.state(node) == "drained")
-            await until(lambda: controller.fleet.phases["drained"])
-            assert controller.results == {"evicted": 2}
+            await until(lambda: controller.fleet.drains_by_phase["drained"])
+            assert controller.duty(DrainController).status.evictions == {"evicted": 2}
             await until(lambda: {"DrainStarted", "Drained"} <= set(cluster.reasons(node, "default")))
 
     asyncio.run(run())
@@ -156,7 +145,7 @@ def test_what_stays(cluster: Cluster) -> None:
 
     asyncio.run(run())
     assert [cluster.evictions(pod) for pod in staying] == [{}] * len(staying)
-    assert cluster.drain(node)["message"] == "3 stay as they or their namespaces ask"
+    assert cluster.drain(node)["message"].startswith("exempt by label or annotation: 3 pods, such as ")
     kept.remove()
 
 
@@ -229,7 +218,7 @@ def test_a_pod_that_does_not_stop(cluster: Cluster) -> None:
         async with cluster.controller():
             cluster.quarantine(node)
             name = pod.rpartition("/")[2]
-            message = f"1 were told to stop and are there yet, such as {cluster.namespace}/{name}"
+            message = f"still terminating after the grace period: pod {cluster.namespace}/{name}"
             await until(lambda: cluster.drain(node).get("message") == message)
             assert cluster.drain(node)["phase"] == "draining"
             await stop_all(cluster, pod)
@@ -258,7 +247,7 @@ def test_nothing_is_drained_while_we_only_observe(cluster: Cluster) -> None:
             await until(lambda: cluster.drain(node)["phase"] == "cancelled")
             cluster.quarantine(other)
             await until(lambda: controller.fleet.reports.items[other].quarantine.asks_for_drain)
-            assert not controller.fleet.phases
+            assert not controller.fleet.drains_by_phase
         assert cluster.drain(other) == {}
         assert cluster.evictions(pod) == seen
         async with cluster.controller():
@@ -280,7 +269,7 @@ def test_next_quarantine_is_drained_anew(cluster: Cluster) -> None:
             await until(lambda: cluster.drain(node).get("phase") == "drained")
         first = cluster.drain(node)
         async with cluster.controller() as controller:
-            await until(lambda: controller.fleet.phases["drained"])
+            await until(lambda: controller.fleet.drains_by_phase["drained"])
             cluster.recover(node)
             await until(lambda: cluster.drain(node)["phase"] == "ended")
             assert cluster.drain(node) == {**first, "phase": "ended"}

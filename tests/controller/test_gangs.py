@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.controller_steps import in_seconds, stop_all
 from testing.managed_cluster import Cluster, until
 
-from tests.controller.test_drain import in_seconds, stop_all
+from gpuhealth.controller.duties.drain_controller import DrainController
 
 APP = {"app": "training"}
 LABEL = "scheduling.x-k8s.io/pod-group"
@@ -49,12 +50,12 @@ def test_no_part_of_a_gang_goes(cluster: Cluster, label: str, allowed: int) -> N
         budget = await guarded(cluster, 4 - allowed, 4)
         async with cluster.controller() as controller:
             cluster.quarantine(node)
-            await until(lambda: controller.results["refused"] > 3)
+            await until(lambda: controller.duty(DrainController).status.evictions["refused"] > 3)
             assert asked(cluster, pods) == [{}] * 4
             assert not any(cluster.terminating(pod) for pod in pods)
             reason = f"PodDisruptionBudget guard allows {allowed} of 4 to go"
             await until(lambda: reason in cluster.drain(node)["message"])
-            assert cluster.drain(node)["message"].startswith("4 may not be evicted, such as ")
+            assert cluster.drain(node)["message"].startswith("eviction refused for 4 pods, such as ")
             for name in names(pods):
                 await until(lambda name=name: "EvictionRefused" in cluster.reasons(name))  # type: ignore[misc]
             cluster.patch(budget, {"spec": {"minAvailable": 0}})
@@ -76,7 +77,7 @@ def test_a_gang_at_the_deadline(cluster: Cluster) -> None:
         await guarded(cluster, 2, 4)
         async with cluster.controller() as controller:
             cluster.quarantine(node)
-            await until(lambda: controller.results["refused"] > 3)
+            await until(lambda: controller.duty(DrainController).status.evictions["refused"] > 3)
             assert not any(cluster.terminating(pod) for pod in pods)
             cluster.say(node, {"drain": {"deadline": in_seconds(1)}})
             await stop_all(cluster, *pods)
@@ -159,8 +160,8 @@ def test_what_is_left_of_a_gang(cluster: Cluster) -> None:
             await until(lambda: sum(cluster.evictions(pod)[429] for pod in pods))
             cluster.patch(budget, {"spec": {"minAvailable": 1}})
             await until(lambda: any(cluster.terminating(pod) for pod in pods))
-            refused = controller.results["refused"]
-            await until(lambda: controller.results["refused"] > refused)
+            refused = controller.duty(DrainController).status.evictions["refused"]
+            await until(lambda: controller.duty(DrainController).status.evictions["refused"] > refused)
             cluster.plane.request("DELETE", budget)
             await stop_all(cluster, lost, *pods)
             await until(lambda: cluster.drain(node)["phase"] == "drained")
@@ -201,7 +202,7 @@ def test_budgets_that_cannot_be_read(cluster: Cluster, failure: int | str) -> No
             await until(lambda: controller.fleet.ready)
             proxy.fail(failure, method="GET", path="poddisruptionbudgets", times=-1)
             cluster.quarantine(node)
-            await until(lambda: controller.results["failed"])
+            await until(lambda: controller.duty(DrainController).status.evictions["failed"])
             assert asked(cluster, pods) == [{}] * 2
             proxy.heal()
             await stop_all(cluster, *pods)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 from kube import Document
+from testing.controller_steps import said
 from testing.managed_cluster import Cluster, until
+
+from gpuhealth.controller.duties.outlier_publisher import OutlierPublisher
 
 
 def burnin(gpu: str, model: str, digest: str) -> Document:
@@ -14,13 +16,6 @@ def burnin(gpu: str, model: str, digest: str) -> Document:
     software = {"torch": "2.13.0", "cuda": "13.0"}
     repeat = {"status": "passed", "digests": {"bf16/512x512x512/seed1": digest}, "software": software}
     return {"gpus": {gpu: {"model": model, "level": "standard", "status": "passed", "tests": {"repeat": repeat}}}}
-
-
-def said(cluster: Cluster, node: str) -> list[dict[str, str]]:
-    """The annotation that the agent reads."""
-    found = cluster.plane.request("GET", f"/api/v1/nodes/{node}")
-    text = (found["metadata"].get("annotations") or {}).get("gpuhealth.io/fleet-findings")
-    return json.loads(text) if text else []
 
 
 def test_a_gpu_that_computes_otherwise_is_told_to_its_agent(cluster: Cluster) -> None:
@@ -36,16 +31,17 @@ def test_a_gpu_that_computes_otherwise_is_told_to_its_agent(cluster: Cluster) ->
             (found,) = await until(lambda: said(cluster, odd))
             assert (found["code"], found["gpu"]) == ("fleet.digest_mismatch", "GPU-2")
             assert "good on 3 of 4" in found["message"]
-            assert [(each.node, each.gpu) for each in controller.outliers.found] == [(odd, "GPU-2")]
+            (outlier,) = controller.duty(OutlierPublisher).status.outliers
+            assert (outlier.node, outlier.gpu) == (odd, "GPU-2")
             assert [said(cluster, node) for node in others] == [[], [], []]
         writes = cluster.writes(f"/api/v1/nodes/{odd}")
         async with cluster.controller() as controller:  # another one finds the same
-            await until(lambda: controller.outliers.found)
+            await until(lambda: controller.duty(OutlierPublisher).status.outliers)
             assert cluster.writes(f"/api/v1/nodes/{odd}") == writes
         cluster.say(odd, {"burnin": burnin("GPU-2", cluster.name, "good")})
         async with cluster.controller() as controller:
             await until(lambda: not said(cluster, odd))
-            assert controller.outliers.found == []
+            assert controller.duty(OutlierPublisher).status.outliers == []
 
     asyncio.run(run())
     assert all(cluster.writes(f"/api/v1/nodes/{node}") == 0 for node in others)

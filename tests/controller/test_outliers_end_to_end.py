@@ -12,14 +12,14 @@ from typing import Any
 
 import msgspec
 from kube import Document
+from testing.controller_steps import said
 from testing.managed_cluster import Cluster, until
 from testing.simnode import SimulatedNode
 
-from gpuhealth.fleet import views as facts
-from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier, outliers
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
+from gpuhealth.fleet import views
+from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier, find_outliers
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from gpuhealth.quarantine import report_burnins as tested
-from tests.controller.test_outlier_publisher import said
 
 COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--json"]
 NO_LIMITS = {
@@ -41,8 +41,8 @@ def burnin(environment: dict[str, str], *options: str) -> Document:
 
 def compared(burnins: dict[str, Document]) -> list[Outlier]:
     """The outliers of a fleet whose nodes have these results."""
-    reports = [facts.report({"metadata": {"name": node}, "status": {"burnin": each}}) for node, each in burnins.items()]
-    return outliers(each for report in reports for each in report.tests)
+    objects = [{"metadata": {"name": node}, "status": {"burnin": burnin}} for node, burnin in burnins.items()]
+    return find_outliers(result for item in objects for result in views.report_view(item).results)
 
 
 def named(found: list[Outlier]) -> set[tuple[str, str, str]]:

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 import yaml
 from kube.proxy import FaultyProxy
-from testing.managed_cluster import Cluster, until
+from testing.controller_steps import scrape
+from testing.managed_cluster import QUICK, Cluster, until
+from testing.waiting import wait_for
 
-from gpuhealth.controller.burnin_scheduler import Testing
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler
 from gpuhealth.controller.http_app import serve
 from gpuhealth.kube.client import Client
-from tests.controller.test_process import wait_for
-from tests.fleet.test_fleet import scrape
 
 NODES = 300
 LOSSES = 3
@@ -34,7 +34,7 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 
 def drains() -> set[asyncio.Task[object]]:
     """The tasks of this event loop that drain a node."""
-    return {task for task in asyncio.all_tasks() if "Drains._drain" in repr(task.get_coro())}
+    return {task for task in asyncio.all_tasks() if "DrainController._drain" in repr(task.get_coro())}
 
 
 def acts(proxy: FaultyProxy) -> int:
@@ -85,6 +85,7 @@ def test_a_storm_of_drains_and_losses(cluster: Cluster) -> None:
             controller = Controller(
                 cluster.settings(election=election),
                 connect=lambda **options: connect(**{**options, "timeout": RENEW_WITHIN}),
+                timing=QUICK,
             )
             async with working(controller):
                 for _ in range(LOSSES):
@@ -99,7 +100,7 @@ def test_a_storm_of_drains_and_losses(cluster: Cluster) -> None:
 
 def drains_of(loop: asyncio.AbstractEventLoop) -> Callable[[], bool]:
     """A condition that a thread can ask: whether the loop has tasks that drain."""
-    return lambda: any("Drains._drain" in repr(task.get_coro()) for task in asyncio.all_tasks(loop))
+    return lambda: any("DrainController._drain" in repr(task.get_coro()) for task in asyncio.all_tasks(loop))
 
 
 def test_a_duty_that_does_not_end(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +109,7 @@ def test_a_duty_that_does_not_end(cluster: Cluster, monkeypatch: pytest.MonkeyPa
     ends = asyncio.Event()
     ignored = 0
 
-    async def deaf(testing: Testing) -> None:
+    async def deaf(scheduler: BurninScheduler) -> None:
         nonlocal ignored
         while not ends.is_set():
             try:
@@ -117,12 +118,12 @@ def test_a_duty_that_does_not_end(cluster: Cluster, monkeypatch: pytest.MonkeyPa
                 ignored += 1
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Testing, "run", deaf)
+    monkeypatch.setattr(BurninScheduler, "run", deaf)
     path = f"{LEASES}/{cluster.name}"
     election = {"enabled": True, "lease": cluster.name, "renew_within": 2, "duration": 3, "retry": 0.1}
 
     async def run() -> None:
-        controller = Controller(cluster.settings(election=election), services=(serve,))
+        controller = Controller(cluster.settings(election=election), services=(serve,), timing=QUICK)
         async with working(controller):
             await until(lambda: controller.leading and controller.http_port)
             assert (await scrape(controller.http_port, "/healthz"))[0] == 200
@@ -131,7 +132,7 @@ def test_a_duty_that_does_not_end(cluster: Cluster, monkeypatch: pytest.MonkeyPa
             await until(lambda: not controller.healthy)
             assert (await scrape(controller.http_port, "/healthz")) == (
                 503,
-                "what was done as the leader has not ended\n",
+                "tasks of an ended leadership have not stopped\n",
             )
             cluster.patch(path, {"spec": {"holderIdentity": ""}})
             before = ignored
@@ -148,14 +149,14 @@ def test_a_duty_that_does_not_end(cluster: Cluster, monkeypatch: pytest.MonkeyPa
 STUCK = """
 import asyncio, contextlib, sys
 from gpuhealth.cli.main import run
-from gpuhealth.controller.testing import Testing
+from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler
 
-async def deaf(testing):
+async def deaf(scheduler):
     while True:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-Testing.run = deaf
+BurninScheduler.run = deaf
 sys.exit(run(["controller", "--config", sys.argv[1]]))
 """
 
@@ -173,7 +174,7 @@ def test_sigterm_ends_a_process_that_is_stuck(cluster: Cluster, tmp_path: Path) 
     with log.open("wb") as stream:
         process = subprocess.Popen([sys.executable, "-c", STUCK, config], stderr=stream, env=environment)
     try:
-        wait_for(lambda: b'"became leader"' in log.read_bytes())
+        wait_for("a leader", lambda: b'"became leader"' in log.read_bytes())
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 3
     finally:
@@ -181,7 +182,7 @@ def test_sigterm_ends_a_process_that_is_stuck(cluster: Cluster, tmp_path: Path) 
         process.wait()
     said = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     (last,) = [line for line in said if line["event"] == "controller did not stop"]
-    assert "testing" in last["tasks"]
+    assert "burnin_scheduler" in last["tasks"]
     path = f"{LEASES}/{cluster.name}"
     assert not cluster.plane.request("GET", path)["spec"].get("holderIdentity")
     cluster.plane.request("DELETE", path)

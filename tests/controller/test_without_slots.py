@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
-import pytest
-from testing.managed_cluster import Cluster, until
-from testing.node_writing import HEALTHY
+import msgspec
+from testing.controller_steps import QB, drop, holders, outcome, status
+from testing.managed_cluster import QUICK, Cluster, until
+from testing.node_writing import HEALTHY, SICK
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.budget import is_counted
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.controller.test_budget_status import QB
-from tests.controller.test_orphaned_slots import SICK, drop, holders
-from tests.fleet.test_fleet import outcome, status
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is waited for longer than it has to be."""
-    monkeypatch.setattr("gpuhealth.controller.budget_status.SETTLED_SECONDS", 0.5)
-    monkeypatch.setattr("gpuhealth.controller.budget_status.GRACE_SECONDS", 0.5)
+QUICKER = msgspec.structs.replace(QUICK, budget_settling=0.5, slot_grace=0.5)
 
 
 def counted(cluster: Cluster) -> bool:
     """Whether agents need not count for themselves."""
     return is_counted(cluster.plane.request("GET", f"{QB}/{cluster.name}"))
+
+
+def observed(cluster: Cluster, generation: int) -> bool:
+    """Whether the status is about this generation of the budget."""
+    return bool(status(cluster).get("observedGeneration") == generation)
 
 
 def free(cluster: Cluster) -> None:
@@ -52,7 +52,7 @@ def test_an_agent_that_is_gone(cluster: Cluster) -> None:
             writer = NodeWriter(client, Settings(), OwnNode(client, one))
             await writer.apply(SICK)
             free(cluster)
-            async with cluster.controller(agent_silent_after="1h", orphaned_slot_timeout="1h"):
+            async with cluster.controller(QUICKER, agent_silent_after="1h", orphaned_slot_timeout="1h"):
                 await until(lambda: holders(cluster) == [f"gpuhealth-controller/{one}"])
                 await until(lambda: counted(cluster))
                 assert isinstance(await outcome(cluster, two), Blocked)
@@ -79,7 +79,7 @@ def test_beyond_the_limit(cluster: Cluster) -> None:
             cluster.plane.request("DELETE", f"{QB}/{cluster.name}")
             free(cluster)
             cluster.budget(1)
-            async with cluster.controller(agent_silent_after="1h", orphaned_slot_timeout="1h"):
+            async with cluster.controller(QUICKER, agent_silent_after="1h", orphaned_slot_timeout="1h"):
                 await until(lambda: len(holders(cluster)) == 1)
                 await until(lambda: status(cluster).get("uncounted") == 1)
                 assert not counted(cluster)
@@ -91,20 +91,21 @@ def test_beyond_the_limit(cluster: Cluster) -> None:
     free(cluster)
 
 
-def test_a_new_budget_is_not_counted_at_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What our watches may not have told yet is waited for; then agents are spared the counting, as after a change."""
-    monkeypatch.setattr("gpuhealth.controller.budget_status.SETTLED_SECONDS", 3.0)
+def test_a_new_budget_is_not_counted_at_once(cluster: Cluster) -> None:
+    """A new or changed budget is counted only after the settling time: watches may not have shown it yet."""
+    settling, settled = (msgspec.structs.replace(QUICK, budget_settling=seconds) for seconds in (3600.0, 0.1))
     cluster.node()
     cluster.budget(1)
 
     async def run() -> None:
-        async with cluster.controller():
-            await until(lambda: status(cluster).get("observedGeneration") == 1)
+        for generation in (1, 2):
+            async with cluster.controller(settling):
+                await until(partial(observed, cluster, generation))
+                assert not counted(cluster)
+            async with cluster.controller(settled):
+                await until(lambda: counted(cluster))
+            cluster.patch(f"{QB}/{cluster.name}", {"spec": {"maxUnavailable": 1 + generation}})
             assert not counted(cluster)
-            await until(lambda: counted(cluster))
-            cluster.patch(f"{QB}/{cluster.name}", {"spec": {"maxUnavailable": 2}})
-            assert not counted(cluster)
-            await until(lambda: counted(cluster))
 
     asyncio.run(run())
 

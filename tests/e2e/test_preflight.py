@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 import pytest
 from kube import ControlPlane
-from testing.simnode import wait_for
+from testing.marked_node import Marked
+from testing.waiting import wait_for
 
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
-from tests.e2e.test_marks import Marked
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 
 KEY = "gpuhealth.io/preflight"
 PENDING = {"key": KEY, "value": "pending", "effect": "NoSchedule"}
@@ -96,7 +96,7 @@ class NewNode(Marked):
 
     def reported(self) -> set[tuple[str, str]]:
         """Code and GPU of the findings in the report."""
-        return {(each["code"], each.get("gpu", "")) for each in self.report().get("findings", [])}
+        return {(each["code"], each["component"]["id"]) for each in self.report().get("findings", [])}
 
     def runs(self) -> list[BurninRun]:
         """The results on the node, oldest first."""

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from testing.burnin_results import result, run
 
-from gpuhealth.fleet import views as facts
-from gpuhealth.fleet.comparison import FEWEST_SPEEDS, MISMATCH, SLOW, Tested, outliers
+from gpuhealth.fleet import views
+from gpuhealth.fleet.comparison import MIN_SPEEDS, MISMATCH, SLOW, GpuResult, find_outliers
 from gpuhealth.quarantine import report_burnins as tested
 
 GPU = "GPU-0"
@@ -21,20 +21,28 @@ H100 = "NVIDIA H100 80GB HBM3"
 PRODUCT = "bf16/1024x1024x1024/seed7"
 
 
-def _computed(number: int, digest: str = RIGHT, **other: str) -> Tested:
+def _computed(number: int, digest: str = RIGHT, **other: str) -> GpuResult:
     return msgspec.structs.replace(
-        Tested(f"node-{number // 8}", f"GPU-{number}", H100, "standard", "torch 2.13, cuda 13.0", ((PRODUCT, digest),)),
+        GpuResult(
+            node=f"node-{number // 8}",
+            gpu=f"GPU-{number}",
+            model=H100,
+            level="standard",
+            software="torch 2.13, cuda 13.0",
+            digests=((PRODUCT, digest),),
+        ),
         **other,
     )
 
 
-def _ran(number: int, speed: float, level: str = "standard", model: str = H100) -> Tested:
-    return Tested(f"node-{number // 8}", f"GPU-{number}", model, level, speeds=(("bf16_tflops", speed),))
+def _ran(number: int, speed: float, level: str = "standard", model: str = H100) -> GpuResult:
+    node, gpu = f"node-{number // 8}", f"GPU-{number}"
+    return GpuResult(node=node, gpu=gpu, model=model, level=level, speeds=(("bf16_tflops", speed),))
 
 
 def test_a_gpu_that_computes_otherwise_is_named() -> None:
     """One in a hundred has another digest: it and no other is named, with what was computed and both digests."""
-    (found,) = outliers([_computed(number, WRONG if number == 42 else RIGHT) for number in range(100)])
+    (found,) = find_outliers([_computed(number, WRONG if number == 42 else RIGHT) for number in range(100)])
     assert (found.node, found.gpu, found.code) == ("node-5", "GPU-42", MISMATCH)
     for word in (PRODUCT, RIGHT[:12], WRONG[:12], "99 of 100"):
         assert word in found.message
@@ -49,21 +57,21 @@ def test_a_gpu_that_computes_otherwise_is_named() -> None:
             [*map(_computed, range(4)), _computed(4, WRONG, software="torch 2.14")], id="other software, other result"
         ),
         pytest.param([*map(_computed, range(4)), _computed(4, WRONG, model="NVIDIA B200")], id="another model"),
-        pytest.param([*map(_computed, range(4)), Tested("n", "g", H100)], id="not computed"),
+        pytest.param([*map(_computed, range(4)), GpuResult(node="n", gpu="g", model=H100)], id="not computed"),
         pytest.param([], id="nothing tested yet"),
     ],
 )
-def test_what_cannot_be_compared_names_nobody(fleet: list[Tested]) -> None:
+def test_what_cannot_be_compared_names_nobody(fleet: list[GpuResult]) -> None:
     """Without a majority among the same model and software nobody is named."""
-    assert outliers(fleet) == []
+    assert find_outliers(fleet) == []
 
 
 def test_a_slow_gpu_is_named_and_the_usual_spread_is_not() -> None:
     """Speeds that spread by 2 % name nobody; one that is 25 % slower is named with median and share."""
     draw = random.Random(1)
     fleet = [_ran(number, 700 * draw.gauss(1, 0.02)) for number in range(200)]
-    assert outliers(fleet) == []
-    (found,) = outliers([*fleet, _ran(200, 525)])
+    assert find_outliers(fleet) == []
+    (found,) = find_outliers([*fleet, _ran(200, 525)])
     assert (found.gpu, found.code) == ("GPU-200", SLOW)
     assert "25% below the median" in found.message or "24% below the median" in found.message
 
@@ -71,8 +79,8 @@ def test_a_slow_gpu_is_named_and_the_usual_spread_is_not() -> None:
 def test_speeds_of_other_levels_models_and_small_groups_are_not_compared() -> None:
     """A quick test's figure is not that of a long one; too few GPUs have no usual speed."""
     fleet = [_ran(number, 700) for number in range(20)]
-    assert outliers([*fleet, _ran(20, 300, level="quick"), _ran(21, 60, model="Tesla T4")]) == []
-    assert outliers([*(_ran(number, 700) for number in range(FEWEST_SPEEDS - 2)), _ran(99, 10)]) == []
+    assert find_outliers([*fleet, _ran(20, 300, level="quick"), _ran(21, 60, model="Tesla T4")]) == []
+    assert find_outliers([*(_ran(number, 700) for number in range(MIN_SPEEDS - 2)), _ran(99, 10)]) == []
 
 
 def test_what_is_compared_is_what_the_agent_writes() -> None:
@@ -86,11 +94,11 @@ def test_what_is_compared_is_what_the_agent_writes() -> None:
     )
     done = run(*results, software={"torch": "2.13", "cuda": "13.0"}, models={GPU: H100})
     said = {"metadata": {"name": "n"}, "status": {"burnin": json.loads(json.dumps(tested.status_of([done], [GPU])))}}
-    (found,) = facts.report(said).tests
+    (found,) = views.report_view(said).results
     assert (found.node, found.gpu, found.model, found.level) == ("n", GPU, H100, done.level)
     assert (found.software, found.digests) == ("cuda 13.0, torch 2.13", ((PRODUCT, RIGHT[:16]),))
     assert dict(found.speeds) == {"bf16_tflops": 700.0, "memory_copy_gigabytes_per_second": 2800.0}
-    assert facts.report(said).tested is not None
+    assert views.report_view(said).tested_at is not None
 
 
 @given(
@@ -101,6 +109,6 @@ def test_what_is_compared_is_what_the_agent_writes() -> None:
 def test_a_minority_never_hides_itself(wrong: int, right: int, slow: list[float]) -> None:
     """However a minority of bad GPUs looks, exactly they are named: neither majority nor median moves."""
     computed = [_computed(n, WRONG if n < wrong else RIGHT) for n in range(wrong + right)]
-    assert {o.gpu for o in outliers(computed)} == {f"GPU-{n}" for n in range(wrong)}
+    assert {o.gpu for o in find_outliers(computed)} == {f"GPU-{n}" for n in range(wrong)}
     ran = [_ran(n, 700.0) for n in range(20)] + [_ran(100 + n, speed) for n, speed in enumerate(slow)]
-    assert {o.gpu for o in outliers(ran)} == {f"GPU-{100 + n}" for n in range(len(slow))}
+    assert {o.gpu for o in find_outliers(ran)} == {f"GPU-{100 + n}" for n in range(len(slow))}

@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
-from testing.managed_cluster import Cluster, until
+from testing.controller_steps import outcome, samples, scrape, status
+from testing.managed_cluster import QUICK, Cluster, until
 
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.duties.budget_status import BudgetStatusWriter
 from gpuhealth.controller.http_app import serve
-from gpuhealth.kube.client import Client
-from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
+from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 
 GPU = {"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}
-
-
-async def scrape(port: int, path: str = "/metrics") -> tuple[int, str]:
-    """Status and text of one of the controller's pages."""
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as answer:
-        return answer.status, await answer.text()
-
-
-def samples(text: str, pool: str) -> dict[tuple[str, ...], float]:
-    """The samples by name and label values, but those of other tests' pools."""
-    found = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.labels.get("pool", pool) == pool and sample.labels.get("budget", pool) == pool:
-                found[sample.name, *(v for k, v in sorted(sample.labels.items()) if k not in {"pool", "budget"})] = (
-                    sample.value
-                )
-    return found
-
-
-def status(cluster: Cluster) -> dict[str, Any]:
-    """The status of the test's budget."""
-    path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{cluster.name}"
-    found: dict[str, Any] = cluster.plane.request("GET", path).get("status", {})
-    return found
-
-
-async def outcome(cluster: Cluster, node: str) -> Any:
-    """What becomes of a node that asks for a place."""
-    async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
-        return await SlotHolder(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
 
 
 def test_metrics(cluster: Cluster) -> None:
@@ -57,10 +24,10 @@ def test_metrics(cluster: Cluster) -> None:
     cluster.budget(2)
 
     async def run() -> None:
-        controller = Controller(cluster.settings(), services=(serve,))
+        controller = Controller(cluster.settings(), services=(serve,), timing=QUICK)
         working = asyncio.create_task(controller.work())
         await until(lambda: controller.http_port and controller.fleet.ready)
-        await until(lambda: cluster.name in controller.budgets.standings)
+        await until(lambda: cluster.name in controller.duty(BudgetStatusWriter).status)
         assert await scrape(controller.http_port, "/healthz") == (200, "ok\n")
         assert await scrape(controller.http_port, "/readyz") == (200, "ok\n")
         shown = samples((await scrape(controller.http_port))[1], cluster.name)
@@ -78,11 +45,12 @@ def test_metrics(cluster: Cluster) -> None:
         held = {"state": "blocked", "budget": cluster.name, "limit": "maxPerFault", "code": "xid.79"}
         cluster.say(speaking, {"quarantine": held})
         cluster.unready(agent)
-        await until(lambda: controller.fleet.phases["drained"] == 1 and len(controller.fleet.silent) == 2)
-        await until(lambda: controller.budgets.standings[cluster.name].used == 1)
+        await until(lambda: controller.fleet.drains_by_phase["drained"] == 1)
+        await until(lambda: len(controller.fleet.silent_nodes) == 2)
+        await until(lambda: controller.duty(BudgetStatusWriter).status[cluster.name].used == 1)
         # Labels and reports come by watches of their own.
-        await until(lambda: controller.fleet.states["drained", cluster.name])
-        await until(lambda: controller.fleet.held.get(cluster.name))
+        await until(lambda: controller.fleet.nodes_by_state["drained", cluster.name])
+        await until(lambda: controller.fleet.blocked_nodes.get(cluster.name))
         shown = samples((await scrape(controller.http_port))[1], cluster.name)
         assert shown["gpuhealth_fleet_nodes", "drained"] == 1
         assert ("gpuhealth_fleet_nodes", "degraded") not in shown
@@ -91,8 +59,8 @@ def test_metrics(cluster: Cluster) -> None:
         assert shown["gpuhealth_drain_nodes", "drained"] == 1
         cluster.plane.request("DELETE", f"/api/v1/nodes/{silent}")
         await until(lambda: silent not in controller.fleet.nodes.items)
-        await until(lambda: set(controller.fleet.silent) == {speaking})
-        await until(lambda: not controller.fleet.phases)
+        await until(lambda: set(controller.fleet.silent_nodes) == {speaking})
+        await until(lambda: not controller.fleet.drains_by_phase)
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
 
@@ -103,14 +71,18 @@ def test_a_collector_that_fails_costs_its_own_metrics(cluster: Cluster) -> None:
     """A budget's standing that cannot be written costs the metrics of budgets and is counted; all else is served."""
 
     async def run() -> None:
-        controller = Controller(cluster.settings(), services=(serve,))
+        controller = Controller(cluster.settings(), services=(serve,), timing=QUICK)
         working = asyncio.create_task(controller.work())
         await until(lambda: controller.http_port and controller.fleet.ready and controller.leading)
-        controller.budgets.standings = {"odd": None}  # type: ignore[dict-item]
-        status, text = await scrape(controller.http_port)
-        assert status == 200
-        assert "gpuhealth_agents_silent " in text
-        assert float(text.partition('gpuhealth_controller_metrics_errors_total{collector="budgets"} ')[2].split()[0])
+        errors = 0.0
+        async with asyncio.timeout(180):
+            while not errors:  # a round of the duty forgets a budget that does not exist
+                controller.duty(BudgetStatusWriter).status["odd"] = None  # type: ignore[assignment]
+                status, text = await scrape(controller.http_port)
+                assert status == 200
+                assert "gpuhealth_agents_silent " in text
+                counted = text.partition('gpuhealth_controller_metrics_errors_total{collector="budget_status"} ')[2]
+                errors = float(counted.split()[0])
         assert not working.done()
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from testing.managed_cluster import SINCE, Cluster, until
+from testing.controller_steps import samples, scrape
+from testing.managed_cluster import QUICK, SINCE, Cluster, until
 
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.http_app import serve
-from tests.fleet.test_fleet import samples, scrape
 
 ODD: list[dict[str, Any]] = [
     {"burnin": {"testedAt": "0000-01-01T00:00:00Z"}},
@@ -31,7 +31,7 @@ def test_a_report_that_cannot_be_read(cluster: Cluster, status: dict[str, Any]) 
     cluster.say(odd, status)
 
     async def run() -> None:
-        controller = Controller(cluster.settings(), services=(serve,))
+        controller = Controller(cluster.settings(), services=(serve,), timing=QUICK)
         working = asyncio.create_task(controller.work())
         try:
             with capture_logs() as logs:
@@ -85,7 +85,7 @@ def test_times_that_people_write(cluster: Cluster) -> None:
         async with cluster.controller() as controller:
             await until(lambda: controller.fleet.ready)
             report = controller.fleet.reports.items[node]
-            assert report.tested is not None
+            assert report.tested_at is not None
             assert report.quarantine.since is not None
             assert not controller.fleet.unreadable
 

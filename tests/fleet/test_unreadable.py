@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import copy
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,140 +15,22 @@ import yaml
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testing.odd_objects import META, SAMPLES, Json, mutants
 
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler
 from gpuhealth.controller.http_app import ControllerCollector
-from gpuhealth.controller.pods import Pod, movable, slim, unknown, unreadable_pod
-from gpuhealth.fleet import views as facts
+from gpuhealth.controller.pods import Pod, evictable, pod_view, undecided, unreadable_pod
+from gpuhealth.fleet import views
 from gpuhealth.fleet.fleet import Fleet
-from gpuhealth.fleet.store import Table
+from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
+from gpuhealth.kube.kinds import BUDGETS, NODES, PODS, REPORTS, Kind
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.pdb import guard, obstacle
 from gpuhealth.kube.watching import Changed, Listed, Unreadable
-from gpuhealth.runtime.settings import Settings
-
-Json = Any
-TIME = "2026-03-01T12:00:00Z"
-GPU_RUN = {
-    "model": "H100",
-    "level": "standard",
-    "tests": {
-        "gemm": {"digests": {"fp16": "abc"}, "software": {"cublas": "12.1"}},
-        "soak": {"figures": {"fp16_tflops": 600.0}},
-    },
-}
-META = {"name": "a", "uid": "u", "resourceVersion": "7", "generation": 1, "labels": {"gpuhealth.io/state": "healthy"}}
-SAMPLES: dict[Kind, Json] = {
-    NODES: {
-        "metadata": META | {"annotations": {"gpuhealth.io/fleet-findings": "[]", "gpuhealth.io/override": "healthy"}},
-        "spec": {"taints": [{"key": "gpuhealth.io/unhealthy", "effect": "NoSchedule"}], "unschedulable": True},
-        "status": {
-            "conditions": [
-                {"type": "Ready", "status": "True"},
-                {"type": "GPUHealthy", "status": "True", "reason": "Ok"},
-            ],
-            "allocatable": {"nvidia.com/gpu": "8"},
-        },
-    },
-    REPORTS: {
-        "metadata": META,
-        "status": {
-            "verdict": "healthy",
-            "inventory": {"gpus": [{"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}]},
-            "quarantine": {"state": "quarantined", "code": "xid.79", "since": TIME, "drain": True, "budget": "b"},
-            "drain": {
-                "phase": "draining",
-                "quarantineSince": TIME,
-                "startedAt": TIME,
-                "deadline": TIME,
-                "remaining": 2,
-            },
-            "burnin": {"testedAt": TIME, "gpus": {"GPU-1": GPU_RUN}},
-        },
-    },
-    PODS: {
-        "metadata": META
-        | {
-            "namespace": "n",
-            "annotations": {"gpuhealth.io/node": "a"},
-            "ownerReferences": [{"kind": "Job", "controller": True}],
-            "deletionTimestamp": TIME,
-        },
-        "spec": {"nodeName": "a"},
-        "status": {
-            "phase": "Failed",
-            "reason": "Evicted",
-            "conditions": [{"type": "Ready", "status": "True"}],
-            "containerStatuses": [{"state": {"terminated": {"exitCode": 2, "reason": "Error"}}}],
-        },
-    },
-    BUDGETS: {
-        "metadata": META,
-        "spec": {
-            "nodeSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "a", "operator": "In"}]},
-            "maxUnavailable": "5%",
-            "maxPerWindow": 1,
-            "window": "1h",
-            "countUnavailable": True,
-        },
-        "status": {
-            "size": 1,
-            "conditions": [{"type": "FaultLimitReached", "status": "False", "lastTransitionTime": TIME}],
-        },
-    },
-    LEASES: {
-        "metadata": META | {"labels": {"gpuhealth.io/budget": "a"}},
-        "spec": {"holderIdentity": "a", "leaseDurationSeconds": 5, "renewTime": TIME},
-    },
-    NAMESPACES: {"metadata": META, "status": {"phase": "Active"}},
-}
-ODD_TIMES = st.sampled_from(
-    [
-        "0000-01-01T00:00:00Z",
-        "2026-01-01T00:00:00+99:99",
-        "9999-12-31T23:59:59-12:00",
-        "2026-01-01t00:00:00z",
-        "now",
-        "",
-    ]
-)
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text()
-    | ODD_TIMES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-def paths(value: Json, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of everything within an object."""
-    yield at
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from paths(inner, (*at, key))
-
-
-@st.composite
-def mutants(draw: st.DrawFn, sample: Json) -> Json:
-    """The object with anything in one or two of its places, or without them."""
-    item = copy.deepcopy(sample)
-    for _ in range(draw(st.integers(1, 2))):
-        at = draw(st.sampled_from([path for path in paths(item) if path]))
-        outer = item
-        for key in at[:-1]:
-            outer = outer[key]
-        if draw(st.booleans()):
-            outer[at[-1]] = draw(VALUES)
-        else:
-            del outer[at[-1]]
-    return item
+from gpuhealth.monitors.settings import Settings
 
 
 @st.composite
@@ -219,7 +100,7 @@ async def followed(server: Server, kubeconfig: Path) -> Controller:
         tasks = [asyncio.ensure_future(each()) for each in fleet.watches(client)]
         try:
             async with asyncio.timeout(60):
-                while not all("last" in table.items for table in fleet._tables()):
+                while not all("last" in table.items for table in fleet._stores()):
                     for task in tasks:
                         if task.done():
                             task.result()
@@ -239,33 +120,33 @@ def test_a_watch_survives_every_object(odd: dict[Kind, list[Json]], kubeconfig: 
     metrics can be made of what was read."""
     controller = asyncio.run(followed(Server(odd), kubeconfig))
     fleet = controller.fleet
-    for table in fleet._tables():
+    for table in fleet._stores():
         assert {"good", "other", "last"} <= table.items.keys()
     assert fleet.ready
     shown = {family.name for family in ControllerCollector(controller).collect()}
     assert {"gpuhealth_fleet_nodes", "gpuhealth_budget_used", "gpuhealth_fleet_finding"} <= shown
-    for place in fleet.places.items.values():
-        assert place.stands_for is not None
+    for place in fleet.slots.items.values():
+        assert place.reserved_for is not None
     for node in fleet.nodes.items.values():
-        controller.testing._budgets_of(node)
+        controller.duty(BurninScheduler)._budgets_of(node)
 
 
 @given(item=mutants(SAMPLES[PODS]))
 @settings(max_examples=300)
 def test_a_drains_pods(item: Json) -> None:
     """A pod on a drained node is read, or kept as one of which nobody knows whether it should go."""
-    table = Table[Pod](unreadable=unreadable_pod, by_uid=True)
+    table = ObjectStore[Pod](unreadable=unreadable_pod, by_uid=True)
 
     async def events() -> Any:
         try:
-            yield Changed("ADDED", read("Pod", item, slim))
+            yield Changed("ADDED", read("Pod", item, pod_view))
         except UnreadableError as error:
             yield Unreadable("ADDED", error)
 
     asyncio.run(table.follow(events(), lambda: None))
     kept = list(table.items.values())
-    assert len(movable(kept, ())) + len(unknown(kept, ())) <= 1
-    assert not (table.unreadable and movable(kept, ()))
+    assert len(evictable(kept, ())) + len(undecided(kept, ())) <= 1
+    assert not (table.unreadable and evictable(kept, ()))
 
 
 GUARD = {
@@ -281,7 +162,7 @@ def test_a_pod_disruption_budget(item: Json, version: str) -> None:
     """A budget is read, and can be asked then, or is an ApiError, on which a drain tries again later."""
     with contextlib.suppress(UnreadableError):
         found = read("PodDisruptionBudget", item, partial(guard, version=version))
-        assert isinstance(obstacle([found], [Pod("n", "a", "u", labels={"a": "b"})]), str)
+        assert isinstance(obstacle([found], [Pod(namespace="n", name="a", uid="u", labels={"a": "b"})]), str)
 
 
 def taken(fleet: Fleet, kind: Kind, item: Json, slim_of: Any) -> None:
@@ -312,19 +193,19 @@ def test_what_is_known_of_a_node_that_cannot_be_read() -> None:
     read again."""
     fleet = Fleet("gpuhealth", ())
     node = poisoned(NODES, "metadata", "annotations", value={})
-    taken(fleet, REPORTS, SAMPLES[REPORTS], facts.report)
-    taken(fleet, NODES, node, facts.node)
-    assert (fleet.to_drain, fleet.to_end) == ({"a"}, set())
+    taken(fleet, REPORTS, SAMPLES[REPORTS], views.report_view)
+    taken(fleet, NODES, node, views.node_view)
+    assert (fleet.drains_wanted, fleet.drains_to_end) == ({"a"}, set())
     odd = copy.deepcopy(node)
     odd["status"]["allocatable"]["nvidia.com/gpu"] = "many"
     odd["metadata"]["labels"] = {"pool": "x"}
-    taken(fleet, NODES, odd, facts.node)
+    taken(fleet, NODES, odd, views.node_view)
     known = fleet.nodes.items["a"]
     assert (known.labels, known.ready, known.cordoned, known.gpus) == ({"pool": "x"}, False, True, 8)
-    assert (fleet.to_drain, fleet.to_end) == (set(), set())
-    taken(fleet, NODES, node, facts.node)
+    assert (fleet.drains_wanted, fleet.drains_to_end) == (set(), set())
+    taken(fleet, NODES, node, views.node_view)
     assert fleet.nodes.items["a"].readable
-    assert fleet.to_drain == {"a"}
+    assert fleet.drains_wanted == {"a"}
 
 
 def test_what_is_known_of_a_report_that_cannot_be_read() -> None:
@@ -333,15 +214,15 @@ def test_what_is_known_of_a_report_that_cannot_be_read() -> None:
     node = poisoned(NODES, "metadata", "annotations", value={})
     odd = poisoned(REPORTS, "status", "burnin", "testedAt", value="0000-01-01T00:00:00Z")
     agent = poisoned(PODS, "metadata", "deletionTimestamp", value=None)
-    taken(fleet, NODES, node, facts.node)
-    taken(fleet, PODS, agent, facts.agent)
-    taken(fleet, REPORTS, odd, facts.report)
-    assert not fleet.to_drain
-    taken(fleet, REPORTS, SAMPLES[REPORTS], facts.report)
-    assert fleet.gpus == {("healthy", "H100"): 1}
-    taken(fleet, REPORTS, odd, facts.report)
-    assert fleet.to_drain == {"a"}
-    assert fleet.gpus == {("unknown", "H100"): 1}
+    taken(fleet, NODES, node, views.node_view)
+    taken(fleet, PODS, agent, views.agent_pod)
+    taken(fleet, REPORTS, odd, views.report_view)
+    assert not fleet.drains_wanted
+    taken(fleet, REPORTS, SAMPLES[REPORTS], views.report_view)
+    assert fleet.gpus_by_verdict == {("healthy", "H100"): 1}
+    taken(fleet, REPORTS, odd, views.report_view)
+    assert fleet.drains_wanted == {"a"}
+    assert fleet.gpus_by_verdict == {("unknown", "H100"): 1}
 
 
 @pytest.mark.parametrize("kind", [NODES, BUDGETS, PODS], ids=lambda kind: kind.kind)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from kube import ControlPlane
-from testing.cluster_objects import until
 from testing.node_writing import SICK, writer
+from testing.odd_server import PAGE, Page, in_the_way
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client, object_of
 from gpuhealth.kube.errors import AnswerError, ApiError
@@ -27,7 +27,6 @@ from gpuhealth.quarantine.slots.holder import SlotHolder
 
 METADATA = {"name": "n", "uid": "u", "resourceVersion": "1"}
 NODE = {"kind": "Node", "apiVersion": "v1", "metadata": METADATA}
-PAGE = b"<html><body>Please log in to use this network</body></html>"
 BODIES = [
     PAGE,
     b"",
@@ -60,38 +59,6 @@ LISTS = [
     {"kind": "NodeList", "items": []},
     {"kind": "PodList", "metadata": {}, "items": []},
 ]
-
-
-class Page:
-    """A server that gives the same answer to everything."""
-
-    def __init__(self) -> None:
-        self.body = PAGE
-        self.asked = 0
-        self.port = 0
-
-    async def handle(self, _: web.Request) -> web.Response:
-        """One request."""
-        self.asked += 1
-        return web.Response(body=self.body)
-
-
-@asynccontextmanager
-async def in_the_way(plane: ControlPlane) -> AsyncIterator[tuple[Page, Client]]:
-    """Such a server, and a client that takes it for the API server."""
-    page, application = Page(), web.Application(client_max_size=2**24)
-    application.router.add_route("*", "/{path:.*}", page.handle)
-    runner = web.AppRunner(application, shutdown_timeout=1.0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    page.port = port
-    kubeconfig = plane.write_kubeconfig(f"page-{port}", "token", f"http://{host}:{port}")
-    try:
-        async with Client.from_kubeconfig(kubeconfig, attempts=1) as client:
-            yield page, client
-    finally:
-        await runner.cleanup()
 
 
 CALLS: list[Callable[[Client], Awaitable[Any]]] = [

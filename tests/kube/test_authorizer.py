@@ -13,14 +13,15 @@ from aiohttp import ClientSession, TCPConnector
 from kube import ControlPlane, documents
 from kube.proxy import FaultyProxy
 from testing.certificates import Authority
+from testing.paths import BASE
 
 from gpuhealth.controller import http_app as controller
 from gpuhealth.controller.controller import Controller
 from gpuhealth.kube import authorizer
 from gpuhealth.kube.authorizer import authorizer_for
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.http_server import OPEN_PATHS, Page, Response, serving
-from gpuhealth.runtime.settings import Http, Kubernetes, Settings
-from tests.conftest import BASE
+from gpuhealth.runtime.settings import Http, Kubernetes
 
 ACCESS = documents(BASE / "secure-metrics" / "access.yaml")
 READER = {"kind": "ServiceAccount", "name": "reader", "namespace": "default"}

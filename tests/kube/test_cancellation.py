@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from testing.cluster_objects import until
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError, NotLeadingError, UnavailableError

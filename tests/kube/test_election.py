@@ -6,10 +6,11 @@ import asyncio
 from pathlib import Path
 
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import until
 from testing.managed_cluster import Cluster
+from testing.waiting import until
 
 from gpuhealth.controller.controller import Controller
+from gpuhealth.controller.duties.budget_status import BudgetStatusWriter
 from gpuhealth.controller.http_app import ControllerCollector
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.election import Election
@@ -143,8 +144,8 @@ def test_only_the_leader_writes(cluster: Cluster) -> None:
             async with cluster.controller(election=election) as standby:
                 await until(lambda: standby.fleet.ready and standby.election.leader)
                 cluster.quarantine(node)
-                await until(lambda: standby.fleet.phases["drained"])
-                await until(lambda: leader.budgets.standings)
+                await until(lambda: standby.fleet.drains_by_phase["drained"])
+                await until(lambda: leader.duty(BudgetStatusWriter).status)
                 assert not standby.leading
                 assert {method for method, _ in standby.api_calls} == {"GET", "WATCH"}
                 assert not any(name.startswith("gpuhealth_fleet") for name in names_of(standby))

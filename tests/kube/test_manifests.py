@@ -13,11 +13,11 @@ import yaml
 from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 from testing.cluster_objects import Pool
+from testing.paths import BASE
 
 from gpuhealth import __version__
 from gpuhealth.kube.kinds import BUDGETS, REPORTS
-from gpuhealth.runtime import settings_file as config_file
-from tests.conftest import BASE
+from gpuhealth.monitors.settings import load
 
 BUDGET = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": {"name": "valid"}}
 ALL = documents(BASE)
@@ -158,7 +158,7 @@ def test_settings_are_valid(tmp_path: Path) -> None:
     (config_map,) = [d for d in ALL if d["kind"] == "ConfigMap" and d["metadata"]["name"] == "gpuhealth"]
     path = tmp_path / "gpuhealth.yaml"
     path.write_text(config_map["data"]["gpuhealth.yaml"])
-    settings = config_file.load(path)
+    settings = load(path)
     mounts = {mount["mountPath"] for mount in agent()["containers"][0]["volumeMounts"]}
     assert {str(settings.roots.sys), str(settings.roots.proc), str(settings.roots.kmsg)} <= mounts
     assert str(settings.journal.path.parent) in mounts
@@ -170,7 +170,7 @@ def test_agents_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in agent()["containers"][0]["env"]:
         if variable["name"] != "GPUHEALTH_CONFIG":
             monkeypatch.setenv(variable["name"], variable.get("value", "a-node"))
-    assert config_file.load().node_name == "a-node"
+    assert load().node_name == "a-node"
 
 
 @pytest.mark.parametrize("file", ["rbac.yaml", "preflight.yaml"])

@@ -22,7 +22,8 @@ def limit(*, selector: Any = None, generation: int = 1, policy: str = "", versio
 
 def member(number: int, *, labels: dict[str, str] = APP, pending: bool = False, ready: bool = True) -> Pod:
     """A pod of the gang."""
-    return Pod("ns", f"p{number}", str(number), "job", labels, pending, ready)
+    name = f"p{number}"
+    return Pod(namespace="ns", name=name, uid=name, gang="job", labels=labels, pending=pending, ready=ready)
 
 
 @pytest.mark.parametrize(

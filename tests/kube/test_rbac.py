@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, finding, verdict
 from testing.rights import granted, used
+from testing.waiting import until
 
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 POD = {
     "apiVersion": "v1",

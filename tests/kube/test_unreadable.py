@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from kube import ControlPlane, MissingBinariesError
 from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
+from testing.paths import BASE
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.budget import BudgetError, is_counted, selects, slot_sets
 from gpuhealth.quarantine.slots.lease import read_slot
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.conftest import BASE
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 BUDGETS = "/apis/gpuhealth.io/v1alpha1/quarantinebudgets"

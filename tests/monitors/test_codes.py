@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from gpuhealth.kernel_log.codes import LogCode
 from testing.findings import found
 from testing.kernel_lines import LINES
 from testing.readings import START, gpu, node
@@ -17,19 +18,17 @@ from testing.readings import START, gpu, node
 from gpuhealth import monitors as checks
 from gpuhealth.cli import explain
 from gpuhealth.cli.output import CommandError
-from gpuhealth.kernel_log.codes import LogCode
-from gpuhealth.kernel_log.parser import KernelLog
 from gpuhealth.model.finding import Finding, Outcome, Severity
 from gpuhealth.model.history import History
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
-from gpuhealth.model.tracker import Findings
-from gpuhealth.model.tracker_state import Ledger, Tracked
+from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.monitors.kernel_log import checks as kernel
 from gpuhealth.monitors.kernel_log import patterns as host_lines
 from gpuhealth.monitors.nvidia.catalog import log_lines as nvidia_lines
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
 from gpuhealth.monitors.nvidia.checks import pcie
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.registry import kernel_log_parser
+from gpuhealth.monitors.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [line for line, *_ in LINES]
@@ -40,7 +39,7 @@ NUMBERED = [f"NVRM: Xid (PCI:0000:01:00): {code}, pid=1, name=x, words" for code
 
 def event_of(line: str) -> KernelEvent:
     """The event of a line that has one."""
-    event = KernelLog().feed(KernelRecord(line, START))
+    event = kernel_log_parser().feed(KernelRecord(line, START))
     assert event is not None, line
     return event
 
@@ -193,7 +192,7 @@ def test_every_name_of_a_code_exists() -> None:
 def test_a_code_of_another_version_does_no_harm() -> None:
     """What an older version remembers or was told of codes that no longer exist is left out and named, no more."""
     old = msgspec.structs.replace(found("ecc.uncorrectable"), code="nic.of_old")
-    findings = Findings(SETTINGS_OF_OLD, Ledger([Tracked(old, True, "boot")]))
+    findings = Findings(SETTINGS_OF_OLD, TrackerState([Tracked(old, True, "boot")]))
     assert findings.active() == ()
     assert findings.quarantine().findings == ()
     assert findings.take_round([], START, "boot") == []

@@ -22,16 +22,17 @@ from testing.attacks import (
     Row,
     Scene,
 )
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, finding, verdict
+from testing.paths import BASE
+from testing.waiting import until
 
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError, InvalidError
 from gpuhealth.kube.kinds import OVERRIDE, STATE_LABEL, TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.conftest import BASE
 
 PREFLIGHT = "gpuhealth-preflight"
 REFUSED = (ForbiddenError, InvalidError)  # the latter where an expression cannot be evaluated, as with the year 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from kube import ControlPlane
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.quarantine.slots.manager import FIRST_RETRY

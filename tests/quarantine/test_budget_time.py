@@ -13,10 +13,10 @@ from testing.node_writing import HEALTHY, SICK
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import LEASES
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 NAMESPACE = "gpuhealth"
 

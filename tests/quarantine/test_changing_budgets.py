@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, ours, watching, writer, writes
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import BUDGETS, LEASES

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.quarantine.slots.holder import SlotHolder

@@ -7,17 +7,18 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import HEALTHY, SICK, Mode, health, ours, watching, writer
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, RELEASED
 from gpuhealth.model.verdict import State
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import Override, restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 WHY = "fan is loud (ann)"
 

@@ -11,12 +11,12 @@ import pytest
 from kube import Document, MissingBinariesError, documents
 from kube.policy_plugin import PolicyPlugin, problems
 from testing.admission import ALL, CONTROLLERS, NODE_CLAIM, POLICIES, needed_rules, speaks_of
+from testing.paths import BASE
 
 from gpuhealth.kube.kinds import PREFLIGHT_TAINT, STATE_LABEL
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.slots.budget import slot_sets
 from gpuhealth.quarantine.slots.lease import slot_lease
-from gpuhealth.runtime.settings import Settings
-from tests.conftest import BASE
 
 AGENT = "system:serviceaccount:gpuhealth:gpuhealth-agent"
 

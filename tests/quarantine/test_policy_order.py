@@ -9,10 +9,8 @@ import pytest
 from kube import ControlPlane, Document, MissingBinariesError, documents, find_binaries
 from kube.control_plane import RequestError
 from testing.admission import ALL, Admission
-from testing.kubectl import built, kubectl, shown_in
-
-from tests.conftest import BASE
-from tests.kube.test_kustomize import FOLLOW
+from testing.kubectl import FOLLOW, built, kubectl, shown_in
+from testing.paths import BASE
 
 MERGE = "application/strategic-merge-patch+json"
 UNREACHABLE = {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}

@@ -12,12 +12,13 @@ from testing.cluster_objects import Pool, finding, verdict
 from gpuhealth.kube.client import JSON_PATCH, Client
 from gpuhealth.kube.errors import InvalidError
 from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, STATE_LABEL
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine import preflight_taint as preflight
 from gpuhealth.quarantine.marks import taints
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Preflight, Settings
+from gpuhealth.runtime.settings import Preflight
 
 KEY = PREFLIGHT_TAINT
 THEIRS = {"key": "example.com/theirs", "value": "x", "effect": "NoSchedule"}

@@ -7,7 +7,8 @@ import random
 
 from kube import ControlPlane
 from testing.cluster_objects import Pool
-from testing.half_agents import Half, History, SharedClient, most, running, until
+from testing.half_agents import Half, History, SharedClient, most, running
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 

@@ -7,7 +7,8 @@ import asyncio
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
 from testing.cluster_objects import Pool
-from testing.half_agents import Half, until
+from testing.half_agents import Half
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 

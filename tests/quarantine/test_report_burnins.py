@@ -10,13 +10,13 @@ from testing.burnin_results import FAILED, PASSED, SKIPPED, STOPPED, result, run
 from testing.cluster_objects import Pool, verdict
 
 from gpuhealth.kube.client import Client
-from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.model.burnin_run import TestStatus
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts, Gpu, Inventory
 from gpuhealth.quarantine.report_burnins import MAX_HISTORY, MAX_VALUES, status_of
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 
 def test_last_result_of_each_test() -> None:

@@ -9,8 +9,9 @@ from contextlib import suppress
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer
+from testing.waiting import until
 
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client

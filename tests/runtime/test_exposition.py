@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.core import Metric
 from structlog.testing import capture_logs
+from testing.agents import ShownStatus
 from testing.metric_samples import parsed, values
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.http_app import serve
@@ -118,12 +121,13 @@ def test_any_text_may_stand_in_a_label(labels: list[str]) -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian package prometheus)")
 def test_promtool_reads_hostile_labels(make_agent: Callable[[], Agent]) -> None:
     """An agent whose labels come from a hostile kernel log, and which has a value that is no number, is read."""
-    agent = make_agent()
+    shown = ShownStatus(make_agent().status())
     for label in HOSTILE:
-        agent.counts.xids[label, label] += 1
-        agent.counts.kernel_events[label] += 1
-    agent.round_seconds, agent.check_seconds = float("nan"), float("-inf")
-    text = Exposition(agent).text()
+        shown.status().counts.xids[label, label] += 1
+        shown.status().counts.kernel_events[label] += 1
+    odd = {"read_seconds": float("nan"), "judge_seconds": float("-inf")}
+    shown.change(monitors=tuple(msgspec.structs.replace(part, **odd) for part in shown.status().monitors))
+    text = Exposition(shown, 10.0).text()
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
     assert len(values(parsed(text.decode()), "gpuhealth_xid_errors_total", "xid")) == len(HOSTILE)

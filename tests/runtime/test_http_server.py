@@ -14,9 +14,10 @@ import pytest
 from structlog.testing import capture_logs
 from testing.certificates import Authority
 
+from gpuhealth.monitors.settings import load
 from gpuhealth.runtime import http_server as server
 from gpuhealth.runtime.settings import Http
-from gpuhealth.runtime.settings_file import ConfigError, load
+from gpuhealth.runtime.settings_file import ConfigError
 
 ASK = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from gpuhealth.runtime import supervisor as tasks
-from gpuhealth.runtime.supervisor import end, forever, raise_if_cancelled, together
+from gpuhealth.runtime.supervisor import end, raise_if_cancelled, supervise, together
 
 
 async def deaf(times: int) -> None:
@@ -76,7 +76,7 @@ def test_together_ends_all_when_one_fails() -> None:
     asyncio.run(run())
 
 
-def test_forever_goes_on_after_errors_and_not_after_a_cancellation() -> None:
+def test_supervise_goes_on_after_errors_and_not_after_a_cancellation() -> None:
     """An error is counted by the loop's name; one that took the place of a cancellation ends the loop."""
     failed: list[str] = []
 
@@ -87,7 +87,7 @@ def test_forever_goes_on_after_errors_and_not_after_a_cancellation() -> None:
             raise ValueError("an error in its place") from None
 
     async def run() -> None:
-        task = asyncio.create_task(forever(step, failed.append))
+        task = asyncio.create_task(supervise(step, failed.append))
         await asyncio.sleep(0)
         task.cancel()
         async with asyncio.timeout(60):

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from kube import ControlPlane
-from testing.half_agents import Half, calls, first, fleet, most, plane_with_budget, quiet, until
+from testing.half_agents import Half, calls, first, fleet, most, plane_with_budget, quiet
+from testing.waiting import until
 
 from benchmarks import Figures, Settings
 

@@ -18,11 +18,12 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN, RequestError
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, TAINT, Kind
 from gpuhealth.model.history import History
-from gpuhealth.model.tracker import Findings, Ledger
+from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.monitors.readings import NodeReadings
 from gpuhealth.quarantine import marks as marking
 from gpuhealth.quarantine.condition import condition_patch, is_due
@@ -154,7 +155,7 @@ class Printed:
         settings = config_file.load(self._simulated.config)
         where, now = settings.journal, datetime.now(UTC)
         with closing(Journal(where.path, where.retention, where.max_entries, read_only=True)) as journal:
-            ledger = _decoded(journal.recall("findings"), Ledger)
+            ledger = _decoded(journal.recall("findings"), TrackerState)
             history = _decoded(journal.recall("history"), History)
         findings = Findings(settings, ledger, marking.labels(self._node))
         quarantine = findings.quarantine()

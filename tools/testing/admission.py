@@ -22,7 +22,7 @@ from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 from kube.policy_plugin import PolicyPlugin
 
-from tests.conftest import BASE
+from testing.paths import BASE
 
 POD_CLAIM = "authentication.kubernetes.io/pod-name"
 NODE_CLAIM = "authentication.kubernetes.io/node-name"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestResult, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, TestResult, TestStatus
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PASSED, FAILED, STOPPED, SKIPPED = TestStatus.PASSED, TestStatus.FAILED, TestStatus.STOPPED, TestStatus.SKIPPED

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-from collections.abc import Callable
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 from kube import ControlPlane, Document
+from kube.control_plane import RequestError
 
-from gpuhealth.model.component import NODE
+from gpuhealth.kube.kinds import TAINT
+from gpuhealth.model.component import NODE, Component
 from gpuhealth.model.finding import Action, Evidence, Finding, Severity
 from gpuhealth.model.verdict import Coverage, NotCovered, State, Verdict
 
@@ -21,20 +22,20 @@ _names = itertools.count(1)
 def finding(
     code: str = "xid.79",
     severity: Severity = Severity.CRITICAL,
-    component: str = NODE,
+    component: Component = NODE,
     message: str = "GPU has fallen off the bus",
     **fields: Any,
 ) -> Finding:
     """A finding with what the test does not care about filled in."""
     return Finding(
-        code,
-        severity,
-        component,
-        message,
-        fields.pop("action", Action.REBOOT_NODE),
-        fields.pop("evidence", Evidence("test", time=T0)),
-        fields.pop("first_seen", T0),
-        fields.pop("last_seen", T0),
+        code=code,
+        severity=severity,
+        component=component,
+        message=message,
+        action=fields.pop("action", Action.REBOOT_NODE),
+        evidence=fields.pop("evidence", Evidence("test", time=T0)),
+        first_seen=fields.pop("first_seen", T0),
+        last_seen=fields.pop("last_seen", T0),
         clears_when="a new boot id",
         **fields,
     )
@@ -44,15 +45,25 @@ def verdict(*findings: Finding, state: State | None = None, not_checked: tuple[N
     """A verdict that follows from the findings, or a given one."""
     worst = max((f.severity.rank for f in findings), default=0)
     state = state or (State.HEALTHY, State.DEGRADED, State.UNHEALTHY)[worst]
-    return Verdict("node", T0, state, (), findings, Coverage(("xid.79",), not_checked))
+    return Verdict(node="node", time=T0, verdict=state, findings=findings, coverage=Coverage(("xid.79",), not_checked))
 
 
-async def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
-    """What the condition returns once it is true."""
-    async with asyncio.timeout(seconds):
-        while not (value := condition()):
-            await asyncio.sleep(0.01)
-    return value
+def budget(name: str, labels: dict[str, str], max_unavailable: int | str, **spec: Any) -> Document:
+    """A QuarantineBudget for the nodes with these labels, or for what `nodeSelector` selects."""
+    spec = {"nodeSelector": {"matchLabels": labels}, "maxUnavailable": max_unavailable, **spec}
+    metadata = {"name": name}
+    return {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": metadata, "spec": spec}
+
+
+def taints(node: Document) -> list[str]:
+    """The values of our taint on a Node."""
+    return [taint["value"] for taint in node["spec"].get("taints", []) if taint["key"] == TAINT]
+
+
+def condition(node: Document) -> dict[str, str]:
+    """Our condition of a Node; empty while there is none."""
+    conditions: list[dict[str, str]] = node["status"].get("conditions", [])
+    return next((condition for condition in conditions if condition["type"] == "GPUHealthy"), {})
 
 
 class Pool:
@@ -60,13 +71,13 @@ class Pool:
 
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
-        self.name = f"pool-{next(_names)}"
+        self.name = f"pool-{next(_names):05}"  # of one length: no name is the beginning of another's
         self.labels = {"pool": self.name}
         self._paths: list[str] = []
 
     def node(self, *, labels: dict[str, str] | None = None) -> str:
         """The name of a new Node of the pool."""
-        name = f"{self.name}-{next(_names)}"
+        name = f"{self.name}-{next(_names):05}"
         self.plane.create_node(name, {**self.labels, **(labels or {})})
         self._paths.append(f"/api/v1/nodes/{name}")
         return name
@@ -78,14 +89,7 @@ class Pool:
     def budget(self, amount: int | str, name: str = "", **spec: Any) -> str:
         """A budget that selects the pool, or what `nodeSelector` says."""
         name = name or self.name
-        spec = {"nodeSelector": {"matchLabels": self.labels}, "maxUnavailable": amount, **spec}
-        body = {
-            "apiVersion": "gpuhealth.io/v1alpha1",
-            "kind": "QuarantineBudget",
-            "metadata": {"name": name},
-            "spec": spec,
-        }
-        self.plane.apply([body])
+        self.plane.apply([budget(name, self.labels, amount, **spec)])
         path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{name}"
         self._paths += [path] if path not in self._paths else []  # it may have been there, with another limit
         return name
@@ -126,6 +130,10 @@ class Pool:
         return found
 
     def remove(self) -> None:
-        """Take it all away again."""
+        """Deletes the nodes and budgets that are still there."""
         for path in self._paths:
-            self.plane.request("DELETE", path)
+            try:
+                self.plane.request("DELETE", path)
+            except RequestError as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 import structlog
-from benchmarks.cluster import budget
 from kube import ControlPlane
 
 from gpuhealth.kube.client import Client, Object
@@ -27,41 +26,27 @@ from gpuhealth.kube.errors import AlreadyExistsError
 from gpuhealth.kube.kinds import LEASES, NODES
 from gpuhealth.kube.selectors import written
 from gpuhealth.kube.watching import Changed, Event, Listed, watch
-from gpuhealth.model.component import NODE
-from gpuhealth.model.finding import Action, Evidence, Finding, Severity
-from gpuhealth.model.verdict import Coverage, State, Verdict
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import record, taints
 from gpuhealth.quarantine.reconciler import NodeReconciler
 from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction
-from gpuhealth.runtime.settings import Settings
+from testing.cluster_objects import budget, finding, verdict
+from testing.paths import BASE
+from testing.plane_with_node import LABELS
+from testing.waiting import until
 
-BASE = Path(__file__).parents[2] / "daemonset"
 NAMESPACE = "gpuhealth"
 BUDGET = "gpu-nodes"
-LABELS = {"nvidia.com/gpu.present": "true"}
 CODE = "xid.79"
 _CONNECTIONS = 100
-_T0 = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
-_FAULT = Finding(
-    CODE,
-    Severity.CRITICAL,
-    NODE,
-    "GPU has fallen off the bus",
-    Action.REBOOT_NODE,
-    Evidence("benchmark", time=_T0),
-    _T0,
-    _T0,
-    clears_when="a new boot id",
-)
+_FAULT = finding(CODE)
 
 
 def wanted(*, sick: bool) -> Desired:
     """What the agent of a node wants that has lost a GPU, or is healthy."""
-    state = State.UNHEALTHY if sick else State.HEALTHY
-    verdict = Verdict("node", _T0, state, (), (_FAULT,) if sick else (), Coverage((CODE,), ()))
-    return Desired(verdict=verdict, quarantine=(CODE,) if sick else ())
+    return Desired(verdict=verdict(_FAULT), quarantine=(CODE,)) if sick else Desired(verdict=verdict())
 
 
 class SharedClient(Client):
@@ -162,7 +147,7 @@ def plane_with_budget(most: int | str) -> Iterator[tuple[ControlPlane, Path]]:
     """
     with ControlPlane() as plane:
         plane.apply(BASE)
-        plane.apply([budget(most)])
+        plane.apply([budget(BUDGET, LABELS, most)])
         path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{BUDGET}/status"
         status = {"status": {"observedGeneration": 1, "counted": True}}
         plane.request("PATCH", path, status, content_type="application/merge-patch+json")
@@ -276,10 +261,3 @@ async def _follow(events: AsyncGenerator[Event], counts: Callable[[Object], bool
                 case _:
                     continue
             history.append(Moment(time.monotonic(), len(members)))
-
-
-async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    """Wait until the condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)

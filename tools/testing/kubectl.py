@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from kube import Document
 
-from tests.conftest import BASE
+from testing.paths import BASE
 
 
 def kubectl(*words: str | Path, kubeconfig: Path | None = None) -> str:
@@ -52,3 +52,6 @@ def shown_in(path: Path, to: Path) -> Path:
         (to / each).parent.mkdir(parents=True, exist_ok=True)
         (to / each).write_text("\n".join(text) + "\n", encoding="utf-8")
     return (to / next(iter(files))).parent
+
+
+FOLLOW = BASE / "admission" / "follow" / "kustomization.yaml"

@@ -17,19 +17,23 @@ from kube import ControlPlane, Document
 from kube.control_plane import RequestError
 
 from gpuhealth.controller.controller import Controller
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.controller.timing import Timing
+from gpuhealth.monitors.settings import Settings
+from testing import waiting
+from testing.cluster_objects import budget
 
 MERGE = "application/merge-patch+json"
 SINCE = "2026-03-01T12:00:00Z"
+QUICK = Timing(
+    round_pause=0.02, retry=0.2, drain_pause=0.02, drain_label_retry=0.05, burnin_interval=1.0, comparison_pause=0.1
+)
+"""Of the controllers in tests: what only waits for changes to come together, or for another try, is short."""
 _names = itertools.count(1)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
-    """What the condition returns once it is true. It is asked in a thread, so that the controller goes on."""
-    async with asyncio.timeout(seconds):
-        while not (value := await asyncio.to_thread(condition)):
-            await asyncio.sleep(0.02)
-    return value
+async def until(condition: Callable[[], Any], seconds: float = waiting.PATIENCE) -> Any:
+    """Waits for a condition that asks the API server: it is evaluated in a thread."""
+    return await waiting.until(condition, seconds, in_thread=True)
 
 
 class Cluster:
@@ -62,9 +66,9 @@ class Cluster:
         return self.plane.service_account_token("gpuhealth", "gpuhealth-controller")
 
     @asynccontextmanager
-    async def controller(self, **options: Any) -> AsyncIterator[Controller]:
+    async def controller(self, timing: Timing = QUICK, /, **options: Any) -> AsyncIterator[Controller]:
         """A controller at work; at the end it is cut off, as if it were killed."""
-        controller = Controller(self.settings(**options))
+        controller = Controller(self.settings(**options), timing=timing)
         working = asyncio.create_task(controller.work())
         try:
             yield controller
@@ -235,9 +239,7 @@ class Cluster:
 
     def budget(self, amount: int | str, **spec: Any) -> str:
         """A QuarantineBudget for the test's nodes."""
-        spec = {"nodeSelector": {"matchLabels": {"gpuhealth.io/pool": self.name}}, "maxUnavailable": amount, **spec}
-        metadata = {"name": self.name}
-        body = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": metadata, "spec": spec}
+        body = budget(self.name, {"gpuhealth.io/pool": self.name}, amount, **spec)
         return self._create("/apis/gpuhealth.io/v1alpha1/quarantinebudgets", body)
 
     def _create(self, path: str, body: Document) -> str:

@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 from gpuhealth.kube.client import Client, Object
-from gpuhealth.kube.kinds import TAINT
+from gpuhealth.kube.kinds import QUARANTINE
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, condition, finding, taints, verdict
+from testing.waiting import until
 
 HEALTHY = Desired(verdict=verdict())
 SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",), drain=True)
@@ -46,13 +47,12 @@ def writes(client: Client) -> int:
 
 def ours(pool: Pool, node: str) -> list[str]:
     """The values of our taint on the node."""
-    return [taint["value"] for taint in pool.get(node)["spec"].get("taints", []) if taint["key"] == TAINT]
+    return taints(pool.get(node))
 
 
 def health(pool: Pool, node: str) -> dict[str, str]:
     """Our condition on the node."""
-    conditions = pool.get(node)["status"]["conditions"]
-    return next(condition for condition in conditions if condition["type"] == "GPUHealthy")
+    return condition(pool.get(node))
 
 
 @asynccontextmanager
@@ -66,3 +66,11 @@ async def watching(writing: NodeWriter) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+def marks(pool: Pool, node: str) -> tuple[list[str], str, str]:
+    """Our taint, our condition, and what the report says."""
+    found = pool.get(node)
+    values = taints(found)
+    assert (QUARANTINE in found["metadata"].get("annotations", {})) is bool(values)
+    return values, condition(found).get("status", ""), pool.report(node)["status"]["quarantine"]["state"]

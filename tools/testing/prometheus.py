@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from kube.control_plane import free_port
 
 from dashboards.generate import FOLDER
-from testing.simnode import T, wait_for
+from testing.waiting import wait_for
 
 PROGRAM = shutil.which("prometheus")
+EVERY = 0.1  # seconds between looks: everything happens once a second
 _HOLD = "2s"  # in the place of what the rules say: that is tested with promtool, which need not wait for it
-
-
-def until(ready: Callable[[], T | None], what: str) -> T:
-    """What `ready` gives once it gives something; all happens once a second."""
-    return wait_for(what, ready, every=0.1)
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody has at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 class Prometheus:
@@ -60,7 +48,7 @@ class Prometheus:
         command = [PROGRAM, *(f"--{name}={value}" for name, value in options.items())]
         with (folder / "prometheus.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        until(self._scraping, f"the first scrape, see {folder}/prometheus.log")
+        wait_for(f"the first scrape, see {folder}/prometheus.log", self._scraping, every=EVERY)
 
     def _scraping(self) -> bool:
         assert self._process.poll() is None, "Prometheus has ended"
@@ -106,8 +94,8 @@ class Prometheus:
 
     def fires(self, name: str) -> dict[str, Any]:
         """Waits until an alert fires, and returns it."""
-        return until(lambda: self.alerts(name, "firing"), f"{name} fires")[0]
+        return wait_for(f"{name} fires", lambda: self.alerts(name, "firing"), every=EVERY)[0]
 
     def clears(self, name: str) -> None:
         """Waits until an alert is over."""
-        until(lambda: not self.alerts(name), f"{name} clears")
+        wait_for(f"{name} clears", lambda: not self.alerts(name), every=EVERY)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from kube import ControlPlane, Document, documents
 
-from tests.conftest import BASE
+from testing.paths import BASE
 
 Right = tuple[str, str, str]
 """API group, resource (with a subresource), verb."""

@@ -5,22 +5,23 @@ from __future__ import annotations
 from datetime import timedelta
 
 from testing.burnin_results import FAILED, SKIPPED, STOPPED, result, run
-from testing.readings import LOST, Judged, gpu, judged, node, uuid
+from testing.readings import LOST, Judged, gpu, judged, node, nvml, pci, remembering, uuid
 
-from gpuhealth import monitors as checks
-from gpuhealth.model.code import Clears
+from gpuhealth.model.burnin_run import BurninRun, Miscompare
+from gpuhealth.model.codes import Clears
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Severity
-from gpuhealth.model.history import Baseline, History
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.burnin_results import checks as subject
-from gpuhealth.monitors.burnin_results.readings import BurninReadings, BurninRun, Miscompare
+from gpuhealth.monitors.burnin_results.readings import BurninReadings
+from gpuhealth.monitors.judge import Memory
+from gpuhealth.monitors.registry import code_of
 
 
-def said(*runs: BurninRun, unreadable: str = "", history: History | None = None) -> Judged:
+def said(*runs: BurninRun, unreadable: str = "", memory: Memory | None = None) -> Judged:
     """What is said of a node of one GPU with these runs."""
     readings = node(gpu(), burnin=BurninReadings(runs, unreadable))
-    return judged(subject.CHECK, readings, history)
+    return judged(subject.CHECK, readings, memory)
 
 
 def test_failure_tells_what_and_when() -> None:
@@ -60,9 +61,9 @@ def test_results_of_others_do_not_count() -> None:
 def test_of_a_gpu_that_answers_no_more() -> None:
     """The result stands while the GPU is lost, gone, or NVML is away."""
     failed = BurninReadings((run(result(status=FAILED)),))
-    remembered = History(baseline=Baseline(gpus={uuid(0): "0000:01:00.0"}))
+    remembered = remembering(gpus={uuid(0): pci(0)})
     assert judged(subject.CHECK, node(gpu(error=LOST), burnin=failed)).severity("burnin.exact") is Severity.CRITICAL
-    away = node(nvml=Missing(MissingReason.TIMEOUT), burnin=failed)
+    away = node(nvml=nvml(problem=Missing(MissingReason.TIMEOUT)), burnin=failed)
     assert judged(subject.CHECK, away, remembered).severity("burnin.exact") is Severity.CRITICAL
 
 
@@ -79,5 +80,5 @@ def test_unreadable_results_are_not_clean() -> None:
 def test_all_quarantine_and_drain() -> None:
     """A GPU that fails an active test is out of service; only a test brings it back."""
     for code in subject.CODES:
-        assert (code.quarantine, code.drain, code.clears) == (True, True, Clears.PASSED)
-        assert checks.code(code.name) is code
+        assert (code.quarantine, code.drain, code.clears) == (True, True, Clears.TEST_PASSED)
+        assert code_of(code.name) is code

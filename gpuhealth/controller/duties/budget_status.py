@@ -1,0 +1,156 @@
+"""Writes the status of QuarantineBudgets: size, limit, slots taken, nodes blocked.
+
+Agents do not depend on it: where no status gives a size they count nodes themselves, and the API server bounds the
+slots. The status saves them the counting, and shows people how each budget stands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import datetime
+
+import msgspec
+import structlog
+
+from gpuhealth.controller.budget_nodes import BudgetNodes, nodes_of
+from gpuhealth.controller.duty import BudgetStatus, Duty, DutyContext
+from gpuhealth.fleet.views import BudgetView
+from gpuhealth.kube.client import Object
+from gpuhealth.kube.errors import ApiError, NotFoundError
+from gpuhealth.kube.kinds import BUDGETS
+from gpuhealth.kube.objects import format_time
+from gpuhealth.quarantine.condition import condition_reason
+from gpuhealth.quarantine.report import merge_patch
+from gpuhealth.quarantine.slots.budget import BudgetError, Limit, slot_sets
+from gpuhealth.quarantine.slots.lease import SlotStore
+from gpuhealth.runtime.metric_families import Metric, gauge
+from gpuhealth.runtime.supervisor import raise_if_cancelled
+
+log = structlog.get_logger()
+
+FAULT_LIMIT_REACHED = "FaultLimitReached"
+"""Condition of a budget: nodes stay in service because as many as maxPerFault allows went out for the same fault."""
+NAMES = 100
+"""Nodes that a status names at most: it is for people, and the size of an object is limited."""
+
+
+class BudgetStatusWriter(Duty):
+    """Keeps the status of every budget current."""
+
+    name = "budget_status"
+
+    def __init__(self, context: DutyContext) -> None:
+        super().__init__(context)
+        self.status = context.budgets
+        self._slots = SlotStore(context.client, context.fleet.namespace)
+        self._unchanged: dict[str, tuple[tuple[str, int], float]] = {}  # by budget: uid and generation, and since when
+
+    async def run(self) -> None:
+        """Write what has changed after each change in the fleet, until cancelled."""
+        await self._fleet.repeat_on_change(self._round, self._timing.round_pause)
+
+    async def _round(self) -> float | None:
+        """Write every status that has changed; seconds until the next round is due without any change."""
+        due = []
+        budgets = self._fleet.budgets.items
+        for budget in list(budgets.values()):
+            try:
+                due.append(await self._update(budget))
+            except ApiError as error:  # one budget that cannot be written must not delay the others
+                raise_if_cancelled()
+                retry = self._timing.retry
+                log.warning("budget status write failed", budget=budget.key, error=str(error), retry_in=retry)
+                due.append(retry)
+            except (BudgetError, KeyError, TypeError, ValueError, AttributeError) as error:
+                self._client.unreadable.note(BUDGETS, budget.body, f"{error!r}; for agents it allows nothing")
+        for slot in list(self._fleet.slots.items.values()):
+            if slot.fault:
+                lease = {"metadata": {"name": slot.key, "resourceVersion": slot.version}}
+                self._slots.note_unreadable(lease, slot.fault)
+        for known in (self.status, self._unchanged):
+            for gone in known.keys() - budgets.keys():
+                del known[gone]
+        return min((seconds for seconds in due if seconds is not None), default=None)
+
+    async def _update(self, budget: BudgetView) -> float | None:
+        """Count and write one budget's status; seconds until that is due again without any change."""
+        nodes = await nodes_of(budget, self._fleet)
+        blocked = self._fleet.blocked_nodes.get(budget.key, set())
+        self.status[budget.key] = BudgetStatus(
+            size=nodes.size,
+            limit=slot_sets(budget.body, nodes.size, "")[0].limit,
+            used=len(nodes.slots),
+            blocked=len(blocked),
+            unavailable=len(nodes.unavailable),
+            uncounted=len(nodes.uncounted),
+        )
+        settles_in = self._settles_in(budget)
+        counted = settles_in <= 0 and not nodes.uncounted
+        status = self._status(budget, nodes, blocked, counted=counted)
+        if patch := merge_patch(budget.body.get("status"), status):
+            try:
+                await self._client.patch(BUDGETS, budget.key, {"status": patch}, subresource="status")
+            except NotFoundError:
+                log.debug("budget deleted", budget=budget.key)
+        return settles_in if settles_in > 0 else None
+
+    def _status(self, budget: BudgetView, nodes: BudgetNodes, blocked: set[str], *, counted: bool) -> Object:
+        """The whole status as the API server should have it."""
+        holders = sorted({slot.holder for slot in nodes.slots if not slot.reserved_for})
+        blocked_by_code = {
+            quarantine.code: count
+            for quarantine, count in self._fleet.blocked.items()
+            if quarantine.budget == budget.key and quarantine.limit == Limit.PER_FAULT
+        }
+        return {
+            **msgspec.to_builtins(self.status[budget.key]),
+            "observedGeneration": budget.body["metadata"]["generation"],
+            "counted": counted,
+            "blockedNodes": sorted(blocked)[:NAMES],
+            "nodes": holders[:NAMES],
+            "conditions": [_fault_limit(blocked_by_code, budget.body, self._clock())],
+        }
+
+    def _settles_in(self, budget: BudgetView) -> float:
+        """Seconds until the budget has been unchanged for long enough; not above 0 if it has."""
+        metadata, now = budget.body["metadata"], time.monotonic()
+        version = (metadata["uid"], metadata["generation"])
+        if self._unchanged.get(budget.key, (None,))[0] != version:
+            self._unchanged[budget.key] = version, now
+        return self._unchanged[budget.key][1] + self._timing.budget_settling - now
+
+    def gauges(self) -> Iterator[Metric]:
+        """Slots and nodes of each budget."""
+        used = [(name, status.used) for name, status in self.status.items()]
+        yield gauge("budget_used", "Slots of a budget that are taken", ["budget"], used)
+        limits = [(name, status.limit) for name, status in self.status.items()]
+        yield gauge("budget_limit", "Nodes that a budget allows out of service at a time", ["budget"], limits)
+        uncounted = [(name, status.uncounted) for name, status in self.status.items()]
+        text = "Nodes out of service for which a budget that selects them has no slot"
+        yield gauge("budget_uncounted_nodes", text, ["budget"], uncounted)
+        blocked = [(*quarantine, count) for quarantine, count in self._fleet.blocked.items()]
+        text = "Nodes that should be out of service and are blocked by a limit of a budget"
+        yield gauge("quarantine_blocked_nodes", text, ["budget", "limit", "code"], blocked)
+
+
+def _fault_limit(blocked: dict[str, int], budget: Object, now: datetime) -> Object:
+    """Make the condition FaultLimitReached. `blocked`: nodes that maxPerFault keeps in service, by finding code."""
+    known: Object = next(iter(budget.get("status", {}).get("conditions") or []), {})  # a budget has no other
+    status = "True" if blocked else "False"
+    reason, message = "BelowLimit", "no node is blocked by maxPerFault"
+    if blocked:
+        worst = max(blocked, key=lambda code: blocked[code])
+        nodes = ", ".join(f"{code} on {count}" for code, count in sorted(blocked.items()))
+        reason = condition_reason(worst)
+        message = f"more nodes than maxPerFault allows have the same fault: suspect a driver or check; blocked: {nodes}"
+    since = known["lastTransitionTime"] if known.get("status") == status else format_time(now)
+    generation = budget["metadata"]["generation"]
+    return {
+        "type": FAULT_LIMIT_REACHED,
+        "status": status,
+        "observedGeneration": generation,
+        "lastTransitionTime": since,
+        "reason": reason,
+        "message": message,
+    }
