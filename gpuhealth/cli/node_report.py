@@ -1,4 +1,4 @@
-"""What `gpuhealth node` tells of a node: asked of its cluster, and shown."""
+"""The details of `gpuhealth node`: read from the cluster, and printed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.text import Text
 
-from gpuhealth.cli import cluster_access as reaching
-from gpuhealth.cli.output import CommandError, columns, labelled, printable, short
-from gpuhealth.cli.wording import DO, STYLE, age, counted
+from gpuhealth.cli import cluster_access
+from gpuhealth.cli.output import CommandError, align_columns, print_labelled, printable, short_name
+from gpuhealth.cli.wording import ACTIONS, STYLE, age, counted
 from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
 from gpuhealth.kube.objects import read
@@ -29,65 +29,68 @@ _LAST_EVENTS = 10
 _MARGIN = 12
 
 
-class Known(msgspec.Struct, frozen=True):
-    """What is told of a node."""
+class NodeDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """One node, as `node --json` prints it."""
 
     node: str
     condition: dict[str, Any]
     state: str
     taint: str
     cordoned: bool
-    annotations: dict[str, str]  # ours, without the group
-    budgets: list[dict[str, Any]]  # that select the node, with their status
-    report: dict[str, Any]  # status of the GPUHealthReport
-    events: list[dict[str, Any]]  # the last ones
+    annotations: dict[str, str]  # of gpuhealth, without the group
+    budgets: list[dict[str, Any]]  # status of those that select the node
+    report: dict[str, Any]  # the status of its GPUHealthReport
+    events: list[dict[str, Any]]  # the latest ones of gpuhealth
 
 
-async def ask(client: Client, name: str) -> Known:
-    """Raises CommandError where nothing is known."""
-    node = await reaching.found(client, name)
+async def read_node(client: Client, name: str) -> NodeDetails:
+    """Read the node, its report, budgets and Events. Raises CommandError where gpuhealth knows nothing about it."""
+    node = await cluster_access.get_node(client, name)
     try:
         report = (await client.get(REPORTS, name)).get("status") or {}
     except NotFoundError:
         if condition(node) is None:
-            raise CommandError(f"nothing is known of the GPUs of node {name}: no agent has spoken of it") from None
+            raise CommandError(
+                f"nothing is known about the GPUs of node {name}: no agent has reported for it"
+            ) from None
         report = {}
     budgets, events = [], []
-    with contextlib.suppress(ForbiddenError):  # who may see the node may not have to see these
+    with contextlib.suppress(ForbiddenError):  # a user who may read the node need not be permitted to read these
         budgets = [
-            found
-            for each in (await client.list(BUDGETS)).items
-            if (found := _selecting(each, labels(node))) is not None
+            status
+            for budget in (await client.list(BUDGETS)).items
+            if (status := _status_if_selecting(budget, labels(node))) is not None
         ]
         about = f"involvedObject.kind=Node,involvedObject.name={name}"
         events = [
-            {key: each.get(key) for key in ("lastTimestamp", "type", "reason", "message", "count")}
-            for each in (await client.list(EVENTS, "default", fields=about)).items
-            if "gpuhealth" in (each.get("source") or {}).get("component", "")
+            {key: event.get(key) for key in ("lastTimestamp", "type", "reason", "message", "count")}
+            for event in (await client.list(EVENTS, "default", fields=about)).items
+            if "gpuhealth" in (event.get("source") or {}).get("component", "")
         ]
-    return Known(
-        name,
-        condition(node) or {},
-        labels(node).get(STATE_LABEL, ""),
-        next((taint.get("value", "") for taint in taints(node) if taint["key"] == TAINT), ""),
-        unschedulable(node),
-        {
+    return NodeDetails(
+        node=name,
+        condition=condition(node) or {},
+        state=labels(node).get(STATE_LABEL, ""),
+        taint=next((taint.get("value", "") for taint in taints(node) if taint["key"] == TAINT), ""),
+        cordoned=unschedulable(node),
+        annotations={
             key.removeprefix(f"{GROUP}/"): value
             for key, value in annotations_of(node).items()
             if key.startswith(f"{GROUP}/")
         },
-        budgets,
-        report,
-        sorted(events, key=lambda event: event["lastTimestamp"] or "")[-_LAST_EVENTS:],
+        budgets=budgets,
+        report=report,
+        events=sorted(events, key=lambda event: event["lastTimestamp"] or "")[-_LAST_EVENTS:],
     )
 
 
-def _selecting(budget: Any, known: dict[str, str]) -> dict[str, Any] | None:
-    """The status of a budget that selects a node with these labels, or may: what cannot be read is shown as such."""
+def _status_if_selecting(budget: Any, node_labels: dict[str, str]) -> dict[str, Any] | None:
+    """The status of a budget that selects a node with these labels, also of one that cannot be read; else None."""
 
     def status(item: dict[str, Any]) -> dict[str, Any] | None:
-        said = {"name": item["metadata"]["name"], **(item.get("status") or {})}
-        return said if matches(item["spec"]["nodeSelector"], known) else None
+        if not matches(item["spec"]["nodeSelector"], node_labels):
+            return None
+        return {"name": item["metadata"]["name"], **(item.get("status") or {})}
 
     try:
         return read(BUDGETS.kind, budget, status)
@@ -95,73 +98,73 @@ def _selecting(budget: Any, known: dict[str, str]) -> dict[str, Any] | None:
         return {"name": error.name, "unreadable": error.problem}
 
 
-# --- showing ----------------------------------------------------------------------------------------------------------
+# --- printing ---------------------------------------------------------------------------------------------------------
 
 
-def show(out: Console, known: Known) -> None:
-    """Prints it all."""
-    report = known.report
-    _part(out, "node", lambda: _head(out, known.node, report))
-    _part(out, "GPUHealthy", lambda: _condition(out, known.condition))
-    _line(out, "state", ", ".join(_state(known)))
-    if wish := known.annotations.get("out-of-service"):
-        _line(out, "by a person", f"out of service: {wish}")
-    if override := known.annotations.get("override"):
-        _line(out, "by a person", f"override: {override}")
-    if when := known.annotations.get("restored"):
-        _line(out, "by a person", f"declared well at {when}")
-    _part(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(report.get("quarantine") or {})))
+def show(out: Console, details: NodeDetails) -> None:
+    """Print all sections; one that cannot be read is named, and the others are printed."""
+    report = details.report
+    _section(out, "node", lambda: _header(out, details.node, report))
+    _section(out, "GPUHealthy", lambda: _condition(out, details.condition))
+    _line(out, "state", ", ".join(_state(details)))
+    if reason := details.annotations.get("out-of-service"):
+        _line(out, "manual", f"quarantine: {reason}")
+    if override := details.annotations.get("override"):
+        _line(out, "manual", f"override: {override}")
+    if when := details.annotations.get("restored"):
+        _line(out, "manual", f"restored at {when}")
+    _section(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(report.get("quarantine") or {})))
     if drain := report.get("drain"):
-        _part(out, "drain", lambda: _line(out, "drain", _drain(drain)))
-    for budget in known.budgets:
-        _part(out, "budget", partial(_show_budget, out, budget))
-    _part(out, "GPUs", lambda: _gpus(out, report))
-    _part(out, "findings", lambda: _findings(out, report.get("findings") or []))
-    _part(out, "not made", lambda: _unchecked(out, report.get("notChecked") or []))
-    _part(out, "Events", lambda: _events(out, known.events))
+        _section(out, "drain", lambda: _line(out, "drain", _drain(drain)))
+    for budget in details.budgets:
+        _section(out, "budget", partial(_show_budget, out, budget))
+    _section(out, "GPUs", lambda: _gpus(out, report))
+    _section(out, "findings", lambda: _findings(out, report.get("findings") or []))
+    _section(out, "not checked", lambda: _not_checked(out, report.get("notChecked") or []))
+    _section(out, "Events", lambda: _events(out, details.events))
 
 
-def _head(out: Console, node: str, report: dict[str, Any]) -> None:
-    head = Text.assemble((printable(node), "bold"))
+def _header(out: Console, node: str, report: dict[str, Any]) -> None:
+    line = Text.assemble((printable(node), "bold"))
     driver = (report.get("inventory") or {}).get("driver") or "-"
-    out.print(head.append(f"  driver {printable(driver)}  agent {report.get('agentVersion') or '-'}"))
+    out.print(line.append(f"  driver {printable(driver)}  agent {report.get('agentVersion') or '-'}"))
 
 
-def _condition(out: Console, said: dict[str, Any]) -> None:
-    style = STYLE[{"True": "healthy", "False": "unhealthy"}.get(said.get("status", ""), "unknown")]
-    words = [said.get(key, "-") for key in ("status", "reason", "message")]
-    word = "{}, {}: {}".format(*words) if said else "none: no agent has spoken"
-    _line(out, "GPUHealthy", Text(printable(word), style=style))
+def _condition(out: Console, condition: dict[str, Any]) -> None:
+    style = STYLE[{"True": "healthy", "False": "unhealthy"}.get(condition.get("status", ""), "unknown")]
+    values = [condition.get(key, "-") for key in ("status", "reason", "message")]
+    text = "{}, {}: {}".format(*values) if condition else "none: no agent has reported"
+    _line(out, "GPUHealthy", Text(printable(text), style=style))
 
 
 def _findings(out: Console, findings: list[dict[str, Any]]) -> None:
     for finding in findings:
         out.print()
-        _part(out, "finding", partial(_finding, out, finding))
+        _section(out, "finding", partial(_finding, out, finding))
 
 
-def _part(out: Console, label: str, show_it: Callable[[], None]) -> None:
-    """Prints a part of it, or that it cannot be read: the others are shown all the same."""
+def _section(out: Console, label: str, print_section: Callable[[], None]) -> None:
+    """Print a section, or a line that says why it cannot be read."""
     try:
-        show_it()
-    except OSError:  # the terminal's
+        print_section()
+    except OSError:  # of the terminal
         raise
-    except Exception as error:  # noqa: BLE001 - there is no end to what somebody may have written into the report
+    except Exception as error:  # noqa: BLE001 - the report may contain anything
         _line(out, label, f"cannot be read: {type(error).__name__}: {error}")
 
 
 def _line(out: Console, label: str, text: Any) -> None:
-    labelled(out, label, text if not isinstance(text, str) else printable(text), margin=_MARGIN + 2)
+    print_labelled(out, label, text if not isinstance(text, str) else printable(text), margin=_MARGIN + 2)
 
 
-def _state(known: Known) -> list[str]:
-    parts = [known.state or "no label"]
-    if known.taint:
-        parts.append(f"tainted {known.taint}")
-    if known.cordoned:
+def _state(details: NodeDetails) -> list[str]:
+    parts = [details.state or "no label"]
+    if details.taint:
+        parts.append(f"tainted {details.taint}")
+    if details.cordoned:
         parts.append("cordoned")
-    if known.annotations.get("release-gpus") == "true":
-        parts.append("the driver is let go")
+    if details.annotations.get("release-gpus") == "true":
+        parts.append("driver released")
     return parts
 
 
@@ -169,23 +172,23 @@ def _quarantine(quarantine: dict[str, Any]) -> str:
     state, code = quarantine.get("state", "none"), quarantine.get("code", "")
     text: str = {
         "none": "none",
-        "blocked": f"blocked, stays in service: {code}: {quarantine.get('reason', '')}",
-        "quarantined": f"out of service for {code}",
-        "dismissed": f"dismissed by a person for {code}: {quarantine.get('reason', '')}",
-        "would_quarantine": f"would be out of service for {code}: {quarantine.get('reason', '')}",
+        "blocked": f"blocked, the node stays in service: {code}: {quarantine.get('reason', '')}",
+        "quarantined": f"quarantined for {code}",
+        "dismissed": f"dismissed by hand for {code}: {quarantine.get('reason', '')}",
+        "would_quarantine": f"would be quarantined for {code}: {quarantine.get('reason', '')}",
     }.get(state, state)
     if since := quarantine.get("since"):
-        text += f" since {since} ({_ago(since)})"
+        text += f", since {since} ({_ago(since)} ago)"
     if slots := quarantine.get("slots"):
         text += f", slots {', '.join(slots)}"
     return text
 
 
 def _drain(drain: dict[str, Any]) -> str:
-    text = f"{drain.get('phase', '')}: {drain.get('remaining', 0)} left, "
+    text = f"{drain.get('phase', '')}: {drain.get('remaining', 0)} pods left, "
     text += f"{drain.get('evicted', 0)} evicted, {drain.get('deleted', 0)} deleted"
     if drain.get("phase") == "draining":
-        text += f"; what is left is deleted at {drain.get('deadline')}"
+        text += f"; the rest is deleted at {drain.get('deadline')}"
     return text + (f"; {drain['message']}" if drain.get("message") else "")
 
 
@@ -206,17 +209,17 @@ def _gpus(out: Console, report: dict[str, Any]) -> None:
     gpus = (report.get("inventory") or {}).get("gpus") or []
     if not gpus:
         return
-    tested = (report.get("burnin") or {}).get("gpus") or {}
+    burnins = (report.get("burnin") or {}).get("gpus") or {}
     headings = ("GPU", "model", "PCI", "uuid", "serial", "state", "last burn-in")
     rows = [[Text(heading, style="dim") for heading in headings]]
     for gpu in gpus:
         verdict = gpu.get("verdict", "unknown")
         index = str(gpu["index"]) if "index" in gpu else "-"
-        cells = [index, gpu.get("model", "").removeprefix("NVIDIA "), gpu.get("pci"), short(gpu["uuid"])]
+        cells = [index, gpu.get("model", "").removeprefix("NVIDIA "), gpu.get("pci"), short_name(gpu["uuid"])]
         row = [Text(printable(cell or "-")) for cell in (*cells, gpu.get("serial"))]
-        rows.append([*row, Text(verdict, style=STYLE[verdict]), Text(printable(_burnin(tested.get(gpu["uuid"]))))])
+        rows.append([*row, Text(verdict, style=STYLE[verdict]), Text(printable(_burnin(burnins.get(gpu["uuid"]))))])
     out.print()
-    for line in columns(rows, right=(0,)):
+    for line in align_columns(rows, right=(0,)):
         out.print(line)
 
 
@@ -229,30 +232,29 @@ def _burnin(run: dict[str, Any] | None) -> str:
 
 
 def _finding(out: Console, finding: dict[str, Any]) -> None:
-    head = Text.assemble((finding["severity"].upper(), STYLE[finding["severity"]]))
-    out.print(head.append(f"  {printable(finding['code'])}", style="bold"))
+    heading = Text.assemble((finding["severity"].upper(), STYLE[finding["severity"]]))
+    out.print(heading.append(f"  {printable(finding['code'])}", style="bold"))
     evidence = finding.get("evidence") or {}
-    component = finding["component"]
-    where = "" if component["kind"] == "node" else f"  [{short(component['id'])}]"
+    where = "" if finding["component"] == "node" else f"  [{short_name(finding['component'])}]"
     threshold = f" (threshold {evidence['threshold']})" if evidence.get("threshold") else ""
-    labelled(out, "what", printable(finding["message"]) + where)
+    print_labelled(out, "what", printable(finding["message"]) + where)
     if evidence.get("reading"):
-        labelled(out, "read", printable(f"{evidence['reading']}{threshold}"))
+        print_labelled(out, "read", printable(f"{evidence['reading']}{threshold}"))
     if evidence.get("line"):
-        labelled(out, "line", printable(evidence["line"]))
-    labelled(out, "source", printable(evidence.get("source", "-")))
+        print_labelled(out, "line", printable(evidence["line"]))
+    print_labelled(out, "source", printable(evidence.get("source", "-")))
     first, last = finding.get("firstSeen", ""), finding.get("lastSeen", "")
-    labelled(out, "seen", f"first {first} ({_ago(first)} ago), last {last}")
-    labelled(out, "action", f"{finding['action']}: {DO.get(finding['action'], '')}")
-    labelled(out, "clears", f"when {printable(finding.get('clearsWhen', ''))}")
+    print_labelled(out, "seen", f"first {first} ({_ago(first)} ago), last {last}")
+    print_labelled(out, "action", f"{finding['action']}: {ACTIONS.get(finding['action'], '')}")
+    print_labelled(out, "clears", f"when {printable(finding.get('clearsWhen', ''))}")
 
 
-def _unchecked(out: Console, unchecked: list[dict[str, Any]]) -> None:
-    if unchecked:
+def _not_checked(out: Console, entries: list[dict[str, Any]]) -> None:
+    if entries:
         out.print()
-        out.print(Text(f"{counted(len(unchecked), 'check')} not made:"))
-        for each in unchecked:
-            labelled(out, "-", printable(f"{each.get('check')}: {each.get('reason')}"), margin=4)
+        out.print(Text(f"{counted(len(entries), 'check')} could not run:"))
+        for entry in entries:
+            print_labelled(out, "-", printable(f"{entry.get('check')}: {entry.get('reason')}"), margin=4)
 
 
 def _events(out: Console, events: list[dict[str, Any]]) -> None:
@@ -261,11 +263,13 @@ def _events(out: Console, events: list[dict[str, Any]]) -> None:
         out.print(Text("Last Events:"))
         for event in events:
             times = f" ({event['count']} times)" if (event["count"] or 1) > 1 else ""
-            labelled(out, "-", printable(f"{event['lastTimestamp']} {event['reason']}: {event['message']}{times}"), 4)
+            print_labelled(
+                out, "-", printable(f"{event['lastTimestamp']} {event['reason']}: {event['message']}{times}"), 4
+            )
 
 
 def _ago(time: str) -> str:
     try:
         return age(datetime.now(UTC) - datetime.fromisoformat(time))
-    except (TypeError, ValueError, OverflowError):  # by hand, or none
+    except (TypeError, ValueError, OverflowError):  # edited by hand, or absent
         return "-"

@@ -1,4 +1,4 @@
-"""One look at a machine: everything read once, beside the agent and without changing anything."""
+"""Reads everything about this machine once, next to a running agent and without changing anything."""
 
 from __future__ import annotations
 
@@ -28,97 +28,87 @@ from gpuhealth.runtime.clock import wall_clock
 from gpuhealth.runtime.files import boot_id
 from gpuhealth.runtime.journal import Entry, Journal, JournalError
 
-_JOURNAL_ENTRIES = 100_000
+_MAX_ENTRIES = 100_000  # of the journal
 
 
-class Remembered(msgspec.Struct, frozen=True):
-    """What the agent of this node has remembered, as far as it can be read."""
+class AgentJournal(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal of this node's agent holds, as far as it can be read."""
 
     checks: bytes | None = None  # the memory of its checks, JSON
-    entries: tuple[Entry, ...] | None = None
-    held: tuple[TrackedFinding, ...] = ()  # findings that the agent has raised and nothing has cleared
-    problem: str = ""  # why there is nothing
-    absent: bool = False  # there is no journal at all
+    entries: tuple[Entry, ...] | None = None  # None: not read
+    active: tuple[TrackedFinding, ...] = ()  # findings that the agent has raised and not cleared
+    problem: str = ""  # why nothing could be read
+    absent: bool = False  # there is no journal
 
 
-def remembered(settings: Settings, with_entries: bool = False) -> Remembered:
-    """Reads the agent's journal and leaves it as it is."""
+def read_journal(settings: Settings, with_entries: bool = False) -> AgentJournal:
+    """Read the agent's journal without changing it. Never raises: `problem` says what went wrong."""
     path = settings.journal.path
     try:
         if not path.exists():
-            return Remembered(problem=f"there is no journal at {path}", absent=True)
+            return AgentJournal(problem=f"there is no journal at {path}", absent=True)
         journal = Journal(path, settings.journal.retention, settings.journal.max_entries, read_only=True)
         with contextlib.closing(journal):
-            entries = tuple(journal.entries(limit=_JOURNAL_ENTRIES)) if with_entries else None
-            return Remembered(journal.stored(CHECKS), entries, _held(journal.stored(FINDINGS)))
+            return AgentJournal(
+                entries=tuple(journal.entries(limit=_MAX_ENTRIES)) if with_entries else None,
+                checks=journal.stored(CHECKS),
+                active=_active(journal.stored(FINDINGS)),
+            )
     except JournalError as error:
-        return Remembered(problem=str(error))
+        return AgentJournal(problem=str(error))
     except OSError as error:
-        return Remembered(problem=f"cannot read journal {path}: {error.strerror}")
+        return AgentJournal(problem=f"cannot read journal {path}: {error.strerror}")
 
 
-def _held(ledger: bytes | None) -> tuple[TrackedFinding, ...]:
+def _active(state: bytes | None) -> tuple[TrackedFinding, ...]:
     try:
-        known = msgspec.json.decode(ledger, type=TrackerState) if ledger else TrackerState()
+        known = msgspec.json.decode(state, type=TrackerState) if state else TrackerState()
     except (msgspec.DecodeError, RecursionError):
         return ()
     return tuple(tracked for tracked in known.tracked if tracked.raised)
 
 
-def memory(stored: bytes | None) -> Memory:
-    """The memory to judge with, for this look alone; one of another version counts as none."""
-    if stored is None:
+def load_memory(json: bytes | None) -> Memory:
+    """The stored memory of the agent's checks; an empty one where there is none, or it is of another version."""
+    if json is None:
         return Memory()
     try:
-        return decode_memory(stored)
+        return decode_memory(json)
     except (msgspec.DecodeError, RecursionError):
         return Memory()
 
 
-async def _kernel_log(settings: Settings, back_seconds: float) -> tuple[Reading[KernelLogStatus], list[KernelRecord]]:
-    reader = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, back_seconds)
-    records: list[KernelRecord] = []
-    try:
-        async for batch in reader.available():
-            records += batch
-    except KmsgError as error:
-        return error.missing, records
-    finally:
-        reader.close()
-    return KernelLogStatus("kmsg", reader.records), records
-
-
-def machine(
-    settings: Settings, back_seconds: float, rounds: int = 1, interval: float = 0.0
+def read_machine(
+    settings: Settings, lookback_seconds: float, rounds: int = 1, interval_seconds: float = 0.0
 ) -> tuple[list[NodeReadings], list[KernelRecord]]:
-    """Reads this machine so many times, then the kernel log of the last so many seconds.
+    """Read this machine so many times, then the kernel log of the last `lookback_seconds`.
 
-    A driver that hangs is waited for until it counts as hung, never longer, and no further round is tried.
+    A driver that hangs is waited for until it counts as unresponsive, not longer, and then no further round is tried.
     """
-    return asyncio.run(_machine(settings, back_seconds, rounds, interval))
+    return asyncio.run(_read_machine(settings, lookback_seconds, rounds, interval_seconds))
 
 
-async def _machine(
-    settings: Settings, back_seconds: float, rounds: int, interval: float
+async def _read_machine(
+    settings: Settings, lookback_seconds: float, rounds: int, interval_seconds: float
 ) -> tuple[list[NodeReadings], list[KernelRecord]]:
-    # A look leaves at most one process behind in a driver that hangs: no replacement is started beside it.
-    alone = settings.model_copy(update={"nvml": settings.nvml.model_copy(update={"max_extra_processes": 0})})
-    runners = [_runner(monitor, alone) for monitor in enabled(alone)]
-    taken: list[NodeReadings] = []
+    # At most one process is left behind in a driver that hangs: no replacement is started.
+    settings = settings.model_copy(update={"nvml": settings.nvml.model_copy(update={"max_extra_processes": 0})})
+    runners = [_runner(monitor, settings) for monitor in enabled(settings)]
+    readings: list[NodeReadings] = []
     try:
         for number in range(rounds):
             if number:
-                await asyncio.sleep(interval)
+                await asyncio.sleep(interval_seconds)
             async with _waiting_shown(settings.nvml.critical_after):
-                taken.append(await _round(runners, settings))
-            readings = taken[-1].of(NVIDIA)
-            if not isinstance(readings, Missing) and is_waiting(readings):
+                readings.append(await _round(runners, settings))
+            nvidia = readings[-1].of(NVIDIA)
+            if not isinstance(nvidia, Missing) and is_waiting(nvidia):
                 break
     finally:
         for runner in runners:
             runner.close()
-    log, records = await _kernel_log(settings, back_seconds)
-    return [readings.with_readings(KERNEL_LOG, log) for readings in taken], records
+    log, records = await _read_kernel_log(settings, lookback_seconds)
+    return [reading.with_readings(KERNEL_LOG, log) for reading in readings], records
 
 
 def _runner(monitor: AnyMonitor, settings: Settings) -> MonitorRunner:
@@ -139,29 +129,43 @@ async def _round(runners: list[MonitorRunner], settings: Settings) -> NodeReadin
     )
 
 
-@contextlib.asynccontextmanager
-async def _waiting_shown(limit: float) -> AsyncIterator[None]:
-    """Tells the one who sits at the terminal that it is the driver that takes so long."""
+async def _read_kernel_log(
+    settings: Settings, lookback_seconds: float
+) -> tuple[Reading[KernelLogStatus], list[KernelRecord]]:
+    reader = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, lookback_seconds)
+    records: list[KernelRecord] = []
+    try:
+        async for batch in reader.available():
+            records += batch
+    except KmsgError as error:
+        return error.missing, records
+    finally:
+        reader.close()
+    return KernelLogStatus("kmsg", reader.records), records
 
-    told = ""
+
+@contextlib.asynccontextmanager
+async def _waiting_shown(limit_seconds: float) -> AsyncIterator[None]:
+    """On a terminal, show after two seconds that the command is waiting for the driver; else do nothing."""
+    line = ""
 
     async def show() -> None:
-        nonlocal told
+        nonlocal line
         await asyncio.sleep(1.0)
-        for waited in range(2, int(limit) + 2):
+        for waited in range(2, int(limit_seconds) + 2):
             await asyncio.sleep(1.0)
-            told = f"waiting for NVML … {waited} s (at most {limit:.0f} s)"
-            sys.stderr.write(f"\r{told}")
+            line = f"waiting for NVML … {waited} s (at most {limit_seconds:.0f} s)"
+            sys.stderr.write(f"\r{line}")
             sys.stderr.flush()
 
     if not sys.stderr.isatty():
         yield
         return
-    shown = asyncio.create_task(show())
+    task = asyncio.create_task(show())
     try:
         yield
     finally:
-        shown.cancel()
-        if told:
-            sys.stderr.write(f"\r{' ' * len(told)}\r")
+        task.cancel()
+        if line:
+            sys.stderr.write(f"\r{' ' * len(line)}\r")
         sys.stderr.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -33,18 +35,43 @@ class Span(msgspec.Struct, frozen=True):
     max: float
 
 
-class Miscompare(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A value that is not what it must be, and how it behaved when the same was done again."""
+class Miscompare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Values that differ from the expected ones, and whether that happened again when the operation was repeated."""
 
-    what: str  # of what: "bf16 1024x1024x1024 seed 7", "pattern 0xaa"
-    index: int  # of the first wrong element, or its byte offset in memory
-    wrong: int  # how many elements were
+    what: str  # what was compared: "bf16 1024x1024x1024 seed 7", "pattern 0xaa"
+    index: int  # position of the first wrong value, counted in `unit`
+    unit: Literal["element", "byte"] = "element"  # of a matrix, row by row; or of memory that is compared word by word
+    wrong: int  # number of wrong elements, or of wrong 64-bit words
     xor: str = ""  # the bits that differ, in hex; empty where the right value is not known
     got: str = ""  # bits in hex
     expected: str = ""
     kind: str = ""  # transient, repeatable, data_dependent, hot_only
-    repeats: str = ""  # how often it came back: "3 of 5 hot, 0 of 5 after rest"
+    repeats: str = ""  # how often it happened again: "3 of 5 hot, 0 of 5 after rest"
     temperature_celsius: float | None = None
+
+    def describe(self, *, details: bool = False) -> str:
+        """What differs: `pattern 0xaa: 2 wrong 64-bit words, first at byte 0x1000, bits 0x01, repeatable`.
+
+        `details` adds the first wrong value, how often the fault happened again, and the temperature in °C.
+        """
+        noun, position = "element", f"element {self.index}"
+        if self.unit == "byte":
+            noun, position = "64-bit word", f"byte {self.index:#x}"
+        parts = [f"{self.what}: {self.wrong} wrong {noun}{'' if self.wrong == 1 else 's'}, first at {position}"]
+        parts += [f"bits {self.xor}"] if self.xor else []
+        parts += [f"got {self.got} instead of {self.expected}"] if details and self.got and self.expected else []
+        parts += [self.kind.replace("_", " ")] if self.kind else []
+        parts += [self.repeats] if details and self.repeats else []
+        if details and self.temperature_celsius is not None:
+            parts.append(f"at {self.temperature_celsius:.0f} °C")
+        return ", ".join(parts)
+
+
+def summarize(miscompares: Sequence[Miscompare]) -> str:
+    """The first of several miscompares in words, and the number of the others; empty without any."""
+    if not miscompares:
+        return ""
+    return miscompares[0].describe() + (f"; and {len(miscompares) - 1} more" if len(miscompares) > 1 else "")
 
 
 class TestResult(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -8,10 +8,10 @@ from testing.burnin_jobs import Stopper, done
 
 from gpuhealth.burnin import bandwidth, figures
 from gpuhealth.burnin.device import Device
-from gpuhealth.burnin.faults import Faults
-from gpuhealth.burnin.pass_rules import Trial, judge
+from gpuhealth.burnin.faults import InjectedFaults
+from gpuhealth.burnin.pass_rules import Attempt, judge
 from gpuhealth.burnin.protocol import Fault, Job
-from gpuhealth.burnin.telemetry_window import Watched
+from gpuhealth.burnin.telemetry_window import TelemetryWindow
 from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.runtime.settings import BurninLimits
 
@@ -38,7 +38,7 @@ def test_a_sound_device_has_all_figures() -> None:
 )
 def test_one_flipped_bit_is_found_in_each_direction(after: int, what: str) -> None:
     """A bit that flips once behind any one of the five is found there, and is transient."""
-    outcome = done(bandwidth.run, Fault("memory_bits", after=after, times=1))["A"]
+    outcome = done(bandwidth.run, Fault(kind="memory_bits", after=after, times=1))["A"]
     (miss,) = outcome.miscompares
     assert what in miss.what
     assert (miss.kind, miss.wrong, int(miss.xor, 16).bit_count()) == ("transient", 1, 1)
@@ -47,25 +47,25 @@ def test_one_flipped_bit_is_found_in_each_direction(after: int, what: str) -> No
 
 def test_a_bit_that_always_flips_is_repeatable() -> None:
     """Only on the device that has it."""
-    outcomes = done(bandwidth.run, Fault("memory_bits", gpu="B"), gpus="AB")
+    outcomes = done(bandwidth.run, Fault(kind="memory_bits", gpu="B"), gpus="AB")
     assert outcomes["A"].miscompares == ()
     assert {miss.kind for miss in outcomes["B"].miscompares} == {"repeatable"}
 
 
 def test_a_transfer_that_did_not_happen_is_found() -> None:
     """What an earlier transfer left in the target does not pass for the data of one that moved nothing."""
-    job = Job("bandwidth", ("cpu",), ("A",), 0.0, seed=7)
-    test = bandwidth._BandwidthTest(job, Device("cpu", "A", small=True), lambda _: None, Faults(job), 0.0)
+    job = Job(test="bandwidth", devices=("cpu",), gpus=("A",), seconds=0.0, seed=7)
+    test = bandwidth._BandwidthTest(job, Device("cpu", "A", small=True), lambda _: None, InjectedFaults(job), 0.0)
     for transfer in test._transfers():
         test._sample(transfer)
-        assert not test._misses
+        assert not test._miscompares
         test._sample(transfer._replace(work=lambda: None))
-        assert test._misses.pop().what == transfer.what
+        assert test._miscompares.pop().what == transfer.what
 
 
 def test_a_slow_device_has_low_figures() -> None:
     """Twenty times slower shows in every figure; with so many samples, whatever else the machine does meanwhile."""
-    outcomes = done(bandwidth.run, Fault("slow", gpu="B", factor=20), gpus="AB", seconds=2.0)
+    outcomes = done(bandwidth.run, Fault(kind="slow", gpu="B", factor=20), gpus="AB", seconds=2.0)
     for figure in ALL:
         assert outcomes["B"].figures[figure] < outcomes["A"].figures[figure] / 2, figure
 
@@ -75,8 +75,11 @@ def test_a_device_below_its_models_floor_fails() -> None:
     outcomes = tuple(done(bandwidth.run).values())
     sound = builders.gpu(remap_correctable_rows=0, remap_uncorrectable_rows=0)
     models = {"A": "NVIDIA H100 80GB HBM3"}
-    trial = Trial("bandwidth", outcomes, builders.START, 1.0, watched={"A": Watched(sound, sound)}, models=models)
-    (strict,), (lax,) = (judge(trial, BurninLimits(floor_percent=percent)) for percent in (100, 0.1))
+    window = TelemetryWindow(before=sound, after=sound)
+    attempt = Attempt(
+        test="bandwidth", results=outcomes, started=builders.START, seconds=1.0, telemetry={"A": window}, models=models
+    )
+    (strict,), (lax,) = (judge(attempt, BurninLimits(floor_percent=percent)) for percent in (100, 0.1))
     assert strict.status is TestStatus.FAILED
     assert "(floor 1905)" in strict.message
     assert lax.status is TestStatus.PASSED
@@ -85,8 +88,8 @@ def test_a_device_below_its_models_floor_fails() -> None:
 def test_it_tells_what_it_does_and_stops_when_told() -> None:
     """The direction is named before it begins; figures up to then are kept."""
     stopper = Stopper(after=2)
-    outcome = done(bandwidth.run, seconds=3600, say=stopper)["A"]
-    assert [each.doing for each in stopper.heard] == [
+    outcome = done(bandwidth.run, seconds=3600, on_progress=stopper)["A"]
+    assert [progress.activity for progress in stopper.heard] == [
         "copies from the host",
         "copies to the host",
         "copies in memory",

@@ -12,10 +12,10 @@ import torch
 from testing.burnin_jobs import Stopper, done
 
 from gpuhealth.burnin import collectives, figures
-from gpuhealth.burnin.collectives import culprit
+from gpuhealth.burnin.collectives import sum_error
 from gpuhealth.burnin.device import Device
-from gpuhealth.burnin.faults import Faults
-from gpuhealth.burnin.protocol import Fault, GpuOutcome, Job
+from gpuhealth.burnin.faults import InjectedFaults
+from gpuhealth.burnin.protocol import DeviceResult, Fault, Job
 
 RANKS = 3
 Pool = ProcessPoolExecutor
@@ -28,26 +28,26 @@ def pool() -> Iterator[Pool]:
         yield executor
 
 
-def one_rank(job: Job, words_before_stop: int) -> GpuOutcome:
+def one_rank(job: Job, words_before_stop: int) -> DeviceResult:
     """The part of one process."""
     device = Device("cpu", job.gpus[0], small=True)
-    (outcome,) = collectives.run(job, [device], Stopper(words_before_stop), Faults(job))
+    (outcome,) = collectives.run(job, [device], Stopper(words_before_stop), InjectedFaults(job))
     return outcome
 
 
 def all_ranks(
     pool: Pool, folder: Path, *faults: Fault, seconds: float = 0.0, stop: dict[int, int] | None = None
-) -> list[GpuOutcome]:
+) -> list[DeviceResult]:
     """What each rank says; `stop`: rank -> words after which it is told to stop."""
     rendezvous = str(folder / "rendezvous")
     futures = [
         pool.submit(
             one_rank,
             Job(
-                "collectives",
-                ("cpu",),
-                (f"GPU-{rank}",),
-                seconds,
+                test="collectives",
+                devices=("cpu",),
+                gpus=(f"GPU-{rank}",),
+                seconds=seconds,
                 seed=7,
                 small=True,
                 rank=rank,
@@ -76,7 +76,7 @@ def test_sound_ranks_agree(pool: Pool, tmp_path: Path) -> None:
 )
 def test_a_wrong_result_names_its_rank(pool: Pool, tmp_path: Path, after: int, name: str) -> None:
     """A flipped bit in what one rank receives fails that rank, and no other."""
-    fault = Fault("wrong_reduction", gpu="GPU-1", after=after, times=1)
+    fault = Fault(kind="wrong_reduction", gpu="GPU-1", after=after, times=1)
     first, second, third = all_ranks(pool, tmp_path, fault)
     assert (first.failure, third.failure) == ("", "")
     (miss,) = second.miscompares
@@ -97,13 +97,13 @@ def test_one_gpu_alone_is_skipped() -> None:
 
 
 def test_the_sum_tells_whose_part_is_wrong() -> None:
-    """A part that is missing or came twice is read from the sum, for every number of ranks and every rank."""
+    """A part that is missing or was added twice is read from the sum, for every number of ranks and every rank."""
     for ranks in (2, 8, 48):
         for number in (1, 3, 4096):
             parts = [number << rank for rank in range(ranks)]
             assert sum(parts) < 1 << 63
-            assert culprit(sum(parts), sum(parts), ranks) == ""
+            assert sum_error(sum(parts), sum(parts), ranks) == ""
             for rank, part in enumerate(parts):
-                assert culprit(sum(parts) - part, sum(parts), ranks) == f"the part of rank {rank} is missing"
-                assert culprit(sum(parts) + part, sum(parts), ranks) == f"the part of rank {rank} came twice"
-    assert culprit(4096 * 7 + 1, 4096 * 7, 3) == ""
+                assert sum_error(sum(parts) - part, sum(parts), ranks) == f"the part of rank {rank} is missing"
+                assert sum_error(sum(parts) + part, sum(parts), ranks) == f"the part of rank {rank} was added twice"
+    assert sum_error(4096 * 7 + 1, 4096 * 7, 3) == ""

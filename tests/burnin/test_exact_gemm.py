@@ -6,7 +6,7 @@ from testing import exact_gemm
 
 from gpuhealth.burnin.gemm import FORMATS
 
-FORMS = [form for form in FORMATS if form.processor_size > 100]  # without those that are slow on a processor
+FORMS = [fmt for fmt in FORMATS if fmt.processor_size > 100]  # without those that are slow on a processor
 
 
 def test_all_flips_are_caught_and_other_methods_miss_some() -> None:

@@ -12,7 +12,7 @@ import torch
 from testing.waiting import wait_for
 
 from gpuhealth.burnin.device import Device, is_out_of_memory
-from gpuhealth.burnin.faults import Faults, bits, flip
+from gpuhealth.burnin.faults import InjectedFaults, bits, flip
 from gpuhealth.burnin.protocol import Fault, Job
 
 CPU = Device("cpu", "cpu0", small=True)
@@ -20,8 +20,8 @@ OTHER = Device("cpu", "cpu1", small=True)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8, torch.int32)
 
 
-def _faults(*faults: Fault, test: str = "exact") -> Faults:
-    return Faults(Job(test=test, devices=("cpu",), gpus=("cpu0",), seconds=1, seed=3, faults=faults))
+def _faults(*faults: Fault, test: str = "exact") -> InjectedFaults:
+    return InjectedFaults(Job(test=test, devices=("cpu",), gpus=("cpu0",), seconds=1, seed=3, faults=faults))
 
 
 def _flipped(before: torch.Tensor, after: torch.Tensor) -> list[int]:
@@ -47,11 +47,11 @@ def test_exactly_the_asked_bits_of_the_asked_elements_are_flipped(dtype: torch.d
 
 def test_a_fault_happens_after_so_many_so_often_and_always_at_the_same_place() -> None:
     """`after`, `times`, `bits` and `elements` hold; the cell is the same each time."""
-    faults = _faults(Fault("result_bits", bits=3, elements=2, after=1, times=2))
+    faults = _faults(Fault(kind="result_bits", bits=3, elements=2, after=1, times=2))
     places = []
     for call in range(5):
         result = torch.zeros(4, 4)
-        faults.result(CPU, result)
+        faults.after_product(CPU, result)
         assert sum(_flipped(torch.zeros(4, 4), result)) == (6 if call in (1, 2) else 0)
         places.append(torch.nonzero(bits(result)).tolist())
     assert places[1] == places[2]
@@ -59,23 +59,23 @@ def test_a_fault_happens_after_so_many_so_often_and_always_at_the_same_place() -
 
 def test_a_fault_stays_with_its_gpu_its_test_and_its_kind() -> None:
     """Nothing happens on another GPU, in another test, or in another hook."""
-    faults = _faults(Fault("memory_bits", gpu="cpu1"), Fault("wrong_reduction", test="collectives"))
+    faults = _faults(Fault(kind="memory_bits", gpu="cpu1"), Fault(kind="wrong_reduction", test="collectives"))
     buffer = torch.zeros(8)
-    faults.memory(CPU, buffer)
-    faults.reduction(OTHER, buffer)
-    faults.result(OTHER, buffer)
+    faults.after_write(CPU, buffer)
+    faults.after_collective(OTHER, buffer)
+    faults.after_product(OTHER, buffer)
     assert not buffer.any()
-    faults.memory(OTHER, buffer)
+    faults.after_write(OTHER, buffer)
     assert buffer.isnan().any() or buffer.any()
     reduced = torch.zeros(8)
-    _faults(Fault("wrong_reduction", test="collectives"), test="collectives").reduction(CPU, reduced)
+    _faults(Fault(kind="wrong_reduction", test="collectives"), test="collectives").after_collective(CPU, reduced)
     assert bits(reduced).any()
 
 
 def test_one_of_the_operands_is_corrupted() -> None:
     """One bit of one element of one of them."""
     operands = torch.zeros(4, 4), torch.zeros(4, 4)
-    _faults(Fault("input_bits")).inputs(CPU, *operands)
+    _faults(Fault(kind="input_bits")).after_load(CPU, *operands)
     assert sorted(sum(_flipped(torch.zeros(4, 4), operand)) for operand in operands) == [0, 1]
 
 
@@ -86,14 +86,14 @@ def test_slowed_work_is_done_once_and_takes_longer(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("gpuhealth.burnin.faults.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr("gpuhealth.burnin.faults.time.sleep", slept.append)
     done: list[int] = []
-    _faults(Fault("slow", factor=3.0)).slowed(CPU, lambda: done.append(1))()
+    _faults(Fault(kind="slow", factor=3.0)).slowed(CPU, lambda: done.append(1))()
     assert (done, slept) == ([1], [4.0])
 
 
 def test_memory_runs_out_as_it_does_for_real() -> None:
     """The error is torch's own, and is known for what it is; another error is not."""
     with pytest.raises(RuntimeError) as caught:
-        _faults(Fault("out_of_memory")).start(CPU)
+        _faults(Fault(kind="out_of_memory")).at_start(CPU)
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
@@ -101,11 +101,13 @@ def test_memory_runs_out_as_it_does_for_real() -> None:
 _PROCESS = """
 import sys
 from gpuhealth.burnin.device import Device
-from gpuhealth.burnin.faults import Faults
-from gpuhealth.burnin.jobs import Fault, Job
-faults = Faults(Job("exact", ("cpu",), ("cpu",), 1, 1, faults=(Fault(sys.argv[1]),)))
+from gpuhealth.burnin.faults import InjectedFaults
+from gpuhealth.burnin.protocol import Fault, Job
+faults = InjectedFaults(
+    Job(test="exact", devices=("cpu",), gpus=("cpu",), seconds=1, seed=1, faults=(Fault(kind=sys.argv[1]),))
+)
 print("begun", flush=True)
-faults.start(Device("cpu", "cpu"))
+faults.at_start(Device("cpu", "cpu"))
 print("survived")
 """
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from testing.burnin_results import FAILED, START, result, run
 
-from gpuhealth.burnin.html_report import page
+from gpuhealth.burnin.html_report import render
 from gpuhealth.burnin.run import Curves
 from gpuhealth.model.burnin_run import BurninRun, Miscompare
 
@@ -45,7 +45,7 @@ class _Reader(HTMLParser):
 @pytest.fixture
 def failed() -> BurninRun:
     """Two GPUs, one with a bad cell and text in it that would break a page."""
-    miss = Miscompare("pattern <0xaa>", 4096, 3, xor="0400", kind="hot_only", temperature_celsius=71.0)
+    miss = Miscompare(what="pattern <0xaa>", index=4096, wrong=3, xor="0400", kind="hot_only", temperature_celsius=71.0)
     bad = result("memory", "GPU-1-b", FAILED, message="3 wrong words", miscompares=(miss,), evidence="<script>&")
     good = result("memory", "GPU-0-a", figures={"memory_copy_gigabytes_per_second": 2801.5, "rounds": 14190.0})
     good = msgspec.structs.replace(good, seconds=50.0)
@@ -54,7 +54,7 @@ def failed() -> BurninRun:
 
 def test_it_is_one_whole_file_that_needs_no_other(failed: BurninRun) -> None:
     """Every tag is closed, nothing is fetched and nothing runs."""
-    text = page(failed, {})
+    text = render(failed, {})
     reader = _Reader(text)
     assert reader.open == []
     assert not reader.attributes & {"src", "href", "onload"}
@@ -63,7 +63,7 @@ def test_it_is_one_whole_file_that_needs_no_other(failed: BurninRun) -> None:
 
 def test_it_says_what_failed_where_and_why(failed: BurninRun) -> None:
     """Status by sign and word, the miscompare with its place and kind, the evidence as it is."""
-    shown = " ".join(_Reader(page(failed, {})).text)
+    shown = " ".join(_Reader(render(failed, {})).text)
     for words in ("node-<1>", "✗ failed", "✓ passed", "3 wrong words", "pattern <0xaa>", "4096", "0400", "hot only"):
         assert words in shown
     for words in ("71", "<script>&", "no telemetry", "NVIDIA H100", "memory copy", "GB/s", "2802", "14190"):
@@ -77,7 +77,7 @@ def test_curves_have_axes_with_units_and_a_line_for_each_gpu(failed: BurninRun) 
         "GPU-0-a": {"temperature_celsius": line, "bf16_tflops": line, "pcie_width": line},
         "GPU-1-b": {"temperature_celsius": line},
     }
-    text = page(failed, curves)
+    text = render(failed, curves)
     assert re.findall(r"<h3>([^<]*\([^<]*\))</h3>", text) == ["bf16 (TFLOPS)", "temperature (°C)"]
     temperature = text.partition("temperature (°C)</h3>")[2]
     assert len(re.findall("<path", temperature)) == 2
@@ -91,7 +91,7 @@ def test_a_long_curve_keeps_its_peak_and_its_gap() -> None:
     values = [(float(second), 60.0) for second in range(2000)] + [(6000.0, 60.0), (6001.0, 60.0)]
     values[777] = (777.0, 99.0)
     long_run = run(result(started=START))
-    text = page(long_run, {"GPU-0": {"temperature_celsius": values}})
+    text = render(long_run, {"GPU-0": {"temperature_celsius": values}})
     (path,) = re.findall(r'<path d="(M[^"]{100,})"', text)
     assert path.count("L") < 1000
     assert path.count("M") == 2
@@ -102,6 +102,6 @@ def test_a_long_curve_keeps_its_peak_and_its_gap() -> None:
 def test_a_level_curve_is_drawn() -> None:
     """What never changes, or is zero all the time, has a scale all the same."""
     for value in (0.0, 345.0, 1e-9):
-        text = page(run(result()), {"GPU-0": {"sm_clock_megahertz": [(0.0, value), (1.0, value)]}})
+        text = render(run(result()), {"GPU-0": {"sm_clock_megahertz": [(0.0, value), (1.0, value)]}})
         assert "sm clock (MHz)" in text
         assert "nan" not in text

@@ -18,14 +18,14 @@ def test_every_ordered_pair_is_measured() -> None:
     outcomes = done(p2p.run, gpus="ABC")
     for gpu, outcome in outcomes.items():
         assert (outcome.failure, outcome.miscompares) == ("", ())
-        assert set(outcome.figures) == {figures.P2P, *(figures.pair(peer) for peer in "ABC" if peer != gpu)}
+        assert set(outcome.figures) == {figures.P2P, *(figures.pair_figure(peer) for peer in "ABC" if peer != gpu)}
         assert all(figure > 0 for figure in outcome.figures.values())
 
 
 def test_wrong_data_names_both_ends() -> None:
     """A bit flipped at the receiver is found; sender and receiver fail, the third does not."""
     # Copies go A-B, A-C, B-A, B-C …: the fourth is from B to C.
-    outcomes = done(p2p.run, Fault("memory_bits", gpu="C", after=1, times=1), gpus="ABC")
+    outcomes = done(p2p.run, Fault(kind="memory_bits", gpu="C", after=1, times=1), gpus="ABC")
     (miss,) = outcomes["B"].miscompares
     assert miss.what == "copies from B to C"
     assert miss.kind == "transient"
@@ -36,36 +36,38 @@ def test_wrong_data_names_both_ends() -> None:
 def test_data_of_another_gpu_would_show() -> None:
     """Each GPU sends words of its own: what a third one sent is as wrong as noise."""
     processor = torch.device("cpu")
-    one, other = words.numbers(1024, 7, processor), words.numbers(1024, 8, processor)
-    miss = words.miscompare("copies", other, one)
+    one, other = words.distinct_words(1024, 7, processor), words.distinct_words(1024, 8, processor)
+    miss = words.compare_words("copies", other, one)
     assert miss is not None
     assert miss.wrong == 1024
 
 
 def test_a_slow_sender_is_slow_to_all() -> None:
     """Its median is low, those of its peers are not: they have a good pair left."""
-    outcomes = done(p2p.run, Fault("slow", gpu="B", factor=30), gpus="ABC", seconds=2.0)  # samples enough for a median
+    outcomes = done(
+        p2p.run, Fault(kind="slow", gpu="B", factor=30), gpus="ABC", seconds=2.0
+    )  # samples enough for a median
     speeds = {gpu: outcome.figures[figures.P2P] for gpu, outcome in outcomes.items()}
     assert speeds["B"] < min(speeds["A"], speeds["C"]) / 2
 
 
 def test_one_device_has_no_peer() -> None:
     """It is skipped, with the reason."""
-    assert done(p2p.run)["A"].skipped == "one GPU alone has no peer to copy to"
+    assert done(p2p.run)["A"].skipped == "a single GPU has no peer to copy to"
 
 
 def test_it_stops_when_told() -> None:
     """Pairs that were measured until then are kept."""
-    outcomes = done(p2p.run, gpus="ABC", seconds=3600, say=Stopper(after=1))
-    assert figures.pair("B") in outcomes["A"].figures
+    outcomes = done(p2p.run, gpus="ABC", seconds=3600, on_progress=Stopper(after=1))
+    assert figures.pair_figure("B") in outcomes["A"].figures
     assert outcomes["C"].figures == {}
 
 
 def _stuck(connection: multiprocessing.connection.Connection) -> None:
-    def say(progress: Progress) -> None:
-        connection.send(progress.doing)
+    def on_progress(progress: Progress) -> None:
+        connection.send(progress.activity)
 
-    done(p2p.run, Fault("stuck_transfer", gpu="B", after=1), gpus="ABC", say=say)
+    done(p2p.run, Fault(kind="stuck_transfer", gpu="B", after=1), gpus="ABC", on_progress=on_progress)
     connection.send("came back")
 
 

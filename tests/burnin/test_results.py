@@ -25,7 +25,7 @@ def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     """Twenty runs; files of others stay."""
     (tmp_path / "notes.txt").touch()
-    paths = [results.save(run(result(), at=60 * number), tmp_path) for number in range(results.KEPT + 2)]
+    paths = [results.save(run(result(), at=60 * number), tmp_path) for number in range(results.MAX_FILES + 2)]
     assert sorted(tmp_path.glob("*.json")) == paths[2:]
     assert (tmp_path / "notes.txt").exists()
 

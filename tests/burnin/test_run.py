@@ -14,7 +14,7 @@ from gpuhealth.burnin.run import Curves, Plan, Run
 from gpuhealth.burnin.sampling import Sampler
 from gpuhealth.burnin.targets import BurninError, targets
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
-from gpuhealth.runtime import settings_file as config_file
+from gpuhealth.monitors.settings import load
 
 
 @pytest.fixture
@@ -37,12 +37,14 @@ def _run(
     """Runs the memory test; `faults` makes them of the GPUs' names, `then` does things to the run before it begins."""
 
     async def run() -> tuple[BurninRun, Curves]:
-        settings = config_file.load(node.config)
+        settings = load(node.config)
         sampler = Sampler(settings, interval=0.05)
         async with sampler.sampling():
             chosen = targets(devices, (), sampler.gpus)
             names = [target.gpu for target in chosen]
-            running = Run(Plan("quick", {"memory": seconds}, chosen, faults=faults(names)), settings, sampler)
+            running = Run(
+                Plan(level="quick", tests={"memory": seconds}, targets=chosen, faults=faults(names)), settings, sampler
+            )
             then(running)
             return await running.run(), running.curves()
 
@@ -55,7 +57,7 @@ def test_each_gpu_has_its_own_result_whatever_becomes_of_the_others(node: Simula
     node.driver.set({"gpu1.temperature": 71, "gpu4.temperature": 44})
 
     def faults(gpus: list[str]) -> tuple[Fault, ...]:
-        return Fault("segfault", gpus[0], after=2), Fault("memory_bits", gpus[1])
+        return Fault(kind="segfault", gpu=gpus[0], after=2), Fault(kind="memory_bits", gpu=gpus[1])
 
     def trouble(_: str) -> None:
         node.xid(48, gpu=2)
@@ -64,7 +66,7 @@ def test_each_gpu_has_its_own_result_whatever_becomes_of_the_others(node: Simula
         node.driver.inject("aer", gpu=3, severity="nonfatal", count=2)
 
     def trouble_during_the_test(run: Run) -> None:
-        run.on_test = trouble
+        run.on_test_started = trouble
 
     run, curves = _run(node, "cpu:0,1,2,3,4", faults=faults, then=trouble_during_the_test)
     crashed, wrong, with_xid, throttled, sound = run.results
@@ -80,7 +82,7 @@ def test_each_gpu_has_its_own_result_whatever_becomes_of_the_others(node: Simula
     assert run.status is TestStatus.FAILED
     assert {"torch", "driver"} <= run.software.keys()
     assert set(run.models.values()) == {"NVIDIA H100 80GB HBM3"}
-    assert run.notes == ("faults were put in on purpose: segfault, memory_bits",)
+    assert run.notes == ("faults were injected on purpose: segfault, memory_bits",)
     assert [value for _, value in curves[sound.gpu]["temperature_celsius"]][-1] == 44
 
 
@@ -89,11 +91,11 @@ def test_a_driver_that_hangs_passes_nothing(node: SimulatedNode) -> None:
     node.configure({"nvml": {"warn_after": "5s"}})
 
     def hang(run: Run) -> None:
-        run.on_test = lambda _: node.driver.inject("hang")
+        run.on_test_started = lambda _: node.driver.inject("hang")
 
     (result,) = _run(node, "cpu:0", then=hang)[0].results
     assert result.status is TestStatus.FAILED
-    assert "telemetry saw nothing" in result.message
+    assert "no telemetry of this GPU" in result.message
 
 
 def test_a_run_that_is_stopped_keeps_what_it_has(node: SimulatedNode) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpuhealth.burnin.protocol import CudaDevice
-from gpuhealth.burnin.targets import BurninError, Target, needs_cuda, targets, users
+from gpuhealth.burnin.targets import BurninError, Target, needs_cuda, processes_using, targets
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.readings import GpuProcess, GpuReadings, MigDevice
 
@@ -54,7 +54,7 @@ def test_a_processor_stands_for_a_gpu_where_there_is_one() -> None:
         ("0,1", "names no devices"),
         ("all:0", "names no devices"),
         ("cuda:7", "there is no cuda:7: CUDA shows cuda:0, cuda:1"),
-        ("cpu:9", "cpu:9 is to stand for GPU 9, but NVML knows 2 GPUs"),
+        ("cpu:9", "cpu:9 stands for GPU 9, but NVML lists 2 GPUs"),
         ("cuda:0,0", f"devices 'cuda:0,0' name GPU-{B} twice"),
         ("all,cpu:0", f"devices 'all,cpu:0' name GPU-{A} twice"),
     ],
@@ -75,5 +75,5 @@ def test_the_processes_that_hold_a_gpu_have_names(tmp_path: Path) -> None:
     (tmp_path / "4711").mkdir()
     (tmp_path / "4711/comm").write_text("python3\n")
     held = GpuReadings(0, compute_processes=(GpuProcess(4711), GpuProcess(12)))
-    assert users(held, tmp_path) == ["python3 (pid 4711)", "a process (pid 12)"]
-    assert users(GpuReadings(0, compute_processes=Missing(MissingReason.NO_PERMISSION)), tmp_path) == []
+    assert processes_using(held, tmp_path) == ["python3 (pid 4711)", "a process (pid 12)"]
+    assert processes_using(GpuReadings(0, compute_processes=Missing(MissingReason.NO_PERMISSION)), tmp_path) == []

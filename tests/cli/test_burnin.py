@@ -19,6 +19,7 @@ from testing.command import COMMAND, Node
 from testing.waiting import wait_for
 
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
+from tests.cli.conftest import Run
 
 _ALL = "cpu:0,1,2,3,4,5,6,7"
 _SHORT = ("--tests", "memory", "--duration", "100ms")
@@ -53,7 +54,11 @@ def test_eight_gpus_one_of_them_bad(gpu_node: Node, tmp_path: Path) -> None:
     (saved,) = (tmp_path / "results").iterdir()
     assert saved.read_bytes() == said.out.strip().encode()
     assert f"memory on <code>{bad}</code>" in page.read_text()
-    assert re.search(r"^\d:\d\d  memory: every byte of the memory, 0 s on 8 devices$", said.err, re.MULTILINE)
+    assert re.search(
+        r"^\d:\d\d  memory: patterns written to all free GPU memory and read back, 0 s on 8 devices$",
+        said.err,
+        re.MULTILINE,
+    )
     assert "memory: passed on 7 devices" in said.err
     assert "\x1b" not in said.err
 
@@ -78,11 +83,11 @@ def test_at_a_terminal(gpu_node: Node) -> None:
         out = process.stdout.read()
     assert process.returncode == 0
     uuid = _uuid(gpu_node, 3)
-    assert re.search(r"test 1 of 1  memory  every byte of the memory", shown)
+    assert re.search(r"test 1 of 1  memory  patterns written to all free GPU memory", shown)
     assert re.search(rf"cpu +{uuid[:12]}.* 30 °C +70 W +345 MHz", shown)
     assert "\x1b[3" not in shown  # colours
     assert re.search(rf"{uuid[:12]}  H100 80GB HBM3  passed +30 °C", out)
-    assert re.search(r"passed: 1 GPU, nothing wrong found in \d+ s\.\n$", out)
+    assert re.search(r"passed: 1 GPU, no errors in \d+ s\.\n$", out)
 
 
 def test_sigterm_ends_it_with_what_there_is(gpu_node: Node) -> None:
@@ -116,7 +121,7 @@ def test_a_gpu_that_others_use_is_left_alone(gpu_node: Node) -> None:
     said = gpu_node.run("burnin", "--devices", "cpu:0,1", *_SHORT)
     assert (said.code, said.out) == (3, "")
     assert said.err == (
-        f"gpuhealth: cpu ({_uuid(gpu_node, 1)}) is in use by python3 (pid 4711): stop them, or test all the same with"
+        f"gpuhealth: cpu ({_uuid(gpu_node, 1)}) is in use by python3 (pid 4711): stop them, or test anyway with"
         " --force\n"
     )
 
@@ -126,7 +131,7 @@ def test_without_cuda_it_says_so(gpu_node: Node) -> None:
     said = gpu_node.run("burnin", PYTHONWARNINGS="")
     assert (said.code, said.out) == (3, "")
     assert said.err.startswith("gpuhealth: torch ")
-    assert said.err.endswith("is built without CUDA: install a build for CUDA, or use --devices cpu\n")
+    assert said.err.endswith("is built without CUDA: install a build with CUDA, or use --devices cpu\n")
 
 
 def test_without_torch_it_says_what_to_install(node: Node, tmp_path: Path) -> None:
@@ -146,17 +151,23 @@ def test_without_torch_it_says_what_to_install(node: Node, tmp_path: Path) -> No
         (("--level", "deep"), "Invalid value for '--level': 'deep' is not one of 'quick', 'standard', 'long'."),
         (("--tests", "memry"), "--tests: there is no test 'memry'; did you mean memory?"),
         (("--duration", "soon"), "--duration: 'soon' is no duration (write 30s, 10m, 24h or 14d)"),
-        (("--duration", "0"), "--duration: no time to test in"),
-        (("--devices", "tpu:0"), "'tpu:0' names no devices: write all, cuda:0,1, cpu, or cpu:0,1"),
-        (("--report", "/no/such/folder/page.html"), "--report: there is no folder /no/such/folder"),
+        (("--duration", "0"), "--duration: must be longer than 0 s"),
+        (("--report", "/no/such/folder/page.html"), "--report: there is no directory /no/such/folder"),
     ],
 )
-def test_what_it_cannot_do_is_one_sentence(node: Node, arguments: tuple[str, ...], sentence: str) -> None:
-    """Before anything is tested."""
-    said = node.run("burnin", *arguments)
+def test_what_it_cannot_do_is_one_sentence(run: Run, arguments: tuple[str, ...], sentence: str) -> None:
+    """Wrong options are reported before anything is tested."""
+    said = run("burnin", *arguments)
     assert (said.code, said.out) == (3, "")
     assert said.err.startswith(f"gpuhealth: {sentence}")
     assert said.err.count("\n") == 1
+
+
+def test_unknown_devices_are_one_sentence(node: Node) -> None:
+    """Devices are matched with the driver's, and a wrong specification is reported before anything is tested."""
+    said = node.run("burnin", "--devices", "tpu:0")
+    assert (said.code, said.out) == (3, "")
+    assert said.err == "gpuhealth: 'tpu:0' names no devices: write all, cuda:0,1, cpu, or cpu:0,1\n"
 
 
 def test_a_result_that_cannot_be_saved_is_no_pass(node: Node, tmp_path: Path) -> None:
@@ -169,7 +180,7 @@ def test_a_result_that_cannot_be_saved_is_no_pass(node: Node, tmp_path: Path) ->
     assert said.json["status"] == "passed"
     assert [result["gpu"] for result in said.json["results"]] == ["cpu"]
     assert said.json["notes"][0].startswith("no telemetry: not_installed")
-    assert f"the result cannot be left in {tmp_path / 'file'} for the agent: " in said.err
+    assert f"cannot save the result in {tmp_path / 'file'} for the agent: " in said.err
 
 
 def _uuid(node: Node, index: int) -> str:

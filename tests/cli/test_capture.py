@@ -19,6 +19,7 @@ from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.runtime.journal import Entry, Journal
+from tests.cli.conftest import Run
 
 GONE = "GPU-99999999-8888-7777-6666-555555555555"
 MANIFEST = {"format": 2, "node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "versions": {}}
@@ -140,16 +141,16 @@ def test_existing_file_is_kept(node: Node, tmp_path: Path) -> None:
     """A file that exists is replaced with --force only, and no half-written file is left beside it."""
     file = tmp_path / "c.tar.gz"
     file.write_text("precious")
-    assert "exists already" in refused(node.run("capture", "-o", file))
+    assert "already exists" in refused(node.run("capture", "-o", file))
     assert file.read_text() == "precious"
     assert node.run("capture", "-o", file, "--force").code == 0
     assert tarfile.is_tarfile(file)
     assert [each.name for each in tmp_path.glob(".c.tar.gz*")] == []
 
 
-def test_capture_where_it_cannot_be_written(node: Node, tmp_path: Path) -> None:
+def test_capture_where_it_cannot_be_written(run: Run, tmp_path: Path) -> None:
     """No folder, no capture: said at once, before anything is read."""
-    assert "there is no folder" in refused(node.run("capture", "-o", tmp_path / "nowhere" / "c.tar.gz"))
+    assert "there is no folder" in refused(run("capture", "-o", tmp_path / "nowhere" / "c.tar.gz"))
 
 
 def test_unreadable_kernel_log_is_noted(node: Node, tmp_path: Path) -> None:
@@ -161,18 +162,18 @@ def test_unreadable_kernel_log_is_noted(node: Node, tmp_path: Path) -> None:
     assert "note: the kernel log could not be read" in node.run("check", "--replay", file).out
 
 
-def test_capture_with_the_least_is_judged(node: Node, tmp_path: Path) -> None:
+def test_capture_with_the_least_is_judged(run: Run, tmp_path: Path) -> None:
     """Readings alone can be judged; what is absent is told in sentences."""
-    said = node.run("check", "--replay", archive(tmp_path / "c.tar.gz", good()))
+    said = run("check", "--replay", archive(tmp_path / "c.tar.gz", good()))
     assert (said.code, said.err) == (3, "")
     for sentence in ("no kernel log", "no settings", "no memory of earlier rounds"):
         assert f"note: the capture has {sentence}" in said.out
 
 
-def test_settings_of_another_version(node: Node, tmp_path: Path) -> None:
+def test_settings_of_another_version(run: Run, tmp_path: Path) -> None:
     """Settings in a capture that this version does not know are left out, with a note."""
     file = archive(tmp_path / "c.tar.gz", good(settings_json=b'{"from_the_future": 1}'))
-    assert "note: the settings in the capture are of another version" in node.run("check", "--replay", file).out
+    assert "note: the settings in the capture are of another version" in run("check", "--replay", file).out
 
 
 def link() -> tarfile.TarInfo:
@@ -216,13 +217,13 @@ DEEP = b'{"node": ' + b"[" * 100_000
     ],
 )
 def test_capture_that_is_none(
-    node: Node, tmp_path: Path, make: Callable[[], dict[str, bytes | tarfile.TarInfo]], sentence: str
+    run: Run, tmp_path: Path, make: Callable[[], dict[str, bytes | tarfile.TarInfo]], sentence: str
 ) -> None:
     """An archive that is no capture is refused with one sentence; nothing of it reaches the disk."""
     folder = tmp_path / "captures"
     folder.mkdir()
     file = archive(folder / "c.tar.gz", make())
-    assert sentence in refused(node.run("check", "--replay", file))
+    assert sentence in refused(run("check", "--replay", file))
     assert [each.name for each in folder.iterdir()] == ["c.tar.gz"]
 
 
@@ -231,11 +232,11 @@ def test_capture_that_is_none(
     [b"", b"no archive at all", gzip.compress(b"no tar"), gzip.compress(b"x" * 5000)[:-9]],
     ids=["empty", "text", "no tar", "cut"],  # of the bytes the time is a part
 )
-def test_file_that_is_no_archive(node: Node, tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_no_archive(run: Run, tmp_path: Path, content: bytes) -> None:
     """Any other file is refused with one sentence."""
     file = tmp_path / "c.tar.gz"
     file.write_bytes(content)
-    assert str(file) in refused(node.run("check", "--replay", file))
+    assert str(file) in refused(run("check", "--replay", file))
 
 
 def test_truncated_capture(gpu_node: Node, tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ def test_truncated_capture(gpu_node: Node, tmp_path: Path) -> None:
     refused(gpu_node.run("check", "--replay", file))
 
 
-def test_archive_that_unpacks_without_end(node: Node, tmp_path: Path) -> None:
+def test_archive_that_unpacks_without_end(run: Run, tmp_path: Path) -> None:
     """A small file that unpacks to very much is refused when it passes the limit."""
     file = tmp_path / "c.tar.gz"
     member = tarfile.TarInfo("gpuhealth-capture/other.bin")
@@ -255,7 +256,7 @@ def test_archive_that_unpacks_without_end(node: Node, tmp_path: Path) -> None:
         packed.write(member.tobuf())
         for _ in range(300):
             packed.write(bytes(1 << 20))
-    assert "MiB" in refused(node.run("check", "--replay", file))
+    assert "MiB" in refused(run("check", "--replay", file))
 
 
 def test_newest_records_are_kept() -> None:

@@ -14,6 +14,7 @@ from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.runtime.journal import Journal
+from tests.cli.conftest import Run
 
 XID_79 = "NVRM: Xid (PCI:0000:61:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 GONE = "GPU-99999999-8888-7777-6666-555555555555"
@@ -25,7 +26,7 @@ def test_healthy_node_exits_0(gpu_node: Node) -> None:
     assert (said.code, said.err) == (0, "")
     assert said.out.splitlines()[0].startswith("gpu-node-17  driver ")
     assert said.out.count("H100 80GB HBM3") == 8
-    assert said.out.splitlines()[-1] == "healthy: 8 GPUs, nothing wrong found."
+    assert said.out.splitlines()[-1] == "healthy: 8 GPUs, no fault found."
 
 
 def test_warning_exits_1(gpu_node: Node) -> None:
@@ -37,10 +38,10 @@ def test_warning_exits_1(gpu_node: Node) -> None:
     assert "WARNING  persistence.off" in said.out
     for label in ("what", "read", "source", "action", "clears"):
         assert f"\n  {label}" in said.out
-    assert said.out.splitlines()[-1].startswith("degraded: 1 warning; the node can work. Next: ")
+    assert said.out.splitlines()[-1].startswith("degraded: 1 warning; the node can stay in service. Next: ")
     gpu_node.simulator.clear()
     gpu_node.simulator.inject("remap_reserve", gpu=2)
-    assert "; the node can work. When it is free: " in gpu_node.run("check").out.splitlines()[-1]
+    assert "; the node can stay in service. When the node is idle: " in gpu_node.run("check").out.splitlines()[-1]
 
 
 def test_critical_exits_2_and_says_what_to_do(gpu_node: Node) -> None:
@@ -51,7 +52,7 @@ def test_critical_exits_2_and_says_what_to_do(gpu_node: Node) -> None:
     assert said.code == 2
     last = said.out.splitlines()[-1]
     assert last.startswith("UNHEALTHY: 1 critical finding. Next: drain the node, then reset the GPU (GPU 5")
-    assert "takes such a node out of service" in last
+    assert "The agent quarantines and drains a node in this state" in last
 
 
 def test_no_gpu_and_no_driver_is_never_healthy(node: Node) -> None:
@@ -176,11 +177,11 @@ def test_finding_that_the_agent_still_holds(gpu_node: Node) -> None:
     journal = Journal(gpu_node.journal, 86400.0, 1000)
     journal.write(state={"findings": msgspec.json.encode({"tracked": tracked})})
     journal.close()
-    assert "still holds" not in gpu_node.run("check").out
+    assert "still reports" not in gpu_node.run("check").out
     gpu_node.kmsg.write_text("")
     said = gpu_node.run("check")
     assert said.code == 0
-    assert "note: the agent still holds xid.79 since " in said.out
+    assert "note: the agent still reports xid.79 since " in said.out
 
 
 def test_damaged_journal_is_told_and_does_not_stop_the_check(gpu_node: Node) -> None:
@@ -242,9 +243,9 @@ def test_only_what_the_kernel_log_tells(gpu_node: Node, code: str) -> None:
     assert gpu_node.run("check", "--only", code).code == 3
 
 
-def test_only_unknown_code(node: Node) -> None:
+def test_only_unknown_code(run: Run) -> None:
     """A misspelt code is an error that names near ones, not a check that passes."""
-    said = node.run("check", "--only", "ecc.uncorectable")
+    said = run("check", "--only", "ecc.uncorectable")
     assert (said.code, said.out) == (3, "")
     assert said.err.count("\n") == 1
     assert "did you mean ecc.uncorrectable" in said.err
@@ -302,19 +303,19 @@ def _children(pid: int) -> str:
         (["--replay", "/nonexistent.tgz"], "cannot read /nonexistent.tgz"),
     ],
 )
-def test_wrong_use(node: Node, arguments: list[str], sentence: str) -> None:
+def test_wrong_use(run: Run, arguments: list[str], sentence: str) -> None:
     """Wrong use is one sentence on standard error and exit 3, so that it is never taken for a verdict."""
-    said = node.run("check", *arguments)
+    said = run("check", *arguments)
     assert (said.code, said.out) == (3, "")
     assert said.err.startswith("gpuhealth: ")
     assert said.err.count("\n") == 1
     assert sentence in said.err
 
 
-def test_unknown_setting(node: Node) -> None:
+def test_unknown_setting(node: Node, run: Run) -> None:
     """A setting that does not exist is named, with the file that has it."""
     node.configure("thermall: {}")
-    said = node.run("check")
+    said = run("check")
     assert said.code == 3
     assert said.err == f"gpuhealth: configuration {node.config}: thermall is not a known setting\n"
 
@@ -324,7 +325,7 @@ def test_settings_of_a_finding_that_does_not_exist(gpu_node: Node) -> None:
     gpu_node.configure("findings: {xdi.79: {ignore: true}, xid.79: {ignore: true}, 'ecc.*': {ignore: true}}")
     said = gpu_node.run("check")
     assert [line for line in said.out.splitlines() if line.startswith("note:")] == [
-        "note: the settings' findings.xdi.79 fits no finding code"
+        "note: setting findings.xdi.79 matches no finding code"
     ]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from testing.command import COMMAND, Node
 
+from tests.cli.conftest import Run
+
 XID = "[ 1234.567890] NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python3, GPU has fallen off the bus."
 NOISE = "[ 1234.000000] usb 1-1: new high-speed USB device number 2 using xhci_hcd"
 KEYS = ["number", "line", "kind", "code", "pci", "pid", "process", "severity", "action", "finding"]
@@ -23,23 +25,23 @@ def test_standard_input(node: Node, arguments: list[str]) -> None:
     assert (found["line"], found["severity"], found["action"]) == (XID, "critical", "reboot_node")
 
 
-def test_file(node: Node, tmp_path: Path) -> None:
+def test_file(run: Run, tmp_path: Path) -> None:
     """A file is read the same, with lines that are no UTF-8 and a last line without an end."""
     log = tmp_path / "log"
     log.write_bytes(b"\xff\xfe\n\n" + XID.encode())
-    said = node.run("classify", log)
+    said = run("classify", log)
     assert [json.loads(line)["number"] for line in said.out.splitlines()] == [3]
 
 
-def test_nothing_is_found(node: Node) -> None:
+def test_nothing_is_found(run: Run) -> None:
     """A log that means nothing prints nothing and is no error."""
-    assert node.run("classify", stdin=NOISE) == (0, "", "")
+    assert run("classify", stdin=NOISE) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
-def test_file_that_cannot_be_read(node: Node, tmp_path: Path, name: str) -> None:
+def test_file_that_cannot_be_read(run: Run, tmp_path: Path, name: str) -> None:
     """A file that cannot be read is one sentence and exit 3."""
-    said = node.run("classify", tmp_path / name)
+    said = run("classify", tmp_path / name)
     assert (said.code, said.out) == (3, "")
     assert said.err.startswith(f"gpuhealth: cannot read {tmp_path / name}: ")
     assert said.err.count("\n") == 1
@@ -75,13 +77,13 @@ def test_reader_that_goes_away(node: Node, tmp_path: Path) -> None:
     assert process.returncode == 141
 
 
-def test_lines_longer_than_a_chunk(node: Node) -> None:
+def test_lines_longer_than_a_chunk(run: Run) -> None:
     """A line that comes in many pieces is one line."""
-    said = node.run("classify", stdin=f"{'x' * 1_000_000}\n{XID}\n")
+    said = run("classify", stdin=f"{'x' * 1_000_000}\n{XID}\n")
     assert [json.loads(line)["number"] for line in said.out.splitlines()] == [2]
 
 
-def test_a_broken_configuration_does_not_matter(node: Node) -> None:
+def test_a_broken_configuration_does_not_matter(node: Node, run: Run) -> None:
     """Reading a log needs no settings."""
     node.configure("nonsense: 1")
-    assert node.run("classify", stdin=XID).code == 0
+    assert run("classify", stdin=XID).code == 0

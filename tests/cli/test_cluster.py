@@ -125,12 +125,12 @@ def test_fleet(desk: Desk) -> None:
     lines = said.out.splitlines()
     assert lines[0] == "4 GPU nodes, 4 GPUs"
     assert lines[1].split() == ["state", "2", "healthy,", "1", "quarantined,", "1", "degraded"]
-    assert lines[2].split() == ["pool", f"{desk.pool.name}:", "4", "nodes,", "3", "not", "well"]
+    assert lines[2].split() == ["pool", f"{desk.pool.name}:", "4", "nodes,", "3", "need", "attention"]
     assert lines[3].strip() == "model   NVIDIA H100: 2 unhealthy, 1 healthy, 1 unknown"
     rows = {line.split()[0]: " ".join(line.split()[2:]) for line in lines[6:]}
     assert rows.keys() == {out, held, silent}
     assert rows[out].startswith("quarantined xid.79")
-    assert re.search(r" \d+[sm] out draining, 3 left$", rows[out])
+    assert re.search(r" \d+[sm] quarantined draining, 3 left$", rows[out])
     assert rows[held].startswith("degraded gpu.lost")
     assert rows[held].endswith(f"blocked by {desk.pool.name} -")
     assert rows[silent].startswith("healthy AgentSilent")
@@ -148,7 +148,7 @@ def test_fleet_of_two_clusters(desk: Desk) -> None:
         ("west", 1, {"healthy": 1}),
     ]
     assert clusters[0]["models"] == {"NVIDIA H100": {"healthy": 1}}
-    assert clusters[0]["not_well"] == []
+    assert clusters[0]["needs_attention"] == []
     partly = desk.run("fleet", *contexts[:2], "--context", "nowhere")
     assert partly.code == 3
     assert partly.out.startswith("east  ")
@@ -174,14 +174,14 @@ def test_a_report_that_cannot_be_read(desk: Desk, since: str) -> None:
     lines = said.out.splitlines()
     assert sorted(lines[1].replace(",", "").split()) == ["1", "1", "healthy", "quarantined", "state"]
     (row,) = [each for each in lines if each.startswith(odd)]
-    assert "cannot be read" in row
+    assert "unreadable" in row
     (cluster,) = desk.run("fleet", "--json", "--pool", desk.pool.name).json["clusters"]
-    assert [(each["node"], each["unreadable"] != "") for each in cluster["not_well"]] == [(odd, True)]
+    assert [(each["node"], each["unreadable"] != "") for each in cluster["needs_attention"]] == [(odd, True)]
 
     shown = desk.run("node", odd)
     assert (shown.code, shown.err) == (0, "")
-    assert "out of service for xid.79" in shown.out
-    assert desk.run("restore", odd).out.startswith(f"{odd}: declared well.")
+    assert "quarantined for xid.79" in shown.out
+    assert desk.run("restore", odd).out.startswith(f"{odd}: restored.")
 
 
 def test_node(desk: Desk) -> None:
@@ -203,7 +203,7 @@ def test_node(desk: Desk) -> None:
         "False, Xid79: xid.79",
         "quarantined, tainted xid.79",
         f", slots {budget}.0",
-        "draining: 2 left, 1 evicted, 0 deleted; what is left is deleted at 2026-03-08T12:00:00Z",
+        "draining: 2 pods left, 1 evicted, 0 deleted; the rest is deleted at 2026-03-08T12:00:00Z",
         f"{budget}: not counted yet",
         "quick failed: gemm",
         "CRITICAL  xid.79",
@@ -223,15 +223,15 @@ def test_quarantine_and_restore(desk: Desk) -> None:
     desk.agent(node)
     said = desk.run("quarantine", node, "--reason", "fan is loud", LOGNAME="ann")
     assert (said.code, said.err) == (0, "")
-    assert said.out.startswith(f"{node}: to be taken out of service, fan is loud (ann). Back with: gpuhealth restore")
+    assert said.out.startswith(f"{node}: quarantine requested, fan is loud (ann). To end it: gpuhealth restore")
     desk.agent(node)
     shown = desk.run("node", node).out
     assert "quarantined, tainted manual" in shown
-    assert "out of service: fan is loud (ann)" in shown
+    assert "quarantine: fan is loud (ann)" in shown
     desk.agent(node, "gpu_memory.remap_failed")
     said = desk.run("restore", node)
     assert said.code == 0
-    assert "ends only when it is read clean: gpu_memory.remap_failed." in said.out
+    assert "end only when a reading is clean: gpu_memory.remap_failed." in said.out
     assert desk.notes(node).keys() & {"out-of-service", "restored"} == {"restored"}
     desk.agent(node)
     assert "taints" not in desk.pool.get(node)["spec"]
@@ -245,7 +245,10 @@ def test_override_and_release(desk: Desk) -> None:
     assert desk.notes(node)["override"] == "healthy"
     refused = desk.run("quarantine", node)
     assert (refused.code, refused.out) == (3, "")
-    assert f"declared healthy by annotation, which wins: gpuhealth override {node} none, first" in refused.err
+    assert (
+        f"has the override healthy, which takes precedence; remove it first: gpuhealth override {node} none"
+        in refused.err
+    )
     assert desk.run("override", node, "none").code == 0
     assert desk.run("release-gpus", node).code == 0
     assert desk.notes(node) == {"release-gpus": "true"}
@@ -263,9 +266,9 @@ def test_what_cannot_be_done(desk: Desk) -> None:
     guest = desk.plane.write_kubeconfig("guest", desk.plane.service_account_token("gpuhealth", "guest"))
     for arguments, sentence in (
         (["node", f"{node}x"], f"no node {node}x in this cluster; did you mean {node}"),
-        (["node", node], f"nothing is known of the GPUs of node {node}"),
-        (["quarantine", node, "--kubeconfig", str(guest)], "you may not do this: nodes"),
-        (["fleet", "--kubeconfig", str(guest)], "you may not do this: gpuhealthreports"),
+        (["node", node], f"nothing is known about the GPUs of node {node}"),
+        (["quarantine", node, "--kubeconfig", str(guest)], "not permitted: nodes"),
+        (["fleet", "--kubeconfig", str(guest)], "not permitted: gpuhealthreports"),
         (["restore", node, "--kubeconfig", "/nowhere"], "no service account, and no kubeconfig at /nowhere"),
         (["override", node, "healthy", "--context", "north"], "context north: "),
     ):
@@ -275,7 +278,7 @@ def test_what_cannot_be_done(desk: Desk) -> None:
         assert line.startswith(f"gpuhealth: {sentence}"), line
     said = desk.run("quarantine", node)
     assert said.code == 0
-    assert "no agent has ever spoken of this node" in said.err
+    assert "no agent has reported for this node" in said.err
 
 
 def test_as_a_plugin_of_kubectl(desk: Desk) -> None:

@@ -8,6 +8,7 @@ from testing.command import Node
 
 from gpuhealth.model.component import NODE, Component, gpu
 from gpuhealth.runtime.journal import Entry, Journal
+from tests.cli.conftest import Run
 
 GPU = gpu("GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5")
 
@@ -19,8 +20,8 @@ def entry(age: timedelta, kind: str, code: str, message: str, component: Compone
 
 
 @pytest.fixture
-def told(node: Node) -> Node:
-    """A node with three entries: of two hours, one hour and ten minutes ago."""
+def journal(node: Node) -> None:
+    """The node's agent has left three entries: of two hours, one hour and ten minutes ago."""
     journal = Journal(node.journal, 14 * 86400.0, 1000)
     journal.write(
         [
@@ -30,39 +31,42 @@ def told(node: Node) -> Node:
         ]
     )
     journal.close()
-    return node
 
 
-def test_table(told: Node) -> None:
+@pytest.mark.usefixtures("journal")
+def test_table(run: Run) -> None:
     """Oldest first, one line an event in a pipe, with the GPU's short name, and nothing that steers the terminal."""
-    said = told.run("events")
+    said = run("events")
     assert (said.code, said.err) == (0, "")
     heading, *lines = said.out.splitlines()
-    assert heading.split() == ["time", "what", "code", "component", "message"]
+    assert heading.split() == ["time", "event", "code", "component", "message"]
     assert [line.split()[3] for line in lines] == ["xid.79", "xid.79", "ecc.uncorrectable"]
     assert "GPU-5f3c8e1d  GPU has fallen off the bus" in lines[0]
     assert "\x1b" not in said.out
 
 
-def test_80_columns(told: Node) -> None:
+@pytest.mark.usefixtures("journal")
+def test_80_columns(run: Run) -> None:
     """On a narrow terminal the message stands below."""
-    lines = told.run("events", COLUMNS="80").out.splitlines()
+    lines = run("events", COLUMNS="80").out.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[2] == "    GPU has fallen off the bus"
 
 
-def test_json(told: Node) -> None:
+@pytest.mark.usefixtures("journal")
+def test_json(node: Node) -> None:
     """--json writes one object a line."""
-    lines = [json.loads(line) for line in told.run("events", "--json").out.splitlines()]
+    lines = [json.loads(line) for line in node.run("events", "--json").out.splitlines()]
     assert [line["kind"] for line in lines] == ["raised", "cleared", "raised"]
     assert lines[0]["component"] == {"kind": "gpu", "id": GPU.id}
 
 
-def test_filters(told: Node) -> None:
+@pytest.mark.usefixtures("journal")
+def test_filters(run: Run) -> None:
     """By time, by code or subject, and the newest so many."""
 
     def codes(*arguments: str) -> list[str]:
-        return [json.loads(line)["code"] for line in told.run("events", "--json", *arguments).out.splitlines()]
+        return [json.loads(line)["code"] for line in run("events", "--json", *arguments).out.splitlines()]
 
     assert codes("--since", "90m") == ["xid.79", "ecc.uncorrectable"]
     assert codes("--code", "xid.79") == ["xid.79", "xid.79"]
@@ -71,25 +75,26 @@ def test_filters(told: Node) -> None:
     assert codes("--limit", "1") == ["ecc.uncorrectable"]
 
 
-def test_nothing_happened(told: Node) -> None:
+@pytest.mark.usefixtures("journal")
+def test_nothing_happened(run: Run) -> None:
     """No events is an answer, not an error."""
-    said = told.run("events", "--since", "1m")
+    said = run("events", "--since", "1m")
     assert (said.code, said.out) == (0, "No events in the last 1m.\n")
-    assert told.run("events", "--since", "1m", "--json") == (0, "", "")
+    assert run("events", "--since", "1m", "--json") == (0, "", "")
 
 
-def test_no_journal(node: Node) -> None:
+def test_no_journal(node: Node, run: Run) -> None:
     """Without a journal: one sentence that says where it was looked for."""
-    said = node.run("events")
+    said = run("events")
     assert (said.code, said.out) == (3, "")
     assert f"no journal at {node.journal}" in said.err
     assert not node.journal.exists()
 
 
-def test_file_that_is_no_journal(node: Node) -> None:
+def test_file_that_is_no_journal(node: Node, run: Run) -> None:
     """A file that is no journal is named, and left as it is."""
     node.journal.write_text("text " * 1000)
-    said = node.run("events", "--journal", node.journal)
+    said = run("events", "--journal", node.journal)
     assert said.code == 3
     assert "is no journal" in said.err
     assert node.journal.read_text() == "text " * 1000
@@ -112,7 +117,7 @@ def test_file_that_is_no_journal(node: Node) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_spoiled_entries_are_left_out(node: Node, column: str, value: object) -> None:
+def test_spoiled_entries_are_left_out(node: Node, run: Run, column: str, value: object) -> None:
     """An entry with a value that no agent writes costs that entry, and a word on standard error."""
     journal = Journal(node.journal, 1e9, 1000)
     journal.write([entry(timedelta(), "raised", f"xid.{n}", "m", NODE) for n in (1, 2)])
@@ -120,7 +125,7 @@ def test_spoiled_entries_are_left_out(node: Node, column: str, value: object) ->
     journal._database.execute("UPDATE entries SET message = CAST(x'ff41' AS TEXT) WHERE code = 'xid.2'")
     journal.close()
     for options in ((), ("--json",)):
-        said = node.run("events", *options)
+        said = run("events", *options)
         assert said.code == 0
         assert "xid.2" in said.out
         assert "\ufffdA" in said.out

@@ -11,6 +11,8 @@ from fcntl import ioctl
 import pytest
 from testing.command import COMMAND, Node
 
+from tests.cli.conftest import Run
+
 
 @pytest.fixture
 def sick_node(gpu_node: Node) -> Node:
@@ -147,23 +149,23 @@ def test_driver_that_hangs_is_told_at_a_terminal(gpu_node: Node) -> None:
     assert re.search(r"waiting for NVML … [12] s \(at most 3 s\)", told)
 
 
-def test_help_is_plain_and_complete(node: Node) -> None:
+def test_help_is_plain_and_complete(run: Run) -> None:
     """The help names every command; without arguments it is shown, and nothing was checked."""
-    said = node.run("--help")
+    said = run("--help")
     assert said.code == 0
     for command in ("check", "classify", "explain", "capture", "events", "agent"):
         assert f"\n  {command} " in said.out
-    assert node.run().code == 3
+    assert run().code == 3
 
 
-def test_version(node: Node) -> None:
+def test_version(run: Run) -> None:
     """--version prints name and version."""
-    assert re.fullmatch(r"gpuhealth \d+\.\d+\.\d+\n", node.run("--version").out)
+    assert re.fullmatch(r"gpuhealth \d+\.\d+\.\d+\n", run("--version").out)
 
 
-def test_unknown_command(node: Node) -> None:
+def test_unknown_command(run: Run) -> None:
     """A command that is misspelt is one sentence that names the near one."""
-    said = node.run("chek")
+    said = run("chek")
     assert said.code == 3
     assert said.err == "gpuhealth: No such command 'chek'. Did you mean 'check'?\n"
 

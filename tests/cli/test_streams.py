@@ -84,7 +84,7 @@ def test_an_error_of_our_own_is_one_document(with_journal: Node, words: tuple[st
     """An exception that nobody expects: the traceback is on standard error, the document says that it is our fault."""
     where = ("gpuhealth.runtime.journal:Journal", "entries") if words[0] == "events" else ("msgspec.json", "encode")
     said = with_journal.run(*words, "--json", **inject(with_journal, before(*where, FAIL)))
-    assert only_error(said).startswith("a fault of gpuhealth itself")
+    assert only_error(said).startswith("internal error in gpuhealth")
     assert "RuntimeError: injected" in said.err
 
 
@@ -97,7 +97,7 @@ def test_an_error_of_our_own_in_a_command_for_clusters(plane: ControlPlane, node
     else:
         assert "clusters" in node.run(*words).json
     broken = inject(node, before("gpuhealth.kube.client:Client", "from_kubeconfig", FAIL))
-    assert only_error(node.run(*words, **broken)).startswith("a fault of gpuhealth itself")
+    assert only_error(node.run(*words, **broken)).startswith("internal error in gpuhealth")
 
 
 @pytest.mark.parametrize("words", [("check",), _BURNIN], ids=["check", "burnin"])
@@ -117,7 +117,7 @@ def test_an_nvml_process_that_dies(gpu_node: Node, death: str) -> None:
     """However the NVML process ends, standard output holds the verdict alone, and the log says what has happened."""
     code = f"""
 import os, sys
-if any("nvml_child" in word for word in sys.orig_argv):
+if any(word == "gpuhealth.monitors.nvidia.nvml.child" for word in sys.orig_argv):
     import pynvml
     def broken(*_):
         {death}
@@ -162,7 +162,7 @@ def test_closed_standard_output(gpu_node: Node, words: str) -> None:
     said = at_shell(gpu_node, f"gpuhealth {words} >&- </dev/null")
     assert (said.code, said.err) == (
         3,
-        "gpuhealth: standard output is closed: there is nowhere to write the result to\n",
+        "gpuhealth: standard output is closed: the result cannot be written\n",
     )
 
 

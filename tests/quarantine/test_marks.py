@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from testing.cluster_objects import T0
 from testing.node_writing import node_object
 
 from gpuhealth.kube.client import Object
@@ -82,4 +85,4 @@ def test_the_record_of_an_earlier_version_is_ours() -> None:
     out = node_object(annotations={QUARANTINE: text}, spec={"taints": [taint]})
     ours = record(out)
     assert ours is not None
-    assert causes(out) == ours.causes == (Cause("xid.95", T0, NODE, "boot-1"),)
+    assert ours.causes == (Cause("xid.95", T0, NODE, "boot-1"),)

@@ -8,9 +8,9 @@ import torch
 from rich.table import Table
 from testing.exact_gemm import METHODS, PROCESSOR, caught, caught_in_inputs, false_positives, overhead
 
-from gpuhealth.burnin.device import compute_the_same_every_time
+from gpuhealth.burnin.device import enable_deterministic_mode
 from gpuhealth.burnin.exact import PRODUCTS_PER_PAIR
-from gpuhealth.burnin.gemm import FORMATS, available
+from gpuhealth.burnin.gemm import FORMATS, unavailable_reason
 
 _LARGE = {"fp64": 2048, "fp32": 4096, "bf16": 4096, "int8": 8192}  # formats with a fast kernel on a processor
 _TRIALS = 100  # for each format and kind of flip
@@ -19,10 +19,10 @@ _CLEAN = 10_000
 
 def run(seconds: float) -> tuple[dict[str, float], dict[str, object]]:
     """`seconds` shortens the counts where it is below the default; the figures say how many there were."""
-    compute_the_same_every_time()
+    enable_deterministic_mode()
     began = time.monotonic()
     share = min(1.0, seconds / 600)
-    forms = [form for form in FORMATS if not available(form, PROCESSOR)]
+    forms = [form for form in FORMATS if not unavailable_reason(form, PROCESSOR)]
     costs = {form.name: overhead(form, _LARGE[form.name]) for form in forms if form.name in _LARGE}
     trials = max(5, int(_TRIALS * share))
     rates = caught(forms, trials)

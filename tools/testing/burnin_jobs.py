@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from gpuhealth.burnin.device import Device
-from gpuhealth.burnin.faults import Faults
-from gpuhealth.burnin.protocol import Fault, GpuOutcome, Job, Progress, Say, Stopped
+from gpuhealth.burnin.faults import InjectedFaults
+from gpuhealth.burnin.protocol import DeviceResult, Fault, Job, OnProgress, Progress, StopRequested
 
-Run = Callable[[Job, Sequence[Device], Say, Faults], tuple[GpuOutcome, ...]]
+Run = Callable[[Job, Sequence[Device], OnProgress, InjectedFaults], tuple[DeviceResult, ...]]
 
 
 def done(
@@ -17,12 +17,14 @@ def done(
     gpus: str = "A",
     seconds: float = 0.0,
     memory_bytes: int = 1 << 20,
-    say: Say = lambda _: None,
-) -> dict[str, GpuOutcome]:
+    on_progress: OnProgress = lambda _: None,
+) -> dict[str, DeviceResult]:
     """GPU -> what a test says of it; one GPU a letter."""
-    job = Job("test", ("cpu",) * len(gpus), tuple(gpus), seconds, seed=7, small=True, faults=faults)
+    job = Job(
+        test="test", devices=("cpu",) * len(gpus), gpus=tuple(gpus), seconds=seconds, seed=7, small=True, faults=faults
+    )
     devices = [Device("cpu", gpu, small=True, memory_bytes=memory_bytes) for gpu in gpus]
-    return {outcome.gpu: outcome for outcome in run(job, devices, say, Faults(job))}
+    return {outcome.gpu: outcome for outcome in run(job, devices, on_progress, InjectedFaults(job))}
 
 
 class Stopper:
@@ -36,4 +38,4 @@ class Stopper:
         """A word of the test."""
         self.heard.append(progress)
         if len(self.heard) > self._after:
-            raise Stopped
+            raise StopRequested

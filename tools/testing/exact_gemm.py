@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gpuhealth.burnin.bit_compare import same_bits
 from gpuhealth.burnin.device import Device
-from gpuhealth.burnin.exact import PRODUCTS_PER_PAIR, same
+from gpuhealth.burnin.exact import PRODUCTS_PER_PAIR
 from gpuhealth.burnin.faults import flip
-from gpuhealth.burnin.gemm import Format, Shape, by_columns, multiply
-from gpuhealth.burnin.operands import Pair, Scaled, draw
+from gpuhealth.burnin.gemm import GemmFormat, GemmShape, by_columns, multiply
+from gpuhealth.burnin.operands import OperandPair, ScaledMatrix, draw
 
 PROCESSOR = Device("cpu", "cpu")
 _TIMED = 4  # products
@@ -37,10 +38,10 @@ METHODS: dict[str, Callable[[Tensor, Tensor], bool]] = {
 }
 
 
-def _kinds(form: Format) -> dict[str, Callable[[random.Random], int]]:
+def _kinds(fmt: GemmFormat) -> dict[str, Callable[[random.Random], int]]:
     """Kinds of flips of one element: a mask for each."""
-    width = 8 * torch.empty(0, dtype=form.output).element_size()
-    stored = form.output_bits - 1 if form.output.is_floating_point else 31
+    width = 8 * torch.empty(0, dtype=fmt.output).element_size()
+    stored = fmt.output_bits - 1 if fmt.output.is_floating_point else 31
     kinds: dict[str, Callable[[random.Random], int]] = {
         "low_mantissa": lambda chance: 1 << chance.randrange(stored // 2),
         "high_mantissa": lambda chance: 1 << chance.randrange(stored // 2, stored),
@@ -52,7 +53,7 @@ def _kinds(form: Format) -> dict[str, Callable[[random.Random], int]]:
     return kinds
 
 
-def _patterns(shape: Shape) -> dict[str, Callable[[random.Random], list[int]]]:
+def _patterns(shape: GemmShape) -> dict[str, Callable[[random.Random], list[int]]]:
     """Kinds of damage that many elements take, as faults of a row, a tile, or one lane of every warp."""
 
     def tile(chance: random.Random) -> list[int]:
@@ -69,9 +70,11 @@ def _patterns(shape: Shape) -> dict[str, Callable[[random.Random], list[int]]]:
     return {"row": row, "tile": tile, "lane": lane}
 
 
-def _damages(form: Format, shape: Shape, trials: int, chance: random.Random) -> Iterator[tuple[str, list[int], int]]:
+def _damages(
+    fmt: GemmFormat, shape: GemmShape, trials: int, chance: random.Random
+) -> Iterator[tuple[str, list[int], int]]:
     """Kind, elements and mask of every flip to try."""
-    kinds = _kinds(form)
+    kinds = _kinds(fmt)
     for _ in range(trials):
         for kind, mask in kinds.items():
             yield kind, [chance.randrange(shape.m * shape.n)], mask(chance)
@@ -79,50 +82,50 @@ def _damages(form: Format, shape: Shape, trials: int, chance: random.Random) -> 
             yield kind, indices(chance), chance.choice(list(kinds.values()))(chance)
 
 
-def _ordinary(form: Format, shape: Shape, seed: int) -> Tensor:
+def _ordinary(fmt: GemmFormat, shape: GemmShape, seed: int) -> Tensor:
     """A product of the operands that others use: standard normal."""
     generator = torch.Generator().manual_seed(seed)
-    scale = 32 if form.name == "int8" else 1
-    left = (torch.randn(shape.m, shape.k, generator=generator) * scale).to(form.left)
-    right = (torch.randn(shape.k, shape.n, generator=generator) * scale).to(form.right)
-    return multiply(form, left, by_columns(form, right))
+    scale = 32 if fmt.name == "int8" else 1
+    left = (torch.randn(shape.m, shape.k, generator=generator) * scale).to(fmt.left)
+    right = (torch.randn(shape.k, shape.n, generator=generator) * scale).to(fmt.right)
+    return multiply(fmt, left, by_columns(fmt, right))
 
 
-def caught(forms: Sequence[Format], trials: int, seed: int = 1) -> dict[str, float]:
+def caught(formats: Sequence[GemmFormat], trials: int, seed: int = 1) -> dict[str, float]:
     """Per cent of flips in results that are found: ours in the product alone, others against a right one."""
     chance = random.Random(seed)
-    shape = Shape(48, 64, 48)
+    shape = GemmShape(48, 64, 48)
     found: dict[str, list[int]] = {}
-    for form in forms:
-        pair, right = draw(form, shape, seed), _ordinary(form, shape, seed).to(torch.float64)
-        ours, theirs = (multiply(form, pair.left.values, pair.right.values), _ordinary(form, shape, seed))
-        for number, (kind, indices, mask) in enumerate(_damages(form, shape, trials, chance)):
+    for fmt in formats:
+        pair, right = draw(fmt, shape, seed), _ordinary(fmt, shape, seed).to(torch.float64)
+        ours, theirs = (multiply(fmt, pair.left.values, pair.right.values), _ordinary(fmt, shape, seed))
+        for number, (kind, indices, mask) in enumerate(_damages(fmt, shape, trials, chance)):
             if number % 50 == 49:
-                pair = draw(form, shape, chance.getrandbits(32))
-                ours = multiply(form, pair.left.values, pair.right.values)
+                pair = draw(fmt, shape, chance.getrandbits(32))
+                ours = multiply(fmt, pair.left.values, pair.right.values)
             wrong, ordinary = ours.clone(), theirs.clone()
             flip(wrong, indices, mask)
             flip(ordinary, indices, mask)
-            found.setdefault(f"{form.name}/{kind}/exact", []).append(len(pair.wrong_rows(wrong)) > 0)
+            found.setdefault(f"{fmt.name}/{kind}/exact", []).append(len(pair.wrong_rows(wrong)) > 0)
             for method, finds in METHODS.items():
-                found.setdefault(f"{form.name}/{kind}/{method}", []).append(finds(ordinary.to(torch.float64), right))
+                found.setdefault(f"{fmt.name}/{kind}/{method}", []).append(finds(ordinary.to(torch.float64), right))
     return {name: 100 * sum(each) / len(each) for name, each in found.items()}
 
 
-def caught_in_inputs(forms: Sequence[Format], trials: int, seed: int = 2) -> dict[str, float]:
+def caught_in_inputs(formats: Sequence[GemmFormat], trials: int, seed: int = 2) -> dict[str, float]:
     """Per cent of flips in one operand that are found in it, and of those that change the result, found in that."""
     chance = random.Random(seed)
     in_operands, in_results = [], []
-    for form in forms:
+    for fmt in formats:
         for _ in range(trials):
-            pair = draw(form, Shape(48, 64, 48), chance.getrandbits(32))
-            right = multiply(form, pair.left.values, pair.right.values)
+            pair = draw(fmt, GemmShape(48, 64, 48), chance.getrandbits(32))
+            right = multiply(fmt, pair.left.values, pair.right.values)
             values = chance.choice([pair.left.values, pair.right.values])
             drawn = values.clone()
             flip(values, [chance.randrange(values.numel())], 1 << chance.randrange(8 * values.element_size()))
-            in_operands.append(not same(values, drawn))
-            result = multiply(form, pair.left.values, pair.right.values)
-            if not same(result, right):
+            in_operands.append(not same_bits(values, drawn))
+            result = multiply(fmt, pair.left.values, pair.right.values)
+            if not same_bits(result, right):
                 in_results.append(len(pair.wrong_rows(result)) > 0)
     return {
         "input_flips_caught_percent": 100 * sum(in_operands) / len(in_operands),
@@ -131,46 +134,46 @@ def caught_in_inputs(forms: Sequence[Format], trials: int, seed: int = 2) -> dic
     }
 
 
-def false_positives(forms: Sequence[Format], products: int, seed: int = 3) -> dict[str, float]:
+def false_positives(formats: Sequence[GemmFormat], products: int, seed: int = 3) -> dict[str, float]:
     """Clean products of fresh operands, of all formats in turn and random shapes, that are called wrong."""
     chance = random.Random(seed)
     wrong = 0
     for number in range(products):
-        form = forms[number % len(forms)]
-        largest = 32 if form.processor_size < 100 else 64
-        step = form.multiple_of
+        fmt = formats[number % len(formats)]
+        largest = 32 if fmt.processor_size < 100 else 64
+        step = fmt.multiple_of
         m, k, n = (-(-chance.randint(1, largest) // step) * step for _ in range(3))
-        pair = draw(form, Shape(m, 2 * k, n), chance.getrandbits(40))
-        result = multiply(form, pair.left.values, pair.right.values)
+        pair = draw(fmt, GemmShape(m, 2 * k, n), chance.getrandbits(40))
+        result = multiply(fmt, pair.left.values, pair.right.values)
         bad = len(pair.wrong_rows(result)) > 0
-        wrong += bad or not same(result, multiply(form, pair.left.values, pair.right.values))
+        wrong += bad or not same_bits(result, multiply(fmt, pair.left.values, pair.right.values))
     return {"false_positives": float(wrong), "clean_products": float(products)}
 
 
-def overhead(form: Format, size: int) -> float:
+def overhead(fmt: GemmFormat, size: int) -> float:
     """What a pair's proofs and comparisons take, in per cent of its products' own time, as `exact` works.
 
     Per pair: its operands compared twice, its first product proven on the device and on the host, the
     last compared on the host; per product: one comparison on the device. All measured in turn, on one device.
     """
-    pair = draw(form, Shape(size, size, size), 4)
+    pair = draw(fmt, GemmShape(size, size, size), 4)
     left, right = pair.left.to(PROCESSOR), pair.right.to(PROCESSOR)
-    results = [multiply(form, pair.left.values, pair.right.values)]
+    results = [multiply(fmt, pair.left.values, pair.right.values)]
 
     def again() -> None:
-        results[1:] = [multiply(form, pair.left.values, pair.right.values)]
+        results[1:] = [multiply(fmt, pair.left.values, pair.right.values)]
 
     product, compare, proof = 0.0, 0.0, 0.0
     for _ in range(_TIMED):
         product += PROCESSOR.seconds(again)
-        compare += PROCESSOR.seconds(lambda: same(*results))
+        compare += PROCESSOR.seconds(lambda: same_bits(*results))
         proof += PROCESSOR.seconds(lambda: _prove(pair, left, right, results[0]))
     once = 2 * proof + compare
     return 100 * (compare * PRODUCTS_PER_PAIR + once) / (product * PRODUCTS_PER_PAIR)
 
 
-def _prove(pair: Pair, left: Scaled, right: Scaled, result: Tensor) -> None:
+def _prove(pair: OperandPair, left: ScaledMatrix, right: ScaledMatrix, result: Tensor) -> None:
     """Half of what is done once for a pair: the operands compared, and the first product proven."""
-    assert same(pair.left.values, left.values)
-    assert same(pair.right.values, right.values)
+    assert same_bits(pair.left.values, left.values)
+    assert same_bits(pair.right.values, right.values)
     assert not len(pair.wrong_rows(result))

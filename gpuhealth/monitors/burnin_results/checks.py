@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TypeAlias
 
 import msgspec
 
-from gpuhealth.model.burnin_run import BurninRun, Miscompare, TestResult, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, TestResult, TestStatus
 from gpuhealth.model.codes import Clears, Code, define
 from gpuhealth.model.component import ComponentInfo
 from gpuhealth.model.context import Check, CheckContext
@@ -16,6 +16,9 @@ from gpuhealth.model.finding import Action, Finding, Outcome, Severity
 from gpuhealth.model.missing import Missing, MissingReason, Reading
 from gpuhealth.monitors.burnin_results.readings import BurninReadings
 from gpuhealth.monitors.monitor import NoBaseline, NoSettings
+
+_NAMED = 4  # failures of unknown tests; more are counted
+_TEXT_LIMIT = 200  # characters of a text that a result file of another version contains
 
 Context: TypeAlias = CheckContext[Reading[BurninReadings], NoSettings, NoBaseline]
 
@@ -85,11 +88,8 @@ CODES = (
 
 def _run(context: Context) -> Iterator[Outcome]:
     burnin = context.readings
-    if isinstance(burnin, Missing) or burnin.unreadable:
-        why = burnin if isinstance(burnin, Missing) else Missing(MissingReason.ERROR, burnin.unreadable)
-        for code in CODES:
-            yield code.not_checked(why)
     if isinstance(burnin, Missing):
+        yield from (code.not_checked(burnin) for code in CODES)
         return
     last = {
         (result.gpu, result.test): (run, result)
@@ -97,11 +97,35 @@ def _run(context: Context) -> Iterator[Outcome]:
         for result in run.results
         if result.status.is_conclusive
     }
+    own = {gpu.component.id for gpu in context.gpus}
+    unknown = [result for _, result in last.values() if result.gpu in own and _is_unknown_failure(result)]
+    if problem := "; ".join(filter(None, [burnin.unreadable, *_sentences(unknown)])):
+        yield from (code.not_checked(Missing(MissingReason.ERROR, problem)) for code in CODES)
     for gpu in context.gpus:
         for code in CODES:
-            if latest := last.get((gpu.component.id, code.name.removeprefix("burnin."))):
-                failed = latest[1].status is TestStatus.FAILED
-                yield _found(code, gpu, context, *latest) if failed else code.clean(gpu.component)
+            if conclusive := last.get((gpu.component.id, _test(code))):
+                failed = conclusive[1].status is TestStatus.FAILED
+                yield _found(code, gpu, context, *conclusive) if failed else code.clean(gpu.component)
+
+
+def _test(code: Code) -> str:
+    return code.name.removeprefix("burnin.")
+
+
+def _is_unknown_failure(result: TestResult) -> bool:
+    """Whether a test failed that has no finding code: the burn-in's image may be of a newer version than the agent.
+
+    It is reported as not checked. It is no finding, because nothing is known about what it means and what to do.
+    """
+    return result.status is TestStatus.FAILED and all(_test(code) != result.test for code in CODES)
+
+
+def _sentences(unknown: Sequence[TestResult]) -> Iterator[str]:
+    for result in unknown[:_NAMED]:
+        test, gpu, message = (text[:_TEXT_LIMIT] for text in (result.test, result.gpu, result.message))
+        yield f"burn-in test {test!r} failed on {gpu}, and this version of gpuhealth does not know it: {message}"
+    if len(unknown) > _NAMED:
+        yield f"and {len(unknown) - _NAMED} more"
 
 
 def _found(code: Code, gpu: ComponentInfo, context: Context, run: BurninRun, result: TestResult) -> Finding:
@@ -110,18 +134,11 @@ def _found(code: Code, gpu: ComponentInfo, context: Context, run: BurninRun, res
         f"{gpu.label}: {result.message}",
         now=context.time,
         source=f"{run.level} burn-in ({run.reason}), test {result.test}",
-        reading="; ".join(map(_miscompare, result.miscompares)),
+        reading="; ".join(miscompare.describe(details=True) for miscompare in result.miscompares),
     )
     when = result.started + timedelta(seconds=result.seconds)
     evidence = msgspec.structs.replace(found.evidence, time=when, line=result.evidence)
     return msgspec.structs.replace(found, evidence=evidence)
-
-
-def _miscompare(miscompare: Miscompare) -> str:
-    parts = [f"{miscompare.what}: {miscompare.wrong} wrong, first at {miscompare.index}"]
-    parts += [f"xor {miscompare.xor}"] if miscompare.xor else []
-    parts += [text for text in (miscompare.kind, miscompare.repeats) if text]
-    return ", ".join(parts)
 
 
 CHECK = Check(CODES, _run)
