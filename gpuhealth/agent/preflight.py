@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from gpuhealth.burnin import results
-from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, patience
+from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, retry_delay
 from gpuhealth.kube.errors import ApiError, InvalidError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES
@@ -88,7 +88,7 @@ class Preflight:
                 except ApiError as error:
                     raise_if_cancelled()
                     failures += 1
-                    pause = patience(error, failures)
+                    pause = retry_delay(error, failures)
                     log.warning("API request failed", error=str(error), failures=failures, retry_in=round(pause, 1))
                 await asyncio.sleep(pause)
 
@@ -228,7 +228,7 @@ class Preflight:
             except ApiError as error:
                 raise_if_cancelled()
                 failures += 1
-                pause = patience(error, failures)
+                pause = retry_delay(error, failures)
                 log.warning("node update failed", error=str(error), failures=failures, retry_in=round(pause, 1))
                 await asyncio.sleep(pause)
             else:

@@ -77,11 +77,11 @@ async def annotate(client: Client, name: str, **values: str | None) -> None:
 
 def agent_warning(node: dict[str, Any]) -> str:
     """A sentence where no agent will act on an annotation of the node; empty where one will."""
-    from gpuhealth.quarantine.marks import AGENT_UNREACHABLE, condition
+    from gpuhealth.quarantine.marks import AGENT_SILENT, condition
 
     healthy = condition(node)
     if healthy is None:
         return "no agent has reported for this node; this takes effect when one runs there"
-    if healthy.get("reason") == AGENT_UNREACHABLE:
+    if healthy.get("reason") == AGENT_SILENT:
         return "this node's agent does not respond; this takes effect when it is back. kubectl cordon works now"
     return ""

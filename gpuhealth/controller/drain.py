@@ -27,7 +27,7 @@ from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.event_recorder import EventRecorder, Subject, node_subject
-from gpuhealth.kube.eviction import Evictor, Outcome, Result
+from gpuhealth.kube.eviction import EvictionOutcome, EvictionResult, Evictor
 from gpuhealth.kube.kinds import PODS, REPORTS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.watching import watch
@@ -135,8 +135,8 @@ class NodeDrain:
             self._context.client,
             PODS,
             fields=f"spec.nodeName={self._node}",
-            slim=pod_view,
-            noted=self._context.fleet.count_unreadable,
+            parse=pod_view,
+            on_unreadable=self._context.fleet.count_unreadable,
             paged=False,
         )
         async with aclosing(pods) as events:
@@ -256,10 +256,10 @@ class NodeDrain:
             reason = await self._context.gangs.blocking_reason(gang[0])
         except ApiError as error:
             raise_if_cancelled()
-            await self._postpone(gang, Result(Outcome.FAILED, str(error), error.retry_after or 0.0))
+            await self._postpone(gang, EvictionResult(EvictionOutcome.FAILED, str(error), error.retry_after or 0.0))
             return True
         if reason:
-            await self._postpone(gang, Result(Outcome.REFUSED, reason))
+            await self._postpone(gang, EvictionResult(EvictionOutcome.REFUSED, reason))
         return bool(reason)
 
     async def _remove_gang(self, gang: list[Pod]) -> None:
@@ -284,11 +284,11 @@ class NodeDrain:
         remove = context.evictor.delete if self._is_overdue() else context.evictor.evict
         result = await remove(pod.namespace, pod.name, pod.uid)
         match result.outcome:
-            case Outcome.EVICTED:
+            case EvictionOutcome.EVICTED:
                 self._drain = msgspec.structs.replace(self._drain, evicted=self._drain.evicted + 1)
-            case Outcome.DELETED:
+            case EvictionOutcome.DELETED:
                 self._drain = msgspec.structs.replace(self._drain, deleted=self._drain.deleted + 1)
-            case Outcome.REFUSED | Outcome.FAILED:
+            case EvictionOutcome.REFUSED | EvictionOutcome.FAILED:
                 await self._postpone([pod], result)
                 return
         self._count(pod, result)
@@ -297,7 +297,7 @@ class NodeDrain:
         self._refusals.pop(pod.uid, None)
         await self._post_removal(pod, result)
 
-    async def _postpone(self, pods: list[Pod], result: Result) -> None:
+    async def _postpone(self, pods: list[Pod], result: EvictionResult) -> None:
         """Have the pods tried again together after the retry interval, or later if the API server asks for it."""
         self._count(pods[0], result)
         delay = max(self._context.settings.drain_retry, result.retry_after)
@@ -306,7 +306,7 @@ class NodeDrain:
         for pod in pods:
             await self._post_refusal(pod, result)
 
-    def _count(self, pod: Pod, result: Result) -> None:
+    def _count(self, pod: Pod, result: EvictionResult) -> None:
         self._context.status.evictions[result.outcome] += 1
         log.info(
             "pod eviction",
@@ -318,14 +318,14 @@ class NodeDrain:
             detail=result.detail,
         )
 
-    async def _post_removal(self, pod: Pod, result: Result) -> None:
-        if result.outcome is Outcome.EVICTED:
+    async def _post_removal(self, pod: Pod, result: EvictionResult) -> None:
+        if result.outcome is EvictionOutcome.EVICTED:
             await self._context.recorder.post(_subject(pod), "Evicted", f"{self._cause}: evicted by gpuhealth")
-        elif result.outcome is Outcome.DELETED:
+        elif result.outcome is EvictionOutcome.DELETED:
             message = f"{self._cause}: deleted by gpuhealth, since it could not be evicted before the drain's deadline"
             await self._context.recorder.post(_subject(pod), "DrainDeadline", message, warning=True)
 
-    async def _post_refusal(self, pod: Pod, result: Result) -> None:
+    async def _post_refusal(self, pod: Pod, result: EvictionResult) -> None:
         """Post an Event once for each refused pod, and once more when others of its gang have gone."""
         split = bool(pod.gang) and self._context.gangs.is_split(pod)
         if (pod.uid, split) not in self._reported:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from functools import partial
+from http import HTTPStatus
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import Metric
@@ -17,9 +18,9 @@ from gpuhealth import __version__
 from gpuhealth.api import metrics as names
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.duty import Duty
-from gpuhealth.kube.access import Access
+from gpuhealth.kube.authorizer import authorizer_for
 from gpuhealth.runtime.exposition import CONTENT_TYPE, Collect, Rendering
-from gpuhealth.runtime.http_server import Handler, Request, Response, keep_serving, serving
+from gpuhealth.runtime.http_server import Page, Response, keep_serving, serving
 from gpuhealth.runtime.metric_families import family
 
 
@@ -68,23 +69,23 @@ class ControllerCollector(Collector):
             yield from duty.gauges()
 
 
-def pages(controller: Controller) -> dict[str, Handler]:
-    """Return the handlers of the controller's pages by path."""
+def pages(controller: Controller) -> dict[str, Page]:
+    """Return the controller's pages by path."""
     process: dict[str, Collect] = {"process": ProcessCollector(registry=None).collect}
     rendering = Rendering(names.CONTROLLER_METRICS_ERRORS, ControllerCollector(controller).collectors() | process)
 
-    async def metrics(_: Request) -> Response:
-        return Response(body=rendering.text(), headers={"Content-Type": CONTENT_TYPE})
+    async def metrics() -> Response:
+        return Response(rendering.text(), content_type=CONTENT_TYPE)
 
-    async def healthz(_: Request) -> Response:
+    async def healthz() -> Response:
         if not controller.healthy:
-            return Response(text="tasks of an ended leadership have not stopped\n", status=503)
-        return Response(text="ok\n")  # an answer at all shows that the event loop runs
+            return Response(b"tasks of an ended leadership have not stopped\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(b"ok\n")  # an answer at all shows that the event loop runs
 
-    async def readyz(_: Request) -> Response:
+    async def readyz() -> Response:
         if not controller.fleet.ready:
-            return Response(text="the fleet has not been listed yet\n", status=503)
-        return Response(text="ok\n")
+            return Response(b"the fleet has not been listed yet\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(b"ok\n")
 
     return {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
 
@@ -97,8 +98,8 @@ async def serve(controller: Controller) -> None:
     http, handlers = controller.settings.controller.http, pages(controller)
 
     async def once() -> None:
-        access = Access(http, controller.settings.kubernetes)
-        async with serving(http, handlers, access) as controller.http_port:
+        authorizer = authorizer_for(http, controller.settings.kubernetes)
+        async with serving(http, handlers, authorizer) as controller.http_port:
             await asyncio.Event().wait()
 
     await keep_serving(once, controller.failures)

@@ -150,7 +150,7 @@ class Fleet:
         labels: str = "",
     ) -> Callable[[], Awaitable[None]]:
         async def follow() -> None:
-            watched = watch(client, kind, namespace, labels=labels, slim=view, noted=self.count_unreadable)
+            watched = watch(client, kind, namespace, labels=labels, parse=view, on_unreadable=self.count_unreadable)
             async with aclosing(watched) as events:
                 await store.follow(events, self._notify)
 

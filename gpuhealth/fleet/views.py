@@ -19,7 +19,7 @@ from gpuhealth.fleet.comparison import GpuResult
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.objects import Time, labels_of, parse_time, text_of
-from gpuhealth.kube.selectors import checked
+from gpuhealth.kube.selectors import check_selector
 from gpuhealth.quarantine.marks import (
     annotations_of,
     condition,
@@ -313,7 +313,7 @@ def burnin_pod(item: Object) -> BurninPod:
 def budget_view(item: Object) -> BudgetView:
     """Make the view of a QuarantineBudget, after a check that everything in it that will be read can be."""
     metadata, status = item["metadata"], item.get("status") or {}
-    checked(item["spec"]["nodeSelector"])
+    check_selector(item["spec"]["nodeSelector"])
     slot_sets(item, 1, "")
     msgspec.convert(metadata["generation"], int)
     for known in msgspec.convert(status.get("conditions") or [], list[dict[str, Any]]):

@@ -17,7 +17,7 @@ class Kind(msgspec.Struct, frozen=True):
     namespaced: bool = False
 
     def path(self, name: str = "", namespace: str = "", subresource: str = "") -> str:
-        """The address of an object, or of all objects of the kind (in one namespace, where one is given)."""
+        """The URL path of an object, or of all objects of the kind, in one namespace where one is given."""
         root = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
         scope = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
         return "/".join(part for part in (f"{root}{scope}/{self.plural}", name, subresource) if part)

@@ -1,4 +1,4 @@
-"""The condition `GPUHealthy` of a Node: what it says of a verdict, and the patch that writes it. Pure."""
+"""The condition `GPUHealthy` of a Node: its content for a verdict, and the patch that writes it. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STATUS = {State.UNHEALTHY: "False", State.UNKNOWN: "Unknown"}
 
 
 class Summary(NamedTuple):
-    """What the condition says."""
+    """Content of the condition."""
 
     status: str  # True, False or Unknown
     reason: str
@@ -44,9 +44,9 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def summary(verdict: Verdict, override: Override | None = None, release: Release | None = None) -> Summary:
-    """What the condition says of a verdict. A warning leaves it True: the node can work.
+    """The condition for a verdict. With warnings alone it is True: the node can work.
 
-    While the driver is released the status is what was known before, and the message says so.
+    While the driver is released it keeps the status that was known before, and the message mentions the release.
     """
     worrying = [finding for finding in by_severity(verdict.findings) if finding.severity is not Severity.INFO]
     findings = _one_line(worrying)
@@ -72,7 +72,7 @@ def summary(verdict: Verdict, override: Override | None = None, release: Release
 
 
 def _one_line(findings: list[Finding]) -> str:
-    """All findings on one line; beyond the limit, how many are left out."""
+    """All findings on one line; beyond the limit, the number of those omitted."""
     parts: list[str] = []
     length = 0
     for index, finding in enumerate(findings):

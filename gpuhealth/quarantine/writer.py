@@ -178,7 +178,7 @@ class NodeWriter:
             if self._actions:  # else nothing was marked
                 longest = min(MAX_DEFERRAL, DEFERRAL_FACTOR * (loop.time() - began))
                 self._status_due_at = loop.time() + random.uniform(0.0, longest)  # noqa: S311 - no secret
-            # That a node is blocked is reported at once.
+            # The status of a blocked node is never deferred.
             self._status_pending = defer_status and self.blocked is None and loop.time() < self._status_due_at
             if not self._status_pending:
                 await self._write_status(node, target)
@@ -212,9 +212,9 @@ class NodeWriter:
         return target_marks(node, desired, cordon=self._mode == "cordon", preflight_taint=self._preflight_taint)
 
     async def _mark(self, node: Object, desired: Desired) -> tuple[Object, NodeMarks]:
-        """Write the marks that the Node lacks; read it again when somebody else was quicker.
+        """Write the missing marks; after a conflict read the Node again and start over.
 
-        The Node as it is then, and the marks that it should carry if every budget had a slot for it.
+        Returns the Node after that, and its target marks if every budget had a slot for it.
         """
         for attempt in range(MAX_CONFLICTS):
             self._confirm(node)
@@ -229,7 +229,7 @@ class NodeWriter:
         raise AssertionError("the last attempt returns or raises")
 
     async def _allowed(self, node: Object, target: NodeMarks, desired: Desired) -> NodeMarks:
-        """The marks that the budgets allow; takes slots for a node that goes out, and checks those of one that is."""
+        """The marks that the budgets allow. Takes slots for a node that goes out, and checks those of one that is out."""
         if target.taint is None:
             self._check_record(node)
             self._slots.set_in_service()
@@ -240,7 +240,10 @@ class NodeWriter:
         return target
 
     def _check_record(self, node: Object) -> None:
-        """A record that appeared after it was decided that nothing wants the node out may say why something does."""
+        """Raise ConflictError if a record has appeared since it was decided that no finding requires a quarantine.
+
+        Such a record may name causes that the decision has to take into account.
+        """
         known = annotations_of(node).get(QUARANTINE, "")
         if is_out(node) and known not in (self._known_record, self._written_record):
             raise ConflictError("the Node's record is not the one that the decision was based on")
@@ -361,5 +364,5 @@ def _would_do(actions: Iterable[AppliedAction]) -> tuple[str, ...]:
 
 
 def _may_be_out(node: Object) -> bool:
-    """Whether it is out by our action, or may be: somebody has written in the record that says so."""
+    """Whether the node is out by our action, or may be: its record exists, but was edited and cannot be read."""
     return record(node) is not None or (bool(unreadable_record(node)) and has_taint(node))

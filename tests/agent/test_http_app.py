@@ -14,7 +14,6 @@ from testing.waiting import wait_for
 from gpuhealth.agent import http_app as pages
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
-from gpuhealth.kube.access import Access
 from gpuhealth.runtime.http_server import serving
 from gpuhealth.runtime.settings import Http
 
@@ -26,9 +25,8 @@ def served(agent: Agent, test: Callable[[ClientSession], Awaitable[None]]) -> No
 
     async def whole() -> None:
         http = Http(host="127.0.0.1", port=0)
-        access = Access(http, agent.settings.kubernetes)
         shown = pages.pages(agent, Exposition(agent, 10.0))
-        async with serving(http, shown, access) as port, ClientSession(f"http://127.0.0.1:{port}") as session:
+        async with serving(http, shown) as port, ClientSession(f"http://127.0.0.1:{port}") as session:
             await test(session)
 
     asyncio.run(whole())

@@ -124,14 +124,14 @@ def test_fleet(desk: Desk) -> None:
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
     assert lines[0] == "4 GPU nodes, 4 GPUs"
-    assert lines[1].split() == ["state", "2", "healthy,", "1", "quarantined,", "1", "degraded"]
+    assert lines[1].split() == ["state", "2", "healthy,", "1", "quarantined,", "1", "unhealthy"]
     assert lines[2].split() == ["pool", f"{desk.pool.name}:", "4", "nodes,", "3", "need", "attention"]
     assert lines[3].strip() == "model   NVIDIA H100: 2 unhealthy, 1 healthy, 1 unknown"
     rows = {line.split()[0]: " ".join(line.split()[2:]) for line in lines[6:]}
     assert rows.keys() == {out, held, silent}
     assert rows[out].startswith("quarantined xid.79")
     assert re.search(r" \d+[sm] quarantined draining, 3 left$", rows[out])
-    assert rows[held].startswith("degraded gpu.lost")
+    assert rows[held].startswith("unhealthy gpu.lost")
     assert rows[held].endswith(f"blocked by {desk.pool.name} -")
     assert rows[silent].startswith("healthy AgentSilent")
 
@@ -153,7 +153,7 @@ def test_fleet_of_two_clusters(desk: Desk) -> None:
     assert partly.code == 3
     assert partly.out.startswith("east  ")
     (line,) = partly.err.splitlines()
-    assert line.startswith("gpuhealth: context nowhere: no answer from the API server")
+    assert line.startswith("gpuhealth: context nowhere: no response from the API server")
 
 
 @pytest.mark.parametrize("since", ["0000-01-01T00:00:00Z", "2026-01-01T00:00:00+99:99"])

@@ -28,8 +28,8 @@ from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, NODES, PODS, REPORTS, Kind
 from gpuhealth.kube.objects import read
-from gpuhealth.kube.pdb import guard, obstacle
-from gpuhealth.kube.watching import Changed, Listed, Unreadable
+from gpuhealth.kube.pdb import blocking_reason, read_budget
+from gpuhealth.kube.watching import WatchChanged, WatchListed, WatchUnreadable
 from gpuhealth.monitors.settings import Settings
 
 
@@ -139,9 +139,9 @@ def test_a_drains_pods(item: Json) -> None:
 
     async def events() -> Any:
         try:
-            yield Changed("ADDED", read("Pod", item, pod_view))
+            yield WatchChanged("ADDED", read("Pod", item, pod_view))
         except UnreadableError as error:
-            yield Unreadable("ADDED", error)
+            yield WatchUnreadable("ADDED", error)
 
     asyncio.run(table.follow(events(), lambda: None))
     kept = list(table.items.values())
@@ -161,8 +161,8 @@ GUARD = {
 def test_a_pod_disruption_budget(item: Json, version: str) -> None:
     """A budget is read, and can be asked then, or is an ApiError, on which a drain tries again later."""
     with contextlib.suppress(UnreadableError):
-        found = read("PodDisruptionBudget", item, partial(guard, version=version))
-        assert isinstance(obstacle([found], [Pod(namespace="n", name="a", uid="u", labels={"a": "b"})]), str)
+        found = read("PodDisruptionBudget", item, partial(read_budget, version=version))
+        assert isinstance(blocking_reason([found], [Pod(namespace="n", name="a", uid="u", labels={"a": "b"})]), str)
 
 
 def taken(fleet: Fleet, kind: Kind, item: Json, slim_of: Any) -> None:
@@ -171,9 +171,9 @@ def taken(fleet: Fleet, kind: Kind, item: Json, slim_of: Any) -> None:
 
     async def events() -> Any:
         try:
-            yield Changed("MODIFIED", read(kind.kind, item, slim_of))
+            yield WatchChanged("MODIFIED", read(kind.kind, item, slim_of))
         except UnreadableError as error:
-            yield Unreadable("MODIFIED", error)
+            yield WatchUnreadable("MODIFIED", error)
 
     asyncio.run(table.follow(events(), lambda: None))  # type: ignore[attr-defined]
 
@@ -233,10 +233,10 @@ def test_what_is_gone_is_gone(kind: Kind) -> None:
     error = UnreadableError(kind.kind, SAMPLES[kind], ValueError("odd"))
 
     async def events(last: Any) -> Any:
-        yield Unreadable("ADDED", error)
+        yield WatchUnreadable("ADDED", error)
         yield last
 
-    for last in (Unreadable("DELETED", error), Listed([])):
+    for last in (WatchUnreadable("DELETED", error), WatchListed([])):
         asyncio.run(table.follow(events(last), lambda: None))
         assert not table.items
         assert not table.unreadable

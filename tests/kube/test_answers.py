@@ -19,9 +19,9 @@ from testing.waiting import until
 
 from gpuhealth.kube.client import Client, object_of
 from gpuhealth.kube.errors import AnswerError, ApiError
-from gpuhealth.kube.eviction import Evictor, Outcome
+from gpuhealth.kube.eviction import EvictionOutcome, Evictor
 from gpuhealth.kube.kinds import BUDGETS, LEASES, NODES
-from gpuhealth.kube.watching import Changed, Event, Listed, watch
+from gpuhealth.kube.watching import WatchChanged, WatchEvent, WatchListed, watch
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import SlotHolder
 
@@ -67,7 +67,7 @@ CALLS: list[Callable[[Client], Awaitable[Any]]] = [
     lambda client: client.create(NODES, {"metadata": {"name": "n"}}),
     lambda client: client.replace(NODES, "n", NODE),
     lambda client: client.patch(NODES, "n", {}),
-    lambda client: client.apply(NODES, "n", {}, manager="m"),
+    lambda client: client.patch(NODES, "n", {}, subresource="status"),
     lambda client: client.list(NODES, labels="a=b"),
 ]
 
@@ -127,15 +127,15 @@ def test_a_watch_that_tells_nonsense(plane: ControlPlane, pool: Any) -> None:
     async def run() -> None:
         async with in_the_way(plane) as (page, client):
             page.body = json.dumps({"kind": "NodeList", "metadata": {"resourceVersion": "1"}, "items": [NODE]}).encode()
-            async with aclosing(watch(client, NODES, slim=partial(object_of, NODES))) as events:
-                assert isinstance(await anext(events), Listed)
+            async with aclosing(watch(client, NODES, parse=partial(object_of, NODES))) as events:
+                assert isinstance(await anext(events), WatchListed)
                 for line in lines:
                     page.body, asked = good + b"\n" + line + b"\n", page.asked
                     async with asyncio.timeout(120):
-                        event: Event = await anext(events)
+                        event: WatchEvent = await anext(events)
                         while page.asked < asked + 2:
                             event = await anext(events)
-                        while not isinstance(event, Changed):
+                        while not isinstance(event, WatchChanged):
                             event = await anext(events)
                     assert event.item == NODE
 
@@ -194,6 +194,6 @@ def test_any_answer(standing: tuple[asyncio.Runner, Page, Client], answer: Any, 
         for doing in (SlotHolder(client, "gpuhealth", "n").acquire({}, "xid.79"), writer(client, "n").apply(SICK)):
             with suppress(ApiError):
                 await doing
-        assert (await Evictor(client).evict("a", "b", "c")).outcome in set(Outcome)
+        assert (await Evictor(client).evict("a", "b", "c")).outcome in set(EvictionOutcome)
 
     runner.run(calls())

@@ -175,7 +175,7 @@ def test_nothing_is_sent_by_one_that_does_not_lead(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
             leads = False
             for task in tasks:
-                with pytest.raises(NotLeadingError, match="does not lead: the request was not sent"):
+                with pytest.raises(NotLeadingError, match="request not sent: this process is not the leader"):
                     await task
             with pytest.raises(NotLeadingError):
                 await follow(client)

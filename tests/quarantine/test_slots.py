@@ -12,7 +12,7 @@ from testing.cluster_objects import Pool, finding, verdict
 
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.selectors import matches, written
+from gpuhealth.kube.selectors import matches, query_text
 from gpuhealth.quarantine.slots.budget import Limit, SlotSet, limit_of, slot_sets
 from gpuhealth.quarantine.slots.holder import NO_BUDGET, Admitted, Blocked, SlotHolder
 from gpuhealth.quarantine.target import Desired
@@ -66,7 +66,7 @@ def test_every_limit_is_a_set() -> None:
 def test_selectors(plane: ControlPlane, pool: Pool, selector: dict[str, Any], chosen: bool, text: str) -> None:
     """We choose the nodes that the API server chooses for the same selector."""
     assert matches(selector, {"a": "1"}) is chosen
-    assert written(selector) == text
+    assert query_text(selector) == text
     pool.node(labels={"a": "1"})
     query = ",".join(filter(None, [f"pool={pool.name}", text])).replace(" ", "%20").replace("!", "%21")
     assert bool(plane.request("GET", f"/api/v1/nodes?labelSelector={query}")["items"]) is chosen

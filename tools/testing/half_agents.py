@@ -24,8 +24,8 @@ from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.connection import Query, configuration
 from gpuhealth.kube.errors import AlreadyExistsError
 from gpuhealth.kube.kinds import LEASES, NODES
-from gpuhealth.kube.selectors import written
-from gpuhealth.kube.watching import Changed, Event, Listed, watch
+from gpuhealth.kube.selectors import query_text
+from gpuhealth.kube.watching import WatchChanged, WatchEvent, WatchListed, watch
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import record, taints
 from gpuhealth.quarantine.reconciler import NodeReconciler
@@ -186,7 +186,7 @@ async def fleet(plane: ControlPlane, kubeconfig: Path, count: int, *, in_turn: b
     ):
         nodes = await make_nodes(plane, count)
         async with (
-            history.following(observer, written({"matchLabels": LABELS}), BUDGET),
+            history.following(observer, query_text({"matchLabels": LABELS}), BUDGET),
             running(client, nodes) as halves,
         ):
             yield Fleet(client, halves, history)
@@ -248,14 +248,14 @@ def _exists(_: Object) -> bool:
     return True
 
 
-async def _follow(events: AsyncGenerator[Event], counts: Callable[[Object], bool], history: list[Moment]) -> None:
+async def _follow(events: AsyncGenerator[WatchEvent], counts: Callable[[Object], bool], history: list[Moment]) -> None:
     members: set[str] = set()
     async with aclosing(events) as following:
         async for event in following:
             match event:
-                case Listed(items):
+                case WatchListed(items):
                     members = {item["metadata"]["name"] for item in items if counts(item)}
-                case Changed(kind, item):
+                case WatchChanged(kind, item):
                     name = item["metadata"]["name"]
                     (members.add if kind != "DELETED" and counts(item) else members.discard)(name)
                 case _:

@@ -14,10 +14,10 @@ from gpuhealth.controller.drain import DrainContext, DrainStatus, NodeDrain, cha
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.fleet import views
-from gpuhealth.kube.client import backoff, patience
+from gpuhealth.kube.client import backoff, retry_delay
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
-from gpuhealth.kube.eviction import Evictor, Outcome
+from gpuhealth.kube.eviction import EvictionOutcome, Evictor
 from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.rate_limiter import RateLimiter
@@ -86,7 +86,7 @@ class DrainController(Duty):
             try:
                 return await NodeDrain(node, self._drain_context).run()
             except ApiError as error:
-                pause = max(_MIN_RETRY_SECONDS, patience(error, failures, longest=_MAX_RETRY_SECONDS))
+                pause = max(_MIN_RETRY_SECONDS, retry_delay(error, failures, longest=_MAX_RETRY_SECONDS))
                 log.warning("drain failed, retrying", node=node, error=str(error), retry_in=round(pause, 1))
             except Exception:  # an error in one drain must not end the others; it is logged
                 pause = max(_MIN_RETRY_SECONDS, backoff(failures, longest=_MAX_RETRY_SECONDS))
@@ -132,7 +132,7 @@ class DrainController(Duty):
 
     def counters(self) -> Iterator[Metric]:
         """Evictions and deletions by outcome; each outcome from the start, since a rate needs its zero."""
-        results = [(outcome, self.status.evictions[outcome]) for outcome in Outcome]
+        results = [(outcome, self.status.evictions[outcome]) for outcome in EvictionOutcome]
         text = "Evictions and deletions of pods that drains have tried"
         yield family(names.DRAIN_EVICTIONS, results)
 

@@ -1,4 +1,4 @@
-"""QuarantineBudgets as agent and controller read them: whom they select, and the sets of slots that they have. Pure."""
+"""Reads QuarantineBudgets: the nodes they select, and their sets of slots. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SET_LABEL = f"{GROUP}/slot-set"
 
 
 class Limit(enum.StrEnum):
-    """What a set of slots bounds, by the name of its field in the budget."""
+    """The limits of a budget, by the names of their fields; each has a set of slots."""
 
     UNAVAILABLE = "maxUnavailable"
     PER_WINDOW = "maxPerWindow"

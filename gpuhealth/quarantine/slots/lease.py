@@ -1,4 +1,4 @@
-"""The Leases that budget slots are: read whatever somebody has written in one, and the requests that change them."""
+"""The Leases of budget slots: how they are read, and the requests that take, renew and release them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOLDER_LABEL = f"{GROUP}/node"
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot that is held, as its Lease says."""
+    """A slot that is held, by its Lease."""
 
     name: str
     budget: str
@@ -47,14 +47,14 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_slot(lease: Object) -> Slot:
-    """Read the Lease of a slot, whatever somebody has written in it."""
+    """Read the Lease of a slot. Never raises: what cannot be read makes it a slot that is taken, with a `fault`."""
     metadata = lease["metadata"]
     spec, labels = _dict(lease.get("spec")), _dict(metadata.get("labels"))
     budget = str(labels.get(BUDGET_LABEL) or metadata["name"].partition(".")[0])
     holder, lasts, expires, fault = spec.get("holderIdentity"), spec.get("leaseDurationSeconds") or 0, None, ""
     if not isinstance(holder, str) or not holder:
         holder, fault = "", "it names no holder"
-    if "." not in metadata["name"].rpartition(".")[0]:  # one of maxUnavailable: somebody else has given it a duration
+    if "." not in metadata["name"].rpartition(".")[0]:  # of maxUnavailable: somebody else has set a duration
         lasts = 0
     elif not isinstance(lasts, int) or lasts < 0:
         lasts, fault = 0, f"its duration is {lasts!r}"
@@ -62,7 +62,7 @@ def read_slot(lease: Object) -> Slot:
         try:
             expires = _renew_time(lease) + timedelta(seconds=lasts)
         except (ValueError, OverflowError) as error:
-            fault = f"it is not known when it expires: {error}"
+            fault = f"its expiry is unknown: {error}"
     return Slot(
         name=metadata["name"], budget=budget, holder=holder, seconds=lasts, expires=expires, fault=fault, lease=lease
     )
@@ -77,7 +77,7 @@ def _renew_time(lease: Object) -> datetime:
     try:
         time = datetime.fromisoformat(str(text))
     except ValueError:
-        raise ValueError(f"renewTime {text!r} is no time") from None
+        raise ValueError(f"renewTime {text!r} is no valid time") from None
     if time.tzinfo is None:
         raise ValueError(f"renewTime {text!r} has no time zone")
     return time
@@ -151,16 +151,16 @@ class SlotStore:
         return read_slot(await self._client.replace(LEASES, slot.name, lease, self._namespace))
 
     async def release(self, name: str, *, uid: str, version: str) -> None:
-        """Release a slot by deleting this version of its Lease: a slot that somebody took over meanwhile stays.
+        """Release a slot by deleting this version of its Lease: a slot taken over meanwhile stays.
 
         Raises ConflictError where it was changed, NotFoundError where it is gone.
         """
         await self._client.delete(LEASES, name, self._namespace, uid=uid, resource_version=version)
 
-    # --- for nodes whose agent does not do it itself ------------------------------------------------------------------
+    # --- by the controller, in the name of nodes -----------------------------------------------------------------------
 
     async def reserve(self, slot_set: SlotSet, name: str, node: str) -> bool:
-        """Take a free slot in the name of a node; False where somebody else was quicker."""
+        """Take a free slot in the name of a node; False if it was taken meanwhile."""
         try:
             await self.take(slot_set, name, f"{RESERVED_PREFIX}{node}", datetime.now(UTC))
         except AlreadyExistsError:
