@@ -180,7 +180,7 @@ def test_columns(cluster: Cluster) -> None:
             for node in (out, held):
                 await NodeWriter(client, Settings(), node).apply(SICK)
             await until(lambda: status(cluster).get("blocked") == 1 and status(cluster)["used"] == 1)
-            accept = "application/json;as=ObjectStore;v=v1;g=meta.k8s.io"
+            accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
             table = await client.request("GET", BUDGETS.path(cluster.name), accept=accept)
             return dict(
                 zip([each["name"] for each in table["columnDefinitions"]], table["rows"][0]["cells"], strict=True)
