@@ -34,10 +34,12 @@ from gpuhealth.monitors.node_probe import NodeProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError, StaleLibrary
 from gpuhealth.monitors.nvidia.release import DriverRelease
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.quarantine.marks import RELEASE_REQUESTS, Act, Desired, Override, fleet_findings, restored
+from gpuhealth.quarantine.marks import RELEASE_REQUESTS, Override, fleet_findings, restored
 from gpuhealth.quarantine.own_node import OwnNode
-from gpuhealth.quarantine.reconciler import Keeper
+from gpuhealth.quarantine.reconciler import NodeReconciler
 from gpuhealth.quarantine.report import Facts, Gpu, Inventory
+from gpuhealth.quarantine.target import Desired
+from gpuhealth.quarantine.writer import AppliedAction
 from gpuhealth.runtime import supervisor as tasks
 from gpuhealth.runtime.clock import Now, SteadyClock, wall_clock
 from gpuhealth.runtime.journal import Entry, JournalWriter, Repeats, entry_of
@@ -109,10 +111,10 @@ class Agent:
         self.journal: JournalWriter
         self._preflight_due = False  # the node is to be closed until it has passed its first tests once more
         self._recall()
-        self.keeper = Keeper(
+        self.keeper = NodeReconciler(
             self._marks_wanted,
             node_changed=self._node_changed,
-            on_act=self._note_act,
+            on_action=self._note_act,
             observer=self._count_call,
             now=self.clock,
         )
@@ -164,7 +166,7 @@ class Agent:
     def _has_changed(self) -> None:
         self.version += 1
         self.updated.set()
-        self.keeper.changed()
+        self.keeper.trigger()
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
@@ -297,9 +299,15 @@ class Agent:
             verdict = msgspec.structs.replace(verdict, verdict=State.UNKNOWN)
         quarantine = self.findings.quarantine()
         codes = tuple(finding.code for finding in quarantine.findings)
-        return Desired(
-            verdict, codes, quarantine.drain, self.release.current, self._preflight_due, quarantine.causes
-        ), self._facts()
+        desired = Desired(
+            verdict=verdict,
+            quarantine=codes,
+            drain=quarantine.drain,
+            release=self.release.current,
+            preflight=self._preflight_due,
+            causes=quarantine.causes,
+        )
+        return desired, self._facts()
 
     def _node_changed(self, node: OwnNode) -> None:
         """Takes from our Node what people say there."""
@@ -310,7 +318,7 @@ class Agent:
             changes := [*self._recalled(node, readings), *self._ended_by_person(node)]
         ):
             self._publish(changes, readings)
-        if self._preflight_due and node.carries(self.settings.preflight.taint):
+        if self._preflight_due and node.has_taint(self.settings.preflight.taint):
             self._preflight_due = False
             self.journal.note()
         if node.asked:
@@ -323,7 +331,7 @@ class Agent:
         """What the controller says of our GPUs."""
         if not self.settings.kubernetes.enabled:
             return NOT_SUPPORTED
-        node = self.keeper.writer.node if self.keeper.writer else None
+        node = self.keeper.node
         return fleet_findings(node.annotations) if node and node.known else _NOT_IN_TOUCH
 
     def _recalled(self, node: OwnNode, readings: NodeReadings) -> list[Change]:
@@ -340,7 +348,7 @@ class Agent:
         now, when = self.clock(), restored(node.annotations)
         trusted = {REQUIRED.name, MEMORY_LOST.name}
         if node.override is not Override.HEALTHY:
-            trusted &= set(node.released)
+            trusted &= set(node.dismissed)
         changes = [change for code in sorted(trusted) for change in self.findings.dismiss(code, now)]
         return changes + (self.findings.restore(when, now) if when else [])
 
@@ -352,7 +360,7 @@ class Agent:
     def _count_call(self, method: str, status: int) -> None:
         self.counts.api_calls[method, status] += 1
 
-    def _note_act(self, act: Act) -> None:
+    def _note_act(self, act: AppliedAction) -> None:
         log.info(
             "node updated" if act.done else "node update skipped (observe)",
             kind=act.kind,
@@ -433,7 +441,7 @@ class Agent:
         self.probe.nvml.configure(settings.nvml)
         self.findings.configure(self.settings, self._node_labels)
         self._settings_changed.set()
-        self.keeper.changed()
+        self.keeper.trigger()
         log.info("configuration reloaded", file=str(self._file.path))
 
 

@@ -132,7 +132,7 @@ class _NodeMetrics:
             [(check, when.timestamp()) for check, when in agent.findings.measured.last_measured().items()],
         )
         yield gauge("agent_judge_seconds", "Time that all checks of the last round took", [], [(agent.check_seconds,)])
-        blocked = agent.keeper.writer.blocked if agent.keeper.writer else None
+        blocked = agent.keeper.status.blocked
         yield gauge(
             "quarantine_blocked",
             "1 while a limit of a budget leaves no slot for this node, or none can be sought (limit error)",
@@ -158,7 +158,7 @@ class _NodeMetrics:
         yield counter("agent_journal_errors", "Journal writes that failed", [], [(agent.journal.errors,)])
         api = [(method, status, value) for (method, status), value in counts.api_calls.items()]
         yield counter("kube_requests", "Requests to the API server; status 0: no answer", ["method", "status"], api)
-        unreadable = agent.keeper.writer.unreadable if agent.keeper.writer else {}
+        unreadable = agent.keeper.status.unreadable
         text = "Objects of the API server, each version once, that could not be read"
         yield counter("agent_unreadable_objects", text, ["kind"], unreadable.items())
         yield gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(agent.config_valid,)])

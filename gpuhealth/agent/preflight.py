@@ -33,7 +33,8 @@ from gpuhealth.monitors.node_probe import boot_id
 from gpuhealth.monitors.nvidia.devices import KernelModuleProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.quarantine import preflight_taint as marks
-from gpuhealth.quarantine.marks import FAILED, summary
+from gpuhealth.quarantine.condition import summary
+from gpuhealth.quarantine.preflight_taint import FAILED
 from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 

@@ -72,11 +72,11 @@ async def annotate(client: Client, name: str, **notes: str | None) -> None:
 
 def ways_out(node: dict[str, Any]) -> str:
     """What to say of a node whose agent will not act on what was asked of it; nothing if it will."""
-    from gpuhealth.quarantine.marks import SILENT, condition
+    from gpuhealth.quarantine.marks import AGENT_UNREACHABLE, condition
 
     said = condition(node)
     if said is None:
         return "no agent has ever spoken of this node: nothing will come of it until one runs there"
-    if said.get("reason") == SILENT:
+    if said.get("reason") == AGENT_UNREACHABLE:
         return "the agent on this node is silent: nothing will come of it until it is back; kubectl cordon works now"
     return ""

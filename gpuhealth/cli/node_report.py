@@ -18,7 +18,7 @@ from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
-from gpuhealth.quarantine.marks import condition, labels, notes, taints, unschedulable
+from gpuhealth.quarantine.marks import annotations_of, condition, labels, taints, unschedulable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +71,11 @@ async def ask(client: Client, name: str) -> Known:
         labels(node).get(STATE_LABEL, ""),
         next((taint.get("value", "") for taint in taints(node) if taint["key"] == TAINT), ""),
         unschedulable(node),
-        {key.removeprefix(f"{GROUP}/"): value for key, value in notes(node).items() if key.startswith(f"{GROUP}/")},
+        {
+            key.removeprefix(f"{GROUP}/"): value
+            for key, value in annotations_of(node).items()
+            if key.startswith(f"{GROUP}/")
+        },
         budgets,
         report,
         sorted(events, key=lambda event: event["lastTimestamp"] or "")[-_LAST_EVENTS:],

@@ -20,7 +20,15 @@ from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
 from gpuhealth.kube.objects import Time, labels_of, parse_time, text_of
 from gpuhealth.kube.selectors import checked
-from gpuhealth.quarantine.marks import condition, is_out, is_ready, notes, override, unknown_record, unschedulable
+from gpuhealth.quarantine.marks import (
+    annotations_of,
+    condition,
+    is_out,
+    is_ready,
+    override,
+    unreadable_record,
+    unschedulable,
+)
 from gpuhealth.quarantine.slots.budget import slot_sets
 from gpuhealth.quarantine.slots.lease import RESERVED_PREFIX, read_slot
 from gpuhealth.quarantine.state import NodeState
@@ -173,14 +181,14 @@ def node_view(item: Object) -> NodeView:
         key=name_of(item),
         labels=labels,
         tainted=TAINT in keys,
-        out=is_out(item) or (TAINT in keys and bool(unknown_record(item))),
+        out=is_out(item) or (TAINT in keys and bool(unreadable_record(item))),
         ready=is_ready(item),
         cordoned=unschedulable(item),
         condition_reason=sys.intern((condition(item) or {}).get("reason", "")),
         # Where the settings name another key, only the label shows it.
         preflight=PREFLIGHT_TAINT in keys or labels.get(STATE_LABEL) == NodeState.PREFLIGHT,
         overridden=override(item) is not None,
-        fleet_findings=text_of(notes(item).get(FLEET_FINDINGS)),
+        fleet_findings=text_of(annotations_of(item).get(FLEET_FINDINGS)),
         gpus=_count((item.get("status", {}).get("allocatable") or {}).get(GPU, 0)),
     )
 

@@ -1,46 +1,35 @@
-"""Our own Node: followed by a watch, and what is written on it by us and by others, as last seen."""
+"""Our own Node as last seen: followed by a watch, and updated by the answers to our own writes."""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 
 from gpuhealth.kube.client import Client, Object, object_of
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.watching import Broken, Changed, Listed, Resumed, Unreadable, watch
 from gpuhealth.model.causes import Cause
-from gpuhealth.quarantine.marks import (
-    Override,
-    Record,
-    causes,
-    has_taint,
-    labels,
-    notes,
-    override,
-    record,
-    release_requests,
-    released,
-    taints,
-    whole,
-)
+from gpuhealth.quarantine import marks
+from gpuhealth.quarantine.marks import Override, QuarantineRecord
 
 
 class OwnNode:
-    """The Node of this machine. One task follows it; any may look."""
+    """The Node of this machine. One task follows it; any may read it."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, on_change: Callable[[], None] = lambda: None) -> None:
+        """`on_change` is called after every event of the watch."""
         self.name = name
         self.asked = False  # whether the API server has been asked for it, with or without an answer
-        self.following = False  # whether what is known of it is as new as a watch can tell
-        self.changed = asyncio.Event()  # set by every change of it; for the agent to wait on and clear
+        self.following = False  # whether `latest` is as new as a watch can make it
         self.latest: Object | None = None
         self._client = client
+        self._on_change = on_change
 
     async def follow(self) -> None:
-        """Follow it until cancelled; raises only what waiting does not mend, such as ForbiddenError."""
+        """Watch it until cancelled. Raises only what waiting does not mend, such as ForbiddenError."""
         try:
-            chosen, noted = f"metadata.name={self.name}", self._client.unreadable.count
-            follow = watch(self._client, NODES, fields=chosen, slim=_readable, noted=noted, paged=False)
+            fields, noted = f"metadata.name={self.name}", self._client.unreadable.count
+            follow = watch(self._client, NODES, fields=fields, slim=_readable, noted=noted, paged=False)
             async with aclosing(follow) as events:
                 async for event in events:
                     self.asked = True
@@ -49,7 +38,7 @@ class OwnNode:
                             self.following = not unreadable
                             if not unreadable:
                                 self._listed(items)
-                        case Unreadable():  # what is known of it is old from now on: it is asked for instead
+                        case Unreadable():  # what is known of it is old from now on: `current` reads it instead
                             self.following = False
                         case Changed("DELETED", _):
                             self.latest = None
@@ -58,16 +47,16 @@ class OwnNode:
                             self.see(item)
                         case Broken() | Resumed():
                             self.following = isinstance(event, Resumed)
-                    self.changed.set()
+                    self._on_change()
         finally:
             self.following = False
 
     async def current(self) -> Object:
-        """The Node as it is; asked for where no watch tells. Raises ApiError."""
+        """The Node as it is, read where no watch follows it. Raises ApiError."""
         return self.latest if self.following and self.latest is not None else await self.read()
 
     async def read(self) -> Object:
-        """The Node as the API server knows it now. Raises ApiError."""
+        """The Node as the API server has it now. Raises ApiError."""
         node = await self._client.get(NODES, self.name)
         self.see(node)
         return node
@@ -77,7 +66,7 @@ class OwnNode:
 
         Raises AnswerError for what cannot be read as a Node.
         """
-        whole(node)
+        marks.check_readable(node)
         known = self.latest
         if known is not None and known["metadata"]["uid"] == node["metadata"]["uid"]:
             versions = [known["metadata"]["resourceVersion"], node["metadata"]["resourceVersion"]]
@@ -93,46 +82,46 @@ class OwnNode:
     @property
     def labels(self) -> dict[str, str]:
         """Its labels, as last seen."""
-        return labels(self.latest) if self.latest else {}
+        return marks.labels(self.latest) if self.latest else {}
 
     @property
     def annotations(self) -> dict[str, str]:
         """Its annotations, as last seen."""
-        return notes(self.latest) if self.latest else {}
+        return marks.annotations_of(self.latest) if self.latest else {}
 
     @property
     def taints(self) -> list[Object]:
         """Its taints, as last seen."""
-        return taints(self.latest) if self.latest else []
+        return marks.taints(self.latest) if self.latest else []
 
-    def carries(self, key: str) -> bool:
+    def has_taint(self, key: str) -> bool:
         """Whether it has, as last seen, a taint of that key."""
-        return self.latest is not None and has_taint(self.latest, key)
+        return self.latest is not None and marks.has_taint(self.latest, key)
 
     @property
     def override(self) -> Override | None:
-        """What a person has said of our node."""
-        return override(self.latest) if self.latest else None
+        """The override that a person has annotated."""
+        return marks.override(self.latest) if self.latest else None
 
     @property
-    def released(self) -> tuple[str, ...]:
+    def dismissed(self) -> tuple[str, ...]:
         """The codes whose quarantine a person has ended."""
-        return released(self.latest) if self.latest else ()
+        return marks.dismissed_codes(self.latest) if self.latest else ()
 
     @property
-    def record(self) -> Record | None:
+    def record(self) -> QuarantineRecord | None:
         """What we have put on it, as last seen."""
-        return record(self.latest) if self.latest else None
+        return marks.record(self.latest) if self.latest else None
 
     @property
     def causes(self) -> tuple[Cause, ...]:
-        """Why it is out of service by our hand, as its record says."""
-        return causes(self.latest) if self.latest else ()
+        """Why it is out of service by our action, as its record says."""
+        return marks.causes(self.latest) if self.latest else ()
 
     @property
     def release_requests(self) -> tuple[str, ...] | None:
-        """Who asks us on our Node to let go of the driver; None while the Node has not been seen."""
-        return release_requests(self.latest) if self.latest else None
+        """For which reasons the Node asks us to release the driver; None while it has not been seen."""
+        return marks.release_requests(self.latest) if self.latest else None
 
     def _listed(self, nodes: list[Object]) -> None:
         if nodes:
@@ -142,4 +131,4 @@ class OwnNode:
 
 
 def _readable(item: Object) -> Object:
-    return whole(object_of(NODES, item))
+    return marks.check_readable(object_of(NODES, item))

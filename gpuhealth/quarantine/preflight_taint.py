@@ -9,9 +9,12 @@ from __future__ import annotations
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.kinds import STATE_LABEL
 from gpuhealth.kube.patches import Operation, pointer, remove_unchanged, replace_unchanged
-from gpuhealth.quarantine.marks import FAILED, labels, taints
+from gpuhealth.quarantine.marks import labels, taints
 from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.quarantine.state_label import label_patch
+
+PENDING, FAILED = "pending", "failed"
+"""Values of the taint: the node has to be tested, and it has failed its tests."""
 
 
 def value(node: Object, key: str) -> str | None:

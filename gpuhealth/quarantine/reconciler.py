@@ -1,4 +1,4 @@
-"""Keeps our Node marked as the agent wants it, through outages and changes of the Node by others."""
+"""Reconciles our Node with the agent's findings, through outages and changes of the Node by others."""
 
 from __future__ import annotations
 
@@ -7,62 +7,90 @@ import contextlib
 from collections.abc import Callable
 from datetime import datetime
 
+import msgspec
 import structlog
 
 from gpuhealth.kube.client import Client, Observer, patience
 from gpuhealth.kube.errors import ApiError, NoConfigurationError
-from gpuhealth.quarantine.marks import Act, Desired
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts
-from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.quarantine.slots.holder import Blocked
+from gpuhealth.quarantine.target import Desired
+from gpuhealth.quarantine.writer import AppliedAction, NodeWriter
 from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
 
-class Keeper:
-    """The agent's hand in the cluster: told that something has changed, it asks what is wanted and makes it so."""
+class QuarantineStatus(msgspec.Struct, frozen=True):
+    """The state of the reconciliation, for metrics."""
+
+    blocked: Blocked | None = None  # why the node stays in service although it should be out
+    unreadable: dict[str, int] = {}  # objects of the API server that could not be read, by kind
+
+
+class NodeReconciler:
+    """On every change asks what is desired and applies it to our Node, one pass at a time.
+
+    One task runs it; `trigger` and the properties may be used by any task of the same event loop.
+    """
 
     def __init__(
         self,
-        wanted: Callable[[], tuple[Desired, Facts] | None],
+        desired: Callable[[], tuple[Desired, Facts] | None],
         *,
         node_changed: Callable[[OwnNode], None],
-        on_act: Callable[[Act], None],
+        on_action: Callable[[AppliedAction], None],
         observer: Observer,
         now: Callable[[], datetime],
     ) -> None:
-        """`wanted` gives None while nothing is known yet; `node_changed` is told whenever our Node may have changed."""
-        self._wanted = wanted
+        """`desired` returns None while nothing is known yet. `node_changed` is called whenever our Node may have
+        changed, before `desired`."""
+        self.node: OwnNode | None = None  # once there is a client
+        self._desired = desired
         self._node_changed = node_changed
-        self._on_act = on_act
+        self._on_action = on_action
         self._observer = observer
         self._now = now
-        self._changed = asyncio.Event()
+        self._triggered = asyncio.Event()
         self._failures = 0
         self._retry_in = 0.0  # seconds, after a failure
-        self.writer: NodeWriter | None = None
+        self._client: Client | None = None
+        self._writer: NodeWriter | None = None
 
-    def changed(self) -> None:
-        """Something may have to be written."""
-        self._changed.set()
+    @property
+    def status(self) -> QuarantineStatus:
+        """The state of the reconciliation, as of now."""
+        if self._client is None or self._writer is None:
+            return QuarantineStatus()
+        return QuarantineStatus(self._writer.blocked, dict(self._client.unreadable.counts))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything desired is written, and nothing has changed since."""
+        return self._writer is not None and self._writer.is_settled and not self._triggered.is_set()
+
+    def trigger(self) -> None:
+        """Have a pass done soon: what is desired may have changed."""
+        self._triggered.set()
 
     async def run(self, settings: Settings) -> None:
-        """Marks the Node until cancelled. Without a cluster it says so once, and waits."""
+        """Reconcile until cancelled. Without a cluster configuration, which is logged once, only wait."""
         where = settings.kubernetes
         async with Client.from_kubeconfig(where.kubeconfig, where.context, observer=self._observer) as client:
             try:
-                await self.keep(client, settings)
+                await self.run_with(client, settings)
             except NoConfigurationError as error:
                 log.warning("no cluster configuration: node not marked", reason=str(error))
                 await asyncio.Event().wait()
 
-    async def keep(self, client: Client, settings: Settings) -> None:
-        """The same through a given client."""
-        writer = NodeWriter(client, settings, settings.node_name, on_act=self._on_act, now=self._now)
-        self.writer, writer.node.changed = writer, self._changed
-        following = asyncio.create_task(writer.node.follow())
+    async def run_with(self, client: Client, settings: Settings) -> None:
+        """Reconcile through a given client until cancelled. Raises NoConfigurationError."""
+        node = OwnNode(client, settings.node_name, on_change=self._triggered.set)
+        writer = NodeWriter(client, settings, node, on_action=self._on_action, now=self._now)
+        self._client, self._writer, self.node = client, writer, node
+        following = asyncio.create_task(node.follow())
         try:
             while True:
                 await self._once(writer)
@@ -70,16 +98,14 @@ class Keeper:
             await end([following])
 
     async def _once(self, writer: NodeWriter) -> None:
-        # After a failure we come back by ourselves; news that come meanwhile are not kept waiting.
+        """Do a pass when one is triggered, or due for the writer or after a failure."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._retry_in if self._failures else writer.retry_in):
-                await self._changed.wait()
-        self._changed.clear()
+                await self._triggered.wait()
+        self._triggered.clear()
         try:
-            await self._look_and_mark(writer)
+            await self._reconcile(writer)
             self._failures = 0
-        except NoConfigurationError:
-            raise
         except ApiError as error:
             raise_if_cancelled()
             self._failures += 1
@@ -88,11 +114,11 @@ class Keeper:
                 "node update failed", error=str(error), failures=self._failures, retry_in=round(self._retry_in, 1)
             )
 
-    async def _look_and_mark(self, writer: NodeWriter) -> None:
-        """What is wanted depends on what stands on the Node, so the Node is looked at first."""
+    async def _reconcile(self, writer: NodeWriter) -> None:
+        """Read the Node first: what is desired depends on what stands there."""
         try:
-            node = await writer.node.current() if self._wanted() is not None else None
+            node = await writer.node.current() if self._desired() is not None else None
         finally:
             self._node_changed(writer.node)
-        if node is not None and (wanted := self._wanted()) is not None:
-            await writer.apply(*wanted, node=node, patient=True)
+        if node is not None and (desired := self._desired()) is not None:
+            await writer.apply(*desired, node=node, defer_status=True)

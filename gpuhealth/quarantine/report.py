@@ -22,7 +22,7 @@ from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.burnin_results.readings import BurninRun
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine import report_burnins as tested
-from gpuhealth.quarantine.marks import REFRESH, by_severity
+from gpuhealth.quarantine.condition import REFRESH, by_severity
 
 MAX_FINDINGS = 500
 """An object may have 1.5 MB; a node with more findings than this has said enough."""

@@ -1,19 +1,20 @@
-"""What the agent wants of the cluster, made so: level-triggered, in one order, and only as many writes as are needed.
+"""Applies the desired marks to our Node: level-triggered, in one order, and with only as many writes as are needed.
 
-`apply` looks at the Node as it is and at what should be, and writes the difference: a place in the budget, then taint,
-cordon and label in one request, then the condition, Events and the report. If the API server is away it raises, and
-the caller calls again later with what is wanted then; what was done already is found done. At steady state the watch
-of our own Node (`own_node`) is all the traffic there is.
+`apply` compares the Node as it is with how it should look, and writes the difference: budget slots, then taint, cordon
+and label in one request, then condition, Events and report. If the API server is away it raises, and the caller calls
+again later with what is desired then; what is done already is found done. In a steady state the watch of our own Node
+(`own_node`) is all the traffic there is.
 
-The taint is what keeps work off a bad node; the rest tells of it. When many nodes fail at once, the telling of the
-first would hold up the taints of the last: a `patient` writer tells later, the longer the slower the API server is.
+The taint is what keeps work off a bad node; the rest is informational. When many nodes fail at once, status writes for
+the first ones would delay the taints of the last: with `defer_status` they come later, the later the slower the API
+server is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 import msgspec
@@ -21,92 +22,101 @@ import msgspec
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
-from gpuhealth.kube.kinds import NODES, QUARANTINE, STATE_LABEL
-from gpuhealth.model.verdict import State
+from gpuhealth.kube.kinds import CONDITION, NODES, QUARANTINE
 from gpuhealth.monitors.burnin_results.checks import REQUIRED
+from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, condition_patch, is_due
 from gpuhealth.quarantine.marks import (
-    BY_PERSON,
-    MESSAGE_LIMIT,
-    Act,
-    Desired,
-    Marks,
+    MANUAL,
     Override,
-    Patches,
-    all_codes,
+    annotations_of,
     condition,
-    ended_by_person,
+    dismissed_codes,
+    ended_manually,
     has_taint,
     is_out,
     labels,
-    notes,
     out_of_service,
     override,
-    patches,
     record,
-    released,
-    summary,
-    unknown_record,
-    wanted_codes,
+    unreadable_record,
 )
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts, Quarantine, Report, status_of
 from gpuhealth.quarantine.slots.holder import Blocked, SlotHolder
 from gpuhealth.quarantine.slots.manager import SlotManager
-from gpuhealth.quarantine.state import agent_event, next_state, state_of
+from gpuhealth.quarantine.target import (
+    Action,
+    Desired,
+    NodeChange,
+    NodeMarks,
+    is_admitted,
+    marks_in_service,
+    node_change,
+    requested_codes,
+    target_marks,
+)
 from gpuhealth.runtime.settings import Settings
 
-CONFLICTS = 5
+MAX_CONFLICTS = 5
 DEADLINE = 60.0
-PATIENCE = 2.0
-LONGEST_PATIENCE = 30.0
-"""A writer that has marked its Node tells of it within this many times the time that the marking took, in seconds at
-the most: twenty milliseconds on a server that has nothing else to do."""
+"""Seconds for all requests of one pass."""
+DEFERRAL_FACTOR = 2.0
+MAX_DEFERRAL = 30.0
+"""Condition, Events and report may be written within this many times the time that marking the Node took, in seconds at
+most: twenty milliseconds on a server that has nothing else to do."""
 
 
-def _nothing(_: Act) -> None:
-    pass
+class AppliedAction(msgspec.Struct, frozen=True, kw_only=True):
+    """One action of a pass."""
+
+    kind: str  # as of an Action
+    target: str
+    detail: str
+    time: datetime
+    done: bool = True  # False in mode observe and in a dry run: it would have been done
 
 
-class Sent(msgspec.Struct, frozen=True):
-    """A request that was sent to the Node."""
+class PendingPatch(msgspec.Struct, frozen=True):
+    """A patch of the Node that was sent, and whose answer has not been seen yet."""
 
-    changes: Patches
-    marks: Marks
-    ended_by_person: bool
+    change: NodeChange
+    marks: NodeMarks
+    ended_manually: bool
 
 
 class NodeWriter:
-    """The one who writes about our node."""
+    """Writes our Node's taint, cordon, label, condition, Events and report. One pass at a time."""
 
     def __init__(
         self,
         client: Client,
         settings: Settings,
-        node_name: str,
+        node: OwnNode,
         *,
         dry_run: bool = False,
-        on_act: Callable[[Act], None] = _nothing,
+        on_action: Callable[[AppliedAction], None] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.node = OwnNode(client, node_name)
+        """`on_action` is called for each action when it is done, even if a later request of the pass fails."""
+        self.node = node
         self._client = client
         self._mode = settings.mode
         self._preflight_taint = settings.preflight.taint
         self._dry_run = dry_run
-        self._on_act = on_act
+        self._on_action = on_action
         self._now = now
         self._lock = asyncio.Lock()
-        self._events = EventRecorder(client, "gpuhealth-agent", node_name, host=node_name, now=now)
-        holder = SlotHolder(client, settings.kubernetes.namespace, node_name)
-        self._slots = SlotManager(holder, self._record_slot, self._queue_event)
-        self._acts: list[Act] = []
-        self._report = Report(client, node_name)
-        self._tell_at = 0.0
-        self._untold = False
-        self._unsure: Sent | None = None  # whether it was done is not known
-        self._sent_record = ""  # that we wrote last, whether or not there was an answer
-        self._judged = ""  # the Node's record, of which whoever wants something knows
-        self._would: list[tuple[str, str, str]] = []
+        self._events = EventRecorder(client, "gpuhealth-agent", node.name, host=node.name, now=now)
+        holder = SlotHolder(client, settings.kubernetes.namespace, node.name)
+        self._slots = SlotManager(holder, self._record, self._queue_event)
+        self._report = Report(client, node.name)
+        self._actions: list[AppliedAction] = []  # of this pass
+        self._status_due_at = 0.0  # by the event loop's clock
+        self._status_pending = False
+        self._pending: PendingPatch | None = None
+        self._written_record = ""  # that we wrote last, whether or not there was an answer
+        self._known_record = ""  # the Node's record when it was decided what is desired
+        self._observed: list[Action] = []  # that would have been done in the last pass
 
     @property
     def blocked(self) -> Blocked | None:
@@ -114,179 +124,151 @@ class NodeWriter:
         return self._slots.blocked
 
     @property
-    def unreadable(self) -> dict[str, int]:
-        """How many objects of the API server could not be read, by kind."""
-        return dict(self._client.unreadable.counts)
-
-    @property
-    def done(self) -> bool:
-        """Whether all that was wanted is done and told: a node that is out looks at its slots now and then, no more."""
-        return not self._untold and self.blocked is None and not self._slots.has_failed
+    def is_settled(self) -> bool:
+        """Whether everything desired is written; a node that is out still checks its slots now and then."""
+        return not self._status_pending and self.blocked is None and not self._slots.has_failed
 
     @property
     def retry_in(self) -> float | None:
-        """Seconds until it is worth calling apply() again, to tell what was done or for slots; None if it is not."""
-        due = [self._tell_at] if self._untold else []
+        """Seconds until apply() has something to do again, for the status or for slots; None if nothing is due."""
+        due = [self._status_due_at] if self._status_pending else []
         due += [] if self._slots.due_at is None else [self._slots.due_at]
         return max(0.0, min(due) - asyncio.get_running_loop().time()) if due else None
 
-    # --- what is made so ----------------------------------------------------------------------------------------------
+    # --- a pass -------------------------------------------------------------------------------------------------------
 
     async def apply(
-        self, desired: Desired, facts: Facts | None = None, *, node: Object | None = None, patient: bool = False
-    ) -> list[Act]:
-        """Make the cluster say what is desired: what was done, or in mode observe and dry run, what would have been.
+        self, desired: Desired, facts: Facts | None = None, *, node: Object | None = None, defer_status: bool = False
+    ) -> list[AppliedAction]:
+        """Write what differs from what is desired; the actions, or what they would be in mode observe and dry run.
 
-        `node` is our Node as it was when that was decided; without it, it is asked for. Raises UnavailableError (or
-        another ApiError) when it could not be done in full; call again. What a budget does not allow, and slots that
-        cannot be sought, are no error: condition, Event and report say so, and `retry_in` when it is tried again. A
-        `patient` one may leave condition, Events and report for later; `retry_in` says when.
+        `node` is our Node as it was when that was decided; without it, it is read. Raises UnavailableError (or another
+        ApiError) when not everything could be done; call again. What a budget does not allow, and slots that cannot be
+        requested, are no error: condition, Event and report say so, and `retry_in` when it is tried again. With
+        `defer_status` condition, Events and report may be left for later; `retry_in` says when.
         """
         async with self._lock:
+            self._actions = []
             try:
                 async with asyncio.timeout(DEADLINE):
                     node = await self.node.current() if node is None else node
-                    self._judged = notes(node).get(QUARANTINE, "")
-                    return await self._apply(node, desired, facts or Facts(), patient=patient)
+                    self._known_record = annotations_of(node).get(QUARANTINE, "")
+                    await self._apply(node, desired, facts or Facts(), defer_status=defer_status)
             except TimeoutError:
                 raise UnavailableError(f"the API server took more than {DEADLINE:g} s in all") from None
+            return self._actions
 
-    async def _apply(self, node: Object, desired: Desired, facts: Facts, *, patient: bool) -> list[Act]:
-        acts = self._acts = list[Act]()
-        self._untold = False
+    async def _apply(self, node: Object, desired: Desired, facts: Facts, *, defer_status: bool) -> None:
+        self._status_pending = False
         if override(node) is Override.UNMANAGED:
             self._slots.suspend()
-            await self._write_report(node, desired, facts, acts)
+            await self._write_report(node, desired, facts)
         elif self._dry_run or self._mode == "observe":
             self._slots.suspend()
-            acts = self._observed(node, desired)
+            self._observe(node, desired)
             if not self._dry_run:
-                await self._write_report(node, desired, facts, acts)
+                await self._write_report(node, desired, facts)
         else:
             loop = asyncio.get_running_loop()
             began = loop.time()
-            node = await self._mark(node, desired, acts)
-            node = await self._settle(node, desired, acts)
-            if acts:  # else nothing was marked
-                longest = min(LONGEST_PATIENCE, PATIENCE * (loop.time() - began))
-                self._tell_at = loop.time() + random.uniform(0.0, longest)  # noqa: S311 - no secret
-            # What nothing is done about is told at once.
-            self._untold = patient and self.blocked is None and loop.time() < self._tell_at
-            if not self._untold:
-                await self._tell(node, desired, facts, acts)
-        return acts
+            node, target = await self._mark(node, desired)
+            node, target = await self._release_slots(node, target, desired)
+            if self._actions:  # else nothing was marked
+                longest = min(MAX_DEFERRAL, DEFERRAL_FACTOR * (loop.time() - began))
+                self._status_due_at = loop.time() + random.uniform(0.0, longest)  # noqa: S311 - no secret
+            # That a node is blocked is reported at once.
+            self._status_pending = defer_status and self.blocked is None and loop.time() < self._status_due_at
+            if not self._status_pending:
+                await self._write_status(node, target)
+                await self._write_report(node, desired, facts)
 
-    async def _mark(self, node: Object, desired: Desired, acts: list[Act]) -> Object:
-        """Write what the Node lacks; read it again when somebody else was quicker."""
-        for attempt in range(CONFLICTS):
-            self._confirm(node, acts)
-            marks = await self._marks(node, desired)
-            changes = patches(node, marks, self._now())
+    def _record(self, kind: str, target: str, detail: str) -> None:
+        """Report an action that was done: the one way in which actions leave the writer."""
+        action = AppliedAction(kind=kind, target=target, detail=detail, time=self._now())
+        self._actions.append(action)
+        self._on_action(action)
+
+    def _observe(self, node: Object, desired: Desired) -> None:
+        """Report what would be done if every budget had a slot; to `on_action` once, not in every pass."""
+        target = self._target(node, desired)
+        planned = [*node_change(node, target, self._now()).actions]
+        if is_due(node, target.condition, self._now()):
+            planned.append(_condition_action(target.condition))
+        would = [
+            AppliedAction(kind=kind, target=name, detail=detail, time=self._now(), done=False)
+            for kind, name, detail in planned
+        ]
+        self._actions += would
+        if planned != self._observed:
+            self._observed = planned
+            for action in would:
+                self._on_action(action)
+
+    # --- taint, cordon and label --------------------------------------------------------------------------------------
+
+    def _target(self, node: Object, desired: Desired) -> NodeMarks:
+        return target_marks(node, desired, cordon=self._mode == "cordon", preflight_taint=self._preflight_taint)
+
+    async def _mark(self, node: Object, desired: Desired) -> tuple[Object, NodeMarks]:
+        """Write the marks that the Node lacks; read it again when somebody else was quicker.
+
+        The Node as it is then, and the marks that it should carry if every budget had a slot for it.
+        """
+        for attempt in range(MAX_CONFLICTS):
+            self._confirm(node)
+            target = self._target(node, desired)
+            marks = await self._allowed(node, target, desired)
             try:
-                return await self._write(node, changes, marks, acts)
+                return await self._write(node, marks), target
             except ConflictError:
-                if attempt == CONFLICTS - 1:
+                if attempt == MAX_CONFLICTS - 1:
                     raise
                 node = await self.node.read()
         raise AssertionError("the last attempt returns or raises")
 
-    async def _marks(self, node: Object, desired: Desired) -> Marks:
-        """What the Node should carry; takes a budget slot if it is to be taken out."""
-        marks, out = self._without_budget(node, desired)
-        if marks.taint is None:
+    async def _allowed(self, node: Object, target: NodeMarks, desired: Desired) -> NodeMarks:
+        """The marks that the budgets allow; takes slots for a node that goes out, and checks those of one that is."""
+        if target.taint is None:
             self._check_record(node)
             self._slots.set_in_service()
-        elif out:
+        elif is_admitted(node, desired):
             await self._slots.check(labels(node))
-        elif not await self._slots.request(labels(node), marks.taint):
-            return self._labelled(node, msgspec.structs.replace(marks, taint=None, cordon=False), desired)
-        return marks
+        elif not await self._slots.request(labels(node), target.taint):
+            return marks_in_service(node, target, desired, preflight_taint=self._preflight_taint)
+        return target
 
     def _check_record(self, node: Object) -> None:
-        """A record that came after it was decided that nothing wants the node out may tell why something does."""
-        ours = notes(node).get(QUARANTINE, "")
-        if is_out(node) and ours not in (self._judged, self._sent_record):
-            raise ConflictError("the Node's record is another than the one that was judged")
+        """A record that appeared after it was decided that nothing wants the node out may say why something does."""
+        known = annotations_of(node).get(QUARANTINE, "")
+        if is_out(node) and known not in (self._known_record, self._written_record):
+            raise ConflictError("the Node's record is not the one that the decision was based on")
 
-    def _without_budget(self, node: Object, desired: Desired) -> tuple[Marks, bool]:
-        """The marks if every budget had room, and whether the node is out by our hand already."""
-        person = override(node)
-        codes, freed = wanted_codes(node, desired)
-        ours = record(node)
-        out = ours is not None and not ended_by_person(node)
-        if ours is not None and ours.code == BY_PERSON and BY_PERSON not in codes:
-            out = False  # it was out by a person's wish: what is left to keep it out needs places like any other
-        if person is Override.HEALTHY or (ours is None and has_taint(node)):  # the latter: out, but not by our hand
-            codes = ()
-        elif ours is not None and out and not codes and desired.verdict.verdict is State.UNKNOWN:
-            codes = (ours.code,)  # silence is no evidence that the fault is gone
-        taint = codes[0] if codes else None
-        status, reason, message = summary(desired.verdict, person, desired.release)
-        if taint == BY_PERSON:
-            reason = "OutOfService" if status == "True" else reason
-            message = f"out of service by a person's wish: {out_of_service(node)}; {message}"[:MESSAGE_LIMIT]
-        preflight = self._preflight_taint if desired.preflight and person is None else None
-        silent = ours is not None and not desired.quarantine and desired.verdict.verdict is State.UNKNOWN
-        causes = ours.causes if ours is not None and silent else desired.causes
-        cordon = taint is not None and self._mode == "cordon"
-        marks = Marks(status, reason, message, None, taint, cordon, freed, preflight, causes)
-        return self._labelled(node, marks, desired), out
-
-    def _labelled(self, node: Object, marks: Marks, desired: Desired) -> Marks:
-        event = agent_event(
-            desired.verdict.verdict,
-            preflight=marks.preflight is not None or has_taint(node, self._preflight_taint),
-            quarantined=marks.taint is not None,
-            declared_healthy=override(node) is Override.HEALTHY,
-        )
-        return msgspec.structs.replace(marks, state=next_state(state_of(labels(node).get(STATE_LABEL)), event))
-
-    async def _write(self, node: Object, changes: Patches, marks: Marks, acts: list[Act]) -> Object:
-        if changes.node is not None:
-            self._unsure = Sent(changes, marks, ended_by_person(node))
-            annotations = changes.node["metadata"].get("annotations") or {}
-            self._sent_record = annotations.get(QUARANTINE) or self._sent_record
-            node = await self._client.patch(NODES, self.node.name, changes.node)
+    async def _write(self, node: Object, marks: NodeMarks) -> Object:
+        change = node_change(node, marks, self._now())
+        if change.body is not None:
+            self._pending = PendingPatch(change, marks, ended_manually(node))
+            new = change.body["metadata"].get("annotations") or {}
+            self._written_record = new.get(QUARANTINE) or self._written_record
+            node = await self._client.patch(NODES, self.node.name, change.body)
             self.node.see(node)
-            self._confirm(node, acts)
+            self._confirm(node)
         return node
 
-    async def _tell(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
-        """Condition, Events and report."""
-        marks, _ = self._without_budget(node, desired)  # the condition says what was found, whatever a budget allows
-        if self.blocked is not None:
-            message = f"{marks.message}; stays in service: {self.blocked.reason}"[:MESSAGE_LIMIT]
-            marks = msgspec.structs.replace(marks, message=message)
-        changes = patches(node, marks, self._now())
-        if changes.status is not None:
-            before = (condition(node) or {}).get("status", "True")
-            node = await self._client.patch(
-                NODES, self.node.name, changes.status, content_type=STRATEGIC_MERGE_PATCH, subresource="status"
-            )
-            self.node.see(node)
-            self._did(acts, changes.acts[-1])
-            if before != marks.status and record(node) is None:  # of a node that is out, an Event has the same message
-                self._queue_event(marks.reason, marks.message, warning=marks.status != "True")
-        for event in await self._events.flush():
-            self._did(acts, Act("event", event.reason, event.message, self._now()))
-        await self._write_report(node, desired, facts, acts)
-
-    def _confirm(self, node: Object, acts: list[Act]) -> None:
-        """Tell what the last request to the Node did, once the Node shows it: its answer may have been lost."""
-        sent, self._unsure = self._unsure, None
-        if sent is None or patches(node, sent.marks, self._now()).node is not None:
+    def _confirm(self, node: Object) -> None:
+        """Report what the last patch of the Node did, once the Node shows it: its answer may have been lost."""
+        sent, self._pending = self._pending, None
+        if sent is None or node_change(node, sent.marks, self._now()).body is not None:
             return
-        done = [act for act in sent.changes.acts if act.kind != "condition"]
-        for act in done:
-            self._did(acts, act)
-        kinds = {act.kind for act in done}
+        for action in sent.change.actions:
+            self._record(*action)
+        kinds = {action.kind for action in sent.change.actions}
         if "preflight" in kinds:
             self._queue_event("Preflight", "rebooted: to be tested before work may come", warning=False)
         if "taint" in kinds:
-            self._queue_event("Quarantined", f"taken out of service: {sent.marks.message}")
-        elif sent.ended_by_person:
-            codes = ", ".join(sent.marks.released)
-            text = f"ended by hand; not again for {codes} until it has cleared"
+            self._queue_event("Quarantined", f"taken out of service: {sent.marks.condition.message}")
+        elif sent.ended_manually:
+            codes = ", ".join(sent.marks.dismissed)
+            text = f"ended manually; not again for {codes} until it has cleared"
             self._queue_event("QuarantineEnded", text, warning=False)
         elif "untaint" in kinds:
             self._queue_event("QuarantineEnded", "back in service", warning=False)
@@ -294,66 +276,75 @@ class NodeWriter:
     def _queue_event(self, reason: str, message: str, *, warning: bool = True) -> None:
         self._events.queue(node_subject(self.node.name), reason, message, warning=warning)
 
-    async def _settle(self, node: Object, desired: Desired, acts: list[Act]) -> Object:
-        """A node that is not out by our hand holds no places; also those that a crash left behind.
+    async def _release_slots(self, node: Object, target: NodeMarks, desired: Desired) -> tuple[Object, NodeMarks]:
+        """Release the slots of a node that is not out by our action, those that a crash left behind included.
 
-        What we know of the Node may be old, if the watch broke unnoticed and the answer to our taint was lost: so it
-        is read again before its place goes to another node.
+        What is known of the Node may be old, if the watch broke unnoticed and the answer to our taint was lost: so it
+        is read again before its slot goes to another node.
         """
-        if _is_marked(node) or not await self._slots.has_releasable():
-            return node
-        node = await self._mark(await self.node.read(), desired, acts)
-        if not _is_marked(node):
+        if _may_be_out(node) or not await self._slots.has_releasable():
+            return node, target
+        node, target = await self._mark(await self.node.read(), desired)
+        if not _may_be_out(node):
             await self._slots.release()
-        return node
+        return node, target
 
-    async def _write_report(self, node: Object, desired: Desired, facts: Facts, acts: list[Act]) -> None:
-        would = tuple(f"{act.kind} {act.target} {act.detail}".strip() for act in acts if not act.done)
-        status = status_of(desired.verdict, self._standing(node, desired), facts, would, desired.release)
+    # --- condition, Events and report ---------------------------------------------------------------------------------
+
+    async def _write_status(self, node: Object, target: NodeMarks) -> None:
+        """Write condition and Events; they say what was found, whatever a budget allows."""
+        wanted = target.condition
+        if self.blocked is not None:
+            message = f"{wanted.message}; stays in service: {self.blocked.reason}"[:MESSAGE_LIMIT]
+            wanted = Summary(wanted.status, wanted.reason, message)
+        if is_due(node, wanted, self._now()):
+            before = (condition(node) or {}).get("status", "True")
+            patch = condition_patch(node, wanted, self._now())
+            node = await self._client.patch(
+                NODES, self.node.name, patch, content_type=STRATEGIC_MERGE_PATCH, subresource="status"
+            )
+            self.node.see(node)
+            self._record(*_condition_action(wanted))
+            if before != wanted.status and record(node) is None:  # of a node that is out, an Event has the same message
+                self._queue_event(wanted.reason, wanted.message, warning=wanted.status != "True")
+        for event in await self._events.flush():
+            self._record("event", event.reason, event.message)
+
+    async def _write_report(self, node: Object, desired: Desired, facts: Facts) -> None:
+        status = status_of(
+            desired.verdict, self._quarantine(node, desired), facts, _would_do(self._actions), desired.release
+        )
         if await self._report.write(node, status, self._now()):
-            self._did(acts, Act("report", self.node.name, str(desired.verdict.verdict), self._now()))
+            self._record("report", self.node.name, str(desired.verdict.verdict))
 
-    def _standing(self, node: Object, desired: Desired) -> Quarantine:
+    def _quarantine(self, node: Object, desired: Desired) -> Quarantine:
+        """The state of the quarantine, for the report."""
         ours = record(node)
-        wanted = all_codes(node, desired)
-        freed = sorted(set(released(node)) & set(wanted))
-        if ours is not None and not ended_by_person(node):
-            why = [out_of_service(node)] if ours.code == BY_PERSON else []
-            reason = "; ".join([*why, *self._slots.missing])
+        codes = requested_codes(node, desired)
+        dismissed = sorted(set(dismissed_codes(node)) & set(codes))
+        if ours is not None and is_out(node):
+            reasons = [out_of_service(node)] if ours.code == MANUAL else []
             state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
-            slots = self._slots.slots
+            reason, slots = "; ".join([*reasons, *self._slots.missing]), self._slots.slots
             return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, slots=slots)
-        if (by := self.blocked) is not None:
-            return Quarantine("blocked", by.code, budget=by.budget, limit=by.limit, reason=by.reason)
-        if freed:
-            return Quarantine("dismissed", freed[0], reason="a person took the taint or the cordon away")
-        if wanted and self._mode == "observe":
-            return Quarantine("would_quarantine", wanted[0], reason="mode observe marks nothing")
+        if (blocked := self.blocked) is not None:
+            limit, reason = blocked.limit, blocked.reason
+            return Quarantine("blocked", blocked.code, budget=blocked.budget, limit=limit, reason=reason)
+        if dismissed:
+            return Quarantine("dismissed", dismissed[0], reason="a person removed the taint or the cordon")
+        if codes and self._mode == "observe":
+            return Quarantine("would_quarantine", codes[0], reason="mode observe marks nothing")
         return Quarantine()
 
-    def _observed(self, node: Object, desired: Desired) -> list[Act]:
-        """What would be done, given room in the budgets; recorded once, not in every round."""
-        marks, _ = self._without_budget(node, desired)
-        acts = [
-            Act(act.kind, act.target, act.detail, act.time, done=False)
-            for act in patches(node, marks, self._now()).acts
-        ]
-        would = [(act.kind, act.target, act.detail) for act in acts]
-        if would != self._would:
-            self._would = would
-            for act in acts:
-                self._on_act(act)
-        return acts
 
-    def _record_slot(self, kind: str, target: str, detail: str) -> None:
-        self._did(self._acts, Act(kind, target, detail, self._now()))
-
-    def _did(self, acts: list[Act], act: Act) -> None:
-        """Told at once: what was done is on record even if the next request fails."""
-        acts.append(act)
-        self._on_act(act)
+def _condition_action(wanted: Summary) -> Action:
+    return Action("condition", CONDITION, f"{wanted.status} {wanted.reason}: {wanted.message}")
 
 
-def _is_marked(node: Object) -> bool:
-    """Whether it is out by our hand, or may be: somebody has written in the record that says so."""
-    return record(node) is not None or (bool(unknown_record(node)) and has_taint(node))
+def _would_do(actions: Iterable[AppliedAction]) -> tuple[str, ...]:
+    return tuple(f"{action.kind} {action.target} {action.detail}".strip() for action in actions if not action.done)
+
+
+def _may_be_out(node: Object) -> bool:
+    """Whether it is out by our action, or may be: somebody has written in the record that says so."""
+    return record(node) is not None or (bool(unreadable_record(node)) and has_taint(node))

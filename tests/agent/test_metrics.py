@@ -269,7 +269,8 @@ def test_a_held_quarantine_names_its_budget(make_agent: Callable[[], Agent]) -> 
     """A node that ought to be out and may not says which limit of which budget has no place, and for what."""
     agent = make_agent()
     blocked = Blocked("xid.79", "pool-a", Limit.PER_FAULT, "as many are out")
-    agent.keeper.writer = SimpleNamespace(blocked=blocked, unreadable={"Lease": 2})  # type: ignore[assignment]
+    agent.keeper._writer = SimpleNamespace(blocked=blocked)  # type: ignore[assignment]
+    agent.keeper._client = SimpleNamespace(unreadable=SimpleNamespace(counts={"Lease": 2}))  # type: ignore[assignment]
     agent.counts.api_calls["PATCH", 0] += 2
     samples = parsed(Exposition(agent).text().decode())
     labels = (("budget", "pool-a"), ("code", "xid.79"), ("limit", "maxPerFault"))

@@ -14,25 +14,26 @@ from testing.cluster_objects import Pool, finding, verdict
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.kinds import QUARANTINE, TAINT
-from gpuhealth.quarantine.marks import Act, Desired
-from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.target import Desired
+from gpuhealth.quarantine.writer import AppliedAction, NodeWriter
 from gpuhealth.runtime.settings import Settings
 
-HEALTHY = Desired(verdict())
-SICK = Desired(verdict(finding()), ("xid.79",), drain=True)
+HEALTHY = Desired(verdict=verdict())
+SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",), drain=True)
 
 # The request behind each act, as the proxy sees it.
 REQUESTS = {
-    "slot": ("POST", "/leases"),
+    "slot_taken": ("POST", "/leases"),
     "taint": ("PATCH", "/api/v1/nodes/"),
     "untaint": ("PATCH", "/api/v1/nodes/"),
     "condition": ("PATCH", "/status"),
     "event": ("POST", "/events"),
-    "give_back": ("DELETE", "/leases/"),
+    "slot_released": ("DELETE", "/leases/"),
     "report": ("PATCH", "/gpuhealthreports/"),
 }
-OUT = ("slot", "taint", "condition", "event", "report")
-BACK = ("untaint", "condition", "event", "give_back", "report")
+OUT = ("slot_taken", "taint", "condition", "event", "report")
+BACK = ("untaint", "condition", "event", "slot_released", "report")
 ERRORS: dict[str, tuple[int | str, str]] = {
     "conflict": (409, ""),
     "too-many-requests": (429, "1"),
@@ -61,12 +62,12 @@ async def agent(proxy: FaultyProxy, node: str, dies_after: str = "") -> AsyncIte
     task = asyncio.current_task()
     assert task is not None
 
-    def told(act: Act) -> None:
+    def told(act: AppliedAction) -> None:
         if act.kind == dies_after:
             task.cancel()
 
     async with Client.from_kubeconfig(proxy.kubeconfig) as client:
-        yield NodeWriter(client, Settings(), node, on_act=told)
+        yield NodeWriter(client, Settings(), OwnNode(client, node), on_action=told)
 
 
 async def dies_in(proxy: FaultyProxy, node: str, desired: Desired, step: str, error: str) -> None:

@@ -22,7 +22,9 @@ from testing.cluster_objects import Pool, finding, verdict
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, TAINT
-from gpuhealth.quarantine.marks import BY_PERSON, Desired, Object, has_taint, record, released, taints, unschedulable
+from gpuhealth.quarantine.marks import MANUAL, Object, dismissed_codes, has_taint, record, taints, unschedulable
+from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 
@@ -64,7 +66,7 @@ class OneNode(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """The agent is started anew and knows nothing."""
-        self.writer = NodeWriter(self.client, Settings(mode=self.mode), self.node)
+        self.writer = NodeWriter(self.client, Settings(mode=self.mode), OwnNode(self.client, self.node))
 
     @rule(code=CODES)
     def fault(self, code: str) -> None:
@@ -87,7 +89,9 @@ class OneNode(RuleBasedStateMachine):
         before = self.seen()
         findings = [finding(code) for code in sorted(self.faults)]
         try:
-            self.runner.run(self.writer.apply(Desired(verdict(*findings), tuple(sorted(self.faults)))))
+            self.runner.run(
+                self.writer.apply(Desired(verdict=verdict(*findings), quarantine=tuple(sorted(self.faults))))
+            )
         except ApiError:
             done = False
         else:
@@ -95,8 +99,8 @@ class OneNode(RuleBasedStateMachine):
         after = self.seen()
         ours = record(after)
         if record(before) is None and ours is not None:
-            assert self.room or ours.code == BY_PERSON, "nothing goes out without a place in a budget"
-            assert self.wish or ours.code != BY_PERSON, "nor by a wish that nobody has"
+            assert self.room or ours.code == MANUAL, "nothing goes out without a place in a budget"
+            assert self.wish or ours.code != MANUAL, "nor by a wish that nobody has"
             assert OVERRIDE not in after["metadata"]["annotations"], "a person's word wins"
             assert ours.code not in self.freed, "what a person ended is not begun again"
         return done
@@ -165,7 +169,7 @@ class OneNode(RuleBasedStateMachine):
         self.wish = wish
         self.pool.patch(self.node, {"metadata": {"annotations": {OUT_OF_SERVICE: "why" if wish else None}}})
         if not wish:
-            self.freed.discard(BY_PERSON)
+            self.freed.discard(MANUAL)
 
     # -- what holds ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ class OneNode(RuleBasedStateMachine):
         others = [taint for taint in others if taint not in ours and not taint["key"].startswith("node.kubernetes.io/")]
         assert sorted(others, key=str) == sorted(self.their_taints, key=str)
         assert unschedulable(node) or not self.their_cordon
-        if ours and (mark := record(node)) is not None and mark.code != BY_PERSON:
+        if ours and (mark := record(node)) is not None and mark.code != MANUAL:
             assert list(self.pool.places().values()) == [self.node]
 
     @rule()
@@ -204,11 +208,11 @@ class OneNode(RuleBasedStateMachine):
         out = self.is_out()
         by_hand = any(taint["key"] == TAINT for taint in self.their_taints)
         places = list(self.pool.places().values())
-        asked_for = self.wish and BY_PERSON not in released(node)
+        asked_for = self.wish and MANUAL not in dismissed_codes(node)
         assert places == [self.node] * out or (asked_for and not places), "a place while it is out, and only then"
         assert has_taint(node) is (out or by_hand)
         assert unschedulable(node) is (self.their_cordon or (out and self.mode == "cordon"))
-        wanted = self.faults - set(released(node))
+        wanted = self.faults - set(dismissed_codes(node))
         if word == "healthy" or by_hand or not (wanted or asked_for):
             assert not out
         elif self.room or asked_for:

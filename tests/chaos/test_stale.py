@@ -11,6 +11,7 @@ from testing.cluster_objects import Pool, until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import UnavailableError
+from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 from tests.chaos.test_killed import HEALTHY, SICK, marks
@@ -23,7 +24,7 @@ def test_a_watch_that_broke_unnoticed(plane: ControlPlane, pool: Pool) -> None:
 
     async def run() -> None:
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, attempts=1) as client:
-            writer = NodeWriter(client, Settings(), node)
+            writer = NodeWriter(client, Settings(), OwnNode(client, node))
             following = asyncio.create_task(writer.node.follow())
             await until(lambda: writer.node.following)
             await writer.apply(HEALTHY)
@@ -52,7 +53,7 @@ def test_a_list_from_an_old_cache(plane: ControlPlane, pool: Pool) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            writer = NodeWriter(client, Settings(), node)
+            writer = NodeWriter(client, Settings(), OwnNode(client, node))
             await writer.apply(SICK)
             writer.node._listed([old])
             assert [taint["value"] for taint in writer.node.taints] == ["xid.79"]

@@ -11,6 +11,7 @@ import pytest
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.kube.client import Client
+from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.journal import Entry, Journal
 from gpuhealth.runtime.settings import Settings
@@ -57,14 +58,14 @@ def test_a_step_that_loses_the_cancellation(agent: Agent) -> None:
 
 
 def test_when_a_wait_completes(agent: Agent) -> None:
-    """The journal and the Node's keeper are woken and cancelled in the same turn of the loop: they stop, and what was
-    noted is written."""
+    """The journal and the reconciler of the Node are woken and cancelled in the same turn of the loop: they stop, and
+    what was noted is written."""
 
     async def run() -> None:
         async with Client() as client:
-            writer = NodeWriter(client, agent.settings, "node")
+            writer = NodeWriter(client, agent.settings, OwnNode(client, "node"))
             await stopped(agent, agent._write_journal, lambda: agent.journal.note(ENTRY))
-            await stopped(agent, lambda: agent.keeper._once(writer), agent.keeper.changed)
+            await stopped(agent, lambda: agent.keeper._once(writer), agent.keeper.trigger)
 
     asyncio.run(run())
     agent.journal.close()

@@ -218,10 +218,6 @@ def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_
     nodes = [make_node(name) for name in pool.nodes(JOB)]
     history = History()
 
-    def settled(node: Node) -> bool:
-        writer = node.agent.keeper.writer
-        return writer is not None and writer.done and not node.agent.keeper._changed.is_set()
-
     async def run() -> None:
         async with (
             SharedClient(plane.kubeconfig) as client,
@@ -230,7 +226,7 @@ def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_
         ):
             for node in nodes:
                 await node.round()
-            keeping = [asyncio.create_task(node.agent.keeper.keep(client, node.agent.settings)) for node in nodes]
+            keeping = [asyncio.create_task(node.agent.keeper.run_with(client, node.agent.settings)) for node in nodes]
             try:
                 await until(lambda: verdicts() == {"healthy": JOB}, seconds=300)
                 before = writes(client)
@@ -241,7 +237,7 @@ def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_
                         node.says(*(xid(code, gpu, pid + gpu) for code in CRASH for gpu in range(GPUS)))
                         await asyncio.sleep(0)
                 await until(lambda: verdicts() == {"degraded": JOB}, seconds=300)
-                await until(lambda: all(settled(node) for node in nodes), seconds=300)
+                await until(lambda: all(node.agent.keeper.is_settled for node in nodes), seconds=300)
                 written = writes(client) - before
                 assert written["POST"] == 0, "no place and no Event: a node that is degraded is in service"
                 assert written["PATCH"] <= 6 * JOB, "label, condition, report, and once more for what came meanwhile"

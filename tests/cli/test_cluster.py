@@ -20,8 +20,9 @@ from testing.command import COMMAND, Said
 
 from gpuhealth.kube.client import Client
 from gpuhealth.model.verdict import GpuVerdict, State
-from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts, Gpu, Inventory
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 
@@ -62,11 +63,13 @@ class Desk:
         found = [finding(code, component=UUID, gpu=UUID) for code in codes]
         said = verdict(*found)
         gpus = (GpuVerdict(0, UUID, GPU.pci, GPU.model, State.UNHEALTHY if codes else State.HEALTHY),)
-        desired = Desired(type(said)(said.node, said.time, said.verdict, gpus, said.findings, said.coverage), codes)
+        desired = Desired(
+            verdict=type(said)(said.node, said.time, said.verdict, gpus, said.findings, said.coverage), quarantine=codes
+        )
 
         async def run() -> None:
             async with Client.from_kubeconfig(self.plane.kubeconfig) as client:
-                await NodeWriter(client, Settings(), node).apply(desired, FACTS)
+                await NodeWriter(client, Settings(), OwnNode(client, node)).apply(desired, FACTS)
 
         asyncio.run(run())
 

@@ -11,6 +11,7 @@ from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import BUDGETS
+from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
@@ -108,7 +109,7 @@ def test_a_node_that_is_out_by_our_hand_counts_once(cluster: Cluster) -> None:
 
     async def run() -> None:
         async with cluster.controller(), Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
-            await NodeWriter(client, Settings(mode="cordon"), node).apply(SICK)
+            await NodeWriter(client, Settings(mode="cordon"), OwnNode(client, node)).apply(SICK)
             other = cluster.node()
             cordon(cluster, other, on=True)  # when this one counts, the first had its turn
             await until(lambda: status(cluster).get("unavailable") == 1)
@@ -130,7 +131,7 @@ def test_a_limit_that_changes(cluster: Cluster) -> None:
 
     async def run() -> None:
         async with cluster.controller(), Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
-            writers = [NodeWriter(client, Settings(), node) for node in nodes]
+            writers = [NodeWriter(client, Settings(), OwnNode(client, node)) for node in nodes]
             for writer in writers:
                 await writer.apply(SICK)
             held = writers[3]
@@ -178,7 +179,7 @@ def test_columns(cluster: Cluster) -> None:
     async def run() -> dict[str, Any]:
         async with cluster.controller(), Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
             for node in (out, held):
-                await NodeWriter(client, Settings(), node).apply(SICK)
+                await NodeWriter(client, Settings(), OwnNode(client, node)).apply(SICK)
             await until(lambda: status(cluster).get("blocked") == 1 and status(cluster)["used"] == 1)
             accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
             table = await client.request("GET", BUDGETS.path(cluster.name), accept=accept)

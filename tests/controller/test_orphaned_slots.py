@@ -11,12 +11,13 @@ from testing.cluster_objects import finding, verdict
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
-from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 
-SICK = Desired(verdict(finding()), ("xid.79",))
+SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 QUICK: dict[str, Any] = {"orphaned_slot_timeout": "300ms", "agent_silent_after": "1h"}
 
@@ -75,7 +76,7 @@ def test_a_place_that_is_needed(cluster: Cluster, reason: str) -> None:
                 await take(cluster, node)
             case "out of service":
                 async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
-                    await NodeWriter(client, Settings(), node).apply(SICK)
+                    await NodeWriter(client, Settings(), OwnNode(client, node)).apply(SICK)
                 assert tainted(cluster, node)
             case _:
                 note = {"annotations": {"gpuhealth.io/override": "unmanaged"}}
@@ -99,7 +100,7 @@ def test_an_agent_that_was_frozen_before_its_taint(cluster: Cluster) -> None:
 
     async def run() -> None:
         async with FaultyProxy(cluster.plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, timeout=600) as client:
-            writer = NodeWriter(client, Settings(), frozen)
+            writer = NodeWriter(client, Settings(), OwnNode(client, frozen))
             proxy.fail("hang", method="PATCH", path=f"/nodes/{frozen}")
             applying = asyncio.create_task(writer.apply(SICK))
             await until(lambda: holders(cluster) == [frozen])
@@ -127,7 +128,7 @@ def test_an_agent_that_comes_back_keeps_its_place(cluster: Cluster) -> None:
         assert isinstance(await take(cluster, node), Admitted)
         async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
             (lease,) = await _leases(client, cluster)
-            await NodeWriter(client, Settings(), node).apply(SICK)
+            await NodeWriter(client, Settings(), OwnNode(client, node)).apply(SICK)
             (renewed,) = await _leases(client, cluster)
             assert renewed["metadata"]["uid"] == lease["metadata"]["uid"]
             assert renewed["metadata"]["resourceVersion"] != lease["metadata"]["resourceVersion"]

@@ -11,6 +11,7 @@ from testing.managed_cluster import QUICK, Cluster, until
 from testing.node_writing import HEALTHY
 
 from gpuhealth.kube.client import Client
+from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.budget import is_counted
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 from gpuhealth.quarantine.writer import NodeWriter
@@ -50,7 +51,7 @@ def test_an_agent_that_is_gone(cluster: Cluster) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
-            writer = NodeWriter(client, Settings(), one)
+            writer = NodeWriter(client, Settings(), OwnNode(client, one))
             await writer.apply(SICK)
             free(cluster)
             async with cluster.controller(QUICKER, agent_silent_after="1h", orphaned_slot_timeout="1h"):
@@ -76,7 +77,7 @@ def test_beyond_the_limit(cluster: Cluster) -> None:
     async def run() -> None:
         async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
             for node in (one, two):
-                await NodeWriter(client, Settings(), node).apply(SICK)
+                await NodeWriter(client, Settings(), OwnNode(client, node)).apply(SICK)
             cluster.plane.request("DELETE", f"{QB}/{cluster.name}")
             free(cluster)
             cluster.budget(1)

@@ -220,7 +220,7 @@ def test_any_answer(standing: tuple[asyncio.Runner, Page, Client], answer: Any, 
         with suppress(ApiError):
             assert (await own.read())["metadata"]["name"] == "n"
         assert all(isinstance(value, str) for value in own.annotations.values())
-        assert (own.carries("x"), own.override, own.release_requests or ()) == (False, None, ())
+        assert (own.has_taint("x"), own.override, own.release_requests or ()) == (False, None, ())
         for kind in (LEASES, BUDGETS):
             with suppress(ApiError):
                 assert all(item["metadata"]["name"] for item in (await client.list(kind)).items)

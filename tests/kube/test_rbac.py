@@ -15,7 +15,8 @@ from testing.rights import granted, used
 
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
-from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 
@@ -47,11 +48,11 @@ def test_all_that_the_agent_does(plane: ControlPlane, pool: Pool, kubeconfig: Pa
     """Watch, quarantine with every kind of place, take over, repeat an Event, recover: none of it is refused."""
     node = pool.node()
     pool.budget("50%", maxPerWindow=1, maxPerFault=1, window="1s")
-    sick = Desired(verdict(finding()), ("xid.79",))
+    sick = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
 
     async def run() -> None:
         async with Client.from_kubeconfig(kubeconfig) as client:
-            writer = NodeWriter(client, Settings(mode="cordon"), node)
+            writer = NodeWriter(client, Settings(mode="cordon"), OwnNode(client, node))
             follow = asyncio.create_task(writer.node.follow())
             await until(lambda: writer.node.labels)
             for _ in range(2):
@@ -60,7 +61,7 @@ def test_all_that_the_agent_does(plane: ControlPlane, pool: Pool, kubeconfig: Pa
                     while not writer.node.taints:
                         await asyncio.sleep(writer.retry_in or 0.01)
                         await writer.apply(sick)
-                await writer.apply(Desired(verdict()))
+                await writer.apply(Desired(verdict=verdict()))
             assert writer._events.dropped == 0
             follow.cancel()
             await asyncio.wait([follow])
@@ -75,13 +76,15 @@ def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) 
     """No rule grants a verb that the agent does not need: the audit log shows a request with each."""
     node = pool.node()
     pool.budget("50%", maxPerFault=1, window="1s")
-    sick, again = (Desired(verdict(finding(message=text)), ("xid.79",)) for text in ("once", "again"))
+    sick, again = (
+        Desired(verdict=verdict(finding(message=text)), quarantine=("xid.79",)) for text in ("once", "again")
+    )
     clock = [datetime.now(UTC)]
 
     async def run() -> None:
         async with Client.from_kubeconfig(kubeconfig) as client:
-            writer = NodeWriter(client, Settings(), node, now=lambda: clock[0])
-            await writer.apply(Desired(verdict()))  # not following yet: it gets its Node
+            writer = NodeWriter(client, Settings(), OwnNode(client, node), now=lambda: clock[0])
+            await writer.apply(Desired(verdict=verdict()))  # not following yet: it gets its Node
             follow = asyncio.create_task(writer.node.follow())
             await until(lambda: writer.node.labels)
             run_out = client.server_time()
@@ -92,13 +95,13 @@ def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) 
                 await writer.apply(desired)
                 run_out = client.server_time() + timedelta(seconds=2)
                 assert writer.node.taints
-                await writer.apply(Desired(verdict()))
+                await writer.apply(Desired(verdict=verdict()))
             follow.cancel()
             await asyncio.wait([follow])
         plane.request("DELETE", f"/api/v1/nodes/{node}")
         plane.create_node(node, pool.labels)
         async with Client.from_kubeconfig(kubeconfig) as client:  # a Node made anew adopts its report
-            await NodeWriter(client, Settings(), node).apply(sick)
+            await NodeWriter(client, Settings(), OwnNode(client, node)).apply(sick)
 
     asyncio.run(run())
     assert granted("gpuhealth-agent") - used(plane, "gpuhealth-agent") == set()

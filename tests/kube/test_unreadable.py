@@ -16,6 +16,7 @@ from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
 
 from gpuhealth.kube.client import Client
+from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.budget import BudgetError, is_counted, selects, slot_sets
 from gpuhealth.quarantine.slots.lease import read_slot
 from gpuhealth.quarantine.writer import NodeWriter
@@ -61,7 +62,7 @@ def test_a_poisoned_lease(plane: ControlPlane, pool: Pool, renewed: str, lasts: 
                 await write.apply(SICK)
             assert ours(pool, other) == [], "the slots of others count as taken"
             assert health(pool, other)["status"] == "False"
-            assert write.unreadable.get("Lease", 0) <= 3, "each once"
+            assert client.unreadable.counts.get("Lease", 0) <= 3, "each once"
 
     try:
         asyncio.run(run())
@@ -175,16 +176,16 @@ def test_a_budget_that_cannot_be_read(lax: ControlPlane, spec: dict[str, Any]) -
 
     async def run() -> None:
         async with Client.from_kubeconfig(lax.kubeconfig) as client:
-            write = NodeWriter(client, Settings(), node)
+            write = NodeWriter(client, Settings(), OwnNode(client, node))
             for _ in range(2):
                 await write.apply(SICK)
             assert ours(pool, node) == []
             assert f"stays in service: budget {pool.name} " in health(pool, node)["message"]
             assert pool.name in pool.report(node)["status"]["quarantine"]["reason"]
-            assert write.unreadable.get("QuarantineBudget", 0) <= 1
+            assert client.unreadable.counts.get("QuarantineBudget", 0) <= 1
             change = {"spec": {"maxUnavailable": 1, "window": "1h", "maxPerWindow": None, "maxPerFault": None}}
             lax.request("PATCH", f"{BUDGETS}/{pool.name}", change, content_type="application/merge-patch+json")
-            again = NodeWriter(client, Settings(), node)
+            again = NodeWriter(client, Settings(), OwnNode(client, node))
             await again.apply(SICK)
             assert ours(pool, node) == ["xid.79"]
 
@@ -209,7 +210,7 @@ def test_a_budget_that_selects_nobody_knows_what(lax: ControlPlane, spec: Any) -
 
     async def run() -> None:
         async with Client.from_kubeconfig(lax.kubeconfig) as client:
-            await NodeWriter(client, Settings(), node).apply(SICK)
+            await NodeWriter(client, Settings(), OwnNode(client, node)).apply(SICK)
             assert ours(pool, node) == ["xid.79"]
             assert client.unreadable.counts == {"QuarantineBudget": 1}
 

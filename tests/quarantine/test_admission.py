@@ -27,16 +27,17 @@ from testing.cluster_objects import Pool, finding, until, verdict
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError, InvalidError
 from gpuhealth.kube.kinds import OVERRIDE, STATE_LABEL, TAINT
-from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 from tests.conftest import BASE
 
 PREFLIGHT = "gpuhealth-preflight"
 REFUSED = (ForbiddenError, InvalidError)  # the latter where an expression cannot be evaluated, as with the year 0
-SICK = Desired(verdict(finding()), ("xid.79",))
-SICKER = Desired(verdict(finding("ecc.uncorrectable"), finding()), ("ecc.uncorrectable", "xid.79"))
-HEALTHY = Desired(verdict())
+SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
+SICKER = Desired(verdict=verdict(finding("ecc.uncorrectable"), finding()), quarantine=("ecc.uncorrectable", "xid.79"))
+HEALTHY = Desired(verdict=verdict())
 
 
 class Guarded:
@@ -116,7 +117,7 @@ def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["t
     seen = len(guarded.admission.reviewed)
 
     async def life(client: Client) -> None:
-        write = NodeWriter(client, Settings(mode=mode), node)
+        write = NodeWriter(client, Settings(mode=mode), OwnNode(client, node))
         follow = asyncio.create_task(write.node.follow())
         await until(lambda: write.node.labels)
         for desired in (HEALTHY, SICK, SICKER, HEALTHY):
@@ -139,7 +140,7 @@ def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["t
 
     async def run() -> None:
         async with guarded.client(guarded.token(node)) as client, guarded.client(guarded.token(other)) as second:
-            held = NodeWriter(second, Settings(mode=mode), other)
+            held = NodeWriter(second, Settings(mode=mode), OwnNode(second, other))
             await life(client)
             await held.apply(SICK)
             await held.apply(HEALTHY)
@@ -283,6 +284,6 @@ def test_a_token_without_a_node_is_refused(guarded: Guarded, pool: Pool) -> None
     async def run() -> None:
         async with guarded.client(token) as client:
             with pytest.raises(ForbiddenError, match=NOT_YOURS):
-                await NodeWriter(client, Settings(), node).apply(HEALTHY)
+                await NodeWriter(client, Settings(), OwnNode(client, node)).apply(HEALTHY)
 
     asyncio.run(run())

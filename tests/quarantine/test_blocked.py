@@ -38,7 +38,7 @@ def test_held_by_the_budget(plane: ControlPlane, pool: Pool) -> None:
                     await asyncio.sleep(second.retry_in or 0)
                     await second.apply(SICK)
             assert second.blocked is None
-            assert second.done
+            assert second.is_settled
 
     asyncio.run(run())
 

@@ -13,6 +13,7 @@ from testing.node_writing import HEALTHY, SICK
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import LEASES
+from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
@@ -39,11 +40,10 @@ def test_written_anew_in_the_same_moment(plane: ControlPlane, pool: Pool) -> Non
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            versions = []
+            versions, name = [], f"{pool.name}-n"
             for _ in range(3):
-                assert isinstance(
-                    await SlotHolder(client, NAMESPACE, "n", now=clock).acquire(pool.labels, "x"), Admitted
-                )
+                holder = SlotHolder(client, NAMESPACE, name, now=clock)
+                assert isinstance(await holder.acquire(pool.labels, "x"), Admitted)
                 versions.append((await client.get(LEASES, f"{pool.name}.0", NAMESPACE))["metadata"]["resourceVersion"])
             assert len(set(versions)) == 3
 
@@ -82,7 +82,7 @@ def test_a_node_whose_clock_is_off(plane: ControlPlane, pool: Pool, off: timedel
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
 
             async def goes_out(node: str, error: timedelta) -> bool:
-                write = NodeWriter(client, Settings(), node, now=lambda: datetime.now(UTC) + error)
+                write = NodeWriter(client, Settings(), OwnNode(client, node), now=lambda: datetime.now(UTC) + error)
                 await write.apply(SICK)
                 return any(
                     taint["key"] == "gpuhealth.io/unhealthy" for taint in pool.get(node)["spec"].get("taints", [])
@@ -95,7 +95,7 @@ def test_a_node_whose_clock_is_off(plane: ControlPlane, pool: Pool, off: timedel
             window = {k: v for k, v in pool.places().items() if ".window." in k}
             assert sorted(window.values()) == sorted([fine, wrong])
             for node in (fine, wrong):
-                await NodeWriter(client, Settings(), node).apply(HEALTHY)
+                await NodeWriter(client, Settings(), OwnNode(client, node)).apply(HEALTHY)
 
     asyncio.run(run())
 
@@ -133,7 +133,7 @@ def test_a_request_of_a_dead_agent_that_is_done_late(
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            write = NodeWriter(client, Settings(), node)
+            write = NodeWriter(client, Settings(), OwnNode(client, node))
             await write.apply(SICK)
             (place,) = pool.places()
             await late(client, place)

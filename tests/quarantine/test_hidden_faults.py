@@ -126,7 +126,7 @@ def test_slots_that_cannot_be_looked_at(
             write = writer(client, node)
             await write.apply(HEALTHY)
             assert pool.places() == {}, "what it held is given back when that can be done"
-            assert write.done
+            assert write.is_settled
 
     asyncio.run(run())
 

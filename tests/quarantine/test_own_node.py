@@ -7,9 +7,12 @@ import asyncio
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
 from testing.cluster_objects import Pool, until
-from testing.node_writing import watching, writer
+from testing.node_writing import watching
 
 from gpuhealth.kube.client import Client
+from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Settings
 
 
 def test_what_the_node_says_is_followed(plane: ControlPlane, pool: Pool) -> None:
@@ -18,7 +21,9 @@ def test_what_the_node_says_is_followed(plane: ControlPlane, pool: Pool) -> None
 
     async def run() -> None:
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
-            write = writer(client, node)
+            changes: list[bool] = []
+            own = OwnNode(client, node, on_change=lambda: changes.append(True))
+            write = NodeWriter(client, Settings(), own)
             async with watching(write):
                 assert write.node.labels["pool"] == pool.name
                 assert write.node.release_requests == ()
@@ -30,6 +35,6 @@ def test_what_the_node_says_is_followed(plane: ControlPlane, pool: Pool) -> None
                 )
                 await until(lambda: write.node.release_requests == ("annotation",))
                 assert write.node.taints[0]["key"] == "a"
-                assert write.node.changed.is_set()
+                assert changes, "it is told of every event"
 
     asyncio.run(run())

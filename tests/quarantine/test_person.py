@@ -13,7 +13,9 @@ from testing.node_writing import HEALTHY, SICK, Mode, health, ours, watching, wr
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, RELEASED
 from gpuhealth.model.verdict import State
-from gpuhealth.quarantine.marks import Desired, Override, restored
+from gpuhealth.quarantine.marks import Override, restored
+from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 
@@ -30,7 +32,7 @@ def with_writer(pool: Pool, node: str, work: Callable[[NodeWriter], Awaitable[No
 
     async def run() -> None:
         async with Client.from_kubeconfig(pool.plane.kubeconfig) as client:
-            await work(NodeWriter(client, Settings(), node))
+            await work(NodeWriter(client, Settings(), OwnNode(client, node)))
 
     asyncio.run(run())
 
@@ -48,7 +50,7 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
         assert ours(pool, node) == ["manual"]
         assert list(pool.places().values()) == [node] * (limit or 0)
         assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("True", "OutOfService")
-        assert health(pool, node)["message"] == f"out of service by a person's wish: {WHY}; no fault found"
+        assert health(pool, node)["message"] == f"manually out of service: {WHY}; no fault found"
         assert pool.get(node)["metadata"]["labels"]["gpuhealth.io/state"] == "quarantined"
         said = pool.report(node)["status"]
         assert (said["verdict"], said["quarantine"]["code"], said["quarantine"]["reason"]) == (
@@ -117,9 +119,9 @@ def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
         assert ours(pool, node) == []
         assert pool.get(node)["metadata"]["annotations"][RELEASED] == "manual"
         annotate(pool, node, OUT_OF_SERVICE, None)
-        await writer.apply(Desired(verdict(state=State.UNKNOWN)))
+        await writer.apply(Desired(verdict=verdict(state=State.UNKNOWN)))
         annotate(pool, node, OUT_OF_SERVICE, "again")
-        await writer.apply(Desired(verdict(state=State.UNKNOWN)))
+        await writer.apply(Desired(verdict=verdict(state=State.UNKNOWN)))
         assert ours(pool, node) == ["manual"]
 
     with_writer(pool, node, run)
@@ -133,7 +135,7 @@ def test_unknown_does_not_outlast_the_wish(plane: ControlPlane, pool: Pool) -> N
     async def run(writer: NodeWriter) -> None:
         await writer.apply(HEALTHY)
         annotate(pool, node, OUT_OF_SERVICE, None)
-        await writer.apply(Desired(verdict(state=State.UNKNOWN)))
+        await writer.apply(Desired(verdict=verdict(state=State.UNKNOWN)))
 
     with_writer(pool, node, run)
     assert ours(pool, node) == []
@@ -157,7 +159,9 @@ def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
     """A taint or cordon of ours that a person takes away is not put back for that finding, but is for another."""
     node = pool.node()
     pool.budget(1)
-    other = Desired(verdict(finding(), finding("ecc.uncorrectable")), ("ecc.uncorrectable", "xid.79"))
+    other = Desired(
+        verdict=verdict(finding(), finding("ecc.uncorrectable")), quarantine=("ecc.uncorrectable", "xid.79")
+    )
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:

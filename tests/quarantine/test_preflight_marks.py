@@ -13,7 +13,9 @@ from gpuhealth.kube.client import JSON_PATCH, Client
 from gpuhealth.kube.errors import InvalidError
 from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, STATE_LABEL
 from gpuhealth.quarantine import preflight_taint as preflight
-from gpuhealth.quarantine.marks import Desired, taints
+from gpuhealth.quarantine.marks import taints
+from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Preflight, Settings
 
@@ -92,16 +94,16 @@ def test_the_agent_keeps_the_label_as_long_as_the_taint(plane: ControlPlane, poo
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            writer = NodeWriter(client, settings, node)
-            await writer.apply(Desired(verdict()))
+            writer = NodeWriter(client, settings, OwnNode(client, node))
+            await writer.apply(Desired(verdict=verdict()))
             assert label() == "preflight"
-            await writer.apply(Desired(verdict(finding()), ("xid.79",)))
+            await writer.apply(Desired(verdict=verdict(finding()), quarantine=("xid.79",)))
             assert label() == "preflight"
             assert len(taints(pool.get(node))) == 3
             await client.patch(NODES, node, preflight.passed(pool.get(node), key), content_type=JSON_PATCH)
-            await writer.apply(Desired(verdict(finding()), ("xid.79",)))
+            await writer.apply(Desired(verdict=verdict(finding()), quarantine=("xid.79",)))
             assert label() == "quarantined"
-            await writer.apply(Desired(verdict()))
+            await writer.apply(Desired(verdict=verdict()))
             assert label() == "healthy"
 
     asyncio.run(run())
@@ -113,7 +115,7 @@ def test_a_label_without_the_taint_means_nothing(plane: ControlPlane, pool: Pool
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            await NodeWriter(client, Settings(), node).apply(Desired(verdict()))
+            await NodeWriter(client, Settings(), OwnNode(client, node)).apply(Desired(verdict=verdict()))
 
     asyncio.run(run())
     assert pool.get(node)["metadata"]["labels"][STATE_LABEL] == "healthy"
@@ -129,14 +131,14 @@ def test_a_rebooted_node_is_closed_again(
     node = tainted(pool, THEIRS)
     if override:
         pool.patch(node, {"metadata": {"annotations": {"gpuhealth.io/override": override}}})
-    wanted = Desired(verdict(), preflight=True)
+    wanted = Desired(verdict=verdict(), preflight=True)
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            writer = NodeWriter(client, Settings(mode=mode), node)
+            writer = NodeWriter(client, Settings(mode=mode), OwnNode(client, node))
             first = {act.kind for act in await writer.apply(wanted) if act.done}
             assert ("preflight" in first) is closed
-            assert writer.node.carries(KEY) is closed
+            assert writer.node.has_taint(KEY) is closed
             assert "preflight" not in {act.kind for act in await writer.apply(wanted) if act.done}
 
     asyncio.run(run())

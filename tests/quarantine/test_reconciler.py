@@ -23,10 +23,10 @@ def test_the_server_says_when(plane: ControlPlane, pool: Pool) -> None:
             proxy.fail(429, retry_after="3600", method="POST", times=-1)
             proxy.fail(429, retry_after="3600", method="PATCH", times=-1)
             half.start()
-            keeper = half._keeper
-            assert keeper is not None
-            await until(lambda: keeper._failures)
-            assert 60 <= keeper._retry_in <= 120
+            reconciler = half._reconciler
+            assert reconciler is not None
+            await until(lambda: reconciler._failures)
+            assert 60 <= reconciler._retry_in <= 120
             proxy.heal()
             half.want(sick=True)
             await until(lambda: half.told)

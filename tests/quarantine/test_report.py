@@ -11,8 +11,8 @@ from testing.node_writing import HEALTHY, SICK, writer
 
 from gpuhealth.kube.client import Client
 from gpuhealth.model.finding import Severity
-from gpuhealth.quarantine.marks import Desired
 from gpuhealth.quarantine.report import Facts, Gpu, Inventory
+from gpuhealth.quarantine.target import Desired
 
 
 def test_report_says_what_there_is(plane: ControlPlane, pool: Pool) -> None:
@@ -24,7 +24,7 @@ def test_report_says_what_there_is(plane: ControlPlane, pool: Pool) -> None:
     def degraded(celsius: int, minute: int = 0) -> Desired:
         seen = clock[0] + timedelta(minutes=minute)
         hot = finding("thermal.gpu", Severity.WARNING, message=f"{celsius} degrees", last_seen=seen)
-        return Desired(verdict(hot))
+        return Desired(verdict=verdict(hot))
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:

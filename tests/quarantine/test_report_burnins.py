@@ -11,9 +11,10 @@ from testing.cluster_objects import Pool, verdict
 
 from gpuhealth.kube.client import Client
 from gpuhealth.monitors.burnin_results.readings import TestStatus
-from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts, Gpu, Inventory
 from gpuhealth.quarantine.report_burnins import MAX_HISTORY, MAX_VALUES, status_of
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 
@@ -79,11 +80,11 @@ def test_written_once_and_only_when_it_changes(plane: ControlPlane, pool: Pool) 
 
     async def run_all() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            writer = NodeWriter(client, Settings(), node)
+            writer = NodeWriter(client, Settings(), OwnNode(client, node))
 
             async def wrote(*runs: object, readable: bool = True) -> bool:
                 facts = Facts(inventory, burnin=runs if readable else None)  # type: ignore[arg-type]
-                return "report" in {act.kind for act in await writer.apply(Desired(verdict()), facts)}
+                return "report" in {act.kind for act in await writer.apply(Desired(verdict=verdict()), facts)}
 
             assert await wrote()
             assert pool.report(node)["status"]["burnin"] == {"gpus": {}}

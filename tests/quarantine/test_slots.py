@@ -13,13 +13,13 @@ from testing.cluster_objects import Pool, finding, verdict
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.selectors import matches, written
-from gpuhealth.quarantine.marks import Desired
 from gpuhealth.quarantine.slots.budget import Limit, SlotSet, limit_of, slot_sets
 from gpuhealth.quarantine.slots.holder import NO_BUDGET, Admitted, Blocked, SlotHolder
+from gpuhealth.quarantine.target import Desired
 
 NAMESPACE = "gpuhealth"
-HEALTHY = Desired(verdict())
-SICK = Desired(verdict(finding()), ("xid.79",))
+HEALTHY = Desired(verdict=verdict())
+SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
 
 
 @pytest.mark.parametrize(

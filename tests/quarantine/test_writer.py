@@ -14,21 +14,21 @@ from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import QUARANTINE, STATE_LABEL
 from gpuhealth.model.verdict import State
-from gpuhealth.quarantine.marks import Act, Desired
-from gpuhealth.quarantine.writer import LONGEST_PATIENCE
+from gpuhealth.quarantine.target import Desired
+from gpuhealth.quarantine.writer import MAX_DEFERRAL, AppliedAction
 
 
 def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
     """Place, taint, condition, Events and report, in this order; recovery takes all of it back but the condition."""
     node = pool.node()
     pool.budget(1)
-    told: list[Act] = []
+    told: list[AppliedAction] = []
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            write = writer(client, node, on_act=told.append)
+            write = writer(client, node, on_action=told.append)
             acts = await write.apply(SICK)
-            assert [act.kind for act in acts] == ["slot", "taint", "label", "condition", "event", "report"]
+            assert [act.kind for act in acts] == ["slot_taken", "taint", "label", "condition", "event", "report"]
             assert acts == told
             assert ours(pool, node) == ["xid.79"]
             assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("False", "Xid79")
@@ -47,7 +47,7 @@ def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
                 "slots": [f"{pool.name}.0"],
             }
             acts = await write.apply(HEALTHY)
-            assert [act.kind for act in acts][:4] == ["untaint", "label", "give_back", "condition"]
+            assert [act.kind for act in acts][:4] == ["untaint", "label", "slot_released", "condition"]
             assert ours(pool, node) == []
             assert QUARANTINE not in pool.get(node)["metadata"].get("annotations", {})
             assert health(pool, node)["status"] == "True"
@@ -168,17 +168,17 @@ def test_a_patient_writer_tells_later(plane: ControlPlane, pool: Pool, monkeypat
                 return await answer(*arguments, **options)
 
             client.request = slow  # type: ignore[method-assign]
-            acts = await write.apply(SICK, patient=True)
+            acts = await write.apply(SICK, defer_status=True)
             client.request = answer  # type: ignore[method-assign]
-            assert [act.kind for act in acts] == ["slot", "taint", "label"]
+            assert [act.kind for act in acts] == ["slot_taken", "taint", "label"]
             assert ours(pool, node) == ["xid.79"]
             assert pool.events(node) == []
-            assert (write.retry_in or 0) <= LONGEST_PATIENCE
+            assert (write.retry_in or 0) <= MAX_DEFERRAL
             async with asyncio.timeout(120):
-                while not write.done:
+                while not write.is_settled:
                     await asyncio.sleep(write.retry_in or 0)
-                    acts += await write.apply(SICK, patient=True)
-            assert [act.kind for act in acts] == ["slot", "taint", "label", "condition", "event", "report"]
+                    acts += await write.apply(SICK, defer_status=True)
+            assert [act.kind for act in acts] == ["slot_taken", "taint", "label", "condition", "event", "report"]
             assert health(pool, node)["status"] == "False"
             assert pool.report(node)["status"]["quarantine"]["state"] == "quarantined"
 
@@ -193,7 +193,7 @@ def test_unknown_lifts_nothing(plane: ControlPlane, pool: Pool) -> None:
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
             await writer(client, node).apply(SICK)
-            await writer(client, node).apply(Desired(verdict(state=State.UNKNOWN)))
+            await writer(client, node).apply(Desired(verdict=verdict(state=State.UNKNOWN)))
             assert ours(pool, node) == ["xid.79"]
             assert health(pool, node)["status"] == "Unknown"
 
@@ -206,11 +206,11 @@ def test_observe_and_dry_run_mark_nothing(plane: ControlPlane, pool: Pool, dry_r
     node = pool.node()
     pool.budget(1)
     before = pool.get(node)["metadata"]["resourceVersion"]
-    told: list[Act] = []
+    told: list[AppliedAction] = []
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            write = writer(client, node, "taint" if dry_run else "observe", dry_run=dry_run, on_act=told.append)
+            write = writer(client, node, "taint" if dry_run else "observe", dry_run=dry_run, on_action=told.append)
             for _ in range(2):
                 acts = await write.apply(SICK)
                 assert [act.kind for act in acts if not act.done] == ["taint", "label", "condition"]
@@ -229,7 +229,9 @@ def test_worse_finding_changes_the_taint(plane: ControlPlane, pool: Pool) -> Non
     """The taint's value is the worst code; since when the node is out does not change."""
     node = pool.node()
     pool.budget(1)
-    worse = Desired(verdict(finding(), finding("ecc.uncorrectable")), ("ecc.uncorrectable", "xid.79"))
+    worse = Desired(
+        verdict=verdict(finding(), finding("ecc.uncorrectable")), quarantine=("ecc.uncorrectable", "xid.79")
+    )
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
@@ -251,7 +253,7 @@ def test_long_messages_are_whole(plane: ControlPlane, pool: Pool) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            await writer(client, node).apply(Desired(many))
+            await writer(client, node).apply(Desired(verdict=many))
         assert health(pool, node)["message"].count("m" * 150) == 190
         assert len(pool.report(node)["status"]["findings"]) == 190
 

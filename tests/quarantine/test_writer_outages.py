@@ -15,7 +15,8 @@ from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import TAINT
-from gpuhealth.quarantine.marks import Act, Desired
+from gpuhealth.quarantine.target import Desired
+from gpuhealth.quarantine.writer import AppliedAction
 
 
 def test_silence_returns_after_an_outage(plane: ControlPlane, pool: Pool) -> None:
@@ -95,11 +96,11 @@ def test_outage_at_every_step(plane: ControlPlane, pool: Pool, step: int) -> Non
     """Wherever the API server goes away, a later call ends in the same state, with one place and no act twice."""
     node = pool.node()
     pool.budget(9)
-    told: list[Act] = []
+    told: list[AppliedAction] = []
 
     async def run() -> None:
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, attempts=2) as client:
-            write = writer(client, node, on_act=told.append)
+            write = writer(client, node, on_action=told.append)
             STEPS[step](proxy)
             with suppress(errors.UnavailableError, errors.TooManyRequestsError):
                 await write.apply(SICK)

@@ -20,13 +20,14 @@ from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN, RequestError
 from testing.simnode import SimulatedNode, wait_for
 
-from gpuhealth.kube.kinds import NODES, REPORTS, STATE_LABEL, TAINT, Kind
+from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, TAINT, Kind
 from gpuhealth.model.history import History
 from gpuhealth.model.tracker import Findings, Ledger
 from gpuhealth.monitors.readings import NodeReadings
 from gpuhealth.quarantine import marks as marking
-from gpuhealth.quarantine.marks import Desired, Object
-from gpuhealth.quarantine.state import agent_event, next_state, state_of
+from gpuhealth.quarantine.condition import condition_patch, is_due
+from gpuhealth.quarantine.marks import Object
+from gpuhealth.quarantine.target import Desired, node_change, target_marks
 from gpuhealth.runtime import settings_file as config_file
 from gpuhealth.runtime.journal import Journal
 
@@ -136,18 +137,11 @@ class Printed:
     @property
     def node(self) -> Object:
         """The Node, after the patches for what the agent finds now."""
-        desired, now = self._desired(), datetime.now(UTC)
-        codes, freed = marking.wanted_codes(self._node, desired)
-        status, reason, message = marking.summary(desired.verdict)
-        present = state_of(marking.labels(self._node).get(STATE_LABEL))
-        out = bool(codes)
-        event = agent_event(desired.verdict.verdict, preflight=False, quarantined=out, declared_healthy=False)
-        wanted = marking.Marks(
-            status, reason, message, next_state(present, event), codes[0] if codes else None, released=freed
-        )
-        changes = marking.patches(self._node, wanted, now)
-        for patch in (changes.node, changes.status):
-            _merge(self._node, patch or {})
+        now = datetime.now(UTC)
+        target = target_marks(self._node, self._desired(), cordon=False, preflight_taint=PREFLIGHT_TAINT)
+        _merge(self._node, node_change(self._node, target, now).body or {})
+        if is_due(self._node, target.condition, now):
+            _merge(self._node, condition_patch(self._node, target.condition, now))
         return self._node
 
     def wait(self, what: str, ready: Callable[[Object], bool], seconds: float = 30.0) -> float:
@@ -165,7 +159,8 @@ class Printed:
         findings = Findings(settings, ledger, marking.labels(self._node))
         quarantine = findings.quarantine()
         verdict = findings.verdict(NodeReadings(settings.node_name, now, ""), history, now)
-        return Desired(verdict, tuple(finding.code for finding in quarantine.findings), quarantine.drain)
+        codes = tuple(finding.code for finding in quarantine.findings)
+        return Desired(verdict=verdict, quarantine=codes, drain=quarantine.drain)
 
 
 def taint(node: Object) -> str | None:
@@ -176,7 +171,9 @@ def taint(node: Object) -> str | None:
 def described(node: Object) -> list[str]:
     """The Node's marks as `kubectl describe node` has them."""
     condition = marking.condition(node) or {}
-    noted = sorted(f"{key}={value}" for key, value in marking.notes(node).items() if key.startswith("gpuhealth.io/"))
+    noted = sorted(
+        f"{key}={value}" for key, value in marking.annotations_of(node).items() if key.startswith("gpuhealth.io/")
+    )
     labels = sorted(f"{key}={value}" for key, value in marking.labels(node).items())
     taints = [f"{each['key']}={each['value']}:{each['effect']}" for each in marking.taints(node)]
     lines = _listed("Labels", [label for label in labels if not label.startswith("kubernetes.io/")])

@@ -1,7 +1,7 @@
 """The cluster halves of many agents in one process, and what a watch sees of what they do.
 
-Each half is the agent's own Keeper and NodeWriter on a Node of its own, without hardware beneath: what it wants is
-set by hand. It may be killed at any moment and started again.
+Each half is the agent's own NodeReconciler and NodeWriter on a Node of its own, without hardware beneath: what it wants
+is set by hand. It may be killed at any moment and started again.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from gpuhealth.kube.watching import Changed, Event, Listed, watch
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Action, Evidence, Finding, Severity
 from gpuhealth.model.verdict import Coverage, State, Verdict
-from gpuhealth.quarantine.marks import Act, Desired, record, taints
-from gpuhealth.quarantine.reconciler import Keeper
+from gpuhealth.quarantine.marks import record, taints
+from gpuhealth.quarantine.reconciler import NodeReconciler
 from gpuhealth.quarantine.report import Facts
+from gpuhealth.quarantine.target import Desired
+from gpuhealth.quarantine.writer import AppliedAction
 from gpuhealth.runtime.settings import Settings
 
 BASE = Path(__file__).parents[2] / "daemonset"
@@ -59,7 +61,7 @@ def wanted(*, sick: bool) -> Desired:
     """What the agent of a node wants that has lost a GPU, or is healthy."""
     state = State.UNHEALTHY if sick else State.HEALTHY
     verdict = Verdict("node", _T0, state, (), (_FAULT,) if sick else (), Coverage((CODE,), ()))
-    return Desired(verdict, (CODE,) if sick else ())
+    return Desired(verdict=verdict, quarantine=(CODE,) if sick else ())
 
 
 class SharedClient(Client):
@@ -100,36 +102,36 @@ class Half:
         self.killed = False  # ever: then the report may have been written and we do not know
         self._client = client
         self._settings = Settings(node_name=node)
-        self._keeper: Keeper | None = None
+        self._reconciler: NodeReconciler | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """As a new process would: nothing is known but what the cluster says."""
-        self._keeper = Keeper(
+        self._reconciler = NodeReconciler(
             lambda: (wanted(sick=self.sick), Facts()),
             node_changed=lambda _: None,
-            on_act=self._see,
+            on_action=self._see,
             observer=lambda *_: None,
             now=lambda: datetime.now(UTC),
         )
-        self._task = asyncio.create_task(self._keeper.keep(self._client, self._settings))
+        self._task = asyncio.create_task(self._reconciler.run_with(self._client, self._settings))
 
     def want(self, *, sick: bool) -> None:
         """The node has become sick, or healthy."""
         if self.sick is not sick:
             self.sick, self.told = sick, False
-            if self._keeper is not None:
-                self._keeper.changed()
+            if self._reconciler is not None:
+                self._reconciler.trigger()
 
     async def kill(self) -> None:
         """In the middle of whatever it does, with requests under way."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            self._task = self._keeper = None
+            self._task = self._reconciler = None
             self.killed = True
 
-    def _see(self, act: Act) -> None:
+    def _see(self, act: AppliedAction) -> None:
         if act.kind == "report":
             self.told = True
 

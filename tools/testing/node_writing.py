@@ -7,16 +7,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
-from gpuhealth.kube.client import Client
+from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.kinds import TAINT
-from gpuhealth.quarantine.marks import Desired
+from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Settings
 from testing.cluster_objects import Pool, finding, until, verdict
 
-HEALTHY = Desired(verdict())
-SICK = Desired(verdict(finding()), ("xid.79",), drain=True)
+HEALTHY = Desired(verdict=verdict())
+SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",), drain=True)
 Mode = Literal["observe", "taint", "cordon"]
+
+
+def node_object(
+    *, labels: dict[str, str] | None = None, annotations: dict[str, str] | None = None, **parts: Any
+) -> Object:
+    """A Node without an API server: with `spec` and `conditions`, where they are given."""
+    metadata: Object = {"name": "n", "resourceVersion": "7", "uid": "u"}
+    metadata |= {"labels": labels or {}, "annotations": annotations or {}}
+    return {"metadata": metadata, "spec": parts.get("spec", {}), "status": {"conditions": parts.get("conditions", [])}}
 
 
 def settings(mode: Mode = "taint") -> Settings:
@@ -26,7 +36,7 @@ def settings(mode: Mode = "taint") -> Settings:
 
 def writer(client: Client, node: str, mode: Mode = "taint", **options: Any) -> NodeWriter:
     """A writer for the node."""
-    return NodeWriter(client, settings(mode), node, **options)
+    return NodeWriter(client, settings(mode), OwnNode(client, node), **options)
 
 
 def writes(client: Client) -> int:

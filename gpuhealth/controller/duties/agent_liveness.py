@@ -23,7 +23,7 @@ from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import NODES, PODS
 from gpuhealth.kube.objects import format_time, read
-from gpuhealth.quarantine.marks import SILENT, is_ready, override
+from gpuhealth.quarantine.marks import AGENT_UNREACHABLE, is_ready, override
 from gpuhealth.runtime.metric_families import Metric, gauge
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
@@ -75,7 +75,7 @@ class AgentLiveness(Duty):
 
     def _needs_mark(self, name: str) -> bool:
         node = self._fleet.nodes.items.get(name)
-        if node is not None and node.condition_reason == SILENT:
+        if node is not None and node.condition_reason == AGENT_UNREACHABLE:
             self._marked[name] = self._fleet.silent_nodes[name]  # by an earlier leader
             return False
         return node is not None and not node.overridden and node.readable
@@ -93,7 +93,7 @@ class AgentLiveness(Duty):
         message = f"no agent has been ready on this node since {began}: its GPUs are not being checked"
         await set_condition_unknown(self._client, node, message, self._clock())
         log.warning("agent silent", node=name, since=began)
-        await self._recorder.post(node_subject(name), SILENT, message, warning=True)
+        await self._recorder.post(node_subject(name), AGENT_UNREACHABLE, message, warning=True)
         return True
 
     async def _has_ready_agent(self, node: str) -> bool:

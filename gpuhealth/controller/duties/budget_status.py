@@ -20,7 +20,7 @@ from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.kinds import BUDGETS
 from gpuhealth.kube.objects import format_time
-from gpuhealth.quarantine.marks import camel
+from gpuhealth.quarantine.condition import condition_reason
 from gpuhealth.quarantine.report import merge_patch
 from gpuhealth.quarantine.slots.budget import BudgetError, Limit, slot_sets
 from gpuhealth.quarantine.slots.lease import SlotStore
@@ -142,7 +142,7 @@ def _fault_limit(blocked: dict[str, int], budget: Object, now: datetime) -> Obje
     if blocked:
         worst = max(blocked, key=lambda code: blocked[code])
         nodes = ", ".join(f"{code} on {count}" for code, count in sorted(blocked.items()))
-        reason = camel(worst)
+        reason = condition_reason(worst)
         message = f"more nodes than maxPerFault allows have the same fault: suspect a driver or check; blocked: {nodes}"
     since = known["lastTransitionTime"] if known.get("status") == status else format_time(now)
     generation = budget["metadata"]["generation"]

@@ -17,7 +17,7 @@ import structlog
 from gpuhealth.kube.client import backoff, patience
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.kinds import STATE_LABEL
-from gpuhealth.quarantine.marks import BY_PERSON
+from gpuhealth.quarantine.marks import MANUAL
 from gpuhealth.quarantine.slots.holder import ERROR, NO_BUDGET, AcquireResult, Admitted, Blocked, SlotCheck, SlotHolder
 
 log = structlog.get_logger()
@@ -153,7 +153,7 @@ class SlotManager:
             result = await self._holder.acquire(labels, code)
         if self._requesting.error:
             result = Blocked(code, "", ERROR, f"no budget slot can be requested: {self._requesting.error}")
-        if code == BY_PERSON and isinstance(result, Blocked):
+        if code == MANUAL and isinstance(result, Blocked):
             result = Admitted((), ())  # budgets bound what we do by ourselves; a person's request takes a free slot
         if isinstance(result, Blocked):
             self._block(result)
@@ -162,7 +162,7 @@ class SlotManager:
         self._check_at = _after(LATE_SECONDS)
         self._checked_labels = _relevant(labels)
         if result.taken:
-            self._record("slot", code, " ".join(result.taken))
+            self._record("slot_taken", code, " ".join(result.taken))
         return True
 
     def _block(self, blocked: Blocked) -> None:
@@ -192,9 +192,9 @@ class SlotManager:
             return
         self._check_at, self._checked_at, self._checked_labels = _after(CHECK_SECONDS), loop.time(), relevant
         if checked.taken:
-            self._record("slot", "kept", " ".join(checked.taken))
+            self._record("slot_taken", "kept", " ".join(checked.taken))
         for name in checked.released:
-            self._record("give_back", name, "")
+            self._record("slot_released", name, "")
         if checked.missing != self.missing:
             for reason in checked.missing:
                 log.warning("node out of service without a budget slot", reason=reason)
@@ -214,7 +214,7 @@ class SlotManager:
         async with self._releasing.attempt():
             names = await self._holder.release()
         for name in names:
-            self._record("give_back", name, "")
+            self._record("slot_released", name, "")
 
 
 def _after(seconds: float) -> float:

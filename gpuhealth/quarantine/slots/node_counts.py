@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.kinds import NODES, STATE_LABEL
 from gpuhealth.kube.selectors import written
-from gpuhealth.quarantine.marks import has_taint, is_out, unknown_record
+from gpuhealth.quarantine.marks import has_taint, is_out, unreadable_record
 from gpuhealth.quarantine.slots.lease import Slot
 from gpuhealth.quarantine.state import IN_SERVICE
 
@@ -29,7 +29,7 @@ async def out(client: Client, budget: Object) -> set[str]:
         node["metadata"]["name"]
         async for page in client.pages(NODES, labels=selector)
         for node in page.items
-        if is_out(node) or (unknown_record(node) and has_taint(node))
+        if is_out(node) or (unreadable_record(node) and has_taint(node))
     }
 
 

@@ -1,0 +1,223 @@
+"""How our Node should look for what was found, and the patch that makes it so. Pure; `writer` sends it."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from gpuhealth.kube.kinds import QUARANTINE, RELEASED, STATE_LABEL, TAINT
+from gpuhealth.model.causes import Cause
+from gpuhealth.model.verdict import State, Verdict
+from gpuhealth.monitors.nvidia.readings import Release
+from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, summary
+from gpuhealth.quarantine.marks import (
+    MANUAL,
+    Object,
+    Override,
+    QuarantineRecord,
+    dismissed_codes,
+    ended_manually,
+    has_taint,
+    is_out,
+    labels,
+    out_of_service,
+    override,
+    record,
+    taints,
+    unschedulable,
+)
+from gpuhealth.quarantine.preflight_taint import PENDING
+from gpuhealth.quarantine.state import NodeState, agent_event, next_state, state_of
+
+
+class Desired(msgspec.Struct, frozen=True, kw_only=True):
+    """What follows from the findings for the Node."""
+
+    verdict: Verdict
+    quarantine: tuple[str, ...] = ()  # codes of the findings that want the node out of service, the worst first
+    drain: bool = False  # whether its pods should be evicted, too
+    release: Release | None = None  # of the driver, now
+    preflight: bool = False  # whether the node has to pass its first tests once more
+    causes: tuple[Cause, ...] = ()  # why it should be out, for the record
+
+
+class NodeMarks(msgspec.Struct, frozen=True, kw_only=True):
+    """How the Node should look."""
+
+    condition: Summary
+    state: NodeState | None = None  # label
+    taint: str | None = None  # value of our taint: a finding's code
+    cordon: bool = False
+    dismissed: tuple[str, ...] = ()  # codes whose quarantine a person has ended
+    preflight: str | None = None  # key of a taint that should be there until the tests have passed
+    causes: tuple[Cause, ...] = ()
+
+
+class Action(NamedTuple):
+    """One change of the Node, or of something that belongs to it."""
+
+    kind: str
+    """taint, untaint, preflight, cordon, uncordon, label, dismissed, condition, event, report, slot_taken,
+    slot_released or blocked"""
+    target: str
+    detail: str
+
+
+class NodeChange(NamedTuple):
+    """A request that makes the Node look as it should."""
+
+    body: Object | None  # None where it looks so already
+    actions: tuple[Action, ...]  # what the request does
+
+
+# --- what should be there ---------------------------------------------------------------------------------------------
+
+
+def requested_codes(node: Object, desired: Desired) -> tuple[str, ...]:
+    """Why the node should be quarantined: a manual request first, then findings."""
+    return (MANUAL, *desired.quarantine) if out_of_service(node) else desired.quarantine
+
+
+def quarantine_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The codes that may quarantine the node, and those whose quarantine a person has ended.
+
+    A dismissal ends with its finding; a verdict of unknown ends nothing, since silence is no evidence.
+    """
+    dismissed, codes = set(dismissed_codes(node)), requested_codes(node, desired)
+    if ended_manually(node):
+        ours = record(node)
+        dismissed |= {*codes, *([ours.code] if ours else [])}
+    elif desired.verdict.verdict is not State.UNKNOWN:
+        dismissed &= set(codes)
+    dismissed -= {MANUAL} - set(codes)  # the end of a manual request is seen on the Node, whatever is measured
+    return tuple(code for code in codes if code not in dismissed), tuple(sorted(dismissed))
+
+
+def is_admitted(node: Object, desired: Desired) -> bool:
+    """Whether the node is out by our action already, and needs no new slots to stay out.
+
+    A node that was out by a manual request which is over needs slots for what else keeps it out.
+    """
+    ours = record(node)
+    over = ours is not None and ours.code == MANUAL and MANUAL not in quarantine_codes(node, desired)[0]
+    return is_out(node) and not over
+
+
+def target_marks(node: Object, desired: Desired, *, cordon: bool, preflight_taint: str) -> NodeMarks:
+    """The marks that the Node should carry if every budget had a slot for it.
+
+    `cordon`: whether a quarantined node is cordoned, too; `preflight_taint`: the key of that taint.
+    """
+    person, ours = override(node), record(node)
+    codes, dismissed = quarantine_codes(node, desired)
+    is_unknown = desired.verdict.verdict is State.UNKNOWN
+    if person is Override.HEALTHY or (ours is None and has_taint(node)):  # the latter: out, but not by our action
+        codes = ()
+    elif ours is not None and is_admitted(node, desired) and not codes and is_unknown:
+        codes = (ours.code,)  # silence is no evidence that the fault is gone
+    taint = codes[0] if codes else None
+    is_silent = ours is not None and not desired.quarantine and is_unknown
+    marks = NodeMarks(
+        condition=_condition(node, desired, manual=taint == MANUAL),
+        taint=taint,
+        cordon=taint is not None and cordon,
+        dismissed=dismissed,
+        preflight=preflight_taint if desired.preflight and person is None else None,
+        causes=ours.causes if ours is not None and is_silent else desired.causes,
+    )
+    return _with_state(node, marks, desired, preflight_taint)
+
+
+def marks_in_service(node: Object, target: NodeMarks, desired: Desired, *, preflight_taint: str) -> NodeMarks:
+    """The marks of a node that stays in service because a budget blocks its quarantine."""
+    return _with_state(node, msgspec.structs.replace(target, taint=None, cordon=False), desired, preflight_taint)
+
+
+def _with_state(node: Object, marks: NodeMarks, desired: Desired, preflight_taint: str) -> NodeMarks:
+    event = agent_event(
+        desired.verdict.verdict,
+        preflight=marks.preflight is not None or has_taint(node, preflight_taint),
+        quarantined=marks.taint is not None,
+        declared_healthy=override(node) is Override.HEALTHY,
+    )
+    return msgspec.structs.replace(marks, state=next_state(state_of(labels(node).get(STATE_LABEL)), event))
+
+
+def _condition(node: Object, desired: Desired, *, manual: bool) -> Summary:
+    found = summary(desired.verdict, override(node), desired.release)
+    if not manual:
+        return found
+    reason = "OutOfService" if found.status == "True" else found.reason
+    message = f"manually out of service: {out_of_service(node)}; {found.message}"[:MESSAGE_LIMIT]
+    return Summary(found.status, reason, message)
+
+
+# --- the patch --------------------------------------------------------------------------------------------------------
+
+
+def node_change(node: Object, marks: NodeMarks, now: datetime) -> NodeChange:
+    """A merge patch under the resourceVersion: its lists and annotations are complete, and no other change is lost."""
+    ours = record(node)
+    spec, actions, cordoned = _spec_change(node, marks, ours)
+    metadata: Object = {}
+    new_record = None
+    if marks.taint is not None and (ours is not None or not has_taint(node)):
+        since = ours.since if ours else now.replace(microsecond=0)
+        new_record = QuarantineRecord(marks.taint, since, cordoned, marks.causes)
+    annotations: Object = {}
+    if new_record != ours:
+        annotations[QUARANTINE] = msgspec.json.encode(new_record).decode() if new_record else None
+    if marks.dismissed != dismissed_codes(node):
+        annotations[RELEASED] = ",".join(marks.dismissed) or None
+        actions.append(Action("dismissed", RELEASED, ",".join(marks.dismissed)))
+    if annotations:
+        metadata["annotations"] = annotations
+    if marks.state is not None and labels(node).get(STATE_LABEL) != marks.state:
+        metadata["labels"] = {STATE_LABEL: str(marks.state)}
+        actions.append(Action("label", STATE_LABEL, str(marks.state)))
+    if not spec and not metadata:
+        return NodeChange(None, tuple(actions))
+    metadata["resourceVersion"] = node["metadata"]["resourceVersion"]
+    return NodeChange({"metadata": metadata, **({"spec": spec} if spec else {})}, tuple(actions))
+
+
+def _spec_change(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) -> tuple[Object, list[Action], bool]:
+    """The changed fields of the spec, what that does, and whether the node is cordoned by us then."""
+    spec: Object = {}
+    actions: list[Action] = []
+    name = node["metadata"]["name"]
+    if (marks.taint is not None or ours is not None) and (new := _new_taints(node, marks, ours)) is not None:
+        spec["taints"] = new
+        actions.append(Action("taint" if marks.taint else "untaint", TAINT, marks.taint or ""))
+    if marks.preflight and not has_taint(node, marks.preflight):
+        pending = {"key": marks.preflight, "value": PENDING, "effect": "NoSchedule"}
+        spec["taints"] = [*spec.get("taints", taints(node)), pending]
+        actions.append(Action("preflight", marks.preflight, PENDING))
+    cordoned = ours is not None and ours.cordoned
+    if marks.cordon and not unschedulable(node):
+        spec["unschedulable"] = cordoned = True
+        actions.append(Action("cordon", name, marks.taint or ""))
+    elif cordoned and not marks.cordon:
+        cordoned = False
+        if unschedulable(node):
+            spec["unschedulable"] = None
+            actions.append(Action("uncordon", name, ""))
+    return spec, actions, cordoned
+
+
+def _new_taints(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) -> list[Object] | None:
+    """The complete list as it should be, or None if it is; a taint of our key that we did not put there stays."""
+    others = [taint for taint in taints(node) if taint["key"] != TAINT]
+    present = [taint for taint in taints(node) if taint["key"] == TAINT]
+    if present and ours is None:
+        return None
+    wanted = [] if marks.taint is None else [{"key": TAINT, "value": _value(marks.taint), "effect": "NoSchedule"}]
+    return None if present == wanted else others + wanted
+
+
+def _value(code: str) -> str:
+    """A code as the value of a taint, which has the syntax of a label's."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", code)[:63].strip("-._")
