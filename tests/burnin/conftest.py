@@ -8,5 +8,5 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """The sizes here are too small for several: on a busy machine they wait for one another most of the time."""
+    """The sizes in tests are too small for several threads: on a busy machine these mostly wait for each other."""
     torch.set_num_threads(1)

@@ -32,7 +32,7 @@ def test_a_registered_test_can_be_run_and_planned(name: str) -> None:
 
 
 def test_levels_have_the_same_names_everywhere() -> None:
-    """In the registry, in the settings and as options of the command."""
+    """The registry, the settings and the options of the command have the same levels."""
     assert LEVELS == tuple(Level) == get_args(Burnin.model_fields["level"].annotation)
 
 
