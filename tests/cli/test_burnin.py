@@ -171,8 +171,8 @@ def test_unknown_devices_are_one_sentence(node: Node) -> None:
 
 
 def test_a_result_that_cannot_be_saved_is_no_pass(node: Node, tmp_path: Path) -> None:
-    """A result that cannot be saved for the agent is printed, with exit code 3. The note on missing telemetry is that of
-    a processor that stands for no GPU."""
+    """A result that cannot be saved for the agent is printed, with exit code 3. The note on telemetry is that of a
+    processor that stands for no GPU."""
     (tmp_path / "file").touch()
     in_a_file = {"GPUHEALTH_BURNIN__RESULTS_DIR": str(tmp_path / "file"), "PYTHONWARNINGS": ""}
     said = node.run("burnin", "--devices", "cpu", *_SHORT, "--json", "--save", **in_a_file)

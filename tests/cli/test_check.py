@@ -54,7 +54,7 @@ def test_critical_exits_2_and_says_what_to_do(gpu_node: Node) -> None:
 
 
 def test_the_next_step_includes_the_steps_for_other_findings(gpu_node: Node) -> None:
-    """Of several critical findings, the last line names the action that includes the others: a reboot resets all GPUs."""
+    """Of several critical findings, the last line names the action that includes the others, here a reboot."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("ecc_uncorrectable", gpu=5)
     gpu_node.simulator.inject("lost", gpu=3)

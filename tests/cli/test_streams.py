@@ -241,7 +241,7 @@ def children(pid: int) -> list[int]:
 def test_which_process_is_killed_when_memory_runs_out(
     gpu_node: Node, words: tuple[str, ...], wanted: int | None
 ) -> None:
-    """A command run by hand and its children are killed before the agent; services and their burn-ins are not changed."""
+    """A command run by hand and its children are killed before the agent; services and their burn-ins are not."""
     assert gpu_node.simulator
     gpu_node.configure("http: {host: 127.0.0.1, port: 0}\nkubernetes: {enabled: false}\n"
                        f"burnin: {{results_dir: {gpu_node.folder}}}")  # fmt: skip
