@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -29,6 +31,14 @@ def test_a_registered_test_can_be_run_and_planned(name: str) -> None:
     assert all(value > 0 for value in seconds.values())
     assert "long" in seconds
     assert TESTS[name].meaning
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_tests_do_not_import_each_other(name: str) -> None:
+    """What several tests need is in a module of its own, so that each test can be read, changed and removed alone."""
+    source = Path(importlib.import_module(f"gpuhealth.burnin.{name}").__file__ or "").read_text()
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    assert not {node.module for node in imports} & {f"gpuhealth.burnin.{other}" for other in TESTS}
 
 
 def test_levels_have_the_same_names_everywhere() -> None:
