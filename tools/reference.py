@@ -27,6 +27,7 @@ from structlog.testing import capture_logs
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
+from gpuhealth.api import metrics as names
 from gpuhealth.controller import http_app as controller_pages
 from gpuhealth.controller.controller import Controller
 from gpuhealth.fleet.store import ObjectStore
@@ -334,7 +335,9 @@ def _show_controller(_folder: Path) -> bytes:
     for table in vars(controller.fleet).values():
         if isinstance(table, ObjectStore):
             table.listed = True
-    return Rendering("controller", controller_pages.ControllerCollector(controller).collectors()).text()
+    return Rendering(
+        names.CONTROLLER_METRICS_ERRORS, controller_pages.ControllerCollector(controller).collectors()
+    ).text()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from gpuhealth import __version__
 from gpuhealth.agent import state as stored
 from gpuhealth.agent.node_state import NodeState
 from gpuhealth.agent.status import AgentStatus, BlockedStatus, Counts, MonitorStatus
+from gpuhealth.api.report import Gpu, Inventory
 from gpuhealth.kernel_log.follower import KernelLogFollower
 from gpuhealth.model.component import NODE
 from gpuhealth.model.missing import UNREAD, Missing, MissingReason, Reading
@@ -41,7 +42,7 @@ from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import RELEASE_REQUESTS, Override, restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.reconciler import NodeReconciler
-from gpuhealth.quarantine.report import Facts, Gpu, Inventory
+from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction
 from gpuhealth.runtime import supervisor
@@ -340,13 +341,19 @@ class Agent:
     def _report_facts(self) -> Facts:
         judge = self.node_state.judge
         gpus = tuple(
-            Gpu(info.index, info.component.id, info.pci or "", info.model, info.serial)
+            Gpu(
+                index=info.index if info.index >= 0 else None,
+                uuid=info.component.id,
+                pci=info.pci or "",
+                model=info.model,
+                serial=info.serial,
+            )
             for info in judge.last_complete
             if info.component.kind is info.component.kind.GPU
         )
         burnin = judge.readings.of(BURNIN_RESULTS)
         return Facts(
-            Inventory(judge.versions.get("driver", ""), gpus),
+            Inventory(driver=judge.versions.get("driver", ""), gpus=gpus),
             self._boot_id,
             dict(self.counts.findings),
             __version__,

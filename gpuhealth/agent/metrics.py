@@ -20,12 +20,13 @@ from prometheus_client.core import Metric
 
 from gpuhealth import __version__
 from gpuhealth.agent.status import AgentStatus
+from gpuhealth.api import metrics as names
 from gpuhealth.model.component import Kind
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.registry import monitors
 from gpuhealth.quarantine.slots.holder import NO_BUDGET
 from gpuhealth.runtime.exposition import CONTENT_TYPE, Collect, Rendering
-from gpuhealth.runtime.metric_families import counter, gauge
+from gpuhealth.runtime.metric_families import family
 
 _PAUSE_SECONDS = 0.2
 _LOOPS = (
@@ -57,7 +58,7 @@ class Exposition:
         self._agent = agent
         self._max_age = max_age_seconds
         self._status = agent.status()
-        self._rendering = Rendering("agent", self._collectors())
+        self._rendering = Rendering(names.AGENT_METRICS_ERRORS, self._collectors())
         self._made: tuple[int, float] = (-1, 0.0)  # of which version of the status, when
         self._text = b""
 
@@ -101,11 +102,11 @@ class Exposition:
 def _verdict(status: AgentStatus) -> Iterator[Metric]:
     verdict = status.verdict
     state = verdict.verdict if verdict else State.UNKNOWN
-    yield gauge("node_healthy", "1 while the node can be trusted with work", (), [(state is State.HEALTHY,)])
-    yield gauge("verdict", "1 for the node's verdict", ["verdict"], [(each, each is state) for each in State])
+    yield family(names.NODE_HEALTHY, [(state is State.HEALTHY,)])
+    yield family(names.VERDICT, [(each, each is state) for each in State])
     gpus = [(gpu.uuid, each, each is gpu.verdict) for gpu in (verdict.gpus if verdict else ()) for each in State]
     text = "1 for the current verdict of each GPU, missing GPUs included"
-    yield gauge("gpu_verdict", text, ["gpu", "verdict"], gpus)
+    yield family(names.GPU_VERDICT, gpus)
     parts = verdict.components if verdict else ()
     rows = [
         (part.kind, part.id, part.parent, each, each is part.verdict)
@@ -114,7 +115,7 @@ def _verdict(status: AgentStatus) -> Iterator[Metric]:
         for each in State
     ]
     text = "1 for the current verdict of each component that is no GPU"
-    yield gauge("component_verdict", text, ["kind", "component", "parent", "verdict"], rows)
+    yield family(names.COMPONENT_VERDICT, rows)
 
 
 def _findings(status: AgentStatus) -> Iterator[Metric]:
@@ -122,70 +123,63 @@ def _findings(status: AgentStatus) -> Iterator[Metric]:
         (finding.code, finding.severity, finding.component.kind, finding.component.id, finding.component.parent, 1)
         for finding in status.findings
     ]
-    yield gauge("finding", "1 while a finding is active", ["code", "severity", "kind", "component", "parent"], rows)
+    yield family(names.FINDING, rows)
     counts = status.counts
-    yield counter("findings", "Findings raised", ["code"], counts.findings.items())
+    yield family(names.FINDINGS, counts.findings.items())
     xids = [(*key, value) for key, value in counts.xids.items()]
-    yield counter("xid_errors", "XIDs seen in the kernel log or reported by NVML", ["xid", "gpu"], xids)
-    yield counter("kernel_events", "Kernel-log records that mean something", ["kind"], counts.kernel_events.items())
+    yield family(names.XID_ERRORS, xids)
+    yield family(names.KERNEL_EVENTS, counts.kernel_events.items())
 
 
 def _checks(status: AgentStatus) -> Iterator[Metric]:
     missing = {(check, reason.reason) for (check, _), reason in status.not_checked.items()}
-    yield gauge("not_checked", "1 for a check that could not be made", ["check", "reason"], [(*m, 1) for m in missing])
-    yield gauge(
-        "check_last_success_timestamp_seconds",
-        "When a check last read all it needs",
-        ["check"],
-        [(check, when.timestamp()) for check, when in status.last_measured.items()],
-    )
+    yield family(names.NOT_CHECKED, [(*m, 1) for m in missing])
+    yield family(names.CHECK_LAST_SUCCESS, [(check, when.timestamp()) for check, when in status.last_measured.items()])
     blocked = status.blocked
-    yield gauge(
-        "quarantine_blocked",
-        "1 while a limit of a budget leaves no slot for this node, or none can be sought (limit error)",
-        ["budget", "limit", "code"],
+    yield family(
+        names.QUARANTINE_BLOCKED,
         [(blocked.budget, blocked.limit, blocked.code, 1)] if blocked and blocked.limit != NO_BUDGET else [],
     )
 
 
 def _agent(status: AgentStatus) -> Iterator[Metric]:
     counts = status.counts
-    yield gauge("agent_info", "Which agent this is", ["version", "node"], [(__version__, status.node, 1)])
-    yield counter("agent_kmsg_records", "Kernel-log records read", [], [(status.kernel_log_records,)])
-    yield counter("agent_kmsg_lost_records", "Records overwritten unread", [], [(status.kernel_log_lost,)])
-    yield gauge("agent_kmsg_lag_seconds", "Age of the last record when read", [], [(status.kernel_log_lag_seconds,)])
+    yield family(names.AGENT_INFO, [(__version__, status.node, 1)])
+    yield family(names.AGENT_KMSG_RECORDS, [(status.kernel_log_records,)])
+    yield family(names.AGENT_KMSG_LOST_RECORDS, [(status.kernel_log_lost,)])
+    yield family(names.AGENT_KMSG_LAG, [(status.kernel_log_lag_seconds,)])
     loops = [*_LOOPS, *(f"monitor_{part.monitor.name}" for part in status.monitors)]
     failures = dict.fromkeys(loops, 0) | counts.failures
-    yield counter("loop_failures", "Unexpected errors by loop", ["loop"], failures.items())
-    yield counter("agent_journal_errors", "Journal writes that failed", [], [(status.journal_errors,)])
+    yield family(names.LOOP_FAILURES, failures.items())
+    yield family(names.AGENT_JOURNAL_ERRORS, [(status.journal_errors,)])
     api = [(method, code, value) for (method, code), value in counts.api_calls.items()]
-    yield counter("kube_requests", "Requests to the API server; status 0: no answer", ["method", "status"], api)
+    yield family(names.KUBE_REQUESTS, api)
     text = "Objects of the API server, each version once, that could not be read"
-    yield counter("agent_unreadable_objects", text, ["kind"], status.unreadable_objects.items())
-    yield gauge("agent_config_valid", "0 while the configuration file is not usable", [], [(status.config_valid,)])
+    yield family(names.AGENT_UNREADABLE_OBJECTS, status.unreadable_objects.items())
+    yield family(names.AGENT_CONFIG_VALID, [(status.config_valid,)])
 
 
 def _monitors(status: AgentStatus) -> Iterator[Metric]:
     parts = [(part.monitor.name, part) for part in status.monitors]
     label = ["monitor"]
-    yield counter("agent_rounds", "Rounds completed", label, [(name, part.rounds) for name, part in parts])
+    yield family(names.AGENT_ROUNDS, [(name, part.rounds) for name, part in parts])
     ended = [(name, part.last_round.timestamp()) for name, part in parts if part.last_round]
-    yield gauge("agent_last_round_timestamp_seconds", "When the last round ended", label, ended)
+    yield family(names.AGENT_LAST_ROUND, ended)
     seconds = [(name, part.read_seconds) for name, part in parts]
-    yield gauge("agent_round_seconds", "Time that reading the last round took", label, seconds)
+    yield family(names.AGENT_ROUND_SECONDS, seconds)
     judged = [(name, part.judge_seconds) for name, part in parts]
-    yield gauge("agent_judge_seconds", "Time that the checks of the last round took", label, judged)
+    yield family(names.AGENT_JUDGE_SECONDS, judged)
     late = [(name, part.timeouts) for name, part in parts]
-    yield counter("agent_monitor_timeouts", "Rounds in which nothing was read before the deadline", label, late)
+    yield family(names.AGENT_MONITOR_TIMEOUTS, late)
     failed = [(name, part.errors) for name, part in parts]
-    yield counter("agent_monitor_errors", "Rounds in which reading raised an error", label, failed)
+    yield family(names.AGENT_MONITOR_ERRORS, failed)
     broken = [(name, part.check_errors) for name, part in parts]
-    yield counter("agent_check_errors", "Checks that raised an error", label, broken)
+    yield family(names.AGENT_CHECK_ERRORS, broken)
 
 
 def _memory(status: AgentStatus) -> Iterator[Metric]:
     rows = _resident(status.child_pids)
-    yield gauge("agent_resident_memory_bytes", "Resident memory", ["process"], rows)
+    yield family(names.AGENT_MEMORY, rows)
 
 
 def _resident(children: Iterable[int]) -> Iterator[tuple[str, int]]:

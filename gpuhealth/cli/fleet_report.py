@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.text import Text
 
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL
 from gpuhealth.cli.output import CommandError, align_columns, print_labelled, printable
 from gpuhealth.cli.wording import STYLE, age, counted
 from gpuhealth.kube.errors import NotFoundError, UnreadableError
-from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, STATE_LABEL
+from gpuhealth.kube.kinds import NODES, REPORTS
 from gpuhealth.kube.objects import labels_of, parse_time, read, text_of
 from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.text import Text
 
+from gpuhealth.api.names import GROUP, STATE_LABEL, TAINT
 from gpuhealth.cli import cluster_access
 from gpuhealth.cli.output import CommandError, align_columns, print_labelled, printable, short_name
 from gpuhealth.cli.wording import ACTIONS, STYLE, age, counted
 from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
-from gpuhealth.kube.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
+from gpuhealth.kube.kinds import BUDGETS, EVENTS, REPORTS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
 from gpuhealth.quarantine.marks import annotations_of, condition, labels, taints, unschedulable

@@ -26,7 +26,7 @@ def command(
 
         from gpuhealth.kube.errors import NotFoundError
         from gpuhealth.kube.kinds import REPORTS
-        from gpuhealth.kube.objects import format_time
+        from gpuhealth.model.time import format_time
 
         node = await cluster_access.get_node(client, name)
         try:

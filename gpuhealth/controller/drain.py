@@ -29,8 +29,9 @@ from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.event_recorder import EventRecorder, Subject, node_subject
 from gpuhealth.kube.eviction import EvictionOutcome, EvictionResult, Evictor
 from gpuhealth.kube.kinds import PODS, REPORTS
-from gpuhealth.kube.objects import format_time, read
+from gpuhealth.kube.objects import read
 from gpuhealth.kube.watching import watch
+from gpuhealth.model.time import format_time
 from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.quarantine.state_label import change_label
 from gpuhealth.runtime.rate_limiter import RateLimiter

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gpuhealth.api.names import DRAIN
 from gpuhealth.fleet import views
 from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.fleet.views import UNKNOWN, wants_drain
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.kinds import BUDGETS, DRAIN, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
+from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
 from gpuhealth.kube.watching import watch
 from gpuhealth.quarantine.slots.budget import BUDGET_LABEL
 from gpuhealth.runtime.supervisor import raise_if_cancelled

@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
+from gpuhealth.api.names import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
 from gpuhealth.fleet.comparison import GpuResult
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
 from gpuhealth.kube.objects import Time, labels_of, parse_time, text_of
 from gpuhealth.kube.selectors import check_selector
 from gpuhealth.quarantine.marks import (

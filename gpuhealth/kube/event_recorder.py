@@ -20,7 +20,7 @@ import structlog
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ApiError, NotFoundError, TooManyRequestsError, UnavailableError
 from gpuhealth.kube.kinds import EVENTS
-from gpuhealth.kube.objects import format_time
+from gpuhealth.model.time import format_time
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 

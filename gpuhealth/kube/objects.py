@@ -112,11 +112,6 @@ def parse_time(text: Any) -> datetime:
         raise ValueError(f"{text!r} is no valid time: {error}") from None
 
 
-def format_time(time: datetime) -> str:
-    """A time as the API writes it: in UTC, to the second."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def text_of(value: Any, otherwise: str = "") -> str:
     """The text, or `otherwise` for None. Raises TypeError for anything else."""
     if value is None:

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from gpuhealth.kube.kinds import CONDITION
-from gpuhealth.kube.objects import format_time, parse_time
+from gpuhealth.api.names import CONDITION
+from gpuhealth.kube.objects import parse_time
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Finding, Severity
 from gpuhealth.model.missing import MissingReason
+from gpuhealth.model.time import format_time
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine.marks import Object, Override, condition

@@ -15,18 +15,18 @@ from typing import Any
 
 import msgspec
 
-from gpuhealth.kube.errors import AnswerError
-from gpuhealth.kube.kinds import (
+from gpuhealth.api.names import (
     CONDITION,
+    DISMISSED,
     DRIVER_UPGRADE_STATE,
     OUT_OF_SERVICE,
     OVERRIDE,
     QUARANTINE,
     RELEASE_GPUS,
-    RELEASED,
     RESTORED,
     TAINT,
 )
+from gpuhealth.kube.errors import AnswerError
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.time import ZonedTime
 
@@ -185,7 +185,7 @@ def ended_manually(node: Object) -> bool:
 
 def dismissed_codes(node: Object) -> tuple[str, ...]:
     """The codes whose quarantine a person has ended."""
-    return tuple(code for code in annotations_of(node).get(RELEASED, "").split(",") if code)
+    return tuple(code for code in annotations_of(node).get(DISMISSED, "").split(",") if code)
 
 
 def causes(node: Object) -> tuple[Cause, ...]:

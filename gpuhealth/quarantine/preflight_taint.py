@@ -6,8 +6,8 @@ list has changed meanwhile, the API server refuses the whole patch, and the call
 
 from __future__ import annotations
 
+from gpuhealth.api.names import STATE_LABEL
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import STATE_LABEL
 from gpuhealth.kube.patches import Operation, pointer, remove_unchanged, replace_unchanged
 from gpuhealth.quarantine.marks import labels, taints
 from gpuhealth.quarantine.state import StateEvent

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gpuhealth.kube.kinds import QUARANTINE, RELEASED, STATE_LABEL, TAINT
+from gpuhealth.api.names import DISMISSED, QUARANTINE, STATE_LABEL, TAINT
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
@@ -171,8 +171,8 @@ def node_change(node: Object, marks: NodeMarks, now: datetime) -> NodeChange:
     if new_record != ours:
         annotations[QUARANTINE] = msgspec.json.encode(new_record).decode() if new_record else None
     if marks.dismissed != dismissed_codes(node):
-        annotations[RELEASED] = ",".join(marks.dismissed) or None
-        actions.append(Action("dismissed", RELEASED, ",".join(marks.dismissed)))
+        annotations[DISMISSED] = ",".join(marks.dismissed) or None
+        actions.append(Action("dismissed", DISMISSED, ",".join(marks.dismissed)))
     if annotations:
         metadata["annotations"] = annotations
     if marks.state is not None and labels(node).get(STATE_LABEL) != marks.state:

@@ -19,10 +19,12 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from gpuhealth.api.names import CONDITION, QUARANTINE
+from gpuhealth.api.report import Quarantine, QuarantineState
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
-from gpuhealth.kube.kinds import CONDITION, NODES, QUARANTINE
+from gpuhealth.kube.kinds import NODES
 from gpuhealth.model.out_of_service import BURNIN_REQUIRED
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, condition_patch, is_due
@@ -42,7 +44,7 @@ from gpuhealth.quarantine.marks import (
     unreadable_record,
 )
 from gpuhealth.quarantine.own_node import OwnNode
-from gpuhealth.quarantine.report import Facts, Quarantine, Report, status_of
+from gpuhealth.quarantine.report import Facts, Report, status_of
 from gpuhealth.quarantine.slots.holder import Blocked, SlotHolder
 from gpuhealth.quarantine.slots.manager import SlotManager
 from gpuhealth.quarantine.target import (
@@ -327,16 +329,29 @@ class NodeWriter:
         dismissed = sorted(set(dismissed_codes(node)) & set(codes))
         if ours is not None and is_out(node):
             reasons = [out_of_service(node)] if ours.code == MANUAL else []
-            state = "awaiting_test" if ours.code == BURNIN_REQUIRED.name else "quarantined"
-            reason, slots = "; ".join([*reasons, *self._slots.missing]), self._slots.slots
-            return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, slots=slots)
+            awaiting = ours.code == BURNIN_REQUIRED.name
+            return Quarantine(
+                state=QuarantineState.AWAITING_TEST if awaiting else QuarantineState.QUARANTINED,
+                code=ours.code,
+                since=ours.since,
+                drain=desired.drain,
+                reason="; ".join([*reasons, *self._slots.missing]),
+                slots=self._slots.slots,
+            )
         if (blocked := self.blocked) is not None:
-            limit, reason = blocked.limit, blocked.reason
-            return Quarantine("blocked", blocked.code, budget=blocked.budget, limit=limit, reason=reason)
+            return Quarantine(
+                state=QuarantineState.BLOCKED,
+                code=blocked.code,
+                budget=blocked.budget,
+                limit=blocked.limit,
+                reason=blocked.reason,
+            )
         if dismissed:
-            return Quarantine("dismissed", dismissed[0], reason="a person removed the taint or the cordon")
+            reason = "a person removed the taint or the cordon"
+            return Quarantine(state=QuarantineState.DISMISSED, code=dismissed[0], reason=reason)
         if codes and self._mode == "observe":
-            return Quarantine("would_quarantine", codes[0], reason="mode observe marks nothing")
+            reason = "mode observe marks nothing"
+            return Quarantine(state=QuarantineState.WOULD_QUARANTINE, code=codes[0], reason=reason)
         return Quarantine()
 
 

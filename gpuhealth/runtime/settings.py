@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from gpuhealth.api.names import CONTROLLER_LEASE, NAMESPACE, POOL_LABEL, PREFLIGHT_TAINT
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.policy import FindingPolicy
 
@@ -120,9 +121,7 @@ class Burnin(Section):
 class Preflight(Section):
     """The tests that a new node must pass before it gets work."""
 
-    taint: str = Field(
-        default="gpuhealth.io/preflight", min_length=1
-    )  # key; with another, see daemonset/preflight.yaml
+    taint: str = Field(default=PREFLIGHT_TAINT, min_length=1)  # key; with another, see daemonset/preflight.yaml
     level: Literal["quick", "standard", "long"] = "standard"
     tests: tuple[str, ...] = ()  # else those of the level
     duration: Duration | None = None  # of the tests' work in all; else the level's
@@ -138,14 +137,14 @@ class Kubernetes(Section):
     enabled: bool = True
     kubeconfig: Path | None = None  # else the pod's service account
     context: str | None = None
-    namespace: str = "gpuhealth"
+    namespace: str = NAMESPACE
 
 
 class Election(Section):
     """Leader election: only the controller that holds the Lease acts. Durations in seconds."""
 
     enabled: bool = True
-    lease: str = Field(default="gpuhealth-controller", min_length=1)
+    lease: str = Field(default=CONTROLLER_LEASE, min_length=1)
     duration: Duration = Field(default=15.0, ge=1)  # after which the others may take it from one that is silent
     renew_within: Duration = Field(default=10.0, gt=0)  # or it stops acting, before the others begin
     retry: Duration = Field(default=2.0, gt=0)
@@ -182,7 +181,7 @@ class Controller(Section):
     eviction_burst: int = Field(default=20, ge=1, le=LARGEST)
     periodic: Periodic = Periodic()
     pool_labels: tuple[str, ...] = (  # a node's pool is the value of the first of these that it has
-        "gpuhealth.io/pool",
+        POOL_LABEL,
         "eks.amazonaws.com/nodegroup",
         "cloud.google.com/gke-nodepool",
         "kubernetes.azure.com/agentpool",

@@ -15,11 +15,12 @@ from testing.attacks import event
 from testing.controller_steps import SILENT, ends, gone, healthy_node, runs, say_tested, stop_all
 from testing.managed_cluster import Cluster, until
 
+from gpuhealth.api.names import OVERRIDE, TAINT
 from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, BurninCandidate
 from gpuhealth.controller.duties.burnin_scheduler import burnin_pod
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError
-from gpuhealth.kube.kinds import OVERRIDE, PODS, TAINT
+from gpuhealth.kube.kinds import PODS
 
 TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
 Crime = Callable[[Document], Any]

@@ -90,7 +90,7 @@ def test_a_person_may_take_it_back_untested(marked: Marked) -> None:
         patch = {"spec": {"taints": None}}
         marked.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
-        wait_for("no word of it", lambda: "gpuhealth.io/released" not in str(marked.node()["metadata"]))
+        wait_for("no word of it", lambda: "gpuhealth.io/dismissed" not in str(marked.node()["metadata"]))
         assert marked.taint() is None
 
 

@@ -26,9 +26,9 @@ from testing.cluster_objects import Pool, finding, verdict
 from testing.paths import BASE
 from testing.waiting import until
 
+from gpuhealth.api.names import OVERRIDE, STATE_LABEL, TAINT
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError, InvalidError
-from gpuhealth.kube.kinds import OVERRIDE, STATE_LABEL, TAINT
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired

@@ -8,8 +8,8 @@ import pytest
 from testing.cluster_objects import T0, finding, verdict
 from testing.node_writing import node_object
 
+from gpuhealth.api.names import CONDITION
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import CONDITION
 from gpuhealth.model.component import NODE, gpu
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.missing import MissingReason

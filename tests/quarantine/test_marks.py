@@ -8,8 +8,8 @@ import pytest
 from testing.cluster_objects import T0
 from testing.node_writing import node_object
 
+from gpuhealth.api.names import OVERRIDE, QUARANTINE, TAINT
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import OVERRIDE, QUARANTINE, TAINT
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.component import NODE
 from gpuhealth.quarantine.marks import Override, ended_manually, override, record, release_requests

@@ -11,8 +11,8 @@ from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import HEALTHY, SICK, Mode, health, ours, watching, writer
 from testing.waiting import until
 
+from gpuhealth.api.names import DISMISSED, OUT_OF_SERVICE, OVERRIDE
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, RELEASED
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import Override, restored
@@ -118,7 +118,7 @@ def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
         await writer.apply(HEALTHY)
         await writer.apply(HEALTHY)
         assert ours(pool, node) == []
-        assert pool.get(node)["metadata"]["annotations"][RELEASED] == "manual"
+        assert pool.get(node)["metadata"]["annotations"][DISMISSED] == "manual"
         annotate(pool, node, OUT_OF_SERVICE, None)
         await writer.apply(Desired(verdict=verdict(state=State.UNKNOWN)))
         annotate(pool, node, OUT_OF_SERVICE, "again")
@@ -179,7 +179,7 @@ def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
             await writer(client, node, mode).apply(other)
             assert ours(pool, node) == ["ecc.uncorrectable"]
             await writer(client, node, mode).apply(HEALTHY)
-            assert RELEASED not in pool.get(node)["metadata"].get("annotations", {})
+            assert DISMISSED not in pool.get(node)["metadata"].get("annotations", {})
             await writer(client, node, mode).apply(SICK)
             assert ours(pool, node) == ["xid.79"], "the finding was cleared in between: this is a new one"
 

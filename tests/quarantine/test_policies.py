@@ -13,7 +13,7 @@ from kube.policy_plugin import PolicyPlugin, problems
 from testing.admission import ALL, CONTROLLERS, NODE_CLAIM, POLICIES, needed_rules, speaks_of
 from testing.paths import BASE
 
-from gpuhealth.kube.kinds import PREFLIGHT_TAINT, STATE_LABEL
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.slots.budget import slot_sets
 from gpuhealth.quarantine.slots.lease import slot_lease

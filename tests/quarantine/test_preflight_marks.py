@@ -9,9 +9,10 @@ import pytest
 from kube import ControlPlane
 from testing.cluster_objects import Pool, finding, verdict
 
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL
 from gpuhealth.kube.client import JSON_PATCH, Client
 from gpuhealth.kube.errors import InvalidError
-from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, STATE_LABEL
+from gpuhealth.kube.kinds import NODES
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine import preflight_taint as preflight
 from gpuhealth.quarantine.marks import taints

@@ -10,9 +10,9 @@ from kube import ControlPlane
 from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer, writes
 
+from gpuhealth.api.names import QUARANTINE, STATE_LABEL
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.kinds import QUARANTINE, STATE_LABEL
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import MAX_DEFERRAL, AppliedAction

@@ -13,9 +13,9 @@ from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer
 from testing.waiting import until
 
+from gpuhealth.api.names import TAINT
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.kinds import TAINT
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction
 

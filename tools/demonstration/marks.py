@@ -21,7 +21,8 @@ from kube.control_plane import ADMIN_TOKEN, RequestError
 from testing.simnode import SimulatedNode
 from testing.waiting import wait_for
 
-from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, TAINT, Kind
+from gpuhealth.api.names import PREFLIGHT_TAINT, TAINT
+from gpuhealth.kube.kinds import NODES, REPORTS, Kind
 from gpuhealth.model.history import History
 from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.monitors.readings import NodeReadings

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from kube import ControlPlane, Document
 
+from gpuhealth.api.names import OVERRIDE, PREFLIGHT_TAINT, QUARANTINE, STATE_LABEL, TAINT
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
-from gpuhealth.kube.kinds import OVERRIDE, PREFLIGHT_TAINT, QUARANTINE, STATE_LABEL, TAINT
 from testing.cluster_objects import Pool
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"

@@ -10,7 +10,7 @@ from typing import Any
 from kube import ControlPlane, Document
 from kube.control_plane import RequestError
 
-from gpuhealth.kube.kinds import TAINT
+from gpuhealth.api.names import TAINT
 from gpuhealth.model.component import NODE, Component
 from gpuhealth.model.finding import Action, Evidence, Finding, Severity
 from gpuhealth.model.verdict import Coverage, NotCovered, State, Verdict

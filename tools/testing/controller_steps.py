@@ -14,7 +14,7 @@ from kube.control_plane import RequestError
 from prometheus_client.parser import text_string_to_metric_families
 
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.objects import format_time
+from gpuhealth.model.time import format_time
 from gpuhealth.quarantine.slots.holder import SlotHolder
 from gpuhealth.quarantine.target import Desired
 from testing.cluster_objects import finding, verdict

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
+from gpuhealth.api.names import QUARANTINE
 from gpuhealth.kube.client import Client, Object
-from gpuhealth.kube.kinds import QUARANTINE
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired

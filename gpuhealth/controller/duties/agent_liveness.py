@@ -14,6 +14,7 @@ from datetime import timedelta
 
 import structlog
 
+from gpuhealth.api import metrics as names
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.unknown_condition import set_condition_unknown
 from gpuhealth.fleet import views
@@ -22,9 +23,10 @@ from gpuhealth.kube.client import listing
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import NODES, PODS
-from gpuhealth.kube.objects import format_time, read
+from gpuhealth.kube.objects import read
+from gpuhealth.model.time import format_time
 from gpuhealth.quarantine.marks import AGENT_SILENT, is_ready, override
-from gpuhealth.runtime.metric_families import Metric, gauge
+from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -104,4 +106,4 @@ class AgentLiveness(Duty):
 
     def gauges(self) -> Iterator[Metric]:
         """The number of nodes without a ready agent."""
-        yield gauge("agents_silent", "GPU nodes without a ready agent", [], [(len(self._fleet.silent_nodes),)])
+        yield family(names.AGENTS_SILENT, [(len(self._fleet.silent_nodes),)])

@@ -13,18 +13,19 @@ from datetime import datetime
 import msgspec
 import structlog
 
+from gpuhealth.api import metrics as names
 from gpuhealth.controller.budget_nodes import BudgetNodes, nodes_of
 from gpuhealth.controller.duty import BudgetStatus, Duty, DutyContext
 from gpuhealth.fleet.views import BudgetView
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.kinds import BUDGETS
-from gpuhealth.kube.objects import format_time
+from gpuhealth.model.time import format_time
 from gpuhealth.quarantine.condition import condition_reason
 from gpuhealth.quarantine.report import merge_patch
 from gpuhealth.quarantine.slots.budget import BudgetError, Limit, slot_sets
 from gpuhealth.quarantine.slots.lease import SlotStore
-from gpuhealth.runtime.metric_families import Metric, gauge
+from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
@@ -123,15 +124,15 @@ class BudgetStatusWriter(Duty):
     def gauges(self) -> Iterator[Metric]:
         """Slots and nodes of each budget."""
         used = [(name, status.used) for name, status in self.status.items()]
-        yield gauge("budget_used", "Slots of a budget that are taken", ["budget"], used)
+        yield family(names.BUDGET_USED, used)
         limits = [(name, status.limit) for name, status in self.status.items()]
-        yield gauge("budget_limit", "Nodes that a budget allows out of service at a time", ["budget"], limits)
+        yield family(names.BUDGET_LIMIT, limits)
         uncounted = [(name, status.uncounted) for name, status in self.status.items()]
         text = "Nodes out of service for which a budget that selects them has no slot"
-        yield gauge("budget_uncounted_nodes", text, ["budget"], uncounted)
+        yield family(names.BUDGET_UNCOUNTED_NODES, uncounted)
         blocked = [(*quarantine, count) for quarantine, count in self._fleet.blocked.items()]
         text = "Nodes that should be out of service and are blocked by a limit of a budget"
-        yield gauge("quarantine_blocked_nodes", text, ["budget", "limit", "code"], blocked)
+        yield family(names.QUARANTINE_BLOCKED_NODES, blocked)
 
 
 def _fault_limit(blocked: dict[str, int], budget: Object, now: datetime) -> Object:

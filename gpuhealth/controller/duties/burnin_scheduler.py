@@ -17,6 +17,8 @@ from functools import partial
 import msgspec
 import structlog
 
+from gpuhealth.api import metrics as names
+from gpuhealth.api.names import TAINT
 from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, BurninCandidate, BurninCapacity, by_urgency
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.fleet import views
@@ -30,13 +32,13 @@ from gpuhealth.kube.errors import (
     UnreadableError,
 )
 from gpuhealth.kube.event_recorder import node_subject
-from gpuhealth.kube.kinds import POD_TEMPLATES, PODS, TAINT
+from gpuhealth.kube.kinds import POD_TEMPLATES, PODS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
 from gpuhealth.quarantine.slots.budget import limit_of
 from gpuhealth.quarantine.state import NodeState, StateEvent, burnin_ended
 from gpuhealth.quarantine.state_label import change_label
-from gpuhealth.runtime.metric_families import Metric, counter, gauge
+from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
@@ -264,12 +266,12 @@ class BurninScheduler(Duty):
     def counters(self) -> Iterator[Metric]:
         """Burn-ins by outcome; each outcome from the start, since a rate needs its zero."""
         outcomes = [(outcome, self.status.outcomes[outcome]) for outcome in OUTCOMES]
-        yield counter("burnin_tests", "Burn-ins of nodes in service that have ended", ["outcome"], outcomes)
+        yield family(names.BURNIN_TESTS, outcomes)
 
     def gauges(self) -> Iterator[Metric]:
         """Burn-ins that have not ended, by reason."""
         running = Counter(burnin.reason for burnin in self._fleet.burnins.items.values() if not burnin.finished)
-        yield gauge("burnin_running", "Burn-ins that run or wait to be scheduled", ["reason"], running.items())
+        yield family(names.BURNIN_RUNNING, running.items())
 
 
 def _may_use_gpus(pod: Object) -> bool:

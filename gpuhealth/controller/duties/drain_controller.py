@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
+from gpuhealth.api import metrics as names
 from gpuhealth.controller.drain import DrainContext, DrainStatus, NodeDrain, change_state, write_drain
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.gangs import Gangs
@@ -18,7 +19,7 @@ from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.eviction import EvictionOutcome, Evictor
 from gpuhealth.quarantine.state import StateEvent
-from gpuhealth.runtime.metric_families import Metric, counter, gauge
+from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
@@ -133,9 +134,9 @@ class DrainController(Duty):
         """Evictions and deletions by outcome; each outcome from the start, since a rate needs its zero."""
         results = [(outcome, self.status.evictions[outcome]) for outcome in EvictionOutcome]
         text = "Evictions and deletions of pods that drains have tried"
-        yield counter("drain_evictions", text, ["result"], results)
+        yield family(names.DRAIN_EVICTIONS, results)
 
     def gauges(self) -> Iterator[Metric]:
         """Nodes whose drain is wanted, by its phase."""
         phases = [(phase, self._fleet.drains_by_phase[phase]) for phase in ("pending", "draining", "drained")]
-        yield gauge("drain_nodes", "Nodes whose drain is wanted", ["phase"], phases)
+        yield family(names.DRAIN_NODES, phases)

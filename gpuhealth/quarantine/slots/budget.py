@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
+from gpuhealth.api.names import GROUP
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import GROUP
 from gpuhealth.kube.selectors import matches
 from gpuhealth.runtime.settings import seconds
 

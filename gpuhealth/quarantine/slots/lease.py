@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
+from gpuhealth.api.names import GROUP
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
-from gpuhealth.kube.kinds import GROUP, LEASES
+from gpuhealth.kube.kinds import LEASES
 from gpuhealth.quarantine.slots.budget import BUDGET_LABEL, SlotSet, label_value
 
 RESERVED_PREFIX = "gpuhealth-controller/"

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from gpuhealth.api.names import STATE_LABEL
 from gpuhealth.kube.client import backoff, retry_delay
 from gpuhealth.kube.errors import ApiError
-from gpuhealth.kube.kinds import STATE_LABEL
 from gpuhealth.quarantine.marks import MANUAL
 from gpuhealth.quarantine.slots.holder import ERROR, NO_BUDGET, AcquireResult, Admitted, Blocked, SlotCheck, SlotHolder
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpuhealth.api.names import STATE_LABEL
 from gpuhealth.kube.client import Client, Object
-from gpuhealth.kube.kinds import NODES, STATE_LABEL
+from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.selectors import query_text
 from gpuhealth.quarantine.marks import has_taint, is_out, unreadable_record
 from gpuhealth.quarantine.slots.lease import Slot
