@@ -229,7 +229,7 @@ class NodeWriter:
         raise AssertionError("the last attempt returns or raises")
 
     async def _allowed(self, node: Object, target: NodeMarks, desired: Desired) -> NodeMarks:
-        """The marks that the budgets allow. Takes slots for a node that goes out, and checks those of one that is out."""
+        """The marks that the budgets allow. Takes slots for a node that goes out, checks those of one that is out."""
         if target.taint is None:
             self._check_record(node)
             self._slots.set_in_service()

@@ -103,20 +103,20 @@ def one(pool: Pool) -> Iterator[str]:
     node = pool.node()
     pool.budget(2)
     yield node
-    assert pool.places() == {}
+    assert pool.slots() == {}
 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize(("out", "back"), list(zip(OUT, BACK, strict=True)), ids=OUT)
 def test_killed_after_each_step(plane: ControlPlane, pool: Pool, one: str, out: str, back: str, error: str) -> None:
-    """Whatever fails and wherever it dies: the next agent has the node out with one place, and back with none."""
+    """Whatever fails and wherever it dies: the next agent has the node out with one slot, and back with none."""
 
     async def run() -> None:
         async with FaultyProxy(plane) as proxy:
             await dies_in(proxy, one, SICK, out, error)
             await finished_by_next(proxy, one, SICK, error)
             assert marks(pool, one) == (["xid.79"], "False", "quarantined")
-            assert list(pool.places().values()) == [one]
+            assert list(pool.slots().values()) == [one]
             await dies_in(proxy, one, HEALTHY, back, error)
             await finished_by_next(proxy, one, HEALTHY, error)
             assert marks(pool, one) == ([], "True", "none")

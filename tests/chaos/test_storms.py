@@ -55,7 +55,7 @@ def condition(pool: Pool) -> tuple[str, str]:
 
 def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None:
     """Sixty nodes fail alike at once: maxPerFault of them go out, one metric and one condition say so, until they are
-    well; the places for other faults stay free."""
+    well; the slots for other faults stay free."""
     pool.budget("50%", maxPerFault=PER_FAULT)
     nodes = pool.nodes(NODES)
     history = History()
@@ -85,8 +85,8 @@ def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None
                 await until(lambda: condition(pool) == ("True", "Xid79"), seconds=300)
                 await until(lambda: history.out[-1].count == PER_FAULT, seconds=300)
                 assert most(history.out) == PER_FAULT
-                places = [name for name in pool.places() if ".fault." not in name]
-                assert len(places) == PER_FAULT, "the held have no places"
+                slots = [name for name in pool.slots() if ".fault." not in name]
+                assert len(slots) == PER_FAULT, "the held have no slots"
                 for half in halves:
                     half.want(sick=False)
                 await until(lambda: hold not in held_nodes(controller), seconds=300)
@@ -239,7 +239,7 @@ def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_
                 await until(lambda: verdicts() == {"degraded": JOB}, seconds=300)
                 await until(lambda: all(node.agent.keeper.is_settled for node in nodes), seconds=300)
                 written = writes(client) - before
-                assert written["POST"] == 0, "no place and no Event: a node that is degraded is in service"
+                assert written["POST"] == 0, "no slot and no Event: a node that is degraded is in service"
                 assert written["PATCH"] <= 6 * JOB, "label, condition, report, and once more for what came meanwhile"
             finally:
                 for task in keeping:
@@ -257,7 +257,7 @@ def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_
     with capture_logs() as logged:
         asyncio.run(run())
     assert most(history.out) == 0
-    assert not pool.places()
+    assert not pool.slots()
     findings = sum(entry["event"] == "finding raised" for entry in logged)
     assert findings <= JOB * GPUS * len(CRASH)
     assert len(logged) - findings <= 12 * JOB, "the acts"

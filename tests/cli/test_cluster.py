@@ -100,7 +100,7 @@ def desk(plane: ControlPlane, tmp_path: Path) -> Iterator[Desk]:
     """An operator's machine with a pool of nodes."""
     made = Desk(plane, tmp_path)
     yield made
-    for name in made.pool.places():
+    for name in made.pool.slots():
         plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{name}")
     made.pool.remove()
 

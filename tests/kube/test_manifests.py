@@ -124,7 +124,7 @@ def test_bad_budgets_are_refused(plane: ControlPlane, spec: Document) -> None:
 
 
 def test_budget_names_have_no_dots(plane: ControlPlane) -> None:
-    """The names of places are made of the budget's, so it must not look like one of them."""
+    """The names of slots are made of the budget's, so it must not look like one of them."""
     spec = {"nodeSelector": {}, "maxUnavailable": 1}
     with pytest.raises(RequestError, match=r"metadata\.name"):
         plane.apply([{**BUDGET, "metadata": {"name": "a.window"}, "spec": spec}])

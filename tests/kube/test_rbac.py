@@ -46,7 +46,7 @@ def pod(plane: ControlPlane) -> Iterator[str]:
 
 
 def test_all_that_the_agent_does(plane: ControlPlane, pool: Pool, kubeconfig: Path) -> None:
-    """Watch, quarantine with every kind of place, take over, repeat an Event, recover: none of it is refused."""
+    """Watch, quarantine with every kind of slot, take over, repeat an Event, recover: none of it is refused."""
     node = pool.node()
     pool.budget("50%", maxPerWindow=1, maxPerFault=1, window="1s")
     sick = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
@@ -91,7 +91,7 @@ def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) 
             run_out = client.server_time()
             for desired in (sick, again, sick, again):  # out and back within the time in which Events are counted up
                 clock[0] += timedelta(seconds=2)
-                while client.server_time() < run_out:  # the place for the fault, which is then taken anew
+                while client.server_time() < run_out:  # the slot for the fault, which is then taken anew
                     await asyncio.sleep(0.05)
                 await writer.apply(desired)
                 run_out = client.server_time() + timedelta(seconds=2)

@@ -107,9 +107,9 @@ def test_a_lease_of_our_own_that_somebody_has_spoiled(plane: ControlPlane, pool:
             write = writer(client, node)
             await write.apply(SICK)
             assert ours(pool, node) == ["xid.79"]
-            assert list(pool.places()) == [f"{pool.name}.0"]
+            assert list(pool.slots()) == [f"{pool.name}.0"]
             await write.apply(HEALTHY)
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())
 

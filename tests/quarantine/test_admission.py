@@ -156,7 +156,7 @@ def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["t
 
 
 async def _settled(write: NodeWriter, desired: Desired, *, acting: bool) -> None:
-    """The taint as it should be, also when a place has to run out first."""
+    """The taint as it should be, also when a slot has to run out first."""
     wanted = {desired.quarantine[0]} if desired.quarantine and acting else set()
     async with asyncio.timeout(180):
         while {taint.get("value") for taint in write.node.taints if taint["key"] == TAINT} != wanted:

@@ -1,4 +1,4 @@
-"""A node that should be out and has no place in a budget: what is said of it, and when it is admitted."""
+"""A node that should be out and has no slot in a budget: what is said of it, and when it is admitted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpuhealth.quarantine.writer import NodeWriter
 
 
 def test_held_by_the_budget(plane: ControlPlane, pool: Pool) -> None:
-    """Without a place: condition False, no taint, an Event, the budget's name; admitted when a place is free."""
+    """Without a slot: condition False, no taint, an Event, the budget's name; admitted when a slot is free."""
     one, two = pool.nodes(2)
     pool.budget(1)
 

@@ -63,12 +63,12 @@ def test_a_budget_that_is_renamed(plane: ControlPlane, pool: Pool, looks: bool) 
             renamed = pool.budget(1, f"{pool.name}-renamed")
             if looks:
                 await first.apply(SICK)
-                assert list(pool.places(renamed).values()) == [one]
-                assert pool.places() == {}, "what it does not need any more is given back"
+                assert list(pool.slots(renamed).values()) == [one]
+                assert pool.slots() == {}, "what it does not need any more is given back"
             await tried(second)
             assert out(pool, [one, two]) == [one]
             await first.apply(SICK)
-            assert list(pool.places(renamed).values()) == [one]
+            assert list(pool.slots(renamed).values()) == [one]
             await first.apply(HEALTHY)
             await tried(second)
             assert out(pool, [one, two]) == [two]
@@ -95,7 +95,7 @@ def test_a_node_that_is_relabelled(plane: ControlPlane, pool: Pool, looks: bool)
                 if looks:
                     await until(lambda: one.node.labels["rack"] == racks[1]["rack"])
                     await one.apply(SICK)
-                    assert (pool.places(budgets[0]), list(pool.places(budgets[1]).values())) == ({}, [first])
+                    assert (pool.slots(budgets[0]), list(pool.slots(budgets[1]).values())) == ({}, [first])
                 await tried(two)
                 assert out(pool, [first, other]) == [first]
 
@@ -119,14 +119,14 @@ def test_no_slot_in_the_new_budget(plane: ControlPlane, pool: Pool) -> None:
             pool.patch(first, {"metadata": {"labels": racks[1]}})
             await one.apply(SICK)
             assert out(pool, [first, other]) == [first, other], "nothing is taken back"
-            assert list(pool.places(a).values()) == [first]
+            assert list(pool.slots(a).values()) == [first]
             assert "out already" in pool.report(first)["status"]["quarantine"]["reason"]
             await two.apply(HEALTHY)
             await tried(three)
             assert out(pool, [first, other, third]) == [first], "the one without a slot counts"
             await one.apply(SICK)
-            assert list(pool.places(b).values()) == [first]
-            assert pool.places(a) == {}
+            assert list(pool.slots(b).values()) == [first]
+            assert pool.slots(a) == {}
             assert pool.report(first)["status"]["quarantine"]["reason"] == ""
 
     asyncio.run(run())
@@ -145,7 +145,7 @@ def test_a_second_budget(plane: ControlPlane, pool: Pool) -> None:
             await tried(second)
             assert out(pool, [one, two]) == [one]
             await first.apply(SICK)
-            assert list(pool.places().values()) == list(pool.places(beside).values()) == [one]
+            assert list(pool.slots().values()) == list(pool.slots(beside).values()) == [one]
 
     asyncio.run(run())
 
@@ -162,7 +162,7 @@ def test_a_budget_that_is_away_for_a_while(plane: ControlPlane, pool: Pool) -> N
             remove(pool)
             await first.apply(SICK)
             await tried(second)
-            assert list(pool.places().values()) == [one]
+            assert list(pool.slots().values()) == [one]
             pool.budget(1)
             await tried(second)
             assert out(pool, [one, two]) == [one]
@@ -183,7 +183,7 @@ def test_slots_that_were_deleted_under_a_running_agent(plane: ControlPlane, pool
             await tried(second)
             await first.apply(SICK)
             assert out(pool, [one, two]) == [one]
-            assert list(pool.places().values()) == [one]
+            assert list(pool.slots().values()) == [one]
 
     asyncio.run(run())
 
@@ -218,7 +218,7 @@ def test_agents_that_race_while_budgets_change(plane: ControlPlane, pool: Pool) 
                     most = max(most, len(await asyncio.to_thread(out, pool, nodes)))
                     await asyncio.sleep(0)
             held = f"{pool.name}-5"
-            await until(lambda: set(out(pool, nodes)) <= set(pool.places(held).values()))
+            await until(lambda: set(out(pool, nodes)) <= set(pool.slots(held).values()))
             done.set()
             await asyncio.gather(*agents)
             assert most <= limit
@@ -239,7 +239,7 @@ def test_budgets_that_came_after_the_slots(plane: ControlPlane, pool: Pool, monk
 
             async def taking(needed: object) -> str | None:
                 got = await take(needed)  # type: ignore[arg-type]
-                if not pool.places(late):
+                if not pool.slots(late):
                     pool.budget(1, late)
                     remove(pool)
                     assert isinstance(await quick.acquire(pool.labels, "x"), Admitted | Blocked)
@@ -247,7 +247,7 @@ def test_budgets_that_came_after_the_slots(plane: ControlPlane, pool: Pool, monk
 
             monkeypatch.setattr(slow, "_take", taking)
             outcome = await slow.acquire(pool.labels, "x")
-            holders = set(pool.places(late).values())
+            holders = set(pool.slots(late).values())
             assert len(holders) <= 1
             assert isinstance(outcome, Blocked) or holders == {slow._node}
             for each in (slow, quick):
@@ -290,7 +290,7 @@ def test_who_is_counted(plane: ControlPlane, pool: Pool) -> None:
             elsewhere = other.budget(1)
             assert isinstance(await SlotHolder(client, NAMESPACE, nodes[3]).acquire(other.labels, "x"), Admitted)
             other.budget(1)
-            for name, holder in pool.places().items():
+            for name, holder in pool.slots().items():
                 if holder in nodes[:2]:
                     plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{name}")
             pool.patch(nodes[1], {"spec": {"taints": None}})

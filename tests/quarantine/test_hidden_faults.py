@@ -40,7 +40,7 @@ async def goes_out_later(pool: Pool, write: NodeWriter, node: str) -> None:
         while not ours(pool, node):
             await asyncio.sleep(write.retry_in or 0)
             await write.apply(SICK)
-    assert list(pool.places().values()) == [node]
+    assert list(pool.slots().values()) == [node]
 
 
 @pytest.mark.parametrize("following", [True, False])
@@ -126,7 +126,7 @@ def test_slots_that_cannot_be_looked_at(
             proxy.heal()
             write = writer(client, node)
             await write.apply(HEALTHY)
-            assert pool.places() == {}, "what it held is given back when that can be done"
+            assert pool.slots() == {}, "what it held is given back when that can be done"
             assert write.is_settled
 
     asyncio.run(run())

@@ -40,7 +40,7 @@ def with_writer(pool: Pool, node: str, work: Callable[[NodeWriter], Awaitable[No
 
 @pytest.mark.parametrize("limit", [None, 0, 1])
 def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> None:
-    """A healthy node goes out whatever the budgets say, counts where there is a place, and says why; then back."""
+    """A healthy node goes out whatever the budgets say, counts where there is a slot, and says why; then back."""
     node = pool.node()
     if limit is not None:
         pool.budget(limit)
@@ -49,7 +49,7 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
     async def run(writer: NodeWriter) -> None:
         await writer.apply(HEALTHY)
         assert ours(pool, node) == ["manual"]
-        assert list(pool.places().values()) == [node] * (limit or 0)
+        assert list(pool.slots().values()) == [node] * (limit or 0)
         assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("True", "OutOfService")
         assert health(pool, node)["message"] == f"manually out of service: {WHY}; no fault found"
         assert pool.get(node)["metadata"]["labels"]["gpuhealth.io/state"] == "quarantined"
@@ -68,7 +68,7 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
 
     with_writer(pool, node, run)
     assert ours(pool, node) == []
-    assert pool.places() == {}
+    assert pool.slots() == {}
     assert health(pool, node)["message"] == "no fault found"
     told = {event["reason"]: event["message"] for event in pool.events(node)}
     assert WHY in told["Quarantined"]
@@ -98,7 +98,7 @@ def test_a_fault_outlasts_the_wish(plane: ControlPlane, pool: Pool, room: bool) 
     with_writer(pool, node, run)
     assert ours(pool, node) == (["xid.79"] if room else [])
     assert pool.report(node)["status"]["quarantine"]["state"] == ("quarantined" if room else "blocked")
-    assert list(pool.places().values()) == [node] * room
+    assert list(pool.slots().values()) == [node] * room
 
 
 def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
@@ -174,7 +174,7 @@ def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
                 await writer(client, node, mode).apply(SICK)
                 assert ours(pool, node) == []
                 assert "unschedulable" not in pool.get(node)["spec"]
-            assert pool.places() == {}
+            assert pool.slots() == {}
             assert pool.report(node)["status"]["quarantine"]["state"] == "dismissed"
             await writer(client, node, mode).apply(other)
             assert ours(pool, node) == ["ecc.uncorrectable"]
@@ -201,7 +201,7 @@ def test_override_healthy(plane: ControlPlane, pool: Pool) -> None:
                 await write.apply(SICK)
                 assert ours(pool, node) == []
                 assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("True", "Override")
-                assert pool.places() == {}
+                assert pool.slots() == {}
                 pool.patch(node, {"metadata": {"annotations": {OVERRIDE: None}}})
                 await until(lambda: write.node.override is None)
                 await write.apply(SICK)
@@ -222,6 +222,6 @@ def test_override_unmanaged(plane: ControlPlane, pool: Pool) -> None:
             acts = await writer(client, node).apply(SICK)
             assert [act.kind for act in acts] == ["report"]
             assert pool.get(node)["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())

@@ -169,7 +169,7 @@ CODES = ["xid.79", "ecc.uncorrectable", "burnin." + "z" * 90, "x" + "." * 3 + "y
 @pytest.mark.parametrize("node", NAMES)
 @pytest.mark.parametrize("code", CODES)
 def test_every_place_is_allowed(plugin: PolicyPlugin, node: str, code: str) -> None:
-    """The places that an agent takes, whatever the names of node and fault, also those longer than a label's value."""
+    """The slots that an agent takes, whatever the names of node and fault, also those longer than a label's value."""
     spec = {"maxUnavailable": 5, "maxPerWindow": 2, "maxPerFault": 1, "window": "365d"}
     now = datetime.now(UTC).replace(microsecond=0)
     entry = {"time": now.isoformat(), "fieldsV1": {"f:spec": {"f:renewTime": {}}}}

@@ -56,7 +56,7 @@ def test_passed_takes_off_ours_alone(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_failed_stays_and_says_so(plane: ControlPlane, pool: Pool) -> None:
-    """The taint keeps its effect and its place and says that the tests failed; the label stays."""
+    """The taint keeps its effect and its position and says that the tests failed; the label stays."""
     node = tainted(pool, THEIRS, OURS, labels=PREFLIGHT)
     assert preflight.value(pool.get(node), KEY) == "pending"
     sent(plane, node, preflight.failed(pool.get(node), KEY))
@@ -67,7 +67,7 @@ def test_failed_stays_and_says_so(plane: ControlPlane, pool: Pool) -> None:
 
 @pytest.mark.parametrize("patch_of", [preflight.passed, preflight.failed])
 def test_a_list_that_has_moved_is_not_touched(plane: ControlPlane, pool: Pool, patch_of: Any) -> None:
-    """When another taint goes meanwhile the places have moved: the patch is refused as a whole."""
+    """When another taint goes meanwhile the indexes have changed: the patch is refused as a whole."""
     node = tainted(pool, THEIRS, OURS, labels=PREFLIGHT)
     patch = patch_of(pool.get(node), KEY)
     pool.patch(node, {"spec": {"taints": [OURS, THEIRS]}})

@@ -43,7 +43,7 @@ def test_slots_reserved_for_nodes(plane: ControlPlane, pool: Pool) -> None:
             assert not await store.free(name, **identity(slot)), "another version"
             assert await store.free(name, **identity(renewed))
             assert not await store.free(name, **identity(renewed))
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())
 

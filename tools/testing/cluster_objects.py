@@ -112,8 +112,8 @@ class Pool:
         patched: Document = self.plane.request("PATCH", f"/api/v1/nodes/{node}", body, content_type=content)
         return patched
 
-    def places(self, budget: str = "") -> dict[str, str]:
-        """Holders of the places of a budget, by the places' names."""
+    def slots(self, budget: str = "") -> dict[str, str]:
+        """Holders of the slots of a budget, by the names of the slots."""
         path = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
         items = self.plane.request("GET", f"{path}?labelSelector=gpuhealth.io/budget={budget or self.name}")["items"]
         return {item["metadata"]["name"]: item["spec"]["holderIdentity"] for item in items}

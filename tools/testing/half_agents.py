@@ -205,23 +205,23 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 class History:
-    """All that a watch has seen of the nodes that are out by our hand, and of the places that are held."""
+    """All that a watch has seen of the nodes that are out by our hand, and of the slots that are held."""
 
     def __init__(self) -> None:
         self.out: list[Moment] = []
-        self.places: list[Moment] = []
+        self.slots: list[Moment] = []
 
     @asynccontextmanager
     async def following(self, client: Client, labels: str, name: str) -> AsyncIterator[None]:
-        """Follow the nodes with these labels and the places of the budget of this name meanwhile."""
+        """Follow the nodes with these labels and the slots of the budget of this name meanwhile."""
         tasks = [
             asyncio.create_task(_follow(watch(client, NODES, labels=labels), is_out, self.out)),
             asyncio.create_task(
-                _follow(watch(client, LEASES, NAMESPACE, labels=f"gpuhealth.io/budget={name}"), _exists, self.places)
+                _follow(watch(client, LEASES, NAMESPACE, labels=f"gpuhealth.io/budget={name}"), _exists, self.slots)
             ),
         ]
         try:
-            await until(lambda: self.out and self.places)
+            await until(lambda: self.out and self.slots)
             yield
         finally:
             for task in tasks:

@@ -157,7 +157,7 @@ class SlotStore:
         """
         await self._client.delete(LEASES, name, self._namespace, uid=uid, resource_version=version)
 
-    # --- by the controller, in the name of nodes -----------------------------------------------------------------------
+    # --- by the controller, in the name of nodes ----------------------------------------------------------------------
 
     async def reserve(self, slot_set: SlotSet, name: str, node: str) -> bool:
         """Take a free slot in the name of a node; False if it was taken meanwhile."""
