@@ -154,8 +154,7 @@ def test_throttled_time_between_the_samples() -> None:
 
 
 def event(kind: str, code: int | None, severity: Severity) -> KernelEvent:
-<<<<<<< HEAD
-    """A kernel event during the test."""
+    """A kernel event that occurs during the test."""
     return KernelEvent(
         kind=kind,
         line=f"NVRM: {kind} {code}",
@@ -164,10 +163,6 @@ def event(kind: str, code: int | None, severity: Severity) -> KernelEvent:
         action=Action.RESTART_WORKLOAD,
         code=code,
     )
-=======
-    """A kernel event that occurs during the test."""
-    return KernelEvent(kind, f"NVRM: {kind} {code}", f"{kind}.{code}", severity, Action.RESTART_WORKLOAD, code=code)
->>>>>>> burn
 
 
 def test_xids() -> None:
