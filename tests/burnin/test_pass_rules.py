@@ -148,7 +148,14 @@ def test_throttled_time_between_the_samples() -> None:
 
 def event(kind: str, code: int | None, severity: Severity) -> KernelEvent:
     """A kernel event during the test."""
-    return KernelEvent(kind, f"NVRM: {kind} {code}", f"{kind}.{code}", severity, Action.RESTART_WORKLOAD, code=code)
+    return KernelEvent(
+        kind=kind,
+        line=f"NVRM: {kind} {code}",
+        finding=f"{kind}.{code}",
+        severity=severity,
+        action=Action.RESTART_WORKLOAD,
+        code=code,
+    )
 
 
 def test_xids() -> None:

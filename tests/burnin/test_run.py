@@ -14,7 +14,7 @@ from gpuhealth.burnin.run import Curves, Plan, Run
 from gpuhealth.burnin.sampling import Sampler
 from gpuhealth.burnin.targets import BurninError, targets
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
-from gpuhealth.runtime import settings_file as config_file
+from gpuhealth.monitors.settings import load
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def _run(
     """Runs the memory test; `faults` makes them of the GPUs' names, `then` does things to the run before it begins."""
 
     async def run() -> tuple[BurninRun, Curves]:
-        settings = config_file.load(node.config)
+        settings = load(node.config)
         sampler = Sampler(settings, interval=0.05)
         async with sampler.sampling():
             chosen = targets(devices, (), sampler.gpus)
