@@ -203,14 +203,19 @@ DEEP = b'{"node": ' + b"[" * 100_000
         (lambda: good(readings_jsonl=b"\xff\xfe"), "line 1 of readings.jsonl cannot be read"),
         (lambda: good(readings_jsonl=DEEP), "line 1 of readings.jsonl cannot be read"),
         (
-            lambda: good(readings_jsonl=b'{"node":"n","time":"2026-01-01T00:00:00","boot_id":"b"}'),
+            lambda: good(readings_jsonl=b'{"node":"n","time":"2026-01-01T00:00:00","boot_id":"b","monitors":{}}'),
             "times without a time zone, or of another age",
         ),
         (
             lambda: good(kernel_jsonl=b'{"text":"x","time":"2026-01-01T00:00:00"}'),
             "times without a time zone, or of another age",
         ),
-        (lambda: good(readings_jsonl=b'{"node":"n","time":"0001-01-01T00:00:00Z","boot_id":"b"}'), "of another age"),
+        (
+            lambda: good(readings_jsonl=b'{"node":"n","time":"0001-01-01T00:00:00Z","boot_id":"b","monitors":{}}'),
+            "of another age",
+        ),
+        (lambda: good(manifest_json=json.dumps(MANIFEST | {"format": 1}).encode()), "its format is 1, and this"),
+        (lambda: good(readings_jsonl=b'{"node":"n","time":"2026-01-01T00:00:00Z","boot_id":"b"}'), "cannot be read"),
         (lambda: {"manifest.json": good()["manifest.json"], "readings.jsonl": link()}, "it has no readings"),
         (lambda: {"../../manifest.json": b"{}"}, "it has no manifest"),
         (crowd, "more than 64 members"),
