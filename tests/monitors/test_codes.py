@@ -184,7 +184,7 @@ SAYS = {
     "mlx5_core 0000:9a:00.0: device's health compromised - reached miss count": (
         "this line raises infiniband.errors as critical."
     ),
-    MLX5_LOST: "raise infiniband.errors as critical for this line.",
+    MLX5_LOST: "this line raises infiniband.errors as critical.",
 }
 
 
@@ -325,7 +325,7 @@ SUBJECTS = sorted({name.partition(".")[0] for name in KNOWN})
 NAME = re.compile(rf"(?<![\w./$-])(?:{'|'.join(SUBJECTS)})\.(?:\*|[a-z][a-z0-9_]*|\d+)(?![\w.(/-])")
 LABEL = re.compile(r'\bcode=~?\\?"([^"\\]+)\\?"')
 """A code in a query of Prometheus, whatever its subject."""
-FILES = (".py", ".csv", ".yaml", ".log", ".h")
+FILES = (".py", ".csv", ".yaml", ".log", ".h", ".c")
 PLACES = (
     "README.md",
     "daemonset/**/*.yaml",
