@@ -192,8 +192,8 @@ def mounted_root(body: Document) -> None:
 SHELL = {"name": "shell", "image": "busybox", "securityContext": {"privileged": True}}
 PODS_POLICY = "gpuhealth-pods' .*may make only pods with the label"
 FIELDS, VOLUMES, TOKEN = (
-    "no host namespaces, no nodeName",
-    "the volumes of a burn-in",
+    "no host namespaces, nodeName",
+    "no volumes but the results folder",
     "service account default, and no",
 )
 RUNS, CONFINED, WHAT = "priority and the runtime class", "is not privileged", "image and the command"
@@ -334,8 +334,11 @@ OF_EVENTS: dict[str, tuple[Document, str]] = {
     "as the kubelet": (event("e", NODE, "kubelet"), "only in its own name"),
     "as an agent": (event("e", NODE, "gpuhealth-agent"), "only in its own name"),
     "from a host": (event("e", NODE, OURS, source={"host": "n"}), "only in its own name"),
-    "about a Secret": (event("e", {"kind": "Secret", "name": "s", "namespace": "default"}, OURS), "of Nodes and pods"),
-    "about two": (event("e", NODE, OURS, related={"kind": "Node", "name": "n"}), "of Nodes and pods"),
+    "about a Secret": (
+        event("e", {"kind": "Secret", "name": "s", "namespace": "default"}, OURS),
+        "about Nodes and pods",
+    ),
+    "about two": (event("e", NODE, OURS, related={"kind": "Node", "name": "n"}), "about Nodes and pods"),
     "with finalizers": (event("e", NODE, OURS, metadata={"finalizers": ["x/y"]}), OWNED),
 }
 
