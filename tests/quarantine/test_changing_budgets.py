@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import Pool
-from testing.node_writing import HEALTHY, SICK, ours, watching, writer, writes
+from testing.cluster_objects import Pool, taints
+from testing.node_writing import HEALTHY, SICK, watching, writer, writes
 from testing.waiting import until
 
 from gpuhealth.kube.client import Client
@@ -31,7 +31,7 @@ def remove(pool: Pool, name: str = "") -> None:
 
 def out(pool: Pool, nodes: list[str]) -> list[str]:
     """Those that carry our taint."""
-    return [node for node in nodes if ours(pool, node)]
+    return [node["metadata"]["name"] for node in pool.all() if taints(node) and node["metadata"]["name"] in nodes]
 
 
 async def tried(write: NodeWriter, times: int = 3) -> None:

@@ -16,6 +16,7 @@ from gpuhealth.model.finding import Action, Evidence, Finding, Severity
 from gpuhealth.model.verdict import Coverage, NotCovered, State, Verdict
 
 T0 = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 _names = itertools.count(1)
 
 
@@ -74,6 +75,7 @@ class Pool:
         self.name = f"pool-{next(_names):05}"  # of one length: no name is the beginning of another's
         self.labels = {"pool": self.name}
         self._paths: list[str] = []
+        self._budgets: list[str] = []
 
     def node(self, *, labels: dict[str, str] | None = None) -> str:
         """The name of a new Node of the pool."""
@@ -90,8 +92,7 @@ class Pool:
         """A budget that selects the pool, or what `nodeSelector` says."""
         name = name or self.name
         self.plane.apply([budget(name, self.labels, amount, **spec)])
-        path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{name}"
-        self._paths += [path] if path not in self._paths else []  # it may have been there, with another limit
+        self._budgets.append(name)
         return name
 
     def counted(self, budget: str = "") -> None:
@@ -106,6 +107,11 @@ class Pool:
         found: Document = self.plane.request("GET", f"/api/v1/nodes/{node}")
         return found
 
+    def all(self) -> list[Document]:
+        """All Nodes of the pool, by one request."""
+        found: list[Document] = self.plane.request("GET", f"/api/v1/nodes?labelSelector=pool={self.name}")["items"]
+        return found
+
     def patch(self, node: str, body: Document) -> Document:
         """What a person does to a Node."""
         content = "application/merge-patch+json"
@@ -114,8 +120,7 @@ class Pool:
 
     def slots(self, budget: str = "") -> dict[str, str]:
         """Holders of the slots of a budget, by the names of the slots."""
-        path = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
-        items = self.plane.request("GET", f"{path}?labelSelector=gpuhealth.io/budget={budget or self.name}")["items"]
+        items = self.plane.request("GET", f"{_LEASES}?labelSelector=gpuhealth.io/budget={budget or self.name}")["items"]
         return {item["metadata"]["name"]: item["spec"]["holderIdentity"] for item in items}
 
     def events(self, node: str) -> list[Document]:
@@ -130,10 +135,16 @@ class Pool:
         return found
 
     def remove(self) -> None:
-        """Deletes the nodes and budgets that are still there."""
+        """Deletes the nodes, and the budgets with their slots, as far as they are still there."""
+        for budget in dict.fromkeys(self._budgets):  # it may have been applied several times, with other limits
+            self.plane.request("DELETE", f"{_LEASES}?labelSelector=gpuhealth.io/budget={budget}")
+            self._delete(f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{budget}")
         for path in self._paths:
-            try:
-                self.plane.request("DELETE", path)
-            except RequestError as error:
-                if error.status != HTTPStatus.NOT_FOUND:
-                    raise
+            self._delete(path)
+
+    def _delete(self, path: str) -> None:
+        try:
+            self.plane.request("DELETE", path)
+        except RequestError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise

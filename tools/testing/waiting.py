@@ -30,5 +30,5 @@ async def until(condition: Callable[[], Any], seconds: float = PATIENCE, *, in_t
     """
     async with asyncio.timeout(seconds):
         while not (value := await asyncio.to_thread(condition) if in_thread else condition()):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02 if in_thread else 0.01)
     return value
