@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def run(node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     def in_process(*arguments: str | Path, stdin: str = "", **more: str) -> Said:
         result, log_config = io.BytesIO(), structlog.get_config()
         with monkeypatch.context() as patch:
-            for name, value in (node.env() | more).items():
+            environment = node.env() | more
+            for name in os.environ.keys() - environment.keys():
+                patch.delenv(name)
+            for name, value in environment.items():
                 patch.setenv(name, value)
             patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
             patch.setattr(streams.standard, "_results", result)
