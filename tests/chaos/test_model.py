@@ -19,11 +19,11 @@ from kube import ControlPlane
 from kube.proxy import FaultyProxy
 from testing.cluster_objects import Pool, finding, verdict
 
-from gpuhealth.api.names import OUT_OF_SERVICE, OVERRIDE, TAINT
+from gpuhealth.api.names import MANUAL, OUT_OF_SERVICE, OVERRIDE, TAINT
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.marks import MANUAL, Object, dismissed_codes, has_taint, record, taints, unschedulable
+from gpuhealth.quarantine.marks import Object, dismissed_codes, has_taint, record, taints, unschedulable
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter

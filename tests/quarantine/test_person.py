@@ -11,11 +11,11 @@ from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import HEALTHY, SICK, Mode, health, ours, watching, writer
 from testing.waiting import until
 
-from gpuhealth.api.names import DISMISSED, OUT_OF_SERVICE, OVERRIDE
+from gpuhealth.api.names import DISMISSED, OUT_OF_SERVICE, OVERRIDE, Override
 from gpuhealth.kube.client import Client
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.marks import Override, restored
+from gpuhealth.quarantine.marks import restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter

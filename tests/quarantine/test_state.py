@@ -7,13 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gpuhealth.api.names import STATE_LABEL
+from gpuhealth.api.names import STATE_LABEL, NodeState
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine import state as state_module
 from gpuhealth.quarantine.state import (
     IN_SERVICE,
     TRANSITIONS,
-    NodeState,
     StateEvent,
     Writer,
     agent_event,

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from testing.cluster_objects import T0, finding, verdict
 from testing.node_writing import node_object
 
-from gpuhealth.api.names import DISMISSED, STATE_LABEL, TAINT
+from gpuhealth.api.names import DISMISSED, STATE_LABEL, TAINT, NodeState
 from gpuhealth.kube.client import Object
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.condition import Summary
-from gpuhealth.quarantine.state import NodeState
 from gpuhealth.quarantine.target import Desired, NodeChange, NodeMarks, node_change, quarantine_codes
 
 SUMMARY = Summary("True", "Healthy", "no fault found")
