@@ -71,17 +71,17 @@ def check_readable(node: Object) -> Object:
 
 
 def annotations_of(node: Object) -> dict[str, str]:
-    """The Node's annotations."""
+    """The Node's annotations; empty without any."""
     return node["metadata"].get("annotations") or {}
 
 
 def labels(node: Object) -> dict[str, str]:
-    """The Node's labels."""
+    """The Node's labels; empty without any."""
     return node["metadata"].get("labels") or {}
 
 
 def taints(node: Object) -> list[Object]:
-    """The Node's taints."""
+    """The Node's taints; empty without any."""
     return node.get("spec", {}).get("taints") or []
 
 

@@ -75,7 +75,7 @@ class OneNode(RuleBasedStateMachine):
 
     @rule(code=CODES)
     def clear(self, code: str) -> None:
-        """It is gone."""
+        """The fault is no longer found."""
         self.faults.discard(code)
         self.freed.discard(code)
 
@@ -85,7 +85,7 @@ class OneNode(RuleBasedStateMachine):
         self.applied()
 
     def applied(self) -> bool:
-        """The same; whether it got through."""
+        """One pass of the writer; whether it was complete."""
         before = self.seen()
         findings = [finding(code) for code in sorted(self.faults)]
         try:

@@ -80,7 +80,7 @@ def test_taint_of_our_key_by_a_person_stays() -> None:
 
 
 def test_dismissed_codes_do_not_quarantine_again_until_cleared() -> None:
-    """The same finding is not acted on again; another one is; unknown ends no dismissal, clearance does."""
+    """A dismissed finding does not quarantine again, another one does; unknown ends no dismissal, clearance does."""
     dismissed = node_object(annotations={DISMISSED: "xid.79"})
     both = Desired(verdict=verdict(finding()), quarantine=("xid.79", "ecc.uncorrectable"))
     assert quarantine_codes(dismissed, both) == (("ecc.uncorrectable",), ("xid.79",))
