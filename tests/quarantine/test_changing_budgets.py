@@ -171,7 +171,7 @@ def test_a_budget_that_is_away_for_a_while(plane: ControlPlane, pool: Pool) -> N
 
 
 def test_slots_that_were_deleted_under_a_running_agent(plane: ControlPlane, pool: Pool) -> None:
-    """A person deletes the Leases: no other node goes out, and the one that is out takes a new slot without a restart."""
+    """A person deletes the Leases: no other node goes out, and the one that is out takes a slot again."""
     one, two = pool.nodes(2)
     pool.budget(1)
 
