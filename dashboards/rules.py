@@ -63,7 +63,7 @@ ALERTS = (
         "critical",
         "GPU node {{ $labels.node }} is unhealthy",
         f"Critical findings: {findings('critical')}",
-        "Jobs on the node are at risk. If a QuarantineBudget allows it, the node is out of service and gets no new jobs."
+        "Jobs on the node are at risk. It gets no new jobs if a QuarantineBudget allows taking it out of service."
         " `gpuhealth node {{ $labels.node }}` shows details, `gpuhealth explain CODE` what to do about a finding.",
     ),
     Alert(
@@ -136,7 +136,7 @@ ALERTS = (
         "warning",
         "Essential check {{ $labels.check }} does not run on {{ $labels.node }}",
         "Reason: {{ $labels.reason }}. A fault that it would find goes unnoticed.",
-        "`released`: the agent has closed the driver on request; the metric `gpuhealth_released` shows which. Remove the"
+        "`released`: the agent has closed the driver on request; `gpuhealth_released` shows which one. Remove the"
         " annotation gpuhealth.io/release-gpus, check the driver upgrade of the GPU operator, or send SIGUSR1 again."
         " `no_permission`, `not_installed`: check the Pod's mounts and permissions. Otherwise see the agent's log.",
     ),

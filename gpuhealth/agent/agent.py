@@ -252,7 +252,7 @@ class Agent:
         """Takes changed settings, follows steps of the wall clock, and has the state stored from time to time."""
         self._reload_if_changed()
         self._follow_clock()
-        if time.monotonic() - self._stored_at > _STATE_SECONDS:
+        if self.has_judged and time.monotonic() - self._stored_at > _STATE_SECONDS:
             self.node_state.judge.memory.history.prune(self.clock().timestamp())
             self.journal.append()
         await asyncio.sleep(min(_CLOCK_SECONDS, self.settings.interval))

@@ -105,7 +105,6 @@ def _verdict(status: AgentStatus) -> Iterator[Metric]:
     yield family(names.NODE_HEALTHY, [(state is State.HEALTHY,)])
     yield family(names.VERDICT, [(each, each is state) for each in State])
     gpus = [(gpu.uuid, each, each is gpu.verdict) for gpu in (verdict.gpus if verdict else ()) for each in State]
-    text = "1 for the current verdict of each GPU, missing GPUs included"
     yield family(names.GPU_VERDICT, gpus)
     parts = verdict.components if verdict else ()
     rows = [
@@ -114,7 +113,6 @@ def _verdict(status: AgentStatus) -> Iterator[Metric]:
         if part.kind is not Kind.GPU
         for each in State
     ]
-    text = "1 for the current verdict of each component that is no GPU"
     yield family(names.COMPONENT_VERDICT, rows)
 
 
@@ -154,14 +152,12 @@ def _agent(status: AgentStatus) -> Iterator[Metric]:
     yield family(names.AGENT_JOURNAL_ERRORS, [(status.journal_errors,)])
     api = [(method, code, value) for (method, code), value in counts.api_calls.items()]
     yield family(names.KUBE_REQUESTS, api)
-    text = "Objects of the API server, each version once, that could not be read"
     yield family(names.AGENT_UNREADABLE_OBJECTS, status.unreadable_objects.items())
     yield family(names.AGENT_CONFIG_VALID, [(status.config_valid,)])
 
 
 def _monitors(status: AgentStatus) -> Iterator[Metric]:
     parts = [(part.monitor.name, part) for part in status.monitors]
-    label = ["monitor"]
     yield family(names.AGENT_ROUNDS, [(name, part.rounds) for name, part in parts])
     ended = [(name, part.last_round.timestamp()) for name, part in parts if part.last_round]
     yield family(names.AGENT_LAST_ROUND, ended)

@@ -1,1 +1,1 @@
-"""The fleet: what its nodes say together, and what one node cannot do for itself."""
+"""The controller of a cluster: leader election, and the duties of the leader."""

@@ -52,7 +52,7 @@ class DrainStatus(msgspec.Struct):
 
 
 class DrainContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What all drains share."""
+    """Clients, settings and counters that all drains share."""
 
     client: Client
     fleet: Fleet

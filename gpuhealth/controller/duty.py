@@ -2,7 +2,7 @@
 
 A duty is one subject that only the leader works on, such as drains or the status of budgets. To add one, write a module
 in gpuhealth/controller/duties/ and name its class in DUTIES there. Duties do not import each other: what one needs from
-another is in the API server, or in the DutyContext.
+another is in the API server or in the DutyContext.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DutyContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What all duties of one controller share."""
+    """Clients, settings and state that all duties of one controller share."""
 
     client: Client  # sends nothing, and raises NotLeadingError, unless this process leads
     fleet: Fleet

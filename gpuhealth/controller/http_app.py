@@ -51,7 +51,6 @@ class ControllerCollector(Collector):
         calls = [(*key, value) for key, value in controller.api_calls.items()]
         yield family(names.KUBE_REQUESTS, calls)
         yield family(names.LOOP_FAILURES, controller.failures.items())
-        text = "Versions of API objects that could not be read"
         yield family(names.CONTROLLER_UNREADABLE_OBJECTS, controller.unreadable.items())
 
     def _fleet(self) -> Iterator[Metric]:

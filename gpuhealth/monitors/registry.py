@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from gpuhealth.kernel_log.parser import KernelLogParser
+from gpuhealth.model import out_of_service  # noqa: F401 - its codes belong to no monitor
 from gpuhealth.model.codes import CODES, Code
 from gpuhealth.monitors import MONITORS
 from gpuhealth.monitors.monitor import Monitor

@@ -9,6 +9,6 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """The sizes here are too small for several: on a busy machine they wait for one another most of the time."""
+    """The sizes in tests are too small for several threads: on a busy machine these mostly wait for each other."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)

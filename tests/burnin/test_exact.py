@@ -34,20 +34,20 @@ def _job(*faults: Fault, seconds: float = 0.5, gpus: tuple[str, ...] = ("cpu0",)
 
 def _run(job: Job, faults: InjectedFaults | None = None, device: Device | None = None) -> tuple[DeviceResult, ...]:
     devices = [device] if device else [Device("cpu", gpu, small=True) for gpu in job.gpus]
-    said: list[Progress] = []
-    outcomes = exact.run(job, devices, said.append, faults or InjectedFaults(job))
-    assert all(0 <= progress.fraction <= 1 for progress in said)
+    messages: list[Progress] = []
+    outcomes = exact.run(job, devices, messages.append, faults or InjectedFaults(job))
+    assert all(0 <= progress.fraction <= 1 for progress in messages)
     return outcomes
 
 
 @pytest.fixture
 def one_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16 and fp32 only (a device without fp32 does not work)."""
+    """Test bf16 and fp32 only; fp32 because a device without it counts as broken."""
     monkeypatch.setattr(exact, "FORMATS", [fmt for fmt in FORMATS if fmt.name in ("bf16", "fp32")])
 
 
 def test_right_products_pass_in_every_format() -> None:
-    """Each format that the processor has is multiplied, and nothing is said to be wrong."""
+    """Every format that the processor supports is multiplied, without a miscompare."""
     (outcome,) = _run(_job(seconds=1.0))
     assert (outcome.failure, outcome.miscompares) == ("", ())
     assert {f"{fmt.name}_tflops" for fmt in FORMATS} <= set(outcome.figures)
@@ -56,7 +56,7 @@ def test_right_products_pass_in_every_format() -> None:
 @pytest.mark.usefixtures("one_format")
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_one_flip_is_found_and_transient(after: int) -> None:
-    """In the first product, which nothing can be compared with, as in later ones; the bits are the flipped ones."""
+    """A flip is found in the first product, which has no other to compare with, and in later ones, with its bits."""
     (outcome,) = _run(_job(Fault(kind="result_bits", after=after, times=1), seconds=2.0))
     (found,) = outcome.miscompares
     assert (found.kind, found.wrong) == ("transient", 1)
@@ -67,7 +67,7 @@ def test_one_flip_is_found_and_transient(after: int) -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_a_bit_that_always_flips_is_repeatable() -> None:
-    """Many elements, several bits; and testing ends when there is enough evidence."""
+    """Many elements and several bits are counted, and the test ends after enough miscompares."""
     (outcome,) = _run(_job(Fault(kind="result_bits", bits=2, elements=40)))
     assert {found.kind for found in outcome.miscompares} == {"repeatable"}
     assert {found.wrong for found in outcome.miscompares} == {40}
@@ -76,7 +76,7 @@ def test_a_bit_that_always_flips_is_repeatable() -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_a_corrupted_operand_is_named() -> None:
-    """Before the product is done with it."""
+    """A corrupted operand is found before a product is computed with it."""
     (outcome,) = _run(_job(Fault(kind="input_bits", times=1)))
     (found,) = outcome.miscompares
     assert found.what.startswith("operand ")
@@ -85,7 +85,7 @@ def test_a_corrupted_operand_is_named() -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_only_the_bad_one_of_two_devices_fails() -> None:
-    """They work on the same operands."""
+    """Of two devices with the same operands, only the one with a fault fails."""
     good, bad = _run(_job(Fault(kind="result_bits", gpu="cpu1", after=2), seconds=2.0, gpus=("cpu0", "cpu1")))
     assert (good.failure, good.miscompares) == ("", ())
     assert bad.miscompares
@@ -93,21 +93,21 @@ def test_only_the_bad_one_of_two_devices_fails() -> None:
 
 
 class _Flipping(InjectedFaults):
-    """Flips where the test says so."""
+    """Flips a bit of a product where a condition of the test holds."""
 
     def __init__(self, when: Callable[[Tensor], bool]) -> None:
         super().__init__(_job())
         self._when = when
 
     def after_product(self, _: Device, result: Tensor) -> None:
-        """After a product."""
+        """Flip a bit of the product where the condition holds."""
         if self._when(result):
             flip(result, [3], 4)
 
 
 @pytest.mark.usefixtures("one_format")
 def test_what_only_some_operands_bring_is_data_dependent() -> None:
-    """The flip depends on what the right result is, as with a path of the chip that few numbers take."""
+    """A flip that occurs with some operands only, as in a path of the chip that few numbers take, is data dependent."""
     seen: list[float] = []
 
     def with_the_first_operands(result: Tensor) -> bool:
@@ -120,7 +120,7 @@ def test_what_only_some_operands_bring_is_data_dependent() -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_what_a_rest_cures_is_hot_only() -> None:
-    """Wrong whenever it is repeated at once, right as soon as the device has rested."""
+    """A fault that disappears after the device was idle is hot only."""
 
     class Resting(Device):
         rested = False
@@ -135,7 +135,7 @@ def test_what_a_rest_cures_is_hot_only() -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_a_device_whose_own_check_is_wrong_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The product is right, and the host says so; the device finds it wrong."""
+    """A device whose own check rejects a product that the host proves right fails."""
     load = OperandPair.to
 
     def corrupted(pair: OperandPair, device: Device) -> OperandPair:
@@ -150,7 +150,7 @@ def test_a_device_whose_own_check_is_wrong_fails_too(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("one_format")
 def test_a_stop_keeps_what_was_found() -> None:
-    """The outcome holds the miscompare, though its classification was cut short."""
+    """A miscompare is in the result even if a stop interrupts its classification."""
     job = _job(Fault(kind="result_bits"), seconds=60)
 
     def stop(_: Progress) -> None:
@@ -163,7 +163,7 @@ def test_a_stop_keeps_what_was_found() -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_a_device_that_cannot_multiply_at_all_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A format may be missing, fp32 may not."""
+    """A device that cannot multiply in fp32 fails; other formats may be missing."""
 
     def broken(*_: object) -> Tensor:
         raise RuntimeError("CUDA error: unspecified launch failure\nmore")
@@ -174,7 +174,7 @@ def test_a_device_that_cannot_multiply_at_all_fails(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_same_bits_means_every_bit() -> None:
-    """-0.0 is not 0.0, a NaN is equal to itself, and sizes that are no multiple of eight bytes do as well."""
+    """-0.0 differs from 0.0 and a NaN equals itself, also where the size is no multiple of eight bytes."""
     for size in (8, 7, 1):
         one = torch.zeros(size, dtype=torch.bfloat16)
         assert same_bits(one, one.clone())

@@ -26,7 +26,7 @@ def _shapes(draw_from: st.DrawFn) -> GemmShape:
 
 
 def _fitting(fmt: GemmFormat, shape: GemmShape) -> GemmShape:
-    """The shape, of sizes that the library takes for the format."""
+    """The shape, rounded up to sizes that the library accepts for the format."""
     step = fmt.multiple_of
     return GemmShape(*(-(-size // step) * step for size in (shape.m, shape.k, shape.n)))
 
@@ -39,7 +39,7 @@ def _integers(pair: OperandPair) -> tuple[Tensor, Tensor]:
 @MANY
 @given(shape=_shapes(), seed=SEEDS)
 def test_no_draw_breaks_the_bound(fmt: GemmFormat, shape: GemmShape, seed: int) -> None:
-    """Σ|a·b| of every element stays within the accumulator, the sum within the output, and no output is a zero."""
+    """Σ|a·b| of every element fits the accumulator, the sum fits the output, and no output is zero."""
     a, b = _integers(draw(fmt, shape, seed))
     assert int((a.abs() @ b.abs()).max()) <= 1 << fmt.sum_bits
     result = a @ b
@@ -54,7 +54,7 @@ def test_no_draw_breaks_the_bound(fmt: GemmFormat, shape: GemmShape, seed: int) 
 def test_operands_and_outputs_are_normal_numbers_that_mean_their_integers(
     fmt: GemmFormat, shape: GemmShape, seed: int
 ) -> None:
-    """Nothing is rounded when operands are made, and nothing is subnormal or infinite."""
+    """Operands are made without rounding, and no operand or output is subnormal or infinite."""
     pair = draw(fmt, shape, seed)
     for operand in (pair.left, pair.right):
         assert operand.times(torch.ones(operand.values.shape[1], dtype=torch.int64))[1].all()
@@ -71,7 +71,7 @@ def test_operands_and_outputs_are_normal_numbers_that_mean_their_integers(
 @MANY
 @given(shape=_shapes(), seed=SEEDS)
 def test_every_order_of_summation_gives_the_same_bits(fmt: GemmFormat, shape: GemmShape, seed: int) -> None:
-    """Shuffled k, split k, and one product at a time, in the accumulator's own format."""
+    """Summing in shuffled order, in parts, or term by term gives the same bits, in the accumulator's format."""
     pair = draw(fmt, shape, seed)
     truth = pair.truth(torch.arange(shape.m))
     chance = random.Random(seed)
@@ -92,7 +92,7 @@ def test_every_order_of_summation_gives_the_same_bits(fmt: GemmFormat, shape: Ge
 @FEW
 @given(shape=_shapes(), seed=SEEDS)
 def test_the_library_s_product_is_proven_right(fmt: GemmFormat, shape: GemmShape, seed: int) -> None:
-    """The processor's own kernels pass, in every format."""
+    """The processor's own kernels compute right results in every format."""
     pair = draw(fmt, _fitting(fmt, shape), seed)
     result = multiply(fmt, pair.left.values, pair.right.values)
     assert not len(pair.wrong_rows(result))
@@ -103,7 +103,7 @@ def test_the_library_s_product_is_proven_right(fmt: GemmFormat, shape: GemmShape
 @MANY
 @given(shape=_shapes(), seed=SEEDS, data=st.data())
 def test_every_flip_is_found_in_its_row(fmt: GemmFormat, shape: GemmShape, seed: int, data: st.DataObject) -> None:
-    """Any bits of one element of a row, the lowest of the significand and the sign among them."""
+    """Flipping any bits of one element of a row is found, and the row is located."""
     pair = draw(fmt, shape, seed)
     result = pair.truth(torch.arange(shape.m))
     rows = data.draw(st.sets(st.integers(0, shape.m - 1), min_size=1))
@@ -114,7 +114,7 @@ def test_every_flip_is_found_in_its_row(fmt: GemmFormat, shape: GemmShape, seed:
 
 
 def test_the_same_seed_draws_the_same() -> None:
-    """And another seed does not."""
+    """The same seed draws the same operands, and another seed different ones."""
     fmt, shape = FORMATS[4], GemmShape(9, 30, 9)
     one, again, other = (draw(fmt, shape, seed) for seed in (5, 5, 6))
     assert torch.equal(one.left.values, again.left.values)
@@ -123,7 +123,7 @@ def test_the_same_seed_draws_the_same() -> None:
 
 @FORM
 def test_the_full_width_of_operands_and_accumulator_is_used(fmt: GemmFormat) -> None:
-    """Operands need all bits of a format whose products fit the accumulator, and sums come near its limit."""
+    """Operands use all bits of a format whose products fit the accumulator, and sums come near its limit."""
     pairs = [_integers(draw(fmt, GemmShape(64, 4096, 64), seed)) for seed in range(4)]
     widest = max(int(operand.abs().max()).bit_length() for pair in pairs for operand in pair)
     assert widest >= (fmt.significand if 2 * fmt.significand < fmt.sum_bits else fmt.sum_bits - 10)

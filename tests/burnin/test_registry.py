@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -31,8 +33,18 @@ def test_a_registered_test_can_be_run_and_planned(name: str) -> None:
     assert TESTS[name].meaning
 
 
+@pytest.mark.parametrize("name", TESTS)
+def test_tests_do_not_import_each_other(name: str) -> None:
+    """What several tests need is in a module of its own, so that each test can be read, changed and removed alone."""
+    source = Path(importlib.import_module(f"gpuhealth.burnin.{name}").__file__ or "").read_text()
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    modules = {node.module for node in imports}
+    modules |= {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+    assert not modules & {f"gpuhealth.burnin.{other}" for other in TESTS}
+
+
 def test_levels_have_the_same_names_everywhere() -> None:
-    """In the registry, in the settings and as options of the command."""
+    """The registry, the settings and the options of the command have the same levels."""
     assert LEVELS == tuple(Level) == get_args(Burnin.model_fields["level"].annotation)
 
 

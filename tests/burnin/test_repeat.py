@@ -28,18 +28,18 @@ def _job(*faults: Fault, seconds: float = 0.5, gpus: tuple[str, ...] = ("cpu0",)
 
 def _run(job: Job) -> tuple[DeviceResult, ...]:
     devices = [Device("cpu", gpu, small=True) for gpu in job.gpus]
-    said: list[Progress] = []
-    return repeat.run(job, devices, said.append, InjectedFaults(job))
+    messages: list[Progress] = []
+    return repeat.run(job, devices, messages.append, InjectedFaults(job))
 
 
 @pytest.fixture
 def one_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16 only."""
+    """Test the format bf16 only."""
     monkeypatch.setattr(repeat, "FORMATS", [fmt for fmt in FORMATS if fmt.name == "bf16"])
 
 
 def test_every_format_repeats_itself_and_has_a_digest() -> None:
-    """Two devices of the same kind have the same digests."""
+    """Two devices of the same kind have the same digests in every format."""
     one, other = _run(_job(seconds=1.0, gpus=("cpu0", "cpu1")))
     assert (one.failure, other.failure) == ("", "")
     assert {key.split("/")[0] for key in one.digests} == {fmt.name for fmt in FORMATS}
@@ -52,7 +52,7 @@ def test_every_format_repeats_itself_and_has_a_digest() -> None:
 @pytest.mark.usefixtures("one_format")
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_the_odd_one_is_named_and_the_digest_is_the_others(after: int) -> None:
-    """Also when the odd one is the first."""
+    """The wrong product is identified, also if it is the first, and the digest is that of the others."""
     (clean,) = _run(_job())
     (outcome,) = _run(_job(Fault(kind="result_bits", after=after, times=1, bits=2), seconds=2.0))
     (found,) = outcome.miscompares
@@ -63,7 +63,7 @@ def test_the_odd_one_is_named_and_the_digest_is_the_others(after: int) -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_a_device_that_is_always_wrong_in_the_same_way_has_another_digest() -> None:
-    """It repeats itself; only the comparison with others shows it."""
+    """A device with a constant fault repeats itself, and only the comparison of digests shows it."""
     good, bad = _run(_job(Fault(kind="result_bits", gpu="cpu1"), gpus=("cpu0", "cpu1")))
     assert (good.failure, bad.failure) == ("", "")
     common = good.digests.keys() & bad.digests.keys()
@@ -73,7 +73,7 @@ def test_a_device_that_is_always_wrong_in_the_same_way_has_another_digest() -> N
 
 @pytest.mark.usefixtures("one_format")
 def test_a_stop_keeps_what_was_done() -> None:
-    """The outcome is there, of what was done by then."""
+    """After a stop, the result covers the products so far."""
     job = _job(Fault(kind="result_bits", after=2), seconds=60)
 
     def stop(progress: Progress) -> None:
@@ -86,7 +86,7 @@ def test_a_stop_keeps_what_was_done() -> None:
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 def test_operands_use_the_format_s_range_and_the_result_stays_finite(fmt: GemmFormat) -> None:
-    """Exponents go over more than a quarter of the format's range: a product has the sum of two."""
+    """Exponents span more than a quarter of the format's range; a product has the sum of two exponents."""
     for seed in range(5):
         left, right = repeat.draw_operands(fmt, GemmShape(64, 64, 64), seed)
         result = multiply(fmt, left, right).to(torch.float64)

@@ -19,7 +19,7 @@ from gpuhealth.monitors.settings import load
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedNode]:
-    """A healthy node with eight H100, whose driver this process sees."""
+    """A healthy node with eight H100; this process sees its driver."""
     node = SimulatedNode(tmp_path)
     for name, value in node.driver.env.items():
         monkeypatch.setenv(name, value)
@@ -34,7 +34,7 @@ def _run(
     faults: Callable[[list[str]], tuple[Fault, ...]] = lambda _: (),
     then: Callable[[Run], None] = lambda _: None,
 ) -> tuple[BurninRun, Curves]:
-    """Runs the memory test; `faults` makes them of the GPUs' names, `then` does things to the run before it begins."""
+    """Run the memory test; `faults` returns the faults to inject, `then` prepares the run before it starts."""
 
     async def run() -> tuple[BurninRun, Curves]:
         settings = load(node.config)
@@ -87,7 +87,7 @@ def test_each_gpu_has_its_own_result_whatever_becomes_of_the_others(node: Simula
 
 
 def test_a_driver_that_hangs_passes_nothing(node: SimulatedNode) -> None:
-    """What telemetry did not see is not healthy; the run goes on to its end all the same."""
+    """A test without telemetry fails, and the run continues to its end."""
     node.configure({"nvml": {"warn_after": "5s"}})
 
     def hang(run: Run) -> None:
@@ -99,7 +99,7 @@ def test_a_driver_that_hangs_passes_nothing(node: SimulatedNode) -> None:
 
 
 def test_a_run_that_is_stopped_keeps_what_it_has(node: SimulatedNode) -> None:
-    """Ten minutes of work end with the first progress; the figures so far are there, and nothing is called passed."""
+    """A stop ends ten minutes of work at the first progress; figures so far are kept, and nothing has passed."""
 
     tasks = []
 
@@ -122,7 +122,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has(node: SimulatedNode) -> None:
 def test_a_torch_that_does_not_load_is_an_error_and_no_result(
     node: SimulatedNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is said of any GPU."""
+    """A torch that cannot be loaded raises an error, and no GPU gets a result."""
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12 is not there')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(BurninError, match=r"libcudart\.so\.12 is not there"):

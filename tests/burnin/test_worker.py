@@ -35,7 +35,7 @@ def _job(*kinds: str, seconds: float = 0.1, **fields: object) -> Job:
 
 
 def _faulty(folder: Path) -> dict[str, str]:
-    """An environment in which `import torch` fails as it does where a library of it is missing."""
+    """An environment in which `import torch` fails as if one of its libraries were missing."""
     package = folder / "torch"
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
@@ -43,7 +43,7 @@ def _faulty(folder: Path) -> dict[str, str]:
 
 
 def _noisy(folder: Path) -> dict[str, str]:
-    """An environment in which loading torch prints to standard output, as native libraries do."""
+    """An environment in which importing torch prints to standard output, as native libraries do."""
     (folder / "typing_extensions.py").write_text(_NOISE)
     return {**os.environ, "PYTHONPATH": str(folder)}
 
@@ -59,7 +59,7 @@ import typing_extensions
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, WorkerAnswer | WorkerFailure]:
-    """How workers ended to which something was done; all at once, since each loads torch."""
+    """The answers of workers in all situations below, run at the same time because each loads torch."""
 
     async def killed() -> WorkerAnswer | WorkerFailure:
         worker = Worker(os.environ)
@@ -70,7 +70,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, WorkerAnswer 
         return await worker.run(job, 600.0, lambda _: worker.stop())
 
     async def stopped_while_hanging() -> WorkerAnswer | WorkerFailure:
-        """It hangs in native code before its first progress: a SIGTERM's handler does not get to run."""
+        """Stop a worker that hangs in native code before its first progress, where no signal handler runs."""
         worker = Worker(os.environ)
         work = asyncio.create_task(worker.run(_job("hang"), 600.0, lambda _: None))
         kernel_waits_in = Path(f"/proc/{worker.pid}/wchan")
@@ -115,7 +115,7 @@ def _outcome(ends: Mapping[str, WorkerAnswer | WorkerFailure], name: str) -> Job
 
 
 def test_a_sound_worker_answers_whatever_libraries_print(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
-    """What stands on standard output beside the protocol does not spoil it."""
+    """Other output on standard output does not disturb the protocol."""
     (outcome,) = _outcome(ends, "clean").gpus
     assert (outcome.gpu, outcome.failure) == ("GPU-1", "")
     assert outcome.figures["rounds"] >= 1
@@ -128,7 +128,7 @@ def test_a_sound_worker_answers_whatever_libraries_print(ends: Mapping[str, Work
 def test_a_crash_names_its_signal_and_leaves_its_stack(
     ends: Mapping[str, WorkerAnswer | WorkerFailure], name: str, number: str, heading: str
 ) -> None:
-    """A crash in native code is named, and its evidence is the stack of Python code that led there."""
+    """A crash in native code names its signal, with the Python stack as evidence."""
     failure = _failure(ends, name)
     assert f"was ended by {number}" in failure.message
     assert heading in failure.evidence
@@ -136,47 +136,47 @@ def test_a_crash_names_its_signal_and_leaves_its_stack(
 
 
 def test_a_hang_in_native_code_is_ended_and_shows_where(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
-    """A worker that is deaf to SIGTERM is ended after its deadline; the stack shows the call that hangs."""
+    """A worker that ignores SIGTERM is killed after its deadline, with the stack of the call that hangs as evidence."""
     failure = _failure(ends, "hang")
     assert failure.message == f"the test hangs: its process sent no result within {_HANG_SECONDS:.0f} s"
     assert "in _hang" in failure.evidence
 
 
-def test_a_killed_worker_is_told_as_such(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
-    """As the kernel does when memory runs out."""
+def test_a_killed_worker_is_reported_as_killed(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """A killed worker is reported with SIGKILL, which the kernel sends when memory runs out."""
     assert "was ended by SIGKILL (killed by the kernel when memory ran out" in _failure(ends, "killed").message
 
 
-def test_memory_that_the_device_does_not_have_is_a_failure_in_words(
+def test_out_of_memory_is_a_failure(
     ends: Mapping[str, WorkerAnswer | WorkerFailure],
 ) -> None:
-    """It ends the test, not the process."""
+    """Running out of device memory fails the test and does not crash the process."""
     (outcome,) = _outcome(ends, "out_of_memory").gpus
     assert outcome.failure.startswith("out of memory: ")
     assert "Traceback" in outcome.evidence
 
 
-def test_told_to_stop_a_worker_returns_what_it_has(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
-    """Ten minutes of work end at once, with the figures so far."""
+def test_a_stopped_worker_returns_its_results_so_far(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """A stop ends ten minutes of work at once, with the figures so far."""
     (outcome,) = _outcome(ends, "stopped").gpus
     assert outcome.failure == ""
     assert outcome.figures["tested_gigabytes"] > 0
 
 
-def test_told_to_stop_a_worker_that_hangs_is_killed(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
-    """It is not waited for; that it hung is no finding when nobody waited for its outcome."""
+def test_a_stopped_worker_that_hangs_is_killed(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """A worker that hangs when it is stopped is killed at once, and the hang is not reported as a failure."""
     assert "was ended by SIGKILL" in _failure(ends, "stopped_while_hanging").message
 
 
 def test_without_cuda_there_are_no_devices(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
-    """One sentence says why, and what would be right."""
+    """Without CUDA, one sentence explains the reason and the remedy."""
     end = ends["devices"]
     assert isinstance(end, Unsupported)
     assert "built without CUDA" in end.reason
 
 
-def test_a_broken_torch_is_no_word_about_the_gpu(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
-    """Nothing was tested, and one sentence says why."""
+def test_a_broken_torch_says_nothing_about_the_gpu(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """With a broken torch, nothing is tested, and one sentence explains it."""
     end = ends["no_torch"]
     assert isinstance(end, Unsupported)
     assert "libcudart.so.12: cannot open shared object file" in end.reason
@@ -199,7 +199,7 @@ asyncio.run(main())
 
 
 def test_no_worker_outlives_its_parent() -> None:
-    """The parent is killed and can do nothing any more; the worker is gone with it."""
+    """When the parent is killed, its worker exits as well."""
     with subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         worker = int(parent.stdout.readline())
@@ -209,7 +209,7 @@ def test_no_worker_outlives_its_parent() -> None:
 
 
 def _stat(pid: int) -> list[str]:
-    """State, parent, group, session and so on, of proc(5); empty strings where the process is gone."""
+    """State, parent, group, session and so on of proc(5); empty strings where the process has exited."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:

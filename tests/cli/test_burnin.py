@@ -30,7 +30,7 @@ def _faults(*faults: dict[str, object]) -> str:
 
 
 def test_eight_gpus_one_of_them_bad(gpu_node: Node, tmp_path: Path) -> None:
-    """The whole path: exit code, JSON, the agent's file, the page; progress is plain lines without a terminal."""
+    """A whole run: exit code, JSON, the file for the agent, the HTML report, and plain lines of progress in a pipe."""
     bad = _uuid(gpu_node, 5)
     page = tmp_path / "report.html"
     said = gpu_node.run(
@@ -64,8 +64,8 @@ def test_eight_gpus_one_of_them_bad(gpu_node: Node, tmp_path: Path) -> None:
 
 
 def test_at_a_terminal(gpu_node: Node) -> None:
-    """Progress lives on the terminal, one line a GPU; the table at the end goes where standard output goes. --force
-    tests a GPU that another process uses."""
+    """Progress is shown on the terminal, one line per GPU; the table at the end goes to standard output. --force tests
+    a GPU that another process uses."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("process", gpu=3)
     ours, its = pty.openpty()
@@ -91,7 +91,7 @@ def test_at_a_terminal(gpu_node: Node) -> None:
 
 
 def test_sigterm_ends_it_with_what_there_is(gpu_node: Node) -> None:
-    """Ten minutes of work end soon; the result is printed, says that it was stopped, and passes nothing."""
+    """SIGTERM ends ten minutes of work soon, with a result that is stopped and has not passed."""
     with _started(gpu_node, "--json") as process:
         wait_for("the workers", lambda: _workers(process.pid))
         process.send_signal(signal.SIGTERM)
@@ -103,7 +103,7 @@ def test_sigterm_ends_it_with_what_there_is(gpu_node: Node) -> None:
 
 
 def test_nothing_is_left_when_it_is_killed(gpu_node: Node) -> None:
-    """SIGKILL gives it no chance to tidy up: workers and NVML child are gone all the same."""
+    """After SIGKILL, which allows no cleanup, workers and NVML child exit as well."""
     with _started(gpu_node) as process:
         wait_for("the workers", lambda: _workers(process.pid))
         children = psutil.Process(process.pid).children(recursive=True)
@@ -114,7 +114,7 @@ def test_nothing_is_left_when_it_is_killed(gpu_node: Node) -> None:
 
 
 def test_a_gpu_that_others_use_is_left_alone(gpu_node: Node) -> None:
-    """One sentence names the process."""
+    """A GPU in use is not tested, and one sentence names the process that uses it."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("process", gpu=1, pid=4711)
     (gpu_node.root / "proc/4711/comm").write_text("python3\n")
@@ -127,7 +127,7 @@ def test_a_gpu_that_others_use_is_left_alone(gpu_node: Node) -> None:
 
 
 def test_without_cuda_it_says_so(gpu_node: Node) -> None:
-    """The default is every GPU that CUDA shows: here none, and that is no pass."""
+    """The default is every GPU that CUDA shows; where there is none, the command fails."""
     said = gpu_node.run("burnin", PYTHONWARNINGS="")
     assert (said.code, said.out) == (3, "")
     assert said.err.startswith("gpuhealth: torch ")
@@ -135,7 +135,7 @@ def test_without_cuda_it_says_so(gpu_node: Node) -> None:
 
 
 def test_without_torch_it_says_what_to_install(node: Node, tmp_path: Path) -> None:
-    """As where gpuhealth was installed without its extra."""
+    """Without PyTorch, the error names the extra to install."""
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.machinery as m\nfind = m.PathFinder.find_spec\n"
         "m.PathFinder.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more)\n"
@@ -171,8 +171,8 @@ def test_unknown_devices_are_one_sentence(node: Node) -> None:
 
 
 def test_a_result_that_cannot_be_saved_is_no_pass(node: Node, tmp_path: Path) -> None:
-    """The agent would not hear of it: the result is printed, and the exit code says that something is missing. It is
-    one without telemetry, of a processor that stands for no GPU, and says so."""
+    """A result that cannot be saved for the agent is printed, with exit code 3. The note on telemetry is that of a
+    processor that stands for no GPU."""
     (tmp_path / "file").touch()
     in_a_file = {"GPUHEALTH_BURNIN__RESULTS_DIR": str(tmp_path / "file"), "PYTHONWARNINGS": ""}
     said = node.run("burnin", "--devices", "cpu", *_SHORT, "--json", "--save", **in_a_file)
@@ -190,7 +190,7 @@ def _uuid(node: Node, index: int) -> str:
 
 @contextlib.contextmanager
 def _started(node: Node, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """The command at ten minutes of work."""
+    """The command while it does ten minutes of work."""
     arguments = ["burnin", "--devices", "cpu:7", "--tests", "memory", "--duration", "10m", *more]
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -203,7 +203,7 @@ def _started(node: Node, *more: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _workers(parent: int) -> list[psutil.Process]:
-    """Its workers that have come to load torch."""
+    """The workers of the command that have loaded torch."""
     found = []
     for child in psutil.Process(parent).children():
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -35,7 +35,7 @@ OURS = ("GPUHEALTH_", "KUBE", "NO_COLOR", "COLUMNS", "LD_LIBRARY_PATH")
 
 
 class Desk:
-    """Where an operator sits: nodes of a pool, and a kubeconfig with two names for the cluster."""
+    """The machine of an operator: nodes of a pool, and a kubeconfig with two contexts for one cluster."""
 
     def __init__(self, plane: ControlPlane, folder: Path) -> None:
         self.plane = plane
@@ -52,7 +52,7 @@ class Desk:
         self.kubeconfig.write_text(yaml.safe_dump(config))
 
     def run(self, *arguments: str, program: Path = COMMAND, **more: str) -> Said:
-        """Runs the command to its end."""
+        """Run the command to its end."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         environment |= {"KUBECONFIG": str(self.kubeconfig), "PYTHONWARNINGS": "error"} | more
         done = subprocess.run(
@@ -61,7 +61,7 @@ class Desk:
         return Said(done.returncode, done.stdout, done.stderr)
 
     def agent(self, node: str, *codes: str) -> None:
-        """The node's agent finds these, and marks the node once."""
+        """Mark the node once, as an agent with these findings does."""
         found = [finding(code, component=gpu(UUID)) for code in codes]
         state = State.UNHEALTHY if codes else State.HEALTHY
         own = GpuVerdict(index=0, uuid=UUID, pci=GPU.pci, model=GPU.model, verdict=state)
@@ -74,18 +74,18 @@ class Desk:
         asyncio.run(run())
 
     def say(self, node: str, status: dict[str, Any]) -> None:
-        """Part of the node's report."""
+        """Set a part of the status of the node's report."""
         path = f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}/status"
         self.plane.request("PATCH", path, {"status": status}, content_type="application/merge-patch+json")
 
     def notes(self, node: str) -> dict[str, str]:
-        """Our annotations."""
+        """The annotations of gpuhealth on a node, without the group."""
         notes = self.pool.get(node)["metadata"].get("annotations", {})
         return {key.partition("/")[2]: value for key, value in notes.items() if key.startswith("gpuhealth.io/")}
 
 
 def _operators_kubeconfig(plane: ControlPlane) -> Path:
-    """Of somebody with the rights of our manifest and no others."""
+    """A kubeconfig of a user with only the rights of the operator's manifest."""
     role, group = "gpuhealth-operator", "rbac.authorization.k8s.io"
     subject = {"kind": "ServiceAccount", "name": "operator", "namespace": "gpuhealth"}
     binding = {"roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role}, "subjects": [subject]}
@@ -97,7 +97,7 @@ def _operators_kubeconfig(plane: ControlPlane) -> Path:
 
 @pytest.fixture
 def desk(plane: ControlPlane, tmp_path: Path) -> Iterator[Desk]:
-    """With its pool of nodes."""
+    """An operator's machine with a pool of nodes."""
     made = Desk(plane, tmp_path)
     yield made
     for name in made.pool.slots():
@@ -106,7 +106,7 @@ def desk(plane: ControlPlane, tmp_path: Path) -> Iterator[Desk]:
 
 
 def test_fleet(desk: Desk) -> None:
-    """Counts by state, pool and model; each node that is not well with what, since when, and how it stands."""
+    """Counts by state, pool and model; a row for each node that needs attention, with reason, time and quarantine."""
     well, out, held, silent = desk.pool.nodes(4)
     desk.pool.node()  # without GPUs
     desk.pool.budget(1)
@@ -137,7 +137,7 @@ def test_fleet(desk: Desk) -> None:
 
 
 def test_fleet_of_two_clusters(desk: Desk) -> None:
-    """Several contexts in one view; one that gives no answer is told by name, and the others are shown."""
+    """Several contexts are shown together; one that does not answer is named, and the others are shown."""
     node = desk.pool.node()
     desk.agent(node)
     contexts = ["--context", "east", "--context", "west"]
@@ -158,8 +158,8 @@ def test_fleet_of_two_clusters(desk: Desk) -> None:
 
 @pytest.mark.parametrize("since", ["0000-01-01T00:00:00Z", "2026-01-01T00:00:00+99:99"])
 def test_a_report_that_cannot_be_read(desk: Desk, since: str) -> None:
-    """A time that is none: the other nodes are shown, and the node whose report it is, with its report's name and what
-    is wrong; `node` shows the rest of it, and `restore` works."""
+    """A report with an invalid time is named with its problem, and hides neither its node nor others; `node` shows the
+    rest of it, and `restore` works."""
     odd, other = desk.pool.nodes(2)
     desk.pool.budget(1)
     desk.agent(odd, "xid.79")
@@ -185,7 +185,7 @@ def test_a_report_that_cannot_be_read(desk: Desk, since: str) -> None:
 
 
 def test_node(desk: Desk) -> None:
-    """What is wrong, quarantine and places, drain, budget, the GPUs with their last burn-in, and Events."""
+    """Findings, quarantine with its slots, drain, budget, GPUs with their last burn-in, and Events."""
     node = desk.pool.node()
     budget = desk.pool.budget(1)
     desk.agent(node, "xid.79")
@@ -218,7 +218,7 @@ def test_node(desk: Desk) -> None:
 
 
 def test_quarantine_and_restore(desk: Desk) -> None:
-    """The node's agent does what was said, and the reason stands on the node; restore takes the wish back."""
+    """The agent quarantines the node with the reason given, until restore removes the request."""
     node = desk.pool.node()
     desk.agent(node)
     said = desk.run("quarantine", node, "--reason", "fan is loud", LOGNAME="ann")
@@ -238,7 +238,7 @@ def test_quarantine_and_restore(desk: Desk) -> None:
 
 
 def test_override_and_release(desk: Desk) -> None:
-    """A person's words are put on the node and taken off again; where one makes another void, that is refused."""
+    """Annotations are set and removed; a quarantine that an override would prevent is refused."""
     node = desk.pool.node()
     desk.agent(node)
     assert desk.run("override", node, "healthy").code == 0
@@ -258,7 +258,7 @@ def test_override_and_release(desk: Desk) -> None:
 
 
 def test_what_cannot_be_done(desk: Desk) -> None:
-    """No such node, no right, no agent, no cluster: one sentence each."""
+    """Unknown node, missing right, missing agent, missing cluster: an error of one sentence each."""
     node = desk.pool.node()
     desk.plane.apply(
         [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "guest", "namespace": "gpuhealth"}}]
@@ -282,7 +282,7 @@ def test_what_cannot_be_done(desk: Desk) -> None:
 
 
 def test_as_a_plugin_of_kubectl(desk: Desk) -> None:
-    """What `kubectl gpuhealth fleet` runs is there, and is the same command."""
+    """The program that `kubectl gpuhealth` runs exists, and is the same command."""
     plugin = Path(sys.executable).with_name("kubectl-gpuhealth")
     said = desk.run("fleet", "--json", program=plugin)
     assert said.code == 0

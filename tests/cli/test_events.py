@@ -35,7 +35,7 @@ def journal(node: Node) -> None:
 
 @pytest.mark.usefixtures("journal")
 def test_table(run: Run) -> None:
-    """Oldest first, one line an event in a pipe, with the GPU's short name, and nothing that steers the terminal."""
+    """Oldest first, one line per event in a pipe, with the GPU's short name, and without control characters."""
     said = run("events")
     assert (said.code, said.err) == (0, "")
     heading, *lines = said.out.splitlines()
@@ -47,7 +47,7 @@ def test_table(run: Run) -> None:
 
 @pytest.mark.usefixtures("journal")
 def test_80_columns(run: Run) -> None:
-    """On a narrow terminal the message stands below."""
+    """On a narrow terminal, the message is on a line of its own."""
     lines = run("events", COLUMNS="80").out.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[2] == "    GPU has fallen off the bus"
@@ -55,7 +55,7 @@ def test_80_columns(run: Run) -> None:
 
 @pytest.mark.usefixtures("journal")
 def test_json(node: Node) -> None:
-    """--json writes one object a line."""
+    """--json writes one object per line."""
     lines = [json.loads(line) for line in node.run("events", "--json").out.splitlines()]
     assert [line["kind"] for line in lines] == ["raised", "cleared", "raised"]
     assert lines[0]["component"] == {"kind": "gpu", "id": GPU.id}
@@ -63,7 +63,7 @@ def test_json(node: Node) -> None:
 
 @pytest.mark.usefixtures("journal")
 def test_filters(run: Run) -> None:
-    """By time, by code or subject, and the newest so many."""
+    """Events are filtered by time, by code or subject, and by number."""
 
     def codes(*arguments: str) -> list[str]:
         return [json.loads(line)["code"] for line in run("events", "--json", *arguments).out.splitlines()]
@@ -84,7 +84,7 @@ def test_nothing_happened(run: Run) -> None:
 
 
 def test_no_journal(node: Node, run: Run) -> None:
-    """Without a journal: one sentence that says where it was looked for."""
+    """Without a journal, the error names its path."""
     said = run("events")
     assert (said.code, said.out) == (3, "")
     assert f"no journal at {node.journal}" in said.err
@@ -92,7 +92,7 @@ def test_no_journal(node: Node, run: Run) -> None:
 
 
 def test_file_that_is_no_journal(node: Node, run: Run) -> None:
-    """A file that is no journal is named, and left as it is."""
+    """A file that is no journal is named, and not changed."""
     node.journal.write_text("text " * 1000)
     said = run("events", "--journal", node.journal)
     assert said.code == 3
@@ -118,7 +118,7 @@ def test_file_that_is_no_journal(node: Node, run: Run) -> None:
     ids=lambda value: str(value)[:20],
 )
 def test_spoiled_entries_are_left_out(node: Node, run: Run, column: str, value: object) -> None:
-    """An entry with a value that no agent writes costs that entry, and a word on standard error."""
+    """An entry with an invalid value is skipped with a warning on standard error."""
     journal = Journal(node.journal, 1e9, 1000)
     journal.write([entry(timedelta(), "raised", f"xid.{n}", "m", NODE) for n in (1, 2)])
     journal._database.execute(f"UPDATE entries SET {column} = ? WHERE code = 'xid.1'", (value,))

@@ -14,7 +14,7 @@ LINE = (
 
 @pytest.mark.parametrize("words", [["79"], ["xid", "79"], ["xid.79"], ["XID79"], ["Xid: 79"], ["xid 79"]])
 def test_xid(run: Run, words: list[str]) -> None:
-    """An XID in any spelling: what it means, what to do, what we do, when it clears, how to change that."""
+    """An XID in any spelling: meaning, cause, action, finding, clearing rule, and how to change its policy."""
     said = run("explain", *words)
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("XID 79  ROBUST_CHANNEL_GPU_HAS_FALLEN_OFF_THE_BUS")
@@ -25,7 +25,7 @@ def test_xid(run: Run, words: list[str]) -> None:
 
 
 def test_xid_of_a_program(run: Run) -> None:
-    """An XID that a program can cause is said to take no node out of service."""
+    """An XID that a program can cause never quarantines a node, and the explanation says so."""
     said = run("explain", "31")
     assert said.code == 0
     assert "never quarantines a node by itself" in said.out
@@ -34,14 +34,14 @@ def test_xid_of_a_program(run: Run) -> None:
 
 @pytest.mark.parametrize("number", ["74", "149"])
 def test_xid_of_nvlink(run: Run, number: str) -> None:
-    """Of an XID whose hex words decide, the whole line is asked for."""
+    """For an XID whose hex words decide the severity, the explanation asks for the whole line."""
     said = run("explain", number)
     assert "explain the whole line" in said.out
 
 
 @pytest.mark.parametrize("words", [["12028"], ["sxid", "12028"], ["sxid.12028"], ["SXid: 12028"]])
 def test_sxid(run: Run, words: list[str]) -> None:
-    """An SXid is known by its five digits."""
+    """A number of five digits is an SXid."""
     said = run("explain", *words)
     assert said.code == 0
     assert said.out.startswith("SXid 12028  ")
@@ -58,7 +58,7 @@ def test_every_finding_code_is_explained(run: Run) -> None:
 
 
 def test_finding_code(run: Run) -> None:
-    """A finding code: its meaning, its remedy and our acts."""
+    """A finding code: meaning, action and consequences."""
     said = run("explain", "ecc.uncorrectable")
     assert said.code == 0
     code = code_of("ecc.uncorrectable")
@@ -76,7 +76,7 @@ def test_pattern_lists(run: Run, pattern: str) -> None:
 
 
 def test_log_line(run: Run) -> None:
-    """A pasted line says whom it concerns, then what stands behind it."""
+    """A log line: device and process, then the XID behind it."""
     said = run("explain", LINE)
     assert said.code == 0
     assert "PCI 0000:3b:00" in said.out
@@ -85,18 +85,18 @@ def test_log_line(run: Run) -> None:
 
 
 def test_log_line_without_quotes(node: Node) -> None:
-    """A line that the shell has split into words is put together again."""
+    """A line that the shell has split into words is joined again."""
     assert "XID 79" in node.run("explain", *LINE.split()).out
 
 
 def test_settings_change_the_answer(node: Node, run: Run) -> None:
-    """What the settings say of a code is told with it."""
+    """The policy in the settings is part of the explanation."""
     node.configure("findings: {ecc.uncorrectable: {quarantine: false}}")
     assert "your policy  quarantine: false" in run("explain", "ecc.uncorrectable").out
 
 
 def test_broken_settings_do_not_keep_from_an_answer(node: Node, run: Run) -> None:
-    """With settings that cannot be read the explanation comes all the same, and the sentence beside it."""
+    """Unreadable settings are reported, and do not prevent the explanation."""
     node.configure("nonsense: 1")
     said = run("explain", "ecc.uncorrectable")
     assert said.code == 0
@@ -115,7 +115,7 @@ def test_broken_settings_do_not_keep_from_an_answer(node: Node, run: Run) -> Non
     ],
 )
 def test_unknown(run: Run, word: str, near: str) -> None:
-    """What is not known is one sentence with the near words, and exit 3."""
+    """An unknown subject is an error of one sentence with similar names, and exit code 3."""
     said = run("explain", word)
     assert (said.code, said.out) == (3, "")
     assert said.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The controller's admission policies: what it sends is allowed, what its stolen token could send is not."""
+"""The admission policies for the controller: its own requests are allowed, those of a stolen token are denied."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ def admission(managed: ControlPlane) -> Iterator[Admission]:
 
 
 def plain(name: str) -> Document:
-    """A pod of anybody's."""
+    """A pod of another client."""
     spec = {"containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": False}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
 def honest(cluster: Cluster, reason: str = PERIODIC, level: str = "standard") -> Document:
-    """What the controller would send."""
+    """The burn-in pod that the controller creates."""
     template = cluster.plane.request("GET", TEMPLATE)["template"]
     return burnin_pod(template, BurninCandidate(node=f"{cluster.name}-n", pool="p", reason=reason), 8, level)
 
 
 async def send(cluster: Cluster, body: Document, method: str = "POST", path: str = "", patch: str = "") -> None:
-    """As whoever has the controller's token."""
+    """Send a request with the controller's token."""
     path = path or PODS.path(namespace="gpuhealth")
     body = body if patch else {"apiVersion": "v1", "kind": "Pod", **body}
     async with Client.from_kubeconfig(cluster.kubeconfig(), "controller", attempts=1) as client:
         await client.request(method, path, body=body, content_type=patch or "application/json")
 
 
-def test_the_controller_is_not_refused(admission: Admission, cluster: Cluster) -> None:
-    """A real controller tests an idle node, drains a sick one and marks a silent one: nothing of it is refused."""
+def test_the_controller_is_not_denied(admission: Admission, cluster: Cluster) -> None:
+    """A real controller tests an idle node, drains an unhealthy one and marks a silent one: no request is denied."""
     idle, sick = cluster.node(gpus=8), cluster.node()
     silent, agent = healthy_node(cluster)
     work = cluster.pod(sick)
@@ -98,7 +98,7 @@ def test_the_controller_is_not_refused(admission: Admission, cluster: Cluster) -
 @pytest.mark.parametrize("reason", [PERIODIC, RETURN])
 @pytest.mark.parametrize("level", ["quick", "standard", "long"])
 def test_every_burn_in_is_allowed(admission: Admission, cluster: Cluster, reason: str, level: str) -> None:
-    """Of every level and for every reason; also as the server changes it where GPUs and priorities are in use."""
+    """Every level and reason is allowed, also with the defaults that the API server adds for GPUs and priorities."""
     body = honest(cluster, reason, level)
     path = f"/api/v1/namespaces/gpuhealth/pods/{body['metadata']['name']}"
     asyncio.run(send(cluster, body))
@@ -109,8 +109,8 @@ def test_every_burn_in_is_allowed(admission: Admission, cluster: Cluster, reason
         cluster.stop(path)
 
 
-def test_others_are_not_bound(admission: Admission, cluster: Cluster) -> None:
-    """Pods of others are none of its business."""
+def test_other_clients_are_not_affected(admission: Admission, cluster: Cluster) -> None:
+    """Pods of other clients are not matched."""
     seen = len(admission.reviewed)
     assert cluster.pod(cluster.node())
     assert len(admission.reviewed) > seen
@@ -120,22 +120,22 @@ def test_others_are_not_bound(admission: Admission, cluster: Cluster) -> None:
 
 
 def spec(**fields: Any) -> Crime:
-    """Something else in the pod's spec."""
+    """Change the pod's spec."""
     return lambda body: body["spec"].update(fields)
 
 
 def container(**fields: Any) -> Crime:
-    """Something else in the burn-in's container."""
+    """Change the burn-in's container."""
     return lambda body: body["spec"]["containers"][0].update(fields)
 
 
 def security(**fields: Any) -> Crime:
-    """Something else in the container's security context."""
+    """Change the container's security context."""
     return lambda body: body["spec"]["containers"][0]["securityContext"].update(fields)
 
 
 def metadata(**fields: Any) -> Crime:
-    """Something more in the pod's metadata."""
+    """Add to the pod's metadata."""
 
     def change(body: Document) -> None:
         for key, value in fields.items():
@@ -146,46 +146,46 @@ def metadata(**fields: Any) -> Crime:
 
 
 def volume(**source: Any) -> Crime:
-    """One more volume."""
+    """Add a volume to the pod."""
     return lambda body: body["spec"]["volumes"].append({"name": "more", **source})
 
 
 def without(part: str, key: str) -> Crime:
-    """Something that the template has is left away."""
+    """Leave out something that the template has."""
     return lambda body: body[part].pop(key)
 
 
 def resources(kind: str, **amounts: str) -> Crime:
-    """More that it asks for."""
+    """Add resources to the container."""
     return lambda body: body["spec"]["containers"][0]["resources"].setdefault(kind, {}).update(amounts)
 
 
 def entirely(body: Document) -> None:
-    """A pod that has nothing of a burn-in."""
+    """Make it a pod that has nothing of a burn-in."""
     other = plain("x")["spec"]
     other["containers"][0]["securityContext"] = {"privileged": True}
     body["spec"] = other | {"hostPID": True, "volumes": [{"name": "root", "hostPath": {"path": "/"}}]}
 
 
 def named(node: str) -> Document:
-    """A node by its name."""
+    """A node selector term with the name of a node."""
     return {"key": "metadata.name", "operator": "In", "values": [node]}
 
 
 def term(*fields: Document, **more: Any) -> Crime:
-    """Other nodes that it may run on."""
+    """Allow it to run on other nodes."""
     terms = {"nodeSelectorTerms": [{"matchFields": list(fields), **more}]}
     return spec(affinity={"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}})
 
 
 def environment(name: str, value: str = "", **source: Any) -> Crime:
-    """One more variable."""
+    """Add an environment variable."""
     variable = {"name": name, **({"valueFrom": source} if source else {"value": value})}
     return lambda body: body["spec"]["containers"][0]["env"].append(variable)
 
 
 def mounted_root(body: Document) -> None:
-    """The folder of the results is the node's root."""
+    """Mount the node's root in place of the results folder."""
     body["spec"]["volumes"][0].update(hostPath={"path": "/"})
 
 
@@ -268,7 +268,7 @@ FORBIDDEN: dict[str, tuple[Crime, str]] = {
 
 @pytest.mark.parametrize("crime", FORBIDDEN)
 def test_a_stolen_token_makes_no_other_pod(admission: Admission, cluster: Cluster, crime: str) -> None:
-    """What RBAC would let pass, the policy refuses, and says why."""
+    """The policy denies what RBAC allows, with the reason."""
     change, why = FORBIDDEN[crime]
     body = honest(cluster)
     change(body)
@@ -296,7 +296,7 @@ OF_A_NODE: dict[str, tuple[str, Document, str]] = {
 
 @pytest.fixture
 def node(cluster: Cluster) -> str:
-    """A node with marks of others."""
+    """A node with marks of other clients."""
     name = cluster.node(gpus=8)
     body = {"metadata": {"annotations": {"c": "d"}}, "spec": {"taints": [{"key": "theirs", "effect": "NoSchedule"}]}}
     cluster.patch(f"/api/v1/nodes/{name}", body)
@@ -306,7 +306,7 @@ def node(cluster: Cluster) -> str:
 
 
 async def change(cluster: Cluster, node: str, subresource: str, body: Document) -> None:
-    """As whoever has the controller's token."""
+    """Send a request with the controller's token."""
     await send(
         cluster,
         body,
@@ -318,7 +318,7 @@ async def change(cluster: Cluster, node: str, subresource: str, body: Document) 
 
 @pytest.mark.parametrize("crime", OF_A_NODE)
 def test_a_stolen_token_takes_no_node_out(admission: Admission, cluster: Cluster, node: str, crime: str) -> None:
-    """RBAC lets the controller change every Node; the policy leaves it our label, annotation and condition."""
+    """RBAC allows the controller to change every Node; the policy allows only our label, annotation and condition."""
     subresource, body, why = OF_A_NODE[crime]
     with pytest.raises(ForbiddenError, match=f"denied the request: .*{why}"):
         asyncio.run(change(cluster, node, subresource, body))
@@ -341,8 +341,8 @@ OF_EVENTS: dict[str, tuple[Document, str]] = {
 
 
 @pytest.mark.parametrize("crime", OF_EVENTS)
-def test_a_stolen_token_tells_nothing_in_other_names(admission: Admission, cluster: Cluster, crime: str) -> None:
-    """RBAC lets the controller write any Event; the policy leaves it those about Nodes and pods, in its own name."""
+def test_a_stolen_token_creates_no_events_of_others(admission: Admission, cluster: Cluster, crime: str) -> None:
+    """RBAC allows the controller to create any Event; the policy allows only its own, about Nodes and pods."""
     body, why = OF_EVENTS[crime]
     with pytest.raises(ForbiddenError, match=f"denied the request: .*{why}"):
         asyncio.run(send(cluster, body, path=EVENTS))
@@ -351,7 +351,7 @@ def test_a_stolen_token_tells_nothing_in_other_names(admission: Admission, clust
 
 @pytest.fixture
 def more_rights(cluster: Cluster) -> Iterator[None]:
-    """As if somebody had given the controller the right to make and change pods everywhere."""
+    """Give the controller permission to create and change pods everywhere."""
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "more-rights"}
     kind = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "more-rights"}}
     rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "patch"]}]
@@ -367,7 +367,7 @@ def more_rights(cluster: Cluster) -> Iterator[None]:
 
 
 def test_more_rights_make_no_other_pods(admission: Admission, cluster: Cluster, more_rights: None) -> None:
-    """Neither in another namespace, with the label or without, nor by giving a pod the label or taking it off."""
+    """It creates none in another namespace, and cannot turn a pod into a burn-in or back by its label."""
     label = {"app.kubernetes.io/component": "burnin"}
     default = PODS.path(namespace="default")
     labelled = plain("labelled") | {"metadata": {"name": "labelled", "labels": label}}
@@ -394,7 +394,7 @@ def test_more_rights_make_no_other_pods(admission: Admission, cluster: Cluster, 
 
 
 def test_every_rule_is_needed(admission: Admission, cluster: Cluster, node: str) -> None:
-    """For each rule there is a request that nothing but this rule refuses."""
+    """For each rule there is a request that only this rule denies."""
     seen = len(admission.reviewed)
     for crime, _ in FORBIDDEN.values():
         body = honest(cluster)

@@ -1,4 +1,4 @@
-"""Silent agents: the condition says Unknown, once, and only where it is true."""
+"""Silent agents: the condition becomes Unknown, once, and only where the agent is silent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from testing.managed_cluster import Cluster, until
 
 @pytest.mark.parametrize("how", ["not ready", "gone", "node not ready"])
 def test_a_silent_agent(cluster: Cluster, how: str) -> None:
-    """A pod that is not ready, none at all, a Node that is down: Unknown since when, one write, one Event, no taint."""
+    """No ready pod, no pod, or a Node that is not ready: Unknown with the time, one write, one Event, no taint."""
     node, pod = healthy_node(cluster)
 
     async def run() -> None:
@@ -41,8 +41,8 @@ def test_a_silent_agent(cluster: Cluster, how: str) -> None:
     assert cluster.reasons(node, "default").count("AgentSilent") == 1
 
 
-def test_one_that_cannot_be_told(cluster: Cluster) -> None:
-    """A silent node that the server lets nobody mark does not keep the others from it, and is marked in the end."""
+def test_a_node_that_cannot_be_marked(cluster: Cluster) -> None:
+    """A silent node that the API server refuses to mark does not delay the others, and is marked later."""
     (first, pod), (second, other) = healthy_node(cluster), healthy_node(cluster)
 
     async def run() -> None:
@@ -61,12 +61,12 @@ def test_one_that_cannot_be_told(cluster: Cluster) -> None:
     asyncio.run(run())
 
 
-def test_an_agent_that_speaks_is_not_contradicted(cluster: Cluster) -> None:
-    """What the agent writes afterwards stands, ready or not; another controller writes no second time; a second
-    silence is told again."""
+def test_an_agent_that_writes_again_is_not_overwritten(cluster: Cluster) -> None:
+    """What the agent writes afterwards is kept, ready or not; another controller does not write again; a second
+    silence is marked again."""
     node, pod = healthy_node(cluster)
 
-    async def someone_else_is_told() -> None:
+    async def another_is_marked() -> None:
         other, others_pod = healthy_node(cluster)
         cluster.unready(others_pod)
         await until(lambda: cluster.health(other) == SILENT)
@@ -76,22 +76,22 @@ def test_an_agent_that_speaks_is_not_contradicted(cluster: Cluster) -> None:
             cluster.unready(pod)
             await until(lambda: cluster.health(node) == SILENT)
             cluster.set_condition(node, "GPUHealthy", "False", "Xid79")
-            await someone_else_is_told()
+            await another_is_marked()
             assert cluster.health(node) == ("False", "Xid79")
             cluster.patch(f"{pod}/status", {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
             await until(lambda: node not in controller.fleet.silent_nodes)
             cluster.unready(pod)
             await until(lambda: cluster.health(node) == SILENT)
         async with cluster.controller(agent_silent_after="300ms"):
-            await someone_else_is_told()
+            await another_is_marked()
 
     asyncio.run(run())
     assert cluster.writes(f"/api/v1/nodes/{node}/status") == 2
 
 
-def test_what_is_no_silence(cluster: Cluster) -> None:
-    """An update of the agent that is shorter than the grace, a node that never had one, and what only an old watch
-    says: nothing is written."""
+def test_what_is_not_silence(cluster: Cluster) -> None:
+    """Nothing is written for an update of the agent that is shorter than the timeout, for a node that never had an
+    agent, or where only an outdated watch shows silence."""
     node, pod = healthy_node(cluster)
     ready, _ = healthy_node(cluster)
     bare = cluster.node(labels={"gpuhealth.io/state": ""})
@@ -118,8 +118,8 @@ def test_what_is_no_silence(cluster: Cluster) -> None:
     assert cluster.health(node) == cluster.health(ready) == HEALTHY
 
 
-def test_a_persons_word_stands(cluster: Cluster) -> None:
-    """A node with an override is left alone; when it is taken back, the silence is told."""
+def test_an_override_is_obeyed(cluster: Cluster) -> None:
+    """A node with an override is not marked; when the override is removed, it is."""
     node, pod = healthy_node(cluster)
     cluster.patch(f"/api/v1/nodes/{node}", {"metadata": {"annotations": {"gpuhealth.io/override": "unmanaged"}}})
     other, others_pod = healthy_node(cluster)

@@ -1,4 +1,4 @@
-"""What the controller does for budgets: their status, and places for nodes that are out without one."""
+"""What the controller does for budgets: their status, and slots for nodes that are unavailable without one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpuhealth.quarantine.writer import NodeWriter
 
 
 def cordon(cluster: Cluster, node: str, *, on: bool) -> None:
-    """What `kubectl cordon` and `uncordon` do."""
+    """Cordon or uncordon a node as kubectl does."""
     cluster.patch(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": on or None}})
 
 
@@ -28,8 +28,8 @@ def resize(cluster: Cluster, amount: int) -> None:
     cluster.patch(f"{QB}/{cluster.name}", {"spec": {"maxUnavailable": amount}})
 
 
-def test_one_that_cannot_be_kept(cluster: Cluster) -> None:
-    """A budget whose status the server does not take keeps no other from its own."""
+def test_a_status_that_cannot_be_written(cluster: Cluster) -> None:
+    """A budget whose status the API server refuses does not delay the status of the others."""
     another = Cluster(cluster.plane)
     first, second = sorted([cluster, another], key=lambda each: each.name)  # as they are listed
     first.budget(1)
@@ -51,8 +51,8 @@ def test_one_that_cannot_be_kept(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_what_others_took_out(cluster: Cluster, counted: bool) -> None:
-    """Nodes that are cordoned or not ready take places where the budget says so, and free them when they are back."""
+def test_nodes_that_others_made_unavailable(cluster: Cluster, counted: bool) -> None:
+    """Cordoned nodes and nodes that are not ready take slots if the budget says so, and free them afterwards."""
     cordoned, down, first, second = (cluster.node() for _ in range(4))
     cluster.budget(3, countUnavailable=counted)
     cordon(cluster, cordoned, on=True)
@@ -80,7 +80,7 @@ def test_what_others_took_out(cluster: Cluster, counted: bool) -> None:
 
 
 def test_a_slot_that_cannot_be_reserved(cluster: Cluster) -> None:
-    """While the server refuses the slot of a cordoned node, the status still counts that node; later it gets one."""
+    """While the API server refuses the slot of a cordoned node, the status counts the node; later it gets a slot."""
     node = cluster.node()
     cluster.budget(3, countUnavailable=True)
     cordon(cluster, node, on=True)
@@ -99,8 +99,8 @@ def test_a_slot_that_cannot_be_reserved(cluster: Cluster) -> None:
     drop(cluster)
 
 
-def test_a_node_that_is_out_by_our_hand_counts_once(cluster: Cluster) -> None:
-    """In mode cordon the node is tainted and cordoned: its one place is its own."""
+def test_a_quarantined_node_counts_once(cluster: Cluster) -> None:
+    """In mode cordon the node is tainted and cordoned: it holds one slot, its own."""
     node = cluster.node()
     cluster.budget(3, countUnavailable=True)
 
@@ -108,19 +108,19 @@ def test_a_node_that_is_out_by_our_hand_counts_once(cluster: Cluster) -> None:
         async with cluster.controller(), Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
             await NodeWriter(client, Settings(mode="cordon"), OwnNode(client, node)).apply(SICK)
             other = cluster.node()
-            cordon(cluster, other, on=True)  # when this one counts, the first had its turn
+            cordon(cluster, other, on=True)  # once this one is counted, the first has been, too
             await until(lambda: status(cluster).get("unavailable") == 1)
             await until(lambda: status(cluster)["used"] == 2)
             assert status(cluster)["nodes"] == [node]
             cluster.plane.request("DELETE", f"{QB}/{cluster.name}")
-            await until(lambda: holders(cluster) == [node])  # with the budget its other place goes
+            await until(lambda: holders(cluster) == [node])  # the reserved slot goes with its budget
 
     asyncio.run(run())
     drop(cluster)
 
 
 def test_a_limit_that_changes(cluster: Cluster) -> None:
-    """Lowered, it gives nobody back, and nobody follows until fewer are out than that; raised, it admits the held."""
+    """Lowered, it returns no node to service, and admits none until fewer are out; raised, it admits blocked ones."""
     nodes = [cluster.node() for _ in range(4)]
     for node in nodes:
         cluster.agent(node)
@@ -140,7 +140,7 @@ def test_a_limit_that_changes(cluster: Cluster) -> None:
             assert all(tainted(cluster, node) for node in nodes[:3])
             # One of the two within the limit comes back: two are out still, so there is no room for another.
             back = next(k for k in range(3) if holder(cluster, 2) != nodes[k])
-            cluster.plane.request("DELETE", f"{LEASE}{cluster.name}.{place_of(cluster, nodes[back])}")
+            cluster.plane.request("DELETE", f"{LEASE}{cluster.name}.{slot_of(cluster, nodes[back])}")
             assert isinstance(await outcome(cluster, nodes[3]), Blocked)
             resize(cluster, 4)
             await until(lambda: status(cluster).get("limit") == 4)
@@ -157,12 +157,12 @@ LEASE = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/"
 
 
 def holder(cluster: Cluster, number: int) -> str:
-    """Who holds a place."""
+    """The holder of the slot with this number."""
     return str(cluster.plane.request("GET", f"{LEASE}{cluster.name}.{number}")["spec"]["holderIdentity"])
 
 
-def place_of(cluster: Cluster, node: str) -> int:
-    """The number of the node's place."""
+def slot_of(cluster: Cluster, node: str) -> int:
+    """The number of the node's slot."""
     return next(k for k in range(3) if holder(cluster, k) == node)
 
 
@@ -178,7 +178,7 @@ def test_columns(cluster: Cluster) -> None:
             for node in (out, held):
                 await NodeWriter(client, Settings(), OwnNode(client, node)).apply(SICK)
             await until(lambda: status(cluster).get("blocked") == 1 and status(cluster)["used"] == 1)
-            accept = "application/json;as=ObjectStore;v=v1;g=meta.k8s.io"
+            accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
             table = await client.request("GET", BUDGETS.path(cluster.name), accept=accept)
             return dict(
                 zip([each["name"] for each in table["columnDefinitions"]], table["rows"][0]["cells"], strict=True)

@@ -1,4 +1,4 @@
-"""Which nodes are tested next."""
+"""The choice of nodes for the next burn-ins."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def candidate(node: str, days_ago: float | None = None, pool: str = "p", **other: object) -> BurninCandidate:
-    """One that was tested so long ago, or never."""
+    """A candidate that was tested so many days ago, or never."""
     tested_at = None if days_ago is None else NOW - timedelta(days=days_ago)
     fields = {"node": node, "pool": pool, "reason": PERIODIC, "tested_at": tested_at, **other}
     return BurninCandidate(**fields)  # type: ignore[arg-type]
 
 
-def test_who_waits_to_return_is_first_and_then_the_longest_untested() -> None:
-    """Return before never tested before longest ago; a draw is settled by name."""
+def test_order_of_candidates() -> None:
+    """Before return first, then never tested, then the oldest test; ties are ordered by name."""
     given_ = [
         candidate("b", 8),
         candidate("a", 8),
@@ -31,8 +31,8 @@ def test_who_waits_to_return_is_first_and_then_the_longest_untested() -> None:
     assert [each.node for each in by_urgency(given_)] == ["r", "new", "c", "a", "b"]
 
 
-def test_a_pool_has_room_for_so_many() -> None:
-    """What is under way counts, in its own pool only."""
+def test_capacity_of_a_pool() -> None:
+    """Running burn-ins count, in their own pool only."""
     room = BurninCapacity({"p": 2, "q": 1}, {}, [candidate("running")])
     assert room.take(candidate("a"))
     assert not room.take(candidate("b"))
@@ -41,7 +41,7 @@ def test_a_pool_has_room_for_so_many() -> None:
 
 
 def test_a_test_counts_in_a_budget_as_if_it_failed() -> None:
-    """With one free place one node is tested; one that is out already has its place."""
+    """With one free slot one node is tested; a node that is out of service holds its slot already."""
     room = BurninCapacity({"p": 9}, {"rack": 1, "all": 5}, [])
     assert room.take(candidate("a", budgets=("rack", "all")))
     assert not room.take(candidate("b", budgets=("rack", "all")))
@@ -56,10 +56,10 @@ def test_a_test_counts_in_a_budget_as_if_it_failed() -> None:
     st.dictionaries(st.sampled_from("pq"), st.integers(0, 6)),
     st.dictionaries(st.sampled_from("bcd"), st.integers(0, 6)),
 )
-def test_no_draw_goes_over_a_limit(
+def test_no_limit_is_exceeded(
     drawn: list[tuple[str, set[str], bool]], pools: dict[str, int], places: dict[str, int]
 ) -> None:
-    """Whatever asks, no pool has more tests and no budget more of them than it may."""
+    """With any candidates, neither a pool nor a budget has more burn-ins than its limit."""
     room = BurninCapacity(pools, places, [])
     asking = [
         candidate(str(number), pool=pool, budgets=tuple(budgets), reason=RETURN if back else PERIODIC)

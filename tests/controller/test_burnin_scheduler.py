@@ -1,4 +1,4 @@
-"""Burn-in of nodes in service, on a real scheduler; the tests play the kubelet."""
+"""Burn-ins of nodes in service with a real kube-scheduler; the tests simulate the kubelet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONG_AGO = "2026-01-01T00:00:00Z"
 
 
 def last_in_turn(cluster: Cluster, pool: str = "") -> str:
-    """A new node that a round of the plan comes to after all that were never tested: once it runs, they were passed."""
+    """A new node that is due after all nodes that were never tested: once its burn-in runs, those were skipped."""
     node = cluster.node(gpus=8, labels={"gpuhealth.io/pool": pool} if pool else {}, agent=False)
     say_tested(cluster, node, LONG_AGO)
     cluster.agent(node)  # from now on it is a candidate
@@ -26,7 +26,7 @@ def last_in_turn(cluster: Cluster, pool: str = "") -> str:
 
 
 def is_bound(cluster: Cluster, path: str) -> bool:
-    """Whether a pod has been placed."""
+    """Whether a pod has been scheduled."""
     return bool(cluster.plane.request("GET", path)["spec"].get("nodeName"))
 
 
@@ -35,7 +35,7 @@ def is_bound(cluster: Cluster, path: str) -> bool:
     [(0, "BurninPassed"), (2, "BurninFailed"), (3, "BurninStopped"), (137, "BurninError")],
 )
 def test_an_idle_node_is_tested(cluster: Cluster, exit_code: int, reason: str) -> None:
-    """All its GPUs, below everything, with the label `testing`; afterwards Pod and label are gone, Events stay."""
+    """It has all GPUs, the lowest priority and the label `testing`; afterwards Pod and label are gone, Events stay."""
     node = cluster.node(gpus=8)
 
     async def run() -> None:
@@ -63,8 +63,8 @@ def test_an_idle_node_is_tested(cluster: Cluster, exit_code: int, reason: str) -
     assert ("OOMKilled" in said[reason]) == (exit_code == 137)
 
 
-def test_real_work_takes_the_place_at_once(cluster: Cluster) -> None:
-    """A pod that asks for GPUs preempts the burn-in, runs, and the node is not asked again soon."""
+def test_real_work_preempts_a_burn_in(cluster: Cluster) -> None:
+    """A pod that requests GPUs preempts the burn-in and runs, and the node is skipped for a while."""
     node = cluster.node(gpus=8)
 
     async def run() -> None:
@@ -83,7 +83,7 @@ def test_real_work_takes_the_place_at_once(cluster: Cluster) -> None:
 
 
 def test_a_node_with_gpu_work_is_not_tested(cluster: Cluster) -> None:
-    """Neither one that is seen to be busy, nor one that becomes so behind our back: no GPU is given twice."""
+    """A busy node is not tested, nor one that becomes busy after the check: no GPU is allocated twice."""
     busy, late = cluster.node(gpus=8), cluster.node(gpus=8)
     cluster.gpu_work(1, busy)
     idle = cluster.node(gpus=8)
@@ -113,7 +113,7 @@ def test_a_node_with_gpu_work_is_not_tested(cluster: Cluster) -> None:
 
 
 def test_no_more_at_once_than_pool_and_budget_allow(cluster: Cluster) -> None:
-    """Three at once in the pool, but one free place in the budget: one test; with the budget raised, three."""
+    """The pool allows three, but the budget has one free slot: one test; with the budget raised, three."""
     nodes = [cluster.node(gpus=8) for _ in range(4)]
     path = cluster.budget(1)
 
@@ -133,7 +133,7 @@ def test_no_more_at_once_than_pool_and_budget_allow(cluster: Cluster) -> None:
 
 
 def test_what_is_not_in_service_is_not_tested(cluster: Cluster) -> None:
-    """Cordoned, quarantined, held, in preflight, overridden, silent or lately tested: left alone."""
+    """Cordoned, quarantined, blocked, in preflight, overridden, silent or recently tested nodes are not tested."""
     spared = {name: cluster.node(gpus=8) for name in ("cordoned", "out", "blocked", "preflight", "override", "lately")}
     cluster.patch(f"/api/v1/nodes/{spared['cordoned']}", {"spec": {"unschedulable": True}})
     cluster.quarantine(spared["out"], drain=False)
@@ -157,7 +157,7 @@ def test_what_is_not_in_service_is_not_tested(cluster: Cluster) -> None:
 
 
 def test_a_node_that_waits_to_return_is_tested_though_tainted(cluster: Cluster) -> None:
-    """Also where periodic tests are off and the budget is full; its label stays the agent's."""
+    """Also if periodic tests are off and the budget is full; the controller does not change its label."""
     node = cluster.node(gpus=8)
     cluster.budget(0)
     cluster.quarantine(node, drain=False)
@@ -179,7 +179,7 @@ def test_a_node_that_waits_to_return_is_tested_though_tainted(cluster: Cluster) 
 
 
 def test_another_controller_takes_over(cluster: Cluster) -> None:
-    """One that comes after a kill makes no second test, and clears a label whose test is gone."""
+    """After a kill, the next controller starts no second test, and clears a label whose test is gone."""
     first, second = cluster.node(gpus=8), cluster.node(gpus=8)
 
     async def run() -> None:
@@ -208,7 +208,7 @@ def _pod(**spec: Any) -> Document:
 
 
 def test_what_uses_gpus() -> None:
-    """Whole GPUs, MIG's slices, requests of init containers, claims; not what is over, and not what asks for none."""
+    """Whole GPUs, MIG devices, requests of init containers and claims count; finished pods and others do not."""
     assert uses_gpus(_pod(container={"resources": {"limits": {"nvidia.com/gpu": "1"}}}))
     assert uses_gpus(_pod(container={"resources": {"requests": {"nvidia.com/mig-1g.10gb": "1"}}}))
     limits = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
@@ -219,7 +219,7 @@ def test_what_uses_gpus() -> None:
     assert not uses_gpus({**_pod(container=limits), "status": {"phase": "Succeeded"}})
 
 
-def test_the_template_stays_the_deployments() -> None:
+def test_the_template_is_kept() -> None:
     """Labels, arguments, limits, tolerations and other containers of the template are kept."""
     template = {
         "metadata": {"labels": {"team": "hw"}},

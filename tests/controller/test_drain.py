@@ -1,4 +1,4 @@
-"""Drains on a real control plane: budgets respected, deadlines kept, nothing done twice."""
+"""Drains on a real control plane: PodDisruptionBudgets and deadlines are respected, nothing is done twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAEMON_SET = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": 
 
 
 def test_a_node_is_drained(cluster: Cluster) -> None:
-    """Each pod is evicted once; label, report, metrics and Events say how far it is, and the end of it."""
+    """Each pod is evicted once; label, report, metrics and Events show the progress and the end."""
     node = cluster.node()
     pods = [cluster.pod(node) for _ in range(2)]
 
@@ -43,8 +43,8 @@ def test_a_node_is_drained(cluster: Cluster) -> None:
 
 
 def test_disruption_budget_then_deadline(cluster: Cluster) -> None:
-    """A pod that may not be evicted stays until the deadline, which a person has shortened, and is then deleted with
-    its own grace."""
+    """A pod that cannot be evicted stays until the deadline, which a person has shortened, and is then deleted with
+    its own grace period."""
     node = cluster.node()
     pod = cluster.pod(node, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
@@ -73,8 +73,8 @@ def test_disruption_budget_then_deadline(cluster: Cluster) -> None:
     assert cluster.reasons(pod.rpartition("/")[2]).count("EvictionRefused") == 1
 
 
-def test_disruption_budget_that_gives_way(cluster: Cluster) -> None:
-    """An eviction that was refused is tried again, and done once when the budget allows it."""
+def test_disruption_budget_that_changes(cluster: Cluster) -> None:
+    """A refused eviction is retried, and done once when the PodDisruptionBudget allows it."""
     node = cluster.node()
     pod = cluster.pod(node, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
@@ -93,8 +93,8 @@ def test_disruption_budget_that_gives_way(cluster: Cluster) -> None:
     assert cluster.deletions(pod) == []
 
 
-def test_controller_lost_in_mid_drain(cluster: Cluster) -> None:
-    """The second controller finishes what the first began: same deadline, counts that go on, no pod evicted twice."""
+def test_controller_lost_during_a_drain(cluster: Cluster) -> None:
+    """The next controller finishes the drain: same deadline, continued counts, no pod evicted twice."""
     node = cluster.node()
     gone, slow = cluster.pod(node), cluster.pod(node)
     guarded = cluster.pod(node, labels={"app": "one"})
@@ -121,8 +121,8 @@ def test_controller_lost_in_mid_drain(cluster: Cluster) -> None:
     assert [cluster.evictions(pod)[201] for pod in (gone, slow, guarded)] == [1, 1, 1]
 
 
-def test_what_stays(cluster: Cluster) -> None:
-    """Pods of DaemonSets, mirror pods, finished ones, and those that refuse by themselves or by their namespace."""
+def test_exempt_pods(cluster: Cluster) -> None:
+    """Pods of DaemonSets, mirror pods, finished pods, and pods that they or their namespaces exempt, stay."""
     node = cluster.node()
     kept = Cluster(cluster.plane)
     cluster.patch(f"/api/v1/namespaces/{kept.namespace}", {"metadata": {"labels": {"gpuhealth.io/drain": "false"}}})
@@ -150,8 +150,8 @@ def test_what_stays(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("ending", ["recovery", "override", "no drain any more"])
-def test_a_drain_that_is_wanted_no_more_stops(cluster: Cluster, ending: str) -> None:
-    """A node that recovered, or of which a person says otherwise, loses no further pod, not at the deadline either."""
+def test_a_drain_that_is_no_longer_wanted_stops(cluster: Cluster, ending: str) -> None:
+    """A node that recovered or was overridden loses no further pod, not even at the deadline."""
     node = cluster.node()
     pod = cluster.pod(node, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
@@ -184,7 +184,7 @@ def test_a_drain_that_is_wanted_no_more_stops(cluster: Cluster, ending: str) -> 
 
 
 def test_recovery_while_there_is_no_controller(cluster: Cluster) -> None:
-    """A controller that finds the drain of a node which has recovered meanwhile ends it, past its deadline too."""
+    """A controller that finds a drain whose node has recovered meanwhile ends it, even past its deadline."""
     node = cluster.node()
     pod = cluster.pod(node, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
@@ -208,8 +208,8 @@ def test_recovery_while_there_is_no_controller(cluster: Cluster) -> None:
 
 
 def test_a_pod_that_does_not_stop(cluster: Cluster) -> None:
-    """A pod that was told to stop and is there yet (a kubelet that is down, a finalizer) is named, not waited for in
-    silence."""
+    """A pod that is still terminating after its grace period (a kubelet that is down, a finalizer) is named in the
+    report."""
     node = cluster.node()
     pod = cluster.pod(node)
     cluster.plane.request("DELETE", f"{pod}?gracePeriodSeconds=1")
@@ -229,9 +229,9 @@ def test_a_pod_that_does_not_stop(cluster: Cluster) -> None:
     assert cluster.evictions(pod) == {}
 
 
-def test_nothing_is_drained_while_we_only_observe(cluster: Cluster) -> None:
-    """In mode observe no pod goes, of a node that was out before neither, past the deadline neither; when we act again
-    the node's drain begins anew, with a deadline of its own."""
+def test_nothing_is_drained_in_mode_observe(cluster: Cluster) -> None:
+    """In mode observe no pod is evicted, not on nodes that were out before nor past a deadline; back in mode taint the
+    drain starts again with a new deadline."""
     node, other = cluster.node(), cluster.node()
     pod = cluster.pod(node, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
@@ -259,8 +259,8 @@ def test_nothing_is_drained_while_we_only_observe(cluster: Cluster) -> None:
     assert cluster.deletions(pod) == []
 
 
-def test_next_quarantine_is_drained_anew(cluster: Cluster) -> None:
-    """A drain that is complete is not begun again after a restart; the node's next quarantine has its own."""
+def test_the_next_quarantine_has_its_own_drain(cluster: Cluster) -> None:
+    """A finished drain is not repeated after a restart; the node's next quarantine starts another."""
     node = cluster.node()
 
     async def run() -> None:
@@ -284,7 +284,7 @@ def test_next_quarantine_is_drained_anew(cluster: Cluster) -> None:
 
 
 def test_without_our_taint_nothing_is_drained(cluster: Cluster) -> None:
-    """A node whose taint a person has taken off would be filled again: its drain does not begin."""
+    """A node whose taint a person has removed gets new pods, so its drain does not start."""
     node, other = cluster.node(), cluster.node()
     pod = cluster.pod(node)
     cluster.quarantine(node)
@@ -300,9 +300,9 @@ def test_without_our_taint_nothing_is_drained(cluster: Cluster) -> None:
     assert cluster.evictions(pod) == {}
 
 
-def test_pods_that_come_late(cluster: Cluster) -> None:
-    """What comes to a drained node (it tolerates the taint) is drained as well, by the next controller too, and with a
-    deadline of its own; after the quarantine it may stay."""
+def test_pods_that_start_on_a_drained_node(cluster: Cluster) -> None:
+    """A pod that tolerates the taint and starts on a drained node is evicted as well, also by the next controller, with
+    a new deadline; after the quarantine it may stay."""
     node = cluster.node()
 
     async def run() -> None:
@@ -337,9 +337,9 @@ def test_pods_that_come_late(cluster: Cluster) -> None:
     assert (cluster.drain(node)["evicted"], cluster.drain(node)["deleted"]) == (2, 0)
 
 
-def test_what_comes_again_and_again(cluster: Cluster) -> None:
-    """A pod that is made anew for the node as soon as it has gone does not go and come in a loop: when all had gone the
-    node rests, and is then drained again."""
+def test_a_pod_that_is_recreated_again_and_again(cluster: Cluster) -> None:
+    """A pod that is recreated on the node at once is not evicted in a loop: after each drain there is a rest before the
+    next one."""
     node, other = cluster.node(), cluster.node()
 
     async def run() -> None:
@@ -362,8 +362,8 @@ def test_what_comes_again_and_again(cluster: Cluster) -> None:
     assert cluster.drain(node)["evicted"] == 4
 
 
-def test_one_pace_for_the_fleet(cluster: Cluster) -> None:
-    """However many nodes drain at once, evictions keep to the fleet's rate: the burst, and then one after the other."""
+def test_one_rate_limit_for_the_fleet(cluster: Cluster) -> None:
+    """With any number of drains, evictions keep to the rate of the fleet: the burst, then one after the other."""
     nodes = [cluster.node() for _ in range(4)]
     pods = [cluster.pod(node) for node in nodes for _ in range(2)]
 
@@ -389,8 +389,8 @@ def test_one_pace_for_the_fleet(cluster: Cluster) -> None:
 
 
 def test_an_api_server_that_fails_meanwhile(cluster: Cluster) -> None:
-    """Watches that break and are too old (410), evictions whose answer is lost, refused and failing requests: the drain
-    ends all the same, and each pod is evicted once."""
+    """With watches that break or are too old (410), lost answers, refused and failed requests, the drain still ends,
+    and each pod is evicted once."""
     node = cluster.node()
     pods = [cluster.pod(node) for _ in range(3)]
 

@@ -1,4 +1,4 @@
-"""Gangs on a real control plane whose controller manager computes the disruption budgets: in one step or not at all."""
+"""Gangs on a real control plane, whose controller manager computes PodDisruptionBudgets: all or none evicted."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ LABEL = "scheduling.x-k8s.io/pod-group"
 
 
 def gang(cluster: Cluster, *nodes: str, label: str = LABEL) -> list[str]:
-    """A pod on each of the nodes, all of one gang."""
+    """Create a pod on each of the nodes, all of one gang."""
     return [cluster.pod(node, labels={label: "job", **APP}) for node in nodes]
 
 
 async def guarded(cluster: Cluster, available: int, healthy: int, name: str = "guard") -> str:
-    """A PodDisruptionBudget that has been computed; its path."""
+    """Create a PodDisruptionBudget, wait until it is computed, and return its path."""
     path = cluster.guard(APP, available, name)
     await until(lambda: cluster.is_guarding(path, healthy))
     return path
 
 
 def asked(cluster: Cluster, pods: list[str]) -> list[Any]:
-    """The answers to evictions of each."""
+    """The status codes of the evictions of each pod."""
     return [cluster.evictions(pod) for pod in pods]
 
 
 def names(pods: list[str]) -> list[str]:
-    """Of the pods."""
+    """The names of the pods."""
     return [pod.rpartition("/")[2] for pod in pods]
 
 
 @pytest.mark.parametrize("label", ["pod-group.scheduling.sigs.k8s.io", LABEL])
 @pytest.mark.parametrize("allowed", [0, 1, 2, 3])
-def test_no_part_of_a_gang_goes(cluster: Cluster, label: str, allowed: int) -> None:
-    """While the budget allows a part of the gang to go no pod of it is asked, and report and Events say why; when it
-    allows all, all go, each evicted once."""
+def test_no_part_of_a_gang_is_evicted(cluster: Cluster, label: str, allowed: int) -> None:
+    """While the budget allows only a part of the gang, no pod of it is evicted, and report and Events show why; when it
+    allows all, each is evicted once."""
     node = cluster.node()
     pods = gang(cluster, *[node] * 4, label=label)
 
@@ -69,7 +69,7 @@ def test_no_part_of_a_gang_goes(cluster: Cluster, label: str, allowed: int) -> N
 
 
 def test_a_gang_at_the_deadline(cluster: Cluster) -> None:
-    """A gang of which only a part may ever go is whole until the deadline, and is then deleted, none evicted."""
+    """A gang that can never be evicted as a whole is complete until the deadline, and is then deleted."""
     node = cluster.node()
     pods = gang(cluster, *[node] * 4)
 
@@ -90,8 +90,8 @@ def test_a_gang_at_the_deadline(cluster: Cluster) -> None:
 
 
 def test_a_gang_on_several_nodes(cluster: Cluster) -> None:
-    """On nodes that are drained at the same time the pods of a gang go together, though each node's alone might go; its
-    pods elsewhere are neither counted nor moved."""
+    """On nodes that are drained at the same time, the pods of a gang are evicted together, though those of each node
+    could be evicted alone; its pods on other nodes are neither counted nor evicted."""
     nodes, well = [cluster.node(), cluster.node()], cluster.node()
     pods = gang(cluster, *nodes, *nodes)
     (elsewhere,) = gang(cluster, well)
@@ -118,8 +118,8 @@ def test_a_gang_on_several_nodes(cluster: Cluster) -> None:
 
 
 def test_a_budget_that_changes_in_between(cluster: Cluster) -> None:
-    """The server's answer is the last word. A first pod that it refuses keeps the others; when it refuses one in the
-    middle the others go, that one is told of and tried again by itself."""
+    """The API server decides. If it refuses the first pod, the others stay; if it refuses a later one, the others go,
+    and that one gets an Event and is retried alone."""
     node = cluster.node()
     pods = gang(cluster, *[node] * 3)
 
@@ -146,8 +146,8 @@ def test_a_budget_that_changes_in_between(cluster: Cluster) -> None:
     assert any("others of its gang job have gone" in message for message in told)
 
 
-def test_what_is_left_of_a_gang(cluster: Cluster) -> None:
-    """A gang that has lost a pod is spared no longer: the rest goes as far as the budget allows, and on."""
+def test_the_rest_of_a_gang(cluster: Cluster) -> None:
+    """A gang that has lost a pod is no longer protected: the rest is evicted as the budget allows."""
     node = cluster.node()
     lost, *pods = gang(cluster, *[node] * 3)
 
@@ -171,7 +171,7 @@ def test_what_is_left_of_a_gang(cluster: Cluster) -> None:
 
 
 def test_two_budgets_of_a_gang(cluster: Cluster) -> None:
-    """The server evicts no pod that has two budgets, so such a gang waits for its deadline whole, and is told why."""
+    """The API server evicts no pod with two budgets, so such a gang waits for its deadline, and an Event says why."""
     node = cluster.node()
     pods = gang(cluster, *[node] * 2)
 
@@ -192,7 +192,7 @@ def test_two_budgets_of_a_gang(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("failure", [500, 403, "reset"])
 def test_budgets_that_cannot_be_read(cluster: Cluster, failure: int | str) -> None:
-    """A gang is not asked while nobody knows whether all of it may go; it goes when that is known."""
+    """A gang is not evicted while it is not known whether all of it may be; it is when that is known."""
     node = cluster.node()
     pods = gang(cluster, *[node] * 2)
 

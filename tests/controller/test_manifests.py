@@ -1,4 +1,4 @@
-"""The controller's manifests: consistent with the code, and no rights without a reason."""
+"""The controller's manifests: consistent with the code, and no permission without a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL = documents(BASE)
 
 
 def named(kind: str) -> Any:
-    """The controller's document of a kind."""
+    """The controller's object of a kind."""
     (found,) = [d for d in ALL if d["kind"] == kind and d["metadata"]["name"] == "gpuhealth-controller"]
     return found
 
@@ -51,7 +51,7 @@ def test_deployment(tmp_path: Path) -> None:
 
 
 def test_the_process_ends_within_its_grace_period() -> None:
-    """What the process gives itself to stop is less than what the kubelet gives it."""
+    """The process stops itself in less time than the kubelet allows."""
     assert named("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > STOP_SECONDS
 
 
@@ -77,7 +77,7 @@ def test_memory() -> None:
     ],
 )
 def test_what_the_controller_must_not_do(cluster: Cluster, method: str, path: str) -> None:
-    """It cannot read secrets, make pods, delete nodes, or change budgets and its own rights: 403 on every one."""
+    """It cannot read secrets, create pods, delete nodes, or change budgets and its own permissions: 403 on each."""
     node = cluster.node()
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Places that nobody will give back: freed when it is safe, and only then."""
+"""Orphaned slots: freed when it is safe, and only then."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ QUICK: dict[str, Any] = {"orphaned_slot_timeout": "300ms", "agent_silent_after":
 
 
 async def take(cluster: Cluster, node: str) -> Any:
-    """A place for the node, as an agent takes it that dies then."""
+    """Take a slot for the node, as an agent that dies right after."""
     async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
         return await SlotHolder(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
 
 
-def test_a_place_that_was_left(cluster: Cluster) -> None:
-    """The agent died between place and taint and has not come back: the place goes to another node, and it is told."""
+def test_an_orphaned_slot(cluster: Cluster) -> None:
+    """An agent died between slot and taint and has not come back: another node gets the slot, and an Event says so."""
     dead, other = cluster.node(), cluster.node()
     cluster.budget(1)
 
@@ -44,8 +44,8 @@ def test_a_place_that_was_left(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("reason", ["agent is there", "out of service", "override"])
-def test_a_place_that_is_needed(cluster: Cluster, reason: str) -> None:
-    """An agent that is there, a taint of ours, a person's word: each by itself keeps the place."""
+def test_a_slot_in_use(cluster: Cluster, reason: str) -> None:
+    """A ready agent, a taint of ours, an override: each alone keeps the slot."""
     node, left = cluster.node(), cluster.node()
     cluster.budget(2)
 
@@ -72,8 +72,8 @@ def test_a_place_that_is_needed(cluster: Cluster, reason: str) -> None:
 
 
 def test_an_agent_that_was_frozen_before_its_taint(cluster: Cluster) -> None:
-    """It goes on after its place was freed and taken by another node: its taint is refused, it asks for a place again,
-    and is held. Two are never out where one may be."""
+    """It continues after its slot was freed and taken by another node: its taint is refused, it requests a slot again
+    and is blocked. Two nodes are never out where one may be."""
     frozen, other = cluster.node(), cluster.node()
     cluster.agent(other)
     cluster.budget(1)
@@ -99,8 +99,8 @@ def test_an_agent_that_was_frozen_before_its_taint(cluster: Cluster) -> None:
     drop(cluster)
 
 
-def test_an_agent_that_comes_back_keeps_its_place(cluster: Cluster) -> None:
-    """A place that was found again is written anew when it is used: what was about to free it does not."""
+def test_an_agent_that_comes_back_keeps_its_slot(cluster: Cluster) -> None:
+    """A slot that is found again is renewed before use, so that a deletion of the old version fails."""
     node, other = cluster.node(), cluster.node()
     cluster.budget(1)
 

@@ -1,4 +1,4 @@
-"""The controller tells an agent of a GPU that differs from the fleet."""
+"""Publishing a GPU that differs from the fleet to its agent."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gpuhealth.controller.duties.outlier_publisher import OutlierPublisher
 
 
 def burnin(gpu: str, model: str, digest: str) -> Document:
-    """What an agent's report says of one GPU."""
+    """The burn-in part of an agent's report with one GPU."""
     software = {"torch": "2.13.0", "cuda": "13.0"}
     repeat = {"status": "passed", "digests": {"bf16/512x512x512/seed1": digest}, "software": software}
     return {"gpus": {gpu: {"model": model, "level": "standard", "status": "passed", "tests": {"repeat": repeat}}}}
 
 
-def test_a_gpu_that_computes_otherwise_is_told_to_its_agent(cluster: Cluster) -> None:
-    """One of four GPUs of a model has another digest: its Node says so, no other does; a right result takes it back.
-    The metrics name it, and nothing is written while nothing changes."""
+def test_a_gpu_with_another_digest_is_published(cluster: Cluster) -> None:
+    """One of four GPUs of a model has another digest: only its Node is annotated; a correct result removes the
+    annotation. The metrics name the GPU, and nothing is written while nothing changes."""
     nodes = [cluster.node() for _ in range(4)]
     for number, node in enumerate(nodes):
         cluster.say(node, {"burnin": burnin(f"GPU-{number}", cluster.name, "bad0" if number == 2 else "good")})

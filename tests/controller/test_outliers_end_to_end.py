@@ -1,4 +1,4 @@
-"""The fleet's comparison of what the command really computes, and of how fast it really is."""
+"""Comparison over the fleet of results and speeds that the command has really measured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_LIMITS = {
 
 
 def burnin(environment: dict[str, str], *options: str) -> Document:
-    """What a report says of a burn-in that was run just now; it has passed."""
+    """Run a burn-in that passes, and return its part of the report."""
     done = subprocess.run([*COMMAND, *options], env=environment, capture_output=True, check=True)
     run = msgspec.json.decode(done.stdout, type=BurninRun)
     assert run.status is TestStatus.PASSED
@@ -50,8 +50,8 @@ def named(found: list[Outlier]) -> set[tuple[str, str, str]]:
     return {(each.node, each.gpu, each.code) for each in found}
 
 
-def test_a_device_that_is_always_wrong_in_the_same_way() -> None:
-    """Alone it passes, since it repeats itself bit for bit; beside three sound ones it is named."""
+def test_a_device_with_the_same_wrong_result_each_time() -> None:
+    """Alone it passes, since it repeats itself bit for bit; compared with three correct ones it is found."""
     faults = {"sick": '[{"kind": "result_bits"}]'}
     options = ("--devices", "cpu", "--tests", "repeat", "--duration", "2s")
     burnins = {
@@ -62,8 +62,8 @@ def test_a_device_that_is_always_wrong_in_the_same_way() -> None:
 
 
 def test_a_node_whose_devices_are_all_slow(cluster: Cluster, tmp_path: Path) -> None:
-    """Beside one another they are alike and pass; beside ten of the same model on other nodes they are named, to their
-    agent. Where the machine was too busy to tell, everybody is measured once more."""
+    """Compared with each other they pass; compared with ten of the same model on other nodes they are found, and
+    published to their agent. If the machine was too busy for that, all are measured once more."""
     sizes = {cluster.node(): 5, cluster.node(): 5, cluster.node(): 2}
     *sound, slow = sizes
     sims = {node: SimulatedNode(tmp_path / node, node, gpus=count) for node, count in sizes.items()}

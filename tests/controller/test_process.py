@@ -1,4 +1,4 @@
-"""`gpuhealth controller` as it runs in a cluster: two processes, of which one acts."""
+"""`gpuhealth controller` as it runs in a cluster: two processes, of which one leads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from testing.managed_cluster import Cluster
 from testing.waiting import wait_for
 
 
-def test_killed_in_mid_drain(cluster: Cluster, tmp_path: Path) -> None:
-    """After SIGKILL of the leader the standby finishes the drain; SIGTERM ends that with 0 and gives the Lease back."""
+def test_killed_during_a_drain(cluster: Cluster, tmp_path: Path) -> None:
+    """After SIGKILL of the leader the standby finishes the drain; on SIGTERM it exits with 0 and releases the Lease."""
     node = cluster.node()
     first, guarded = cluster.pod(node), cluster.pod(node, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
@@ -48,15 +48,15 @@ def test_killed_in_mid_drain(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def replace(file: Path, text: str) -> None:
-    """In one step, as kubelet does it: a file that is half written would be one of other settings."""
+    """Replace a file atomically, as the kubelet does: a half-written file would be another configuration."""
     part = file.with_suffix(".part")
     part.write_text(text)
     part.replace(file)
 
 
-def test_other_settings(cluster: Cluster, tmp_path: Path) -> None:
-    """A changed file is taken up by the running controller: mode observe stops a drain at once. One that cannot be used
-    is reported and changes nothing."""
+def test_changed_settings(cluster: Cluster, tmp_path: Path) -> None:
+    """The running controller applies a changed file: mode observe stops a drain at once. A file that cannot be used is
+    logged and changes nothing."""
     node = cluster.node()
     pod = cluster.pod(node, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
@@ -80,7 +80,7 @@ def test_other_settings(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_without_a_cluster(tmp_path: Path) -> None:
-    """A controller that has no cluster says so in one sentence."""
+    """A controller without a cluster exits with a one-sentence error."""
     config = tmp_path / "gpuhealth.yaml"
     config.write_text(yaml.safe_dump({"kubernetes": {"kubeconfig": "/nowhere"}, "controller": {"http": {"port": 0}}}))
     done = subprocess.run([COMMAND, "controller", "--config", config], capture_output=True, text=True, check=False)

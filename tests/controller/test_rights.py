@@ -1,4 +1,4 @@
-"""The controller's rights: each of them is used."""
+"""The controller's permissions: each of them is used."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 
 
 def names(listed: Document) -> list[str]:
-    """Of the objects of a list."""
+    """The names of the objects of a list."""
     return [item["metadata"]["name"] for item in listed["items"]]
 
 
 def test_every_right_is_used(cluster: Cluster) -> None:
-    """No rule grants a verb without need: a drain to its deadline, a gang's drain, a burn-in, a silent agent and a
-    deleted node's place take all of them, as the audit log shows."""
+    """No rule grants a verb without need: a drain to its deadline, a gang's drain, a burn-in, a silent agent and the
+    slot of a deleted node use all of them, as the audit log shows."""
     idle = cluster.node(gpus=8)
     sick, silent, deleted = (cluster.node() for _ in range(3))
     cluster.agent(silent)

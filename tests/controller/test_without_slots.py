@@ -1,4 +1,4 @@
-"""Nodes that are out by our hand without a slot: counted, and given one where there is one."""
+"""Nodes that are out of service by our action without a slot: they are counted, and get a slot that is free."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICKER = msgspec.structs.replace(QUICK, budget_settling=0.5, slot_grace=0.5)
 
 
 def counted(cluster: Cluster) -> bool:
-    """Whether agents need not count for themselves."""
+    """Whether agents need not count nodes themselves."""
     return is_counted(cluster.plane.request("GET", f"{QB}/{cluster.name}"))
 
 
@@ -35,15 +35,15 @@ def observed(cluster: Cluster, generation: int) -> bool:
 
 
 def free(cluster: Cluster) -> None:
-    """A person deletes the slots."""
+    """Delete all slots of the budget, as a person might."""
     items = cluster.plane.request("GET", f"{LEASES}?labelSelector=gpuhealth.io/budget={cluster.name}")["items"]
     for item in items:
         cluster.plane.request("DELETE", f"{LEASES}/{item['metadata']['name']}")
 
 
 def test_an_agent_that_is_gone(cluster: Cluster) -> None:
-    """A node that is out, whose slot is gone and whose agent does not come back, holds one in its name: nobody follows.
-    When it is back the slot is free."""
+    """A node that is out, without slot and agent, gets a reserved slot, so that no other node goes out. When the node
+    is back the slot is free."""
     one, two = cluster.node(), cluster.node()
     cluster.budget(1)
 
@@ -68,7 +68,7 @@ def test_an_agent_that_is_gone(cluster: Cluster) -> None:
 
 
 def test_beyond_the_limit(cluster: Cluster) -> None:
-    """Two that are out under a limit of one stay out: the budget says how many hold no slot, and agents count then."""
+    """Two nodes that are out under a limit of one stay out: the status counts the one without a slot."""
     one, two, three = cluster.node(), cluster.node(), cluster.node()
     cluster.budget(2)
 
@@ -111,7 +111,7 @@ def test_a_new_budget_is_not_counted_at_once(cluster: Cluster) -> None:
 
 
 def test_a_lease_that_cannot_be_read(cluster: Cluster) -> None:
-    """It counts as taken, and is told of once; the controller goes on."""
+    """It counts as taken and is logged once; the controller continues."""
     cluster.node()
     cluster.budget(2)
     labels = {"gpuhealth.io/budget": cluster.name, "gpuhealth.io/slot-set": "unavailable", "gpuhealth.io/node": "x"}

@@ -40,8 +40,8 @@ def _ran(number: int, speed: float, level: str = "standard", model: str = H100) 
     return GpuResult(node=node, gpu=gpu, model=model, level=level, speeds=(("bf16_tflops", speed),))
 
 
-def test_a_gpu_that_computes_otherwise_is_named() -> None:
-    """One in a hundred has another digest: it and no other is named, with what was computed and both digests."""
+def test_a_gpu_with_another_digest_is_found() -> None:
+    """One of a hundred has another digest: it alone is found, with the product and both digests."""
     (found,) = find_outliers([_computed(number, WRONG if number == 42 else RIGHT) for number in range(100)])
     assert (found.node, found.gpu, found.code) == ("node-5", "GPU-42", MISMATCH)
     for word in (PRODUCT, RIGHT[:12], WRONG[:12], "99 of 100"):
@@ -61,13 +61,13 @@ def test_a_gpu_that_computes_otherwise_is_named() -> None:
         pytest.param([], id="nothing tested yet"),
     ],
 )
-def test_what_cannot_be_compared_names_nobody(fleet: list[GpuResult]) -> None:
-    """Without a majority among the same model and software nobody is named."""
+def test_without_comparison_there_is_no_outlier(fleet: list[GpuResult]) -> None:
+    """Without a majority among the same model and software there is no outlier."""
     assert find_outliers(fleet) == []
 
 
-def test_a_slow_gpu_is_named_and_the_usual_spread_is_not() -> None:
-    """Speeds that spread by 2 % name nobody; one that is 25 % slower is named with median and share."""
+def test_a_slow_gpu_is_found_and_the_usual_spread_is_not() -> None:
+    """Speeds that spread by 2 % give no outlier; a GPU that is 25 % slower is found, with median and share."""
     draw = random.Random(1)
     fleet = [_ran(number, 700 * draw.gauss(1, 0.02)) for number in range(200)]
     assert find_outliers(fleet) == []
@@ -77,7 +77,7 @@ def test_a_slow_gpu_is_named_and_the_usual_spread_is_not() -> None:
 
 
 def test_speeds_of_other_levels_models_and_small_groups_are_not_compared() -> None:
-    """A quick test's figure is not that of a long one; too few GPUs have no usual speed."""
+    """Figures of quick and long tests are not compared; too few GPUs have no usual speed."""
     fleet = [_ran(number, 700) for number in range(20)]
     assert find_outliers([*fleet, _ran(20, 300, level="quick"), _ran(21, 60, model="Tesla T4")]) == []
     assert find_outliers([*(_ran(number, 700) for number in range(MIN_SPEEDS - 2)), _ran(99, 10)]) == []
@@ -107,7 +107,7 @@ def test_what_is_compared_is_what_the_agent_writes() -> None:
     slow=st.lists(st.floats(1, 500), max_size=9),
 )
 def test_a_minority_never_hides_itself(wrong: int, right: int, slow: list[float]) -> None:
-    """However a minority of bad GPUs looks, exactly they are named: neither majority nor median moves."""
+    """Any minority of bad GPUs is found exactly: neither majority nor median shifts."""
     computed = [_computed(n, WRONG if n < wrong else RIGHT) for n in range(wrong + right)]
     assert {o.gpu for o in find_outliers(computed)} == {f"GPU-{n}" for n in range(wrong)}
     ran = [_ran(n, 700.0) for n in range(20)] + [_ran(100 + n, speed) for n, speed in enumerate(slow)]

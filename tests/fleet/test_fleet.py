@@ -1,4 +1,4 @@
-"""The fleet's counts, and the budgets' status and places."""
+"""The counts of the fleet, and the status and slots of budgets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GPU = {"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}
 
 
 def test_metrics(cluster: Cluster) -> None:
-    """Nodes by state, GPUs by verdict, silent agents, budgets and drains; every change is in the next scrape."""
+    """Metrics show nodes by state, GPUs by verdict, silent agents, budgets and drains, as of the scrape."""
     speaking, silent = cluster.node(), cluster.node(state="degraded")
     for node in (speaking, silent):
         cluster.say(node, {"inventory": {"gpuCount": 2, "gpus": [GPU, {**GPU, "uuid": "GPU-2"}]}})
@@ -68,7 +68,7 @@ def test_metrics(cluster: Cluster) -> None:
 
 
 def test_a_collector_that_fails_costs_its_own_metrics(cluster: Cluster) -> None:
-    """A budget's standing that cannot be written costs the metrics of budgets and is counted; all else is served."""
+    """A budget status that cannot be exposed costs the metrics of budgets and is counted; all others are served."""
 
     async def run() -> None:
         controller = Controller(cluster.settings(), services=(serve,), timing=QUICK)
@@ -90,8 +90,8 @@ def test_a_collector_that_fails_costs_its_own_metrics(cluster: Cluster) -> None:
     asyncio.run(run())
 
 
-def test_budget_status_and_places_of_deleted_nodes(cluster: Cluster) -> None:
-    """Size, limit, places used and nodes held are kept true; the place of a deleted node goes to the next one."""
+def test_budget_status_and_slots_of_deleted_nodes(cluster: Cluster) -> None:
+    """Size, limit, used slots and blocked nodes are current; the slot of a deleted node goes to the next one."""
     out, waiting, spare = (cluster.node() for _ in range(3))
     cluster.budget("34%", maxPerWindow=3)
 

@@ -1,4 +1,4 @@
-"""What an API server takes and we cannot read: one such object costs itself, and not the fleet."""
+"""Objects that an API server accepts and we cannot read: each costs only itself, not the fleet."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ODD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("status", ODD, ids=str)
 def test_a_report_that_cannot_be_read(cluster: Cluster, status: dict[str, Any]) -> None:
-    """It is logged once with its name and what is wrong, and counted; another node's drain begins and ends meanwhile.
-    Once it can be read again, it is taken in."""
+    """It is logged once with its name and the error, and counted; another node is drained meanwhile. Once it can be
+    read again, it is used."""
     other, odd = cluster.node(), cluster.node()
     cluster.say(odd, status)
 
@@ -58,7 +58,7 @@ def test_a_report_that_cannot_be_read(cluster: Cluster, status: dict[str, Any]) 
 
 
 def test_a_report_that_cannot_be_read_any_longer(cluster: Cluster) -> None:
-    """A drain that is under way goes on: taint and override are on the Node, and that can be read."""
+    """A running drain continues: taint and override are on the Node, which can be read."""
     node = cluster.node()
     pod = cluster.pod(node, labels={"app": "one"})
     guard = cluster.guard({"app": "one"}, 1)
@@ -77,7 +77,7 @@ def test_a_report_that_cannot_be_read_any_longer(cluster: Cluster) -> None:
 
 
 def test_times_that_people_write(cluster: Cluster) -> None:
-    """A time in small letters is a time, as the API server says."""
+    """A time in lower-case letters is valid, as for the API server."""
     node = cluster.node()
     cluster.say(node, {"burnin": {"testedAt": "2026-01-01t00:00:00z"}, "quarantine": {"since": SINCE.lower()}})
 
@@ -93,7 +93,7 @@ def test_times_that_people_write(cluster: Cluster) -> None:
 
 
 def test_many_gpus(cluster: Cluster) -> None:
-    """A device plugin that shares GPUs may offer a thousand, which the API server writes as 1k."""
+    """A device plugin that shares GPUs may offer 1000, which the API server writes as 1k."""
     node = cluster.node(gpus=1000)
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Objects with anything at all in them: each costs itself, and never the watch or the others."""
+"""Objects with arbitrary content: each costs only itself, never the watch or the others."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from gpuhealth.monitors.settings import Settings
 
 @st.composite
 def fleets(draw: st.DrawFn) -> dict[Kind, list[Json]]:
-    """One kind with three objects that may hold anything."""
+    """One kind with three objects of arbitrary content."""
     kind = draw(st.sampled_from(list(SAMPLES)))
     return {kind: [draw(mutants(SAMPLES[kind])) for _ in range(3)]}
 
 
 def named(sample: Json, name: str, version: str) -> Json:
-    """A good object of that name."""
+    """A readable object of that name."""
     return sample | {"metadata": sample["metadata"] | {"name": name, "uid": name, "resourceVersion": version}}
 
 
 class Server:
-    """Lists and watches of what an API server would not take, or takes and Python does not."""
+    """Serves lists and watches with objects that an API server would reject, or that Python cannot represent."""
 
     def __init__(self, odd: dict[Kind, list[Json]]) -> None:
         self._odd = odd
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """A list with an odd object between good ones; a watch with two odd ones, half an event, and a good one."""
+        """Answer a list with an odd object between good ones, or a watch with two odd, half of one, and a good one."""
         (kind,) = [kind for kind in SAMPLES if request.path.endswith(f"/{kind.plural}")]
         sample = SAMPLES[kind]
         first, second, third = self._odd.get(kind) or [sample] * 3
@@ -71,12 +71,12 @@ class Server:
 
 @pytest.fixture(scope="module")
 def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the address of the server is written."""
+    """The kubeconfig with the address of the server."""
     return tmp_path_factory.mktemp("fuzz") / "kubeconfig"
 
 
 async def followed(server: Server, kubeconfig: Path) -> Controller:
-    """A controller that has seen all that the server has."""
+    """A controller that has watched all objects of the server."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", server.answer)
     runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
@@ -116,8 +116,8 @@ async def followed(server: Server, kubeconfig: Path) -> Controller:
 @given(odd=fleets())
 @settings(max_examples=150)
 def test_a_watch_survives_every_object(odd: dict[Kind, list[Json]], kubeconfig: Path) -> None:
-    """Whatever is in the objects of one kind: the others of the list and of the watch are there, and the counts and
-    metrics can be made of what was read."""
+    """With any content in the objects of one kind, the others of list and watch are stored, and counts and metrics
+    work with what was read."""
     controller = asyncio.run(followed(Server(odd), kubeconfig))
     fleet = controller.fleet
     for table in fleet._stores():
@@ -133,8 +133,8 @@ def test_a_watch_survives_every_object(odd: dict[Kind, list[Json]], kubeconfig: 
 
 @given(item=mutants(SAMPLES[PODS]))
 @settings(max_examples=300)
-def test_a_drains_pods(item: Json) -> None:
-    """A pod on a drained node is read, or kept as one of which nobody knows whether it should go."""
+def test_pods_on_a_drained_node(item: Json) -> None:
+    """A pod on a drained node is read, or kept as a pod of which it is not known whether it should be evicted."""
     table = ObjectStore[Pod](unreadable=unreadable_pod, by_uid=True)
 
     async def events() -> Any:
@@ -159,14 +159,14 @@ GUARD = {
 @given(item=mutants(GUARD), version=st.sampled_from(["policy/v1", "policy/v1beta1"]))
 @settings(max_examples=300)
 def test_a_pod_disruption_budget(item: Json, version: str) -> None:
-    """A budget is read, and can be asked then, or is an ApiError, on which a drain tries again later."""
+    """A budget is read and can be evaluated, or raises an ApiError, after which a drain retries."""
     with contextlib.suppress(UnreadableError):
         found = read("PodDisruptionBudget", item, partial(read_budget, version=version))
         assert isinstance(blocking_reason([found], [Pod(namespace="n", name="a", uid="u", labels={"a": "b"})]), str)
 
 
 def taken(fleet: Fleet, kind: Kind, item: Json, slim_of: Any) -> None:
-    """The fleet hears of an object as its watch would tell of it."""
+    """Pass an object to the fleet as its watch would."""
     table = {NODES: fleet.nodes, REPORTS: fleet.reports, BUDGETS: fleet.budgets, PODS: fleet.agents}[kind]
 
     async def events() -> Any:
@@ -189,8 +189,8 @@ def poisoned(kind: Kind, *at: Any, value: Json) -> Json:
 
 
 def test_what_is_known_of_a_node_that_cannot_be_read() -> None:
-    """It counts as one that is not ready, by the labels that it has now; its drain rests, and goes on when it can be
-    read again."""
+    """It counts as not ready, with its present labels; its drain pauses, and continues when the Node can be read
+    again."""
     fleet = Fleet("gpuhealth", ())
     node = poisoned(NODES, "metadata", "annotations", value={})
     taken(fleet, REPORTS, SAMPLES[REPORTS], views.report_view)
@@ -209,7 +209,7 @@ def test_what_is_known_of_a_node_that_cannot_be_read() -> None:
 
 
 def test_what_is_known_of_a_report_that_cannot_be_read() -> None:
-    """It holds as it was last read, so the drain goes on; its GPUs are unknown. One that never was read starts none."""
+    """It is kept as last read, so the drain continues; its GPUs are unknown. One never read starts no drain."""
     fleet = Fleet("gpuhealth", ())
     node = poisoned(NODES, "metadata", "annotations", value={})
     odd = poisoned(REPORTS, "status", "burnin", "testedAt", value="0000-01-01T00:00:00Z")
@@ -226,8 +226,8 @@ def test_what_is_known_of_a_report_that_cannot_be_read() -> None:
 
 
 @pytest.mark.parametrize("kind", [NODES, BUDGETS, PODS], ids=lambda kind: kind.kind)
-def test_what_is_gone_is_gone(kind: Kind) -> None:
-    """An object that cannot be read and is deleted, or is no longer in a list, is not there any more."""
+def test_a_deleted_object_is_removed(kind: Kind) -> None:
+    """An object that cannot be read is removed when it is deleted or no longer in a list."""
     fleet = Fleet("gpuhealth", ())
     table: Any = {NODES: fleet.nodes, BUDGETS: fleet.budgets, PODS: fleet.agents}[kind]
     error = UnreadableError(kind.kind, SAMPLES[kind], ValueError("odd"))

@@ -1,4 +1,4 @@
-"""Jobs done in the test's own process, on processors that stand in for GPUs."""
+"""Run burn-in tests in this process, on processors that stand in for GPUs."""
 
 from __future__ import annotations
 
@@ -19,23 +19,29 @@ def done(
     memory_bytes: int = 1 << 20,
     on_progress: OnProgress = lambda _: None,
 ) -> dict[str, DeviceResult]:
-    """GPU -> what a test says of it; one GPU a letter."""
+    """The result of a test for each GPU; the name of a GPU is one letter of `gpus`."""
     job = Job(
-        test="test", devices=("cpu",) * len(gpus), gpus=tuple(gpus), seconds=seconds, seed=7, small=True, faults=faults
+        test="test",
+        devices=("cpu",) * len(gpus),
+        gpus=tuple(gpus),
+        seconds=seconds,
+        seed=7,
+        small=True,
+        faults=faults,
     )
     devices = [Device("cpu", gpu, small=True, memory_bytes=memory_bytes) for gpu in gpus]
-    return {outcome.gpu: outcome for outcome in run(job, devices, on_progress, InjectedFaults(job))}
+    return {result.gpu: result for result in run(job, devices, on_progress, InjectedFaults(job))}
 
 
 class Stopper:
-    """Listens to a test and tells it to stop after so many words."""
+    """Collects the progress of a test, and stops it after so many messages."""
 
     def __init__(self, after: int) -> None:
-        self.heard: list[Progress] = []
+        self.messages: list[Progress] = []
         self._after = after
 
     def __call__(self, progress: Progress) -> None:
-        """A word of the test."""
-        self.heard.append(progress)
-        if len(self.heard) > self._after:
+        """Take a progress message. Raises StopRequested after the last one that is allowed."""
+        self.messages.append(progress)
+        if len(self.messages) > self._after:
             raise StopRequested

@@ -128,10 +128,8 @@ class BudgetStatusWriter(Duty):
         limits = [(name, status.limit) for name, status in self.status.items()]
         yield family(names.BUDGET_LIMIT, limits)
         uncounted = [(name, status.uncounted) for name, status in self.status.items()]
-        text = "Nodes out of service for which a budget that selects them has no slot"
         yield family(names.BUDGET_UNCOUNTED_NODES, uncounted)
         blocked = [(*quarantine, count) for quarantine, count in self._fleet.blocked.items()]
-        text = "Nodes that should be out of service and are blocked by a limit of a budget"
         yield family(names.QUARANTINE_BLOCKED_NODES, blocked)
 
 

@@ -1,9 +1,9 @@
 """Schedules burn-ins of nodes in service: idle nodes in turn, and nodes that must pass one before they return.
 
 A burn-in is a Pod on its node that requests all of the node's GPUs with a priority below everything. So the scheduler
-keeps it from running beside other work on the GPUs, and preempts it for real work at once; this duty only chooses the
-node, and skips busy nodes to save the scheduler the attempts. The Pod is named after its node, so there is at most one,
-whoever leads. The Pod has no rights: it writes its result on the node, where the agent reads and judges it.
+keeps it from sharing GPUs with other work, and preempts it for real work at once. This duty only chooses the node, and
+skips busy nodes to save the scheduler the attempts. The Pod is named after its node, so there is at most one, whoever
+leads. The Pod has no rights: it writes its result on the node, where the agent reads and judges it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ OUTCOMES = {
     "preempted": "the burn-in Pod was removed in favor of other work",
     "unschedulable": "the burn-in Pod could not be scheduled on the node and was deleted",
 }
-"""How a burn-in can end, and what its Event says."""
+"""How a burn-in can end, and the message of its Event."""
 
 
 class BurninStatus(msgspec.Struct):

@@ -133,7 +133,6 @@ class DrainController(Duty):
     def counters(self) -> Iterator[Metric]:
         """Evictions and deletions by outcome; each outcome from the start, since a rate needs its zero."""
         results = [(outcome, self.status.evictions[outcome]) for outcome in EvictionOutcome]
-        text = "Evictions and deletions of pods that drains have tried"
         yield family(names.DRAIN_EVICTIONS, results)
 
     def gauges(self) -> Iterator[Metric]:

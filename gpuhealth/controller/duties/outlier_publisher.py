@@ -86,7 +86,6 @@ class OutlierPublisher(Duty):
     def gauges(self) -> Iterator[Metric]:
         """One sample for each GPU that differs."""
         found = [(outlier.code, outlier.node, outlier.gpu, 1) for outlier in self.status.outliers]
-        text = "GPUs that differ from the others of their model"
         yield family(names.FLEET_FINDING, found)
 
 

@@ -41,7 +41,6 @@ _PLAIN = (
 
 def _gpu_info(nvml: NvmlReadings) -> Iterator[Metric]:
     identity = ("pci", "name", "serial", "vbios")
-    labels = ["gpu", "index", "pci", "model", "serial", "vbios", "driver"]
     rows = [(g.id, g.index, *(getattr(g, name) for name in identity), nvml.driver_version) for g in nvml.gpus]
     known = [(*("" if isinstance(value, Missing) else value for value in row), 1) for row in rows]
     yield family(own.GPU_INFO, known)
@@ -64,11 +63,7 @@ def _gpu_counters(nvml: NvmlReadings) -> Iterator[Metric]:
         for reason, value in g.throttle_nanoseconds.items()
         if not isinstance(value, Missing)
     ]
-    held_back = "Time in which the clocks were held back"
     yield family(own.THROTTLE_SECONDS, throttled)
-    ecc = (
-        "ECC errors: type (corrected, uncorrected), counter (volatile since the driver was loaded, aggregate), location"
-    )
     yield family(own.ECC_ERRORS, _ecc_errors(gpus))
     yield family(own.REMAPPED_ROWS, _remapped(gpus))
     pending = [(g.id, g.remap_pending) for g in gpus]
