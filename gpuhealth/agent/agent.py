@@ -24,6 +24,7 @@ from gpuhealth import __version__
 from gpuhealth.agent import state as stored
 from gpuhealth.agent.node_state import NodeState
 from gpuhealth.agent.status import AgentStatus, BlockedStatus, Counts, MonitorStatus
+from gpuhealth.api.names import Override
 from gpuhealth.api.report import Gpu, Inventory
 from gpuhealth.kernel_log.follower import KernelLogFollower
 from gpuhealth.model.component import NODE
@@ -39,7 +40,7 @@ from gpuhealth.monitors.nvidia.probe import NvidiaProbe, driver_branch
 from gpuhealth.monitors.registry import enabled, kernel_log_parser, unmatched_patterns
 from gpuhealth.monitors.runner import MonitorRunner
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.marks import RELEASE_REQUESTS, Override, restored
+from gpuhealth.quarantine.marks import RELEASE_REQUESTS, restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.reconciler import NodeReconciler
 from gpuhealth.quarantine.report import Facts

@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from gpuhealth.api.names import AGENT, FAILED
 from gpuhealth.burnin import results
 from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, retry_delay
 from gpuhealth.kube.errors import ApiError, InvalidError
@@ -34,7 +35,6 @@ from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine import preflight_taint as marks
 from gpuhealth.quarantine.condition import summary
-from gpuhealth.quarantine.preflight_taint import FAILED
 from gpuhealth.runtime.files import boot_id
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -63,7 +63,7 @@ class Preflight:
         self._key = settings.preflight.taint
         self._boot_id = boot_id(settings.roots.proc)
         node = settings.node_name
-        self._events = EventRecorder(client, "gpuhealth-agent", node, host=node, now=now)
+        self._events = EventRecorder(client, AGENT, node, host=node, now=now)
         self._module = KernelModuleProbe(settings.roots.sys)
         self._stale_library = StaleLibrary()
         self._last_status = ""  # what was going on last, for the error message of a timeout

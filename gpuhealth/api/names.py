@@ -53,7 +53,10 @@ UNSCHEDULABLE_TAINT = "node.kubernetes.io/unschedulable"
 # --- labels of Nodes --------------------------------------------------------------------------------------------------
 
 STATE_LABEL = f"{GROUP}/state"
-"""Label of a Node: a NodeState. Written by agent, preflight and controller; for selectors and people."""
+"""Label of a Node: a NodeState. Written by agent, preflight and controller; for selectors and people.
+
+`gpuhealth.quarantine.state` has the table of its transitions.
+"""
 
 
 class NodeState(enum.StrEnum):
@@ -61,7 +64,9 @@ class NodeState(enum.StrEnum):
 
     PREFLIGHT = "preflight"  # by the agent: the preflight taint is there; the preflight's DaemonSet selects it
     HEALTHY = "healthy"  # by the agent
-    DEGRADED = "degraded"  # by the agent: unhealthy, unknown or degraded, and still in service
+    DEGRADED = "degraded"  # by the agent
+    UNHEALTHY = "unhealthy"  # by the agent: in service, for instance because a budget blocks the quarantine
+    UNKNOWN = "unknown"  # by the agent: in service, and an essential check could not be made
     QUARANTINED = "quarantined"  # by the agent: out of service
     DRAINING = "draining"  # by the controller: out of service, and its pods are being evicted
     DRAINED = "drained"  # by the controller: out of service, and no pod is left to evict

@@ -77,11 +77,12 @@ async def annotate(client: Client, name: str, **values: str | None) -> None:
 
 def agent_warning(node: dict[str, Any]) -> str:
     """A sentence where no agent will act on an annotation of the node; empty where one will."""
-    from gpuhealth.quarantine.marks import AGENT_SILENT, condition
+    from gpuhealth.api.names import ConditionReason
+    from gpuhealth.quarantine.marks import condition
 
     healthy = condition(node)
     if healthy is None:
         return "no agent has reported for this node; this takes effect when one runs there"
-    if healthy.get("reason") == AGENT_SILENT:
+    if healthy.get("reason") == ConditionReason.AGENT_SILENT:
         return "this node's agent does not respond; this takes effect when it is back. kubectl cordon works now"
     return ""

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import structlog
 
 from gpuhealth import __version__
+from gpuhealth.api.names import CONTROLLER
 from gpuhealth.controller.duties import DUTIES
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.timing import Timing
@@ -92,7 +93,7 @@ class Controller:
         self.fleet = Fleet(kubernetes.namespace, options.pool_labels, drains=settings.mode != "observe")
         self.election = Election(self._electing, kubernetes.namespace, options.election, self.identity)
         # Counting repeated Events takes the right to patch Events of all namespaces, which the controller has not.
-        recorder = EventRecorder(self._acting, "gpuhealth-controller", self.identity, now=_now, counts_repeats=False)
+        recorder = EventRecorder(self._acting, CONTROLLER, self.identity, now=_now, counts_repeats=False)
         context = DutyContext(
             client=self._acting,
             fleet=self.fleet,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gpuhealth.api.names import DRAIN
+from gpuhealth.api.names import BUDGET_LABEL, DRAIN
 from gpuhealth.fleet import views
 from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.fleet.views import UNKNOWN, wants_drain
@@ -24,7 +24,6 @@ from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
 from gpuhealth.kube.watching import watch
-from gpuhealth.quarantine.slots.budget import BUDGET_LABEL
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 AGENT_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=agent"

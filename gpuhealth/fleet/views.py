@@ -14,7 +14,15 @@ from typing import Any
 
 import msgspec
 
-from gpuhealth.api.names import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
+from gpuhealth.api.names import (
+    FLEET_FINDINGS,
+    GROUP,
+    PREFLIGHT_TAINT,
+    RESERVED_SLOT_PREFIX,
+    STATE_LABEL,
+    TAINT,
+    NodeState,
+)
 from gpuhealth.fleet.comparison import GpuResult
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
@@ -30,8 +38,7 @@ from gpuhealth.quarantine.marks import (
     unschedulable,
 )
 from gpuhealth.quarantine.slots.budget import slot_sets
-from gpuhealth.quarantine.slots.lease import RESERVED_PREFIX, read_slot
-from gpuhealth.quarantine.state import NodeState
+from gpuhealth.quarantine.slots.lease import read_slot
 
 UNKNOWN = "unknown"
 GPU = "nvidia.com/gpu"
@@ -158,7 +165,7 @@ class SlotView(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def reserved_for(self) -> str:
         """The node for which the controller has reserved it; empty where a node has taken it itself."""
-        return self.holder.removeprefix(RESERVED_PREFIX) if self.holder.startswith(RESERVED_PREFIX) else ""
+        return self.holder.removeprefix(RESERVED_SLOT_PREFIX) if self.holder.startswith(RESERVED_SLOT_PREFIX) else ""
 
     @property
     def node(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from gpuhealth.api.names import CONDITION
+from gpuhealth.api.names import CONDITION, ConditionReason, Override
 from gpuhealth.kube.objects import parse_time
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Finding, Severity
@@ -15,7 +15,7 @@ from gpuhealth.model.missing import MissingReason
 from gpuhealth.model.time import format_time
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
-from gpuhealth.quarantine.marks import Object, Override, condition
+from gpuhealth.quarantine.marks import Object, condition
 
 MESSAGE_LIMIT = 32_768
 """Bytes of a condition's message. The API server sets no limit for those of Nodes; this is the one of
@@ -52,7 +52,7 @@ def summary(verdict: Verdict, override: Override | None = None, release: Release
     findings = _one_line(worrying)
     if override is Override.HEALTHY:
         found = f"; found: {findings}" if findings else ""
-        return Summary("True", "Override", f"declared healthy by annotation{found}")
+        return Summary("True", ConditionReason.OVERRIDE, f"declared healthy by annotation{found}")
     parts = [f"{release}: NVML is not measured"] if release else []
     if findings:
         parts.append(findings)
@@ -64,9 +64,10 @@ def summary(verdict: Verdict, override: Override | None = None, release: Release
     if worrying:
         reason = condition_reason(worrying[0].code)
     elif release:
-        reason = "DriverReleased"
+        reason = ConditionReason.DRIVER_RELEASED
     else:
-        reason = "NotMeasured" if verdict.verdict is State.UNKNOWN else "Healthy"
+        is_unknown = verdict.verdict is State.UNKNOWN
+        reason = ConditionReason.NOT_MEASURED if is_unknown else ConditionReason.HEALTHY
     message = ("; ".join(parts) or "no fault found")[:MESSAGE_LIMIT]
     return Summary(_STATUS.get(verdict.verdict, "True"), reason, message)
 

@@ -3,12 +3,11 @@
 We remove only what we added. A taint of our key and a cordon are ours if the annotation `gpuhealth.io/quarantine`
 records them, which is written in the same request as they are; without it they are someone else's and stay. If the
 record is there, but the taint is gone or the node uncordoned, a person has ended the quarantine: its codes go to the
-annotation `gpuhealth.io/released` and do not quarantine again until their findings have cleared.
+annotation `gpuhealth.io/dismissed` and do not quarantine again until their findings have cleared.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -19,12 +18,14 @@ from gpuhealth.api.names import (
     CONDITION,
     DISMISSED,
     DRIVER_UPGRADE_STATE,
+    MANUAL,
     OUT_OF_SERVICE,
     OVERRIDE,
     QUARANTINE,
     RELEASE_GPUS,
     RESTORED,
     TAINT,
+    Override,
 )
 from gpuhealth.kube.errors import AnswerError
 from gpuhealth.model.causes import Cause
@@ -32,10 +33,6 @@ from gpuhealth.model.time import ZonedTime
 
 Object = dict[str, Any]
 
-MANUAL = "manual"
-"""In place of a finding's code: a person has requested that the node be out of service."""
-AGENT_SILENT = "AgentSilent"
-"""Reason of the condition while no agent is ready on the node; set by the controller."""
 RELEASE_REQUESTS = ("annotation", "driver_upgrade")
 """The reasons for which a Node may ask the agent to release the driver."""
 _REASON_LIMIT = 1024  # characters
@@ -45,13 +42,6 @@ _REASON_LIMIT = 1024  # characters
 # and fails while anybody holds it. In validation-required the new driver runs; upgrade-failed is a fault to be seen.
 _DRIVER_UNLOADS = {"pod-deletion-required", "drain-required", "post-maintenance-required", "pod-restart-required"}
 _YEARS = (1970, 9990)  # in which times can be calculated with, in any time zone
-
-
-class Override(enum.StrEnum):
-    """A person's annotation that overrides the findings."""
-
-    HEALTHY = "healthy"  # marked healthy, whatever is found
-    UNMANAGED = "unmanaged"  # not touched at all
 
 
 class QuarantineRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,17 +71,17 @@ def check_readable(node: Object) -> Object:
 
 
 def annotations_of(node: Object) -> dict[str, str]:
-    """The Node's annotations."""
+    """The Node's annotations; empty without any."""
     return node["metadata"].get("annotations") or {}
 
 
 def labels(node: Object) -> dict[str, str]:
-    """The Node's labels."""
+    """The Node's labels; empty without any."""
     return node["metadata"].get("labels") or {}
 
 
 def taints(node: Object) -> list[Object]:
-    """The Node's taints."""
+    """The Node's taints; empty without any."""
     return node.get("spec", {}).get("taints") or []
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import aclosing
 
+from gpuhealth.api.names import Override
 from gpuhealth.kube.client import Client, Object, object_of
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.watching import WatchChanged, WatchInterrupted, WatchListed, WatchResumed, WatchUnreadable, watch
 from gpuhealth.model.causes import Cause
 from gpuhealth.quarantine import marks
-from gpuhealth.quarantine.marks import Override, QuarantineRecord
+from gpuhealth.quarantine.marks import QuarantineRecord
 
 
 class OwnNode:

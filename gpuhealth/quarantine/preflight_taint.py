@@ -6,15 +6,12 @@ list has changed meanwhile, the API server refuses the whole patch, and the call
 
 from __future__ import annotations
 
-from gpuhealth.api.names import STATE_LABEL
+from gpuhealth.api.names import FAILED, STATE_LABEL
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.patches import Operation, pointer, remove_unchanged, replace_unchanged
 from gpuhealth.quarantine.marks import labels, taints
 from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.quarantine.state_label import label_patch
-
-PENDING, FAILED = "pending", "failed"
-"""Values of the taint: the node has to be tested, and it has failed its tests."""
 
 
 def value(node: Object, key: str) -> str | None:

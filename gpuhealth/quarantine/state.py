@@ -16,23 +16,10 @@ from functools import cache
 import msgspec
 import structlog
 
+from gpuhealth.api.names import NodeState
 from gpuhealth.model.verdict import State
 
 log = structlog.get_logger()
-
-
-class NodeState(enum.StrEnum):
-    """Values of the label. A Node without the label has none of them."""
-
-    PREFLIGHT = "preflight"  # new or rebooted: closed until its tests have passed
-    HEALTHY = "healthy"
-    DEGRADED = "degraded"
-    UNHEALTHY = "unhealthy"
-    UNKNOWN = "unknown"
-    QUARANTINED = "quarantined"  # out of service by our taint or cordon
-    DRAINING = "draining"
-    DRAINED = "drained"
-    TESTING = "testing"  # in service and idle, with a burn-in under way
 
 
 IN_SERVICE = (NodeState.HEALTHY, NodeState.DEGRADED, NodeState.UNHEALTHY, NodeState.UNKNOWN)

@@ -8,15 +8,23 @@ from typing import NamedTuple
 
 import msgspec
 
-from gpuhealth.api.names import DISMISSED, QUARANTINE, STATE_LABEL, TAINT
+from gpuhealth.api.names import (
+    DISMISSED,
+    MANUAL,
+    PENDING,
+    QUARANTINE,
+    STATE_LABEL,
+    TAINT,
+    ConditionReason,
+    NodeState,
+    Override,
+)
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, summary
 from gpuhealth.quarantine.marks import (
-    MANUAL,
     Object,
-    Override,
     QuarantineRecord,
     dismissed_codes,
     ended_manually,
@@ -29,8 +37,7 @@ from gpuhealth.quarantine.marks import (
     taints,
     unschedulable,
 )
-from gpuhealth.quarantine.preflight_taint import PENDING
-from gpuhealth.quarantine.state import NodeState, agent_event, next_state, state_of
+from gpuhealth.quarantine.state import agent_event, next_state, state_of
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +157,7 @@ def _condition(node: Object, desired: Desired, *, manual: bool) -> Summary:
     found = summary(desired.verdict, override(node), desired.release)
     if not manual:
         return found
-    reason = "OutOfService" if found.status == "True" else found.reason
+    reason = ConditionReason.OUT_OF_SERVICE if found.status == "True" else found.reason
     message = f"manually out of service: {out_of_service(node)}; {found.message}"[:MESSAGE_LIMIT]
     return Summary(found.status, reason, message)
 

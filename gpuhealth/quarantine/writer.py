@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from gpuhealth.api.names import CONDITION, QUARANTINE
+from gpuhealth.api.names import AGENT, CONDITION, MANUAL, QUARANTINE, Override
 from gpuhealth.api.report import Quarantine, QuarantineState
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
@@ -29,8 +29,6 @@ from gpuhealth.model.out_of_service import BURNIN_REQUIRED
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, condition_patch, is_due
 from gpuhealth.quarantine.marks import (
-    MANUAL,
-    Override,
     annotations_of,
     condition,
     dismissed_codes,
@@ -108,7 +106,7 @@ class NodeWriter:
         self._on_action = on_action
         self._now = now
         self._lock = asyncio.Lock()
-        self._events = EventRecorder(client, "gpuhealth-agent", node.name, host=node.name, now=now)
+        self._events = EventRecorder(client, AGENT, node.name, host=node.name, now=now)
         holder = SlotHolder(client, settings.kubernetes.namespace, node.name)
         self._slots = SlotManager(holder, self._record, self._queue_event)
         self._report = Report(client, node.name)

@@ -19,11 +19,11 @@ from kube import ControlPlane
 from kube.proxy import FaultyProxy
 from testing.cluster_objects import Pool, finding, verdict
 
-from gpuhealth.api.names import OUT_OF_SERVICE, OVERRIDE, TAINT
+from gpuhealth.api.names import MANUAL, OUT_OF_SERVICE, OVERRIDE, TAINT
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.marks import MANUAL, Object, dismissed_codes, has_taint, record, taints, unschedulable
+from gpuhealth.quarantine.marks import Object, dismissed_codes, has_taint, record, taints, unschedulable
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
@@ -75,7 +75,7 @@ class OneNode(RuleBasedStateMachine):
 
     @rule(code=CODES)
     def clear(self, code: str) -> None:
-        """It is gone."""
+        """The fault is no longer found."""
         self.faults.discard(code)
         self.freed.discard(code)
 
@@ -85,7 +85,7 @@ class OneNode(RuleBasedStateMachine):
         self.applied()
 
     def applied(self) -> bool:
-        """The same; whether it got through."""
+        """One pass of the writer; whether it was complete."""
         before = self.seen()
         findings = [finding(code) for code in sorted(self.faults)]
         try:

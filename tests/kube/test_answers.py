@@ -118,7 +118,7 @@ def test_our_node_is_never_that(plane: ControlPlane) -> None:
 
 
 def test_a_watch_that_tells_nonsense(plane: ControlPlane, pool: Any) -> None:
-    """A line that is no event costs that line: the events before and after it are told, also after the next start."""
+    """A line that is no event affects that line alone: the events before and after it arrive, also after a restart."""
     good = json.dumps({"type": "MODIFIED", "object": NODE}).encode()
     lines = [PAGE, b"{}", b"7", b'{"type": 5, "object": {}}', b'{"type": "MODIFIED", "object": []}', b"[" * 100_000]
     lines += [b'{"type":"BOOKMARK","object":{}}', b'{"type":"ERROR","object":{"code":"x"}}', good[:-5]]

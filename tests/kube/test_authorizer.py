@@ -48,7 +48,7 @@ def rights(plane: ControlPlane) -> Iterator[ControlPlane]:
 
 
 async def page() -> Response:
-    """Something to read."""
+    """A page with one word."""
     return Response(b"read\n")
 
 
@@ -62,7 +62,7 @@ class Reader:
         self._session = session
 
     async def status(self, path: str, token: str | None = None, method: str = "GET") -> int:
-        """Of the answer."""
+        """Status of the response to a request."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         async with self._session.request(method, path, headers=headers) as answer:
             return answer.status

@@ -90,7 +90,7 @@ async def persist(client: Client) -> object:
 
 
 async def follow(client: Client) -> object:
-    """A watch."""
+    """Watch nodes until cancelled."""
     async with aclosing(watch(client, NODES)) as events:
         return [event async for event in events]
 

@@ -125,7 +125,7 @@ def test_what_a_server_may_ask_for(said: str | None, seconds: float | None) -> N
 
 
 def test_a_fleet_comes_back_bit_by_bit() -> None:
-    """A thousand agents that are told the same seconds come after them, over as many again, and not at once."""
+    """A thousand agents with the same Retry-After come after it, spread over as much time again, and not at once."""
     error = errors.TooManyRequestsError("busy", status=429, retry_after=10)
     waits = [retry_delay(error, 1) for _ in range(1000)]
     assert {int(wait) for wait in waits} == set(range(10, 20))
@@ -261,7 +261,7 @@ def test_unusable_configuration(tmp_path: Path, text: str, monkeypatch: pytest.M
 
 
 def test_observer_and_two_identities(plane: ControlPlane) -> None:
-    """Every attempt is told to the observer, and a client without rights is Forbidden, not broken."""
+    """The observer is called for every attempt, and missing rights are a ForbiddenError."""
     told: list[tuple[str, int]] = []
     plane.request("POST", "/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "nobody"}})
     kubeconfig = plane.write_kubeconfig("nobody", plane.service_account_token("default", "nobody"))
@@ -275,7 +275,7 @@ def test_observer_and_two_identities(plane: ControlPlane) -> None:
     assert told == [("GET", 403)]
 
 
-def test_lean_import() -> None:
+def test_slim_import() -> None:
     """The client does without the library's models and synchronous half, and leaves the real package to others."""
     program = """
 import sys

@@ -34,7 +34,7 @@ class Server(Client):
 
 @pytest.mark.parametrize("version", ["v1beta1", "v1"])
 def test_version(version: str) -> None:
-    """The Eviction is of the version that discovery tells, and for this pod only."""
+    """The Eviction has the version of the API discovery, and is for this pod only."""
     server = Server(version)
     assert asyncio.run(Evictor(server).evict("ns", "p", "u")) == EvictionResult(EvictionOutcome.EVICTED)
     ((path, body),) = server.sent
@@ -54,13 +54,13 @@ def test_version(version: str) -> None:
     ],
 )
 def test_answers(error: errors.ApiError, outcome: EvictionOutcome) -> None:
-    """A refusal is told from a pod that is gone, and both from what went wrong."""
+    """A refusal, a pod that is gone and a failure are different outcomes."""
     result = asyncio.run(Evictor(Server("v1", error)).evict("ns", "p", "u"))
     assert (result.outcome, result.retry_after) == (outcome, error.retry_after or 0.0)
 
 
 def test_another_pod_of_the_name_is_left_alone(cluster: Cluster) -> None:
-    """A pod that was made anew under the same name is neither evicted nor deleted."""
+    """A new pod of the same name is neither evicted nor deleted."""
     pod = cluster.pod(cluster.node())
     name = pod.rpartition("/")[2]
 

@@ -22,7 +22,7 @@ def policies_of(objects: list[Document]) -> dict[str, Document]:
 
 
 def literals(policy: Document) -> dict[str, str]:
-    """A policy's variables."""
+    """The variables of an admission policy."""
     return {each["name"]: each["expression"] for each in policy["spec"]["variables"]}
 
 

@@ -30,7 +30,7 @@ def identity(document: Document) -> str:
 
 
 def agent() -> Any:
-    """The agent's pod."""
+    """Spec of the agent's pod."""
     (daemon_set,) = [d for d in ALL if d["kind"] == "DaemonSet" and d["metadata"]["name"] == "gpuhealth-agent"]
     return daemon_set["spec"]["template"]["spec"]
 
@@ -57,7 +57,7 @@ def test_pods_of_all_kinds_are_looked_at() -> None:
 
 
 def test_the_agent_s_memory_is_enough_for_commands() -> None:
-    """The limit leaves room for two checks by hand beside the agent: 220 MiB, as measured with 8 GPUs, and more."""
+    """The limit leaves room for two manual checks in addition to the agent: 220 MiB, measured with 8 GPUs."""
     assert agent()["containers"][0]["resources"]["limits"] == {"memory": "400Mi"}
 
 
@@ -118,7 +118,7 @@ def test_definitions_are_structural(plane: ControlPlane) -> None:
     ],
 )
 def test_bad_budgets_are_refused(plane: ControlPlane, spec: Document) -> None:
-    """A budget that nobody could compute is refused by the API server."""
+    """The API server refuses a budget that cannot be computed."""
     with pytest.raises(RequestError, match=r"Invalid value|Unsupported value|Required value"):
         plane.apply([{**BUDGET, "spec": spec}])
 

@@ -32,13 +32,13 @@ EVICTION = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"na
 
 @pytest.fixture
 def kubeconfig(plane: ControlPlane) -> Path:
-    """The agent's own."""
+    """With the rights of the agent."""
     return plane.write_kubeconfig("agent", plane.service_account_token("gpuhealth", "gpuhealth-agent"))
 
 
 @pytest.fixture
 def pod(plane: ControlPlane) -> Iterator[str]:
-    """Somebody's work."""
+    """A pod that belongs to somebody else."""
     path = plane.path_of(POD)
     plane.request("POST", "/api/v1/namespaces/default/pods", POD)
     yield path

@@ -101,7 +101,7 @@ def test_outage_is_told_and_survived(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_too_old_lists_again(plane: ControlPlane, pool: Pool) -> None:
-    """A 410 is answered with a list, which tells what is gone."""
+    """After a 410 the objects are listed again, and deleted ones are missing in the list."""
 
     async def run() -> None:
         name = pool.node()
@@ -118,7 +118,7 @@ def test_too_old_lists_again(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_servers_timeout_is_no_outage(plane: ControlPlane, pool: Pool) -> None:
-    """When the server ends a watch in time, the next one goes on from the same place without a word."""
+    """When the server ends a watch in time, the next one continues from the same version without an event."""
 
     async def run() -> None:
         name = pool.node()

@@ -248,7 +248,7 @@ def test_every_rule_is_needed(guarded: Guarded, scene: Scene) -> None:
 
 
 def test_what_a_person_did_stays(guarded: Guarded, pool: Pool) -> None:
-    """A taint of our key and a cordon without our record are somebody's; outside of mode cordon nobody cordons."""
+    """A taint of our key and a cordon without our record belong to a person; only mode cordon may cordon."""
     node = pool.node()
     pool.patch(node, {"spec": {"taints": [OUR_TAINT], "unschedulable": True}})
     path = f"/api/v1/nodes/{node}"

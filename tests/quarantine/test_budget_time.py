@@ -22,7 +22,7 @@ NAMESPACE = "gpuhealth"
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.time = datetime.now(UTC)
@@ -74,7 +74,7 @@ def test_window(plane: ControlPlane, pool: Pool) -> None:
 
 @pytest.mark.parametrize("off", [timedelta(days=1), -timedelta(days=1)], ids=str)
 def test_a_node_whose_clock_is_off(plane: ControlPlane, pool: Pool, off: timedelta) -> None:
-    """It takes over no slot that has not run out, and nobody takes over its own: the API server's time counts."""
+    """It takes over no slot that has not expired, and nobody takes over its own: the API server's time counts."""
     pool.budget(10, maxPerWindow=2, window="1h")
     fine, wrong, other = pool.nodes(3)
 

@@ -103,7 +103,7 @@ def test_a_node_that_is_relabelled(plane: ControlPlane, pool: Pool, looks: bool)
 
 
 def test_no_slot_in_the_new_budget(plane: ControlPlane, pool: Pool) -> None:
-    """A node that is out and finds the new budget full stays out, says so, keeps its old slot, and nobody follows."""
+    """A node that is out stays out when its new budget is full, reports that, and keeps its slot; no other goes out."""
     racks = [{"rack": f"{pool.name}-{name}"} for name in "ab"]
     first, other, third = (pool.node(labels=rack) for rack in (racks[0], racks[1], racks[1]))
     a, b = (
@@ -133,7 +133,7 @@ def test_no_slot_in_the_new_budget(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_a_second_budget(plane: ControlPlane, pool: Pool) -> None:
-    """One that is made beside the first counts who is out already; who is out holds a slot of both."""
+    """A second budget counts nodes that are out already; a node that is out holds a slot of both."""
     one, two = pool.nodes(2)
     pool.budget(2)
 
@@ -151,7 +151,7 @@ def test_a_second_budget(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_a_budget_that_is_away_for_a_while(plane: ControlPlane, pool: Pool) -> None:
-    """Without a budget who is out keeps its slot and nobody follows; made again, the budget finds the slot taken."""
+    """Without a budget a node that is out keeps its slot and no other goes out; a new budget finds the slot taken."""
     one, two = pool.nodes(2)
     pool.budget(1)
 
@@ -171,7 +171,7 @@ def test_a_budget_that_is_away_for_a_while(plane: ControlPlane, pool: Pool) -> N
 
 
 def test_slots_that_were_deleted_under_a_running_agent(plane: ControlPlane, pool: Pool) -> None:
-    """A person deletes the Leases: nobody follows, and who is out takes a slot again without being restarted."""
+    """A person deletes the Leases: no other node goes out, and the one that is out takes a slot again."""
     one, two = pool.nodes(2)
     pool.budget(1)
 

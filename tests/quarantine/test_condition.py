@@ -8,7 +8,7 @@ import pytest
 from testing.cluster_objects import T0, finding, verdict
 from testing.node_writing import node_object
 
-from gpuhealth.api.names import CONDITION
+from gpuhealth.api.names import CONDITION, Override
 from gpuhealth.kube.client import Object
 from gpuhealth.model.component import NODE, gpu
 from gpuhealth.model.finding import Severity
@@ -16,7 +16,6 @@ from gpuhealth.model.missing import MissingReason
 from gpuhealth.model.verdict import NotCovered, State
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, condition_patch, condition_reason, is_due, summary
-from gpuhealth.quarantine.marks import Override
 
 HEALTHY = Summary("True", "Healthy", "no fault found")
 SICK = Summary("False", "Xid79", "xid.79: gone")

@@ -1,4 +1,4 @@
-"""A fault that cannot be acted on is told all the same, whatever happens to the budgets."""
+"""A fault that cannot be acted on is reported all the same, whatever happens to the budgets."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ async def goes_out_later(pool: Pool, write: NodeWriter, node: str) -> None:
 def test_slots_that_cannot_be_sought(
     plane: ControlPlane, pool: Pool, monkeypatch: pytest.MonkeyPatch, what: int | str, path: str, following: bool
 ) -> None:
-    """Rights that were revoked, a definition that is missing, a server that refuses, fails or is silent: it is told,
-    with the reason, and the node goes out when slots can be had."""
+    """Rights that were revoked, a definition that is missing, a server that refuses, fails or hangs: the fault is
+    reported with the reason, and the node goes out when slots can be had."""
     monkeypatch.setattr("gpuhealth.quarantine.slots.manager.REQUEST_TIMEOUT", 1.0)
     node = pool.node()
     pool.budget(3)
@@ -85,7 +85,7 @@ def test_slots_that_cannot_be_sought(
 def test_a_fault_of_our_own(
     plane: ControlPlane, pool: Pool, monkeypatch: pytest.MonkeyPatch, error: Exception, method: str
 ) -> None:
-    """An exception that nobody expects while slots are sought hides no fault either."""
+    """An unexpected exception while slots are requested hides no fault either."""
     node = pool.node()
     pool.budget(3)
 
@@ -133,7 +133,7 @@ def test_slots_that_cannot_be_looked_at(
 
 
 def test_out_for_a_person_without_slots(plane: ControlPlane, pool: Pool) -> None:
-    """A person's wish needs no slot: it holds where none can be sought."""
+    """A manual quarantine needs no slot: it works where none can be requested."""
     node = pool.node()
     pool.patch(node, {"metadata": {"annotations": {"gpuhealth.io/out-of-service": "fan is loud"}}})
 

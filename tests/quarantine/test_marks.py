@@ -8,11 +8,11 @@ import pytest
 from testing.cluster_objects import T0
 from testing.node_writing import node_object
 
-from gpuhealth.api.names import OVERRIDE, QUARANTINE, TAINT
+from gpuhealth.api.names import OVERRIDE, QUARANTINE, TAINT, Override
 from gpuhealth.kube.client import Object
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.component import NODE
-from gpuhealth.quarantine.marks import Override, ended_manually, override, record, release_requests
+from gpuhealth.quarantine.marks import ended_manually, override, record, release_requests
 
 OURS = '{"code":"xid.79","since":"2026-03-01T11:00:00Z","cordoned":%s}'
 UPGRADE = "nvidia.com/gpu-driver-upgrade-state"

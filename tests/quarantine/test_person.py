@@ -1,4 +1,4 @@
-"""A person's hand on a node: taints taken away, overrides, out of service by an annotation, and back."""
+"""What people do to a node: removed taints, overrides, and manual quarantines by annotation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import HEALTHY, SICK, Mode, health, ours, watching, writer
 from testing.waiting import until
 
-from gpuhealth.api.names import DISMISSED, OUT_OF_SERVICE, OVERRIDE
+from gpuhealth.api.names import DISMISSED, OUT_OF_SERVICE, OVERRIDE, Override
 from gpuhealth.kube.client import Client
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.marks import Override, restored
+from gpuhealth.quarantine.marks import restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
@@ -77,7 +77,7 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
 
 @pytest.mark.parametrize("room", [False, True])
 def test_a_fault_outlasts_the_wish(plane: ControlPlane, pool: Pool, room: bool) -> None:
-    """A node that was out by a person's wish stays out for a finding where a budget has room, and only then."""
+    """After a manual quarantine a node stays out for a finding if a budget has a slot, and only then."""
     node = pool.node()
     budget = pool.budget(0)
     annotate(pool, node, OUT_OF_SERVICE, WHY)
@@ -102,7 +102,7 @@ def test_a_fault_outlasts_the_wish(plane: ControlPlane, pool: Pool, room: bool) 
 
 
 def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
-    """`override healthy` and a taint that was removed by hand end it; a new wish, after the old one is over, counts."""
+    """`override healthy` and a manually removed taint end a manual quarantine; a later request starts a new one."""
     node = pool.node()
     annotate(pool, node, OUT_OF_SERVICE, WHY)
 
@@ -129,7 +129,7 @@ def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_unknown_does_not_outlast_the_wish(plane: ControlPlane, pool: Pool) -> None:
-    """That a person's wish is over is seen on the Node itself: nothing has to be measured for that."""
+    """The end of a manual quarantine shows on the Node itself: nothing has to be measured for that."""
     node = pool.node()
     annotate(pool, node, OUT_OF_SERVICE, WHY)
 
@@ -187,7 +187,7 @@ def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
 
 
 def test_override_healthy(plane: ControlPlane, pool: Pool) -> None:
-    """A person's word lifts the quarantine at once and says so in the condition; without it, it is back."""
+    """An override ends the quarantine at once and shows in the condition; without it the quarantine returns."""
     node = pool.node()
     pool.budget(1)
 

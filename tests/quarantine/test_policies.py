@@ -78,7 +78,7 @@ def test_policy_is_well_formed(document: Document) -> None:
 
 
 def _bare_requests(policy: Document) -> Iterator[Document]:
-    """Requests that the policy matches and that nobody whom it binds may make."""
+    """Requests that the policy matches, and that no account bound by it may make."""
     constraints = policy["spec"]["matchConstraints"]
     selected = constraints.get("objectSelector", {}).get("matchLabels", {})
     for rule in constraints["resourceRules"]:
@@ -103,7 +103,7 @@ def _bare_requests(policy: Document) -> Iterator[Document]:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=name_of)
 def test_policies_know_who_they_are_for(plugin: PolicyPlugin, policy: Document) -> None:
-    """They bind the accounts of the manifests, each as its name says, and nobody else in the cluster."""
+    """They bind the accounts of the manifests, each those in its name, and no other user of the cluster."""
     accounts = {name_of(d) for d in documents(BASE) if d["kind"] == "ServiceAccount"}
     users = {f"system:serviceaccount:gpuhealth:{each}" for each in accounts}
     others = {"admin", "system:node:n", "system:serviceaccount:default:default", "system:kube-scheduler"}

@@ -69,14 +69,14 @@ class Innocents:
         self.plane.request("PATCH", "/api/v1/nodes/n/status", {"status": status}, content_type=MERGE, token=self.token)
 
     def renew_a_lease(self) -> None:
-        """A kubelet's heartbeat."""
+        """Renew a Lease, as a kubelet does for its heartbeat."""
         metadata = {"name": "n", "namespace": "kube-system"}
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
         self.plane.apply([{**body, "spec": {"holderIdentity": "n", "renewTime": "2030-01-01T00:00:00.000000Z"}}])
         self.plane.request("DELETE", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/n")
 
     def write_an_event(self) -> None:
-        """A kubelet tells what happened."""
+        """Write an Event, as a kubelet does."""
         about = {"kind": "Node", "name": "n"}
         body = {"metadata": {"name": "n.1"}, "involvedObject": about, "reason": "R", "source": {"component": "kubelet"}}
         self.plane.request("POST", "/api/v1/namespaces/default/events", body)

@@ -129,7 +129,7 @@ def test_a_label_without_the_taint_means_nothing(plane: ControlPlane, pool: Pool
 def test_a_rebooted_node_is_closed_again(
     plane: ControlPlane, pool: Pool, mode: Literal["taint", "observe"], override: str | None, closed: bool
 ) -> None:
-    """The taint comes with the label, once, beside those of others; not in mode observe, nor against a person."""
+    """Taint and label are added once, and other taints stay; not in mode observe, and not against an override."""
     node = tainted(pool, THEIRS)
     if override:
         pool.patch(node, {"metadata": {"annotations": {"gpuhealth.io/override": override}}})

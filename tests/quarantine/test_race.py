@@ -1,4 +1,4 @@
-"""Many agents at once for few slots, as the API server's own history tells it."""
+"""Many agents at once for few slots, checked against what a watch of the API server has seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent's hand in the cluster while the API server has too much to do."""
+"""The reconciler of the Node while the API server is overloaded."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_without_a_budget_nobody_is_admitted(plane: ControlPlane, pool: Pool) ->
 
 
 def test_one_call_when_there_is_room(plane: ControlPlane, pool: Pool) -> None:
-    """Where a controller has counted, a slot costs one request beside two lists of the budgets; giving it back one."""
+    """Where a controller has counted, a slot costs one request and two lists of the budgets; its release costs one."""
     pool.budget(5)
     pool.counted()
 
@@ -110,7 +110,7 @@ def test_one_call_when_there_is_room(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_never_more_than_the_limit(plane: ControlPlane, pool: Pool) -> None:
-    """Eighty agents at once for seven slots: seven get one, whoever is first, and the rest are held."""
+    """Eighty agents request seven slots at once: seven get one, and the others are blocked."""
     pool.budget(7)
 
     async def run() -> None:
@@ -130,7 +130,7 @@ def test_never_more_than_the_limit(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_race_under_errors(plane: ControlPlane, pool: Pool) -> None:
-    """Answers that get lost and servers that fail neither leak a slot nor hand one out twice."""
+    """Lost responses and server errors neither leak a slot nor assign one twice."""
     pool.budget(5)
 
     async def run() -> None:
@@ -192,7 +192,7 @@ def test_all_budgets_or_none(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_per_fault(plane: ControlPlane, pool: Pool) -> None:
-    """The same code on many nodes is a suspect driver: it is held, while another code is not."""
+    """One code on many nodes suggests a bad driver: it is blocked by maxPerFault, and another code is not."""
     pool.budget("100%", maxPerFault=1)
     pool.nodes(5)
 
@@ -258,7 +258,7 @@ def test_places_beyond_the_limit_count(limit: int, held: str, size: int) -> None
 
 
 def test_a_lowered_limit_counts_who_is_out(plane: ControlPlane, pool: Pool) -> None:
-    """After the limit was lowered nobody goes out until fewer are out than it says, whatever names are free."""
+    """After the limit was lowered no node goes out until fewer are out than the limit, whatever names are free."""
     pool.budget(6)
 
     async def run() -> None:
@@ -280,7 +280,7 @@ def test_a_lowered_limit_counts_who_is_out(plane: ControlPlane, pool: Pool) -> N
 
 
 def test_a_suspect_driver_takes_no_places_of_others(plane: ControlPlane, pool: Pool) -> None:
-    """Who is held by maxPerFault has taken no other slot, writes nothing when it tries again, and says which limit."""
+    """A node blocked by maxPerFault has taken no other slot, writes nothing at its next try, and names the limit."""
     pool.budget(6, maxPerFault=1, maxPerWindow=4)
     pool.counted()
 

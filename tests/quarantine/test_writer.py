@@ -202,7 +202,7 @@ def test_unknown_lifts_nothing(plane: ControlPlane, pool: Pool) -> None:
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_observe_and_dry_run_mark_nothing(plane: ControlPlane, pool: Pool, dry_run: bool) -> None:
-    """What would have been done is returned, told once, and in the report; the Node is as it was."""
+    """What would have been done is returned, reported once, and in the report; the Node is unchanged."""
     node = pool.node()
     pool.budget(1)
     before = pool.get(node)["metadata"]["resourceVersion"]
@@ -261,7 +261,7 @@ def test_long_messages_are_whole(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_node_that_is_gone(plane: ControlPlane, pool: Pool) -> None:
-    """Without a Node there is nothing to mark, and the caller is told."""
+    """Without a Node there is nothing to mark, and the caller gets an error."""
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:

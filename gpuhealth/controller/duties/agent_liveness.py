@@ -15,6 +15,7 @@ from datetime import timedelta
 import structlog
 
 from gpuhealth.api import metrics as names
+from gpuhealth.api.names import ConditionReason
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.unknown_condition import set_condition_unknown
 from gpuhealth.fleet import views
@@ -25,7 +26,7 @@ from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import NODES, PODS
 from gpuhealth.kube.objects import read
 from gpuhealth.model.time import format_time
-from gpuhealth.quarantine.marks import AGENT_SILENT, is_ready, override
+from gpuhealth.quarantine.marks import is_ready, override
 from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
@@ -77,7 +78,7 @@ class AgentLiveness(Duty):
 
     def _needs_mark(self, name: str) -> bool:
         node = self._fleet.nodes.items.get(name)
-        if node is not None and node.condition_reason == AGENT_SILENT:
+        if node is not None and node.condition_reason == ConditionReason.AGENT_SILENT:
             self._marked[name] = self._fleet.silent_nodes[name]  # by an earlier leader
             return False
         return node is not None and not node.overridden and node.readable
@@ -95,7 +96,7 @@ class AgentLiveness(Duty):
         message = f"no agent has been ready on this node since {began}: its GPUs are not being checked"
         await set_condition_unknown(self._client, node, message, self._clock())
         log.warning("agent silent", node=name, since=began)
-        await self._recorder.post(node_subject(name), AGENT_SILENT, message, warning=True)
+        await self._recorder.post(node_subject(name), ConditionReason.AGENT_SILENT, message, warning=True)
         return True
 
     async def _has_ready_agent(self, node: str) -> bool:

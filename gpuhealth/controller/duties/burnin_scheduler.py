@@ -18,25 +18,19 @@ import msgspec
 import structlog
 
 from gpuhealth.api import metrics as names
-from gpuhealth.api.names import TAINT
+from gpuhealth.api.names import TAINT, NodeState
 from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, BurninCandidate, BurninCapacity, by_urgency
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.fleet import views
 from gpuhealth.fleet.views import GPU, REASON_LABEL, TESTED_NODE
 from gpuhealth.kube.client import Object, listing
-from gpuhealth.kube.errors import (
-    AlreadyExistsError,
-    ApiError,
-    ConflictError,
-    NotFoundError,
-    UnreadableError,
-)
+from gpuhealth.kube.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError, UnreadableError
 from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import POD_TEMPLATES, PODS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
 from gpuhealth.quarantine.slots.budget import limit_of
-from gpuhealth.quarantine.state import NodeState, StateEvent, burnin_ended
+from gpuhealth.quarantine.state import StateEvent, burnin_ended
 from gpuhealth.quarantine.state_label import change_label
 from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.supervisor import raise_if_cancelled

@@ -9,15 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
-from gpuhealth.api.names import GROUP
+from gpuhealth.api.names import BUDGET_LABEL, FAULT_SLOTS, SLOT_SET_LABEL, UNAVAILABLE_SLOTS, WINDOW_SLOTS
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.selectors import matches
 from gpuhealth.runtime.settings import seconds
 
 MAX_WINDOW = 365 * 86400
 """Seconds. A Lease cannot last much longer, and no window of use is longer."""
-BUDGET_LABEL = f"{GROUP}/budget"
-SET_LABEL = f"{GROUP}/slot-set"
 
 
 class Limit(enum.StrEnum):
@@ -72,8 +70,8 @@ class SlotSet(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def labels(self) -> dict[str, str]:
         """The labels by which the Leases of the set are found."""
-        within = self.prefix.removeprefix(self.budget).strip(".") or "unavailable"
-        return {BUDGET_LABEL: self.budget, SET_LABEL: label_value(within)}
+        within = self.prefix.removeprefix(self.budget).strip(".") or UNAVAILABLE_SLOTS
+        return {BUDGET_LABEL: self.budget, SLOT_SET_LABEL: label_value(within)}
 
     @property
     def full_message(self) -> str:
@@ -158,11 +156,11 @@ def _slot_sets(name: str, budget: Object, size: int, code: str) -> Iterator[Slot
     lasting = {"budget": name, "seconds": math.ceil(window), "changed": changed}
     if per_window is not None:
         limit = limit_of(per_window, size)
-        yield SlotSet(prefix=f"{name}.window", kind=Limit.PER_WINDOW, limit=limit, **lasting)
+        yield SlotSet(prefix=f"{name}.{WINDOW_SLOTS}", kind=Limit.PER_WINDOW, limit=limit, **lasting)
     if per_fault is not None:
         word = re.sub(r"[^a-z0-9.]+", "-", code.lower()).strip("-.")
         limit = limit_of(per_fault, size)
-        yield SlotSet(prefix=f"{name}.fault.{word}", kind=Limit.PER_FAULT, limit=limit, **lasting)
+        yield SlotSet(prefix=f"{name}.{FAULT_SLOTS}.{word}", kind=Limit.PER_FAULT, limit=limit, **lasting)
 
 
 def label_value(text: str) -> str:

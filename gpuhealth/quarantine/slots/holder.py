@@ -11,12 +11,12 @@ from typing import TypeAlias
 
 import msgspec
 
+from gpuhealth.api.names import BUDGET_LABEL, SLOT_NODE_LABEL
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
 from gpuhealth.kube.kinds import BUDGETS
 from gpuhealth.quarantine.slots import node_counts
 from gpuhealth.quarantine.slots.budget import (
-    BUDGET_LABEL,
     BudgetError,
     Limit,
     SlotSet,
@@ -26,7 +26,7 @@ from gpuhealth.quarantine.slots.budget import (
     selects,
     slot_sets,
 )
-from gpuhealth.quarantine.slots.lease import HOLDER_LABEL, Slot, SlotStore, selector
+from gpuhealth.quarantine.slots.lease import Slot, SlotStore, selector
 
 MAX_TRIES = 4  # at slots that were free in the list and that others took first; and at budgets that change meanwhile
 MAX_BLIND_TRIES = 6  # before the slots are listed: the more there are, the more expensive is the list
@@ -107,7 +107,7 @@ class SlotHolder:
         """The slots that this node holds; listed after a restart or a lost response."""
         if self._knowledge is not Knowledge.CURRENT:
             # A Node's name may be longer than a label's value: the label finds, the holder decides.
-            found = await self._store.list_slots(selector({HOLDER_LABEL: label_value(self._node)}))
+            found = await self._store.list_slots(selector({SLOT_NODE_LABEL: label_value(self._node)}))
             self._slots = {slot.name: slot for slot in found if slot.holder == self._node}
             self._knowledge = Knowledge.CURRENT
         return tuple(sorted(self._slots))

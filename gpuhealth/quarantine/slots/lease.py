@@ -9,15 +9,11 @@ from typing import Any
 
 import msgspec
 
-from gpuhealth.api.names import GROUP
+from gpuhealth.api.names import BUDGET_LABEL, RESERVED_SLOT_PREFIX, SLOT_NODE_LABEL
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
 from gpuhealth.kube.kinds import LEASES
-from gpuhealth.quarantine.slots.budget import BUDGET_LABEL, SlotSet, label_value
-
-RESERVED_PREFIX = "gpuhealth-controller/"
-"""Precedes the node's name in the holder of a slot that the controller has reserved. No node's name has a slash."""
-HOLDER_LABEL = f"{GROUP}/node"
+from gpuhealth.quarantine.slots.budget import SlotSet, label_value
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +35,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def node(self) -> str:
         """The node that holds it, or for which the controller has reserved it."""
-        return self.holder.removeprefix(RESERVED_PREFIX)
+        return self.holder.removeprefix(RESERVED_SLOT_PREFIX)
 
     def has_expired(self, now: datetime) -> bool:
         """Whether it may be taken over."""
@@ -85,7 +81,7 @@ def _renew_time(lease: Object) -> datetime:
 
 def slot_lease(slot_set: SlotSet, name: str, holder: str, now: datetime) -> Object:
     """The Lease of a slot that `holder` takes now."""
-    labels = slot_set.labels | {HOLDER_LABEL: label_value(holder)}
+    labels = slot_set.labels | {SLOT_NODE_LABEL: label_value(holder)}
     return {"metadata": {"name": name, "labels": labels}, "spec": _spec(slot_set, holder, now)}
 
 
@@ -136,7 +132,7 @@ class SlotStore:
     async def take_over(self, slot_set: SlotSet, slot: Slot, holder: str, now: datetime) -> Slot:
         """Take a slot that has expired. Raises ConflictError or NotFoundError where it was changed or is gone."""
         metadata = slot.lease["metadata"]
-        labels = (metadata.get("labels") or {}) | {HOLDER_LABEL: label_value(holder)}
+        labels = (metadata.get("labels") or {}) | {SLOT_NODE_LABEL: label_value(holder)}
         lease = {**slot.lease, "metadata": {**metadata, "labels": labels}, "spec": _spec(slot_set, holder, now)}
         return read_slot(await self._client.replace(LEASES, slot.name, lease, self._namespace))
 
@@ -162,7 +158,7 @@ class SlotStore:
     async def reserve(self, slot_set: SlotSet, name: str, node: str) -> bool:
         """Take a free slot in the name of a node; False if it was taken meanwhile."""
         try:
-            await self.take(slot_set, name, f"{RESERVED_PREFIX}{node}", datetime.now(UTC))
+            await self.take(slot_set, name, f"{RESERVED_SLOT_PREFIX}{node}", datetime.now(UTC))
         except AlreadyExistsError:
             return False
         return True

@@ -14,10 +14,9 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from gpuhealth.api.names import STATE_LABEL
+from gpuhealth.api.names import MANUAL, STATE_LABEL
 from gpuhealth.kube.client import backoff, retry_delay
 from gpuhealth.kube.errors import ApiError
-from gpuhealth.quarantine.marks import MANUAL
 from gpuhealth.quarantine.slots.holder import ERROR, NO_BUDGET, AcquireResult, Admitted, Blocked, SlotCheck, SlotHolder
 
 log = structlog.get_logger()
