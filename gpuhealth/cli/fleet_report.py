@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.text import Text
 
-from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL, NodeState
+from gpuhealth.api.report import DrainPhase, Inventory, QuarantineState
 from gpuhealth.cli.output import CommandError, align_columns, print_labelled, printable
 from gpuhealth.cli.wording import STYLE, age, counted
 from gpuhealth.kube.errors import NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import NODES, REPORTS
 from gpuhealth.kube.objects import labels_of, parse_time, read, text_of
+from gpuhealth.model.finding import Severity
+from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
 
 if TYPE_CHECKING:
@@ -49,8 +51,8 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
             bool(self.unreadable)
             or self.condition != "True"
             or bool(self.worst)
-            or self.quarantine != "none"
-            or self.state != "healthy"
+            or self.quarantine != QuarantineState.NONE
+            or self.state != NodeState.HEALTHY
         )
 
 
@@ -69,12 +71,49 @@ class ClusterSummary(msgspec.Struct, frozen=True, kw_only=True):
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+class _Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    severity: str
+
+
+class _Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    state: str = QuarantineState.NONE
+    budget: str = ""
+    since: str = ""  # as text: the error for one that is no time quotes it
+
+
+class _Drain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    phase: str = ""
+    remaining: int = 0
+
+
+class _Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a report's status that a row needs: an odd value in another one costs nothing here."""
+
+    worst: str = ""
+    findings: tuple[_Finding, ...] = ()
+    inventory: Inventory = Inventory()
+    quarantine: _Quarantine = _Quarantine()
+    drain: _Drain = _Drain()
+
+
+class _Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of a report that a row needs; of a large fleet only these are kept."""
+
+    worst: str = ""  # empty where all findings are information
+    quarantine: str = QuarantineState.NONE
+    budget: str = ""
+    since: datetime | None = None
+    drain: _Drain = _Drain()
+    gpus: tuple[tuple[str, str], ...] = ()
+    unreadable: str = ""  # why it cannot be read
+
+
 async def read_rows(client: Client, pool_labels: Iterable[str]) -> list[NodeRow]:
     """The GPU nodes, which are those with a report or a mark of gpuhealth. Raises CommandError.
 
     Read page by page, so that a large fleet takes little memory.
     """
-    reports: dict[str, dict[str, Any]] = {}
+    reports: dict[str, _Report] = {}
     try:
         async for page in client.pages(REPORTS):
             reports |= dict(_named(item) for item in page.items)
@@ -86,66 +125,58 @@ async def read_rows(client: Client, pool_labels: Iterable[str]) -> list[NodeRow]
     return sorted((row for row in rows if row is not None), key=lambda row: row.node)
 
 
-def _named(report: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _named(report: Any) -> tuple[str, _Report]:
     """A report's name, and the parts of it that a row needs."""
     try:
-        return read(
-            REPORTS.kind, report, lambda item: (text_of(item["metadata"]["name"]), _slim(item.get("status") or {}))
-        )
+        return read(REPORTS.kind, report, lambda item: (text_of(item["metadata"]["name"]), _report(item)))
     except UnreadableError as error:
-        return error.name, _slim({}) | {"unreadable": str(error)}
+        return error.name, _Report(unreadable=str(error))
 
 
-def _readable_row(node: Any, reports: dict[str, dict[str, Any]], pool_labels: Iterable[str]) -> NodeRow | None:
-    """The row of a node. Where its report has values of wrong types, only the Node is used; where the Node has them,
-    only its name and pool."""
+def _report(item: dict[str, Any]) -> _Report:
+    status = msgspec.convert(item.get("status") or {}, _Status)
+    quarantine = status.quarantine
+    return _Report(
+        worst=status.worst if any(finding.severity != Severity.INFO for finding in status.findings) else "",
+        quarantine=quarantine.state,
+        budget=quarantine.budget,
+        since=parse_time(quarantine.since) if quarantine.since else None,
+        drain=status.drain if status.drain.phase in {DrainPhase.DRAINING, DrainPhase.DRAINED} else _Drain(),
+        gpus=tuple((gpu.verdict, gpu.model) for gpu in status.inventory.gpus),
+    )
+
+
+def _readable_row(node: Any, reports: dict[str, _Report], pool_labels: Iterable[str]) -> NodeRow | None:
+    """The row of a node; of a Node that cannot be read only its name and pool."""
     try:
         return read(NODES.kind, node, lambda node: _row(node, reports.get(node["metadata"]["name"]), pool_labels))
     except UnreadableError as error:
-        unknown, known = _slim({}), labels_of(node) or {}
-        with suppress(UnreadableError):  # if this works, the report is the problem
-            problem = {"unreadable": f"{REPORTS.kind} {error.name} cannot be read: {error.problem}"}
-            return read(NODES.kind, node, lambda node: _row(node, unknown | problem, pool_labels))
-        empty = {"metadata": {"name": error.name, "labels": known}}
-        return _row(empty, unknown | {"unreadable": str(error)}, pool_labels)
+        empty = {"metadata": {"name": error.name, "labels": labels_of(node) or {}}}
+        return _row(empty, _Report(unreadable=str(error)), pool_labels)
 
 
-def _slim(status: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a report's status that a row needs."""
-    gpus = status.get("inventory", {}).get("gpus") or []
-    serious = any(finding["severity"] != "info" for finding in status.get("findings") or [])
-    return {
-        "worst": status.get("worst", "") if serious else "",
-        "quarantine": status.get("quarantine") or {},
-        "drain": status.get("drain") or {},
-        "gpus": tuple((gpu.get("verdict", "unknown"), gpu.get("model", "")) for gpu in gpus),
-    }
-
-
-def _row(node: dict[str, Any], report: dict[str, Any] | None, pool_labels: Iterable[str]) -> NodeRow | None:
-    """The row of a node; None where it is no GPU node. Raises UnreadableError or TypeError for surprising values."""
+def _row(node: dict[str, Any], report: _Report | None, pool_labels: Iterable[str]) -> NodeRow | None:
+    """The row of a node; None where it is no GPU node. Raises an error of any kind for surprising values."""
     known, healthy = labels(node), condition(node) or {}
     preflight = any(taint["key"] == PREFLIGHT_TAINT for taint in taints(node))
     if report is None and not (healthy or STATE_LABEL in known or has_taint(node) or preflight):
         return None
-    report = report or _slim({})
-    quarantine, drain = report["quarantine"], report["drain"]
-    since = quarantine.get("since") or healthy.get("lastTransitionTime")
-    under_way = drain.get("phase") in {"draining", "drained"}
+    report = report or _Report()
+    changed = healthy.get("lastTransitionTime")
     row = NodeRow(
         node=node["metadata"]["name"],
         pool=next((known[key] for key in pool_labels if key in known), ""),
-        state=known.get(STATE_LABEL) or "unknown",
+        state=known.get(STATE_LABEL) or NodeState.UNKNOWN,
         condition=healthy.get("status", "Unknown"),
         reason=healthy.get("reason", ""),
-        worst=report["worst"],
-        quarantine=quarantine.get("state", "none"),
-        budget=quarantine.get("budget", ""),
-        drain=drain["phase"] if under_way else "",
-        remaining=drain.get("remaining", 0) if under_way else 0,
-        since=parse_time(since) if since else None,
-        gpus=report["gpus"],
-        unreadable=report.get("unreadable", ""),
+        worst=report.worst,
+        quarantine=report.quarantine,
+        budget=report.budget,
+        drain=report.drain.phase,
+        remaining=report.drain.remaining,
+        since=report.since or (parse_time(changed) if changed else None),
+        gpus=report.gpus,
+        unreadable=report.unreadable,
     )
     return msgspec.convert(msgspec.to_builtins(row), NodeRow)  # raises where a value has another type
 
@@ -158,7 +189,7 @@ def summarize(context: str, rows: list[NodeRow]) -> ClusterSummary:
         pools.setdefault(row.pool, Counter()).update(nodes=1, needs_attention=row.needs_attention)
         for verdict, model in row.gpus:
             # The verdicts of an agent that no longer responds are out of date.
-            models.setdefault(model, Counter())[verdict if row.condition != "Unknown" else "unknown"] += 1
+            models.setdefault(model, Counter())[verdict if row.condition != "Unknown" else State.UNKNOWN.value] += 1
     return ClusterSummary(
         context=context,
         nodes=len(rows),
@@ -219,10 +250,10 @@ def _since(row: NodeRow, now: datetime) -> str:
 
 def _quarantine(row: NodeRow) -> str:
     match row.quarantine:
-        case "none":
+        case QuarantineState.NONE:
             return "-"
-        case "blocked":
+        case QuarantineState.BLOCKED:
             return f"blocked by {row.budget}" if row.budget else "blocked, no budget"
-        case "would_quarantine":
+        case QuarantineState.WOULD_QUARANTINE:
             return "would quarantine"
     return row.quarantine.replace("_", " ")

@@ -6,12 +6,22 @@ import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from rich.text import Text
 
-from gpuhealth.api.names import GROUP, STATE_LABEL, TAINT
+from gpuhealth.api.names import (
+    CONDITION,
+    GROUP,
+    OUT_OF_SERVICE,
+    OVERRIDE,
+    RELEASE_GPUS,
+    RESTORED,
+    STATE_LABEL,
+    TAINT,
+)
+from gpuhealth.api.report import DrainPhase, Finding, GpuBurnin, Inventory, NotChecked, QuarantineState
 from gpuhealth.cli import cluster_access
 from gpuhealth.cli.output import CommandError, align_columns, print_labelled, printable, short_name
 from gpuhealth.cli.wording import ACTIONS, STYLE, age, counted
@@ -19,6 +29,8 @@ from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, EVENTS, REPORTS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
+from gpuhealth.model.burnin_run import TestStatus
+from gpuhealth.model.component import Kind
 from gpuhealth.quarantine.marks import annotations_of, condition, labels, taints, unschedulable
 
 if TYPE_CHECKING:
@@ -26,6 +38,7 @@ if TYPE_CHECKING:
 
     from gpuhealth.kube.client import Client
 
+_T = TypeVar("_T")
 _LAST_EVENTS = 10
 _MARGIN = 12
 
@@ -42,6 +55,29 @@ class NodeDetails(msgspec.Struct, frozen=True, kw_only=True):
     budgets: list[dict[str, Any]]  # status of those that select the node
     report: dict[str, Any]  # the status of its GPUHealthReport
     events: list[dict[str, Any]]  # the latest ones of gpuhealth
+
+
+class _Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    state: str = QuarantineState.NONE
+    code: str = ""
+    since: str = ""  # a text that is no time is printed as it is
+    reason: str = ""
+    slots: tuple[str, ...] = ()
+
+
+class _Drain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    phase: str = ""
+    deadline: str = "-"  # a text that is no time is printed as it is
+    remaining: int = 0
+    evicted: int = 0
+    deleted: int = 0
+    message: str = ""
+
+
+class _BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    limit: int | None = None  # None until the controller has counted
+    used: int = 0
+    blocked: int = 0
 
 
 async def read_node(client: Client, name: str) -> NodeDetails:
@@ -106,17 +142,17 @@ def show(out: Console, details: NodeDetails) -> None:
     """Print all sections; one that cannot be read is named, and the others are printed."""
     report = details.report
     _section(out, "node", lambda: _header(out, details.node, report))
-    _section(out, "GPUHealthy", lambda: _condition(out, details.condition))
+    _section(out, CONDITION, lambda: _condition(out, details.condition))
     _line(out, "state", ", ".join(_state(details)))
-    if reason := details.annotations.get("out-of-service"):
+    if reason := _annotation(details, OUT_OF_SERVICE):
         _line(out, "manual", f"quarantine: {reason}")
-    if override := details.annotations.get("override"):
+    if override := _annotation(details, OVERRIDE):
         _line(out, "manual", f"override: {override}")
-    if when := details.annotations.get("restored"):
+    if when := _annotation(details, RESTORED):
         _line(out, "manual", f"restored at {when}")
-    _section(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(report.get("quarantine") or {})))
-    if drain := report.get("drain"):
-        _section(out, "drain", lambda: _line(out, "drain", _drain(drain)))
+    _section(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(_part(report, "quarantine", _Quarantine))))
+    if report.get("drain"):
+        _section(out, "drain", lambda: _line(out, "drain", _drain(_part(report, "drain", _Drain))))
     for budget in details.budgets:
         _section(out, "budget", partial(_show_budget, out, budget))
     _section(out, "GPUs", lambda: _gpus(out, report))
@@ -125,9 +161,18 @@ def show(out: Console, details: NodeDetails) -> None:
     _section(out, "Events", lambda: _events(out, details.events))
 
 
+def _annotation(details: NodeDetails, name: str) -> str:
+    return details.annotations.get(name.removeprefix(f"{GROUP}/"), "")
+
+
+def _part(report: dict[str, Any], name: str, kind: type[_T]) -> _T:
+    """A section of the report; an empty one where there is none. Raises ValidationError."""
+    return msgspec.convert(report.get(name) or {}, kind)
+
+
 def _header(out: Console, node: str, report: dict[str, Any]) -> None:
     line = Text.assemble((printable(node), "bold"))
-    driver = (report.get("inventory") or {}).get("driver") or "-"
+    driver = _part(report, "inventory", Inventory).driver or "-"
     out.print(line.append(f"  driver {printable(driver)}  agent {report.get('agentVersion') or '-'}"))
 
 
@@ -135,7 +180,7 @@ def _condition(out: Console, condition: dict[str, Any]) -> None:
     style = STYLE[{"True": "healthy", "False": "unhealthy"}.get(condition.get("status", ""), "unknown")]
     values = [condition.get(key, "-") for key in ("status", "reason", "message")]
     text = "{}, {}: {}".format(*values) if condition else "none: no agent has reported"
-    _line(out, "GPUHealthy", Text(printable(text), style=style))
+    _line(out, CONDITION, Text(printable(text), style=style))
 
 
 def _findings(out: Console, findings: list[dict[str, Any]]) -> None:
@@ -164,33 +209,32 @@ def _state(details: NodeDetails) -> list[str]:
         parts.append(f"tainted {details.taint}")
     if details.cordoned:
         parts.append("cordoned")
-    if details.annotations.get("release-gpus") == "true":
+    if _annotation(details, RELEASE_GPUS) == "true":
         parts.append("driver released")
     return parts
 
 
-def _quarantine(quarantine: dict[str, Any]) -> str:
-    state, code = quarantine.get("state", "none"), quarantine.get("code", "")
-    text: str = {
-        "none": "none",
-        "blocked": f"blocked, the node stays in service: {code}: {quarantine.get('reason', '')}",
-        "quarantined": f"quarantined for {code}",
-        "dismissed": f"dismissed by hand for {code}: {quarantine.get('reason', '')}",
-        "would_quarantine": f"would be quarantined for {code}: {quarantine.get('reason', '')}",
-    }.get(state, state)
-    if since := quarantine.get("since"):
-        text += f", since {since} ({_ago(since)} ago)"
-    if slots := quarantine.get("slots"):
-        text += f", slots {', '.join(slots)}"
+def _quarantine(quarantine: _Quarantine) -> str:
+    state, code, reason = quarantine.state, quarantine.code, quarantine.reason
+    texts: dict[str, str] = {
+        QuarantineState.BLOCKED: f"blocked, the node stays in service: {code}: {reason}",
+        QuarantineState.QUARANTINED: f"quarantined for {code}",
+        QuarantineState.DISMISSED: f"dismissed by hand for {code}: {reason}",
+        QuarantineState.WOULD_QUARANTINE: f"would be quarantined for {code}: {reason}",
+    }
+    text = texts.get(state, state)  # none, and a state of another version, are printed as they are
+    if quarantine.since:
+        text += f", since {quarantine.since} ({_ago(quarantine.since)} ago)"
+    if quarantine.slots:
+        text += f", slots {', '.join(quarantine.slots)}"
     return text
 
 
-def _drain(drain: dict[str, Any]) -> str:
-    text = f"{drain.get('phase', '')}: {drain.get('remaining', 0)} pods left, "
-    text += f"{drain.get('evicted', 0)} evicted, {drain.get('deleted', 0)} deleted"
-    if drain.get("phase") == "draining":
-        text += f"; the rest is deleted at {drain.get('deadline')}"
-    return text + (f"; {drain['message']}" if drain.get("message") else "")
+def _drain(drain: _Drain) -> str:
+    text = f"{drain.phase}: {drain.remaining} pods left, {drain.evicted} evicted, {drain.deleted} deleted"
+    if drain.phase == DrainPhase.DRAINING:
+        text += f"; the rest is deleted at {drain.deadline}"
+    return text + (f"; {drain.message}" if drain.message else "")
 
 
 def _show_budget(out: Console, budget: dict[str, Any]) -> None:
@@ -200,62 +244,64 @@ def _show_budget(out: Console, budget: dict[str, Any]) -> None:
 def _budget(budget: dict[str, Any]) -> str:
     if "unreadable" in budget:
         return f"{budget['name']}: cannot be read: {budget['unreadable']}"
-    if "limit" not in budget:
+    status = msgspec.convert(budget, _BudgetStatus)
+    if status.limit is None:
         return f"{budget['name']}: not counted yet"
-    blocked = f", {budget['blocked']} blocked" if budget.get("blocked") else ""
-    return f"{budget['name']}: {budget['used']} of {budget['limit']} slots taken{blocked}"
+    blocked = f", {status.blocked} blocked" if status.blocked else ""
+    return f"{budget['name']}: {status.used} of {status.limit} slots taken{blocked}"
 
 
 def _gpus(out: Console, report: dict[str, Any]) -> None:
-    gpus = (report.get("inventory") or {}).get("gpus") or []
+    gpus = _part(report, "inventory", Inventory).gpus
     if not gpus:
         return
-    burnins = (report.get("burnin") or {}).get("gpus") or {}
+    burnins = msgspec.convert((report.get("burnin") or {}).get("gpus") or {}, dict[str, GpuBurnin])
     headings = ("GPU", "model", "PCI", "uuid", "serial", "state", "last burn-in")
     rows = [[Text(heading, style="dim") for heading in headings]]
     for gpu in gpus:
-        verdict = gpu.get("verdict", "unknown")
-        index = str(gpu["index"]) if "index" in gpu else "-"
-        cells = [index, gpu.get("model", "").removeprefix("NVIDIA "), gpu.get("pci"), short_name(gpu["uuid"])]
-        row = [Text(printable(cell or "-")) for cell in (*cells, gpu.get("serial"))]
-        rows.append([*row, Text(verdict, style=STYLE[verdict]), Text(printable(_burnin(burnins.get(gpu["uuid"]))))])
+        index = "-" if gpu.index is None else str(gpu.index)
+        cells = [index, gpu.model.removeprefix("NVIDIA "), gpu.pci, short_name(gpu.uuid), gpu.serial]
+        row = [Text(printable(cell or "-")) for cell in cells]
+        verdict = Text(gpu.verdict, style=STYLE[gpu.verdict])
+        rows.append([*row, verdict, Text(printable(_burnin(burnins.get(gpu.uuid))))])
     out.print()
     for line in align_columns(rows, right=(0,)):
         out.print(line)
 
 
-def _burnin(run: dict[str, Any] | None) -> str:
-    if not run:
+def _burnin(run: GpuBurnin | None) -> str:
+    if run is None:
         return "-"
-    failed = [name for name, test in (run.get("tests") or {}).items() if test.get("status") == "failed"]
-    ended = f" {_ago(run['endedAt'])} ago" if run.get("endedAt") else ""
-    return f"{run.get('level', '')} {run.get('status', '')}{ended}" + (f": {', '.join(failed)}" if failed else "")
+    failed = [name for name, test in run.tests.items() if test.status == TestStatus.FAILED]
+    ended = f" {_ago(run.ended_at)} ago" if run.ended_at else ""
+    return f"{run.level} {run.status}{ended}" + (f": {', '.join(failed)}" if failed else "")
 
 
-def _finding(out: Console, finding: dict[str, Any]) -> None:
-    heading = Text.assemble((finding["severity"].upper(), STYLE[finding["severity"]]))
-    out.print(heading.append(f"  {printable(finding['code'])}", style="bold"))
-    evidence = finding.get("evidence") or {}
-    where = "" if finding["component"] == "node" else f"  [{short_name(finding['component'])}]"
-    threshold = f" (threshold {evidence['threshold']})" if evidence.get("threshold") else ""
-    print_labelled(out, "what", printable(finding["message"]) + where)
-    if evidence.get("reading"):
-        print_labelled(out, "read", printable(f"{evidence['reading']}{threshold}"))
-    if evidence.get("line"):
-        print_labelled(out, "line", printable(evidence["line"]))
-    print_labelled(out, "source", printable(evidence.get("source", "-")))
-    first, last = finding.get("firstSeen", ""), finding.get("lastSeen", "")
+def _finding(out: Console, raw: Any) -> None:
+    finding = msgspec.convert(raw, Finding)
+    evidence = finding.evidence
+    heading = Text.assemble((finding.severity.upper(), STYLE[finding.severity]))
+    out.print(heading.append(f"  {printable(finding.code)}", style="bold"))
+    where = "" if finding.component.kind == Kind.NODE else f"  [{short_name(finding.component.id)}]"
+    threshold = f" (threshold {evidence.threshold})" if evidence.threshold else ""
+    print_labelled(out, "what", printable(finding.message) + printable(where))
+    if evidence.reading:
+        print_labelled(out, "read", printable(f"{evidence.reading}{threshold}"))
+    if evidence.line:
+        print_labelled(out, "line", printable(evidence.line))
+    print_labelled(out, "source", printable(evidence.source or "-"))
+    first, last = finding.first_seen, finding.last_seen
     print_labelled(out, "seen", f"first {first} ({_ago(first)} ago), last {last}")
-    print_labelled(out, "action", f"{finding['action']}: {ACTIONS.get(finding['action'], '')}")
-    print_labelled(out, "clears", f"when {printable(finding.get('clearsWhen', ''))}")
+    print_labelled(out, "action", f"{finding.action}: {ACTIONS.get(finding.action, '')}")
+    print_labelled(out, "clears", f"when {printable(finding.clears_when)}")
 
 
-def _not_checked(out: Console, entries: list[dict[str, Any]]) -> None:
-    if entries:
+def _not_checked(out: Console, raw: list[Any]) -> None:
+    if raw:
         out.print()
-        out.print(Text(f"{counted(len(entries), 'check')} could not run:"))
-        for entry in entries:
-            print_labelled(out, "-", printable(f"{entry.get('check')}: {entry.get('reason')}"), margin=4)
+        out.print(Text(f"{counted(len(raw), 'check')} could not run:"))
+        for entry in msgspec.convert(raw, tuple[NotChecked, ...]):
+            print_labelled(out, "-", printable(f"{entry.check}: {entry.reason}"), margin=4)
 
 
 def _events(out: Console, events: list[dict[str, Any]]) -> None:

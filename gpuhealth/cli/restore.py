@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import typer
 
 from gpuhealth.cli import cluster_access
 
 if TYPE_CHECKING:
     from gpuhealth.kube.client import Client
+
+
+class _Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    code: str
+    severity: str
 
 
 def command(
@@ -38,7 +44,7 @@ def command(
 
     warning, status = cluster_access.run(request_restore, kubeconfig, context)
     typer.echo(f"{name}: restored.")
-    remaining = sorted({finding["code"] for finding in status.get("findings") or [] if _is_measured_again(finding)})
+    remaining = sorted({code for finding in status.get("findings") or [] if (code := _code_measured_again(finding))})
     if remaining:
         typer.echo(f"These findings end only when a reading is clean: {', '.join(remaining)}.")
         typer.echo(f"To override them: gpuhealth override {name} healthy")
@@ -46,11 +52,15 @@ def command(
         typer.echo(f"gpuhealth: {warning}", err=True)
 
 
-def _is_measured_again(finding: dict[str, Any]) -> bool:
+def _code_measured_again(raw: Any) -> str:
+    """The code of a finding that only a clean reading ends; empty for another, and where it cannot be read."""
     from gpuhealth.model.codes import Clears
+    from gpuhealth.model.finding import Severity
     from gpuhealth.monitors.registry import code_of
 
     try:
-        return finding["severity"] != "info" and code_of(finding["code"]).clears is Clears.CLEAN_READING
-    except (KeyError, TypeError):  # an agent of another version
-        return False
+        finding = msgspec.convert(raw, _Finding)
+        measured = code_of(finding.code).clears is Clears.CLEAN_READING
+    except (msgspec.ValidationError, KeyError):  # of an agent of another version
+        return ""
+    return finding.code if measured and finding.severity != Severity.INFO else ""

@@ -9,7 +9,7 @@ from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import MissingReason
 from gpuhealth.model.verdict import State
 
-ACTIONS = {
+ACTIONS: dict[str, str] = {
     Action.NONE: "no action needed",
     Action.RESTART_WORKLOAD: "restart the program that ran on the GPU",
     Action.RESET_GPU: "drain the node, then reset the GPU",

@@ -63,7 +63,7 @@ def test_a_gpu_has_one_name(make_agent: Callable[[], Agent]) -> None:
 
 
 def test_a_gpu_without_a_uuid_is_renamed_when_it_has_one(make_agent: Callable[[], Agent]) -> None:
-    """Findings on a GPU that had only its address, or only its number, go on under its uuid and are not raised twice."""
+    """Findings on a GPU that had only its address, or only its number, go on under its uuid; none is raised twice."""
     unnamed = Missing(MissingReason.ERROR, "no uuid")
     for changes, name in (({"uuid": unnamed}, "0000:01:00.0"), ({"uuid": unnamed, "pci": unnamed}, "gpu0")):
         agent = make_agent()

@@ -17,32 +17,32 @@ from testing.cluster_objects import finding
 from gpuhealth.api import budget, report
 from gpuhealth.api.crd import descriptions, manifest, schema
 from gpuhealth.api.resource import Definition, body
-from gpuhealth.burnin.levels import LEVELS
+from gpuhealth.burnin.registry import LEVELS
 from gpuhealth.cli import fleet_report, node_report, restore
 from gpuhealth.fleet import views
 from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.verdict import State
-from gpuhealth.quarantine import slots
+from gpuhealth.quarantine.slots import budget as slot_budget
 
 ROOT = Path(__file__).parents[2]
 READERS: list[tuple[type[msgspec.Struct], type[msgspec.Struct]]] = [
     (views._Status, report.ReportStatus),
-    (views._Burnins, report.Burnin),
-    (views._Burnin, report.GpuBurnin),
+    (views._Burnin, report.Burnin),
+    (views._GpuBurnin, report.GpuBurnin),
     (views._Test, report.BurninTest),
     (views._BudgetSpec, budget.BudgetSpec),
     (views._BudgetStatus, budget.BudgetStatus),
-    (views.Transition, budget.BudgetCondition),
-    (slots._Limits, budget.BudgetSpec),
-    (slots._Counts, budget.BudgetStatus),
+    (views.BudgetCondition, budget.BudgetCondition),
+    (slot_budget._Limits, budget.BudgetSpec),
+    (slot_budget._Status, budget.BudgetStatus),
     (fleet_report._Status, report.ReportStatus),
     (fleet_report._Finding, report.Finding),
     (fleet_report._Quarantine, report.Quarantine),
     (fleet_report._Drain, report.Drain),
     (node_report._Quarantine, report.Quarantine),
     (node_report._Drain, report.Drain),
-    (node_report._BudgetUse, budget.BudgetStatus),
+    (node_report._BudgetStatus, budget.BudgetStatus),
     (restore._Finding, report.Finding),
 ]
 """Structs that name only the fields which a reader needs, and the structs whose fields they are."""

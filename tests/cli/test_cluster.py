@@ -19,18 +19,19 @@ from kube import ControlPlane
 from testing.cluster_objects import Pool, finding, verdict
 from testing.command import COMMAND, Said
 
+from gpuhealth.api.report import Gpu, Inventory
 from gpuhealth.kube.client import Client
 from gpuhealth.model.component import gpu
 from gpuhealth.model.verdict import GpuVerdict, State
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
-from gpuhealth.quarantine.report import Facts, Gpu, Inventory
+from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 
 UUID = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
-GPU = Gpu(0, UUID, "0000:01:00.0", "NVIDIA H100", "S1")
-FACTS = Facts(Inventory("570.1", (GPU,)), "boot", {}, "0.1")
+GPU = Gpu(index=0, uuid=UUID, pci="0000:01:00.0", model="NVIDIA H100", serial="S1")
+FACTS = Facts(Inventory(driver="570.1", gpu_count=1, gpus=(GPU,)), "boot", {}, "0.1")
 OURS = ("GPUHEALTH_", "KUBE", "NO_COLOR", "COLUMNS", "LD_LIBRARY_PATH")
 
 

@@ -10,7 +10,8 @@ from kube import Document
 from testing.controller_steps import PODS, burnin, ends, gone, runs, say_tested
 from testing.managed_cluster import Cluster, until
 
-from gpuhealth.controller.burnin_plan import PERIODIC, BurninCandidate
+from gpuhealth.api.report import BurninReason
+from gpuhealth.controller.burnin_plan import BurninCandidate
 from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler, burnin_pod, uses_gpus
 
 ON = {"periodic": {"enabled": True, "max_per_pool": 1}}
@@ -231,7 +232,7 @@ def test_the_template_is_kept() -> None:
             "tolerations": [{"key": "own", "operator": "Exists"}],
         },
     }
-    pod = burnin_pod(template, BurninCandidate(node="n" * 250, pool="p", reason=PERIODIC), 4, "quick")
+    pod = burnin_pod(template, BurninCandidate(node="n" * 250, pool="p", reason=BurninReason.PERIODIC), 4, "quick")
     assert pod["metadata"]["labels"]["team"] == "hw"
     assert len(pod["metadata"]["name"]) <= 253
     assert pod["spec"]["containers"][0]["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": "4"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -16,10 +15,11 @@ from testing.controller_steps import said
 from testing.managed_cluster import Cluster, until
 from testing.simnode import SimulatedNode
 
+from gpuhealth.api.resource import body
 from gpuhealth.fleet import views
 from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier, find_outliers
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
-from gpuhealth.quarantine import report_burnins as tested
+from gpuhealth.quarantine.report_burnins import burnin_of
 
 COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--json"]
 NO_LIMITS = {
@@ -35,7 +35,7 @@ def burnin(environment: dict[str, str], *options: str) -> Document:
     assert run.status is TestStatus.PASSED
     gpus = [result.gpu for result in run.results]
     run = msgspec.structs.replace(run, models=run.models or dict.fromkeys(gpus, "a processor"))
-    status: Document = json.loads(json.dumps(tested.status_of([run], gpus)))
+    status: Document = body(burnin_of([run], gpus))
     return status
 
 

@@ -247,14 +247,14 @@ def test_what_is_not_read_of_a_report_costs_nothing() -> None:
     odd = copy.deepcopy(SAMPLES[REPORTS])
     odd["status"] |= {"findings": [{"component": 5, "firstSeen": "0000-01-01T00:00:00Z"}], "counters": "many"}
     odd["status"]["burnin"]["gpus"]["GPU-1"] |= {"history": 5, "endedAt": 5, "bootID": []}
-    assert facts.report(odd) == facts.report(SAMPLES[REPORTS])
+    assert views.report_view(odd) == views.report_view(SAMPLES[REPORTS])
 
 
 def test_what_only_people_read_is_not_kept() -> None:
     """Of thousands of reports the controller keeps neither the reason of a quarantine nor the names of slots."""
     told = poisoned(REPORTS, "status", "quarantine", "reason", value="a budget has no free slot")
     told["status"]["quarantine"]["slots"] = ["b.0"]
-    assert facts.report(told).quarantine == facts.report(SAMPLES[REPORTS]).quarantine
+    assert views.report_view(told).quarantine == views.report_view(SAMPLES[REPORTS]).quarantine
 
 
 def test_a_state_of_another_version() -> None:
@@ -262,5 +262,5 @@ def test_a_state_of_another_version() -> None:
     newer = poisoned(REPORTS, "status", "quarantine", "state", value="resetting")
     newer["status"]["drain"]["phase"] = "paused"
     newer["status"]["inventory"]["gpus"][0]["verdict"] = "suspect"
-    read_ = facts.report(newer)
+    read_ = views.report_view(newer)
     assert (read_.quarantine.asks_for_drain, read_.drain.phase, read_.gpus) == (False, "paused", (("suspect", "H100"),))

@@ -10,10 +10,10 @@ import msgspec
 import structlog
 
 from gpuhealth.api import metrics as names
+from gpuhealth.api.report import Drain, DrainPhase, QuarantineState
 from gpuhealth.controller.drain import DrainContext, DrainStatus, NodeDrain, change_state, write_drain
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.gangs import Gangs
-from gpuhealth.fleet import views
 from gpuhealth.kube.client import backoff, retry_delay
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
@@ -52,7 +52,7 @@ class DrainController(Duty):
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by node
         self._since: dict[str, datetime | None] = {}  # by node: start of the quarantine that its task is for
-        self._ended: dict[str, views.Drain] = {}  # by node, as it was before: the watch may not show the end yet
+        self._ended: dict[str, Drain] = {}  # by node, as it was before: the watch may not show the end yet
 
     async def run(self) -> None:
         """Start and end drains after each change, until cancelled. The next leader resumes unfinished drains."""
@@ -104,16 +104,16 @@ class DrainController(Duty):
         if report is None or self._ended.get(node) == report.drain:
             return True
         drain = report.drain
-        cancelled = drain.phase == "draining"
+        cancelled = drain.phase == DrainPhase.DRAINING
         now = self._clock().astimezone(UTC).replace(microsecond=0)
         ended = msgspec.structs.replace(
             drain,
-            phase="cancelled" if cancelled else "ended",
+            phase=DrainPhase.CANCELLED if cancelled else DrainPhase.ENDED,
             ended_at=now if cancelled else drain.ended_at,
             message=f"{drain.remaining} pods were left" if cancelled else drain.message,
         )
         try:
-            quarantined = report.quarantine.state == "quarantined"
+            quarantined = report.quarantine.state == QuarantineState.QUARANTINED
             if quarantined and not await change_state(self._drain_context, node, StateEvent.DRAIN_CANCELLED):
                 return False
             await write_drain(self._client, node, drain, ended)
@@ -137,5 +137,6 @@ class DrainController(Duty):
 
     def gauges(self) -> Iterator[Metric]:
         """Nodes whose drain is wanted, by its phase."""
-        phases = [(phase, self._fleet.drains_by_phase[phase]) for phase in ("pending", "draining", "drained")]
+        shown = ("pending", DrainPhase.DRAINING, DrainPhase.DRAINED)
+        phases = [(phase, self._fleet.drains_by_phase[phase]) for phase in shown]
         yield family(names.DRAIN_NODES, phases)

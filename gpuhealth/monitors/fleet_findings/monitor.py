@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from gpuhealth.api.names import FLEET_FINDINGS
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.fleet_findings.checks import CHECK
 from gpuhealth.monitors.fleet_findings.readings import FleetFinding, FleetReadings
 from gpuhealth.monitors.monitor import Monitor, NoBaseline, NoSettings, ProbeContext
-
-ANNOTATION = "gpuhealth.io/fleet-findings"
 
 
 class _AnnotationProbe:
@@ -21,10 +20,10 @@ class _AnnotationProbe:
         if isinstance(annotations, Missing):
             return annotations
         try:
-            text = annotations.get(ANNOTATION, "[]")
+            text = annotations.get(FLEET_FINDINGS, "[]")
             return FleetReadings(msgspec.json.decode(text, type=tuple[FleetFinding, ...]))
         except msgspec.DecodeError as error:
-            return Missing(MissingReason.ERROR, f"annotation {ANNOTATION}: {error}")
+            return Missing(MissingReason.ERROR, f"annotation {FLEET_FINDINGS}: {error}")
 
     def configure(self, _settings: NoSettings) -> None:
         pass

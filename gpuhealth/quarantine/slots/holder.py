@@ -20,6 +20,7 @@ from gpuhealth.quarantine.slots.budget import (
     BudgetError,
     Limit,
     SlotSet,
+    counted_size,
     has_percentage,
     is_counted,
     label_value,
@@ -263,9 +264,8 @@ class SlotHolder:
         """How many nodes the budget selects; counted only where a percentage needs it and no status has it."""
         if not has_percentage(budget):
             return 0
-        status = budget.get("status")
-        size = status.get("size") if isinstance(status, dict) else None
-        return size if isinstance(size, int) else await node_counts.size(self._client, budget)
+        size = counted_size(budget)
+        return await node_counts.size(self._client, budget) if size is None else size
 
     # --- one slot -----------------------------------------------------------------------------------------------------
 
