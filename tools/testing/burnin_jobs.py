@@ -1,4 +1,4 @@
-"""Jobs done in the test's own process, on processors that stand in for GPUs."""
+"""Burn-in jobs that run in the test's own process, on processors in place of GPUs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def done(
     memory_bytes: int = 1 << 20,
     say: Say = lambda _: None,
 ) -> dict[str, GpuOutcome]:
-    """GPU -> what a test says of it; one GPU a letter."""
+    """Runs a job on GPUs named by single letters; returns the outcome of each GPU."""
     job = Job("test", ("cpu",) * len(gpus), tuple(gpus), seconds, seed=7, small=True, faults=faults)
     devices = [Device("cpu", gpu, small=True, memory_bytes=memory_bytes) for gpu in gpus]
     return {outcome.gpu: outcome for outcome in run(job, devices, say, Faults(job))}
 
 
 class Stopper:
-    """Listens to a test and tells it to stop after so many words."""
+    """Receives the progress of a test, and stops it after so many messages."""
 
     def __init__(self, after: int) -> None:
         self.heard: list[Progress] = []
         self._after = after
 
     def __call__(self, progress: Progress) -> None:
-        """A word of the test."""
+        """Receives one message; raises Stopped after the last one that is allowed."""
         self.heard.append(progress)
         if len(self.heard) > self._after:
             raise Stopped

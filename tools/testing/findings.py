@@ -39,7 +39,7 @@ def found(
 
 
 def clean(code: str, component: str = GPU) -> Clean:
-    """A clean outcome."""
+    """A clean outcome of a check."""
     return Clean(code, component)
 
 

@@ -29,7 +29,7 @@ def uuid(index: int) -> str:
 
 
 def pci(index: int) -> str:
-    """Its PCI address."""
+    """The PCI address of the GPU at an index."""
     return f"0000:{index + 1:02x}:00.0"
 
 
@@ -127,7 +127,7 @@ class Judged(dict[tuple[str, str], Outcome]):
     """Outcomes by code and component, each of which may have but one."""
 
     def add(self, outcome: Outcome) -> None:
-        """Takes an outcome."""
+        """Adds an outcome; fails for a second one of its code and component."""
         key = (outcome.code, outcome.component)
         assert key not in self, f"two outcomes for {key}"
         self[key] = outcome
@@ -158,7 +158,7 @@ class Judged(dict[tuple[str, str], Outcome]):
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings."""
+        """All findings among the outcomes."""
         return [outcome for outcome in self.values() if isinstance(outcome, Finding)]
 
 
