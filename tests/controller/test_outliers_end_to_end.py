@@ -53,7 +53,7 @@ def named(found: list[Outlier]) -> set[tuple[str, str, str]]:
 def test_a_device_with_the_same_wrong_result_each_time() -> None:
     """Alone it passes, since it repeats itself bit for bit; compared with three correct ones it is found."""
     faults = {"sick": '[{"kind": "result_bits"}]'}
-    options = ("--devices", "cpu", "--tests", "repeat", "--duration", "2s")
+    options = ("--devices", "cpu", "--tests", "repeat", "--duration", "200ms")
     burnins = {
         node: burnin({**os.environ, "GPUHEALTH_BURNIN__FAULTS": faults.get(node, "[]")}, *options)
         for node in ("one", "two", "three", "sick")

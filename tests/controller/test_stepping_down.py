@@ -26,7 +26,7 @@ from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler
 from gpuhealth.controller.http_app import serve
 from gpuhealth.kube.client import Client
 
-NODES = 300
+NODES = 100
 LOSSES = 3
 RENEW_WITHIN = 3.0
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"

@@ -42,7 +42,7 @@ def module_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedN
 
 @pytest.fixture
 def node(module_node: SimulatedNode) -> Iterator[SimulatedNode]:
-    """The same, healed after the test; what is remembered stays."""
+    """The node of the module; its faults are cleared after the test, and the agent's memory stays."""
     yield module_node
     module_node.driver.clear()
     module_node.driver.release()

@@ -1,4 +1,4 @@
-"""Run burn-in tests in this process, on processors that stand in for GPUs."""
+"""Burn-in jobs that run in the test's own process, on processors in place of GPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def done(
     memory_bytes: int = 1 << 20,
     on_progress: OnProgress = lambda _: None,
 ) -> dict[str, DeviceResult]:
-    """The result of a test for each GPU; the name of a GPU is one letter of `gpus`."""
+    """Runs a job on GPUs named by single letters; returns the result of each GPU."""
     job = Job(
         test="test",
         devices=("cpu",) * len(gpus),
@@ -34,14 +34,14 @@ def done(
 
 
 class Stopper:
-    """Collects the progress of a test, and stops it after so many messages."""
+    """Receives the progress of a test, and stops it after so many messages."""
 
     def __init__(self, after: int) -> None:
         self.messages: list[Progress] = []
         self._after = after
 
     def __call__(self, progress: Progress) -> None:
-        """Take a progress message. Raises StopRequested after the last one that is allowed."""
+        """Receives one message; raises StopRequested after the last one that is allowed."""
         self.messages.append(progress)
         if len(self.messages) > self._after:
             raise StopRequested

@@ -1,4 +1,4 @@
-"""Findings and verdicts to write about, and a pool of nodes to write on."""
+"""Builders of findings, verdicts and budgets, and a pool of Nodes on a control plane."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def finding(
     message: str = "GPU has fallen off the bus",
     **fields: Any,
 ) -> Finding:
-    """A finding with what the test does not care about filled in."""
+    """A finding; what is not given has a default."""
     return Finding(
         code=code,
         severity=severity,
@@ -43,7 +43,7 @@ def finding(
 
 
 def verdict(*findings: Finding, state: State | None = None, not_checked: tuple[NotCovered, ...] = ()) -> Verdict:
-    """A verdict that follows from the findings, or a given one."""
+    """A verdict with these findings, whose state follows from them unless it is given."""
     worst = max((f.severity.rank for f in findings), default=0)
     state = state or (State.HEALTHY, State.DEGRADED, State.UNHEALTHY)[worst]
     return Verdict(node="node", time=T0, verdict=state, findings=findings, coverage=Coverage(("xid.79",), not_checked))
@@ -68,7 +68,7 @@ def condition(node: Document) -> dict[str, str]:
 
 
 class Pool:
-    """Nodes that nobody else uses, and the budgets for them."""
+    """Nodes of one test, and the budgets that select them."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
@@ -78,32 +78,32 @@ class Pool:
         self._budgets: list[str] = []
 
     def node(self, *, labels: dict[str, str] | None = None) -> str:
-        """The name of a new Node of the pool."""
+        """Creates a Node in the pool, and returns its name."""
         name = f"{self.name}-{next(_names):05}"
         self.plane.create_node(name, {**self.labels, **(labels or {})})
         self._paths.append(f"/api/v1/nodes/{name}")
         return name
 
     def nodes(self, count: int) -> list[str]:
-        """Several of them."""
+        """Creates several Nodes, and returns their names."""
         return [self.node() for _ in range(count)]
 
     def budget(self, amount: int | str, name: str = "", **spec: Any) -> str:
-        """A budget that selects the pool, or what `nodeSelector` says."""
+        """Applies a budget that selects the pool, or what `nodeSelector` selects; returns its name."""
         name = name or self.name
         self.plane.apply([budget(name, self.labels, amount, **spec)])
         self._budgets.append(name)
         return name
 
     def counted(self, budget: str = "") -> None:
-        """What the controller says of a budget as it is now: every node that is out holds a slot."""
+        """Sets the budget's status `counted`, as the controller does once each quarantined node holds a slot."""
         path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{budget or self.name}"
         generation = self.plane.request("GET", path)["metadata"]["generation"]
         status = {"status": {"observedGeneration": generation, "counted": True}}
         self.plane.request("PATCH", f"{path}/status", status, content_type="application/merge-patch+json")
 
     def get(self, node: str) -> Document:
-        """The Node as it is."""
+        """The Node object, as it is now."""
         found: Document = self.plane.request("GET", f"/api/v1/nodes/{node}")
         return found
 
@@ -113,13 +113,13 @@ class Pool:
         return found
 
     def patch(self, node: str, body: Document) -> Document:
-        """What a person does to a Node."""
+        """Changes a Node by a merge patch, as a person does."""
         content = "application/merge-patch+json"
         patched: Document = self.plane.request("PATCH", f"/api/v1/nodes/{node}", body, content_type=content)
         return patched
 
     def slots(self, budget: str = "") -> dict[str, str]:
-        """Holders of the slots of a budget, by the names of the slots."""
+        """The holders of a budget's slots, by the names of the slots."""
         items = self.plane.request("GET", f"{_LEASES}?labelSelector=gpuhealth.io/budget={budget or self.name}")["items"]
         return {item["metadata"]["name"]: item["spec"]["holderIdentity"] for item in items}
 
@@ -130,7 +130,7 @@ class Pool:
         return events
 
     def report(self, node: str) -> Document:
-        """The node's report."""
+        """The GPUHealthReport of a node."""
         found: Document = self.plane.request("GET", f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}")
         return found
 

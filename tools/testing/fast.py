@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """With --fast, has hypothesis try fewer examples, and no test starts a process."""
+    """With --fast, reduces the examples of hypothesis and installs the guard."""
     if not config.getoption("fast"):
         return
     settings.register_profile("fast", settings.default, max_examples=_EXAMPLES)
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before the selection by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Gives each test its markers; with --fast, leaves those marked `fast`."""
+    """Adds the markers of each test; with --fast, deselects the tests that are not marked `fast`."""
     for item in items:
         if isinstance(item, pytest.Function):
             for name in sorted(markers(item)):
@@ -55,9 +55,9 @@ class ProcessStartedError(RuntimeError):
 
 
 class ProcessGuard:
-    """A plugin of pytest. What it forbids raises, and the test fails also where that exception is caught.
+    """A plugin of pytest that forbids processes and PyTorch: the call raises, and the test fails even if it is caught.
 
-    A test file that does so when it is imported is skipped.
+    A test file whose import does such a thing is skipped.
     """
 
     def __init__(self) -> None:
@@ -77,22 +77,22 @@ class ProcessGuard:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Iterator[None]:
-        """Skips files."""
+        """Skips a test file whose import does what is forbidden."""
         return (yield from self._with(_skip))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Iterator[None]:
-        """Refuses a test what it must not do."""
+        """Raises in a test that does what is forbidden."""
         return (yield from self._with(self._fail))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Iterator[None]:
-        """Fails the test whose fixtures have done it."""
+        """Fails a test whose fixtures have done what is forbidden."""
         return (yield from self._checked())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Iterator[None]:
-        """Fails the test that has done it."""
+        """Fails a test that has done what is forbidden."""
         return (yield from self._checked())
 
     def _with(self, refuse: Callable[[str], None]) -> Iterator[None]:
@@ -116,7 +116,7 @@ class ProcessGuard:
 
 
 def _allow(_: str) -> None:
-    """Outside of tests pytest and its plugins do as they like."""
+    """Does nothing: outside of tests, pytest and its plugins may start processes."""
 
 
 def _skip(what: str) -> None:

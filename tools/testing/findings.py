@@ -52,7 +52,7 @@ def found(
 
 
 def clean(code: str, component: Component = GPU) -> Clean:
-    """A clean outcome."""
+    """A clean outcome of a check."""
     return Clean(code, component)
 
 

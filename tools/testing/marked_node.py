@@ -38,7 +38,7 @@ class Marked:
         self.pool.budget(most, self.name)
 
     def node(self) -> Document:
-        """The Node object."""
+        """The Node object, as it is now."""
         return self.pool.get(self.name)
 
     def annotate(self, key: str, value: str | None) -> None:
@@ -46,7 +46,7 @@ class Marked:
         self.pool.patch(self.name, {"metadata": {"annotations": {key: value}}})
 
     def taint(self) -> str | None:
-        """The value of our taint."""
+        """The value of our taint; None without it."""
         return next(iter(taints(self.node())), None)
 
     def condition(self) -> tuple[str, str]:
@@ -89,7 +89,7 @@ class Marked:
 
 
 def leave_burnin(sim: SimulatedNode, gpu: int, status: TestStatus) -> None:
-    """Leaves a result on the node, as a burn-in that has just begun would."""
+    """Writes a result into the node's results folder, as a burn-in does that has just begun."""
     now = datetime.now(UTC)
     left = run(result(gpu=sim.driver.text(f"gpu{gpu}.uuid"), status=status), at=(now - START).total_seconds())
     folder = sim.folder / "burnin"

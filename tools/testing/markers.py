@@ -34,7 +34,7 @@ _E2E = ("tests/e2e/", "tests/test_demo.py")
 
 
 def markers(item: pytest.Function) -> set[str]:
-    """The names of a test's markers."""
+    """The names of the markers that apply to a test."""
     used = _used_by(item)
     found = set()
     if used & _CLUSTER:

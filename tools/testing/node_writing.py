@@ -1,4 +1,4 @@
-"""What the tests of the writer share: what is wanted, who writes, and what stands on the Node then."""
+"""Desired marks, node writers, and the marks on a Node afterwards."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ def node_object(
 
 
 def settings(mode: Mode = "taint") -> Settings:
-    """Settings in which only the mode matters."""
+    """Settings with a mode and defaults."""
     return Settings(mode=mode)
 
 
 def writer(client: Client, node: str, mode: Mode = "taint", **options: Any) -> NodeWriter:
-    """A writer for the node."""
+    """A writer of a node's marks in a mode."""
     return NodeWriter(client, settings(mode), OwnNode(client, node), **options)
 
 
 def writes(client: Client) -> int:
-    """How many attempts were not reads."""
+    """How many requests of a client were no reads."""
     return sum(count for (method, _), count in client.calls.items() if method not in {"GET", "WATCH"})
 
 
 def ours(pool: Pool, node: str) -> list[str]:
-    """The values of our taint on the node."""
+    """The values of our taint on a node."""
     return taints(pool.get(node))
 
 
 def health(pool: Pool, node: str) -> dict[str, str]:
-    """Our condition on the node."""
+    """Our condition on a node; empty while there is none."""
     return condition(pool.get(node))
 
 
 @asynccontextmanager
 async def watching(writing: NodeWriter) -> AsyncIterator[None]:
-    """Follow the Node meanwhile, as the agent does."""
+    """Follows the Node meanwhile, as the agent does."""
     task = asyncio.create_task(writing.node.follow())
     try:
         await until(lambda: writing.node.labels)
@@ -69,7 +69,7 @@ async def watching(writing: NodeWriter) -> AsyncIterator[None]:
 
 
 def marks(pool: Pool, node: str) -> tuple[list[str], str, str]:
-    """Our taint, our condition, and what the report says."""
+    """Values of our taint, status of our condition, and state of the quarantine in the report."""
     found = pool.get(node)
     values = taints(found)
     assert (QUARANTINE in found["metadata"].get("annotations", {})) is bool(values)

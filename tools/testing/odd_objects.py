@@ -1,4 +1,4 @@
-"""Objects of the API server with anything at all in them."""
+"""Objects of the API server with arbitrary values anywhere in them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ VALUES = st.recursive(
 
 
 def paths(value: Json, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of everything within an object."""
+    """The paths of all values within an object."""
     yield at
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
@@ -117,7 +117,7 @@ def paths(value: Json, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 @st.composite
 def mutants(draw: st.DrawFn, sample: Json) -> Json:
-    """The object with anything in one or two of its places, or without them."""
+    """The object with one or two of its values replaced or removed."""
     item = copy.deepcopy(sample)
     for _ in range(draw(st.integers(1, 2))):
         at = draw(st.sampled_from([path for path in paths(item) if path]))

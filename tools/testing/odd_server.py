@@ -14,7 +14,7 @@ PAGE = b"<html><body>Please log in to use this network</body></html>"
 
 
 class Page:
-    """A server that gives the same answer to everything."""
+    """The answer of the server, and the number of requests so far."""
 
     def __init__(self) -> None:
         self.body = PAGE
@@ -22,14 +22,14 @@ class Page:
         self.port = 0
 
     async def handle(self, _: web.Request) -> web.Response:
-        """One request."""
+        """Answers one request, whatever it is."""
         self.asked += 1
         return web.Response(body=self.body)
 
 
 @asynccontextmanager
 async def in_the_way(plane: ControlPlane) -> AsyncIterator[tuple[Page, Client]]:
-    """Such a server, and a client that takes it for the API server."""
+    """A running server, and a client that is configured to use it as the API server."""
     page, application = Page(), web.Application(client_max_size=2**24)
     application.router.add_route("*", "/{path:.*}", page.handle)
     runner = web.AppRunner(application, shutdown_timeout=1.0)

@@ -24,7 +24,7 @@ _HOLD = "2s"  # in the place of what the rules say: that is tested with promtool
 
 
 class Prometheus:
-    """Runs from the start on, with the project's rules; `hold` of every alert is cut short."""
+    """A process of Prometheus with the project's rules; every alert's `for` is two seconds."""
 
     def __init__(self, folder: Path, target: str) -> None:
         assert PROGRAM
@@ -58,12 +58,12 @@ class Prometheus:
             return False
 
     def stop(self) -> None:
-        """Ends it."""
+        """Ends the process, and waits for that."""
         self._process.terminate()
         self._process.wait(120)
 
     def api(self, call: str, **parameters: object) -> Any:
-        """Calls the HTTP API; an error or a warning fails the test with Prometheus' own words."""
+        """Calls the HTTP API; AssertionError with Prometheus' message for an error or a warning."""
         url = f"http://{self._address}/api/v1/{call}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
@@ -77,18 +77,18 @@ class Prometheus:
         return answer["data"]
 
     def query(self, expr: str) -> list[Any]:
-        """The expression now."""
+        """The value of an expression at this time."""
         result: list[Any] = self.api("query", query=expr)["result"]
         return result
 
     def query_range(self, expr: str) -> list[Any]:
-        """The expression over the last half minute."""
+        """The values of an expression over the last 30 seconds."""
         now = time.time()
         result: list[Any] = self.api("query_range", query=expr, start=now - 30, end=now, step=1)["result"]
         return result
 
     def alerts(self, name: str, state: str = "") -> list[dict[str, Any]]:
-        """The alerts of that name that are pending or firing."""
+        """The alerts of a name that are pending or firing."""
         alerts: list[dict[str, Any]] = self.api("alerts")["alerts"]
         return [alert for alert in alerts if alert["labels"]["alertname"] == name and state in (alert["state"], "")]
 
@@ -97,5 +97,5 @@ class Prometheus:
         return wait_for(f"{name} fires", lambda: self.alerts(name, "firing"), every=EVERY)[0]
 
     def clears(self, name: str) -> None:
-        """Waits until an alert is over."""
+        """Waits until an alert is neither pending nor firing."""
         wait_for(f"{name} clears", lambda: not self.alerts(name), every=EVERY)

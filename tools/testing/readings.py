@@ -46,7 +46,7 @@ FIRST = uuid(0)
 
 
 def pci(index: int) -> PciAddress:
-    """Its PCI address."""
+    """The PCI address of the GPU at an index."""
     return PciAddress(f"0000:{index + 1:02x}:00.0")
 
 
@@ -170,7 +170,7 @@ class Judged(dict[tuple[str, str], Outcome]):
     """Outcomes by code and id of the component, each of which may have but one."""
 
     def add(self, outcome: Outcome) -> None:
-        """Takes an outcome."""
+        """Adds an outcome; fails for a second one of its code and component."""
         key = (outcome.code, outcome.component.id)
         assert key not in self, f"two outcomes for {key}"
         self[key] = outcome
@@ -209,7 +209,7 @@ class Judged(dict[tuple[str, str], Outcome]):
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings."""
+        """All findings among the outcomes."""
         return [outcome for outcome in self.values() if isinstance(outcome, Finding)]
 
 

@@ -53,7 +53,7 @@ class SimulatedNode:
         settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`kmsg` is REAL_KMSG, or None for a file; `settings` are laid over those that make the node work here."""
+        """`kmsg` is REAL_KMSG, or None for a file; `settings` are merged into those that the node needs here."""
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.folder = folder
@@ -83,7 +83,7 @@ class SimulatedNode:
         self.configure(settings or {})
 
     def _make_proc(self) -> None:
-        """What is read of /proc: this boot, and the service that programs NVSwitches."""
+        """Writes the parts of /proc that are read: the boot id, and the process of the fabric manager."""
         proc = self.driver.root / "proc"
         texts = {"self/comm": "agent\n", "900/comm": "nv-fabricmanage\n"}
         for name, text in (texts | {"sys/kernel/random/boot_id": f"{uuid.uuid4()}\n"}).items():
@@ -91,7 +91,7 @@ class SimulatedNode:
             (proc / name).write_text(text)
 
     def configure(self, settings: Mapping[str, Any]) -> None:
-        """Changes the configuration file; a running agent takes it up by itself."""
+        """Changes settings in the file, which a running agent reads again by itself."""
         for key, value in settings.items():
             section = self.settings.get(key)
             self.settings[key] = {**section, **value} if isinstance(section, dict) else value
@@ -205,7 +205,7 @@ class SimulatedNode:
         return f"{domain:04x}:{bus:02x}:{device:02x}"
 
     def xid(self, code: int, gpu: int = 0, text: str = "pid=1234, name=python", level: int = 3) -> None:
-        """Has the driver print an XID."""
+        """Adds the record of an XID to the kernel log."""
         self.kernel_says(f"NVRM: Xid (PCI:{self.pci(gpu)}): {code}, {text}", level)
 
 

@@ -15,11 +15,10 @@ from datetime import timedelta
 import structlog
 
 from gpuhealth.api import metrics as names
-from gpuhealth.api.names import ConditionReason
+from gpuhealth.api.names import AGENT_PODS, ConditionReason
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.unknown_condition import set_condition_unknown
 from gpuhealth.fleet import views
-from gpuhealth.fleet.fleet import AGENT_LABELS
 from gpuhealth.kube.client import listing
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
@@ -101,7 +100,7 @@ class AgentLiveness(Duty):
 
     async def _has_ready_agent(self, node: str) -> bool:
         # From the server's cache, which has an index of pods by node, instead of a list of all agents for each node.
-        query = {"labelSelector": AGENT_LABELS, "fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
+        query = {"labelSelector": AGENT_PODS, "fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
         pods = await self._client.request("GET", PODS.path(namespace=self._fleet.namespace), query=query)
         return any(read(PODS.kind, pod, views.agent_pod).ready for pod in listing(PODS, pods).items)
 

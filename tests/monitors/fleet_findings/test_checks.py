@@ -8,13 +8,14 @@ from collections.abc import Mapping
 import pytest
 from testing.readings import gpu, judged, node, uuid
 
+from gpuhealth.api.names import FLEET_FINDINGS
 from gpuhealth.controller.duties.outlier_publisher import annotation
 from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier
 from gpuhealth.model.component import gpu as gpu_component
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason, Reading
 from gpuhealth.monitors.fleet_findings import checks as subject
-from gpuhealth.monitors.fleet_findings.monitor import ANNOTATION, MONITOR
+from gpuhealth.monitors.fleet_findings.monitor import MONITOR
 from gpuhealth.monitors.fleet_findings.readings import FleetReadings
 from gpuhealth.monitors.monitor import NoBaseline, NoSettings, ProbeContext
 from gpuhealth.monitors.settings import Settings
@@ -51,7 +52,7 @@ def test_what_is_not_known_is_not_clean() -> None:
 @pytest.mark.parametrize("text", ["", "null", '{"code": "fleet.slow_gpu"}', '[{"code": 1}]', "[" * 5000])
 def test_an_annotation_that_somebody_has_changed(text: str) -> None:
     """Whatever it holds, it is named with the reason, and the round goes on."""
-    reading = read({ANNOTATION: text})
+    reading = read({FLEET_FINDINGS: text})
     assert isinstance(reading, Missing)
     assert reading.reason is MissingReason.ERROR
-    assert ANNOTATION in reading.detail
+    assert FLEET_FINDINGS in reading.detail
