@@ -18,7 +18,7 @@ from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
-from gpuhealth.quarantine.marks import condition, labels, notes, taints, unschedulable
+from gpuhealth.quarantine.marks import BY_PERSON, condition, labels, notes, taints, unschedulable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,7 +171,7 @@ def _quarantine(quarantine: dict[str, Any]) -> str:
     text: str = {
         "none": "none",
         "blocked": f"blocked, the node stays in service: {code}: {quarantine.get('reason', '')}",
-        "quarantined": f"quarantined for {code}",
+        "quarantined": "quarantined by hand" if code == BY_PERSON else f"quarantined for {code}",
         "dismissed": f"dismissed by hand for {code}: {quarantine.get('reason', '')}",
         "would_quarantine": f"would be quarantined for {code}: {quarantine.get('reason', '')}",
     }.get(state, state)
@@ -183,7 +183,7 @@ def _quarantine(quarantine: dict[str, Any]) -> str:
 
 
 def _drain(drain: dict[str, Any]) -> str:
-    text = f"{drain.get('phase', '')}: {drain.get('remaining', 0)} pods left, "
+    text = f"{drain.get('phase', '')}: {counted(drain.get('remaining', 0), 'pod')} left, "
     text += f"{drain.get('evicted', 0)} evicted, {drain.get('deleted', 0)} deleted"
     if drain.get("phase") == "draining":
         text += f"; the rest is deleted at {drain.get('deadline')}"
