@@ -14,6 +14,7 @@ from rich.text import Text
 from gpuhealth.api.names import (
     CONDITION,
     GROUP,
+    MANUAL,
     OUT_OF_SERVICE,
     OVERRIDE,
     RELEASE_GPUS,
@@ -218,7 +219,7 @@ def _quarantine(quarantine: _Quarantine) -> str:
     state, code, reason = quarantine.state, quarantine.code, quarantine.reason
     texts: dict[str, str] = {
         QuarantineState.BLOCKED: f"blocked, the node stays in service: {code}: {reason}",
-        QuarantineState.QUARANTINED: f"quarantined for {code}",
+        QuarantineState.QUARANTINED: "quarantined by hand" if code == MANUAL else f"quarantined for {code}",
         QuarantineState.DISMISSED: f"dismissed by hand for {code}: {reason}",
         QuarantineState.WOULD_QUARANTINE: f"would be quarantined for {code}: {reason}",
     }
@@ -231,7 +232,7 @@ def _quarantine(quarantine: _Quarantine) -> str:
 
 
 def _drain(drain: _Drain) -> str:
-    text = f"{drain.phase}: {drain.remaining} pods left, {drain.evicted} evicted, {drain.deleted} deleted"
+    text = f"{drain.phase}: {counted(drain.remaining, 'pod')} left, {drain.evicted} evicted, {drain.deleted} deleted"
     if drain.phase == DrainPhase.DRAINING:
         text += f"; the rest is deleted at {drain.deadline}"
     return text + (f"; {drain.message}" if drain.message else "")

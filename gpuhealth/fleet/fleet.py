@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gpuhealth.api.names import BUDGET_LABEL, DRAIN, NodeState
+from gpuhealth.api.names import AGENT_PODS, BUDGET_LABEL, BURNIN_PODS, DRAIN, NodeState
 from gpuhealth.api.report import DrainPhase, Quarantine, QuarantineState
 from gpuhealth.fleet import views
 from gpuhealth.fleet.store import ObjectStore

@@ -228,6 +228,7 @@ def test_quarantine_and_restore(desk: Desk) -> None:
     desk.agent(node)
     shown = desk.run("node", node).out
     assert "quarantined, tainted manual" in shown
+    assert "quarantined by hand, since " in shown
     assert "quarantine: fan is loud (ann)" in shown
     desk.agent(node, "gpu_memory.remap_failed")
     said = desk.run("restore", node)
