@@ -253,7 +253,7 @@ class Agent:
         self._reload_if_changed()
         self._follow_clock()
         if self.has_judged and time.monotonic() - self._stored_at > _STATE_SECONDS:
-            self.node_state.judge.memory.history.prune(self.clock().timestamp())
+            self.node_state.judge.prune()
             self.journal.append()
         await asyncio.sleep(min(_CLOCK_SECONDS, self.settings.interval))
 

@@ -68,11 +68,12 @@ async def get_node(client: Client, name: str) -> dict[str, Any]:
 
 
 async def annotate(client: Client, name: str, **values: str | None) -> None:
-    """Set annotations of a Node, named by their constants in `kinds`; None removes an annotation."""
-    from gpuhealth.kube import kinds
+    """Set annotations of a Node, named by their constants in `api.names`; None removes an annotation."""
+    from gpuhealth.api import names
+    from gpuhealth.kube.kinds import NODES
 
-    annotations = {getattr(kinds, constant): value for constant, value in values.items()}
-    await client.patch(kinds.NODES, name, {"metadata": {"annotations": annotations}})
+    annotations = {getattr(names, constant): value for constant, value in values.items()}
+    await client.patch(NODES, name, {"metadata": {"annotations": annotations}})
 
 
 def agent_warning(node: dict[str, Any]) -> str:

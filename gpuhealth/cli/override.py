@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpuhealth.api.names import Override
 from gpuhealth.cli import cluster_access
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 class OverrideValue(enum.StrEnum):
     """Values of the override annotation, and `none` to remove it."""
 
-    HEALTHY = "healthy"
-    UNMANAGED = "unmanaged"
+    HEALTHY = Override.HEALTHY.value
+    UNMANAGED = Override.UNMANAGED.value
     NONE = "none"
 
 

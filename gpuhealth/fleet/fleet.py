@@ -233,10 +233,10 @@ class Fleet:
         report = report or views.ReportView(key=name)
         # Verdicts of an agent that is no longer ready may be out of date.
         known = report.readable and not silent
-        gpus = report.gpus if known else tuple((State.UNKNOWN.value, model) for _, model in report.gpus)
+        gpus = report.gpus if known else tuple((State.UNKNOWN, model) for _, model in report.gpus)
         drain = (report.drain.phase or "pending") if self._drains and wants_drain(node, report) else ""
         return NodeCounts(
-            state=node.state or NodeState.UNKNOWN.value,
+            state=node.state or NodeState.UNKNOWN,
             pool=self.pool(node),
             silent=silent,
             gpus=gpus,

@@ -14,7 +14,8 @@ import msgspec
 from gpuhealth.model.component import Component
 
 KEEP_SECONDS = 7 * 86400.0
-"""An entry that no check has used for so long is dropped: the mount, interface or pod that it was about is gone."""
+"""An entry that no check has used for so long is dropped: the mount, interface or pod that it was about is gone. Kept
+longer where the settings have a longer window."""
 
 Key = NewType("Key", str)
 """Names one counter, event or condition: see `key`."""
@@ -112,9 +113,9 @@ class History(msgspec.Struct):
         """Drops events from `start` on (seconds since the epoch), so that reading a log again counts none twice."""
         self.events = {key: [event for event in events if event[0] < start] for key, events in self.events.items()}
 
-    def prune(self, now: float) -> None:
-        """Drops what no check has used for KEEP_SECONDS."""
-        oldest = now - KEEP_SECONDS
+    def prune(self, now: float, longest_window: float = 0.0) -> None:
+        """Drops what no check has used for KEEP_SECONDS, and is older than the longest window of any check."""
+        oldest = now - max(KEEP_SECONDS, longest_window)
         self.counters = {key: counter for key, counter in self.counters.items() if counter.seen >= oldest}
         self.conditions = {key: condition for key, condition in self.conditions.items() if condition.seen >= oldest}
         self.events = {key: events for key, events in self.events.items() if events and events[-1][0] >= oldest}

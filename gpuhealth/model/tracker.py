@@ -165,7 +165,7 @@ class FindingTracker:
     def resolve(self, facts: NodeFacts) -> list[Change]:
         """Ends what ends by something else than its own check: its component is gone, or the burn-in has passed."""
         out, now = self._out(), facts.time
-        changes = [self._cleared(key, now, f"the {key[1].kind} is no longer in the node") for key in self._gone(facts)]
+        changes = [self._cleared(key, now, _gone_reason(key[1])) for key in self._gone(facts)]
         gone = {change.finding.component for change in changes}
         gpus = {info.component.id for info in facts.gpus}
         for key, tracked in list(self._tracked.items()):
@@ -463,6 +463,11 @@ def _states(
             whole[component] = State.combined([state, whole[owner]])
             parts[owner].append(state)
     return whole | {component: State.combined(parts[component]) for component in whole if component.kind is Kind.GPU}
+
+
+def _gone_reason(component: Component) -> str:
+    name = "GPU" if component.kind is Kind.GPU else component.kind.replace("_", " ")
+    return f"the {name} is no longer in the node"
 
 
 def _component_verdict(component: Component, states: dict[Component, State]) -> ComponentVerdict:

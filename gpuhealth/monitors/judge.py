@@ -173,6 +173,10 @@ class Judge:
         moved = self.readings.time + timedelta(seconds=seconds)
         self.readings = msgspec.structs.replace(self.readings, time=moved)
 
+    def prune(self) -> None:
+        """Forgets what no check has used for long."""
+        self.memory.history.prune(self.readings.time.timestamp(), self._settings.longest_window())
+
     def context(self, monitor: AnyMonitor, events: tuple[KernelEvent, ...] = ()) -> Context:
         """What a monitor's checks see of its latest readings, and of these events."""
         readings = self.readings

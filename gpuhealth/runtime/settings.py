@@ -56,6 +56,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def longest_window(self) -> float:
+        """The longest of all settings named `window` or `…_window`, in this section and below; 0 without any."""
+        longest = 0.0
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                longest = max(longest, value.longest_window())
+            elif name.rpartition("_")[2] == "window":
+                longest = max(longest, value)
+        return longest
+
 
 class Roots(Section):
     """Paths of the node's file trees, which a container may mount elsewhere."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,8 @@ from testing.findings import GPU
 
 from gpuhealth.model.component import gpu
 from gpuhealth.model.history import KEEP_SECONDS, History, Increase, key
+from gpuhealth.monitors.judge import Judge, Memory
+from gpuhealth.monitors.settings import Settings
 
 K = key("crc", GPU)
 
@@ -130,6 +134,18 @@ def test_what_no_check_uses_any_more_is_dropped() -> None:
     assert (len(history.counters), len(history.events), len(history.conditions)) == (1, 1, 1)
     history.prune(1.1 + KEEP_SECONDS)
     assert history == History()
+
+
+def test_a_longer_window_of_the_settings_keeps_events_longer() -> None:
+    """With an XID's repeat_window of 30 days an event of two weeks ago still counts after the memory is pruned."""
+    settings = Settings.model_validate({"xid": {"repeat_window": "30d"}})
+    assert settings.longest_window() == 30 * 86400.0
+    judge = Judge(settings, Memory(remembering(0.0)), time=datetime.fromtimestamp(2 * KEEP_SECONDS, UTC))
+    judge.prune()
+    assert len(judge.memory.history.events) == 1
+    judge.configure(Settings())
+    judge.prune()
+    assert judge.memory.history.events == {}
 
 
 def test_what_is_in_use_is_not_dropped() -> None:

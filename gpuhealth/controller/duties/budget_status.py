@@ -138,13 +138,14 @@ def _fault_limit(blocked: dict[str, int], budget: BudgetView, now: datetime) -> 
         nodes = ", ".join(f"{code} on {count}" for code, count in sorted(blocked.items()))
         reason = condition_reason(worst)
         message = f"more nodes than maxPerFault allows have the same fault: suspect a driver or check; blocked: {nodes}"
-    known = budget.condition
-    unchanged = known is not None and known.status == status
+    known, since = budget.condition, format_time(now)
+    if known is not None and known.status == status:
+        since = known.last_transition_time
     return BudgetCondition(
         type=FAULT_LIMIT_REACHED,
         status=status,
         observed_generation=budget.body["metadata"]["generation"],
-        last_transition_time=known.last_transition_time if known and unchanged else format_time(now),
+        last_transition_time=since,
         reason=reason,
         message=message,
     )
