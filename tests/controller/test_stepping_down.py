@@ -148,7 +148,7 @@ def test_a_duty_that_does_not_end(cluster: Cluster, monkeypatch: pytest.MonkeyPa
 STUCK = """
 import asyncio, contextlib, sys
 from gpuhealth.cli.main import run
-from gpuhealth.controller.testing import Testing
+from gpuhealth.controller.burnin_scheduler import Testing
 
 async def deaf(testing):
     while True:

@@ -145,7 +145,7 @@ def test_retry_after_is_obeyed(plane: ControlPlane, monkeypatch: pytest.MonkeyPa
 
     async def run() -> None:
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
-            monkeypatch.setattr("gpuhealth.cluster.client.asyncio.sleep", remember)
+            monkeypatch.setattr("gpuhealth.kube.client.asyncio.sleep", remember)
             proxy.fail(429, retry_after="2")
             await client.request("GET", "/version")
             assert 2 <= max(waits) <= 4
@@ -275,17 +275,17 @@ def test_observer_and_two_identities(plane: ControlPlane) -> None:
     assert told == [("GET", 403)]
 
 
-def test_lean_import() -> None:
+def test_slim_import() -> None:
     """The client does without the library's models and synchronous half, and leaves the real package to others."""
     program = """
 import sys
-import gpuhealth.cluster.client
+import gpuhealth.kube.client
 assert not [name for name in sys.modules if name.startswith("kubernetes")]
 assert "websocket" not in sys.modules and "urllib3" not in sys.modules
 import kubernetes.aio.client
 assert kubernetes.aio.client.CoreV1Api and kubernetes.client.CoreV1Api
-from gpuhealth.cluster import lean
-assert lean.load().api_client is kubernetes.aio.client.ApiClient
+from gpuhealth.kube import slim_import
+assert slim_import.load().api_client is kubernetes.aio.client.ApiClient
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
