@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import create_model
+from pydantic import create_model, field_validator
 
 from gpuhealth.monitors.registry import monitors
 from gpuhealth.runtime import settings_file
-from gpuhealth.runtime.settings import CoreSettings
+from gpuhealth.runtime.settings import CoreSettings, Schedule
 
 _OF_MONITORS = tuple(dict.fromkeys(monitor.settings for monitor in monitors()))
+
+
+def _known_monitors(schedules: dict[str, Schedule]) -> dict[str, Schedule]:
+    names = [monitor.name for monitor in monitors()]
+    if unknown := [name for name in schedules if name not in names]:
+        raise ValueError(f"{unknown[0][:100]} is no monitor; there are {', '.join(names)}")
+    return schedules
+
 
 if TYPE_CHECKING:
     from gpuhealth.monitors.kernel_log.settings import KernelLogSettings
@@ -24,6 +32,7 @@ else:
         "Settings",
         __base__=(*reversed(_OF_MONITORS), CoreSettings),  # pydantic lists the fields of the last base first
         __doc__="All settings and their defaults.",
+        __validators__={"known_monitors": field_validator("monitors")(_known_monitors)},
     )
 
 

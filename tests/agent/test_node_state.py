@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from structlog.testing import capture_logs
 from testing import readings
 from testing.agents import WELL, give_round
@@ -11,7 +12,7 @@ from testing.agents import WELL, give_round
 from gpuhealth.agent.agent import Agent
 from gpuhealth.model.component import Component, Kind, gpu
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
-from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.model.missing import UNREAD, Missing, MissingReason
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.registry import kernel_log_parser
 
@@ -48,7 +49,7 @@ def test_a_gpu_has_one_name(make_agent: Callable[[], Agent]) -> None:
     state = agent.node_state
     state.apply_events([xid(79, "0000:02:00")])
     (finding,) = state.tracker.active()
-    assert finding.component == gpu("0000:02:00")
+    assert finding.component == gpu("0000:02:00.0")
     give_round(agent, WELL)
     (finding,) = state.tracker.active()
     assert (finding.code, finding.component) == ("xid.79", gpu(readings.uuid(1)))
@@ -62,21 +63,21 @@ def test_a_gpu_has_one_name(make_agent: Callable[[], Agent]) -> None:
     }
 
 
-def test_a_gpu_without_a_uuid_is_renamed_when_it_has_one(make_agent: Callable[[], Agent]) -> None:
-    """Findings on a GPU that had only its address, or only its number, go on under its uuid; none is raised twice."""
-    unnamed = Missing(MissingReason.ERROR, "no uuid")
-    for changes, name in (({"uuid": unnamed}, "0000:01:00.0"), ({"uuid": unnamed, "pci": unnamed}, "gpu0")):
-        agent = make_agent()
-        state = agent.node_state
-        ill = readings.gpu(0, remap_failed=True, **changes)
-        give_round(agent, readings.node(ill, kernel_log=WELL.kernel_log, pci=()))
-        codes = {finding.code: finding.component for finding in state.tracker.active()}
-        assert codes["gpu_memory.remap_failed"] == gpu(name)
-        give_round(agent, readings.node(readings.gpu(0, remap_failed=True), kernel_log=WELL.kernel_log))
-        codes = {finding.code: finding.component for finding in state.tracker.active()}
-        assert codes["gpu_memory.remap_failed"] == gpu(readings.uuid(0))
-        assert state.counts.findings["gpu_memory.remap_failed"] == 1
-        agent.journal.close()
+@pytest.mark.parametrize(
+    ("unread", "name"), [({"uuid": UNREAD}, "0000:01:00.0"), ({"uuid": UNREAD, "pci": UNREAD}, "gpu0")]
+)
+def test_a_gpu_without_a_uuid_is_renamed_when_it_has_one(
+    make_agent: Callable[[], Agent], unread: dict[str, Missing], name: str
+) -> None:
+    """A finding on a GPU that had only its address, or only its number, goes on under its uuid: it is raised once."""
+    state = (agent := make_agent()).node_state
+    give_round(agent, readings.node(readings.gpu(0, remap_failed=True, **unread), kernel_log=WELL.kernel_log, pci=()))
+    places = {finding.code: finding.component for finding in state.tracker.active()}
+    assert places["gpu_memory.remap_failed"] == gpu(name)
+    give_round(agent, readings.node(readings.gpu(0, remap_failed=True), kernel_log=WELL.kernel_log))
+    places = {finding.code: finding.component for finding in state.tracker.active()}
+    assert places["gpu_memory.remap_failed"] == gpu(readings.uuid(0))
+    assert state.counts.findings["gpu_memory.remap_failed"] == 1
 
 
 def test_a_failing_monitor_is_a_finding_of_its_own(make_agent: Callable[[], Agent]) -> None:

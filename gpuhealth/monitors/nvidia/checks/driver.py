@@ -57,8 +57,6 @@ NVML_ERROR = define(
 
 def _unresponsive(context: GpuContext) -> RuleResult:
     nvml, limits = context.readings.nvml, context.settings.nvml
-    if isinstance(nvml, Missing):
-        return nvml
     waited = nvml.waiting_seconds
     if waited >= min(limits.warn_after, limits.critical_after):
         critical = waited >= limits.critical_after

@@ -291,7 +291,9 @@ class NvmlProbe:
         """Why NVML tells of no XIDs, where it was asked to and does not."""
         if self._released:
             return RELEASED.problem
-        return self._child.deaf if self._child else self._last_exit
+        if self._child:
+            return self._child.deaf
+        return self._last_exit or (_NOT_SAID if self._events_wanted else None)
 
     @property
     def pids(self) -> list[int]:
