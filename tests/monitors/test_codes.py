@@ -368,7 +368,7 @@ def test_every_name_of_a_code_exists() -> None:
     unknown = {
         (path, name)
         for path, name in named
-        if not (_exists(name) or name.endswith(FILES) or name in ATTRIBUTES or _is_setting_or_module(name))
+        if not (_exists(name) or name.endswith(FILES) or _is_setting_or_module(name))
     }
     assert unknown == set()
 
