@@ -203,8 +203,9 @@ class Agent:
 
     def is_current(self) -> bool:
         """Whether the last rounds were recent enough to say something about now."""
-        slowest = max((runner.interval for runner in self.runners.values()), default=self.settings.interval)
-        return self.node_state.is_current(max(self.settings.unknown_after, 3 * slowest))
+        enough = self.settings.unknown_after
+        limits = {name: max(enough, 3 * runner.interval) for name, runner in self.runners.items()}
+        return self.node_state.is_current(limits)
 
     def _has_changed(self) -> None:
         self.version += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -83,12 +83,12 @@ class NodeState:
         if changes:
             self._journal.append(*(entry_of(change) for change in changes))
 
-    def is_current(self, within_seconds: float) -> bool:
-        """Whether every monitor's last round was recent enough to say something about now."""
+    def is_current(self, within_seconds: Mapping[str, float]) -> bool:
+        """Whether the last round of every monitor, by name, is no older than that."""
         now = self._clock()
         return bool(self.last_round) and all(
-            monitor.name in self.last_round and (now - self.last_round[monitor.name]).total_seconds() < within_seconds
-            for monitor in self.judge.monitors
+            name in self.last_round and (now - self.last_round[name]).total_seconds() < seconds
+            for name, seconds in within_seconds.items()
         )
 
     def shift(self, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from structlog.testing import capture_logs
@@ -41,6 +42,22 @@ def test_no_verdict_before_every_monitor_has_had_a_round(make_agent: Callable[[]
     assert agent.has_judged
     assert agent.is_current()
     assert state.state() is State.HEALTHY
+
+
+def test_a_slow_monitor_excuses_no_other(make_agent: Callable[[], Agent]) -> None:
+    """Each monitor's last round may be as old as its own interval allows: a rare one hides no other."""
+    agent = make_agent()
+    state = agent.node_state
+    give_round(agent)
+    (slow, limit), *others = ((name, 60.0 + rank) for rank, name in enumerate(sorted(state.last_round)))
+    limits = {slow: 1e6, **dict(others)}
+    state.last_round[slow] -= timedelta(seconds=limit + 1.0)
+    assert state.is_current(limits)
+    for name, seconds in others:
+        before = state.last_round[name]
+        state.last_round[name] -= timedelta(seconds=seconds + 1.0)
+        assert not state.is_current(limits), name
+        state.last_round[name] = before
 
 
 def test_a_gpu_has_one_name(make_agent: Callable[[], Agent]) -> None:
