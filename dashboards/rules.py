@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gpuhealth import monitors as checks
+from gpuhealth.monitors.registry import monitors
 
 _INFO = "on (job, instance) group_left (node) gpuhealth_agent_info"
 _LATELY = "[15m]"
@@ -40,8 +40,8 @@ class Alert:
 
 
 def essential() -> list[str]:
-    """Return the codes of the checks without which a node's state is unknown."""
-    return sorted(code.name for check in checks.CHECKS for code in check.codes if code.essential)
+    """The checks without which a node's state is unknown."""
+    return sorted(code.name for monitor in monitors() for code in monitor.codes if code.essential)
 
 
 def findings(severity: str) -> str:

@@ -1,7 +1,9 @@
-"""What tests of several folders share: a control plane for all of them, and one with a scheduler."""
+"""What tests of several folders share: markers, the option --fast, and control planes."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from kube import ControlPlane, MissingBinariesError, documents
 from testing.cluster_objects import Pool
+from testing.fast import *  # noqa: F403 - hooks of pytest
 from testing.managed_cluster import Cluster
 
 BASE = Path(__file__).parents[1] / "daemonset"
@@ -16,6 +19,10 @@ BASE = Path(__file__).parents[1] / "daemonset"
 # How long an example takes says more of what else the machine does.
 settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# Most tests start processes of ours, and one that may not keep its bytecode spends a third of its time on compiling.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-
-from tests.conftest import BASE
+from testing.paths import BASE
 
 ROOT = BASE.parent
 GUIDE = (ROOT / "tools/README.md").read_text(encoding="utf-8")

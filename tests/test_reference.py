@@ -6,8 +6,7 @@ import pytest
 import reference
 from pydantic import BaseModel, Field
 
-from gpuhealth import monitors as checks
-from tests.agent.test_metrics import PROMISED
+from gpuhealth.model.codes import CODES
 
 
 class Explained(BaseModel):
@@ -38,16 +37,8 @@ def test_the_reference_is_fresh(made: str) -> None:
 
 def test_every_code_is_listed(made: str) -> None:
     """Every finding code, except those of XIDs and SXids, has a row."""
-    names = {code.name for check in checks.CHECKS for code in check.codes}
+    names = {code.name for code in CODES.defined()}
     assert {name for name in names if f"\n| `{name}` |" not in made} == set()
-
-
-def test_every_promised_metric_is_listed(made: str) -> None:
-    """A metric that shows only in some state, such as one of GPUs, has a row with its labels as well."""
-    rows = {name: line for line in made.splitlines() for name in PROMISED if line.startswith(f"| `{name}`")}
-    assert {
-        name for name, labels in PROMISED.items() if not all(f"`{label}`" in rows[name] for label in labels)
-    } == set()
 
 
 def test_a_setting_is_explained_by_comment_text_or_description() -> None:

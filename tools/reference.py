@@ -25,20 +25,22 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from structlog.testing import capture_logs
 
-from gpuhealth import monitors as checks
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
+from gpuhealth.api import metrics as names
 from gpuhealth.controller import http_app as controller_pages
 from gpuhealth.controller.controller import Controller
 from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import CODES, Code
 from gpuhealth.model.finding import Severity
-from gpuhealth.monitors.nvidia.readings import NvmlReadings
-from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.model.missing import UNREAD
+from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
+from gpuhealth.monitors.nvidia.readings import NvidiaReadings, NvmlReadings
+from gpuhealth.monitors.registry import AnyMonitor, monitors
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime import metric_families as families
 from gpuhealth.runtime.exposition import Rendering
-from gpuhealth.runtime.settings import Settings
 
 FILE = Path(__file__).parents[1] / "daemonset/reference.md"
 COMMAND = "python tools/reference.py"
@@ -49,6 +51,7 @@ Made from the code by `{COMMAND}`; changes made here are lost.
 """
 _SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "m"), (1.0, "s"), (0.001, "ms"))
 _WORDS = {
+    "PositiveDuration": "duration above 0",
     "Amount": "count or percentage",
     "Any": "anything",
     "Count": "count",
@@ -64,7 +67,7 @@ _UNITS = ("bytes", "celsius", "milliwatts", "percent", "seconds", "per_hour", "p
 
 def text() -> str:
     """The whole reference in Markdown."""
-    return "\n".join([_HEAD, *_findings(), *_settings(), *_metrics()])
+    return "\n".join([_HEAD, *_findings(), *_monitors(), *_settings(), *_metrics()])
 
 
 def _table(columns: str, rows: Iterable[Iterable[str]]) -> str:
@@ -78,7 +81,8 @@ def _table(columns: str, rows: Iterable[Iterable[str]]) -> str:
 
 
 def _findings() -> Iterator[str]:
-    codes = [code for check in checks.CHECKS for code in check.codes]
+    monitors()
+    codes = CODES.defined()
     yield (
         "## Findings\n\n"
         "Defaults: the setting `findings` changes them by code or pattern. A warning never quarantines by default.\n"
@@ -128,6 +132,28 @@ def _settings() -> Iterator[str]:
         yield _table("setting, type, default, unit, meaning", _rows(section))
 
 
+_KEYS = {"monitors": ".NAME"}
+"""What stands for the keys of a map in a path, where they are no finding codes."""
+
+
+def _monitors() -> Iterator[str]:
+    yield (
+        "## Monitors\n\n"
+        "Each monitor is read in rounds of its own. `monitors.NAME` in the settings switches one off or changes its\n"
+        "interval and deadline.\n"
+    )
+    rows = [
+        (f"`{monitor.name}`", monitor.summary, _duration(monitor.deadline), ", ".join(sorted(_subjects(monitor))))
+        for monitor in monitors()
+    ]
+    yield _table("monitor, what it reads, deadline, findings", rows)
+
+
+def _subjects(monitor: AnyMonitor) -> set[str]:
+    subjects = {f"`{code.name.partition('.')[0]}.*`" for code in monitor.codes}
+    return subjects | ({"`sxid.*`"} if monitor.name == "nvidia" else set())
+
+
 def _sections(section: _Section) -> Iterator[_Section]:
     """A section and all sections in it."""
     yield section
@@ -139,7 +165,7 @@ def _sections(section: _Section) -> Iterator[_Section]:
             continue
         for model in _models(field.annotation):
             origin = getattr(field.annotation, "__origin__", None)
-            more = {dict: ".CODE", tuple: "[]"}.get(origin, "") if origin else ""
+            more = {dict: _KEYS.get(name, ".CODE"), tuple: "[]"}.get(origin, "") if origin else ""
             yield from _sections(_Section(path + more, model, None))
 
 
@@ -190,6 +216,15 @@ def _duration(seconds: float) -> str:
 
 def explanations(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
     """Each field's type in words, and its meaning: its description, the text below it, or the comment beside it."""
+    bases = [base for base in reversed(model.__mro__) if issubclass(base, BaseModel) and base is not BaseModel]
+    if len(bases) > 1:  # the settings of all monitors and of the core are one model
+        return {name: text for base in bases for name, text in _own_explanations(base).items()}
+    return _own_explanations(model)
+
+
+def _own_explanations(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
+    if "__annotations__" not in vars(model) or not inspect.getmodule(model) or model.__module__ == Settings.__module__:
+        return {}
     source = textwrap.dedent(inspect.getsource(model))
     comments: dict[int, str] = {}
     for token in tokenize.generate_tokens(StringIO(source).readline):
@@ -286,8 +321,10 @@ def _show_agent(folder: Path) -> bytes:
     settings = {"journal": {"path": folder / "journal.sqlite"}, "kubernetes": {"enabled": False}}
     agent = Agent(Settings.model_validate(settings))
     try:
-        agent.readings = NodeReadings("node", agent.clock(), "boot", nvml=NvmlReadings(answered=True))
-        return Exposition(agent).text()
+        for runner in agent.runners.values():
+            readings = NvidiaReadings(nvml=NvmlReadings(answered=True)) if runner.monitor is NVIDIA else UNREAD
+            agent.node_state.apply_round(runner.monitor, readings)
+        return Exposition(agent, max_age_seconds=10.0).text()
     finally:
         agent.journal.close()
 
@@ -298,7 +335,9 @@ def _show_controller(_folder: Path) -> bytes:
     for table in vars(controller.fleet).values():
         if isinstance(table, ObjectStore):
             table.listed = True
-    return Rendering("controller", controller_pages.ControllerCollector(controller).collectors()).text()
+    return Rendering(
+        names.CONTROLLER_METRICS_ERRORS, controller_pages.ControllerCollector(controller).collectors()
+    ).text()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
@@ -20,9 +20,9 @@ from typing import IO, Any, Protocol, TypeVar
 import msgspec
 
 from gpuhealth.model.kernel_event import KernelRecord
-from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.monitors.readings import NodeReadings, decode
 
-FORMAT = 1
+FORMAT = 2
 MAX_KERNEL_LOG_BYTES = 20 << 20
 _MAX_MEMBER_BYTES = 64 << 20
 _MAX_TOTAL_BYTES = 256 << 20
@@ -55,7 +55,7 @@ class Capture(msgspec.Struct, frozen=True):
     rounds: tuple[NodeReadings, ...]
     kernel_log: tuple[KernelRecord, ...] | None = None
     settings: dict[str, Any] | None = None  # in force on the node
-    history: bytes | None = None  # what the agent remembers of earlier rounds, JSON
+    memory: bytes | None = None  # what the agent's checks remember of earlier rounds, JSON
     journal: tuple[msgspec.Raw, ...] | None = None  # the agent's journal, one JSON object an entry
     notes: tuple[str, ...] = ()  # what a reader should know: the manifest's notes, and what is not in the file
 
@@ -112,8 +112,8 @@ def _members(capture: Capture) -> Iterator[tuple[str, bytes]]:
         yield "kernel.jsonl", encode.encode_lines(capture.kernel_log)
     if capture.settings is not None:
         yield "settings.json", msgspec.json.format(encode.encode(capture.settings))
-    if capture.history is not None:
-        yield "history.json", capture.history
+    if capture.memory is not None:
+        yield "memory.json", capture.memory
     if capture.journal is not None:
         yield "journal.jsonl", encode.encode_lines(capture.journal)
 
@@ -186,17 +186,21 @@ def _decoded(members: dict[str, bytes]) -> Capture:
     manifest = _json(members, "manifest.json", Manifest)
     if "readings.jsonl" not in members:
         raise CaptureError("it has no readings")
-    rounds = tuple(_lines(members, "readings.jsonl", NodeReadings))
+    rounds = tuple(_lines(members, "readings.jsonl", decode))
     if not rounds:
         raise CaptureError("it has no readings")
-    kernel_log = tuple(_lines(members, "kernel.jsonl", KernelRecord)) if "kernel.jsonl" in members else None
+    kernel_log = (
+        tuple(_lines(members, "kernel.jsonl", msgspec.json.Decoder(KernelRecord).decode))
+        if "kernel.jsonl" in members
+        else None
+    )
     times = [readings.time for readings in rounds] + [record.time for record in kernel_log or () if record.time]
     if not all(time.tzinfo and _FIRST_YEAR <= time.year <= _LAST_YEAR for time in times):
         raise CaptureError("it has times without a time zone, or of another age")
     absent = {
         "kernel.jsonl": "the capture has no kernel log",
         "settings.json": "the capture has no settings: those of this machine are used",
-        "history.json": "the capture has no memory of earlier rounds: a GPU that was gone already is not missed",
+        "memory.json": "the capture has no memory of earlier rounds: a GPU that was gone already is not missed",
     }
     notes = [sentence for name, sentence in absent.items() if name not in members]
     return Capture(
@@ -204,8 +208,10 @@ def _decoded(members: dict[str, bytes]) -> Capture:
         rounds=rounds,
         kernel_log=kernel_log,
         settings=_json(members, "settings.json", dict[str, Any]) if "settings.json" in members else None,
-        history=members.get("history.json"),
-        journal=tuple(_lines(members, "journal.jsonl", msgspec.Raw)) if "journal.jsonl" in members else None,
+        memory=members.get("memory.json"),
+        journal=tuple(_lines(members, "journal.jsonl", msgspec.json.Decoder(msgspec.Raw).decode))
+        if "journal.jsonl" in members
+        else None,
         notes=(*manifest.notes, *notes),
     )
 
@@ -217,13 +223,12 @@ def _json(members: dict[str, bytes], name: str, kind: type[T]) -> T:
         raise CaptureError(f"{name} cannot be read: {error}") from None
 
 
-def _lines(members: dict[str, bytes], name: str, kind: type[T]) -> list[T]:
-    decoder = msgspec.json.Decoder(kind)
+def _lines(members: dict[str, bytes], name: str, decode_line: Callable[[bytes], T]) -> list[T]:
     lines = []
     for number, line in enumerate(members[name].split(b"\n"), 1):
         if line.strip():
             try:
-                lines.append(decoder.decode(line))
+                lines.append(decode_line(line))
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
                 raise CaptureError(f"line {number} of {name} cannot be read: {error}") from None
     return lines

@@ -1,9 +1,9 @@
-"""Preflight: a new node is tested, and let in by taking off the taint that it came with.
+"""Preflight: tests a new node, and removes the preflight taint with which it joined when everything has passed.
 
-Whatever happens, the node is closed until its tests have passed: the taint is there before we are, and is taken off by
-one patch at the very end. Killed at any moment, the next process starts over; a burn-in that has passed in this boot is
-not repeated. The checks and the tests are run as the commands that people use, in processes of their own: a driver that
-hangs cannot hold up the deadline.
+Whatever happens, the node stays tainted until its tests have passed: it has the taint before this process starts, and
+one patch removes it at the very end. If this process is killed, the next one starts over; a burn-in that has passed in
+this boot is not repeated. Checks and tests run as `gpuhealth check` and `gpuhealth burnin` in child processes, so that
+neither a driver that hangs nor a crash in a library can hold up the deadline of the preflight.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from gpuhealth.api.names import AGENT, FAILED
 from gpuhealth.burnin import results
-from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, patience
+from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, retry_delay
 from gpuhealth.kube.errors import ApiError, InvalidError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from gpuhealth.model.missing import Missing
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.burnin_results.probe import BurninProbe
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
-from gpuhealth.monitors.node_probe import boot_id
 from gpuhealth.monitors.nvidia.devices import KernelModuleProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine import preflight_taint as marks
 from gpuhealth.quarantine.condition import summary
-from gpuhealth.quarantine.preflight_taint import FAILED
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.runtime.files import boot_id
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
 
 _IDLE_SECONDS = 10.0
-_STOP_SECONDS = 5.0  # in which a command that is told to stop has to end
+_STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL of a child command
 _REASON_LIMIT = 800  # of an Event's message
 REASON = "preflight"
 _LIBRARY_FINDINGS = {"agent.nvml_library", "driver.version_mismatch"}
-_FIT = (State.HEALTHY, State.DEGRADED)  # a warning keeps no node out of service
+_ACCEPTED = (State.HEALTHY, State.DEGRADED)  # a warning does not keep a node out of service
 
 
-class FailedError(Exception):
-    """The node has not passed; the text says why."""
+class PreflightError(Exception):
+    """The node has not passed its preflight; the text says why."""
 
 
 class Preflight:
-    """The preflight of one node."""
+    """The preflight of one node, run by `gpuhealth preflight`."""
 
     def __init__(self, settings: Settings, client: Client, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
         self._settings = settings
@@ -63,15 +63,16 @@ class Preflight:
         self._key = settings.preflight.taint
         self._boot_id = boot_id(settings.roots.proc)
         node = settings.node_name
-        self._events = EventRecorder(client, "gpuhealth-agent", node, host=node, now=now)
+        self._events = EventRecorder(client, AGENT, node, host=node, now=now)
         self._module = KernelModuleProbe(settings.roots.sys)
         self._stale_library = StaleLibrary()
-        self._told = ""
+        self._last_status = ""  # what was going on last, for the error message of a timeout
 
     async def run(self) -> None:
-        """Waits for the taint, tests the node, and begins again, until cancelled by SIGTERM or SIGINT.
+        """Test the node whenever it has the taint, until SIGTERM or SIGINT.
 
-        Raises RestartRequiredError when the driver was loaded after us and only a new container can use it.
+        Raises RestartRequiredError when the driver was loaded after this process, so that only a new container can use
+        it.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -82,124 +83,129 @@ class Preflight:
             while True:
                 pause = _IDLE_SECONDS
                 try:
-                    await self.once()
+                    await self.test_if_tainted()
                     failures = 0
                 except ApiError as error:
                     raise_if_cancelled()
                     failures += 1
-                    pause = patience(error, failures)
+                    pause = retry_delay(error, failures)
                     log.warning("API request failed", error=str(error), failures=failures, retry_in=round(pause, 1))
                 await asyncio.sleep(pause)
 
-    async def once(self) -> None:
-        """Tests the node if it waits for it, and says on the Node how that ended."""
-        if not await self._is_awaited(await self._node()):
+    async def test_if_tainted(self) -> None:
+        """Test the node if its taint asks for it, and mark the outcome on the Node. Raises ApiError."""
+        if not await self._is_due(await self._node()):
             log.info("preflight waiting", node=self._settings.node_name)
             return
         log.info("preflight started", node=self._settings.node_name, boot_id=self._boot_id)
         try:
-            await self._pass()
-        except FailedError as error:
+            await self._test()
+        except PreflightError as error:
             reason = str(error)[:_REASON_LIMIT]
-            log.error("preflight failed", reason=reason)  # noqa: TRY400 - one sentence says it
-            await self._mark(marks.failed, "PreflightFailed", f"stays closed: {reason}", warning=True)
+            log.error("preflight failed", reason=reason)  # noqa: TRY400 - the sentence is enough, without a traceback
+            await self._mark(marks.failed, "PreflightFailed", f"the node stays tainted: {reason}", warning=True)
         else:
             log.info("preflight passed")
-            await self._mark(marks.passed, "PreflightPassed", "opened for work", warning=False)
+            message = "all checks and tests passed, taint removed"
+            await self._mark(marks.passed, "PreflightPassed", message, warning=False)
 
     async def _node(self) -> Object:
         return await self._client.get(NODES, self._settings.node_name)
 
-    async def _is_awaited(self, node: Object) -> bool:
-        """A node that has failed waits for a person, who sets the taint's value back, or for a reboot."""
-        said = marks.value(node, self._key)
-        return said is not None and (said != FAILED or await self._last() is not TestStatus.FAILED)
+    async def _is_due(self, node: Object) -> bool:
+        """Whether the node has the taint. After a failure, only if its value was reset by hand or the node rebooted."""
+        value = marks.value(node, self._key)
+        return value is not None and (value != FAILED or await self._last_result() is not TestStatus.FAILED)
 
-    async def _last(self) -> TestStatus | None:
-        """How the last preflight of this boot ended that did; None without one."""
+    async def _last_result(self) -> TestStatus | None:
+        """Passed or failed, for the latest completed preflight of this boot; None without one."""
         readings = await BurninProbe(self._settings.burnin.results_dir).read()
         runs = () if isinstance(readings, Missing) else readings.runs
-        ours = [run.status for run in runs if run.reason == REASON and run.boot_id == self._boot_id != ""]
-        return next((status for status in reversed(ours) if status.says_something), None)
+        if not self._boot_id:
+            return None
+        statuses = [run.status for run in runs if run.reason == REASON and run.boot_id == self._boot_id]
+        return next((status for status in reversed(statuses) if status.is_conclusive), None)
 
-    async def _pass(self) -> None:
-        """Checks, then tests. Raises FailedError."""
-        if await self._last() is TestStatus.PASSED:
+    async def _test(self) -> None:
+        """Run the checks, then the burn-in. Raises PreflightError."""
+        if await self._last_result() is TestStatus.PASSED:
             return
         started, limits = self._now(), self._settings.preflight
-        self._told = "nothing has been measured yet"
+        self._last_status = "nothing was measured yet"
         try:
             async with asyncio.timeout(limits.deadline):
                 await self._check()
                 run = await self._burnin()
         except TimeoutError:
-            self._keep_failure(started)
-            raise FailedError(f"not done within {limits.deadline:g} s; at last: {self._told}") from None
-        except FailedError:
-            self._keep_failure(started)
+            self._save_failure(started)
+            raise PreflightError(f"not done within {limits.deadline:g} s; last status: {self._last_status}") from None
+        except PreflightError:
+            self._save_failure(started)
             raise
         if run.status is not TestStatus.PASSED:
-            raise FailedError(_why(run))  # its result is kept already
+            raise PreflightError(_failure(run))  # the burn-in has saved its own result
 
     async def _check(self) -> None:
-        """The passive checks, until all of them pass: on a new node the driver may still be on its way."""
+        """Repeat the passive checks until they pass: on a new node the driver may still be being installed."""
         limits, loop = self._settings.preflight, asyncio.get_running_loop()
-        until, elsewhere = loop.time() + limits.readiness_timeout, str(self._settings.burnin.results_dir / "none")
+        deadline = loop.time() + limits.readiness_timeout
+        # A failed burn-in of the past must not prevent a new one, so the checks read no results.
+        no_results = str(self._settings.burnin.results_dir / "none")
         while True:
-            # What an earlier test has found is no reason not to test again.
-            verdict = _decoded(await self._command("check", "--json", GPUHEALTH_BURNIN__RESULTS_DIR=elsewhere), Verdict)
+            output = await self._run_command("check", "--json", GPUHEALTH_BURNIN__RESULTS_DIR=no_results)
+            verdict = _decoded(output, Verdict)
             if verdict is not None:
-                if verdict.verdict in _FIT:
+                if verdict.verdict in _ACCEPTED:
                     return
                 codes = {finding.code for finding in verdict.findings}
                 self._stale_library.judge(self._module.read(), fails=not codes.isdisjoint(_LIBRARY_FINDINGS))
-                self._told = f"{verdict.verdict}: {summary(verdict)[2]}"
-            if loop.time() >= until:
-                raise FailedError(f"not healthy within {limits.readiness_timeout:g} s: {self._told}")
+                self._last_status = f"{verdict.verdict}: {summary(verdict)[2]}"
+            if loop.time() >= deadline:
+                raise PreflightError(f"not healthy within {limits.readiness_timeout:g} s: {self._last_status}")
             await asyncio.sleep(limits.retry)
 
     async def _burnin(self) -> BurninRun:
-        """The burn-in, which leaves its result for the agent; tried again while it cannot begin, as on a GPU in use."""
+        """Run the burn-in, which saves its result for the agent; repeated while it cannot start, as on a GPU in use."""
         limits = self._settings.preflight
-        words = ["burnin", "--reason", REASON, "--json", "--level", limits.level]
-        words += ["--tests", ",".join(limits.tests)] if limits.tests else []
-        words += [] if limits.duration is None else ["--duration", f"{limits.duration:g}s"]
+        arguments = ["burnin", "--reason", REASON, "--json", "--level", limits.level]
+        arguments += ["--tests", ",".join(limits.tests)] if limits.tests else []
+        arguments += [] if limits.duration is None else ["--duration", f"{limits.duration:g}s"]
         while True:
-            run = _decoded(await self._command(*words), BurninRun)
+            run = _decoded(await self._run_command(*arguments), BurninRun)
             if run is not None and run.status is not TestStatus.STOPPED:
                 return run
             await asyncio.sleep(limits.retry)
 
-    async def _command(self, *words: str, **environment: str) -> bytes:
-        """What `gpuhealth WORDS…` writes. It is stopped when we are, and waited for."""
-        self._told = f"gpuhealth {words[0]} runs"
+    async def _run_command(self, *arguments: str, **environment: str) -> bytes:
+        """Standard output of a gpuhealth command. On cancellation, the command is stopped and waited for."""
+        self._last_status = f"gpuhealth {arguments[0]} is running"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gpuhealth", *words),
+            *_command_line(*arguments),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **environment},
         )
         try:
-            out, errors = await process.communicate()
+            output, errors = await process.communicate()
         finally:
             if process.returncode is None:
-                await _stopped(process)
-        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        self._told = last or f"gpuhealth {words[0]} ended with {process.returncode}"
-        return out
+                await _stop(process)
+        last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        self._last_status = last_line or f"gpuhealth {arguments[0]} exited with code {process.returncode}"
+        return output
 
-    def _keep_failure(self, started: datetime) -> None:
-        """Leaves a run without results for a restart to find: a node is not tried again and again until it passes."""
+    def _save_failure(self, started: datetime) -> None:
+        """Save a failed run without results, which a restarted process finds: a node is not retried until it passes."""
         settings = self._settings
         failed = BurninRun(
-            settings.node_name,
-            self._boot_id,
-            settings.preflight.level,
-            REASON,
-            started,
-            self._now(),
-            TestStatus.FAILED,
-            (),
+            node=settings.node_name,
+            boot_id=self._boot_id,
+            level=settings.preflight.level,
+            reason=REASON,
+            started=started,
+            ended=self._now(),
+            status=TestStatus.FAILED,
+            results=(),
         )
         try:
             results.save(failed, settings.burnin.results_dir)
@@ -209,7 +215,7 @@ class Preflight:
     async def _mark(
         self, patch_of: Callable[[Object, str], list[Object]], reason: str, message: str, *, warning: bool
     ) -> None:
-        """Writes the outcome on the Node as it is now, and an Event; tried again for as long as it takes."""
+        """Apply a patch to the current Node and post an Event, with retries until both have succeeded."""
         failures = 0
         while True:
             try:
@@ -217,37 +223,43 @@ class Preflight:
                     await self._client.patch(NODES, self._settings.node_name, patch, content_type=JSON_PATCH)
                     self._events.queue(node_subject(self._settings.node_name), reason, message, warning=warning)
                 await self._events.flush()
-            except InvalidError:  # somebody else changed the taints meanwhile: look again
+            except InvalidError:  # the taints have changed meanwhile: read the Node again
                 await asyncio.sleep(backoff(0))
             except ApiError as error:
                 raise_if_cancelled()
                 failures += 1
-                pause = patience(error, failures)
+                pause = retry_delay(error, failures)
                 log.warning("node update failed", error=str(error), failures=failures, retry_in=round(pause, 1))
                 await asyncio.sleep(pause)
             else:
                 return
 
 
-async def _stopped(process: asyncio.subprocess.Process) -> None:
-    """Ends a command: it gets the time to end its own workers first."""
+def _command_line(*arguments: str) -> list[str]:
+    """The command line of `gpuhealth ARGUMENTS…`, with the interpreter and the version of this process."""
+    return [sys.executable, "-m", "gpuhealth", *arguments]
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """Stop a command; it gets time to end its own workers first."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
         async with asyncio.timeout(_STOP_SECONDS):
             await process.wait()
     except TimeoutError:
-        process.kill()  # a command only: what holds the driver is a child of it
+        process.kill()  # safe: only its children call the driver
 
 
 def _decoded(text: bytes, kind: type[_T]) -> _T | None:
     with contextlib.suppress(msgspec.DecodeError):
         return msgspec.json.decode(text, type=kind)
-    return None  # it could not do what it was asked for
+    return None  # the command could not do its work
 
 
-def _why(run: BurninRun) -> str:
+def _failure(run: BurninRun) -> str:
     failed = [result for result in run.results if result.status is TestStatus.FAILED]
     return (
-        "; ".join(f"burnin.{each.test} {each.gpu}: {each.message}" for each in failed) or f"the burn-in is {run.status}"
+        "; ".join(f"burnin.{result.test} {result.gpu}: {result.message}" for result in failed)
+        or f"the burn-in is {run.status}"
     )

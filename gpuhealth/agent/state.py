@@ -1,44 +1,48 @@
-"""What an agent remembers over its restarts, kept in the journal: findings, history, place in the kernel log, release.
+"""What an agent keeps over its restarts, in the journal: findings, check memory, kernel-log position, driver release.
 
-Times are remembered as the wall clock told them; if it was set while no agent ran, they are moved along.
+Times are stored as the wall clock showed them; if it was set while no agent ran, they are moved along.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from types import UnionType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
 from gpuhealth.kernel_log.kmsg import Position
-from gpuhealth.model.history import History
-from gpuhealth.model.tracker import Ledger
+from gpuhealth.model.tracker_state import TrackerState
+from gpuhealth.monitors.judge import Memory, decode_memory
 from gpuhealth.monitors.nvidia.readings import Release
-from gpuhealth.runtime import settings as config
 from gpuhealth.runtime.clock import Instant, SteadyClock
-from gpuhealth.runtime.journal import Journal, JournalError, SpoiledError
+from gpuhealth.runtime.journal import DamagedValueError, Journal, JournalError
+from gpuhealth.runtime.settings import Journal as JournalSettings
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
 
+FINDINGS, CHECKS = "findings", "checks"
+"""Keys in the journal that other processes read: the tracker's state, and the memory of the checks."""
 
-class Memory(msgspec.Struct):
-    """What is remembered; of what cannot be read, nothing."""
 
-    ledger: Ledger = msgspec.field(default_factory=Ledger)
-    history: History = msgspec.field(default_factory=History)
+class AgentState(msgspec.Struct):
+    """The stored state; a part that cannot be read is empty."""
+
+    tracker: TrackerState = msgspec.field(default_factory=TrackerState)
+    memory: Memory = msgspec.field(default_factory=Memory)
     position: Position | None = None
     release: Release | None = None  # of the driver, in this boot
     preflight_due: bool = False  # the node has to pass its first tests once more, and is not closed yet
-    rebooted: bool = False  # since this was remembered
+    rebooted: bool = False  # since this was stored
 
     def encoded(self, clock: SteadyClock, boot_id: str) -> dict[str, bytes]:
-        """As the journal keeps it."""
+        """The values for the journal, by key."""
         values = {
-            "findings": self.ledger,
-            "history": self.history,
+            FINDINGS: self.tracker,
+            CHECKS: self.memory,
             "release": self.release,
             "preflight_due": self.preflight_due,
             "written": clock.instant(boot_id),
@@ -46,65 +50,68 @@ class Memory(msgspec.Struct):
         return {key: msgspec.json.encode(value) for key, value in values.items()}
 
 
-def open_journal(where: config.Journal) -> Journal | None:
+def open_journal(settings: JournalSettings) -> Journal | None:
     """The node's journal; None where there can be none, which is logged.
 
     One that cannot be written is read all the same: a disk that fails must not take along what was found.
     """
     try:
-        journal = Journal(where.path, where.retention, where.max_entries)
+        journal = Journal(settings.path, settings.retention, settings.max_entries)
     except JournalError as error:
         log.error("journal unavailable: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
         with contextlib.suppress(JournalError):
-            return Journal(where.path, where.retention, where.max_entries, read_only=True)
+            return Journal(settings.path, settings.retention, settings.max_entries, read_only=True)
         return None
     if journal.set_aside:
         log.error("damaged journal set aside", file=str(journal.set_aside))
     return journal
 
 
-def recall(journal: Journal | None, clock: SteadyClock, boot_id: str) -> Memory:
-    """What an earlier agent on this node has remembered."""
-    memory = Memory()
+def restore(journal: Journal | None, clock: SteadyClock, boot_id: str) -> AgentState:
+    """The state that an earlier agent on this node has stored."""
+    state = AgentState()
     if journal is None:
-        return memory
+        return state
     written: Instant | None = None
     try:
-        memory.ledger = _recalled(journal, "findings", Ledger) or memory.ledger
-        if not memory.ledger.is_sound():
+        state.tracker = _stored(journal, FINDINGS, TrackerState) or state.tracker
+        if not state.tracker.is_sound():
             log.error("stored findings discarded: times without a time zone")
-            memory.ledger = Ledger()
-        memory.history = _recalled(journal, "history", History) or memory.history
-        memory.position = _recalled(journal, "kmsg", Position)
-        memory.preflight_due = _recalled(journal, "preflight_due", bool) or False
-        written = _recalled(journal, "written", Instant)
-        memory.rebooted = written is not None and written.boot_id != boot_id and bool(written.boot_id and boot_id)
+            state.tracker = TrackerState()
+        state.memory = _stored(journal, CHECKS, Memory, decode_memory) or state.memory
+        state.position = _stored(journal, "kmsg", Position)
+        state.preflight_due = _stored(journal, "preflight_due", bool) or False
+        written = _stored(journal, "written", Instant)
+        state.rebooted = written is not None and written.boot_id != boot_id and bool(written.boot_id and boot_id)
         if written and written.boot_id == boot_id:  # a reboot ends what the driver was released for
-            memory.release = _recalled(journal, "release", Release | None)
+            state.release = _stored(journal, "release", Release | None)
     except JournalError as error:
         log.error("journal partly unreadable", error=str(error))  # noqa: TRY400 - one sentence says it
-        return memory
+        return state
     if written and (seconds := clock.set_since(written, boot_id)):
         log.warning("clock stepped while no agent ran", seconds=round(seconds))
-        memory.ledger.shift(seconds)
-        memory.history.shift(seconds)
-        memory.release = memory.release and memory.release.shifted(seconds)
-    return memory
+        state.tracker.shift(seconds)
+        state.memory.history.shift(seconds)
+        if state.release is not None:
+            state.release = state.release.shifted(seconds)
+    return state
 
 
-def _recalled(journal: Journal, key: str, kind: type[_T] | UnionType) -> _T | None:
-    """What was remembered under a key; nothing of what cannot be read, which is logged."""
+def _stored(
+    journal: Journal, key: str, kind: type[_T] | UnionType, decode: Callable[[bytes], Any] | None = None
+) -> _T | None:
+    """The stored value of a key; None for one that cannot be read, which is logged."""
     try:
-        value = journal.recall(key)
-    except SpoiledError as error:
+        value = journal.stored(key)
+    except DamagedValueError as error:
         log.error("stored state discarded: unreadable", key=key, error=str(error))  # noqa: TRY400
         return None
     if value is None:
-        if key == "findings":
+        if key == FINDINGS:
             log.info("no stored findings", why="the node is new to gpuhealth, or its journal was lost")
         return None
     try:
-        decoded: _T = msgspec.json.decode(value, type=kind)
+        decoded: _T = decode(value) if decode else msgspec.json.decode(value, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         log.error("stored state discarded: unreadable", key=key, error=str(error))  # noqa: TRY400
         return None

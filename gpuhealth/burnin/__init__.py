@@ -1,1 +1,1 @@
-"""Active tests: what only shows when a GPU is made to work. Only the workers import torch."""
+"""Burn-in: active tests that find faults only visible while a GPU works. Only the worker processes import torch."""

@@ -1,7 +1,7 @@
-"""All-reduce, all-gather and reduce-scatter over all GPUs of the node, one process a GPU: NCCL on CUDA, else gloo.
+"""All-reduce, all-gather and reduce-scatter over all GPUs of the node, one process per GPU: NCCL on CUDA, else gloo.
 
-Every rank gives its own power of two times a number of the element's own, so that a sum tells whose part is missing or
-came twice. Sums of integers are exact in whatever order the ring adds them.
+Rank r contributes 2^r times a number that differs per element, so that a wrong sum shows which rank's part is missing
+or was added twice. Sums of integers are exact, in whatever order the ring adds them.
 """
 
 from __future__ import annotations
@@ -19,48 +19,50 @@ from torch import Tensor
 
 from gpuhealth.burnin import word_patterns as words
 from gpuhealth.burnin.device import Device
-from gpuhealth.burnin.faults import Faults
+from gpuhealth.burnin.faults import InjectedFaults
 from gpuhealth.burnin.figures import ALL_GATHER, ALL_REDUCE, RANKS, REDUCE_SCATTER
-from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
-from gpuhealth.burnin.test_timer import Pace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.burnin.protocol import DeviceResult, Job, OnProgress, StopRequested
+from gpuhealth.burnin.test_timer import TestTimer
+from gpuhealth.model.burnin_run import Miscompare, summarize
 
 _BYTES = 1 << 30
 _PROCESSOR_BYTES = 16 << 20
 _SMALL_BYTES = 1 << 18
 _SHARE_OF_FREE = 8
-_LEAST_ROUNDS = 3
-_LISTED = 4
-_ELEMENT_BITS = 12  # of the numbers that tell elements apart: with them, sums of up to 48 ranks fit an int64
-_MOST_RANKS = 48
+_MIN_ROUNDS = 3
+_MAX_LISTED = 4
+_ELEMENT_BITS = 12  # of the numbers that distinguish elements: with them, sums of up to 48 ranks fit an int64
+_MAX_RANKS = 48
 _ODD = 2_654_435_761  # 2^32 / golden ratio: neighbours get numbers far apart
 _SETUP = timedelta(seconds=120)  # every rank loads its libraries first
 
 
 class Collective(NamedTuple):
-    """One operation, and what it must give."""
+    """One operation, and what it must produce."""
 
     figure: str
     name: str
-    before: Callable[[], object]  # puts the inputs in their places
+    prepare: Callable[[], object]  # fills the input buffers
     work: Callable[[], object]
     result: Tensor
-    wanted: Callable[[], Tensor]
-    summed: bool  # over the ranks; else parts of the ranks stand one after the other
+    expected: Callable[[], Tensor]
+    summed: bool  # over the ranks; else the parts of the ranks follow one another
     bus_bytes: float  # moved over the bus by each rank, as NCCL's tests count them
 
 
-def run(job: Job, devices: Sequence[Device], say: Say, faults: Faults) -> tuple[GpuOutcome, ...]:
-    """This rank's part: `devices` is its one GPU. Ends in the same round on all ranks."""
+def run(
+    job: Job, devices: Sequence[Device], on_progress: OnProgress, faults: InjectedFaults
+) -> tuple[DeviceResult, ...]:
+    """Run this rank's part; `devices` is its one GPU. All ranks end in the same round."""
     (device,) = devices
     if job.ranks < 2:
-        return (GpuOutcome(device.gpu, skipped="one GPU alone has no other to exchange data with"),)
-    if job.ranks > _MOST_RANKS:
-        return (GpuOutcome(device.gpu, skipped=f"sums of more than {_MOST_RANKS} ranks would not be exact"),)
+        return (DeviceResult(gpu=device.gpu, skipped="a single GPU has no other to exchange data with"),)
+    if job.ranks > _MAX_RANKS:
+        return (DeviceResult(gpu=device.gpu, skipped=f"sums of more than {_MAX_RANKS} ranks would not be exact"),)
     if device.is_cuda:
         torch.cuda.set_device(device.torch)
     else:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would go by the host's name, which may lead elsewhere
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo resolves the host's name, which may fail
     dist.init_process_group(
         "nccl" if device.is_cuda else "gloo",
         init_method=f"file://{job.rendezvous}",
@@ -69,62 +71,65 @@ def run(job: Job, devices: Sequence[Device], say: Say, faults: Faults) -> tuple[
         timeout=_SETUP,
     )
     try:
-        return (_Rank(job, device, say, faults).outcome(),)
+        return (_Rank(job, device, on_progress, faults).device_result(),)
     finally:
         dist.destroy_process_group()
 
 
 class _Rank:
-    def __init__(self, job: Job, device: Device, say: Say, faults: Faults) -> None:
+    def __init__(self, job: Job, device: Device, on_progress: OnProgress, faults: InjectedFaults) -> None:
         self._job = job
         self._device = device
         self._faults = faults
-        self._pace = Pace(job.seconds, device.gpu, say)
+        self._timer = TestTimer(job.seconds, device.gpu, on_progress)
         self._samples: dict[str, list[float]] = {}
-        self._rates: dict[str, float] = {}  # the last of each
-        self._misses: list[Miscompare] = []
-        self._blamed: dict[str, None] = {}  # sentences, each once
+        self._rates: dict[str, float] = {}  # figure -> latest sample
+        self._miscompares: list[Miscompare] = []
+        self._causes: dict[str, None] = {}  # sentences, each once
 
-    def outcome(self) -> GpuOutcome:
-        """What this rank has measured and received."""
+    def device_result(self) -> DeviceResult:
         collectives = list(self._collectives())
         rounds = 0
-        while self._all_go_on(rounds):
+        while self._all_continue(rounds):
             rounds += 1
             for collective in collectives:
                 self._sample(collective)
         figures = {figure: statistics.median(samples) for figure, samples in self._samples.items()}
-        return GpuOutcome(
-            self._device.gpu,
-            failure="; ".join(filter(None, [words.failure(self._misses), *self._blamed])),
+        return DeviceResult(
+            gpu=self._device.gpu,
+            failure="; ".join(filter(None, [summarize(self._miscompares), *self._causes])),
             figures={**figures, RANKS: float(self._job.ranks)} if figures else {},
-            miscompares=tuple(self._misses),
+            miscompares=tuple(self._miscompares),
         )
 
-    def _all_go_on(self, rounds: int) -> bool:
-        """Whether no rank wants to end: one that left alone would leave the others waiting in the next operation."""
-        wants = rounds < _LEAST_ROUNDS or not self._pace.over
+    def _all_continue(self, rounds: int) -> bool:
+        """Whether all ranks want another round: if one left alone, the others would wait in the next operation."""
+        proceed = rounds < _MIN_ROUNDS or not self._timer.expired
         try:
-            self._pace.step()
-        except Stopped:
-            wants = False
-        flag = torch.tensor([int(wants)], device=self._device.torch)
+            self._timer.step()
+        except StopRequested:
+            proceed = False
+        flag = torch.tensor([int(proceed)], device=self._device.torch)
         dist.all_reduce(flag, op=dist.ReduceOp.MIN)
         return bool(flag.item())
 
+    def _buffer_bytes(self) -> int:
+        if self._device.is_cuda:
+            return _BYTES
+        return _SMALL_BYTES if self._device.small else _PROCESSOR_BYTES
+
     def _collectives(self) -> Iterator[Collective]:
         ranks, rank, device = self._job.ranks, self._job.rank, self._device.torch
-        size = _BYTES if self._device.is_cuda else _SMALL_BYTES if self._device.small else _PROCESSOR_BYTES
-        part = min(size, self._device.free_bytes() // _SHARE_OF_FREE) // words.BYTES // ranks
+        part = min(self._buffer_bytes(), self._device.free_bytes() // _SHARE_OF_FREE) // words.BYTES // ranks
         whole = part * ranks
         numbers = torch.arange(whole, device=device).mul_(_ODD).bitwise_and_((1 << _ELEMENT_BITS) - 1).add_(1)
-        everyone = (1 << ranks) - 1
-        mine = slice(rank * part, (rank + 1) * part)
+        all_ranks = (1 << ranks) - 1
+        own_part = slice(rank * part, (rank + 1) * part)
         given, reduced = (torch.empty(whole, dtype=torch.int64, device=device) for _ in range(2))
         piece = torch.empty(part, dtype=torch.int64, device=device)
         size = words.BYTES * whole
 
-        def own() -> Tensor:
+        def own_numbers() -> Tensor:
             return torch.mul(numbers, 1 << rank, out=given)
 
         def gathered() -> Tensor:
@@ -133,68 +138,68 @@ class _Rank:
 
         share = (ranks - 1) / ranks
         yield Collective(
-            ALL_REDUCE,
-            "all-reduce",
-            lambda: torch.mul(numbers, 1 << rank, out=reduced),
-            lambda: dist.all_reduce(reduced),
-            reduced,
-            lambda: numbers * everyone,
-            True,
-            2 * share * size,
+            figure=ALL_REDUCE,
+            name="all-reduce",
+            prepare=lambda: torch.mul(numbers, 1 << rank, out=reduced),
+            work=lambda: dist.all_reduce(reduced),
+            result=reduced,
+            expected=lambda: numbers * all_ranks,
+            summed=True,
+            bus_bytes=2 * share * size,
         )
         yield Collective(
-            ALL_GATHER,
-            "all-gather",
-            lambda: (own(), reduced.zero_()),
-            lambda: dist.all_gather_into_tensor(reduced, given[mine]),
-            reduced,
-            gathered,
-            False,
-            share * size,
+            figure=ALL_GATHER,
+            name="all-gather",
+            prepare=lambda: (own_numbers(), reduced.zero_()),
+            work=lambda: dist.all_gather_into_tensor(reduced, given[own_part]),
+            result=reduced,
+            expected=gathered,
+            summed=False,
+            bus_bytes=share * size,
         )
         yield Collective(
-            REDUCE_SCATTER,
-            "reduce-scatter",
-            lambda: (own(), piece.zero_()),
-            lambda: dist.reduce_scatter_tensor(piece, given),
-            piece,
-            lambda: numbers[mine] * everyone,
-            True,
-            share * size,
+            figure=REDUCE_SCATTER,
+            name="reduce-scatter",
+            prepare=lambda: (own_numbers(), piece.zero_()),
+            work=lambda: dist.reduce_scatter_tensor(piece, given),
+            result=piece,
+            expected=lambda: numbers[own_part] * all_ranks,
+            summed=True,
+            bus_bytes=share * size,
         )
 
     def _sample(self, collective: Collective) -> None:
-        with contextlib.suppress(Stopped):  # all ranks agree on the end, after the round
-            self._pace.step(collective.name, self._rates)
-        collective.before()
+        with contextlib.suppress(StopRequested):  # all ranks agree on the end after the round
+            self._timer.step(collective.name, self._rates)
+        collective.prepare()
         self._device.synchronize()
-        self._faults.transfer(self._device)
+        self._faults.before_transfer(self._device)
         seconds = self._device.seconds(self._faults.slowed(self._device, collective.work))
-        self._faults.reduction(self._device, collective.result)
+        self._faults.after_collective(self._device, collective.result)
         rate = collective.bus_bytes / seconds / 1e9
         self._samples.setdefault(collective.figure, []).append(rate)
         self._rates[collective.figure] = rate
-        wanted = collective.wanted()
-        miss = words.miscompare(f"{collective.name} of {self._job.ranks}", collective.result, wanted)
-        if miss is not None and len(self._misses) < _LISTED:
-            self._misses.append(miss)
-            self._blame(collective, wanted, miss.index // words.BYTES)
+        expected = collective.expected()
+        miss = words.compare_words(f"{collective.name} of {self._job.ranks}", collective.result, expected)
+        if miss is not None and len(self._miscompares) < _MAX_LISTED:
+            self._miscompares.append(miss)
+            self._add_cause(collective, expected, miss.index // words.BYTES)
 
-    def _blame(self, collective: Collective, wanted: Tensor, index: int) -> None:
+    def _add_cause(self, collective: Collective, expected: Tensor, index: int) -> None:
         if not collective.summed:
-            rank = index // (wanted.numel() // self._job.ranks)
-            self._blamed[f"it stands in the part of rank {rank}"] = None
-        elif who := culprit(int(collective.result[index]), int(wanted[index]), self._job.ranks):
-            self._blamed[who] = None
+            rank = index // (expected.numel() // self._job.ranks)
+            self._causes[f"it is in the part of rank {rank}"] = None
+        elif cause := sum_error(int(collective.result[index]), int(expected[index]), self._job.ranks):
+            self._causes[cause] = None
 
 
-def culprit(got: int, wanted: int, ranks: int) -> str:
-    """Whose part a wrong sum lacks or has twice, in words; empty where it is another fault.
+def sum_error(got: int, expected: int, ranks: int) -> str:
+    """Which rank's part a wrong sum lacks or contains twice, in words; empty where the error is of another kind.
 
-    `wanted` is number * (2^ranks - 1): each rank gives number * 2^rank.
+    `expected` is number * (2^ranks - 1), because rank r contributes number * 2^r.
     """
-    number = wanted // ((1 << ranks) - 1)
-    off, rest = divmod(got - wanted, number)
-    if rest or abs(off).bit_count() != 1 or abs(off) >= 1 << ranks:
+    number = expected // ((1 << ranks) - 1)
+    parts, rest = divmod(got - expected, number)
+    if rest or abs(parts).bit_count() != 1 or abs(parts) >= 1 << ranks:
         return ""
-    return f"the part of rank {abs(off).bit_length() - 1} {'is missing' if off < 0 else 'came twice'}"
+    return f"the part of rank {abs(parts).bit_length() - 1} {'is missing' if parts < 0 else 'was added twice'}"

@@ -1,9 +1,9 @@
-"""Exact arithmetic: products whose every bit is known, in every number format the device has.
+"""Exact arithmetic: matrix products whose exact result is known, in every number format that the device supports.
 
-The first product of a pair of operands is proven on the device and on the host (`operands`: integers, and Freivalds'
-check); all later ones must equal it in every bit; the last is compared on the host once more, and before the first and
-after the last the operands on the device are compared with those on the host. So nothing is believed because the
-device says so, and the proofs' cost is shared by all products of the pair.
+The first product of an operand pair is proven right on the device and on the host (see `operands`: integers, and
+Freivalds' check). All later products must equal it bit for bit; the last one is compared on the host once more. Before
+the first product and after the last, the operands on the device are compared with those on the host. So no result is
+trusted only because the device says so, and all products of a pair share the cost of its proofs.
 """
 
 from __future__ import annotations
@@ -12,256 +12,247 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, cycle
+from typing import NamedTuple
 
 import msgspec
-import torch
 from torch import Tensor
 
-from gpuhealth.burnin.device import Device, compute_the_same_every_time
-from gpuhealth.burnin.faults import Faults, bits
-from gpuhealth.burnin.gemm import FORMATS, Format, Shape, available, multiply
-from gpuhealth.burnin.operands import Pair, draw
-from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.bit_compare import compare_bits, same_bits
+from gpuhealth.burnin.device import Device, enable_deterministic_mode
+from gpuhealth.burnin.faults import InjectedFaults
+from gpuhealth.burnin.gemm import FORMATS, GemmFormat, GemmShape, multiply, unavailable_reason
+from gpuhealth.burnin.operands import OperandPair, draw
+from gpuhealth.burnin.protocol import DeviceResult, Job, OnProgress, StopRequested
 from gpuhealth.burnin.recurrence import recurrence
-from gpuhealth.burnin.test_timer import CommonPace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.burnin.test_timer import SharedTestTimer
+from gpuhealth.model.burnin_run import Miscompare
 
 PRODUCTS_PER_PAIR = 64  # at least, if time allows; more until the next pair is drawn, so that a GPU never waits for it
-_LARGEST = 8192  # m, k, n: fills the largest GPU
-_SMALL = 192
-_LOCATED_ROWS = 256  # of which the truth is computed on the host
-_ENOUGH = 5  # miscompares, after which a device needs no further test
+_MAX_SIZE = 8192  # m, k, n: enough to fill the largest GPU
+_SMALL_SIZE = 192
+_MAX_LOCATED_ROWS = 256  # rows whose right values are computed on the host
+_MAX_MISCOMPARES = 5  # after which a device needs no further test
 
 
-class Tested:
-    """One device under test, and what was found."""
+class DeviceUnderTest:
+    """One device with its products and miscompares so far."""
 
-    def __init__(self, device: Device, faults: Faults) -> None:
+    def __init__(self, device: Device, faults: InjectedFaults) -> None:
         self.device = device
-        self.formats = {form.name: available(form, device) for form in FORMATS}
+        self.unavailable = {fmt.name: unavailable_reason(fmt, device) for fmt in FORMATS}
         self.products: dict[str, int] = {}
         self.miscompares: list[Miscompare] = []
         self._faults = faults
         self._flops: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
 
-    def has(self, form: Format) -> bool:
-        """Whether the device multiplies in this format, and is worth another product."""
-        return not self.formats[form.name] and len(self.miscompares) < _ENOUGH
+    @property
+    def has_failed(self) -> bool:
+        """Whether there are so many miscompares that further tests add nothing."""
+        return len(self.miscompares) >= _MAX_MISCOMPARES
 
-    def load(self, pair: Pair) -> Pair:
-        """Brings a pair to the device."""
+    def needs(self, fmt: GemmFormat) -> bool:
+        """Whether the device supports this format and should be tested further."""
+        return not self.unavailable[fmt.name] and not self.has_failed
+
+    def load(self, pair: OperandPair) -> OperandPair:
+        """Copy a pair to the device."""
         loaded = pair.to(self.device)
-        self._faults.inputs(self.device, loaded.left.values, loaded.right.values)
+        self._faults.after_load(self.device, loaded.left.values, loaded.right.values)
         return loaded
 
-    def product(self, pair: Pair) -> Tensor:
-        """One product of a loaded pair."""
+    def multiply(self, pair: OperandPair) -> Tensor:
+        """One product of a loaded pair, timed and counted."""
         result: list[Tensor] = []
         left, right = pair.left.values, pair.right.values
-        seconds = self.device.seconds(lambda: result.append(multiply(pair.form, left, right)))
-        name, shape = pair.form.name, pair.shape
+        seconds = self.device.seconds(lambda: result.append(multiply(pair.fmt, left, right)))
+        name, shape = pair.fmt.name, pair.shape
         self.products[name] = self.products.get(name, 0) + 1
         self._flops[name] = self._flops.get(name, 0.0) + 2.0 * shape.m * shape.k * shape.n
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        self._faults.result(self.device, result[0])
+        self._faults.after_product(self.device, result[0])
         return result[0]
 
     def figures(self) -> dict[str, float]:
-        """Products, in all and of each format, and their rate; int8's are integer operations."""
+        """Number of products, in total and by format, and TFLOPS by format (integer operations for int8)."""
         figures = {"products": float(sum(self.products.values()))}
         for name, flops in self._flops.items():
             figures[f"{name}_products"] = float(self.products[name])
             figures[f"{name}_tflops"] = flops / self._seconds[name] / 1e12
         return figures
 
-    def outcome(self) -> GpuOutcome:
-        """What the test says of the device."""
+    def result(self) -> DeviceResult:
+        """The device's result so far."""
         failure = ""
-        if self.formats["fp32"]:  # every device has it: this one does not work
-            failure = f"a small product in fp32 failed: {self.formats['fp32']}"
+        if self.unavailable["fp32"]:  # every device supports it: this one does not work
+            failure = f"a small product in fp32 failed: {self.unavailable['fp32']}"
         elif self.miscompares:
-            worst = self.miscompares[0]
-            kind = f", {worst.kind.replace('_', ' ')}" if worst.kind else ""
-            failure = (
-                f"{len(self.miscompares)} wrong among {sum(self.products.values())} products, first {worst.what}: "
-                f"{worst.wrong} wrong elements from {worst.index} on, bits {worst.xor or 'unknown'}{kind}"
-            )
-        return GpuOutcome(self.device.gpu, failure, figures=self.figures(), miscompares=tuple(self.miscompares))
+            products = sum(self.products.values())
+            failure = f"{len(self.miscompares)} of {products} products are wrong; {self.miscompares[0].describe()}"
+        return DeviceResult(
+            gpu=self.device.gpu, failure=failure, figures=self.figures(), miscompares=tuple(self.miscompares)
+        )
 
 
-def run(job: Job, devices: Sequence[Device], say: Say, faults: Faults) -> tuple[GpuOutcome, ...]:
-    """Works for about `job.seconds`; when told to stop, the outcomes are of what was done by then."""
-    compute_the_same_every_time()
-    tested = [Tested(device, faults) for device in devices]
+class _Loaded(NamedTuple):
+    """A device with its copy of an operand pair, and its first product once that is proven right."""
+
+    dut: DeviceUnderTest
+    pair: OperandPair
+    first: Tensor
+
+
+def run(
+    job: Job, devices: Sequence[Device], on_progress: OnProgress, faults: InjectedFaults
+) -> tuple[DeviceResult, ...]:
+    """Work for about `job.seconds` on all devices together; after a stop, the results are those so far."""
+    enable_deterministic_mode()
+    duts = [DeviceUnderTest(device, faults) for device in devices]
     drawing = ThreadPoolExecutor(1)
     try:
-        _Exact(job, tested, say).work(drawing)
-    except Stopped:
+        _ExactTest(job, duts, on_progress).work(drawing)
+    except StopRequested:
         pass
     finally:
-        drawing.shutdown(wait=False, cancel_futures=True)  # large operands take seconds that a stop does not have
-    return tuple(one.outcome() for one in tested)
+        drawing.shutdown(wait=False, cancel_futures=True)  # drawing large operands takes seconds, too long for a stop
+    return tuple(dut.result() for dut in duts)
 
 
-def shapes(form: Format, largest: int, chance: random.Random) -> Iterator[Shape]:
-    """Shapes in turn: the largest, multiples of 16 at random, odd ones at random, few rows and a long sum."""
+def shapes(fmt: GemmFormat, largest: int, rng: random.Random) -> Iterator[GemmShape]:
+    """Shapes in rotation: the largest, random odd sizes, random multiples of 16, and few rows with a long sum."""
 
-    def size(of: int = 1) -> int:
-        number = chance.randint(largest // 4, largest)
-        return max(of, number // of * of)
+    def size(multiple_of: int = 1) -> int:
+        number = rng.randint(largest // 4, largest)
+        return max(multiple_of, number // multiple_of * multiple_of)
 
-    step = form.multiple_of
+    step = fmt.multiple_of
     while True:
-        yield Shape(largest, largest, largest)
-        yield Shape(size(step), size(step), size(step))
-        yield Shape(size(16), size(16), size(16))
-        yield Shape(max(32, largest // 4), 2 * largest, largest // 2)
+        yield GemmShape(largest, largest, largest)
+        yield GemmShape(size(step), size(step), size(step))
+        yield GemmShape(size(16), size(16), size(16))
+        yield GemmShape(max(32, largest // 4), 2 * largest, largest // 2)
 
 
-class _Exact:
-    def __init__(self, job: Job, tested: Sequence[Tested], say: Say) -> None:
-        self._job, self._tested = job, tested
-        self._pace = CommonPace(job.seconds, {one.device.gpu: one.figures for one in tested}, say)
-        self._chance = random.Random(job.seed)  # noqa: S311 - shapes to compute
+class _ExactTest:
+    def __init__(self, job: Job, duts: Sequence[DeviceUnderTest], on_progress: OnProgress) -> None:
+        self._job, self._duts = job, duts
+        self._timer = SharedTestTimer(job.seconds, {dut.device.gpu: dut.figures for dut in duts}, on_progress)
+        self._rng = random.Random(job.seed)  # noqa: S311 - shapes to compute
 
     def work(self, drawing: ThreadPoolExecutor) -> None:
-        """All formats in turn, each once at least, until the time is over."""
-        forms = [form for form in FORMATS if any(one.has(form) for one in self._tested)]
-        if not forms:
+        """Test all formats in rotation, each at least once, until the time is over."""
+        formats = [fmt for fmt in FORMATS if any(dut.needs(fmt) for dut in self._duts)]
+        if not formats:
             return
-        in_turn = cycle([(form, shapes(form, self._largest(form), self._chance)) for form in forms])
+        rotation = cycle([(fmt, shapes(fmt, self._largest(fmt), self._rng)) for fmt in formats])
         seeds = count(self._job.seed)
-        pairs = (drawing.submit(draw, form, next(of_form), next(seeds)) for form, of_form in in_turn)
+        pairs = (drawing.submit(draw, fmt, next(of_format), next(seeds)) for fmt, of_format in rotation)
         upcoming = next(pairs)
         for number in count():
-            over = number >= len(forms) and self._pace.elapsed >= self._job.seconds
-            if over or all(len(one.miscompares) >= _ENOUGH for one in self._tested):
+            expired = number >= len(formats) and self._timer.elapsed >= self._job.seconds
+            if expired or all(dut.has_failed for dut in self._duts):
                 break
             pair = upcoming.result()
             upcoming = next(pairs)
-            self._use(pair, upcoming, self._pace.elapsed + self._job.seconds / len(forms))
+            self._test_pair(pair, upcoming, self._timer.elapsed + self._job.seconds / len(formats))
 
-    def _largest(self, form: Format) -> int:
-        device = self._tested[0].device
+    def _largest(self, fmt: GemmFormat) -> int:
+        device = self._duts[0].device
         if device.small:
-            return min(form.processor_size, _SMALL)
+            return min(fmt.processor_size, _SMALL_SIZE)
         if not device.is_cuda:
-            return form.processor_size
-        largest = _LARGEST
-        while 64 * largest**2 > min(one.device.free_bytes() for one in self._tested):  # operands, results, fp64 copies
+            return fmt.processor_size
+        largest = _MAX_SIZE
+        while 64 * largest**2 > min(dut.device.free_bytes() for dut in self._duts):  # operands, results, fp64 copies
             largest //= 2
         return largest
 
-    def _use(self, pair: Pair, upcoming: Future[Pair], until: float) -> None:
-        """Multiplies one pair on all devices that have its format."""
-        loaded = [(one, one.load(pair)) for one in self._tested if one.has(pair.form)]
-        proven = []
-        for one, mine in loaded:
-            self._pace.step()
-            if self._operands_hold(one, pair, mine):
-                first = one.product(mine)
-                if self._proven(one, pair, mine, first):
-                    proven.append((one, mine, first))
+    def _test_pair(self, pair: OperandPair, upcoming: Future[OperandPair], until: float) -> None:
+        """Multiply one pair on all devices that need its format, until `until` seconds on the timer."""
+        proven = list(self._proven(pair))
         last: dict[str, Tensor] = {}
         for number in count(1):
-            if self._pace.elapsed >= until or not proven or (number >= PRODUCTS_PER_PAIR and upcoming.done()):
+            if self._timer.elapsed >= until or not proven or (number >= PRODUCTS_PER_PAIR and upcoming.done()):
                 break
-            for one, mine, first in proven:
-                self._pace.step()
-                last[one.device.gpu] = result = one.product(mine)
-                if not same(result, first):
-                    self._report(one, pair, mine, result)
-                    proven = [other for other in proven if other[0] is not one]
-        for one, mine, first in proven:
-            self._operands_hold(one, pair, mine)
-            result = last.get(one.device.gpu, first)
-            if not same(result.cpu(), first.cpu()):
-                self._report(one, pair, mine, result)
+            for loaded in proven:
+                self._timer.step()
+                last[loaded.dut.device.gpu] = result = loaded.dut.multiply(loaded.pair)
+                if not same_bits(result, loaded.first):
+                    self._report(loaded.dut, pair, loaded.pair, result)
+                    proven = [other for other in proven if other.dut is not loaded.dut]
+        for dut, on_device, first in proven:
+            self._operands_intact(dut, pair, on_device)
+            result = last.get(dut.device.gpu, first)
+            if not same_bits(result.cpu(), first.cpu()):
+                self._report(dut, pair, on_device, result)
 
-    def _operands_hold(self, one: Tested, pair: Pair, mine: Pair) -> bool:
-        """Whether the device has the operands that were drawn."""
-        for name, drawn, there in (("A", pair.left, mine.left), ("B", pair.right, mine.right)):
-            if not same(there.values.cpu(), drawn.values):
-                found = differences(f"operand {name} of {pair}", there.values.cpu(), drawn.values)
+    def _proven(self, pair: OperandPair) -> Iterator[_Loaded]:
+        """The devices whose operands are intact and whose first product is right."""
+        loaded = [(dut, dut.load(pair)) for dut in self._duts if dut.needs(pair.fmt)]
+        for dut, on_device in loaded:
+            self._timer.step()
+            if self._operands_intact(dut, pair, on_device):
+                first = dut.multiply(on_device)
+                if self._is_right(dut, pair, on_device, first):
+                    yield _Loaded(dut, on_device, first)
+
+    def _operands_intact(self, dut: DeviceUnderTest, pair: OperandPair, on_device: OperandPair) -> bool:
+        """Whether the operands on the device are those that were drawn; reports those that are not."""
+        for name, drawn, copied in (("A", pair.left, on_device.left), ("B", pair.right, on_device.right)):
+            if not same_bits(copied.values.cpu(), drawn.values):
+                found = compare_bits(f"operand {name} of {pair}", copied.values.cpu(), drawn.values)
                 assert found is not None
-                self._classify(one, found, lambda: _corrupted(one, pair), lambda: _corrupted(one, pair))
+                self._classify(dut, found, lambda: _is_corrupted(dut, pair), lambda: _is_corrupted(dut, pair))
                 return False
         return True
 
-    def _proven(self, one: Tested, pair: Pair, mine: Pair, result: Tensor) -> bool:
-        """Whether the device's first product is right: by a check on the device, and by one on the host."""
-        here = mine.wrong_rows(result).cpu()
-        if len(here) or len(pair.wrong_rows(result.cpu())):
-            self._report(one, pair, mine, result)
+    def _is_right(self, dut: DeviceUnderTest, pair: OperandPair, on_device: OperandPair, result: Tensor) -> bool:
+        """Whether a product is right, by a check on the device and by one on the host; reports one that is not."""
+        wrong_on_device = on_device.wrong_rows(result).cpu()
+        if len(wrong_on_device) or len(pair.wrong_rows(result.cpu())):
+            self._report(dut, pair, on_device, result)
             return False
         return True
 
-    def _report(self, one: Tested, pair: Pair, mine: Pair, result: Tensor) -> None:
-        """Locates what is wrong in a result, against the truth computed on the host, and classifies it."""
+    def _report(self, dut: DeviceUnderTest, pair: OperandPair, on_device: OperandPair, result: Tensor) -> None:
+        """Locate and classify the wrong elements of a result, by the right values computed on the host."""
+
+        def repeat() -> bool:
+            return len(on_device.wrong_rows(dut.multiply(on_device))) > 0
+
+        def with_other_operands() -> bool:
+            fresh = draw(pair.fmt, pair.shape, self._rng.getrandbits(32)).to(dut.device)
+            return len(fresh.wrong_rows(dut.multiply(fresh))) > 0
+
         on_host = result.cpu()
         rows = pair.wrong_rows(on_host)
-        if not len(rows):
-            self._wrong_check(one, pair, mine)
+        if not len(rows):  # the device's check found an error where the host finds none: the check itself was wrong
+            self._classify(dut, Miscompare(what=f"check of {pair}", index=0, wrong=1), repeat, repeat)
             return
-        located = rows[:_LOCATED_ROWS]
+        located = rows[:_MAX_LOCATED_ROWS]
         truth = on_host.clone()
         truth[located] = pair.truth(located)
-        found = differences(str(pair), on_host, truth)
+        found = compare_bits(str(pair), on_host, truth)
         assert found is not None
         found = msgspec.structs.replace(found, wrong=found.wrong + len(rows) - len(located))
+        self._classify(dut, found, repeat, with_other_operands)
 
-        def other() -> bool:
-            fresh = draw(pair.form, pair.shape, self._chance.getrandbits(32)).to(one.device)
-            return len(fresh.wrong_rows(one.product(fresh))) > 0
-
-        self._classify(one, found, lambda: len(mine.wrong_rows(one.product(mine))) > 0, other)
-
-    def _wrong_check(self, one: Tested, pair: Pair, mine: Pair) -> None:
-        """The device says that something is wrong, and the host finds nothing: then the device's check was wrong."""
-
-        def again() -> bool:
-            return len(mine.wrong_rows(one.product(mine))) > 0
-
-        self._classify(one, Miscompare(f"check of {pair}", index=0, wrong=1), again, again)
-
-    def _classify(self, one: Tested, found: Miscompare, again: Callable[[], bool], other: Callable[[], bool]) -> None:
-        one.miscompares.append(found)  # before it is known how it behaves: one may be told to stop meanwhile
-        kind, repeats = recurrence(one.device, again, other, self._pace.step)
-        one.miscompares[-1] = msgspec.structs.replace(found, kind=kind, repeats=repeats)
+    def _classify(
+        self,
+        dut: DeviceUnderTest,
+        found: Miscompare,
+        repeat: Callable[[], bool],
+        with_other_operands: Callable[[], bool],
+    ) -> None:
+        dut.miscompares.append(found)  # first without its kind: a stop may come while it is being repeated
+        kind, repeats = recurrence(dut.device, repeat, with_other_operands, self._timer.step)
+        dut.miscompares[-1] = msgspec.structs.replace(found, kind=kind, repeats=repeats)
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two results have the same bits; -0.0 is not 0.0, and a NaN is equal to itself."""
-    if not one.is_contiguous():  # stored by columns
-        one, other = one.t(), other.t()
-    seen, expected = (bits(result).flatten() for result in (one, other))
-    if seen.numel() * seen.element_size() % 8 == 0:
-        seen, expected = seen.view(torch.int64), expected.view(torch.int64)
-    return torch.equal(seen, expected)
-
-
-def _corrupted(one: Tested, pair: Pair) -> bool:
-    """Whether operands do not arrive as they were drawn."""
-    mine = one.load(pair)
-    return not (same(mine.left.values.cpu(), pair.left.values) and same(mine.right.values.cpu(), pair.right.values))
-
-
-def differences(what: str, got: Tensor, expected: Tensor) -> Miscompare | None:
-    """The first element, in rows, whose bits differ, and how many there are."""
-    width = 8 * got.element_size()
-    ours, theirs = bits(got).flatten(), bits(expected).flatten()
-    differ = torch.nonzero(ours != theirs).flatten()
-    if not len(differ):
-        return None
-    index = int(differ[0])
-    mine, right = (int(side[index]) % (1 << width) for side in (ours, theirs))
-    digits = width // 4
-    return Miscompare(
-        what,
-        index,
-        len(differ),
-        xor=f"0x{mine ^ right:0{digits}x}",
-        got=f"0x{mine:0{digits}x}",
-        expected=f"0x{right:0{digits}x}",
+def _is_corrupted(dut: DeviceUnderTest, pair: OperandPair) -> bool:
+    """Whether operands differ from those drawn once they are copied to the device."""
+    copied = dut.load(pair)
+    return not (
+        same_bits(copied.left.values.cpu(), pair.left.values)
+        and same_bits(copied.right.values.cpu(), pair.right.values)
     )

@@ -1,6 +1,6 @@
-"""Faults put in on purpose: every test calls these hooks where hardware fails, so that what catches it can be shown to.
+"""Injects faults on purpose, to prove that the tests detect them: tests call these hooks where hardware can fail.
 
-Without a fault to put in a hook does nothing. Bits are flipped truly, in the tensor's own storage.
+A hook does nothing unless the job has a fault for it. Bits are really flipped, in the tensor's own storage.
 """
 
 from __future__ import annotations
@@ -19,83 +19,82 @@ from torch import Tensor
 from gpuhealth.burnin.device import Device
 from gpuhealth.burnin.protocol import Fault, Job
 
-_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per element
 _CRASHES = ("segfault", "bus_error", "hang", "out_of_memory")
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """The same storage seen as signed integers of the elements' width."""
+    """A view of the tensor's storage as signed integers of the same width."""
     return tensor.view(_INTEGER[tensor.element_size()])
 
 
 def flip(tensor: Tensor, indices: Iterable[int], mask: int) -> None:
-    """Flips the bits of `mask` in the elements of row-major `indices`, in place."""
+    """Flip the bits of `mask` in the elements with these row-major indices, in place."""
     width = 8 * tensor.element_size()
     signed = mask - (1 << width) if mask >> (width - 1) else mask
-    seen = bits(tensor)
+    view = bits(tensor)
     for index in indices:
-        place = torch.unravel_index(torch.tensor(index), tensor.shape)
-        seen[place] ^= signed
+        view[torch.unravel_index(torch.tensor(index), tensor.shape)] ^= signed
 
 
-class Faults:
-    """The faults of one job: each hook is called with the device it happens on."""
+class InjectedFaults:
+    """The faults of one job. A test calls each hook with the device on which the operation runs."""
 
     def __init__(self, job: Job) -> None:
         self._faults = [fault for fault in job.faults if fault.test in ("", job.test)]
         self._seed = job.seed
         self._calls: dict[tuple[int, str], int] = {}
 
-    def start(self, device: Device) -> None:
-        """Before a test begins on a device: segfault, bus_error, hang, out_of_memory; those with `after` come later."""
+    def at_start(self, device: Device) -> None:
+        """Before a test starts on a device: segfault, bus_error, hang, out_of_memory; with `after`, later hooks."""
         self._crash(device)
 
-    def inputs(self, device: Device, *operands: Tensor) -> None:
-        """After operands came to the device: input_bits, in one of them."""
+    def after_load(self, device: Device, *operands: Tensor) -> None:
+        """After operands were copied to the device: input_bits, in one of them."""
         for seed, fault in self._due("input_bits", device):
             _flip_some(operands[seed % len(operands)], fault, seed)
 
-    def result(self, device: Device, result: Tensor) -> None:
-        """After a product: result_bits."""
+    def after_product(self, device: Device, result: Tensor) -> None:
+        """After a matrix product: result_bits in its result."""
         for seed, fault in self._due("result_bits", device):
             _flip_some(result, fault, seed)
 
-    def memory(self, device: Device, buffer: Tensor) -> None:
-        """After a pattern was written: memory_bits."""
+    def after_write(self, device: Device, buffer: Tensor) -> None:
+        """After data was written to memory: memory_bits in the buffer."""
         for seed, fault in self._due("memory_bits", device):
             _flip_some(buffer, fault, seed)
 
-    def reduction(self, device: Device, result: Tensor) -> None:
-        """After a collective: wrong_reduction."""
+    def after_collective(self, device: Device, result: Tensor) -> None:
+        """After a collective operation: wrong_reduction in its result."""
         for seed, fault in self._due("wrong_reduction", device):
             _flip_some(result, fault, seed)
 
-    def transfer(self, device: Device) -> None:
-        """Before a transfer or a collective: stuck_transfer never returns."""
+    def before_transfer(self, device: Device) -> None:
+        """Before a transfer or a collective: stuck_transfer, which never returns."""
         for _ in self._due("stuck_transfer", device):
             _hang()
 
     def slowed(self, device: Device, work: Callable[[], object]) -> Callable[[], None]:
-        """`work`, taking longer by the factor of a slow fault; for `Device.seconds`."""
+        """`work`, made slower by the factor of a `slow` fault; to be timed by `Device.seconds`."""
 
         def slow() -> None:
             faults = self._due("slow", device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             work()
             if faults:
                 device.synchronize()
-                time.sleep(max(fault.factor - 1 for _, fault in faults) * (time.perf_counter() - began))
+                time.sleep(max(fault.factor - 1 for _, fault in faults) * (time.perf_counter() - start))
 
         return slow
 
     def _due(self, kind: str, device: Device) -> list[tuple[int, Fault]]:
-        """The faults that happen now, each with a seed that stays the same: a bad cell is always the same cell."""
+        """The faults that occur now, each with a constant seed: a bad memory cell is always the same cell."""
         if not self._faults:
             return []
         self._crash(device)
-        return self._count((kind,), device)
+        return self._count_call((kind,), device)
 
-    def _count(self, kinds: tuple[str, ...], device: Device) -> list[tuple[int, Fault]]:
+    def _count_call(self, kinds: tuple[str, ...], device: Device) -> list[tuple[int, Fault]]:
         due = []
         for number, fault in enumerate(self._faults):
             if fault.kind in kinds and fault.gpu in ("", device.gpu):
@@ -105,7 +104,7 @@ class Faults:
         return due
 
     def _crash(self, device: Device) -> None:
-        for _, fault in self._count(_CRASHES, device):
+        for _, fault in self._count_call(_CRASHES, device):
             match fault.kind:
                 case "segfault":
                     ctypes.string_at(0)
@@ -118,7 +117,7 @@ class Faults:
 
 
 def _flip_some(tensor: Tensor, fault: Fault, seed: int) -> None:
-    chance = random.Random(seed)  # noqa: S311 - which bit flips is no secret
+    chance = random.Random(seed)  # noqa: S311 - which bit flips need not be unpredictable
     mask = sum(1 << bit for bit in chance.sample(range(8 * tensor.element_size()), fault.bits))
     flip(tensor, chance.sample(range(tensor.numel()), min(fault.elements, tensor.numel())), mask)
 
@@ -132,7 +131,7 @@ def _read_beyond_a_file() -> None:
 
 
 def _hang() -> NoReturn:
-    """Waits in native code for a lock that it holds itself: with the interpreter's lock, deaf to signals' handlers."""
+    """Wait in native code for a lock that this thread holds, with the GIL held: no Python signal handler can run."""
     libc = ctypes.PyDLL(None)
     mutex = ctypes.create_string_buffer(64)  # zeros are PTHREAD_MUTEX_INITIALIZER in glibc and musl
     while True:

@@ -1,4 +1,7 @@
-"""The names of figures that pass rules look at: the tests write them, the parent reads them."""
+"""Names, units and text form of the figures that tests measure; pass rules and reports look figures up by these names.
+
+A figure's name ends with its unit, such as `memory_copy_gigabytes_per_second`.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ HOST_TO_DEVICE = "host_to_device_gigabytes_per_second"
 """From pinned host memory; each byte counts once, here and below."""
 DEVICE_TO_HOST = "device_to_host_gigabytes_per_second"
 P2P = "p2p_gigabytes_per_second"
-"""To the other GPUs, one way: the upper median of the pairs, which one bad peer does not pull down."""
+"""From one GPU to the others, one way: the upper median of the pairs, which one bad peer does not lower."""
 ALL_REDUCE = "all_reduce_bus_gigabytes_per_second"
-"""Bus bandwidth as NCCL's tests define it, and so are the two below."""
+"""Bus bandwidth as defined by NCCL's tests; also for the two below."""
 ALL_GATHER = "all_gather_bus_gigabytes_per_second"
 REDUCE_SCATTER = "reduce_scatter_bus_gigabytes_per_second"
 RANKS = "ranks"
 TFLOPS = "_tflops"
-"""How the names of throughputs of products end; the dtype stands before it: bf16_tflops."""
+"""Ending of the throughput of matrix products; the number format precedes it: bf16_tflops."""
 
 _UNITS = {
     "_gigabytes_per_second": "GB/s",
@@ -31,30 +34,30 @@ _UNITS = {
 }
 
 
-def pair(peer: str) -> str:
-    """The figure of the copies to one other GPU, as results name it."""
+def pair_figure(peer: str) -> str:
+    """The name of the figure for copies to one other GPU."""
     return f"to_{peer}_gigabytes_per_second"
 
 
-def is_pair(figure: str) -> bool:
-    """Whether a figure is of one pair of GPUs."""
+def is_pair_figure(figure: str) -> bool:
+    """Whether a figure is about one pair of GPUs."""
     return figure.startswith("to_")
 
 
-def quantity(figure: str) -> tuple[str, str]:
-    """What a figure's name says, and its unit: `memory copy`, `GB/s`."""
+def name_and_unit(figure: str) -> tuple[str, str]:
+    """Split a figure's name into words and unit: `memory copy` and `GB/s`. Counts have no unit."""
     for ending, unit in _UNITS.items():
         if figure.endswith(ending):
             return figure.removesuffix(ending).replace("_", " "), unit
     return figure.replace("_", " "), ""
 
 
-def digits(value: float) -> str:
-    """Four digits of what was measured, all of what was counted."""
+def format_value(value: float) -> str:
+    """Four significant digits of a measurement, all digits of a count."""
     return f"{value:.4g}" if value % 1 else f"{value:.0f}"
 
 
-def in_words(figure: str, value: float) -> str:
-    """A figure as people say it: `memory copy 2801 GB/s`."""
-    name, unit = quantity(figure)
-    return f"{name} {digits(value)} {unit}".rstrip()
+def format_figure(figure: str, value: float) -> str:
+    """Name, value and unit for people: `memory copy 2801 GB/s`."""
+    name, unit = name_and_unit(figure)
+    return f"{name} {format_value(value)} {unit}".rstrip()

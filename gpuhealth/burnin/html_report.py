@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: results, what is wrong, and curves over time as drawings in SVG."""
+"""Renders a run as one self-contained HTML page: results, failures, figures, and curves over time in SVG."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from gpuhealth.burnin.figures import digits, is_pair, quantity
+from gpuhealth.burnin.figures import format_value, is_pair_figure, name_and_unit
 from gpuhealth.burnin.run import Curves
-from gpuhealth.monitors.burnin_results.readings import BurninRun, Miscompare, TestResult, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, Miscompare, TestResult, TestStatus
 
 Points = Sequence[tuple[float, float]]
 
@@ -20,12 +20,12 @@ _TELEMETRY = (
     "sm_clock_megahertz",
     "memory_clock_megahertz",
 )
-_NOT_DRAWN = ("temperature_margin_celsius", "utilization_percent")  # and mere counts, which have no unit
-_COLOURS = 8  # of Okabe and Ito, which the colour-blind tell apart; more GPUs take them again, with dashes
+_NOT_DRAWN = ("temperature_margin_celsius", "utilization_percent")  # nor counts, which have no unit
+_COLOURS = 8  # of Okabe and Ito, for colour-blind readers; beyond eight GPUs they repeat with dashes
 _WIDTH, _HEIGHT = 640.0, 240.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 10.0, 24.0, 38.0
-_MOST_POINTS = 400  # of a curve
-_GAP_SECONDS = 10.0  # a curve with no value for so long is broken
+_MAX_POINTS = 400  # of a curve
+_GAP_SECONDS = 10.0  # a curve is interrupted where it has no value for so long
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #5b6570; --line: #d5dae0; --paper: #fff; --band: #f2f4f7;
@@ -58,15 +58,15 @@ svg .grid { stroke: var(--line); } svg .band { fill: var(--band); } svg path { f
 """
 
 
-def page(run: BurninRun, curves: Curves) -> str:
-    """The page's whole text."""
+def render(run: BurninRun, curves: Curves) -> str:
+    """The HTML text of the page."""
     title = f"Burn-in of {run.node}, {run.started:%Y-%m-%d %H:%M} UTC"
     return "".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
-            *_head(run),
+            *_header(run),
             *_results(run),
             *_failures(run),
             *_figures(run),
@@ -80,12 +80,12 @@ def _gpus(run: BurninRun) -> list[str]:
     return list(dict.fromkeys(result.gpu for result in run.results))
 
 
-def _head(run: BurninRun) -> Iterator[str]:
-    lasted = (run.ended - run.started).total_seconds()
+def _header(run: BurninRun) -> Iterator[str]:
+    duration = (run.ended - run.started).total_seconds()
     yield f"<h1>{escape(run.node)} {_status(run.status, ' verdict')}</h1>"
     yield (
         f'<p class="dim">Burn-in {escape(run.level)} ({escape(run.reason)}), {run.started:%Y-%m-%d %H:%M:%S} UTC,'
-        f" {lasted:.0f} s</p>"
+        f" {duration:.0f} s</p>"
     )
     software = ", ".join(f"{name} {version}" for name, version in sorted(run.software.items()))
     yield f'<p class="dim">{escape(software)}</p>' if software else ""
@@ -93,13 +93,13 @@ def _head(run: BurninRun) -> Iterator[str]:
         yield f"<p>Note: {escape(note)}</p>"
 
 
-def _status(status: TestStatus, more: str = "") -> str:
-    return f'<span class="{status}{more}">{_SIGNS[status]} {status}</span>'
+def _status(status: TestStatus, css_class: str = "") -> str:
+    return f'<span class="{status}{css_class}">{_SIGNS[status]} {status}</span>'
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Cells are HTML."""
-    yield f'<div class="wide"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>'
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table of headings and cells, both of which are HTML."""
+    yield f'<div class="wide"><table><tr>{"".join(f"<th>{heading}</th>" for heading in headings)}</tr>'
     for row in rows:
         yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
     yield "</table></div>"
@@ -122,40 +122,41 @@ def _results(run: BurninRun) -> Iterator[str]:
 def _failures(run: BurninRun) -> Iterator[str]:
     failed = [result for result in run.results if result.status is TestStatus.FAILED]
     if failed:
-        yield "<h2>What is wrong</h2>"
+        yield "<h2>Failures</h2>"
     for result in failed:
         yield (
             f'<section class="failure"><h3>{escape(result.test)} on <code>{escape(result.gpu)}</code></h3>'
             f"<p>{escape(result.message)}</p>"
         )
         if result.miscompares:
-            heads = ("what", "first at", "wrong", "bits that differ", "got", "expected", "kind", "repeats", "°C")
-            yield from _table(heads, [_miscompare(miss) for miss in result.miscompares])
+            headings = ("what", "first at", "wrong", "differing bits", "got", "expected", "kind", "repeats", "°C")
+            yield from _table(headings, [_miscompare(miss) for miss in result.miscompares])
         yield f"<pre>{escape(result.evidence.strip())}</pre>" if result.evidence.strip() else ""
         yield "</section>"
 
 
 def _miscompare(miss: Miscompare) -> list[str]:
     celsius = "" if miss.temperature_celsius is None else f"{miss.temperature_celsius:.0f}"
-    values = (str(miss.index), str(miss.wrong), miss.xor, miss.got, miss.expected, miss.kind.replace("_", " "))
+    position = f"{miss.unit} {miss.index}"
+    values = (position, str(miss.wrong), miss.xor, miss.got, miss.expected, miss.kind.replace("_", " "))
     return [escape(value) for value in (miss.what, *values, miss.repeats, celsius)]
 
 
 def _figures(run: BurninRun) -> Iterator[str]:
-    """GPUs side by side; the figures of single pairs of GPUs are for programs."""
+    """All figures, one column per GPU; those of single pairs of GPUs are only in the JSON."""
     values: dict[tuple[str, str], dict[str, float]] = {}
     for result in run.results:
         for figure, value in result.figures.items():
-            if not is_pair(figure):
+            if not is_pair_figure(figure):
                 values.setdefault((result.test, figure), {})[result.gpu] = value
     if not values:
         return
     yield "<h2>Figures</h2>"
     gpus = _gpus(run)
     rows = []
-    for (test, figure), each in values.items():
-        name, unit = quantity(figure)
-        cells = [f'<span class="number">{digits(each[gpu])}</span>' if gpu in each else "" for gpu in gpus]
+    for (test, figure), by_gpu in values.items():
+        name, unit = name_and_unit(figure)
+        cells = [f'<span class="number">{format_value(by_gpu[gpu])}</span>' if gpu in by_gpu else "" for gpu in gpus]
         rows.append([escape(test), escape(name), escape(unit), *cells])
     yield from _table(["test", "figure", "unit", *(f"<code>{escape(_short(gpu))}</code>" for gpu in gpus)], rows)
 
@@ -169,7 +170,7 @@ def _short(gpu: str) -> str:
 
 def _charts(run: BurninRun, curves: Curves) -> Iterator[str]:
     gpus = [gpu for gpu in _gpus(run) if curves.get(gpu)]
-    drawn = (name for gpu in gpus for name in curves[gpu] if quantity(name)[1] and name not in _NOT_DRAWN)
+    drawn = (name for gpu in gpus for name in curves[gpu] if name_and_unit(name)[1] and name not in _NOT_DRAWN)
     known = list(dict.fromkeys(drawn))
     names = [name for name in known if name not in _TELEMETRY] + [name for name in _TELEMETRY if name in known]
     if not names:
@@ -194,7 +195,7 @@ def _stroke(number: int, failed: bool) -> str:
 
 
 def _chart(run: BurninRun, name: str, lines: Sequence[tuple[str, Points]]) -> str:
-    """One quantity of all GPUs over the seconds of the run, with the tests as bands behind."""
+    """One quantity of all GPUs over the time of the run, with the tests as bands in the background."""
     duration = max((run.ended - run.started).total_seconds(), 1.0)
     values = [value for _, points in lines for _, value in points]
     ticks = _ticks(min(values), max(values))
@@ -206,7 +207,7 @@ def _chart(run: BurninRun, name: str, lines: Sequence[tuple[str, Points]]) -> st
     def y(value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
-    title, unit = quantity(name)
+    title, unit = name_and_unit(name)
     parts = [f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{escape(title)} in {escape(unit)}">']
     for number, (test, begins, ends) in enumerate(_phases(run)):
         left, width = x(begins), x(ends) - x(begins)
@@ -242,17 +243,17 @@ def _rectangle(left: float, width: float) -> str:
 
 
 def _phases(run: BurninRun) -> list[tuple[str, float, float]]:
-    """(test, second of the run when it began, when it ended)."""
+    """(test, its start, its end), in seconds since the run started."""
     first: dict[str, TestResult] = {}
     for result in run.results:
         first.setdefault(result.test, result)
-    began = [(test, (result.started - run.started).total_seconds(), result.seconds) for test, result in first.items()]
-    return [(test, start, start + seconds) for test, start, seconds in began]
+    spans = [(test, (result.started - run.started).total_seconds(), result.seconds) for test, result in first.items()]
+    return [(test, start, start + seconds) for test, start, seconds in spans]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, some more where these are nearly the same."""
-    margin = max(abs(high) * 0.1 - (high - low), 0.0) / 2  # what hardly changes is drawn as a level line
+    """Round numbers from at most `low` to at least `high`; a wider range where the two are nearly equal."""
+    margin = max(abs(high) * 0.1 - (high - low), 0.0) / 2  # an almost constant value is drawn as a level line
     low, high = low - margin, high + margin
     span = max(high - low, 1e-3)
     size = 10.0 ** math.floor(math.log10(span / 4))
@@ -263,16 +264,16 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _strokes(points: Points) -> list[Points]:
-    """The curve without its gaps, each part with no more points than a screen shows: of each stretch the lowest and the
-    highest, so that no peak is lost."""
-    stretch = max(1, math.ceil(2 * len(points) / _MOST_POINTS))
+    """The curve in parts, split at its gaps and thinned to what a screen shows: each stretch keeps its lowest and
+    highest point, so that no peak is lost."""
+    stretch = max(1, math.ceil(2 * len(points) / _MAX_POINTS))
     parts: list[list[tuple[float, float]]] = []
-    before = -math.inf
+    previous = -math.inf
     for point in points:
-        if point[0] - before > _GAP_SECONDS:
+        if point[0] - previous > _GAP_SECONDS:
             parts.append([])
         parts[-1].append(point)
-        before = point[0]
+        previous = point[0]
     return [_thinned(part, stretch) for part in parts]
 
 

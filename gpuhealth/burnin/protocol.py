@@ -1,9 +1,9 @@
-"""What the parent and a worker process say to each other, one JSON object a line.
+"""Messages between the parent and a worker process, as JSON, one object per line.
 
-The parent sends one `Job` on the worker's standard input and closes it. The worker answers on what was its standard
-output, which it has put aside so that what native libraries print goes elsewhere, with `Ready`, any number of
-`Progress`, and at last one `Outcome`. A worker that ends without an outcome has crashed; one that gives none before its
-deadline hangs. Either is a failed test.
+The parent writes one `Job` to the worker's standard input and closes it. The worker answers with `Ready`, any number
+of `Progress`, and finally one `JobResult` (or `DeviceList`, or `Unsupported`). It writes to a copy of its standard
+output, because native libraries may print to standard output itself. A worker that exits without a final message has
+crashed; one that has sent none by its deadline hangs. Both count as a failed test.
 """
 
 from __future__ import annotations
@@ -13,102 +13,102 @@ from typing import TypeAlias
 
 import msgspec
 
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.model.burnin_run import Miscompare
 
 
-class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A fault put in on purpose, so that what should catch it can be shown to."""
+class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A fault to inject on purpose, to prove that the tests detect it (setting `burnin.faults`)."""
 
     kind: str
     """result_bits, input_bits, memory_bits, slow, stuck_transfer, wrong_reduction, segfault, bus_error, hang,
     out_of_memory"""
-    gpu: str = ""  # on this one only; on all if empty
-    test: str = ""  # in this test only
-    bits: int = 1  # flipped in an element
+    gpu: str = ""  # only on this GPU; empty: on all
+    test: str = ""  # only in this test; empty: in all
+    bits: int = 1  # flipped per element
     elements: int = 1
-    after: int = 0  # products, passes or transfers that still go well
-    times: int = 0  # it happens; 0 for always from then on
-    factor: float = 2.0  # how much slower
+    after: int = 0  # products, passes or transfers that succeed first
+    times: int = 0  # how often it happens; 0: every time from then on
+    factor: float = 2.0  # slow: how many times longer the work takes
 
 
-class Job(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One test for one worker to do."""
+class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One test for one worker to run."""
 
-    test: str  # a name in burnin.listing.TESTS, or DEVICES
+    test: str  # a name in burnin.registry.TESTS, or LIST_DEVICES
     devices: tuple[str, ...]  # as torch names them: cuda:0, cpu
-    gpus: tuple[str, ...]  # what each of them is called in results
-    seconds: float  # how long to work; a test ends by itself soon after
+    gpus: tuple[str, ...]  # the name of each of them in results
+    seconds: float  # how long to work; the test ends by itself soon after
     seed: int
-    small: bool = False  # sizes of a demonstration, not such that fill a device
-    rank: int = 0  # collectives: one worker a rank
+    small: bool = False  # small problem sizes, for processors and demonstrations
+    rank: int = 0  # collectives: one worker per rank
     ranks: int = 1
-    rendezvous: str = ""  # collectives: a file that all ranks reach
-    memory_bytes: int | None = None  # at most this much of the device; what is free where None
+    rendezvous: str = ""  # collectives: a file that all ranks can reach
+    memory_bytes: int | None = None  # upper bound of the device memory to use; None: all that is free
     faults: tuple[Fault, ...] = ()
 
 
-DEVICES = "devices"
-"""The job that tests nothing: which CUDA devices torch sees."""
+LIST_DEVICES = "devices"
+"""A job that runs no test and returns the CUDA devices that torch sees."""
 
 
 class CudaDevice(msgspec.Struct, frozen=True):
-    """A device as torch names it, to be matched with NVML's by its uuid."""
+    """A CUDA device as torch names it; its uuid identifies it in NVML."""
 
     name: str  # cuda:0
-    uuid: str  # without a prefix; of the MIG device where it is one
+    uuid: str  # without a prefix; that of the MIG device where it is one
     model: str
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True, tag="ready"):
-    """The worker has loaded its libraries and begins."""
+    """The worker has loaded its libraries and starts the job."""
 
-    software: dict[str, str]  # torch, cuda, cublas …: digests are comparable within the same only
+    software: dict[str, str]  # torch, cuda, cudnn: results are comparable only within one set of versions
 
 
-class Devices(msgspec.Struct, frozen=True, omit_defaults=True, tag="devices"):
-    """What the job DEVICES answers in the place of an outcome."""
+class DeviceList(msgspec.Struct, frozen=True, omit_defaults=True, tag="devices"):
+    """Final message of the job LIST_DEVICES."""
 
     devices: tuple[CudaDevice, ...]
 
 
-class Unable(msgspec.Struct, frozen=True, omit_defaults=True, tag="unable"):
-    """No job can be done here: torch is absent or broken, or sees no GPU. No word about any GPU's health."""
+class Unsupported(msgspec.Struct, frozen=True, omit_defaults=True, tag="unsupported"):
+    """No job can run here: torch is absent or broken, or sees no GPU. This says nothing about any GPU's health."""
 
-    problem: str  # one sentence
+    reason: str  # one sentence
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
-    """How far a worker is."""
+    """How far a worker has come on one GPU."""
 
     gpu: str
-    done: float  # 0 to 1
-    rates: dict[str, float] = {}  # of the last moments, units in the names
-    doing: str = ""  # what may hang next, where the GPU alone does not tell it: the copy between two GPUs
+    fraction: float  # of the time, 0 to 1
+    rates: dict[str, float] = {}  # latest measurements by figure
+    activity: str = ""  # the step that starts now, where the GPU alone does not identify it: "copies from A to B"
 
 
-class GpuOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a test says of one device; limits that need a model or other GPUs are applied by the parent."""
+class DeviceResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a test measured on one device, before the parent applies limits that need the model or other GPUs."""
 
     gpu: str
-    failure: str = ""  # one sentence; empty if nothing is wrong by itself
-    skipped: str = ""  # one sentence why there was nothing to test
+    failure: str = ""  # one sentence; empty if the test itself found no fault
+    skipped: str = ""  # one sentence: why there was nothing to test
     figures: dict[str, float] = {}
     miscompares: tuple[Miscompare, ...] = ()
     digests: dict[str, str] = {}
-    evidence: str = ""  # of a failure that is no figure: traceback, signal, stack, the end of the standard error
+    evidence: str = ""  # of a crash or hang: traceback, signal, stack, the end of standard error
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, tag="outcome"):
-    """A worker's last word."""
+class JobResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
+    """Final message of a worker that ran its test to the end."""
 
-    gpus: tuple[GpuOutcome, ...]
-
-
-Message: TypeAlias = Ready | Progress | Outcome | Devices | Unable
-
-Say: TypeAlias = Callable[[Progress], None]
-"""How a test tells its progress; raises `Stopped` when the worker has been told to stop."""
+    gpus: tuple[DeviceResult, ...]
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """The worker was told to stop. A test catches it and returns what it has found by then."""
+WorkerMessage: TypeAlias = Ready | Progress | JobResult | DeviceList | Unsupported
+
+OnProgress: TypeAlias = Callable[[Progress], None]
+"""Sends a test's progress to the parent; raises `StopRequested` when the parent wants the test to stop."""
+
+
+class StopRequested(Exception):  # noqa: N818 - not an error
+    """The parent asked the worker to stop. A test catches it and returns its results so far."""

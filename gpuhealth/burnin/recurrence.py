@@ -1,4 +1,4 @@
-"""How a wrong result behaves when the same is done again: at once, with other operands, after a rest."""
+"""Classifies a wrong result by repeating it: at once, with other operands, and after the device was idle."""
 
 from __future__ import annotations
 
@@ -7,45 +7,49 @@ from typing import NamedTuple
 
 from gpuhealth.burnin.device import Device
 
-_HOT, _OTHER, _RESTED = 5, 3, 3
+_HOT, _OTHER, _AFTER_IDLE = 5, 3, 3  # repetitions
+_IDLE_STEPS = 4  # before each repetition after idle time; `step` is called in between
+_IDLE_SECONDS = 0.5
+_SMALL_IDLE_SECONDS = 0.02
 
 
 class Recurrence(NamedTuple):
-    """What `Miscompare` tells of it."""
+    """The fields `kind` and `repeats` of a `Miscompare`."""
 
     kind: str
     repeats: str
 
 
 def recurrence(
-    device: Device, again: Callable[[], bool], other: Callable[[], bool], alive: Callable[[], None]
+    device: Device, repeat: Callable[[], bool], with_other_operands: Callable[[], bool], step: Callable[[], None]
 ) -> Recurrence:
-    """Classifies a wrong result. `again` repeats it, `other` does so with other operands; both say if it is wrong.
+    """Repeat an operation that gave a wrong result; both callables return whether the new result is wrong.
 
-    transient: never seen again. hot_only: seen again at once, not after a rest. data_dependent: always with these
-    operands, never with others. repeatable: all else, also what comes and goes. `alive` is called in between.
+    transient: never wrong again. hot_only: wrong again at once, right after idle time. data_dependent: always wrong
+    with these operands, never with others. repeatable: everything else, also what comes and goes. `step` is called
+    between repetitions; it may raise StopRequested.
     """
-    hot = _count(_HOT, again, alive)
-    others = _count(_OTHER, other, alive)
-    rested = 0
-    for _ in range(_RESTED):
-        for _ in range(4):
-            device.rest(0.02 if device.small else 0.5)
-            alive()
-        rested += again()
-    repeats = f"{hot} of {_HOT} hot, {others} of {_OTHER} with other operands, {rested} of {_RESTED} after rest"
-    if not (hot or others or rested):
+    hot = _count_wrong(_HOT, repeat, step)
+    others = _count_wrong(_OTHER, with_other_operands, step)
+    after_idle = 0
+    for _ in range(_AFTER_IDLE):
+        for _ in range(_IDLE_STEPS):
+            device.idle(_SMALL_IDLE_SECONDS if device.small else _IDLE_SECONDS)
+            step()
+        after_idle += repeat()
+    repeats = f"{hot} of {_HOT} hot, {others} of {_OTHER} with other operands, {after_idle} of {_AFTER_IDLE} after idle"
+    if not (hot or others or after_idle):
         return Recurrence("transient", repeats)
-    if hot and not rested:
+    if hot and not after_idle:
         return Recurrence("hot_only", repeats)
-    if hot == _HOT and rested == _RESTED and not others:
+    if hot == _HOT and after_idle == _AFTER_IDLE and not others:
         return Recurrence("data_dependent", repeats)
     return Recurrence("repeatable", repeats)
 
 
-def _count(times: int, wrong: Callable[[], bool], alive: Callable[[], None]) -> int:
+def _count_wrong(times: int, is_wrong: Callable[[], bool], step: Callable[[], None]) -> int:
     count = 0
     for _ in range(times):
-        count += wrong()
-        alive()
+        count += is_wrong()
+        step()
     return count

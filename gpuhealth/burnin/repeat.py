@@ -1,8 +1,8 @@
-"""Repeat: the same product of full-range random operands, again and again, has the same bits.
+"""Repeats the product of the same full-range random operands, which must have the same bits every time.
 
-What exact arithmetic cannot exercise, the low halves of products and the rounding of sums, is exercised here: the
-truth is not known, but a library under `compute_the_same_every_time` must repeat itself. The SHA-256 of a result
-must be that of every other GPU of the same model under the same libraries.
+Exact arithmetic cannot exercise the low halves of products and the rounding of sums; this test does. The right result
+is not known, but in deterministic mode a library must reproduce its own. The SHA-256 of a result must equal that of
+every other GPU of the same model with the same versions of the libraries.
 """
 
 from __future__ import annotations
@@ -10,35 +10,36 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor
 
-from gpuhealth.burnin.device import Device, compute_the_same_every_time
-from gpuhealth.burnin.exact import differences, same
-from gpuhealth.burnin.faults import Faults, bits
-from gpuhealth.burnin.gemm import FORMATS, Format, Shape, available, by_columns, multiply
-from gpuhealth.burnin.protocol import GpuOutcome, Job, Say, Stopped
+from gpuhealth.burnin.bit_compare import compare_bits, same_bits
+from gpuhealth.burnin.device import Device, enable_deterministic_mode
+from gpuhealth.burnin.faults import InjectedFaults, bits
+from gpuhealth.burnin.gemm import FORMATS, GemmFormat, GemmShape, by_columns, multiply, unavailable_reason
+from gpuhealth.burnin.protocol import DeviceResult, Job, OnProgress, StopRequested
 from gpuhealth.burnin.recurrence import recurrence
-from gpuhealth.burnin.test_timer import CommonPace
-from gpuhealth.monitors.burnin_results.readings import Miscompare
+from gpuhealth.burnin.test_timer import SharedTestTimer
+from gpuhealth.model.burnin_run import Miscompare
 
-_PRODUCTS = 32  # of one pair of operands, if time allows
-_SIZE, _SMALL = 4096, 96
-_ENOUGH = 5  # miscompares, after which a device needs no further test
+_MAX_PRODUCTS = 32  # of one pair of operands, if time allows
+_SIZE, _SMALL_SIZE = 4096, 96
+_MAX_MISCOMPARES = 5  # after which a device needs no further test
 
 
-def full_range(rows: int, columns: int, dtype: torch.dtype, sums: int, generator: torch.Generator) -> Tensor:
-    """Random numbers of every exponent and every significand for which a sum of `sums` products stays finite.
+def full_range(rows: int, columns: int, dtype: torch.dtype, terms: int, generator: torch.Generator) -> Tensor:
+    """Random numbers over the whole range of exponents and significands for which sums of `terms` products are finite.
 
-    Each row has exponents of its own, over a span of its own: in some rows terms are alike, in others one rules.
+    Each row has its own span of exponents: in some rows the terms are of similar size, in others one dominates.
     """
     if not dtype.is_floating_point:
         return torch.empty(rows, columns, dtype=torch.int32).random_(generator=generator).to(dtype)
     info = torch.finfo(dtype)
     lowest = torch.tensor(info.smallest_normal, dtype=torch.float64).log2()
-    highest = (torch.tensor(info.max, dtype=torch.float64).log2() - sums.bit_length()) / 2 - 1
+    highest = (torch.tensor(info.max, dtype=torch.float64).log2() - terms.bit_length()) / 2 - 1
     top = (
         torch.rand(rows, 1, dtype=torch.float64, generator=generator) * (highest - lowest) / 2 + (highest + lowest) / 2
     )
@@ -50,127 +51,151 @@ def full_range(rows: int, columns: int, dtype: torch.dtype, sums: int, generator
     return (signs * significands * powers).to(dtype)
 
 
-def operands(form: Format, shape: Shape, seed: int) -> tuple[Tensor, Tensor]:
-    """A and B on the host, the same for the same seed."""
+class Operands(NamedTuple):
+    """The two matrices of one product."""
+
+    left: Tensor
+    right: Tensor
+
+
+def draw_operands(fmt: GemmFormat, shape: GemmShape, seed: int) -> Operands:
+    """A and B on the host; the same seed draws the same numbers."""
     generator = torch.Generator().manual_seed(seed)
-    left = full_range(shape.m, shape.k, form.left, shape.k, generator)
-    right = full_range(shape.k, shape.n, form.right, shape.k, generator)
-    return left, by_columns(form, right)
+    left = full_range(shape.m, shape.k, fmt.left, shape.k, generator)
+    right = full_range(shape.k, shape.n, fmt.right, shape.k, generator)
+    return Operands(left, by_columns(fmt, right))
 
 
-class _Repeated:
-    """One device, and what was found."""
+class _DeviceUnderTest:
+    """One device with its digests and miscompares so far."""
 
-    def __init__(self, device: Device, faults: Faults) -> None:
+    def __init__(self, device: Device, faults: InjectedFaults) -> None:
         self.device = device
-        self.formats = [form for form in FORMATS if not available(form, device)]
+        self.formats = [fmt for fmt in FORMATS if not unavailable_reason(fmt, device)]
         self.products = 0
         self.digests: dict[str, str] = {}
         self.miscompares: list[Miscompare] = []
         self._faults = faults
 
-    def load(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        left, right = (operand.to(self.device.torch, copy=True) for operand in pair)
-        self._faults.inputs(self.device, left, right)
-        return left, right
+    @property
+    def has_failed(self) -> bool:
+        """Whether there are so many miscompares that further tests add nothing."""
+        return len(self.miscompares) >= _MAX_MISCOMPARES
 
-    def product(self, form: Format, pair: tuple[Tensor, Tensor]) -> Tensor:
+    def load(self, operands: Operands) -> Operands:
+        left, right = (operand.to(self.device.torch, copy=True) for operand in operands)
+        self._faults.after_load(self.device, left, right)
+        return Operands(left, right)
+
+    def multiply(self, fmt: GemmFormat, operands: Operands) -> Tensor:
         self.products += 1
-        result = multiply(form, *pair)
-        self._faults.result(self.device, result)
+        result = multiply(fmt, operands.left, operands.right)
+        self._faults.after_product(self.device, result)
         return result
 
     def figures(self) -> dict[str, float]:
         return {"products": float(self.products)}
 
-    def outcome(self) -> GpuOutcome:
+    def result(self) -> DeviceResult:
         failure = ""
         if not self.formats:
             failure = "a small product failed in every format"
         elif self.miscompares:
-            first = self.miscompares[0]
-            failure = f"the same product gave other bits: {first.what}, {first.wrong} elements from {first.index} on"
-            failure += f", bits {first.xor}" + (f", {first.kind.replace('_', ' ')}" if first.kind else "")
-        return GpuOutcome(
-            self.device.gpu, failure, figures=self.figures(), miscompares=tuple(self.miscompares), digests=self.digests
+            failure = f"the same product gave different results; {self.miscompares[0].describe()}"
+        return DeviceResult(
+            gpu=self.device.gpu,
+            failure=failure,
+            figures=self.figures(),
+            miscompares=tuple(self.miscompares),
+            digests=self.digests,
         )
 
 
-def run(job: Job, devices: Sequence[Device], say: Say, faults: Faults) -> tuple[GpuOutcome, ...]:
-    """Works for about `job.seconds`; when told to stop, the outcomes are of what was done by then.
+def run(
+    job: Job, devices: Sequence[Device], on_progress: OnProgress, faults: InjectedFaults
+) -> tuple[DeviceResult, ...]:
+    """Work for about `job.seconds` on all devices together; after a stop, the results are those so far.
 
-    Formats and shapes come in a fixed order with seeds counted from `job.seed`, so that devices and nodes with the
-    same seed have digests in common.
+    Formats and shapes have a fixed order, with seeds counted from `job.seed`, so that devices and nodes with the same
+    seed have digests in common.
     """
-    compute_the_same_every_time()
-    repeated = [_Repeated(device, faults) for device in devices]
-    with suppress(Stopped):
-        _Repeat(job, repeated, say).work()
-    return tuple(one.outcome() for one in repeated)
+    enable_deterministic_mode()
+    duts = [_DeviceUnderTest(device, faults) for device in devices]
+    with suppress(StopRequested):
+        _RepeatTest(job, duts, on_progress).work()
+    return tuple(dut.result() for dut in duts)
 
 
-class _Repeat:
-    def __init__(self, job: Job, repeated: Sequence[_Repeated], say: Say) -> None:
-        self._job, self._repeated = job, repeated
-        self._pace = CommonPace(job.seconds, {one.device.gpu: one.figures for one in repeated}, say)
+class _Product(NamedTuple):
+    """What is computed again and again."""
+
+    fmt: GemmFormat
+    shape: GemmShape
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.fmt.name}/{self.shape}/seed{self.seed}"
+
+
+class _RepeatTest:
+    def __init__(self, job: Job, duts: Sequence[_DeviceUnderTest], on_progress: OnProgress) -> None:
+        self._job, self._duts = job, duts
+        self._timer = SharedTestTimer(job.seconds, {dut.device.gpu: dut.figures for dut in duts}, on_progress)
 
     def work(self) -> None:
-        """All formats in turn, each once at least, until the time is over."""
+        """Test all formats in rotation, each at least once, until the time is over."""
         seed = self._job.seed
         while True:
-            for form in FORMATS:
-                if seed >= self._job.seed + len(FORMATS) and self._pace.elapsed >= self._job.seconds:
+            for fmt in FORMATS:
+                if seed >= self._job.seed + len(FORMATS) and self._timer.elapsed >= self._job.seconds:
                     return
-                for one in self._repeated:
-                    if form in one.formats and len(one.miscompares) < _ENOUGH:
-                        share = self._job.seconds / len(FORMATS) / len(self._repeated)
-                        self._use(one, form, self._shape(form, one.device), seed, self._pace.elapsed + share)
+                for dut in self._duts:
+                    if fmt in dut.formats and not dut.has_failed:
+                        share = self._job.seconds / len(FORMATS) / len(self._duts)
+                        product = _Product(fmt, self._shape(fmt, dut.device), seed)
+                        self._test_product(dut, product, self._timer.elapsed + share)
                 seed += 1
-            if all(len(one.miscompares) >= _ENOUGH or not one.formats for one in self._repeated):
+            if all(dut.has_failed or not dut.formats for dut in self._duts):
                 return
 
-    def _shape(self, form: Format, device: Device) -> Shape:
-        size = _SIZE if device.is_cuda else form.processor_size
+    def _shape(self, fmt: GemmFormat, device: Device) -> GemmShape:
+        size = _SIZE if device.is_cuda else fmt.processor_size
         if device.small:
-            size = min(size, _SMALL)
-        return Shape(size, size, size)
+            size = min(size, _SMALL_SIZE)
+        return GemmShape(size, size, size)
 
-    def _use(self, one: _Repeated, form: Format, shape: Shape, seed: int, until: float) -> None:
-        what = f"{form.name}/{shape}/seed{seed}"
-        drawn = operands(form, shape, seed)
-        mine = one.load(drawn)
-        first = one.product(form, mine)
+    def _test_product(self, dut: _DeviceUnderTest, product: _Product, until: float) -> None:
+        """Compute one product repeatedly, until `until` seconds on the timer, and store its digest."""
+        on_device = dut.load(draw_operands(product.fmt, product.shape, product.seed))
+        first = dut.multiply(product.fmt, on_device)
         done = 1
-        while done < 2 or (done < _PRODUCTS and self._pace.elapsed < until):
-            self._pace.step()
-            result = one.product(form, mine)
+        while done < 2 or (done < _MAX_PRODUCTS and self._timer.elapsed < until):
+            self._timer.step()
+            result = dut.multiply(product.fmt, on_device)
             done += 1
-            if not same(result, first):
-                first = self._differs(one, form, shape, what, mine, first, result)
+            if not same_bits(result, first):
+                first = self._report(dut, product, on_device, first, result)
                 break
-        one.digests[what] = hashlib.sha256(bits(first.cpu()).numpy().tobytes()).hexdigest()
+        dut.digests[str(product)] = hashlib.sha256(bits(first.cpu()).numpy().tobytes()).hexdigest()
 
-    def _differs(
-        self,
-        one: _Repeated,
-        form: Format,
-        shape: Shape,
-        what: str,
-        mine: tuple[Tensor, Tensor],
-        first: Tensor,
-        result: Tensor,
+    def _report(
+        self, dut: _DeviceUnderTest, product: _Product, on_device: Operands, first: Tensor, result: Tensor
     ) -> Tensor:
-        """Notes which of two results is the odd one, by a third, and how it comes back; returns the other one."""
-        if same(one.product(form, mine), result):
+        """Find out by a third product which of two different results is wrong, classify it, and return the other."""
+        if same_bits(dut.multiply(product.fmt, on_device), result):
             first, result = result, first
-        found = differences(what, result.cpu(), first.cpu())
+        found = compare_bits(str(product), result.cpu(), first.cpu())
         assert found is not None
-        one.miscompares.append(found)
+        dut.miscompares.append(found)
 
-        def other() -> bool:
-            fresh = one.load(operands(form, shape, self._job.seed + (1 << 32) + len(one.digests)))
-            return not same(one.product(form, fresh), one.product(form, fresh))
+        def repeat() -> bool:
+            return not same_bits(dut.multiply(product.fmt, on_device), first)
 
-        kind, repeats = recurrence(one.device, lambda: not same(one.product(form, mine), first), other, self._pace.step)
-        one.miscompares[-1] = msgspec.structs.replace(found, kind=kind, repeats=repeats)
+        def with_other_operands() -> bool:
+            seed = self._job.seed + (1 << 32) + len(dut.digests)
+            fresh = dut.load(draw_operands(product.fmt, product.shape, seed))
+            return not same_bits(dut.multiply(product.fmt, fresh), dut.multiply(product.fmt, fresh))
+
+        kind, repeats = recurrence(dut.device, repeat, with_other_operands, self._timer.step)
+        dut.miscompares[-1] = msgspec.structs.replace(found, kind=kind, repeats=repeats)
         return first

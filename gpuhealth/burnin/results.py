@@ -1,4 +1,4 @@
-"""Results on disk: one file a run, for the node's agent to read."""
+"""Writes the result of a run to the directory where the node's agent reads it, one JSON file per run."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 
 import msgspec
 
-from gpuhealth.monitors.burnin_results.readings import BurninRun
+from gpuhealth.model.burnin_run import BurninRun
 
-KEPT = 20
+MAX_FILES = 20
 
 
 def save(run: BurninRun, folder: Path) -> Path:
-    """Writes `<start>.json` whole or not at all, and lets the oldest go. Raises OSError.
+    """Write `<start>.json` atomically, and delete all but the newest MAX_FILES results. Raises OSError.
 
-    Only the newest runs are kept: the report on the cluster holds the history.
+    The history of older runs is in the node's GPUHealthReport.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run.started:%Y%m%dT%H%M%S.%fZ}.json"
-    handle, part = tempfile.mkstemp(dir=folder, prefix=".")
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".")
     try:
-        with open(handle, "wb") as file:  # noqa: PTH123 - of a descriptor
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - opens a descriptor
             file.write(msgspec.json.encode(run))
             file.flush()
             os.fsync(file.fileno())
-        Path(part).chmod(0o644)
-        Path(part).replace(path)
-    except BaseException:  # whatever stops it, no half file is left behind
-        Path(part).unlink(missing_ok=True)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:  # whatever interrupts it, no partial file is left behind
+        Path(temporary).unlink(missing_ok=True)
         raise
-    for old in sorted(folder.glob("*.json"))[:-KEPT]:
-        with contextlib.suppress(FileNotFoundError):  # another run makes room as well
+    for old in sorted(folder.glob("*.json"))[:-MAX_FILES]:
+        with contextlib.suppress(FileNotFoundError):  # another run deletes old files as well
             old.unlink()
     return path

@@ -1,4 +1,4 @@
-"""Which devices a run tests: what CUDA shows, matched with what NVML knows."""
+"""Which devices a run tests: the devices that CUDA shows, matched with the GPUs that NVML knows."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _GRAMMAR = "write all, cuda:0,1, cpu, or cpu:0,1"
 
 
 class BurninError(Exception):
-    """The tests cannot be done; the text is one sentence that says why. No word about any GPU's health."""
+    """No test can run; the text is one sentence that says why. It says nothing about any GPU's health."""
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A device to be tested."""
+    """A device to test."""
 
     device: str  # as torch names it: cuda:0, cpu
-    gpu: str  # as results name it: NVML's uuid, or the device's name where NVML does not know it
-    model: str = ""  # as NVML or torch names it; none of a processor
+    gpu: str  # its name in results: NVML's uuid, or the name of a device that NVML does not know
+    model: str = ""  # as NVML or torch names it; empty for a processor
 
     @property
     def is_processor(self) -> bool:
@@ -31,72 +31,76 @@ class Target(msgspec.Struct, frozen=True):
         return self.device == "cpu"
 
 
-def needs_cuda(words: str) -> bool:
-    """Whether devices are named for which CUDA must be asked."""
-    return any(kind in ("all", "cuda") for kind, _ in _parsed(words))
+def needs_cuda(spec: str) -> bool:
+    """Whether the spec names devices that CUDA must list, which takes seconds. Raises BurninError."""
+    return any(kind in ("all", "cuda") for kind, _ in _parse(spec))
 
 
-def targets(words: str, cuda: Iterable[CudaDevice], gpus: Mapping[str, GpuReadings]) -> tuple[Target, ...]:
-    """The devices that `words` names, such as `cuda:0,1`; `gpus` are NVML's, by uuid. Raises BurninError.
+def targets(spec: str, cuda: Iterable[CudaDevice], gpus: Mapping[str, GpuReadings]) -> tuple[Target, ...]:
+    """The devices that a spec such as `cuda:0,1` names; `gpus` are NVML's, by uuid. Raises BurninError.
 
-    `all` are those that CUDA shows, so that CUDA_VISIBLE_DEVICES and a container's share are respected. `cpu:1` is the
-    processor in the place of NVML's GPU 1, whose telemetry it then has: so a simulated node is tested whole.
+    `all` means those that CUDA shows, which respects CUDA_VISIBLE_DEVICES and a container's share of the GPUs.
+    `cpu:1` is a processor that stands in for NVML's GPU 1 and has its telemetry, for tests on a simulated node.
     """
-    shown = {device.name: device for device in cuda}
+    visible = {device.name: device for device in cuda}
     chosen: list[Target] = []
-    for kind, number in _parsed(words):
+    for kind, number in _parse(spec):
         if kind == "cpu":
-            chosen.append(_processor(number, gpus))
+            chosen.append(_processor_target(number, gpus))
         elif number is None:
-            chosen += [_cuda(device, gpus) for device in shown.values()]
-        elif f"cuda:{number}" in shown:
-            chosen.append(_cuda(shown[f"cuda:{number}"], gpus))
+            chosen += [_cuda_target(device, gpus) for device in visible.values()]
+        elif f"cuda:{number}" in visible:
+            chosen.append(_cuda_target(visible[f"cuda:{number}"], gpus))
         else:
-            raise BurninError(f"there is no cuda:{number}: CUDA shows {', '.join(shown) or 'no GPU'}")
-    twice = [target.gpu for number, target in enumerate(chosen) if target.gpu in {each.gpu for each in chosen[:number]}]
-    if twice:
-        raise BurninError(f"devices {words!r} name {twice[0]} twice")
+            raise BurninError(f"there is no cuda:{number}: CUDA shows {', '.join(visible) or 'no GPU'}")
+    names = [target.gpu for target in chosen]
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise BurninError(f"devices {spec!r} name {name} twice")
     return tuple(chosen)
 
 
-def _parsed(words: str) -> list[tuple[str, int | None]]:
-    """[("cuda", 0), ("cuda", 1)] of `cuda:0,1`; None where all of a kind are meant."""
+def _parse(spec: str) -> list[tuple[str, int | None]]:
+    """[("cuda", 0), ("cuda", 1)] for `cuda:0,1`; the number is None where all devices of a kind are meant."""
     parsed: list[tuple[str, int | None]] = []
     kind = ""
-    for word in words.split(","):
-        before, colon, after = word.strip().rpartition(":")
-        kind = before if colon else kind if after.isdecimal() else after
+    for part in spec.split(","):
+        before, colon, after = part.strip().rpartition(":")
+        if colon:
+            kind = before
+        elif not after.isdecimal():
+            kind = after
         number = int(after) if after.isdecimal() else None
         if kind not in ("all", "cuda", "cpu") or (kind == "all" and number is not None) or (colon and number is None):
-            raise BurninError(f"{words!r} names no devices: {_GRAMMAR}")
+            raise BurninError(f"{spec!r} names no devices: {_GRAMMAR}")
         parsed.append((kind, number))
     return parsed
 
 
-def _cuda(device: CudaDevice, gpus: Mapping[str, GpuReadings]) -> Target:
-    """CUDA shows at most one MIG device to a process, so that its GPU's uuid names it well enough."""
+def _cuda_target(device: CudaDevice, gpus: Mapping[str, GpuReadings]) -> Target:
+    """The target for a CUDA device; CUDA shows a process at most one MIG device, so the GPU's uuid identifies it."""
     for uuid, gpu in gpus.items():
         names = [uuid, *(mig.uuid for mig in gpu.mig_devices)]
         if any(name.partition("-")[2] == device.uuid for name in names):
-            return Target(device.name, uuid, _name(gpu) or device.model)
+            return Target(device.name, uuid, _model(gpu) or device.model)
     return Target(device.name, f"GPU-{device.uuid}", device.model)
 
 
-def _processor(number: int | None, gpus: Mapping[str, GpuReadings]) -> Target:
+def _processor_target(number: int | None, gpus: Mapping[str, GpuReadings]) -> Target:
     if number is None:
         return Target("cpu", "cpu")
-    named = next((uuid for uuid, gpu in gpus.items() if gpu.index == number), "")
-    if gpus and not named:
-        raise BurninError(f"cpu:{number} is to stand for GPU {number}, but NVML knows {len(gpus)} GPUs")
-    return Target("cpu", named, _name(gpus[named])) if named else Target("cpu", f"cpu:{number}")
+    uuid = next((uuid for uuid, gpu in gpus.items() if gpu.index == number), "")
+    if gpus and not uuid:
+        raise BurninError(f"cpu:{number} stands for GPU {number}, but NVML lists {len(gpus)} GPUs")
+    return Target("cpu", uuid, _model(gpus[uuid])) if uuid else Target("cpu", f"cpu:{number}")
 
 
-def _name(gpu: GpuReadings) -> str:
+def _model(gpu: GpuReadings) -> str:
     return gpu.name if isinstance(gpu.name, str) else ""
 
 
-def users(gpu: GpuReadings, proc: Path) -> list[str]:
-    """The processes that hold a GPU, as `python3 (pid 4711)`; those that NVML does not tell of are not known."""
+def processes_using(gpu: GpuReadings, proc: Path) -> list[str]:
+    """The processes that use a GPU, as `python3 (pid 4711)`; empty where NVML does not report them."""
     if isinstance(gpu.compute_processes, Missing):
         return []
     return [f"{_command(process.pid, proc)} (pid {process.pid})" for process in gpu.compute_processes]
@@ -106,4 +110,4 @@ def _command(pid: int, proc: Path) -> str:
     try:
         return (proc / str(pid) / "comm").read_text().strip() or "a process"
     except OSError:
-        return "a process"  # of another pid namespace, or gone
+        return "a process"  # in another pid namespace, or exited

@@ -1,58 +1,64 @@
-"""How far a test is by its time."""
+"""Timers of tests: how much of a test's time has passed, and when to send progress to the parent."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 
-from gpuhealth.burnin.protocol import Progress, Say
+from gpuhealth.burnin.protocol import OnProgress, Progress
 
-_SAY_SECONDS = 0.25
+_PROGRESS_SECONDS = 0.25  # between two progress messages; nobody reads them faster
 
 
-class Pace:
-    """The time that a test has on one device, and the word to the parent after each step."""
+class TestTimer:
+    """The time that a test has on one device. Used by the test's own thread in the worker process."""
 
-    def __init__(self, seconds: float, gpu: str, say: Say) -> None:
+    __test__ = False  # not a test class for pytest
+
+    def __init__(self, seconds: float, gpu: str, on_progress: OnProgress) -> None:
         self._seconds = seconds
         self._gpu = gpu
-        self._say = say
-        self._began = time.monotonic()
+        self._on_progress = on_progress
+        self._started = time.monotonic()
 
     @property
-    def done(self) -> float:
-        """From 0 to 1."""
-        return min(1.0, (time.monotonic() - self._began) / self._seconds) if self._seconds > 0 else 1.0
+    def fraction(self) -> float:
+        """The share of the time that has passed, from 0 to 1."""
+        return min(1.0, (time.monotonic() - self._started) / self._seconds) if self._seconds > 0 else 1.0
 
     @property
-    def over(self) -> bool:
+    def expired(self) -> bool:
         """Whether the time is up."""
-        return self.done >= 1.0
+        return self.fraction >= 1.0
 
-    def step(self, doing: str = "", rates: dict[str, float] | None = None) -> None:
-        """Tells the parent. Raises Stopped when it wants the test to end."""
-        self._say(Progress(self._gpu, self.done, dict(rates or {}), doing))
+    def step(self, activity: str = "", rates: dict[str, float] | None = None) -> None:
+        """Send progress to the parent. Raises StopRequested when the parent wants the test to stop."""
+        self._on_progress(Progress(self._gpu, self.fraction, dict(rates or {}), activity))
 
 
-class CommonPace:
-    """The time that a test has on all devices together, and the word to the parent, no oftener than anyone reads it."""
+class SharedTestTimer:
+    """The time that a test has on several devices together. Progress is sent for all of them at once."""
 
-    def __init__(self, seconds: float, figures: Mapping[str, Callable[[], dict[str, float]]], say: Say) -> None:
-        """`figures` of each GPU, as they are when they are told."""
+    __test__ = False  # not a test class for pytest
+
+    def __init__(
+        self, seconds: float, figures: Mapping[str, Callable[[], dict[str, float]]], on_progress: OnProgress
+    ) -> None:
+        """`figures`: for each GPU, a function that returns its measurements so far."""
         self._seconds = seconds
         self._figures = figures
-        self._say = say
-        self._began = self._said = time.monotonic()
+        self._on_progress = on_progress
+        self._started = self._last_sent = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it began."""
-        return time.monotonic() - self._began
+        """Seconds since the timer was created."""
+        return time.monotonic() - self._started
 
     def step(self) -> None:
-        """Tells the parent how far all are. Raises Stopped when it wants the test to end."""
-        if time.monotonic() - self._said >= _SAY_SECONDS:
-            self._said = time.monotonic()
-            done = min(1.0, self.elapsed / self._seconds)
+        """Send progress of all devices to the parent. Raises StopRequested when the parent wants the test to stop."""
+        if time.monotonic() - self._last_sent >= _PROGRESS_SECONDS:
+            self._last_sent = time.monotonic()
+            fraction = min(1.0, self.elapsed / self._seconds)
             for gpu, figures in self._figures.items():
-                self._say(Progress(gpu, done, figures()))
+                self._on_progress(Progress(gpu, fraction, figures()))

@@ -1,6 +1,6 @@
-"""The process in which one test runs: `python -m gpuhealth.burnin.worker PARENT`, started by burnin/worker_process.py.
+"""The process that runs one test: `python -m gpuhealth.burnin.worker PARENT_PID`, started by burnin/worker_process.py.
 
-What goes wrong with the test's libraries or its device ends this process and nothing else.
+A fault of the test's libraries or of its device ends only this process.
 """
 
 from __future__ import annotations
@@ -20,88 +20,93 @@ from types import FrameType, ModuleType
 import msgspec
 
 from gpuhealth.burnin.protocol import (
-    DEVICES,
+    LIST_DEVICES,
     CudaDevice,
-    Devices,
-    GpuOutcome,
+    DeviceList,
+    DeviceResult,
     Job,
-    Message,
-    Outcome,
+    JobResult,
     Progress,
     Ready,
-    Stopped,
-    Unable,
+    StopRequested,
+    Unsupported,
+    WorkerMessage,
 )
-from gpuhealth.burnin.registry import TESTS
 
 HARD_EXIT_SECONDS = 1.0
-"""After it was told to stop. The parent kills a worker soon after."""
-_PROGRESS_SECONDS = 0.2  # a test may tell after every product
+"""From SIGTERM until the worker exits by itself. The parent kills it soon after."""
+_PROGRESS_SECONDS = 0.2  # a test may report after every product, which is more often than anyone reads
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class _Voice:
-    """Tells the parent, and tells the test when the parent wants it to stop."""
+class ParentChannel:
+    """Sends messages to the parent, and makes the test stop when the parent sends SIGTERM."""
 
     def __init__(self) -> None:
         # What native libraries print to standard output must not come between our lines.
         self._output = os.dup(1)
         os.dup2(2, 1)
-        self._told: dict[str, tuple[float, str]] = {}  # GPU -> when, and what it was doing
-        self.stopping = False
+        self._last_sent: dict[str, tuple[float, str]] = {}  # GPU -> monotonic seconds, and activity
+        self._stop_requested = False
 
-    def stop(self, _number: int, _frame: FrameType | None) -> None:
-        """On SIGTERM: the next progress raises. A test that does not come to it is ended, and leaves its stack."""
-        self.stopping = True
+    def request_stop(self, _number: int, _frame: FrameType | None) -> None:
+        """Signal handler: the next progress raises StopRequested.
+
+        A test that does not get that far is ended after HARD_EXIT_SECONDS, with its stack on standard error.
+        """
+        self._stop_requested = True
         faulthandler.dump_traceback_later(HARD_EXIT_SECONDS, exit=True)
 
-    def say(self, message: Message) -> None:
+    def send(self, message: WorkerMessage) -> None:
+        """Write a message to the parent, all of it."""
         line = memoryview(msgspec.json.encode(message) + b"\n")
         while line:
             line = line[os.write(self._output, line) :]
 
-    def progress(self, progress: Progress) -> None:
-        if self.stopping:
-            raise Stopped
+    def report_progress(self, progress: Progress) -> None:
+        """Send progress, at most every 0.2 s per GPU. Raises StopRequested after SIGTERM."""
+        if self._stop_requested:
+            raise StopRequested
         now = time.monotonic()
-        told, doing = self._told.get(progress.gpu, (-_PROGRESS_SECONDS, ""))
-        if now - told >= _PROGRESS_SECONDS or doing != progress.doing:  # what hangs must have been named
-            self._told[progress.gpu] = now, progress.doing
-            self.say(msgspec.structs.replace(progress, rates=_finite(progress.rates)))
+        last_sent, activity = self._last_sent.get(progress.gpu, (-_PROGRESS_SECONDS, ""))
+        # A new activity is sent at once: if it hangs, the parent must know which one it is.
+        if now - last_sent >= _PROGRESS_SECONDS or activity != progress.activity:
+            self._last_sent[progress.gpu] = now, progress.activity
+            self.send(msgspec.structs.replace(progress, rates=_finite(progress.rates)))
 
 
-def _die_with(parent: int) -> None:
-    """Has the kernel kill us when the parent is gone, however it went: no test goes on unseen."""
+def _exit_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the parent exits, for whatever reason: no test may run on unseen."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before we asked
+    if os.getppid() != parent:  # the parent exited before the call above
         os._exit(1)
 
 
-def _devices(torch: ModuleType) -> Devices | Unable:
+def _devices(torch: ModuleType) -> DeviceList | Unsupported:
     if torch.version.cuda is None:
-        return Unable(
-            f"torch {torch.__version__} is built without CUDA: install a build for CUDA, or use --devices cpu"
+        return Unsupported(
+            f"torch {torch.__version__} is built without CUDA: install a build with CUDA, or use --devices cpu"
         )
     try:
         torch.cuda.init()
         count = torch.cuda.device_count()
         found = [(f"cuda:{index}", torch.cuda.get_device_properties(index)) for index in range(count)]
     except (RuntimeError, AssertionError) as error:
-        return Unable(f"CUDA does not start: {_first_line(error)}")
+        return Unsupported(f"CUDA cannot be initialized: {_first_line(error)}")
     if not found:
-        return Unable("torch sees no GPU: look at `gpuhealth check`, and at CUDA_VISIBLE_DEVICES")
-    return Devices(tuple(CudaDevice(name, str(properties.uuid), properties.name) for name, properties in found))
+        return Unsupported("torch sees no GPU: run `gpuhealth check`, and look at CUDA_VISIBLE_DEVICES")
+    return DeviceList(tuple(CudaDevice(name, str(properties.uuid), properties.name) for name, properties in found))
 
 
 def _software(torch: ModuleType) -> dict[str, str]:
-    """The libraries that decide which bits come out."""
+    """Versions of the libraries that influence the bits of a result."""
     cuda = {"cuda": torch.version.cuda} if torch.version.cuda else {}
     cudnn = torch.backends.cudnn.version() if cuda else None
     return {"torch": str(torch.__version__), **cuda, **({"cudnn": str(cudnn)} if cudnn else {})}
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float]:
-    """What was measured: JSON has no infinity, and a rate of no time says nothing."""
+    """Leave out infinities and NaN: JSON has none, and a rate over no time means nothing."""
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
@@ -109,49 +114,49 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _work(job: Job, voice: _Voice) -> Outcome | Unable:
+def _run_job(job: Job, parent: ParentChannel) -> JobResult | Unsupported:
     try:
         from gpuhealth.burnin.device import Device, is_out_of_memory
-        from gpuhealth.burnin.faults import Faults
+        from gpuhealth.burnin.faults import InjectedFaults
 
-        test = importlib.import_module(TESTS[job.test].module)
-    except ImportError as error:  # our own modules, or what they need of torch: no fault of a GPU
-        return Unable(f"the test {job.test!r} cannot be loaded: {_first_line(error)}")
+        test = importlib.import_module(f"gpuhealth.burnin.{job.test}")
+    except ImportError as error:  # our own modules, or what they need of torch: not a fault of a GPU
+        return Unsupported(f"the test {job.test!r} cannot be loaded: {_first_line(error)}")
     try:
         devices = [
             Device(name, gpu, small=job.small, memory_bytes=job.memory_bytes)
             for name, gpu in zip(job.devices, job.gpus, strict=True)
         ]
-        faults = Faults(job)
+        faults = InjectedFaults(job)
         for device in devices:
-            faults.start(device)
-        outcomes: tuple[GpuOutcome, ...] = test.run(job, devices, voice.progress, faults)
-    except Stopped:
-        return Outcome(())
+            faults.at_start(device)
+        results: tuple[DeviceResult, ...] = test.run(job, devices, parent.report_progress, faults)
+    except StopRequested:
+        return JobResult(())
     except Exception as error:  # noqa: BLE001 - whatever a library or a device raises is this test's failure
         exhausted = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
-        what = "out of memory" if exhausted else type(error).__name__
-        failure = f"{what}: {_first_line(error)}"
-        return Outcome(tuple(GpuOutcome(gpu, failure, evidence=traceback.format_exc()) for gpu in job.gpus))
-    return Outcome(tuple(msgspec.structs.replace(each, figures=_finite(each.figures)) for each in outcomes))
+        problem = "out of memory" if exhausted else type(error).__name__
+        failure, evidence = f"{problem}: {_first_line(error)}", traceback.format_exc()
+        return JobResult(tuple(DeviceResult(gpu=gpu, failure=failure, evidence=evidence) for gpu in job.gpus))
+    return JobResult(tuple(msgspec.structs.replace(result, figures=_finite(result.figures)) for result in results))
 
 
 def main() -> None:
-    """Does the one job that stands on standard input."""
-    _die_with(int(sys.argv[1]))
-    faulthandler.enable()  # the stack of a crash goes to standard error
+    """Run the one job that is on standard input, and exit."""
+    _exit_with_parent(int(sys.argv[1]))
+    faulthandler.enable()  # on a crash, the stack goes to standard error
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # writing a core of a GPU's process can take minutes
-    voice = _Voice()
-    signal.signal(signal.SIGTERM, voice.stop)
+    parent = ParentChannel()
+    signal.signal(signal.SIGTERM, parent.request_stop)
     try:
         import torch
-    except (ImportError, OSError) as error:  # OSError: a shared library of it does not load
-        voice.say(Unable(f"torch cannot be loaded ({_first_line(error)}): pip install 'gpuhealth[burnin]'"))
+    except (ImportError, OSError) as error:  # OSError: one of its shared libraries does not load
+        parent.send(Unsupported(f"torch cannot be loaded ({_first_line(error)}): pip install 'gpuhealth[burnin]'"))
         return
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    voice.say(Ready(_software(torch)))
-    voice.say(_devices(torch) if job.test == DEVICES else _work(job, voice))
-    os._exit(0)  # what is left to take down may hang: contexts, communicators, threads
+    parent.send(Ready(_software(torch)))
+    parent.send(_devices(torch) if job.test == LIST_DEVICES else _run_job(job, parent))
+    os._exit(0)  # a regular exit may hang while contexts, communicators and threads are torn down
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A worker process at arm's length: started, told, listened to, and ended within bounds, whatever it is stuck in."""
+"""The parent's side of a worker process: start it, send its job, read its messages, and end it within a deadline."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from typing import TypeAlias
 import msgspec
 
 from gpuhealth.burnin import worker
-from gpuhealth.burnin.protocol import Devices, Job, Message, Outcome, Progress, Ready, Unable
+from gpuhealth.burnin.protocol import DeviceList, Job, JobResult, Progress, Ready, Unsupported, WorkerMessage
 
 STOP_SECONDS = worker.HARD_EXIT_SECONDS + 0.2
 """From SIGTERM to SIGKILL."""
-_STACK_SECONDS = 2.0  # for faulthandler to write, on SIGABRT
-_KILL_SECONDS = 1.0  # after SIGKILL; a process in D state does not go, and is not waited for
+_STACK_SECONDS = 2.0  # after SIGABRT, for faulthandler to write the stack
+_KILL_SECONDS = 1.0  # after SIGKILL; a process in D state does not end, and is not waited for
 _REAP_SECONDS = 0.2
-_START_SECONDS = 180.0  # torch comes from a cold network file system, on all GPUs at once
+_START_SECONDS = 180.0  # torch may come from a cold network file system, for all GPUs at once
 _EVIDENCE_BYTES = 16_384
 _READ_BYTES = 1 << 20
-_DECODER = msgspec.json.Decoder(Message)
+_DECODER = msgspec.json.Decoder(WorkerMessage)
 _SIGNALS = {
-    signal.SIGSEGV: "a memory access that is not allowed",
-    signal.SIGBUS: "a memory access that the hardware refused",
-    signal.SIGKILL: "by the kernel for want of memory, or by a person",
-    signal.SIGILL: "an instruction that the processor does not know",
-    signal.SIGABRT: "a library gave up",
-    signal.SIGFPE: "an arithmetic error",
+    signal.SIGSEGV: "invalid memory access",
+    signal.SIGBUS: "memory access refused by the hardware",
+    signal.SIGKILL: "killed by the kernel when memory ran out, or by hand",
+    signal.SIGILL: "illegal processor instruction",
+    signal.SIGABRT: "aborted by a library",
+    signal.SIGFPE: "arithmetic error",
 }
 
 
-class Failure(msgspec.Struct, frozen=True):
-    """How a worker ended that gave no outcome."""
+class WorkerFailure(msgspec.Struct, frozen=True):
+    """Why a worker sent no final message."""
 
-    sentence: str
-    evidence: str = ""  # the end of its standard error, with the stack that faulthandler leaves there
+    message: str  # one sentence
+    evidence: str = ""  # the end of its standard error, with the stack that faulthandler writes there
 
 
-Answer: TypeAlias = Outcome | Devices | Unable
+WorkerAnswer: TypeAlias = JobResult | DeviceList | Unsupported
 
 
 class Worker:
-    """One worker and its one job."""
+    """One worker process and its one job. Use it on the event loop's thread."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start the process. Raises OSError."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker; a file never blocks its writer
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-P", "-m", "gpuhealth.burnin.worker", str(os.getpid())],
@@ -58,122 +59,124 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=environment,
-            start_new_session=True,  # a Ctrl-C at the terminal is for the parent, who tells us
+            start_new_session=True,  # Ctrl-C at the terminal reaches the parent only, which stops the worker
         )
         assert self._process.stdin
         assert self._process.stdout
         self._input, self._output = self._process.stdin, self._process.stdout
-        self._handle = os.pidfd_open(self._process.pid)
-        self._exited, self._answered = asyncio.Event(), asyncio.Event()
-        self._answer: Answer | None = None
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._exited, self._finished = asyncio.Event(), asyncio.Event()
+        self._answer: WorkerAnswer | None = None
         self._buffer = bytearray()
-        self._limit: asyncio.Timeout | None = None
-        self._told: Callable[[Progress], None] = lambda _: None
-        self._stopping = False
-        self._seconds = 0.0
+        self._timeout: asyncio.Timeout | None = None
+        self._on_progress: Callable[[Progress], None] = lambda _: None
+        self._stop_requested = False
+        self._timeout_seconds = 0.0
         self._evidence = ""
         self.software: dict[str, str] = {}
         loop = asyncio.get_running_loop()
         os.set_blocking(self._output.fileno(), False)
-        loop.add_reader(self._output.fileno(), self._readable)
-        loop.add_reader(self._handle, self._gone)
+        loop.add_reader(self._output.fileno(), self._on_readable)
+        loop.add_reader(self._pidfd, self._on_exit)
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """Process id of the worker."""
         return self._process.pid
 
-    async def work(self, job: Job, seconds: float, told: Callable[[Progress], None]) -> Answer | Failure:
-        """Has the job done within so many seconds of the worker's being ready. When it returns, the process is gone.
+    async def run(
+        self, job: Job, timeout_seconds: float, on_progress: Callable[[Progress], None]
+    ) -> WorkerAnswer | WorkerFailure:
+        """Run the job; the timeout counts from the worker's `Ready`. When this returns, the process has exited.
 
-        Only one that hangs inside the kernel may be left, which is not waited for.
+        The exception is a process that hangs inside the kernel, which no signal ends: it is not waited for.
         """
-        self._told, self._seconds = told, seconds
-        late = ""
+        self._on_progress, self._timeout_seconds = on_progress, timeout_seconds
+        overdue = ""
         try:
-            with contextlib.suppress(BrokenPipeError):  # it has died already: its end says why
+            with contextlib.suppress(BrokenPipeError):  # it has exited already: its exit status explains why
                 self._input.write(msgspec.json.encode(job))
                 self._input.close()
             try:
-                async with asyncio.timeout(STOP_SECONDS if self._stopping else _START_SECONDS) as self._limit:
-                    await self._answered.wait()
+                async with asyncio.timeout(STOP_SECONDS if self._stop_requested else _START_SECONDS) as self._timeout:
+                    await self._finished.wait()
             except TimeoutError:
-                late = f"gave no outcome within {seconds:.0f} s" if self.software else "did not start"
+                overdue = f"sent no result within {timeout_seconds:.0f} s" if self.software else "did not start"
         except asyncio.CancelledError:
-            self._stopping = True  # nobody waits for what it has found
+            self._stop_requested = True  # nobody waits for its results
             raise
         finally:
             try:
-                await self._end()
+                await self._terminate()
             finally:
                 self._close()
-        return self._judged("" if self._stopping else late)
+        return self._result("" if self._stop_requested else overdue)
 
     def stop(self) -> None:
-        """Tells it to stop, and shortens the wait for its outcome accordingly."""
-        if not self._stopping:
-            self._stopping = True
+        """Ask the worker to stop, and wait for its result for STOP_SECONDS at most."""
+        if not self._stop_requested:
+            self._stop_requested = True
             self._signal(signal.SIGTERM)
-            self._wait_at_most(STOP_SECONDS)
+            self._limit_wait(STOP_SECONDS)
 
-    def _wait_at_most(self, seconds: float) -> None:
-        if self._limit and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
+    def _limit_wait(self, seconds: float) -> None:
+        if self._timeout and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time() + seconds)
 
-    def _judged(self, late: str) -> Answer | Failure:
-        if self._answer and not late:
+    def _result(self, overdue: str) -> WorkerAnswer | WorkerFailure:
+        if self._answer and not overdue:
             return self._answer
         code = self._process.returncode
-        if late:
-            sentence = f"the test hangs: its process {late}{self._left()}"
+        if overdue:
+            message = f"the test hangs: its process {overdue}{self._survivor_note()}"
         elif code is None:
-            sentence = f"the test's process gave no outcome{self._left()}"
+            message = f"the test's process sent no result{self._survivor_note()}"
         elif code < 0:
             number = signal.Signals(-code)
             meaning = f" ({_SIGNALS[number]})" if number in _SIGNALS else ""
-            sentence = f"the test's process was ended by {number.name}{meaning}"
+            message = f"the test's process was ended by {number.name}{meaning}"
         else:
-            sentence = f"the test's process ended without an outcome (exit code {code})"
-        return Failure(sentence, self._evidence)
+            message = f"the test's process exited with code {code} and sent no result"
+        return WorkerFailure(message, self._evidence)
 
-    def _left(self) -> str:
+    def _survivor_note(self) -> str:
         if self._exited.is_set():
             return ""
         state = "unknown"
         with contextlib.suppress(OSError, IndexError):
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return f"; process {self.pid} cannot be ended (state {state})"
+        return f"; process {self.pid} cannot be killed (state {state})"
 
-    async def _end(self) -> None:
-        """Sees the process to its end, by force where it needs that."""
-        self._limit = None
-        hangs = not self._answered.is_set() and not self._stopping
-        if self._answered.is_set() or hangs:
+    async def _terminate(self) -> None:
+        """End the process, with SIGKILL as the last resort; of one that hangs, get its stack first."""
+        self._timeout = None
+        hangs = not self._finished.is_set() and not self._stop_requested
+        if self._finished.is_set() or hangs:
             if hangs:
                 self._signal(signal.SIGTERM)
-            await self._exit_within(STOP_SECONDS)
+            await self._wait_for_exit(STOP_SECONDS)
         if hangs:
-            self._signal(signal.SIGABRT)  # faulthandler writes what hangs, also where no Python code gets to run
-            await self._exit_within(_STACK_SECONDS)
+            self._signal(signal.SIGABRT)  # faulthandler writes the stack even where no Python code gets to run
+            await self._wait_for_exit(_STACK_SECONDS)
         self._signal(signal.SIGKILL)
-        await self._exit_within(_KILL_SECONDS)
+        await self._wait_for_exit(_KILL_SECONDS)
 
     def _close(self) -> None:
-        """Frees what the parent holds of the process, and keeps its last words."""
-        if not self._exited.is_set():  # we were cancelled while it was being ended, or it cannot be
+        """Free the parent's descriptors, and keep the end of the worker's standard error as evidence."""
+        if not self._exited.is_set():  # cancelled while it was being ended, or it cannot be killed
             self._signal(signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_REAP_SECONDS)
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _EVIDENCE_BYTES))
         self._evidence = self._errors.read().decode(errors="replace")
         loop = asyncio.get_running_loop()
-        for descriptor in (self._handle, self._output.fileno()):
+        for descriptor in (self._pidfd, self._output.fileno()):
             loop.remove_reader(descriptor)
-        os.close(self._handle)
+        os.close(self._pidfd)
         for stream in (self._input, self._output, self._errors):
             stream.close()
 
-    async def _exit_within(self, seconds: float) -> None:
+    async def _wait_for_exit(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._exited.wait()
@@ -182,7 +185,7 @@ class Worker:
         if not self._exited.is_set():
             self._process.send_signal(number)
 
-    def _readable(self) -> None:
+    def _on_readable(self) -> None:
         try:
             data = os.read(self._output.fileno(), _READ_BYTES)
         except BlockingIOError:
@@ -193,23 +196,23 @@ class Worker:
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
-            self._take(_DECODER.decode(line))
+            self._handle(_DECODER.decode(line))
 
-    def _take(self, message: Message) -> None:
+    def _handle(self, message: WorkerMessage) -> None:
         match message:
             case Ready():
                 self.software = message.software
-                if not self._stopping:
-                    self._wait_at_most(self._seconds)
+                if not self._stop_requested:
+                    self._limit_wait(self._timeout_seconds)
             case Progress():
-                self._told(message)
-            case Outcome() | Devices() | Unable():
+                self._on_progress(message)
+            case JobResult() | DeviceList() | Unsupported():
                 self._answer = message
-                self._answered.set()
+                self._finished.set()
 
-    def _gone(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._handle)
+    def _on_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
         self._process.poll()  # reaps it
-        self._readable()  # its last words may still be in the pipe
+        self._on_readable()  # its last message may still be in the pipe
         self._exited.set()
-        self._answered.set()
+        self._finished.set()

@@ -1,4 +1,4 @@
-"""`gpuhealth agent`: the process that watches over this node."""
+"""`gpuhealth agent`: the process that monitors this node."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ T = TypeVar("T")
 
 
 def command(config: options.Config = None) -> None:
-    """Watch over this node all the time."""
-    named = os.environ.get("GPUHEALTH_CONFIG")
-    path = config or (Path(named) if named else None)
+    """Run the node agent.
+
+    It monitors this node's GPUs, and marks the Node in the cluster.
+    """
+    environment = os.environ.get("GPUHEALTH_CONFIG")
+    path = config or (Path(environment) if environment else None)
     settings = options.load_settings(path)
     log_json(settings.log_level)
     from gpuhealth.agent.agent import Agent
     from gpuhealth.agent.http_app import serve
-    from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError
+    from gpuhealth.monitors.monitor import RestartRequiredError
 
     try:
         run(Agent(settings, path, services=(serve,)).run())
@@ -31,7 +34,7 @@ def command(config: options.Config = None) -> None:
 
 
 def run(process: Coroutine[Any, Any, T]) -> T:
-    """Runs a process to its end, and returns what it does; that it cannot serve is told in one sentence."""
+    """Run a service to its end and return its result. Raises CommandError where its HTTP port or TLS cannot be used."""
     import asyncio
 
     from gpuhealth.runtime.http_server import ServingError

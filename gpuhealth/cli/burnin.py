@@ -1,4 +1,4 @@
-"""`gpuhealth burnin`: active tests on this machine."""
+"""`gpuhealth burnin`: runs active tests on this machine's GPUs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options
-from gpuhealth.cli.oom import go_first
-from gpuhealth.cli.output import COULD_NOT, HEALTHY, UNHEALTHY, CommandError, near
+from gpuhealth.cli.oom import prefer_for_oom_kill
+from gpuhealth.cli.output import HEALTHY, UNHEALTHY, UNKNOWN, CommandError, did_you_mean
 from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from gpuhealth.burnin.run import Curves, Plan, Run
     from gpuhealth.burnin.sampling import Sampler
     from gpuhealth.burnin.targets import Target
-    from gpuhealth.monitors.burnin_results.readings import BurninRun
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.model.burnin_run import BurninRun
+    from gpuhealth.monitors.settings import Settings
 
 MAX_SEED = 2**31 - 1
 
 
 class Level(enum.StrEnum):
-    """How thorough."""
+    """How long and how thoroughly to test."""
 
     QUICK = "quick"
     STANDARD = "standard"
@@ -36,50 +36,55 @@ class Level(enum.StrEnum):
 def command(
     level: Annotated[
         Level | None,
-        typer.Option(help="quick is done within 1 min, standard within 5 min, long takes half an hour and more."),
+        typer.Option(help="quick takes up to 1 min, standard up to 5 min, long at least 30 min."),
     ] = None,
     tests: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Only these, such as exact,memory; else those of the level.")
+        str | None,
+        typer.Option(metavar="NAMES", help="Run only these tests, such as exact,memory; default: those of the level."),
     ] = None,
     devices: Annotated[
-        str | None, typer.Option(metavar="DEVICES", help="all, cuda:0,1, or cpu and cpu:0,1 to try the tests out.")
+        str | None,
+        typer.Option(
+            metavar="DEVICES", help="Devices to test: all, cuda:0,1, or (to try the tests without a GPU) cpu, cpu:0,1."
+        ),
     ] = None,
     duration: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="How long all tests work together, such as 10m.")
+        str | None, typer.Option(metavar="DURATION", help="Total time for all tests, such as 10m.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    as_json: options.Json = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with results and curves, in HTML.")
+        Path | None, typer.Option(metavar="FILE", help="Also write an HTML report with results and curves to FILE.")
     ] = None,
     save: Annotated[
         bool,
         typer.Option(
-            "--save", help="Leave the result in burnin.results_dir for the agent; so are all but manual runs."
+            "--save", help="Save the result in burnin.results_dir for the agent; implied unless --reason is manual."
         ),
     ] = False,
     reason: Annotated[
-        str, typer.Option(metavar="WHY", help="Why it is run: manual, preflight, periodic, return.")
+        str, typer.Option(metavar="REASON", help="Reason to store in the result: manual, preflight, periodic, return.")
     ] = "manual",
     seed: Annotated[
-        int | None, typer.Option(min=0, max=MAX_SEED, help="Draws the same operands again; else new ones in each run.")
+        int | None,
+        typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of the operands; default: a new one for each run."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also on GPUs that other processes use.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also test GPUs that other processes use.")] = False,
     config: options.Config = None,
 ) -> None:
-    """Make the GPUs of this machine work, and see whether they do it right.
+    """Stress-test this machine's GPUs and verify the results.
 
-    Exit code: 0 passed, 2 failed, 3 could not test or was stopped.
+    Exit code: 0 passed, 2 failed, 3 stopped or could not test.
     """
     import asyncio
 
-    if reason == "manual":  # in a pod of its own a test that is ended for want of memory would be a failed one
-        go_first()
     settings = options.load_settings(config)
     chosen = level or settings.burnin.level
     seconds = None if duration is None else options.duration(duration, "--duration")
     plan = _plan(settings, chosen, _names(tests), seconds, reason, seed)
     if report is not None and not report.parent.is_dir():
-        raise CommandError(f"--report: there is no folder {report.parent}")
+        raise CommandError(f"--report: there is no directory {report.parent}")
+    if reason == "manual":  # in a pod of its own, a test killed by the OOM killer would count as failed
+        prefer_for_oom_kill()
     result, curves = asyncio.run(_burnin(settings, plan, devices or settings.burnin.devices, force))
     if report is not None:
         _write_report(report, result, curves)
@@ -91,14 +96,14 @@ def command(
 
 
 def _names(tests: str | None) -> list[str]:
-    """The tests that are named. Raises CommandError for one that is not known."""
+    """The names in `--tests`. Raises CommandError for an unknown one."""
     from gpuhealth.burnin.registry import TESTS
 
     names = [name.strip() for name in tests.split(",")] if tests else []
     for name in names:
         if name not in TESTS:
             raise CommandError(
-                f"--tests: there is no test {name!r}{near(name, list(TESTS))}; known: {', '.join(TESTS)}"
+                f"--tests: there is no test {name!r}{did_you_mean(name, list(TESTS))}; tests: {', '.join(TESTS)}"
             )
     return names
 
@@ -106,12 +111,12 @@ def _names(tests: str | None) -> list[str]:
 def _plan(
     settings: Settings, level: str, names: list[str], seconds: float | None, reason: str, seed: int | None
 ) -> Plan:
-    """What to do, on targets that are still to be found. Raises CommandError."""
+    """The plan, without its targets, which need the driver. Raises CommandError."""
     from gpuhealth.burnin import levels
     from gpuhealth.burnin.run import Plan
 
     if seconds == 0:
-        raise CommandError("--duration: no time to test in")
+        raise CommandError("--duration: must be longer than 0 s")
     return Plan(
         level=level,
         tests=levels.plan(level, names, seconds),
@@ -123,22 +128,22 @@ def _plan(
 
 
 def _write_report(file: Path, result: BurninRun, curves: Curves) -> None:
-    from gpuhealth.burnin import html_report as page
+    from gpuhealth.burnin import html_report
 
     try:
-        file.write_text(page.page(result, curves), encoding="utf-8")
+        file.write_text(html_report.render(result, curves), encoding="utf-8")
     except OSError as error:
         raise CommandError(f"--report: cannot write {file}: {error.strerror}") from None
 
 
 def _save(result: BurninRun, folder: Path) -> str:
-    """Why the result could not be left for the agent; empty if it is."""
+    """Save the result for the agent; returns a sentence where that failed, else an empty string."""
     from gpuhealth.burnin import results
 
     try:
         results.save(result, folder)
     except OSError as error:
-        return f"the result cannot be left in {folder} for the agent: {error.strerror}"
+        return f"cannot save the result in {folder} for the agent: {error.strerror}"
     return ""
 
 
@@ -148,15 +153,15 @@ def _show(result: BurninRun, as_json: bool) -> None:
 
         standard.write_line(msgspec.json.encode(result))
     else:
-        from gpuhealth.cli import burnin_report as tested
+        from gpuhealth.cli import burnin_report
 
-        tested.show(result)
+        burnin_report.show(result)
 
 
 def _exit_code(result: BurninRun) -> int:
-    from gpuhealth.monitors.burnin_results.readings import TestStatus
+    from gpuhealth.model.burnin_run import TestStatus
 
-    return {TestStatus.PASSED: HEALTHY, TestStatus.FAILED: UNHEALTHY}.get(result.status, COULD_NOT)
+    return {TestStatus.PASSED: HEALTHY, TestStatus.FAILED: UNHEALTHY}.get(result.status, UNKNOWN)
 
 
 def _faults(settings: Settings) -> tuple[Fault, ...]:
@@ -197,35 +202,35 @@ async def _burnin(settings: Settings, plan: Plan, devices: str, force: bool) -> 
         async with sampler.sampling():
             targets = await _targets(sampler, devices, settings.roots.proc, force)
             run = Run(msgspec.structs.replace(plan, targets=targets), settings, sampler)
-            async with progress.shown(run):
+            async with progress.progress_shown(run):
                 result = await run.run()
     except BurninError as error:
         raise CommandError(str(error)) from None
     except asyncio.CancelledError:
-        raise CommandError("stopped before the first test began") from None
+        raise CommandError("stopped before the first test started") from None
     return result, run.curves()
 
 
 async def _targets(sampler: Sampler, devices: str, proc: Path, force: bool) -> tuple[Target, ...]:
-    """The devices to be tested. Raises BurninError where there are none, or others use them."""
-    from gpuhealth.burnin import targets as choosing
+    """The devices to test. Raises BurninError where there are none, or other processes use them."""
     from gpuhealth.burnin.run import cuda_devices
+    from gpuhealth.burnin.targets import BurninError, needs_cuda, processes_using, targets
 
     _need_torch()
-    shown = await cuda_devices() if choosing.needs_cuda(devices) else ()
-    targets = choosing.targets(devices, shown, sampler.gpus)
-    for target in targets:
-        users = choosing.users(sampler.gpus[target.gpu], proc) if target.gpu in sampler.gpus else []
+    cuda = await cuda_devices() if needs_cuda(devices) else ()
+    chosen = targets(devices, cuda, sampler.gpus)
+    for target in chosen:
+        users = processes_using(sampler.gpus[target.gpu], proc) if target.gpu in sampler.gpus else []
         if users and not force:
-            raise choosing.BurninError(
-                f"{target.device} ({target.gpu}) is in use by {', '.join(users)}: stop them, or test all the same with"
+            raise BurninError(
+                f"{target.device} ({target.gpu}) is in use by {', '.join(users)}: stop them, or test anyway with"
                 " --force"
             )
-    return targets
+    return chosen
 
 
 def _need_torch() -> None:
-    """Looked for, not loaded: only the tests' processes do that."""
+    """Raise CommandError where PyTorch is not installed. It is not imported: only the worker processes do that."""
     import importlib.util
 
     if importlib.util.find_spec("torch") is None:

@@ -1,4 +1,4 @@
-"""`gpuhealth check`: every passive check once, on this machine or on a capture of another."""
+"""`gpuhealth check`: runs every passive check once, on this machine or on a capture of another."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options
-from gpuhealth.cli.output import COULD_NOT, DEGRADED, HEALTHY, UNHEALTHY, CommandError
+from gpuhealth.cli.output import DEGRADED, HEALTHY, UNHEALTHY, UNKNOWN, CommandError
 from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
-    from gpuhealth.cli.single_run import Judgement, Selection
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.cli.single_run import CodeFilter, RunResult
+    from gpuhealth.cli.snapshot import AgentJournal
+    from gpuhealth.monitors.settings import Settings
 
 
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    as_json: options.Json = False,
     expected_gpus: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="How many GPUs there ought to be.")
+        int | None, typer.Option(min=0, metavar="N", help="Number of GPUs that this machine should have.")
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Only these finding codes, such as ecc.uncorrectable, 'ecc.*' or ecc; may repeat."
+            metavar="PATTERN",
+            help="Run only the checks for these finding codes, such as ecc.uncorrectable, 'ecc.*' or ecc; repeatable.",
         ),
     ] = None,
     replay: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Judge this capture instead of this machine.")
+        Path | None, typer.Option(metavar="FILE", help="Check this capture instead of this machine.")
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", help="How far back the kernel log counts; else kmsg.lookback (10m)."),
+        typer.Option(
+            metavar="DURATION", help="How far back to read the kernel log; default: the setting kmsg.lookback (10m)."
+        ),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say also what things mean and what was checked.")
+        bool, typer.Option("--verbose", "-v", help="Also print the meaning of findings, and all checks that ran.")
     ] = False,
     config: options.Config = None,
 ) -> None:
@@ -43,87 +47,90 @@ def command(
 
     Exit code: 0 healthy, 1 degraded, 2 unhealthy, 3 unknown or could not check.
     """
-    from gpuhealth.cli.single_run import Selection
+    from gpuhealth.cli.single_run import CodeFilter
 
-    selection = Selection(only or [])
-    back = None if since is None else options.duration(since, "--since")
+    code_filter = CodeFilter(only or [])
+    lookback = None if since is None else options.duration(since, "--since")
     if replay:
-        judgement, notes = _replayed(replay, config, expected_gpus, selection, back)
+        result, notes = _check_capture(replay, config, expected_gpus, code_filter, lookback)
     else:
-        judgement, notes = _looked(config, expected_gpus, selection, back)
+        result, notes = _check_machine(config, expected_gpus, code_filter, lookback)
     if as_json:
         import msgspec
 
-        standard.write_line(msgspec.json.encode(judgement.verdict))
+        standard.write_line(msgspec.json.encode(result.verdict))
     else:
-        from gpuhealth.cli import check_report as report
+        from gpuhealth.cli import check_report
 
-        report.show(judgement, notes, verbose=verbose, replay_of=str(replay) if replay else "")
-    raise typer.Exit(_exit_code(judgement))
-
-
-def _exit_code(judgement: Judgement) -> int:
-    by_state = {"healthy": HEALTHY, "degraded": DEGRADED, "unhealthy": UNHEALTHY, "unknown": COULD_NOT}
-    return by_state[judgement.verdict.verdict]
+        check_report.show(result, notes, verbose=verbose, replay_of=str(replay) if replay else "")
+    raise typer.Exit(_exit_code(result))
 
 
-def _looked(
-    config: Path | None, expected_gpus: int | None, selection: Selection, back: float | None
-) -> tuple[Judgement, list[str]]:
-    from gpuhealth import monitors as checks
-    from gpuhealth.cli import single_run as judging
-    from gpuhealth.cli import snapshot as look
-
-    settings = _expecting(options.load_settings(config), expected_gpus)
-    back = settings.kmsg.lookback if back is None else back
-    memory = look.remembered(settings)
-    rounds, records = look.machine(settings, back)
-    # That no agent has run here needs no word; that its journal cannot be read does.
-    notes = [memory.problem] if memory.problem and not memory.absent else []
-    notes += [f"the settings' findings.{pattern} fits no finding code" for pattern in checks.unmatched(settings)]
-    judgement = judging.judge(rounds, records, settings, look.history(memory.history), selection, back)
-    seen = {(finding.code, finding.component) for finding in judgement.verdict.findings}
-    for tracked in memory.held:
-        held = tracked.finding
-        current = tracked.boot_id == judgement.readings.boot_id and selection.takes(held.code)
-        if current and (held.code, held.component) not in seen:
-            notes.append(
-                f"the agent still holds {held.code} since {held.first_seen:%Y-%m-%d %H:%M:%SZ}, which one look does"
-                f" not show: {held.message}; clears when {held.clears_when}"
-            )
-    return judgement, notes
+def _exit_code(result: RunResult) -> int:
+    by_state = {"healthy": HEALTHY, "degraded": DEGRADED, "unhealthy": UNHEALTHY, "unknown": UNKNOWN}
+    return by_state[result.verdict.verdict]
 
 
-def _replayed(
-    path: Path, config: Path | None, expected_gpus: int | None, selection: Selection, back: float | None
-) -> tuple[Judgement, list[str]]:
-    """Judged by the settings that are named, else by those that were in force where the capture was made."""
+def _check_machine(
+    config: Path | None, expected_gpus: int | None, code_filter: CodeFilter, lookback: float | None
+) -> tuple[RunResult, list[str]]:
+    from gpuhealth.cli import single_run, snapshot
+    from gpuhealth.monitors.registry import unmatched_patterns
+
+    settings = _with_expected_gpus(options.load_settings(config), expected_gpus)
+    lookback = settings.kmsg.lookback if lookback is None else lookback
+    journal = snapshot.read_journal(settings)
+    rounds, records = snapshot.read_machine(settings, lookback)
+    # No note where no agent has run here; a journal that cannot be read is worth one.
+    notes = [journal.problem] if journal.problem and not journal.absent else []
+    notes += [f"setting findings.{pattern} matches no finding code" for pattern in unmatched_patterns(settings)]
+    memory = snapshot.load_memory(journal.checks)
+    result = single_run.judge(rounds, records, settings, memory, code_filter, lookback)
+    return result, notes + _notes_on_active_findings(journal, result, code_filter)
+
+
+def _notes_on_active_findings(journal: AgentJournal, result: RunResult, code_filter: CodeFilter) -> list[str]:
+    """Findings of this boot that the agent still holds active, and a single run cannot see."""
+    seen = {(finding.code, finding.component) for finding in result.verdict.findings}
+    active = [tracked.finding for tracked in journal.active if tracked.boot_id == result.readings.boot_id]
+    return [
+        f"the agent still reports {finding.code} since {finding.first_seen:%Y-%m-%d %H:%M:%SZ}, which a single run does"
+        f" not show: {finding.message}; clears when {finding.clears_when}"
+        for finding in active
+        if code_filter.matches(finding.code) and (finding.code, finding.component) not in seen
+    ]
+
+
+def _check_capture(
+    path: Path, config: Path | None, expected_gpus: int | None, code_filter: CodeFilter, lookback: float | None
+) -> tuple[RunResult, list[str]]:
+    """Use the settings given by `--config`, else those in the capture."""
     from pydantic import ValidationError
 
     from gpuhealth.agent import capture
-    from gpuhealth.cli import single_run as judging
-    from gpuhealth.cli import snapshot as look
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.cli import single_run, snapshot
+    from gpuhealth.monitors.settings import Settings
 
     try:
-        taken = capture.load(path)
+        captured = capture.load(path)
     except capture.CaptureError as error:
         raise CommandError(str(error)) from None
-    notes = list(taken.notes)
+    notes = list(captured.notes)
     settings = options.load_settings(config)
-    if config is None and taken.settings is not None:
+    if config is None and captured.settings is not None:
         try:
-            settings = Settings(**taken.settings)
+            settings = Settings(**captured.settings)
         except (ValidationError, TypeError):
-            notes.append("the settings in the capture are of another version: those of this machine are used")
-    settings = _expecting(settings, expected_gpus)
-    back = settings.kmsg.lookback if back is None else back
-    rounds, records = list(taken.rounds), taken.kernel_log or ()
-    if taken.kernel_log is None:
-        rounds = [judging.without_kernel_log(readings) for readings in rounds]
-    return judging.judge(rounds, records, settings, look.history(taken.history), selection, back), notes
+            notes.append("the settings in the capture are of another version; this machine's settings are used instead")
+    settings = _with_expected_gpus(settings, expected_gpus)
+    lookback = settings.kmsg.lookback if lookback is None else lookback
+    rounds, records = list(captured.rounds), captured.kernel_log or ()
+    if captured.kernel_log is None:
+        rounds = [single_run.without_kernel_log(readings) for readings in rounds]
+    memory = snapshot.load_memory(captured.memory)
+    return single_run.judge(rounds, records, settings, memory, code_filter, lookback), notes
 
 
-def _expecting(settings: Settings, gpus: int | None) -> Settings:
-    """The command line wins over file and environment."""
+def _with_expected_gpus(settings: Settings, gpus: int | None) -> Settings:
+    """The command line takes precedence over file and environment."""
     return settings if gpus is None else settings.model_copy(update={"expected_gpus": gpus})

@@ -1,4 +1,4 @@
-"""`gpuhealth classify`: kernel-log lines in, one JSON object out for each that means something."""
+"""`gpuhealth classify`: reads kernel-log lines, and prints a JSON object for each line with a known meaning."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ _CHUNK = 1 << 18  # bytes
 
 
 def command(
-    file: Annotated[str, typer.Argument(metavar="[FILE]", help="A log; - or nothing is standard input.")] = "-",
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Log file; -: standard input.")] = "-",
 ) -> None:
-    """Say which kernel-log lines mean something, in JSON.
+    """Classify kernel-log lines, as JSON.
 
-    Reads raw /dev/kmsg records, dmesg, syslog and journalctl output in all their formats, mixed or not:
+    Prints one object for each line with a known meaning. Reads raw /dev/kmsg records, dmesg, syslog and journalctl
+    output in all their formats, also mixed:
     dmesg | gpuhealth classify
     """
     try:
@@ -26,10 +27,10 @@ def command(
             if sys.stdin is None:
                 raise CommandError("standard input is closed: name a file, or pipe a log in")
             if sys.stdin.isatty():
-                typer.echo("Reading standard input; Ctrl-D ends it.", err=True)
+                typer.echo("Reading standard input; end it with Ctrl-D.", err=True)
             _classify(sys.stdin.buffer)
         else:
-            with open(file, "rb") as log:  # noqa: PTH123 - the name as it was given
+            with open(file, "rb") as log:  # noqa: PTH123 - the name as given
                 _classify(log)
     except BrokenPipeError:
         raise
@@ -40,15 +41,16 @@ def command(
 def _classify(log: IO[bytes]) -> None:
     import msgspec
 
-    from gpuhealth.kernel_log import formats as logtext
+    from gpuhealth.kernel_log import formats
+    from gpuhealth.monitors.registry import kernel_log_parser
 
     write, encode = sys.stdout.buffer.write, msgspec.json.Encoder().encode
-    for found in logtext.classify(_lines(log)):
+    for found in formats.classify(_lines(log), kernel_log_parser()):
         write(encode(found) + b"\n")
 
 
 def _lines(log: IO[bytes]) -> Iterator[bytes]:
-    """The lines as they come. What was found so far is written out before more input is waited for."""
+    """The lines of a log as they arrive. Results so far are written before waiting for more input."""
     parts: list[bytes] = []
     while chunk := cast("bytes", log.read1(_CHUNK)):  # type: ignore[attr-defined]
         head, newline, rest = chunk.rpartition(b"\n")

@@ -1,4 +1,4 @@
-"""How commands reach a cluster, and what they say when they cannot."""
+"""Connecting to a cluster, with errors as one sentence; options and steps that several commands share."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from gpuhealth.cli.output import CommandError, near
+from gpuhealth.cli.output import CommandError, did_you_mean
 
 if TYPE_CHECKING:
     from gpuhealth.kube.client import Client
 
 T = TypeVar("T")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The node.")]
+Name = Annotated[str, typer.Argument(metavar="NODE", help="Name of the node.")]
 Context = Annotated[
-    str | None, typer.Option("--context", metavar="CONTEXT", help="Of the kubeconfig; else its current one.")
+    str | None,
+    typer.Option("--context", metavar="CONTEXT", help="Context of the kubeconfig; default: the current one."),
 ]
 Kubeconfig = Annotated[
     Path | None,
-    typer.Option("--kubeconfig", metavar="FILE", help="Else the one of KUBECONFIG, the pod's own, or ~/.kube/config."),
+    typer.Option(
+        "--kubeconfig",
+        metavar="FILE",
+        help="Default: KUBECONFIG, the pod's service account, or ~/.kube/config.",
+    ),
 ]
 
 
-async def reach(work: Callable[[Client], Awaitable[T]], kubeconfig: Path | None, context: str | None) -> T:
-    """What the work with the cluster gives; raises CommandError."""
+async def connect(work: Callable[[Client], Awaitable[T]], kubeconfig: Path | None, context: str | None) -> T:
+    """Call `work` with a connected client and return its result. Raises CommandError."""
     from gpuhealth.kube import errors
     from gpuhealth.kube.client import Client
 
@@ -35,22 +40,22 @@ async def reach(work: Callable[[Client], Awaitable[T]], kubeconfig: Path | None,
         async with Client.from_kubeconfig(kubeconfig, context, timeout=30.0, attempts=2) as client:
             return await work(client)
     except errors.ForbiddenError as error:
-        raise CommandError(f"{where}you may not do this: {error}") from None
+        raise CommandError(f"{where}not permitted: {error}") from None
     except errors.UnauthorizedError as error:
-        raise CommandError(f"{where}the cluster does not know you: {error}") from None
+        raise CommandError(f"{where}authentication failed: {error}") from None
     except (errors.ClusterError, OSError) as error:
         raise CommandError(f"{where}{error}") from None
 
 
-def reached(work: Callable[[Client], Awaitable[T]], kubeconfig: Path | None, context: str | None) -> T:
-    """The same, waited for."""
+def run(work: Callable[[Client], Awaitable[T]], kubeconfig: Path | None, context: str | None) -> T:
+    """Run `connect` in an event loop of its own. Raises CommandError."""
     import asyncio
 
-    return asyncio.run(reach(work, kubeconfig, context))
+    return asyncio.run(connect(work, kubeconfig, context))
 
 
-async def found(client: Client, name: str) -> dict[str, Any]:
-    """The Node; CommandError where there is none of that name."""
+async def get_node(client: Client, name: str) -> dict[str, Any]:
+    """The Node object. Raises CommandError where no node has this name, with similar names."""
     from gpuhealth.kube.errors import NotFoundError
     from gpuhealth.kube.kinds import NODES
 
@@ -59,24 +64,25 @@ async def found(client: Client, name: str) -> dict[str, Any]:
     except NotFoundError:
         pages = client.pages(NODES, metadata_only=True)
         known = [item["metadata"]["name"] async for page in pages for item in page.items]
-        raise CommandError(f"no node {name} in this cluster{near(name, known)}") from None
+        raise CommandError(f"no node {name} in this cluster{did_you_mean(name, known)}") from None
 
 
-async def annotate(client: Client, name: str, **notes: str | None) -> None:
-    """Put a person's words on the Node, or take them off; by the names that `kinds` has for them."""
+async def annotate(client: Client, name: str, **values: str | None) -> None:
+    """Set annotations of a Node, named by their constants in `kinds`; None removes an annotation."""
     from gpuhealth.kube import kinds
 
-    annotations = {getattr(kinds, key): value for key, value in notes.items()}
+    annotations = {getattr(kinds, constant): value for constant, value in values.items()}
     await client.patch(kinds.NODES, name, {"metadata": {"annotations": annotations}})
 
 
-def ways_out(node: dict[str, Any]) -> str:
-    """What to say of a node whose agent will not act on what was asked of it; nothing if it will."""
-    from gpuhealth.quarantine.marks import AGENT_UNREACHABLE, condition
+def agent_warning(node: dict[str, Any]) -> str:
+    """A sentence where no agent will act on an annotation of the node; empty where one will."""
+    from gpuhealth.api.names import ConditionReason
+    from gpuhealth.quarantine.marks import condition
 
-    said = condition(node)
-    if said is None:
-        return "no agent has ever spoken of this node: nothing will come of it until one runs there"
-    if said.get("reason") == AGENT_UNREACHABLE:
-        return "the agent on this node is silent: nothing will come of it until it is back; kubectl cordon works now"
+    healthy = condition(node)
+    if healthy is None:
+        return "no agent has reported for this node; this takes effect when one runs there"
+    if healthy.get("reason") == ConditionReason.AGENT_SILENT:
+        return "this node's agent does not respond; this takes effect when it is back. kubectl cordon works now"
     return ""

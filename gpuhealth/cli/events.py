@@ -1,4 +1,4 @@
-"""`gpuhealth events`: what the agent has seen and done on this node, from its journal."""
+"""`gpuhealth events`: prints the journal of this node's agent."""
 
 from __future__ import annotations
 
@@ -9,53 +9,56 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options
-from gpuhealth.cli.output import CommandError, columns, console, labelled, printable, short
+from gpuhealth.cli.output import CommandError, align_columns, console, print_labelled, printable, short_name
 from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
     from gpuhealth.runtime.journal import Entry
 
-_ROOMY = 160  # columns
-_FOREVER = 400 * 86400.0  # seconds: longer than any journal is kept
+_WIDE = 160  # columns from which on messages fit beside the other columns
+_FOREVER = 400 * 86400.0  # seconds; longer than any journal is retained
 
 
 def command(
-    since: Annotated[str, typer.Option(metavar="DURATION", help="How far back: 30m, 24h, 14d.")] = "24h",
+    since: Annotated[str, typer.Option(metavar="DURATION", help="How far back to go: 30m, 24h, 14d.")] = "24h",
     code: Annotated[
-        str, typer.Option(metavar="PATTERN", help="Only findings of this code or pattern, such as xid.79 or 'ecc.*'.")
+        str, typer.Option(metavar="PATTERN", help="Show only this finding code or pattern, such as xid.79 or 'ecc.*'.")
     ] = "*",
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most the N newest.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show at most the N newest entries.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The journal; else the one of the settings.")
+        Path | None, typer.Option(metavar="FILE", help="Journal to read; default: the one in the settings.")
     ] = None,
     config: options.Config = None,
 ) -> None:
-    """What the agent has seen and done on this node, oldest first."""
-    back = options.duration(since, "--since")
+    """Print the journal of this node's agent.
+
+    It holds what the agent has found and done, oldest first.
+    """
+    lookback = options.duration(since, "--since")
     path = journal or options.load_settings(config).journal.path
-    start = datetime.now(UTC) - timedelta(seconds=min(back, _FOREVER))
+    start = datetime.now(UTC) - timedelta(seconds=min(lookback, _FOREVER))
     pattern = code if any(char in code for char in "*?[.") else f"{code}.*"
     entries = _read(path, start, pattern, limit)
     if as_json:
         import msgspec
 
-        for line in [msgspec.json.encode(entry) for entry in entries]:  # all are encoded before one is written
+        for line in [msgspec.json.encode(entry) for entry in entries]:  # all are encoded before the first is written
             standard.write_line(line)
     elif entries:
         _table(entries)
         if len(entries) == limit:
-            typer.echo(f"The {limit} newest; there may be more: --limit.", err=True)
+            typer.echo(f"These are the {limit} newest entries; for more, use --limit.", err=True)
     else:
-        what = "" if pattern == "*" else f" of {pattern}"
-        typer.echo(f"No events{what} in the last {since}.")
+        selected = "" if pattern == "*" else f" for {pattern}"
+        typer.echo(f"No events{selected} in the last {since}.")
 
 
 def _read(path: Path, since: datetime, pattern: str, limit: int) -> list[Entry]:
     from gpuhealth.runtime.journal import Journal, JournalError
 
     if not path.exists():
-        raise CommandError(f"no journal at {path}: has the agent run on this node? (--journal names another)")
+        raise CommandError(f"no journal at {path}: has the agent run on this node? (use --journal for another path)")
     try:
         journal = Journal(path, keep_seconds=_FOREVER, max_entries=limit, read_only=True)
         try:
@@ -67,25 +70,25 @@ def _read(path: Path, since: datetime, pattern: str, limit: int) -> list[Entry]:
 
 
 def _table(entries: list[Entry]) -> None:
-    """One line an event where there is room for it, as in a pipe; else its message stands below."""
+    """One line per entry where the output is wide enough, as in a pipe; else the message on the next line."""
     from rich.text import Text
 
     from gpuhealth.cli.wording import STYLE
 
     out = console()
-    roomy = out.width >= _ROOMY
-    rows = [[Text(heading, style="dim") for heading in ("time", "what", "code", "component")]]
+    wide = out.width >= _WIDE
+    rows = [[Text(heading, style="dim") for heading in ("time", "event", "code", "component")]]
     for entry in entries:
         style = STYLE.get(entry.severity, "") if entry.kind == "raised" else ""
-        cells = (f"{entry.time:%Y-%m-%d %H:%M:%SZ}", entry.kind, printable(entry.code), short(entry.component))
+        cells = (f"{entry.time:%Y-%m-%d %H:%M:%SZ}", entry.kind, printable(entry.code), short_name(entry.component.id))
         rows.append([Text(cell, style=style) for cell in cells])
     messages = [Text("message", style="dim"), *(Text(printable(entry.message)) for entry in entries)]
-    if roomy:
-        for line in columns([[*row, message] for row, message in zip(rows, messages, strict=True)]):
+    if wide:
+        for line in align_columns([[*row, message] for row, message in zip(rows, messages, strict=True)]):
             out.print(line)
         return
-    heading, *lines = columns(rows)
+    heading, *lines = align_columns(rows)
     out.print(heading)
     for line, message in zip(lines, messages[1:], strict=True):
         out.print(line)
-        labelled(out, "", message, margin=4)
+        print_labelled(out, "", message, margin=4)

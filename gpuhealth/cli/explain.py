@@ -1,7 +1,8 @@
-"""`gpuhealth explain`: what an XID, an SXid, a finding code or a line of the kernel log means, and what to do."""
+"""`gpuhealth explain`: explains an XID, an SXid, a finding code or a kernel-log line, and what to do about it."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from fnmatch import fnmatchcase
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options
-from gpuhealth.cli.output import CommandError, console, labelled, near, printable
+from gpuhealth.cli.output import CommandError, console, did_you_mean, print_labelled, printable
 
 if TYPE_CHECKING:
-    from gpuhealth.model.code import Code
+    from gpuhealth.model.codes import Code
     from gpuhealth.model.kernel_event import KernelEvent
+    from gpuhealth.model.policy import FindingPolicy
     from gpuhealth.monitors.nvidia.catalog.sxid import SxidFacts
     from gpuhealth.monitors.nvidia.catalog.xid import XidFacts
-    from gpuhealth.runtime.settings import FindingPolicy
 
 _NUMBER = re.compile(r"(s?xid)?[\s.:#=]*(\d{1,9})", re.ASCII | re.IGNORECASE)
 _CAUSES = {
@@ -38,39 +39,43 @@ _PRINTED = {
     "either": "fatal or non-fatal",
 }
 _FIRST_SXID = 10_000  # XIDs have up to three digits, SXids five
+_MARGIN = 15
 
 
 def command(
-    what: Annotated[
-        list[str], typer.Argument(metavar="WHAT", help="79, sxid 12028, ecc.uncorrectable, 'ecc.*', or a log line.")
+    subject: Annotated[
+        list[str],
+        typer.Argument(metavar="SUBJECT", help="Such as 79, sxid 12028, ecc.uncorrectable, 'ecc.*', or a log line."),
     ],
     config: options.Config = None,
 ) -> None:
-    """Explain an XID, an SXid, a finding code or a pasted log line."""
-    text = " ".join(what).strip()
+    """Explain an XID, SXid, finding code or kernel-log line."""
+    text = " ".join(subject).strip()
     if match := _NUMBER.fullmatch(text):
         number = int(match[2])
         kind = (match[1] or ("sxid" if number >= _FIRST_SXID else "xid")).lower()
-        _Explained(config).numbered(kind, number)
+        _Explainer(config).numbered(kind, number)
     elif codes := _codes(text):
-        explained = _Explained(config)
+        explainer = _Explainer(config)
         if codes == [text]:
-            explained.code(text)
+            explainer.code(text)
         else:
             _listing(codes)
     elif event := _event(text):
-        _Explained(config).line(event)
+        _Explainer(config).line(event)
     elif " " in text:
-        raise CommandError("this line means nothing that gpuhealth knows of")
+        raise CommandError("gpuhealth does not know this log line")
     else:
-        from gpuhealth.monitors import known_codes
+        from gpuhealth.monitors.registry import known_codes
 
-        raise CommandError(f"{printable(text)!r} is no XID, SXid or finding code{near(text.lower(), known_codes())}")
+        raise CommandError(
+            f"{printable(text)!r} is not an XID, SXid or finding code{did_you_mean(text.lower(), known_codes())}"
+        )
 
 
 def _codes(text: str) -> list[str]:
-    """The finding codes that the text names: one, a pattern's, or a subject's."""
-    from gpuhealth.monitors import known_codes
+    """The finding codes that the text selects: one code, those of a pattern, or those of a subject."""
+    from gpuhealth.monitors.registry import known_codes
 
     known = known_codes()
     if text in known:
@@ -79,53 +84,55 @@ def _codes(text: str) -> list[str]:
 
 
 def _event(text: str) -> KernelEvent | None:
-    """What the line (or the lines, pasted together) says; the last that says anything."""
+    """The event of a log line, or the last event of several lines; None where there is none."""
     from gpuhealth.kernel_log import formats as logtext
     from gpuhealth.kernel_log import user_text
-    from gpuhealth.kernel_log.parser import KernelLog
+    from gpuhealth.monitors.registry import kernel_log_parser
 
-    # A line that a shell or a chat has squeezed no longer has the form of a log; what the kernel said is still in it.
-    said = re.search(r"NVRM: .*|nvidia-nvswitch\d+: .*|(?<=kernel: ).*", text)
-    for lines in (text.splitlines(), [said[0]] if said else []):
-        log, records = KernelLog(), list(logtext.records(lines))
-        events = [event for record in records if (event := log.feed(record))]
+    # Pasted through a shell or a chat, a line may have lost the format of a log; the message is still in it.
+    message = re.search(r"NVRM: .*|nvidia-nvswitch\d+: .*|(?<=kernel: ).*", text)
+    for lines in (text.splitlines(), [message[0]] if message else []):
+        parser, records = kernel_log_parser(), list(logtext.records(lines))
+        events = [event for record in records if (event := parser.feed(record))]
         if events:
             return events[-1]
         if any(user_text.recognise(record.text) for record in records):
-            return None  # the rest is text of a program, not a message of the kernel
+            return None  # the rest is a program's text, not a kernel message
     return None
 
 
 def _listing(codes: list[str]) -> None:
     from rich.text import Text
 
-    from gpuhealth import monitors as checks
-    from gpuhealth.cli.output import columns
+    from gpuhealth.cli.output import align_columns
     from gpuhealth.cli.wording import STYLE
+    from gpuhealth.monitors.registry import code_of
 
     out = console()
-    known = [checks.code(name) for name in codes]
-    heads = columns([[Text(code.name, "bold"), Text(code.severity, STYLE[code.severity])] for code in known])
-    for code, head in zip(known, heads, strict=True):
-        out.print(head)
-        labelled(out, "", code.meaning, margin=4)
+    known = [code_of(name) for name in codes]
+    headings = align_columns([[Text(code.name, "bold"), Text(code.severity, STYLE[code.severity])] for code in known])
+    for code, heading in zip(known, headings, strict=True):
+        out.print(heading)
+        print_labelled(out, "", code.meaning, margin=4)
 
 
-class _Explained:
-    """Prints explanations; knows what the configuration changes."""
+class _Explainer:
+    """Prints explanations, with what the settings change."""
 
     def __init__(self, config: Path | None) -> None:
         self._out = console()
         self._config = config
 
     def numbered(self, kind: str, number: int) -> None:
-        """An XID or SXid by its number; raises CommandError for one that nobody has written down."""
+        """Explain an XID or SXid by its number. Raises CommandError for one that is not in the catalogue."""
         from gpuhealth.monitors.nvidia.catalog import sxid, xid
 
         known = [*(xid.table() if kind == "xid" else sxid.table())]
         if number not in known:
             name = "XID" if kind == "xid" else "SXid"
-            raise CommandError(f"{name} {number} is not in the catalogue{near(str(number), [*map(str, known)])}")
+            raise CommandError(
+                f"{name} {number} is not in the catalogue{did_you_mean(str(number), [*map(str, known)])}"
+            )
         self._facts(kind, number)
 
     def _facts(self, kind: str, number: int) -> None:
@@ -135,32 +142,33 @@ class _Explained:
             self._xid(xid.lookup(number))
         else:
             self._sxid(sxid.lookup(number))
-        self._what_we_do(f"{kind}.{number}")
+        self._policy_rows(f"{kind}.{number}")
 
     def code(self, name: str) -> None:
-        """A finding code."""
-        from gpuhealth import monitors as checks
+        """Explain a finding code by its name."""
+        from gpuhealth.monitors.registry import code_of
 
         if match := _NUMBER.fullmatch(name):
             self.numbered(match[1].lower(), int(match[2]))
             return
-        code = checks.code(name)
+        code = code_of(name)
         self._title(name, "")
-        self._row("means", code.meaning)
-        self._row("do", f"{code.advice} [{code.action}]")
-        self._what_we_do(name)
+        self._row("meaning", code.meaning)
+        self._row("action", f"{code.advice} [{code.action}]")
+        self._policy_rows(name)
 
     def line(self, event: KernelEvent) -> None:
-        """A line of the kernel log: what it says by itself, then what stands behind it."""
+        """Explain a kernel-log line: first the line itself, then the XID, SXid or finding code behind it."""
         self._title(printable(event.line), "", "dim")
-        self._row("says", f"{event.severity}: {printable(event.meaning)} [{event.action}]")
+        self._row("meaning", printable(event.meaning))
+        self._row("severity", f"{event.severity} [{event.action}]")
         self._row("device", f"PCI {printable(event.pci)}" if event.pci else "")
         process = " ".join([event.process or "", f"(pid {event.pid})" if event.pid else ""]).strip()
         self._row("process", printable(process))
-        self._row("we", _by_itself(event))
+        self._row(*_effect_of_line(event))
         self._out.print()
         if event.code is not None and event.kind in ("xid", "sxid"):
-            self._facts(event.kind, event.code)  # of one that is not in the catalogue too: its line was seen
+            self._facts(event.kind, event.code)  # also for one that is not in the catalogue
         else:
             self.code(event.finding)
 
@@ -168,49 +176,47 @@ class _Explained:
         from gpuhealth.monitors.nvidia.catalog.xid import NVLINK
 
         self._title(f"XID {facts.code}", facts.mnemonic)
-        self._row("means", f"{facts.meaning}.")
+        self._row("meaning", f"{facts.meaning}.")
         self._row("cause", ", ".join(_CAUSES[cause] for cause in facts.causes if cause in _CAUSES))
-        self._row("do", f"{facts.advice} [{facts.action}]")
-        self._row("then", f"NVIDIA's next step is {facts.next_step}." if facts.next_step else "")
+        self._row("action", f"{facts.advice} [{facts.action}]")
+        self._row("next step", f"{facts.next_step}, in NVIDIA's catalogue." if facts.next_step else "")
         if facts.code in NVLINK:
             self._row(
                 "note",
-                "The hex words of its line decide how bad it is: explain the whole line. Where they cannot be read it"
-                " is a warning, and critical when it repeats on the same GPU.",
+                "The hex words in the log line decide the severity: explain the whole line. Where they cannot be read,"
+                " it is a warning, and critical when it repeats on the same GPU.",
             )
         elif facts.program:
-            self._row("note", "A program can cause it: by itself it takes no node out of service.")
+            self._row("note", "A program can cause it, so it never quarantines a node by itself.")
         elif facts.escalates and facts.policy.escalates:
-            self._row("note", "Once it is a warning; it is critical when it repeats on the same GPU.")
+            self._row("note", "A single one is a warning; it is critical when it repeats on the same GPU.")
 
     def _sxid(self, facts: SxidFacts) -> None:
-        from gpuhealth.cli.wording import DO
+        from gpuhealth.cli.wording import ACTIONS
         from gpuhealth.monitors.nvidia.catalog import sxid
 
         self._title(f"SXid {facts.code}", facts.mnemonic)
-        self._row("means", f"{facts.meaning}.")
+        self._row("meaning", f"{facts.meaning}.")
         if facts.printed in _PRINTED:
-            self._row("driver", f"prints it as {_PRINTED[facts.printed]}; the printed word decides how bad it is.")
+            self._row("note", f"The driver logs it as {_PRINTED[facts.printed]}; the logged word decides the severity.")
         _, action = sxid.assess(facts.code, facts.printed)
-        advice = facts.advice if action is facts.action else f"{DO[action].capitalize()}."
-        self._row("do", f"{advice} [{action}]")
+        advice = facts.advice if action is facts.action else f"{ACTIONS[action].capitalize()}."
+        self._row("action", f"{advice} [{action}]")
 
-    def _what_we_do(self, name: str) -> None:
-        from gpuhealth import monitors as checks
+    def _policy_rows(self, name: str) -> None:
+        from gpuhealth.monitors.registry import code_of
 
-        code, policy = checks.code(name), self._policy(name)
-        self._row("we", f"raise {name} as {_acts(code)}.")
+        code, policy = code_of(name), self._policy(name)
+        changed = _changes(policy)
+        self._row("finding", f"{name}: {_effects(code)}{' (default)' if changed else ''}.")
         self._row("clears", f"when {code.clears_when}.")
-        changed = policy.model_dump(mode="json", exclude_unset=True) if policy else {}
-        if changed:
-            self._row("yours", f"Your settings say: {', '.join(f'{key}: {value}' for key, value in changed.items())}.")
-        self._row(
-            "change", f"findings: {{{name}: {{quarantine: {str(not code.quarantine).lower()}}}}}  in the settings file"
-        )
+        self._row("your policy", ", ".join(f"{key}: {json.dumps(value)}" for key, value in changed.items()))
+        example = f"findings: {{{name}: {{quarantine: {json.dumps(not code.quarantine)}}}}}"
+        self._row("change", f"{example}  in the settings file")
         self._row("", "(or severity, drain, ignore, raise_after, clear_after)")
 
     def _policy(self, name: str) -> FindingPolicy | None:
-        """What the settings change of it; settings that cannot be read must not keep anybody from an explanation."""
+        """The policy in the settings; settings that cannot be read are reported, and do not prevent the explanation."""
         if self._config is None and "GPUHEALTH_CONFIG" not in os.environ:
             return None
         try:
@@ -226,40 +232,48 @@ class _Explained:
 
     def _row(self, label: str, text: str) -> None:
         if text:
-            labelled(self._out, label, text)
+            print_labelled(self._out, label, text, margin=_MARGIN)
 
 
-def _by_itself(event: KernelEvent) -> str:
-    """What this line does, where that is another thing than to raise its finding; as the agent judges it."""
+def _effect_of_line(event: KernelEvent) -> tuple[str, str]:
+    """Label and text of a row for a line that does not raise its finding as usual; an empty text for one that does."""
     from datetime import UTC, datetime
 
-    from gpuhealth import monitors as checks
     from gpuhealth.model.finding import Clean, Finding
-    from gpuhealth.model.history import History
-    from gpuhealth.monitors.kernel_log.checks import COUNTED
-    from gpuhealth.monitors.readings import NodeReadings
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.monitors.judge import Judge
+    from gpuhealth.monitors.registry import code_of
+    from gpuhealth.monitors.settings import Settings
 
-    readings = NodeReadings("", datetime.now(UTC), "", events=(event,))
-    outcomes = checks.judge_events(readings, Settings(), History())
-    raised = [each for each in outcomes if isinstance(each, Finding) and each.code == event.finding]
+    now = datetime.now(UTC)
+    outcomes = Judge(Settings(), time=now).judge_events([event], now)  # as the agent judges it
+    raised = [outcome for outcome in outcomes if isinstance(outcome, Finding) and outcome.code == event.finding]
     if raised:
         severity = raised[0].severity
-        usual = checks.code(event.finding).severity
-        return "" if severity is usual else f"raise {event.finding} as {severity} for this line."
-    if any(isinstance(each, Clean) for each in outcomes):
-        return f"end {event.finding} of this device, if it was raised."
-    if event.finding in COUNTED:
-        return f"raise nothing for this line: {event.finding} comes from the counters that the kernel keeps in /sys."
-    return "raise nothing for this line."
+        usual = code_of(event.finding).severity
+        return "finding", "" if severity is usual else f"this line raises {event.finding} as {severity}."
+    if any(isinstance(outcome, Clean) for outcome in outcomes):
+        return "finding", f"this line clears {event.finding} of this device, if it is active."
+    if event.kind == "aer":
+        return "seen in", f"/sys counters: these raise {event.finding}, this line does not."
+    return "finding", "none from this line."
 
 
-def _acts(code: Code) -> str:
-    """What follows from a finding of this code, by default."""
-    acts = str(code.severity)
+def _changes(policy: FindingPolicy | None) -> dict[str, object]:
+    """What a policy changes of the defaults, by the name of the setting."""
+    import msgspec
+
+    if policy is None:
+        return {}
+    default = type(policy)()
+    return {name: value for name, value in msgspec.structs.asdict(policy).items() if value != getattr(default, name)}
+
+
+def _effects(code: Code) -> str:
+    """Severity of a code, and what follows from it, by default."""
+    severity = str(code.severity)
     if code.raise_after:
-        acts += f" when it has held for {code.raise_after:g} s"
+        severity += f" once it has lasted {code.raise_after:g} s"
     if not code.quarantine:
-        return f"{acts}; the node stays in service"
-    when = "" if code.severity == "critical" else " once it is critical"
-    return f"{acts}; take the node out of service{when}{' and move its pods elsewhere' if code.drain else ''}"
+        return f"{severity}; the node stays in service"
+    condition = "" if code.severity == "critical" else "once critical, "
+    return f"{severity}; {condition}the node is quarantined{' and drained' if code.drain else ''}"

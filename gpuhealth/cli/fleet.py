@@ -1,4 +1,4 @@
-"""`gpuhealth fleet`: the GPU nodes of a cluster, or of several, and those that are not well."""
+"""`gpuhealth fleet`: counts the GPU nodes of one or several clusters, and lists those that need attention."""
 
 from __future__ import annotations
 
@@ -6,47 +6,52 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhealth.cli import cluster_access as reaching
-from gpuhealth.cli import options
-from gpuhealth.cli.output import COULD_NOT, CommandError, console
+from gpuhealth.cli import cluster_access, options
+from gpuhealth.cli.output import UNKNOWN, CommandError, console
 from gpuhealth.cli.streams import standard
 
 if TYPE_CHECKING:
-    from gpuhealth.cli.fleet_report import Row
+    from gpuhealth.cli.fleet_report import NodeRow
 
 
 def command(
     context: Annotated[
         list[str] | None,
-        typer.Option("--context", metavar="CONTEXT", help="Of the kubeconfig; several: several clusters in one view."),
+        typer.Option(
+            "--context",
+            metavar="CONTEXT",
+            help="Context of the kubeconfig; repeatable, for several clusters in one view.",
+        ),
     ] = None,
-    pool: Annotated[str, typer.Option("--pool", metavar="POOL", help="Only the nodes of this pool.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
-    kubeconfig: reaching.Kubeconfig = None,
+    pool: Annotated[str, typer.Option("--pool", metavar="POOL", help="Show only the nodes of this pool.")] = "",
+    as_json: options.Json = False,
+    kubeconfig: cluster_access.Kubeconfig = None,
     config: options.Config = None,
 ) -> None:
-    """The GPU nodes of the fleet: how many of which kind, and each that is not well."""
+    """Count GPU nodes, and list those that need attention."""
     import asyncio
 
     import msgspec
 
-    from gpuhealth.cli.fleet_report import counted_rows, rows_of, show
+    from gpuhealth.cli.fleet_report import read_rows, show, summarize
 
     labels = options.load_settings(config).controller.pool_labels
     contexts: list[str | None] = list(context) if context else [None]
 
-    async def ask() -> list[list[Row] | BaseException]:
-        asked = (reaching.reach(lambda client: rows_of(client, labels), kubeconfig, each) for each in contexts)
-        return await asyncio.gather(*asked, return_exceptions=True)
+    async def read_all() -> list[list[NodeRow] | BaseException]:
+        reads = (
+            cluster_access.connect(lambda client: read_rows(client, labels), kubeconfig, name) for name in contexts
+        )
+        return await asyncio.gather(*reads, return_exceptions=True)
 
     clusters, problems = [], []
-    for each, answer in zip(contexts, asyncio.run(ask()), strict=True):
-        if isinstance(answer, CommandError):
-            problems.append(answer)
-        elif isinstance(answer, BaseException):
-            raise answer
+    for name, rows in zip(contexts, asyncio.run(read_all()), strict=True):
+        if isinstance(rows, CommandError):
+            problems.append(rows)
+        elif isinstance(rows, BaseException):
+            raise rows
         else:
-            clusters.append(counted_rows(each or "", [row for row in answer if pool in {"", row.pool}]))
+            clusters.append(summarize(name or "", [row for row in rows if pool in {"", row.pool}]))
     if not clusters:
         raise problems[0]
     if as_json:
@@ -57,9 +62,9 @@ def command(
             if number:
                 out.print()
             show(out, cluster)
-    for row in (row for cluster in clusters for row in cluster.not_well if row.unreadable):
+    for row in (row for cluster in clusters for row in cluster.needs_attention if row.unreadable):
         typer.echo(f"gpuhealth: {row.unreadable}", err=True)
     for problem in problems:
         typer.echo(f"gpuhealth: {problem}", err=True)
     if problems:
-        raise typer.Exit(COULD_NOT)
+        raise typer.Exit(UNKNOWN)

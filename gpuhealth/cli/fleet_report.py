@@ -1,21 +1,24 @@
-"""The rows of `gpuhealth fleet`: asked of one cluster, counted, and shown."""
+"""The rows of `gpuhealth fleet`: read from one cluster, counted, and printed."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.text import Text
 
-from gpuhealth.cli.output import CommandError, columns, labelled, printable
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL, NodeState
+from gpuhealth.api.report import DrainPhase, Inventory, QuarantineState
+from gpuhealth.cli.output import CommandError, align_columns, print_labelled, printable
 from gpuhealth.cli.wording import STYLE, age, counted
 from gpuhealth.kube.errors import NotFoundError, UnreadableError
-from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, STATE_LABEL
+from gpuhealth.kube.kinds import NODES, REPORTS
 from gpuhealth.kube.objects import labels_of, parse_time, read, text_of
+from gpuhealth.model.finding import Severity
+from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
 
 if TYPE_CHECKING:
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
     from gpuhealth.kube.client import Client
 
 
-class Row(msgspec.Struct, frozen=True):
-    """One node of the fleet, as its Node and its report say."""
+class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One node of the fleet, from its Node and its GPUHealthReport."""
 
     node: str
     pool: str
@@ -34,27 +37,27 @@ class Row(msgspec.Struct, frozen=True):
     reason: str  # of the condition
     worst: str  # code of the worst finding
     quarantine: str  # none, quarantined, blocked, awaiting_test, dismissed, would_quarantine
-    budget: str  # that holds it
+    budget: str  # that blocks it, or whose slot it holds
     drain: str  # phase
-    remaining: int  # pods that should go
+    remaining: int  # pods still to be drained
     since: datetime | None  # when the quarantine began, or the condition changed
     gpus: tuple[tuple[str, str], ...]  # verdict and model of each
-    unreadable: str = ""  # which of its objects cannot be read, and why
+    unreadable: str = ""  # which of its objects cannot be read, and why; else empty
 
     @property
-    def is_well(self) -> bool:
-        """Whether there is nothing to say of it."""
+    def needs_attention(self) -> bool:
+        """Whether it is anything but healthy and in service."""
         return (
-            not self.unreadable
-            and self.condition == "True"
-            and not self.worst
-            and self.quarantine == "none"
-            and self.state == "healthy"
+            bool(self.unreadable)
+            or self.condition != "True"
+            or bool(self.worst)
+            or self.quarantine != QuarantineState.NONE
+            or self.state != NodeState.HEALTHY
         )
 
 
-class Cluster(msgspec.Struct, frozen=True):
-    """What is told of one cluster."""
+class ClusterSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One cluster, as `fleet --json` prints it."""
 
     context: str
     nodes: int
@@ -62,161 +65,195 @@ class Cluster(msgspec.Struct, frozen=True):
     states: dict[str, int]
     pools: dict[str, dict[str, int]]
     models: dict[str, dict[str, int]]
-    not_well: list[Row]
+    needs_attention: list[NodeRow]
 
 
-# --- asking -----------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
-async def rows_of(client: Client, pool_labels: Iterable[str]) -> list[Row]:
-    """The GPU nodes: those with a report or a mark of ours. Page by page: of a big fleet only this much is kept."""
-    reports: dict[str, dict[str, Any]] = {}
+class _Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    severity: str
+
+
+class _Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    state: str = QuarantineState.NONE
+    budget: str = ""
+    since: str = ""  # as text: the error for one that is no time quotes it
+
+
+class _Drain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    phase: str = ""
+    remaining: int = 0
+
+
+class _Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a report's status that a row needs: an odd value in another one costs nothing here."""
+
+    worst: str = ""
+    findings: tuple[_Finding, ...] = ()
+    inventory: Inventory = Inventory()
+    quarantine: _Quarantine = _Quarantine()
+    drain: _Drain = _Drain()
+
+
+class _Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of a report that a row needs; of a large fleet only these are kept."""
+
+    worst: str = ""  # empty where all findings are information
+    quarantine: str = QuarantineState.NONE
+    budget: str = ""
+    since: datetime | None = None
+    drain: _Drain = _Drain()
+    gpus: tuple[tuple[str, str], ...] = ()
+    unreadable: str = ""  # why it cannot be read
+
+
+async def read_rows(client: Client, pool_labels: Iterable[str]) -> list[NodeRow]:
+    """The GPU nodes, which are those with a report or a mark of gpuhealth. Raises CommandError.
+
+    Read page by page, so that a large fleet takes little memory.
+    """
+    reports: dict[str, _Report] = {}
     try:
         async for page in client.pages(REPORTS):
             reports |= dict(_named(item) for item in page.items)
     except NotFoundError:
-        raise CommandError("gpuhealth is not installed in this cluster: it knows no GPUHealthReports") from None
-    rows: list[Row | None] = []
+        raise CommandError("gpuhealth is not installed in this cluster: it has no GPUHealthReports") from None
+    rows: list[NodeRow | None] = []
     async for page in client.pages(NODES):
         rows += [_readable_row(node, reports, pool_labels) for node in page.items]
     return sorted((row for row in rows if row is not None), key=lambda row: row.node)
 
 
-def _named(report: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A report's name, and what a row needs of it."""
+def _named(report: Any) -> tuple[str, _Report]:
+    """A report's name, and the parts of it that a row needs."""
     try:
-        return read(
-            REPORTS.kind, report, lambda item: (text_of(item["metadata"]["name"]), _slim(item.get("status") or {}))
-        )
+        return read(REPORTS.kind, report, lambda item: (text_of(item["metadata"]["name"]), _report(item)))
     except UnreadableError as error:
-        return error.name, _slim({}) | {"unreadable": str(error)}
+        return error.name, _Report(unreadable=str(error))
 
 
-def _readable_row(node: Any, reports: dict[str, dict[str, Any]], pool_labels: Iterable[str]) -> Row | None:
-    """The row of a node: without what its report says where that is of a type which no row may have, and of a Node that
-    cannot be read with nothing but its name and pool."""
+def _report(item: dict[str, Any]) -> _Report:
+    status = msgspec.convert(item.get("status") or {}, _Status)
+    quarantine = status.quarantine
+    return _Report(
+        worst=status.worst if any(finding.severity != Severity.INFO for finding in status.findings) else "",
+        quarantine=quarantine.state,
+        budget=quarantine.budget,
+        since=parse_time(quarantine.since) if quarantine.since else None,
+        drain=status.drain if status.drain.phase in {DrainPhase.DRAINING, DrainPhase.DRAINED} else _Drain(),
+        gpus=tuple((gpu.verdict, gpu.model) for gpu in status.inventory.gpus),
+    )
+
+
+def _readable_row(node: Any, reports: dict[str, _Report], pool_labels: Iterable[str]) -> NodeRow | None:
+    """The row of a node; of a Node that cannot be read only its name and pool."""
     try:
         return read(NODES.kind, node, lambda node: _row(node, reports.get(node["metadata"]["name"]), pool_labels))
     except UnreadableError as error:
-        unknown, known = _slim({}), labels_of(node) or {}
-        with suppress(UnreadableError):  # then it is the report
-            problem = {"unreadable": f"{REPORTS.kind} {error.name} cannot be read: {error.problem}"}
-            return read(NODES.kind, node, lambda node: _row(node, unknown | problem, pool_labels))
-        empty = {"metadata": {"name": error.name, "labels": known}}
-        return _row(empty, unknown | {"unreadable": str(error)}, pool_labels)
+        empty = {"metadata": {"name": error.name, "labels": labels_of(node) or {}}}
+        return _row(empty, _Report(unreadable=str(error)), pool_labels)
 
 
-def _slim(status: dict[str, Any]) -> dict[str, Any]:
-    """What a row needs of a report."""
-    gpus = status.get("inventory", {}).get("gpus") or []
-    worrying = any(each["severity"] != "info" for each in status.get("findings") or [])
-    return {
-        "worst": status.get("worst", "") if worrying else "",
-        "quarantine": status.get("quarantine") or {},
-        "drain": status.get("drain") or {},
-        "gpus": tuple((gpu.get("verdict", "unknown"), gpu.get("model", "")) for gpu in gpus),
-    }
-
-
-def _row(node: dict[str, Any], report: dict[str, Any] | None, pool_labels: Iterable[str]) -> Row | None:
-
-    known, said = labels(node), condition(node) or {}
+def _row(node: dict[str, Any], report: _Report | None, pool_labels: Iterable[str]) -> NodeRow | None:
+    """The row of a node; None where it is no GPU node. Raises an error of any kind for surprising values."""
+    known, healthy = labels(node), condition(node) or {}
     preflight = any(taint["key"] == PREFLIGHT_TAINT for taint in taints(node))
-    if report is None and not (said or STATE_LABEL in known or has_taint(node) or preflight):
+    if report is None and not (healthy or STATE_LABEL in known or has_taint(node) or preflight):
         return None
-    report = report or _slim({})
-    quarantine, drain = report["quarantine"], report["drain"]
-    since = quarantine.get("since") or said.get("lastTransitionTime")
-    under_way = drain.get("phase") in {"draining", "drained"}
-    row = Row(
+    report = report or _Report()
+    changed = healthy.get("lastTransitionTime")
+    row = NodeRow(
         node=node["metadata"]["name"],
         pool=next((known[key] for key in pool_labels if key in known), ""),
-        state=known.get(STATE_LABEL) or "unknown",
-        condition=said.get("status", "Unknown"),
-        reason=said.get("reason", ""),
-        worst=report["worst"],
-        quarantine=quarantine.get("state", "none"),
-        budget=quarantine.get("budget", ""),
-        drain=drain["phase"] if under_way else "",
-        remaining=drain.get("remaining", 0) if under_way else 0,
-        since=parse_time(since) if since else None,
-        gpus=report["gpus"],
-        unreadable=report.get("unreadable", ""),
+        state=known.get(STATE_LABEL) or NodeState.UNKNOWN,
+        condition=healthy.get("status", "Unknown"),
+        reason=healthy.get("reason", ""),
+        worst=report.worst,
+        quarantine=report.quarantine,
+        budget=report.budget,
+        drain=report.drain.phase,
+        remaining=report.drain.remaining,
+        since=report.since or (parse_time(changed) if changed else None),
+        gpus=report.gpus,
+        unreadable=report.unreadable,
     )
-    return msgspec.convert(msgspec.to_builtins(row), Row)  # an error where something is of another type
+    return msgspec.convert(msgspec.to_builtins(row), NodeRow)  # raises where a value has another type
 
 
-def counted_rows(context: str, rows: list[Row]) -> Cluster:
-    """What the rows are together."""
+def summarize(context: str, rows: list[NodeRow]) -> ClusterSummary:
+    """Counts over all rows, and the rows that need attention."""
     pools: dict[str, Counter[str]] = {}
     models: dict[str, Counter[str]] = {}
     for row in rows:
-        pools.setdefault(row.pool, Counter()).update(nodes=1, not_well=not row.is_well)
+        pools.setdefault(row.pool, Counter()).update(nodes=1, needs_attention=row.needs_attention)
         for verdict, model in row.gpus:
-            # What an agent said that is silent now may have been true then.
-            models.setdefault(model, Counter())[verdict if row.condition != "Unknown" else "unknown"] += 1
-    return Cluster(
-        context,
-        len(rows),
-        sum(len(row.gpus) for row in rows),
-        dict(Counter(row.state for row in rows)),
-        {name: dict(counts) for name, counts in sorted(pools.items())},
-        {name: dict(counts) for name, counts in sorted(models.items())},
-        [row for row in rows if not row.is_well],
+            # The verdicts of an agent that no longer responds are out of date.
+            models.setdefault(model, Counter())[verdict if row.condition != "Unknown" else State.UNKNOWN.value] += 1
+    return ClusterSummary(
+        context=context,
+        nodes=len(rows),
+        gpus=sum(len(row.gpus) for row in rows),
+        states=dict(Counter(row.state for row in rows)),
+        pools={name: dict(counts) for name, counts in sorted(pools.items())},
+        models={name: dict(counts) for name, counts in sorted(models.items())},
+        needs_attention=[row for row in rows if row.needs_attention],
     )
 
 
-# --- showing ----------------------------------------------------------------------------------------------------------
+# --- printing ---------------------------------------------------------------------------------------------------------
 
 
-def show(out: Console, cluster: Cluster) -> None:
-    """Prints the counts, and each node that is not well."""
-    head = Text.assemble((f"{printable(cluster.context)}  " if cluster.context else "", "bold"))
-    out.print(head.append(f"{counted(cluster.nodes, 'GPU node')}, {counted(cluster.gpus, 'GPU')}"))
+def show(out: Console, cluster: ClusterSummary) -> None:
+    """Print the counts, and a table of the nodes that need attention."""
+    heading = Text.assemble((f"{printable(cluster.context)}  " if cluster.context else "", "bold"))
+    out.print(heading.append(f"{counted(cluster.nodes, 'GPU node')}, {counted(cluster.gpus, 'GPU')}"))
     if cluster.states:
-        labelled(out, "state", _listed(cluster.states))
+        print_labelled(out, "state", _counts(cluster.states))
     for label, counts in (("pool", cluster.pools), ("model", cluster.models)):
         for number, (name, values) in enumerate(counts.items()):
-            told = f"{values['nodes']:,} nodes, {values['not_well']:,} not well" if label == "pool" else _listed(values)
-            labelled(out, "" if number else label, f"{printable(name) or '(none)'}: {told}")
-    if not cluster.not_well:
+            text = _pool(values) if label == "pool" else _counts(values)
+            print_labelled(out, "" if number else label, f"{printable(name) or '(none)'}: {text}")
+    if not cluster.needs_attention:
         return
     out.print()
     now = datetime.now(UTC)
-    rows = [[Text(heading, style="dim") for heading in ("node", "pool", "state", "worst", "since", "out", "drain")]]
-    for row in cluster.not_well:
+    rows = [
+        [Text(heading, style="dim") for heading in ("node", "pool", "state", "worst", "since", "quarantine", "drain")]
+    ]
+    for row in cluster.needs_attention:
         cells = (row.node, row.pool or "-", row.state, _worst(row), _since(row, now))
         drain = f"{row.drain}, {row.remaining} left" if row.remaining else row.drain or "-"
-        style = (
-            STYLE["unknown"] if row.condition == "Unknown" else STYLE["critical"] if row.condition == "False" else ""
-        )
-        style = style or STYLE["warning"]
-        rows.append([Text(printable(cell), style=style) for cell in (*cells, _out(row), drain)])
-    for line in columns(rows):
+        style = STYLE[{"Unknown": "unknown", "False": "critical"}.get(row.condition, "warning")]
+        rows.append([Text(printable(cell), style=style) for cell in (*cells, _quarantine(row), drain)])
+    for line in align_columns(rows):
         out.print(line)
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _pool(counts: dict[str, int]) -> str:
+    attention = counts["needs_attention"]
+    return f"{counted(counts['nodes'], 'node')}, {attention:,} need{'s' if attention == 1 else ''} attention"
+
+
+def _counts(counts: dict[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{count:,} {printable(name)}" for name, count in ordered)
 
 
-def _worst(row: Row) -> str:
-    return "cannot be read" if row.unreadable else row.worst or row.reason or "-"
+def _worst(row: NodeRow) -> str:
+    return "unreadable" if row.unreadable else row.worst or row.reason or "-"
 
 
-def _since(row: Row, now: datetime) -> str:
+def _since(row: NodeRow, now: datetime) -> str:
     return age(now - row.since) if row.since else "-"
 
 
-def _out(row: Row) -> str:
+def _quarantine(row: NodeRow) -> str:
     match row.quarantine:
-        case "none":
+        case QuarantineState.NONE:
             return "-"
-        case "blocked":
-            return f"blocked by {row.budget}" if row.budget else "blocked: no budget"
-        case "dismissed":
-            return "dismissed"
-        case "would_quarantine":
-            return "would be"
-    return "out"
+        case QuarantineState.BLOCKED:
+            return f"blocked by {row.budget}" if row.budget else "blocked, no budget"
+        case QuarantineState.WOULD_QUARANTINE:
+            return "would quarantine"
+    return row.quarantine.replace("_", " ")

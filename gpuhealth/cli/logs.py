@@ -1,4 +1,4 @@
-"""Where the log goes: to standard error, for every command and in one place; standard output is for results."""
+"""Logging of all commands, to standard error: text for commands run by hand, JSON for services."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpuhealth.cli.output import printable
 
 
 def _structlog() -> ModuleType:
-    """structlog without rich, which it loads for tracebacks in colour: 4 MiB and 50 ms that nobody here sees."""
+    """Import structlog without rich, which it loads for tracebacks in colour: that saves 4 MiB and 50 ms."""
     hidden = sys.modules.get("rich")
     sys.modules["rich"] = None  # type: ignore[assignment]  # makes its import fail
     try:
@@ -23,27 +23,27 @@ def _structlog() -> ModuleType:
 
 
 def log_text() -> None:
-    """Logs warnings and errors as text, for a command that a person runs."""
+    """Log warnings and errors as text, for a command run by hand."""
     structlog = _structlog()
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, _plain],
         wrapper_class=structlog.make_filtering_bound_logger("warning"),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=False,  # a service configures another log once it has its settings
+        cache_logger_on_first_use=False,  # a service reconfigures the log once it has read its settings
     )
 
 
 def _plain(_: object, __: str, event: Any) -> str:
-    """`warning: what has happened (key: value, …)`, and below it values of several lines, such as tracebacks."""
-    level, what = event.pop("level"), event.pop("event")
+    """`warning: the event (key: value, …)`, followed by values of several lines, such as tracebacks."""
+    level, name = event.pop("level"), event.pop("event")
     values = {key: str(value) for key, value in event.items()}
     short = ", ".join(f"{key}: {printable(value)}" for key, value in values.items() if "\n" not in value)
     long = [printable(line) for value in values.values() if "\n" in value for line in value.splitlines()]
-    return "\n".join([f"{level}: {printable(str(what))}{f' ({short})' if short else ''}", *long])
+    return "\n".join([f"{level}: {printable(str(name))}{f' ({short})' if short else ''}", *long])
 
 
 def log_json(level: str) -> None:
-    """Logs one JSON object a line, those of libraries too, for a service."""
+    """Log one JSON object per line, also for records of libraries, for a service."""
     import logging
 
     structlog = _structlog()

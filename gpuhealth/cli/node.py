@@ -1,29 +1,28 @@
-"""`gpuhealth node NAME`: all that the cluster knows of one node."""
+"""`gpuhealth node NODE`: everything that the cluster knows about one node."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from gpuhealth.cli import cluster_access as reaching
+from gpuhealth.cli import cluster_access, options
 from gpuhealth.cli.output import console
 from gpuhealth.cli.streams import standard
 
 
 def command(
-    name: reaching.Name,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
-    context: reaching.Context = None,
-    kubeconfig: reaching.Kubeconfig = None,
+    name: cluster_access.Name,
+    as_json: options.Json = False,
+    context: cluster_access.Context = None,
+    kubeconfig: cluster_access.Kubeconfig = None,
 ) -> None:
-    """One node: what is wrong, how it stands with quarantine and drain, its GPUs, its last tests and Events."""
+    """Show everything known about one node.
+
+    That is condition, quarantine, drain, budgets, GPUs, last burn-ins, findings and Events.
+    """
     import msgspec
 
-    from gpuhealth.cli.node_report import ask, show
+    from gpuhealth.cli.node_report import read_node, show
 
-    known = reaching.reached(lambda client: ask(client, name), kubeconfig, context)
+    details = cluster_access.run(lambda client: read_node(client, name), kubeconfig, context)
     if as_json:
-        standard.write_line(msgspec.json.encode(known))
+        standard.write_line(msgspec.json.encode(details))
     else:
-        show(console(), known)
+        show(console(), details)

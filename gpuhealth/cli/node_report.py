@@ -1,4 +1,4 @@
-"""What `gpuhealth node` tells of a node: asked of its cluster, and shown."""
+"""The details of `gpuhealth node`: read from the cluster, and printed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,32 @@ import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from rich.text import Text
 
-from gpuhealth.cli import cluster_access as reaching
-from gpuhealth.cli.output import CommandError, columns, labelled, printable, short
-from gpuhealth.cli.wording import DO, STYLE, age, counted
+from gpuhealth.api.names import (
+    CONDITION,
+    GROUP,
+    MANUAL,
+    OUT_OF_SERVICE,
+    OVERRIDE,
+    RELEASE_GPUS,
+    RESTORED,
+    STATE_LABEL,
+    TAINT,
+)
+from gpuhealth.api.report import DrainPhase, Finding, GpuBurnin, Inventory, NotChecked, QuarantineState
+from gpuhealth.cli import cluster_access
+from gpuhealth.cli.output import CommandError, align_columns, print_labelled, printable, short_name
+from gpuhealth.cli.wording import ACTIONS, STYLE, age, counted
 from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
-from gpuhealth.kube.kinds import BUDGETS, EVENTS, GROUP, REPORTS, STATE_LABEL, TAINT
+from gpuhealth.kube.kinds import BUDGETS, EVENTS, REPORTS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
+from gpuhealth.model.burnin_run import TestStatus
+from gpuhealth.model.component import Kind
 from gpuhealth.quarantine.marks import annotations_of, condition, labels, taints, unschedulable
 
 if TYPE_CHECKING:
@@ -25,69 +39,96 @@ if TYPE_CHECKING:
 
     from gpuhealth.kube.client import Client
 
+_T = TypeVar("_T")
 _LAST_EVENTS = 10
 _MARGIN = 12
 
 
-class Known(msgspec.Struct, frozen=True):
-    """What is told of a node."""
+class NodeDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """One node, as `node --json` prints it."""
 
     node: str
     condition: dict[str, Any]
     state: str
     taint: str
     cordoned: bool
-    annotations: dict[str, str]  # ours, without the group
-    budgets: list[dict[str, Any]]  # that select the node, with their status
-    report: dict[str, Any]  # status of the GPUHealthReport
-    events: list[dict[str, Any]]  # the last ones
+    annotations: dict[str, str]  # of gpuhealth, without the group
+    budgets: list[dict[str, Any]]  # status of those that select the node
+    report: dict[str, Any]  # the status of its GPUHealthReport
+    events: list[dict[str, Any]]  # the latest ones of gpuhealth
 
 
-async def ask(client: Client, name: str) -> Known:
-    """Raises CommandError where nothing is known."""
-    node = await reaching.found(client, name)
+class _Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    state: str = QuarantineState.NONE
+    code: str = ""
+    since: str = ""  # a text that is no time is printed as it is
+    reason: str = ""
+    slots: tuple[str, ...] = ()
+
+
+class _Drain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    phase: str = ""
+    deadline: str = "-"  # a text that is no time is printed as it is
+    remaining: int = 0
+    evicted: int = 0
+    deleted: int = 0
+    message: str = ""
+
+
+class _BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    limit: int | None = None  # None until the controller has counted
+    used: int = 0
+    blocked: int = 0
+
+
+async def read_node(client: Client, name: str) -> NodeDetails:
+    """Read the node, its report, budgets and Events. Raises CommandError where gpuhealth knows nothing about it."""
+    node = await cluster_access.get_node(client, name)
     try:
         report = (await client.get(REPORTS, name)).get("status") or {}
     except NotFoundError:
         if condition(node) is None:
-            raise CommandError(f"nothing is known of the GPUs of node {name}: no agent has spoken of it") from None
+            raise CommandError(
+                f"nothing is known about the GPUs of node {name}: no agent has reported for it"
+            ) from None
         report = {}
     budgets, events = [], []
-    with contextlib.suppress(ForbiddenError):  # who may see the node may not have to see these
+    with contextlib.suppress(ForbiddenError):  # a user who may read the node need not be permitted to read these
         budgets = [
-            found
-            for each in (await client.list(BUDGETS)).items
-            if (found := _selecting(each, labels(node))) is not None
+            status
+            for budget in (await client.list(BUDGETS)).items
+            if (status := _status_if_selecting(budget, labels(node))) is not None
         ]
         about = f"involvedObject.kind=Node,involvedObject.name={name}"
         events = [
-            {key: each.get(key) for key in ("lastTimestamp", "type", "reason", "message", "count")}
-            for each in (await client.list(EVENTS, "default", fields=about)).items
-            if "gpuhealth" in (each.get("source") or {}).get("component", "")
+            {key: event.get(key) for key in ("lastTimestamp", "type", "reason", "message", "count")}
+            for event in (await client.list(EVENTS, "default", fields=about)).items
+            if "gpuhealth" in (event.get("source") or {}).get("component", "")
         ]
-    return Known(
-        name,
-        condition(node) or {},
-        labels(node).get(STATE_LABEL, ""),
-        next((taint.get("value", "") for taint in taints(node) if taint["key"] == TAINT), ""),
-        unschedulable(node),
-        {
+    return NodeDetails(
+        node=name,
+        condition=condition(node) or {},
+        state=labels(node).get(STATE_LABEL, ""),
+        taint=next((taint.get("value", "") for taint in taints(node) if taint["key"] == TAINT), ""),
+        cordoned=unschedulable(node),
+        annotations={
             key.removeprefix(f"{GROUP}/"): value
             for key, value in annotations_of(node).items()
             if key.startswith(f"{GROUP}/")
         },
-        budgets,
-        report,
-        sorted(events, key=lambda event: event["lastTimestamp"] or "")[-_LAST_EVENTS:],
+        budgets=budgets,
+        report=report,
+        events=sorted(events, key=lambda event: event["lastTimestamp"] or "")[-_LAST_EVENTS:],
     )
 
 
-def _selecting(budget: Any, known: dict[str, str]) -> dict[str, Any] | None:
-    """The status of a budget that selects a node with these labels, or may: what cannot be read is shown as such."""
+def _status_if_selecting(budget: Any, node_labels: dict[str, str]) -> dict[str, Any] | None:
+    """The status of a budget that selects a node with these labels, also of one that cannot be read; else None."""
 
     def status(item: dict[str, Any]) -> dict[str, Any] | None:
-        said = {"name": item["metadata"]["name"], **(item.get("status") or {})}
-        return said if matches(item["spec"]["nodeSelector"], known) else None
+        if not matches(item["spec"]["nodeSelector"], node_labels):
+            return None
+        return {"name": item["metadata"]["name"], **(item.get("status") or {})}
 
     try:
         return read(BUDGETS.kind, budget, status)
@@ -95,98 +136,106 @@ def _selecting(budget: Any, known: dict[str, str]) -> dict[str, Any] | None:
         return {"name": error.name, "unreadable": error.problem}
 
 
-# --- showing ----------------------------------------------------------------------------------------------------------
+# --- printing ---------------------------------------------------------------------------------------------------------
 
 
-def show(out: Console, known: Known) -> None:
-    """Prints it all."""
-    report = known.report
-    _part(out, "node", lambda: _head(out, known.node, report))
-    _part(out, "GPUHealthy", lambda: _condition(out, known.condition))
-    _line(out, "state", ", ".join(_state(known)))
-    if wish := known.annotations.get("out-of-service"):
-        _line(out, "by a person", f"out of service: {wish}")
-    if override := known.annotations.get("override"):
-        _line(out, "by a person", f"override: {override}")
-    if when := known.annotations.get("restored"):
-        _line(out, "by a person", f"declared well at {when}")
-    _part(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(report.get("quarantine") or {})))
-    if drain := report.get("drain"):
-        _part(out, "drain", lambda: _line(out, "drain", _drain(drain)))
-    for budget in known.budgets:
-        _part(out, "budget", partial(_show_budget, out, budget))
-    _part(out, "GPUs", lambda: _gpus(out, report))
-    _part(out, "findings", lambda: _findings(out, report.get("findings") or []))
-    _part(out, "not made", lambda: _unchecked(out, report.get("notChecked") or []))
-    _part(out, "Events", lambda: _events(out, known.events))
+def show(out: Console, details: NodeDetails) -> None:
+    """Print all sections; one that cannot be read is named, and the others are printed."""
+    report = details.report
+    _section(out, "node", lambda: _header(out, details.node, report))
+    _section(out, CONDITION, lambda: _condition(out, details.condition))
+    _line(out, "state", ", ".join(_state(details)))
+    if reason := _annotation(details, OUT_OF_SERVICE):
+        _line(out, "manual", f"quarantine: {reason}")
+    if override := _annotation(details, OVERRIDE):
+        _line(out, "manual", f"override: {override}")
+    if when := _annotation(details, RESTORED):
+        _line(out, "manual", f"restored at {when}")
+    _section(out, "quarantine", lambda: _line(out, "quarantine", _quarantine(_part(report, "quarantine", _Quarantine))))
+    if report.get("drain"):
+        _section(out, "drain", lambda: _line(out, "drain", _drain(_part(report, "drain", _Drain))))
+    for budget in details.budgets:
+        _section(out, "budget", partial(_show_budget, out, budget))
+    _section(out, "GPUs", lambda: _gpus(out, report))
+    _section(out, "findings", lambda: _findings(out, report.get("findings") or []))
+    _section(out, "not checked", lambda: _not_checked(out, report.get("notChecked") or []))
+    _section(out, "Events", lambda: _events(out, details.events))
 
 
-def _head(out: Console, node: str, report: dict[str, Any]) -> None:
-    head = Text.assemble((printable(node), "bold"))
-    driver = (report.get("inventory") or {}).get("driver") or "-"
-    out.print(head.append(f"  driver {printable(driver)}  agent {report.get('agentVersion') or '-'}"))
+def _annotation(details: NodeDetails, name: str) -> str:
+    return details.annotations.get(name.removeprefix(f"{GROUP}/"), "")
 
 
-def _condition(out: Console, said: dict[str, Any]) -> None:
-    style = STYLE[{"True": "healthy", "False": "unhealthy"}.get(said.get("status", ""), "unknown")]
-    words = [said.get(key, "-") for key in ("status", "reason", "message")]
-    word = "{}, {}: {}".format(*words) if said else "none: no agent has spoken"
-    _line(out, "GPUHealthy", Text(printable(word), style=style))
+def _part(report: dict[str, Any], name: str, kind: type[_T]) -> _T:
+    """A section of the report; an empty one where there is none. Raises ValidationError."""
+    return msgspec.convert(report.get(name) or {}, kind)
+
+
+def _header(out: Console, node: str, report: dict[str, Any]) -> None:
+    line = Text.assemble((printable(node), "bold"))
+    driver = _part(report, "inventory", Inventory).driver or "-"
+    out.print(line.append(f"  driver {printable(driver)}  agent {report.get('agentVersion') or '-'}"))
+
+
+def _condition(out: Console, condition: dict[str, Any]) -> None:
+    style = STYLE[{"True": "healthy", "False": "unhealthy"}.get(condition.get("status", ""), "unknown")]
+    values = [condition.get(key, "-") for key in ("status", "reason", "message")]
+    text = "{}, {}: {}".format(*values) if condition else "none: no agent has reported"
+    _line(out, CONDITION, Text(printable(text), style=style))
 
 
 def _findings(out: Console, findings: list[dict[str, Any]]) -> None:
     for finding in findings:
         out.print()
-        _part(out, "finding", partial(_finding, out, finding))
+        _section(out, "finding", partial(_finding, out, finding))
 
 
-def _part(out: Console, label: str, show_it: Callable[[], None]) -> None:
-    """Prints a part of it, or that it cannot be read: the others are shown all the same."""
+def _section(out: Console, label: str, print_section: Callable[[], None]) -> None:
+    """Print a section, or a line that says why it cannot be read."""
     try:
-        show_it()
-    except OSError:  # the terminal's
+        print_section()
+    except OSError:  # of the terminal
         raise
-    except Exception as error:  # noqa: BLE001 - there is no end to what somebody may have written into the report
+    except Exception as error:  # noqa: BLE001 - the report may contain anything
         _line(out, label, f"cannot be read: {type(error).__name__}: {error}")
 
 
 def _line(out: Console, label: str, text: Any) -> None:
-    labelled(out, label, text if not isinstance(text, str) else printable(text), margin=_MARGIN + 2)
+    print_labelled(out, label, text if not isinstance(text, str) else printable(text), margin=_MARGIN + 2)
 
 
-def _state(known: Known) -> list[str]:
-    parts = [known.state or "no label"]
-    if known.taint:
-        parts.append(f"tainted {known.taint}")
-    if known.cordoned:
+def _state(details: NodeDetails) -> list[str]:
+    parts = [details.state or "no label"]
+    if details.taint:
+        parts.append(f"tainted {details.taint}")
+    if details.cordoned:
         parts.append("cordoned")
-    if known.annotations.get("release-gpus") == "true":
-        parts.append("the driver is let go")
+    if _annotation(details, RELEASE_GPUS) == "true":
+        parts.append("driver released")
     return parts
 
 
-def _quarantine(quarantine: dict[str, Any]) -> str:
-    state, code = quarantine.get("state", "none"), quarantine.get("code", "")
-    text: str = {
-        "none": "none",
-        "blocked": f"blocked, stays in service: {code}: {quarantine.get('reason', '')}",
-        "quarantined": f"out of service for {code}",
-        "dismissed": f"dismissed by a person for {code}: {quarantine.get('reason', '')}",
-        "would_quarantine": f"would be out of service for {code}: {quarantine.get('reason', '')}",
-    }.get(state, state)
-    if since := quarantine.get("since"):
-        text += f" since {since} ({_ago(since)})"
-    if slots := quarantine.get("slots"):
-        text += f", slots {', '.join(slots)}"
+def _quarantine(quarantine: _Quarantine) -> str:
+    state, code, reason = quarantine.state, quarantine.code, quarantine.reason
+    texts: dict[str, str] = {
+        QuarantineState.BLOCKED: f"blocked, the node stays in service: {code}: {reason}",
+        QuarantineState.QUARANTINED: "quarantined by hand" if code == MANUAL else f"quarantined for {code}",
+        QuarantineState.DISMISSED: f"dismissed by hand for {code}: {reason}",
+        QuarantineState.WOULD_QUARANTINE: f"would be quarantined for {code}: {reason}",
+    }
+    text = texts.get(state, state)  # none, and a state of another version, are printed as they are
+    if quarantine.since:
+        text += f", since {quarantine.since} ({_ago(quarantine.since)} ago)"
+    if quarantine.slots:
+        text += f", slots {', '.join(quarantine.slots)}"
     return text
 
 
-def _drain(drain: dict[str, Any]) -> str:
-    text = f"{drain.get('phase', '')}: {drain.get('remaining', 0)} left, "
-    text += f"{drain.get('evicted', 0)} evicted, {drain.get('deleted', 0)} deleted"
-    if drain.get("phase") == "draining":
-        text += f"; what is left is deleted at {drain.get('deadline')}"
-    return text + (f"; {drain['message']}" if drain.get("message") else "")
+def _drain(drain: _Drain) -> str:
+    text = f"{drain.phase}: {counted(drain.remaining, 'pod')} left, {drain.evicted} evicted, {drain.deleted} deleted"
+    if drain.phase == DrainPhase.DRAINING:
+        text += f"; the rest is deleted at {drain.deadline}"
+    return text + (f"; {drain.message}" if drain.message else "")
 
 
 def _show_budget(out: Console, budget: dict[str, Any]) -> None:
@@ -196,62 +245,64 @@ def _show_budget(out: Console, budget: dict[str, Any]) -> None:
 def _budget(budget: dict[str, Any]) -> str:
     if "unreadable" in budget:
         return f"{budget['name']}: cannot be read: {budget['unreadable']}"
-    if "limit" not in budget:
+    status = msgspec.convert(budget, _BudgetStatus)
+    if status.limit is None:
         return f"{budget['name']}: not counted yet"
-    blocked = f", {budget['blocked']} blocked" if budget.get("blocked") else ""
-    return f"{budget['name']}: {budget['used']} of {budget['limit']} slots taken{blocked}"
+    blocked = f", {status.blocked} blocked" if status.blocked else ""
+    return f"{budget['name']}: {status.used} of {status.limit} slots taken{blocked}"
 
 
 def _gpus(out: Console, report: dict[str, Any]) -> None:
-    gpus = (report.get("inventory") or {}).get("gpus") or []
+    gpus = _part(report, "inventory", Inventory).gpus
     if not gpus:
         return
-    tested = (report.get("burnin") or {}).get("gpus") or {}
+    burnins = msgspec.convert((report.get("burnin") or {}).get("gpus") or {}, dict[str, GpuBurnin])
     headings = ("GPU", "model", "PCI", "uuid", "serial", "state", "last burn-in")
     rows = [[Text(heading, style="dim") for heading in headings]]
     for gpu in gpus:
-        verdict = gpu.get("verdict", "unknown")
-        index = str(gpu["index"]) if "index" in gpu else "-"
-        cells = [index, gpu.get("model", "").removeprefix("NVIDIA "), gpu.get("pci"), short(gpu["uuid"])]
-        row = [Text(printable(cell or "-")) for cell in (*cells, gpu.get("serial"))]
-        rows.append([*row, Text(verdict, style=STYLE[verdict]), Text(printable(_burnin(tested.get(gpu["uuid"]))))])
+        index = "-" if gpu.index is None else str(gpu.index)
+        cells = [index, gpu.model.removeprefix("NVIDIA "), gpu.pci, short_name(gpu.uuid), gpu.serial]
+        row = [Text(printable(cell or "-")) for cell in cells]
+        verdict = Text(gpu.verdict, style=STYLE[gpu.verdict])
+        rows.append([*row, verdict, Text(printable(_burnin(burnins.get(gpu.uuid))))])
     out.print()
-    for line in columns(rows, right=(0,)):
+    for line in align_columns(rows, right=(0,)):
         out.print(line)
 
 
-def _burnin(run: dict[str, Any] | None) -> str:
-    if not run:
+def _burnin(run: GpuBurnin | None) -> str:
+    if run is None:
         return "-"
-    failed = [name for name, test in (run.get("tests") or {}).items() if test.get("status") == "failed"]
-    ended = f" {_ago(run['endedAt'])} ago" if run.get("endedAt") else ""
-    return f"{run.get('level', '')} {run.get('status', '')}{ended}" + (f": {', '.join(failed)}" if failed else "")
+    failed = [name for name, test in run.tests.items() if test.status == TestStatus.FAILED]
+    ended = f" {_ago(run.ended_at)} ago" if run.ended_at else ""
+    return f"{run.level} {run.status}{ended}" + (f": {', '.join(failed)}" if failed else "")
 
 
-def _finding(out: Console, finding: dict[str, Any]) -> None:
-    head = Text.assemble((finding["severity"].upper(), STYLE[finding["severity"]]))
-    out.print(head.append(f"  {printable(finding['code'])}", style="bold"))
-    evidence = finding.get("evidence") or {}
-    where = "" if finding["component"] == "node" else f"  [{short(finding['component'])}]"
-    threshold = f" (threshold {evidence['threshold']})" if evidence.get("threshold") else ""
-    labelled(out, "what", printable(finding["message"]) + where)
-    if evidence.get("reading"):
-        labelled(out, "read", printable(f"{evidence['reading']}{threshold}"))
-    if evidence.get("line"):
-        labelled(out, "line", printable(evidence["line"]))
-    labelled(out, "source", printable(evidence.get("source", "-")))
-    first, last = finding.get("firstSeen", ""), finding.get("lastSeen", "")
-    labelled(out, "seen", f"first {first} ({_ago(first)} ago), last {last}")
-    labelled(out, "action", f"{finding['action']}: {DO.get(finding['action'], '')}")
-    labelled(out, "clears", f"when {printable(finding.get('clearsWhen', ''))}")
+def _finding(out: Console, raw: Any) -> None:
+    finding = msgspec.convert(raw, Finding)
+    evidence = finding.evidence
+    heading = Text.assemble((finding.severity.upper(), STYLE[finding.severity]))
+    out.print(heading.append(f"  {printable(finding.code)}", style="bold"))
+    where = "" if finding.component.kind == Kind.NODE else f"  [{short_name(finding.component.id)}]"
+    threshold = f" (threshold {evidence.threshold})" if evidence.threshold else ""
+    print_labelled(out, "what", printable(finding.message) + printable(where))
+    if evidence.reading:
+        print_labelled(out, "read", printable(f"{evidence.reading}{threshold}"))
+    if evidence.line:
+        print_labelled(out, "line", printable(evidence.line))
+    print_labelled(out, "source", printable(evidence.source or "-"))
+    first, last = finding.first_seen, finding.last_seen
+    print_labelled(out, "seen", f"first {first} ({_ago(first)} ago), last {last}")
+    print_labelled(out, "action", f"{finding.action}: {ACTIONS.get(finding.action, '')}")
+    print_labelled(out, "clears", f"when {printable(finding.clears_when)}")
 
 
-def _unchecked(out: Console, unchecked: list[dict[str, Any]]) -> None:
-    if unchecked:
+def _not_checked(out: Console, raw: list[Any]) -> None:
+    if raw:
         out.print()
-        out.print(Text(f"{counted(len(unchecked), 'check')} not made:"))
-        for each in unchecked:
-            labelled(out, "-", printable(f"{each.get('check')}: {each.get('reason')}"), margin=4)
+        out.print(Text(f"{counted(len(raw), 'check')} could not run:"))
+        for entry in msgspec.convert(raw, tuple[NotChecked, ...]):
+            print_labelled(out, "-", printable(f"{entry.check}: {entry.reason}"), margin=4)
 
 
 def _events(out: Console, events: list[dict[str, Any]]) -> None:
@@ -260,11 +311,13 @@ def _events(out: Console, events: list[dict[str, Any]]) -> None:
         out.print(Text("Last Events:"))
         for event in events:
             times = f" ({event['count']} times)" if (event["count"] or 1) > 1 else ""
-            labelled(out, "-", printable(f"{event['lastTimestamp']} {event['reason']}: {event['message']}{times}"), 4)
+            print_labelled(
+                out, "-", printable(f"{event['lastTimestamp']} {event['reason']}: {event['message']}{times}"), 4
+            )
 
 
 def _ago(time: str) -> str:
     try:
         return age(datetime.now(UTC) - datetime.fromisoformat(time))
-    except (TypeError, ValueError, OverflowError):  # by hand, or none
+    except (TypeError, ValueError, OverflowError):  # edited by hand, or absent
         return "-"

@@ -1,4 +1,4 @@
-"""Which process the kernel ends when memory runs out: the command that a person runs, and not the agent."""
+"""Which process the kernel kills when memory runs out: a command run by hand before the agent."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import contextlib
 from pathlib import Path
 
 _SCORE = Path("/proc/self/oom_score_adj")
-_FIRST = "1000"
+_KILL_FIRST = "1000"
 
 
-def go_first() -> None:
-    """Has this process and its children chosen first, where a container or the node runs out of memory.
+def prefer_for_oom_kill() -> None:
+    """Make this process and its children the first to be killed when a container or the node runs out of memory.
 
-    `kubectl exec … gpuhealth check` shares the memory limit of the agent. Raising the score needs no privilege; where
-    it cannot be raised, the command runs all the same.
+    `kubectl exec … gpuhealth check` shares the memory limit of the agent. Raising the score needs no privilege; if it
+    cannot be raised, the command runs anyway.
     """
     with contextlib.suppress(OSError):
-        _SCORE.write_text(_FIRST)
+        _SCORE.write_text(_KILL_FIRST)

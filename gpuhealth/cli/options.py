@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their text is read."""
+"""Options that several commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ import typer
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.monitors.settings import Settings
 
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings; else the file that GPUHEALTH_CONFIG names."),
+    typer.Option("--config", metavar="FILE", help="Settings file; default: the one named by GPUHEALTH_CONFIG."),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def load_settings(path: Path | None) -> Settings:
-    """The settings in force; raises CommandError."""
-    from gpuhealth.runtime import settings_file as config_file
+    """The settings of this file, else of GPUHEALTH_CONFIG. Raises CommandError."""
+    from gpuhealth.monitors.settings import load
+    from gpuhealth.runtime.settings_file import ConfigError
 
     try:
-        return config_file.load(path)
-    except config_file.ConfigError as error:
+        return load(path)
+    except ConfigError as error:
         raise CommandError(str(error)) from None
 
 
 def duration(text: str, option: str) -> float:
-    """Seconds of `90`, `10m`, `24h`; raises CommandError."""
+    """Seconds in `90`, `10m` or `24h`. Raises CommandError, which names the option."""
     from gpuhealth.runtime.settings import LONGEST_SECONDS, seconds
 
     try:

@@ -1,7 +1,7 @@
-"""How the command speaks: plain text that survives pipes, colour on a terminal only, errors as one sentence.
+"""Output of the command: plain text that survives pipes, colour only on a terminal, errors as one sentence.
 
-Standard output carries results and nothing else; progress, errors and the log go to standard error. With `--json`,
-standard output holds one JSON document (`events`: one object a line), and where there is no result
+Only results go to standard output; progress, errors and the log go to standard error. With `--json`, standard output
+holds one JSON document (`events`: one object per line); without a result it is
 `{"error": "the sentence that is on standard error"}`.
 """
 
@@ -12,32 +12,32 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import IO, TYPE_CHECKING
 
-if TYPE_CHECKING:  # rich takes longer to import than `classify` to read a log
+if TYPE_CHECKING:  # importing rich takes longer than `classify` needs to read a log
     from rich.console import Console
     from rich.text import Text
 
-# Exit codes of every command; 130 and 141 are what a shell reports for Ctrl-C and for a reader that went away.
+# Exit codes of all commands; 130 and 141 are those that a shell reports for Ctrl-C and for SIGPIPE.
 HEALTHY = 0
 DEGRADED = 1
 UNHEALTHY = 2
-COULD_NOT = 3
+UNKNOWN = 3  # also: the command could not do what was asked
 INTERRUPTED = 130
-READER_GONE = 141
+PIPE_CLOSED = 141
 
-_NO_LIMIT = 100_000  # columns: what reads a pipe wraps by itself, and grep wants whole messages
+_NO_LIMIT = 100_000  # columns: a pipe gets whole lines, for grep and for programs that wrap themselves
 
 
 class CommandError(Exception):
-    """The command cannot do what was asked; the text is the one sentence that the user reads."""
+    """The command cannot do what was asked; the text is the one sentence to print."""
 
 
 def console(stream: IO[str] | None = None) -> Console:
-    """A console that cuts nothing: wrapped at a terminal's width, whole lines in a pipe."""
+    """A console that truncates nothing: it wraps at a terminal's width, and writes whole lines into a pipe."""
     from rich.console import Console
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # main.py knows what to do; rich would exit with 1, which says degraded
+            raise BrokenPipeError  # handled in main.py; rich would exit with 1, which means degraded
 
     stream = stream or sys.stdout
     unlimited = not stream.isatty() and not os.environ.get("COLUMNS")
@@ -51,8 +51,8 @@ def console(stream: IO[str] | None = None) -> Console:
     )
 
 
-def columns(rows: Sequence[Sequence[Text]], right: Collection[int] = ()) -> list[Text]:
-    """The rows as lines with their cells in columns; those named in `right` are set flush right."""
+def align_columns(rows: Sequence[Sequence[Text]], right: Collection[int] = ()) -> list[Text]:
+    """The rows as lines with aligned columns; the columns numbered in `right` are aligned to the right."""
     from rich.text import Text
 
     widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
@@ -68,33 +68,33 @@ def columns(rows: Sequence[Sequence[Text]], right: Collection[int] = ()) -> list
     return lines
 
 
-def labelled(out: Console, label: str, text: Text | str, margin: int = 10) -> None:
-    """Prints a label and its text, which keeps its margin where it wraps."""
+def print_labelled(out: Console, label: str, text: Text | str, margin: int = 10) -> None:
+    """Print a label and its text; wrapped lines are indented by the margin."""
     from rich.text import Text
 
     body = Text(text) if isinstance(text, str) else text
-    head = Text.assemble((f"  {label}".ljust(margin)[:margin], "dim"))
+    prefix = Text.assemble((f"  {label}".ljust(margin)[:margin], "dim"))
     for line in body.wrap(out, max(20, out.width - margin)):
         line.rstrip()
-        out.print(head + line, soft_wrap=True)
-        head = Text(" " * margin)
+        out.print(prefix + line, soft_wrap=True)
+        prefix = Text(" " * margin)
 
 
 def printable(text: str) -> str:
-    """Text from a log or a capture without what would steer the terminal."""
+    """Text from outside with control characters escaped, so that it cannot control the terminal."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
-def short(component: str) -> str:
-    """GPU-5f3c8e1d of GPU-5f3c8e1d-0a1b-…: the part that people compare."""
+def short_name(component: str) -> str:
+    """The part of a uuid that people compare: GPU-5f3c8e1d for GPU-5f3c8e1d-0a1b-…; other names unchanged."""
     kind, dash, rest = component.partition("-")
     return printable(f"{kind}{dash}{rest.partition('-')[0]}" if kind in ("GPU", "MIG") else component)
 
 
-def near(word: str, known: list[str], count: int = 3) -> str:
-    """`; did you mean …?` with the closest of the known words, or nothing."""
+def did_you_mean(word: str, known: list[str], count: int = 3) -> str:
+    """`; did you mean …?` with the most similar known words; empty where none is similar."""
     from difflib import get_close_matches
 
     matches = get_close_matches(word, known, n=count, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""`gpuhealth override NAME healthy|unmanaged|none`: a person's word against what is found."""
+"""`gpuhealth override NODE healthy|unmanaged|none`: overrides the verdict of a node by hand."""
 
 from __future__ import annotations
 
@@ -7,43 +7,48 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhealth.cli import cluster_access as reaching
+from gpuhealth.cli import cluster_access
 
 if TYPE_CHECKING:
     from gpuhealth.kube.client import Client
 
 
-class Word(enum.StrEnum):
-    """What can be said of a node."""
+class OverrideValue(enum.StrEnum):
+    """Values of the override annotation, and `none` to remove it."""
 
     HEALTHY = "healthy"
     UNMANAGED = "unmanaged"
     NONE = "none"
 
 
-_MEANS = {
-    Word.HEALTHY: "marked healthy whatever is found, until the override is taken back",
-    Word.UNMANAGED: "watched and not marked any more, until the override is taken back",
-    Word.NONE: "no override: what is found counts again",
+_EFFECTS = {
+    OverrideValue.HEALTHY: "marked healthy regardless of findings, until the override is removed",
+    OverrideValue.UNMANAGED: "still monitored, but no longer marked, until the override is removed",
+    OverrideValue.NONE: "override removed; the findings apply again",
 }
 
 
 def command(
-    name: reaching.Name,
-    word: Annotated[
-        Word, typer.Argument(help="healthy: whatever is found; unmanaged: mark nothing; none: take it back.")
+    name: cluster_access.Name,
+    value: Annotated[
+        OverrideValue,
+        typer.Argument(
+            metavar="VALUE",
+            help="healthy: mark the node healthy regardless of findings; unmanaged: do not mark it; none: remove the"
+            " override.",
+        ),
     ],
-    context: reaching.Context = None,
-    kubeconfig: reaching.Kubeconfig = None,
+    context: cluster_access.Context = None,
+    kubeconfig: cluster_access.Kubeconfig = None,
 ) -> None:
-    """Declare a node healthy or unmanaged, against what is found; or take that back."""
+    """Override the verdict of a node, or remove the override."""
 
-    async def declare(client: Client) -> str:
-        node = await reaching.found(client, name)
-        await reaching.annotate(client, name, OVERRIDE=None if word is Word.NONE else str(word))
-        return reaching.ways_out(node)
+    async def set_override(client: Client) -> str:
+        node = await cluster_access.get_node(client, name)
+        await cluster_access.annotate(client, name, OVERRIDE=None if value is OverrideValue.NONE else str(value))
+        return cluster_access.agent_warning(node)
 
-    warning = reaching.reached(declare, kubeconfig, context)
-    typer.echo(f"{name}: {_MEANS[word]}.")
+    warning = cluster_access.run(set_override, kubeconfig, context)
+    typer.echo(f"{name}: {_EFFECTS[value]}.")
     if warning:
         typer.echo(f"gpuhealth: {warning}", err=True)

@@ -1,4 +1,4 @@
-"""`gpuhealth preflight`: the process that tests a new node before work may come."""
+"""`gpuhealth preflight`: the process that tests a new node before pods are scheduled on it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from gpuhealth.cli.logs import log_json
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
-    from gpuhealth.runtime.settings import Settings
+    from gpuhealth.monitors.settings import Settings
 
 
 def command(config: options.Config = None) -> None:
-    """Test this node while it has the preflight taint, and take the taint off when all passes."""
+    """Test a new node, and remove its preflight taint.
+
+    The taint is removed only when all checks and tests have passed.
+    """
     import asyncio
     import os
 
     if config is not None:
-        os.environ["GPUHEALTH_CONFIG"] = str(config)  # for the commands that it runs
+        os.environ["GPUHEALTH_CONFIG"] = str(config)  # for the commands that the preflight runs
     settings = options.load_settings(None)
     log_json(settings.log_level)
     from gpuhealth.kube.errors import NoConfigurationError
-    from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError
+    from gpuhealth.monitors.monitor import RestartRequiredError
 
     try:
         asyncio.run(_run(settings))
@@ -34,6 +37,6 @@ async def _run(settings: Settings) -> None:
     from gpuhealth.agent.preflight import Preflight
     from gpuhealth.kube.client import Client
 
-    where = settings.kubernetes
-    async with Client.from_kubeconfig(where.kubeconfig, where.context) as client:
+    cluster = settings.kubernetes
+    async with Client.from_kubeconfig(cluster.kubeconfig, cluster.context) as client:
         await Preflight(settings, client).run()

@@ -1,4 +1,4 @@
-"""`gpuhealth quarantine NAME`: a person takes a node out of service."""
+"""`gpuhealth quarantine NODE`: takes a node out of service by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhealth.cli import cluster_access as reaching
+from gpuhealth.cli import cluster_access
 from gpuhealth.cli.output import CommandError
 
 if TYPE_CHECKING:
@@ -15,29 +15,31 @@ if TYPE_CHECKING:
 
 
 def command(
-    name: reaching.Name,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown on the node.")] = "",
-    context: reaching.Context = None,
-    kubeconfig: reaching.Kubeconfig = None,
+    name: cluster_access.Name,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason to show on the node.")] = "",
+    context: cluster_access.Context = None,
+    kubeconfig: cluster_access.Kubeconfig = None,
 ) -> None:
-    """Take a node out of service until `gpuhealth restore`. No budget limits this; it takes a slot if one is free.
+    """Quarantine a node by hand, until `gpuhealth restore`.
 
-    What runs there goes on; nothing new comes.
+    Running pods stay; no new ones are scheduled. Not limited by budgets; counts against one if a slot is free.
     """
-    why = f"{reason} ({getpass.getuser()})" if reason else f"by {getpass.getuser()}"
+    requester = getpass.getuser()
+    why = f"{reason} ({requester})" if reason else f"by {requester}"
 
-    async def take_out(client: Client) -> str:
+    async def request_quarantine(client: Client) -> str:
         from gpuhealth.quarantine.marks import override
 
-        node = await reaching.found(client, name)
-        if (word := override(node)) is not None:
+        node = await cluster_access.get_node(client, name)
+        if (value := override(node)) is not None:
             raise CommandError(
-                f"node {name} is declared {word} by annotation, which wins: gpuhealth override {name} none, first"
+                f"node {name} has the override {value}, which takes precedence; remove it first:"
+                f" gpuhealth override {name} none"
             )
-        await reaching.annotate(client, name, OUT_OF_SERVICE=why)
-        return reaching.ways_out(node)
+        await cluster_access.annotate(client, name, OUT_OF_SERVICE=why)
+        return cluster_access.agent_warning(node)
 
-    warning = reaching.reached(take_out, kubeconfig, context)
-    typer.echo(f"{name}: to be taken out of service, {why}. Back with: gpuhealth restore {name}")
+    warning = cluster_access.run(request_quarantine, kubeconfig, context)
+    typer.echo(f"{name}: quarantine requested, {why}. To end it: gpuhealth restore {name}")
     if warning:
         typer.echo(f"gpuhealth: {warning}", err=True)

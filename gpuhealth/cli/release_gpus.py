@@ -1,4 +1,4 @@
-"""`gpuhealth release-gpus NAME`: the node's agent lets go of the driver, for a reset or an upgrade."""
+"""`gpuhealth release-gpus NODE`: has the node's agent close the driver, for a reset or an upgrade."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhealth.cli import cluster_access as reaching
+from gpuhealth.cli import cluster_access
 
 if TYPE_CHECKING:
     from gpuhealth.kube.client import Client
 
 
 def command(
-    name: reaching.Name,
-    end: Annotated[bool, typer.Option("--end", help="Take the driver again.")] = False,
-    context: reaching.Context = None,
-    kubeconfig: reaching.Kubeconfig = None,
+    name: cluster_access.Name,
+    end: Annotated[bool, typer.Option("--end", help="Have the agent open the driver again.")] = False,
+    context: cluster_access.Context = None,
+    kubeconfig: cluster_access.Kubeconfig = None,
 ) -> None:
-    """Have a node's agent let go of the driver, so that GPUs can be reset or the driver be unloaded."""
+    """Have a node's agent close the driver.
 
-    async def release(client: Client) -> str:
-        node = await reaching.found(client, name)
-        await reaching.annotate(client, name, RELEASE_GPUS=None if end else "true")
-        return reaching.ways_out(node)
+    Then GPUs can be reset, or the driver can be unloaded.
+    """
 
-    warning = reaching.reached(release, kubeconfig, context)
+    async def request_release(client: Client) -> str:
+        node = await cluster_access.get_node(client, name)
+        await cluster_access.annotate(client, name, RELEASE_GPUS=None if end else "true")
+        return cluster_access.agent_warning(node)
+
+    warning = cluster_access.run(request_release, kubeconfig, context)
     if end:
-        typer.echo(f"{name}: the agent takes the driver again.")
+        typer.echo(f"{name}: the agent opens the driver again.")
     else:
-        typer.echo(f"{name}: the agent lets go of the driver. Afterwards: gpuhealth release-gpus {name} --end")
+        typer.echo(f"{name}: the agent closes the driver. When you are done: gpuhealth release-gpus {name} --end")
     if warning:
         typer.echo(f"gpuhealth: {warning}", err=True)

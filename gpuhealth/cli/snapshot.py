@@ -1,4 +1,4 @@
-"""One look at a machine: everything read once, beside the agent and without changing anything."""
+"""Reads everything about this machine once, next to a running agent and without changing anything."""
 
 from __future__ import annotations
 
@@ -6,69 +6,133 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 
+from gpuhealth.agent.state import CHECKS, FINDINGS
 from gpuhealth.kernel_log.kmsg import KmsgError, KmsgReader
-from gpuhealth.model.history import History
-from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.model.missing import Missing, Reading
-from gpuhealth.model.tracker_state import Ledger, Tracked
-from gpuhealth.monitors.kernel_log.readings import KernelLog
-from gpuhealth.monitors.node_probe import NodeProbe, boot_id
+from gpuhealth.model.tracker_state import TrackedFinding, TrackerState
+from gpuhealth.monitors.judge import Memory, decode_memory
+from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
+from gpuhealth.monitors.monitor import ProbeContext
+from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
+from gpuhealth.monitors.nvidia.probe import is_waiting
 from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.monitors.registry import AnyMonitor, enabled
+from gpuhealth.monitors.runner import MonitorRunner
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.clock import wall_clock
+from gpuhealth.runtime.files import boot_id
 from gpuhealth.runtime.journal import Entry, Journal, JournalError
-from gpuhealth.runtime.settings import Settings
 
-_JOURNAL_ENTRIES = 100_000
-
-
-class Remembered(msgspec.Struct, frozen=True):
-    """What the agent of this node has remembered, as far as it can be read."""
-
-    history: bytes | None = None  # JSON
-    entries: tuple[Entry, ...] | None = None
-    held: tuple[Tracked, ...] = ()  # findings that the agent has raised and nothing has cleared
-    problem: str = ""  # why there is nothing
-    absent: bool = False  # there is no journal at all
+_MAX_ENTRIES = 100_000  # of the journal
 
 
-def remembered(settings: Settings, with_entries: bool = False) -> Remembered:
-    """Reads the agent's journal and leaves it as it is."""
+class AgentJournal(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal of this node's agent holds, as far as it can be read."""
+
+    checks: bytes | None = None  # the memory of its checks, JSON
+    entries: tuple[Entry, ...] | None = None  # None: not read
+    active: tuple[TrackedFinding, ...] = ()  # findings that the agent has raised and not cleared
+    problem: str = ""  # why nothing could be read
+    absent: bool = False  # there is no journal
+
+
+def read_journal(settings: Settings, with_entries: bool = False) -> AgentJournal:
+    """Read the agent's journal without changing it. Never raises: `problem` says what went wrong."""
     path = settings.journal.path
     try:
         if not path.exists():
-            return Remembered(problem=f"there is no journal at {path}", absent=True)
+            return AgentJournal(problem=f"there is no journal at {path}", absent=True)
         journal = Journal(path, settings.journal.retention, settings.journal.max_entries, read_only=True)
         with contextlib.closing(journal):
-            entries = tuple(journal.entries(limit=_JOURNAL_ENTRIES)) if with_entries else None
-            return Remembered(journal.recall("history"), entries, _held(journal.recall("findings")))
+            return AgentJournal(
+                entries=tuple(journal.entries(limit=_MAX_ENTRIES)) if with_entries else None,
+                checks=journal.stored(CHECKS),
+                active=_active(journal.stored(FINDINGS)),
+            )
     except JournalError as error:
-        return Remembered(problem=str(error))
+        return AgentJournal(problem=str(error))
     except OSError as error:
-        return Remembered(problem=f"cannot read journal {path}: {error.strerror}")
+        return AgentJournal(problem=f"cannot read journal {path}: {error.strerror}")
 
 
-def _held(ledger: bytes | None) -> tuple[Tracked, ...]:
+def _active(state: bytes | None) -> tuple[TrackedFinding, ...]:
     try:
-        known = msgspec.json.decode(ledger, type=Ledger) if ledger else Ledger()
+        known = msgspec.json.decode(state, type=TrackerState) if state else TrackerState()
     except (msgspec.DecodeError, RecursionError):
         return ()
     return tuple(tracked for tracked in known.tracked if tracked.raised)
 
 
-def history(remembered_json: bytes | None) -> History:
-    """The memory to judge with, for this look alone; one of another version is none."""
-    if remembered_json is None:
-        return History()
+def load_memory(json: bytes | None) -> Memory:
+    """The stored memory of the agent's checks; an empty one where there is none, or it is of another version."""
+    if json is None:
+        return Memory()
     try:
-        return msgspec.json.decode(remembered_json, type=History)
+        return decode_memory(json)
     except (msgspec.DecodeError, RecursionError):
-        return History()
+        return Memory()
 
 
-async def _kernel_log(settings: Settings, back_seconds: float) -> tuple[Reading[KernelLog], list[KernelRecord]]:
-    reader = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, back_seconds)
+def read_machine(
+    settings: Settings, lookback_seconds: float, rounds: int = 1, interval_seconds: float = 0.0
+) -> tuple[list[NodeReadings], list[KernelRecord]]:
+    """Read this machine so many times, then the kernel log of the last `lookback_seconds`.
+
+    A driver that hangs is waited for until it counts as unresponsive, not longer, and then no further round is tried.
+    """
+    return asyncio.run(_read_machine(settings, lookback_seconds, rounds, interval_seconds))
+
+
+async def _read_machine(
+    settings: Settings, lookback_seconds: float, rounds: int, interval_seconds: float
+) -> tuple[list[NodeReadings], list[KernelRecord]]:
+    # At most one process is left behind in a driver that hangs: no replacement is started.
+    settings = settings.model_copy(update={"nvml": settings.nvml.model_copy(update={"max_extra_processes": 0})})
+    runners = [_runner(monitor, settings) for monitor in enabled(settings)]
+    readings: list[NodeReadings] = []
+    try:
+        for number in range(rounds):
+            if number:
+                await asyncio.sleep(interval_seconds)
+            async with _waiting_shown(settings.nvml.critical_after):
+                readings.append(await _round(runners, settings))
+            nvidia = readings[-1].of(NVIDIA)
+            if not isinstance(nvidia, Missing) and is_waiting(nvidia):
+                break
+    finally:
+        for runner in runners:
+            runner.close()
+    log, records = await _read_kernel_log(settings, lookback_seconds)
+    return [reading.with_readings(KERNEL_LOG, log) for reading in readings], records
+
+
+def _runner(monitor: AnyMonitor, settings: Settings) -> MonitorRunner:
+    context: ProbeContext[Any, Any] = ProbeContext(core=settings, settings=settings, baseline=monitor.baseline())
+    runner = MonitorRunner(monitor, monitor.probe(context), settings)
+    runner.deadline = max(runner.deadline, settings.nvml.critical_after + 1.0)
+    return runner
+
+
+async def _round(runners: list[MonitorRunner], settings: Settings) -> NodeReadings:
+    """One round of all monitors at once; one that fails is a Missing."""
+    read = await asyncio.gather(*(runner.read() for runner in runners))
+    return NodeReadings(
+        node=settings.node_name,
+        time=wall_clock(),
+        boot_id=boot_id(settings.roots.proc),
+        monitors={runner.monitor.name: readings for runner, readings in zip(runners, read, strict=True)},
+    )
+
+
+async def _read_kernel_log(
+    settings: Settings, lookback_seconds: float
+) -> tuple[Reading[KernelLogStatus], list[KernelRecord]]:
+    reader = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, lookback_seconds)
     records: list[KernelRecord] = []
     try:
         async for batch in reader.available():
@@ -77,76 +141,31 @@ async def _kernel_log(settings: Settings, back_seconds: float) -> tuple[Reading[
         return error.missing, records
     finally:
         reader.close()
-    return KernelLog("kmsg", reader.records), records
-
-
-def machine(
-    settings: Settings, back_seconds: float, rounds: int = 1, interval: float = 0.0
-) -> tuple[list[NodeReadings], list[KernelRecord]]:
-    """Reads this machine so many times, then the kernel log of the last so many seconds.
-
-    A driver that hangs is waited for until it counts as hung, never longer, and no further round is tried.
-    """
-    return asyncio.run(_machine(settings, back_seconds, rounds, interval))
-
-
-async def _machine(
-    settings: Settings, back_seconds: float, rounds: int, interval: float
-) -> tuple[list[NodeReadings], list[KernelRecord]]:
-    # A look leaves at most one process behind in a driver that hangs: no replacement is started beside it.
-    alone = settings.model_copy(update={"nvml": settings.nvml.model_copy(update={"max_extra_processes": 0})})
-    probe = NodeProbe(alone)
-    taken: list[NodeReadings] = []
-    try:
-        for number in range(rounds):
-            if number:
-                await asyncio.sleep(interval)
-            async with _waiting_shown(settings.nvml.critical_after):
-                taken.append(await _round(probe, settings.nvml.critical_after))
-            if _waited_for(taken[-1]):
-                break
-    finally:
-        probe.nvml.close()
-    log, records = await _kernel_log(settings, back_seconds)
-    return [msgspec.structs.replace(readings, kernel_log=log) for readings in taken], records
-
-
-async def _round(probe: NodeProbe, patience: float) -> NodeReadings:
-    while True:  # a read returns early when a deadline is crossed
-        readings = await probe.read(patience)
-        if not 0 < _waited_for(readings) < patience:
-            return readings
-
-
-def _waited_for(readings: NodeReadings) -> float:
-    """For how many seconds the driver has owed its answer; 0 when it has answered, or is known to give none."""
-    nvml = readings.nvml
-    return 0.0 if isinstance(nvml, Missing) or nvml.answered else nvml.waiting_seconds
+    return KernelLogStatus("kmsg", reader.records), records
 
 
 @contextlib.asynccontextmanager
-async def _waiting_shown(limit: float) -> AsyncIterator[None]:
-    """Tells the one who sits at the terminal that it is the driver that takes so long."""
-
-    told = ""
+async def _waiting_shown(limit_seconds: float) -> AsyncIterator[None]:
+    """On a terminal, show after two seconds that the command is waiting for the driver; else do nothing."""
+    line = ""
 
     async def show() -> None:
-        nonlocal told
+        nonlocal line
         await asyncio.sleep(1.0)
-        for waited in range(2, int(limit) + 2):
+        for waited in range(2, int(limit_seconds) + 2):
             await asyncio.sleep(1.0)
-            told = f"waiting for NVML … {waited} s (at most {limit:.0f} s)"
-            sys.stderr.write(f"\r{told}")
+            line = f"waiting for NVML … {waited} s (at most {limit_seconds:.0f} s)"
+            sys.stderr.write(f"\r{line}")
             sys.stderr.flush()
 
     if not sys.stderr.isatty():
         yield
         return
-    shown = asyncio.create_task(show())
+    task = asyncio.create_task(show())
     try:
         yield
     finally:
-        shown.cancel()
-        if told:
-            sys.stderr.write(f"\r{' ' * len(told)}\r")
+        task.cancel()
+        if line:
+            sys.stderr.write(f"\r{' ' * len(line)}\r")
         sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""The standard streams: results on standard output, everything else on standard error, whatever state they are in.
+"""The standard streams: results on standard output, everything else on standard error, even if one is closed or full.
 
-With `--json` nothing but the result may reach standard output, whoever writes: so the result has a descriptor of its
-own, and what a library or a child process writes to descriptor 1 goes to standard error.
+With `--json` only the result may reach standard output, whoever writes. So the result gets a descriptor of its own, and
+whatever a library or a child process writes to descriptor 1 goes to standard error.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 _IN, _OUT, _ERR = 0, 1, 2
 _SIZES = ("COLUMNS", "LINES")
-_MOST_DIGITS = 4  # of a terminal's width or height
+_MAX_DIGITS = 4  # of a terminal's width or height
 
 
 class OutputError(CommandError):
-    """Standard output cannot be written; the text is one sentence."""
+    """Standard output cannot be written; the text is one sentence that says why."""
 
 
-class _Results(io.FileIO):
-    """Where results go."""
+class _ResultFile(io.FileIO):
+    """Standard output, with errors as OutputError."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -37,8 +37,8 @@ class _Results(io.FileIO):
             raise OutputError(f"cannot write to standard output: {error.strerror}") from None
 
 
-class _Remarks(io.FileIO):
-    """Standard error. Where it cannot be written nobody reads it, and that must not change what the command does."""
+class _ErrorFile(io.FileIO):
+    """Standard error, ignoring write errors: nobody reads it then, and the command must not behave differently."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -47,27 +47,27 @@ class _Remarks(io.FileIO):
             return memoryview(data).nbytes
 
 
-class _Standard:
-    """The streams of this process."""
+class _StandardStreams:
+    """The standard streams of this process."""
 
     def __init__(self) -> None:
-        self.absent = False  # standard output was closed when the process began
-        self.written = False  # at least a line of JSON
+        self.stdout_closed = False  # when the process started
+        self.has_result = False  # a line of JSON was written
         self._results: IO[bytes] | None = None
 
     def prepare(self, *, as_json: bool) -> None:
-        """Makes sys.stdout and sys.stderr usable, before anything is written; `as_json` is for `write_line`."""
-        self.absent = sys.stdout is None
+        """Make sys.stdout and sys.stderr usable, before anything is written; `as_json` if `write_line` will be used."""
+        self.stdout_closed = sys.stdout is None
         for number in (_IN, _OUT, _ERR):
-            _occupy(number)  # or a file that is opened later would become standard output
-        for name in _SIZES:  # libraries read them, and fail on what is no number to int()
+            _occupy(number)  # else a file opened later would become standard output
+        for name in _SIZES:  # libraries read them, and fail where int() does
             size = os.environ.get(name, "0")
-            if not (size.isascii() and size.isdecimal() and len(size) <= _MOST_DIGITS and int(size)):
+            if not (size.isascii() and size.isdecimal() and len(size) <= _MAX_DIGITS and int(size)):
                 os.environ.pop(name, None)
         encodings = [stream.encoding if stream else "utf-8" for stream in (sys.stdout, sys.stderr)]
-        self._results = io.BufferedWriter(_Results(os.dup(_OUT) if as_json else _OUT, "w", closefd=False))
-        remarks = io.BufferedWriter(_Remarks(_ERR, "w", closefd=False))
-        sys.stderr = _text(remarks, encodings[1], lines=True)
+        self._results = io.BufferedWriter(_ResultFile(os.dup(_OUT) if as_json else _OUT, "w", closefd=False))
+        errors = io.BufferedWriter(_ErrorFile(_ERR, "w", closefd=False))
+        sys.stderr = _text(errors, encodings[1], lines=True)
         if as_json:
             os.dup2(_ERR, _OUT)
             sys.stdout = sys.stderr
@@ -75,27 +75,27 @@ class _Standard:
             sys.stdout = _text(self._results, encodings[0], lines=os.isatty(_OUT))
 
     def write_line(self, line: bytes) -> None:
-        """A line of the result, in JSON."""
-        assert self._results is not None, "prepare() comes first"
-        self.written = True
+        """Write a line of JSON to the result. Raises OutputError or BrokenPipeError."""
+        assert self._results is not None, "call prepare() first"
+        self.has_result = True
         self._results.write(line + b"\n")
 
     def flush(self) -> None:
-        """Writes what is waiting. Raises OutputError or BrokenPipeError."""
+        """Write all buffered output. Raises OutputError or BrokenPipeError."""
         sys.stdout.flush()
         if self._results is not None:
             self._results.flush()
 
     def discard(self) -> None:
-        """Gives up what cannot be written, or the interpreter would try once more when it ends."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, _OUT)
+        """Discard output that cannot be written, else the interpreter would try again when it exits."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, _OUT)
         if self._results is not None:
-            os.dup2(nowhere, self._results.fileno())
-        os.close(nowhere)
+            os.dup2(null, self._results.fileno())
+        os.close(null)
 
 
-standard = _Standard()
+standard = _StandardStreams()
 
 
 def _occupy(number: int) -> None:
@@ -109,5 +109,5 @@ def _occupy(number: int) -> None:
 
 
 def _text(stream: IO[bytes], encoding: str, *, lines: bool) -> io.TextIOWrapper:
-    """A text stream that writes what its encoding lacks, such as "°" in ASCII, as "?"."""
+    """A text stream that writes "?" for characters that its encoding lacks, such as "°" in ASCII."""
     return io.TextIOWrapper(stream, encoding=encoding, errors="replace", line_buffering=lines)

@@ -43,7 +43,7 @@ async def nodes_of(budget: BudgetView, fleet: Fleet) -> BudgetNodes:
     lasting = [slot for slot in fleet.slots.items.values() if slot.lasting]
     slots = tuple(slot for slot in lasting if slot.budget == budget.key)
     unavailable = set()
-    if budget.body["spec"].get("countUnavailable"):  # a node with our taint has a slot of its own
+    if budget.count_unavailable:  # a node with our taint has a slot of its own
         unavailable = {node.key for node in selected if (node.cordoned or not node.ready) and not node.tainted}
     # A node that holds a slot of any budget may go out of service, and needs one of this budget, too.
     going = {slot.holder for slot in lasting if not slot.reserved_for}

@@ -13,8 +13,7 @@ from datetime import datetime
 
 import msgspec
 
-PERIODIC = "periodic"
-RETURN = "return"  # before a node that was out returns to service
+from gpuhealth.api.report import BurninReason
 
 
 class BurninCandidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +31,7 @@ def by_urgency(candidates: Iterable[BurninCandidate]) -> list[BurninCandidate]:
 
     def urgency(candidate: BurninCandidate) -> tuple[bool, float, str]:
         tested_at = candidate.tested_at.timestamp() if candidate.tested_at else 0.0
-        return candidate.reason != RETURN, tested_at, candidate.node
+        return candidate.reason != BurninReason.RETURN, tested_at, candidate.node
 
     return sorted(candidates, key=urgency)
 
@@ -62,9 +61,9 @@ class BurninCapacity:
         if self._pools[candidate.pool] <= 0:
             return False
         # A node that is out already holds its slots.
-        return candidate.reason == RETURN or all(self._budgets[name] > 0 for name in candidate.budgets)
+        return candidate.reason == BurninReason.RETURN or all(self._budgets[name] > 0 for name in candidate.budgets)
 
     def _take(self, candidate: BurninCandidate) -> None:
         self._pools[candidate.pool] -= 1
-        if candidate.reason != RETURN:
+        if candidate.reason != BurninReason.RETURN:
             self._budgets.subtract(candidate.budgets)

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import structlog
 
 from gpuhealth import __version__
+from gpuhealth.api.names import CONTROLLER
 from gpuhealth.controller.duties import DUTIES
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.timing import Timing
@@ -35,7 +36,7 @@ from gpuhealth.kube.client import Client
 from gpuhealth.kube.election import Election
 from gpuhealth.kube.errors import NoConfigurationError
 from gpuhealth.kube.event_recorder import EventRecorder
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
 from gpuhealth.runtime.supervisor import supervise, together
 
@@ -61,7 +62,7 @@ class Controller:
         settings: Settings,
         services: Sequence[Service] = (),
         *,
-        file: SettingsFile | None = None,
+        file: SettingsFile[Settings] | None = None,
         connect: Callable[..., Client] | None = None,
         timing: Timing | None = None,
     ) -> None:
@@ -92,7 +93,7 @@ class Controller:
         self.fleet = Fleet(kubernetes.namespace, options.pool_labels, drains=settings.mode != "observe")
         self.election = Election(self._electing, kubernetes.namespace, options.election, self.identity)
         # Counting repeated Events takes the right to patch Events of all namespaces, which the controller has not.
-        recorder = EventRecorder(self._acting, "gpuhealth-controller", self.identity, now=_now, counts_repeats=False)
+        recorder = EventRecorder(self._acting, CONTROLLER, self.identity, now=_now, counts_repeats=False)
         context = DutyContext(
             client=self._acting,
             fleet=self.fleet,

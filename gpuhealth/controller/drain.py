@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from gpuhealth.api.report import Drain, DrainPhase
 from gpuhealth.controller.gangs import Gangs
 from gpuhealth.controller.pods import Pod, by_gang, evictable, pod_view, undecided, unreadable_pod
 from gpuhealth.controller.timing import Timing
@@ -27,10 +28,11 @@ from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.kube.event_recorder import EventRecorder, Subject, node_subject
-from gpuhealth.kube.eviction import Evictor, Outcome, Result
+from gpuhealth.kube.eviction import EvictionOutcome, EvictionResult, Evictor
 from gpuhealth.kube.kinds import PODS, REPORTS
-from gpuhealth.kube.objects import format_time, read
+from gpuhealth.kube.objects import read
 from gpuhealth.kube.watching import watch
+from gpuhealth.model.time import format_time
 from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.quarantine.state_label import change_label
 from gpuhealth.runtime.rate_limiter import RateLimiter
@@ -40,7 +42,10 @@ from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 log = structlog.get_logger()
 
 _MAX_REST_SECONDS = 3600.0
-_STATE_EVENTS = {"draining": StateEvent.DRAIN_STARTED, "drained": StateEvent.DRAIN_FINISHED}
+_STATE_EVENTS: dict[str, StateEvent] = {
+    DrainPhase.DRAINING: StateEvent.DRAIN_STARTED,
+    DrainPhase.DRAINED: StateEvent.DRAIN_FINISHED,
+}
 """By the phase of a drain that is resumed, the event that sets the node's label accordingly."""
 
 
@@ -65,7 +70,7 @@ class DrainContext(msgspec.Struct, frozen=True, kw_only=True):
     clock: Callable[[], datetime]
 
 
-async def write_drain(client: Client, node: str, old: views.Drain | None, new: views.Drain) -> None:
+async def write_drain(client: Client, node: str, old: Drain | None, new: Drain) -> None:
     """Write to the node's report the fields of its drain that have changed.
 
     The others are left out of the request, since a person may have changed the deadline. Only the controller writes
@@ -107,8 +112,8 @@ class NodeDrain:
         self._reopened = 0  # how often pods have come after the node was drained
         self._rests_until = 0.0  # by the event loop's clock
         self._cause = ""
-        self._drain = views.Drain()
-        self._written: views.Drain | None = None
+        self._drain = Drain()
+        self._written: Drain | None = None
 
     async def run(self) -> None:
         """Drain the node until cancelled, also of pods that come when it is drained already. Raises ApiError."""
@@ -134,8 +139,8 @@ class NodeDrain:
             self._context.client,
             PODS,
             fields=f"spec.nodeName={self._node}",
-            slim=pod_view,
-            noted=self._context.fleet.count_unreadable,
+            parse=pod_view,
+            on_unreadable=self._context.fleet.count_unreadable,
             paged=False,
         )
         async with aclosing(pods) as events:
@@ -155,7 +160,7 @@ class NodeDrain:
             return
         now = self._now()
         deadline = now + timedelta(seconds=context.settings.drain_deadline)
-        self._drain = views.Drain(phase="draining", quarantine_since=since, started_at=now, deadline=deadline)
+        self._drain = Drain(phase=DrainPhase.DRAINING, quarantine_since=since, started_at=now, deadline=deadline)
         await self._save()  # before any pod is evicted
         await change_state(context, self._node, StateEvent.DRAIN_STARTED)
         log.info("drain started", node=self._node, code=report.quarantine.code, deadline=format_time(deadline))
@@ -175,7 +180,7 @@ class NodeDrain:
         if not self._pods.listed:
             return
         present = self._evictable()
-        if present and self._drain.phase == "drained":
+        if present and self._drain.phase == DrainPhase.DRAINED:
             if asyncio.get_running_loop().time() < self._rests_until:
                 return
             await self._reopen(present)
@@ -197,7 +202,7 @@ class NodeDrain:
             await self._write_progress(self._evictable())
         nothing_left = not present and not self._evictable() and not self._undecided()
         is_marked = nothing_left and await change_state(self._context, self._node, StateEvent.DRAIN_FINISHED)
-        if is_marked and self._drain.phase != "drained":
+        if is_marked and self._drain.phase != DrainPhase.DRAINED:
             await self._finish()
 
     def _evictable(self) -> list[Pod]:
@@ -224,7 +229,7 @@ class NodeDrain:
         due = [refusal.retry_at - now for refusal in self._refusals.values()]
         if (deadline := self._deadline()) is not None and not self._is_overdue():
             due.append((deadline - self._context.clock()).total_seconds())
-        if not self._evictable() and self._drain.phase != "drained":
+        if not self._evictable() and self._drain.phase != DrainPhase.DRAINED:
             due.append(self._context.timing.drain_label_retry)  # only the label is missing
         longest = self._context.settings.drain_retry
         return min(max(0.0, min(due, default=longest)), longest)
@@ -255,10 +260,10 @@ class NodeDrain:
             reason = await self._context.gangs.blocking_reason(gang[0])
         except ApiError as error:
             raise_if_cancelled()
-            await self._postpone(gang, Result(Outcome.FAILED, str(error), error.retry_after or 0.0))
+            await self._postpone(gang, EvictionResult(EvictionOutcome.FAILED, str(error), error.retry_after or 0.0))
             return True
         if reason:
-            await self._postpone(gang, Result(Outcome.REFUSED, reason))
+            await self._postpone(gang, EvictionResult(EvictionOutcome.REFUSED, reason))
         return bool(reason)
 
     async def _remove_gang(self, gang: list[Pod]) -> None:
@@ -283,11 +288,11 @@ class NodeDrain:
         remove = context.evictor.delete if self._is_overdue() else context.evictor.evict
         result = await remove(pod.namespace, pod.name, pod.uid)
         match result.outcome:
-            case Outcome.EVICTED:
+            case EvictionOutcome.EVICTED:
                 self._drain = msgspec.structs.replace(self._drain, evicted=self._drain.evicted + 1)
-            case Outcome.DELETED:
+            case EvictionOutcome.DELETED:
                 self._drain = msgspec.structs.replace(self._drain, deleted=self._drain.deleted + 1)
-            case Outcome.REFUSED | Outcome.FAILED:
+            case EvictionOutcome.REFUSED | EvictionOutcome.FAILED:
                 await self._postpone([pod], result)
                 return
         self._count(pod, result)
@@ -296,7 +301,7 @@ class NodeDrain:
         self._refusals.pop(pod.uid, None)
         await self._post_removal(pod, result)
 
-    async def _postpone(self, pods: list[Pod], result: Result) -> None:
+    async def _postpone(self, pods: list[Pod], result: EvictionResult) -> None:
         """Have the pods tried again together after the retry interval, or later if the API server asks for it."""
         self._count(pods[0], result)
         delay = max(self._context.settings.drain_retry, result.retry_after)
@@ -305,7 +310,7 @@ class NodeDrain:
         for pod in pods:
             await self._post_refusal(pod, result)
 
-    def _count(self, pod: Pod, result: Result) -> None:
+    def _count(self, pod: Pod, result: EvictionResult) -> None:
         self._context.status.evictions[result.outcome] += 1
         log.info(
             "pod eviction",
@@ -317,14 +322,14 @@ class NodeDrain:
             detail=result.detail,
         )
 
-    async def _post_removal(self, pod: Pod, result: Result) -> None:
-        if result.outcome is Outcome.EVICTED:
+    async def _post_removal(self, pod: Pod, result: EvictionResult) -> None:
+        if result.outcome is EvictionOutcome.EVICTED:
             await self._context.recorder.post(_subject(pod), "Evicted", f"{self._cause}: evicted by gpuhealth")
-        elif result.outcome is Outcome.DELETED:
+        elif result.outcome is EvictionOutcome.DELETED:
             message = f"{self._cause}: deleted by gpuhealth, since it could not be evicted before the drain's deadline"
             await self._context.recorder.post(_subject(pod), "DrainDeadline", message, warning=True)
 
-    async def _post_refusal(self, pod: Pod, result: Result) -> None:
+    async def _post_refusal(self, pod: Pod, result: EvictionResult) -> None:
         """Post an Event once for each refused pod, and once more when others of its gang have gone."""
         split = bool(pod.gang) and self._context.gangs.is_split(pod)
         if (pod.uid, split) not in self._reported:
@@ -365,7 +370,7 @@ class NodeDrain:
         now = self._now()
         deadline = now + timedelta(seconds=self._context.settings.drain_deadline)
         self._drain = msgspec.structs.replace(
-            self._drain, phase="draining", started_at=now, deadline=deadline, ended_at=None
+            self._drain, phase=DrainPhase.DRAINING, started_at=now, deadline=deadline, ended_at=None
         )
         await self._save()
         log.info("drain restarted", node=self._node, pods=len(present), deadline=format_time(deadline))
@@ -375,7 +380,7 @@ class NodeDrain:
         await self._context.recorder.post(node_subject(self._node), "DrainResumed", message)
 
     async def _finish(self) -> None:
-        self._drain = msgspec.structs.replace(self._drain, phase="drained", remaining=0, ended_at=self._now())
+        self._drain = msgspec.structs.replace(self._drain, phase=DrainPhase.DRAINED, remaining=0, ended_at=self._now())
         await self._save()
         # A controller that recreates its pod for this very node each time must not cause evictions without end.
         rest = min(_MAX_REST_SECONDS, self._context.settings.drain_retry * 2.0 ** min(self._reopened, 16))

@@ -14,28 +14,13 @@ from typing import ClassVar
 
 import msgspec
 
+from gpuhealth.api.budget import BudgetStatus
 from gpuhealth.controller.timing import Timing
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.event_recorder import EventRecorder
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.metric_families import Metric
-from gpuhealth.runtime.settings import Settings
-
-
-class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of one QuarantineBudget, named as in its status."""
-
-    size: int  # nodes that it selects
-    limit: int  # slots of maxUnavailable
-    used: int  # slots that are taken
-    blocked: int  # nodes that should be out of service and have no slot
-    unavailable: int = 0  # nodes cordoned or not ready without our taint, where countUnavailable is set
-    uncounted: int = 0  # nodes out of service by our action without a slot
-
-    @property
-    def free(self) -> int:
-        """Slots that may still be taken; below zero after the limit was lowered."""
-        return self.limit - self.used
 
 
 class DutyContext(msgspec.Struct, frozen=True, kw_only=True):

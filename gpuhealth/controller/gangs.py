@@ -12,14 +12,14 @@ from gpuhealth.controller.pods import Pod, evictable
 from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.pdb import Guards, obstacle
+from gpuhealth.kube.pdb import PodDisruptionBudgets, blocking_reason
 
 
 class Gangs:
     """The gangs on all nodes that are being drained; members on other nodes are not evicted."""
 
     def __init__(self, client: Client, fleet: Fleet) -> None:
-        self._guards = Guards(client, fleet.count_unreadable)
+        self._guards = PodDisruptionBudgets(client, fleet.count_unreadable)
         self._fleet = fleet
         self._nodes: dict[str, ObjectStore[Pod]] = {}
         self._split: set[tuple[str, str]] = set()
@@ -41,7 +41,7 @@ class Gangs:
         members = self._members(pod)
         if len(members) < 2 or self.is_split(pod):
             return ""
-        if not (reason := obstacle(await self._guards.of(pod.namespace), members)):
+        if not (reason := blocking_reason(await self._guards.of(pod.namespace), members)):
             return ""
         return f"the {len(members)} pods of gang {pod.gang} are evicted together or not at all, and {reason}"
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from functools import partial
+from http import HTTPStatus
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from gpuhealth import __version__
+from gpuhealth.api import metrics as names
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.duty import Duty
-from gpuhealth.kube.access import Access
+from gpuhealth.kube.authorizer import authorizer_for
 from gpuhealth.runtime.exposition import CONTENT_TYPE, Collect, Rendering
-from gpuhealth.runtime.http_server import Handler, Request, Response, keep_serving, serving
-from gpuhealth.runtime.metric_families import counter, gauge
+from gpuhealth.runtime.http_server import Page, Response, keep_serving, serving
+from gpuhealth.runtime.metric_families import family
 
 
 class ControllerCollector(Collector):
@@ -44,22 +46,21 @@ class ControllerCollector(Collector):
     def _own(self) -> Iterator[Metric]:
         controller = self._controller
         info = [(__version__, controller.identity, 1)]
-        yield gauge("controller_info", "Version and identity of the controller", ["version", "identity"], info)
-        yield gauge("controller_leading", "1 for the controller that leads", [], [(controller.leading,)])
+        yield family(names.CONTROLLER_INFO, info)
+        yield family(names.CONTROLLER_LEADING, [(controller.leading,)])
         calls = [(*key, value) for key, value in controller.api_calls.items()]
-        yield counter("kube_requests", "Requests to the API server; status 0: no answer", ["method", "status"], calls)
-        yield counter("loop_failures", "Unexpected errors by loop", ["loop"], controller.failures.items())
-        text = "Versions of API objects that could not be read"
-        yield counter("controller_unreadable_objects", text, ["kind"], controller.unreadable.items())
+        yield family(names.KUBE_REQUESTS, calls)
+        yield family(names.LOOP_FAILURES, controller.failures.items())
+        yield family(names.CONTROLLER_UNREADABLE_OBJECTS, controller.unreadable.items())
 
     def _fleet(self) -> Iterator[Metric]:
         if not self._exposes_fleet():
             return
         fleet = self._controller.fleet
         states = [(*key, value) for key, value in fleet.nodes_by_state.items()]
-        yield gauge("fleet_nodes", "GPU nodes", ["state", "pool"], states)
+        yield family(names.FLEET_NODES, states)
         gpus = [(*key, value) for key, value in fleet.gpus_by_verdict.items()]
-        yield gauge("fleet_gpus", "GPUs; unknown for nodes without a ready agent", ["verdict", "model"], gpus)
+        yield family(names.FLEET_GPUS, gpus)
 
     def _of_duty(self, duty: Duty) -> Iterator[Metric]:
         yield from duty.counters()
@@ -67,23 +68,23 @@ class ControllerCollector(Collector):
             yield from duty.gauges()
 
 
-def pages(controller: Controller) -> dict[str, Handler]:
-    """Return the handlers of the controller's pages by path."""
+def pages(controller: Controller) -> dict[str, Page]:
+    """Return the controller's pages by path."""
     process: dict[str, Collect] = {"process": ProcessCollector(registry=None).collect}
-    rendering = Rendering("controller", ControllerCollector(controller).collectors() | process)
+    rendering = Rendering(names.CONTROLLER_METRICS_ERRORS, ControllerCollector(controller).collectors() | process)
 
-    async def metrics(_: Request) -> Response:
-        return Response(body=rendering.text(), headers={"Content-Type": CONTENT_TYPE})
+    async def metrics() -> Response:
+        return Response(rendering.text(), content_type=CONTENT_TYPE)
 
-    async def healthz(_: Request) -> Response:
+    async def healthz() -> Response:
         if not controller.healthy:
-            return Response(text="tasks of an ended leadership have not stopped\n", status=503)
-        return Response(text="ok\n")  # an answer at all shows that the event loop runs
+            return Response(b"tasks of an ended leadership have not stopped\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(b"ok\n")  # an answer at all shows that the event loop runs
 
-    async def readyz(_: Request) -> Response:
+    async def readyz() -> Response:
         if not controller.fleet.ready:
-            return Response(text="the fleet has not been listed yet\n", status=503)
-        return Response(text="ok\n")
+            return Response(b"the fleet has not been listed yet\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(b"ok\n")
 
     return {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
 
@@ -96,8 +97,8 @@ async def serve(controller: Controller) -> None:
     http, handlers = controller.settings.controller.http, pages(controller)
 
     async def once() -> None:
-        access = Access(http, controller.settings.kubernetes)
-        async with serving(http, handlers, access) as controller.http_port:
+        authorizer = authorizer_for(http, controller.settings.kubernetes)
+        async with serving(http, handlers, authorizer) as controller.http_port:
             await asyncio.Event().wait()
 
     await keep_serving(once, controller.failures)

@@ -7,9 +7,9 @@ from datetime import datetime
 
 import msgspec
 
+from gpuhealth.api.names import DRAIN
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.kinds import DRAIN
 from gpuhealth.kube.objects import parse_time, text_of
 
 MIRROR = "kubernetes.io/config.mirror"

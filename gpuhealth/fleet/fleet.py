@@ -16,22 +16,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gpuhealth.api.names import AGENT_PODS, BUDGET_LABEL, BURNIN_PODS, DRAIN, NodeState
+from gpuhealth.api.report import DrainPhase, Quarantine, QuarantineState
 from gpuhealth.fleet import views
 from gpuhealth.fleet.store import ObjectStore
-from gpuhealth.fleet.views import UNKNOWN, wants_drain
+from gpuhealth.fleet.views import wants_drain
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.kinds import BUDGETS, DRAIN, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
+from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
 from gpuhealth.kube.watching import watch
-from gpuhealth.quarantine.slots.budget import BUDGET_LABEL
+from gpuhealth.model.verdict import State
 from gpuhealth.runtime.supervisor import raise_if_cancelled
-
-AGENT_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=agent"
 
 READ_KINDS = ("GPUHealthReport", "Lease", "Namespace", "Node", "Pod", "PodDisruptionBudget", "QuarantineBudget")
 """The kinds of objects that the controller reads."""
-
-BURNIN_LABELS = "app.kubernetes.io/name=gpuhealth,app.kubernetes.io/component=burnin"
 
 
 class BlockedQuarantine(NamedTuple):
@@ -94,10 +92,10 @@ class Fleet:
         own = self.namespace
         yield self._watch(self.nodes, client, NODES, views.node_view)
         yield self._watch(self.reports, client, REPORTS, views.report_view)
-        yield self._watch(self.agents, client, PODS, views.agent_pod, own, AGENT_LABELS)
+        yield self._watch(self.agents, client, PODS, views.agent_pod, own, AGENT_PODS)
         yield self._watch(self.budgets, client, BUDGETS, views.budget_view)
         yield self._watch(self.slots, client, LEASES, views.slot_view, own, BUDGET_LABEL)
-        yield self._watch(self.burnins, client, PODS, views.burnin_pod, own, BURNIN_LABELS)
+        yield self._watch(self.burnins, client, PODS, views.burnin_pod, own, BURNIN_PODS)
         yield self._watch(
             self.drain_exempt_namespaces, client, NAMESPACES, views.drain_exempt_namespace, labels=f"{DRAIN}=false"
         )
@@ -149,7 +147,7 @@ class Fleet:
         labels: str = "",
     ) -> Callable[[], Awaitable[None]]:
         async def follow() -> None:
-            watched = watch(client, kind, namespace, labels=labels, slim=view, noted=self.count_unreadable)
+            watched = watch(client, kind, namespace, labels=labels, parse=view, on_unreadable=self.count_unreadable)
             async with aclosing(watched) as events:
                 await store.follow(events, self._notify)
 
@@ -208,7 +206,7 @@ class Fleet:
     def _recount_drain(self, name: str) -> None:
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
         wanted = node is not None and report is not None and self._drains and wants_drain(node, report)
-        under_way = report is not None and report.drain.phase in {"draining", "drained"}
+        under_way = report is not None and report.drain.phase in {DrainPhase.DRAINING, DrainPhase.DRAINED}
         self.drains_wanted.discard(name)
         self.drains_to_end.discard(name)
         if wanted:
@@ -235,10 +233,10 @@ class Fleet:
         report = report or views.ReportView(key=name)
         # Verdicts of an agent that is no longer ready may be out of date.
         known = report.readable and not silent
-        gpus = report.gpus if known else tuple((UNKNOWN, model) for _, model in report.gpus)
+        gpus = report.gpus if known else tuple((State.UNKNOWN.value, model) for _, model in report.gpus)
         drain = (report.drain.phase or "pending") if self._drains and wants_drain(node, report) else ""
         return NodeCounts(
-            state=node.state or UNKNOWN,
+            state=node.state or NodeState.UNKNOWN.value,
             pool=self.pool(node),
             silent=silent,
             gpus=gpus,
@@ -251,8 +249,8 @@ class Fleet:
         return next((node.labels[key] for key in self._pool_labels if key in node.labels), "")
 
 
-def _blocked(quarantine: views.Quarantine) -> BlockedQuarantine | None:
-    if quarantine.state != "blocked" or not quarantine.budget:
+def _blocked(quarantine: Quarantine) -> BlockedQuarantine | None:
+    if quarantine.state != QuarantineState.BLOCKED or not quarantine.budget:
         return None
     return BlockedQuarantine(quarantine.budget, quarantine.limit, quarantine.code)
 

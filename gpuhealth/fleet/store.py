@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.watching import Changed, Event, Listed, Unreadable
+from gpuhealth.kube.watching import WatchChanged, WatchEvent, WatchListed, WatchUnreadable
 
 _BATCH = 500  # objects of a list that are stored before other tasks get a turn
 
@@ -42,19 +42,19 @@ class ObjectStore(Generic[_T]):
         self._unreadable = unreadable
         self._by_uid = by_uid
 
-    async def follow(self, events: AsyncIterator[Event], notify: Callable[[], None]) -> None:
+    async def follow(self, events: AsyncIterator[WatchEvent], notify: Callable[[], None]) -> None:
         """Apply the events of a watch until they end; call `notify` after each one that changed something."""
         async for event in events:
             match event:
-                case Listed(items, errors):
+                case WatchListed(items, errors):
                     await self._replace(items, errors)
-                case Unreadable("DELETED", error):
+                case WatchUnreadable("DELETED", error):
                     self._put(self._key(error), None)
-                case Unreadable(_, error):
+                case WatchUnreadable(_, error):
                     self._keep(error)
-                case Changed("DELETED", item):
+                case WatchChanged("DELETED", item):
                     self._put(item.key, None)
-                case Changed(_, item):
+                case WatchChanged(_, item):
                     self._put(item.key, item)
                 case _:
                     continue  # the store may be out of date now; the API server checks every write based on it

@@ -14,12 +14,25 @@ from typing import Any
 
 import msgspec
 
+from gpuhealth.api.names import (
+    BURNIN_NODE,
+    BURNIN_REASON_LABEL,
+    FLEET_FINDINGS,
+    GPU_RESOURCE,
+    PREFLIGHT_TAINT,
+    RESERVED_SLOT_PREFIX,
+    STATE_LABEL,
+    TAINT,
+    NodeState,
+)
+from gpuhealth.api.report import Drain, Inventory, Quarantine
 from gpuhealth.fleet.comparison import GpuResult
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.kinds import FLEET_FINDINGS, GROUP, PREFLIGHT_TAINT, STATE_LABEL, TAINT
-from gpuhealth.kube.objects import Time, labels_of, parse_time, text_of
-from gpuhealth.kube.selectors import checked
+from gpuhealth.kube.objects import labels_of, text_of
+from gpuhealth.kube.selectors import check_selector
+from gpuhealth.model.time import ZonedTime
+from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import (
     annotations_of,
     condition,
@@ -30,15 +43,8 @@ from gpuhealth.quarantine.marks import (
     unschedulable,
 )
 from gpuhealth.quarantine.slots.budget import slot_sets
-from gpuhealth.quarantine.slots.lease import RESERVED_PREFIX, read_slot
-from gpuhealth.quarantine.state import NodeState
+from gpuhealth.quarantine.slots.lease import read_slot
 
-UNKNOWN = "unknown"
-GPU = "nvidia.com/gpu"
-"""The device plugin's resource."""
-REASON_LABEL = f"{GROUP}/burnin-reason"
-TESTED_NODE = f"{GROUP}/node"
-"""Annotation of a burn-in's pod: the node that it is for."""
 _MULTIPLES = {"k": 10**3, "M": 10**6, "G": 10**9}
 """Suffixes of a quantity that is a count; the API server writes 1000 as 1k."""
 _SPEEDS = {"soak": "_tflops", "bandwidth": "_gigabytes_per_second", "collectives": "_gigabytes_per_second"}
@@ -67,36 +73,6 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
         return self.labels.get(STATE_LABEL, "")
 
 
-class Drain(msgspec.Struct, frozen=True, rename="camel"):
-    """The progress of a drain, as in the report."""
-
-    phase: str = ""
-    quarantine_since: Time | None = None
-    started_at: Time | None = None
-    deadline: Time | None = None
-    ended_at: Time | None = None
-    remaining: int = 0
-    evicted: int = 0
-    deleted: int = 0
-    message: str = ""
-
-
-class Quarantine(msgspec.Struct, frozen=True):
-    """The quarantine that the agent reports."""
-
-    state: str = "none"
-    code: str = ""
-    since: Time | None = None
-    drain: bool = False
-    budget: str = ""
-    limit: str = ""
-
-    @property
-    def asks_for_drain(self) -> bool:
-        """Whether the pods of the node should be moved away."""
-        return self.state == "quarantined" and self.drain
-
-
 class ReportView(msgspec.Struct, frozen=True, kw_only=True):
     """A GPUHealthReport without its findings."""
 
@@ -110,9 +86,31 @@ class ReportView(msgspec.Struct, frozen=True, kw_only=True):
     readable: bool = True  # if not, the other fields are those last read
 
 
-class _Status(msgspec.Struct, frozen=True):
-    quarantine: Quarantine | None = None
-    drain: Drain | None = None
+class _Test(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    figures: dict[str, float] = {}
+    digests: dict[str, str] = {}
+    software: dict[str, str] = {}
+
+
+class _GpuBurnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    model: str = ""
+    level: str = ""
+    tests: dict[str, _Test] = {}
+
+
+class _Burnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    tested_at: ZonedTime | None = None
+    gpus: dict[str, _GpuBurnin] = {}
+
+
+class _Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a report's status that are read: an odd value in another one costs nothing here."""
+
+    verdict: str = State.UNKNOWN
+    inventory: Inventory = Inventory()
+    quarantine: Quarantine = Quarantine()
+    drain: Drain = Drain()
+    burnin: _Burnin = _Burnin()
 
 
 class AgentPod(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,11 +135,28 @@ class BurninPod(msgspec.Struct, frozen=True, kw_only=True):
     end_reason: str = ""  # as the kubelet reports it: OOMKilled, Evicted, DeadlineExceeded
 
 
-class BudgetView(msgspec.Struct, frozen=True):
+class BudgetCondition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The status of a budget's condition, and since when it has been that."""
+
+    status: str = ""
+    last_transition_time: str
+
+
+class _BudgetSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    count_unavailable: bool = False
+
+
+class _BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    conditions: tuple[BudgetCondition, ...] = ()
+
+
+class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
     """A QuarantineBudget with its whole body: there are only a few."""
 
     key: str
     body: Object
+    count_unavailable: bool = False
+    condition: BudgetCondition | None = None  # FaultLimitReached; a budget has no other
 
 
 class SlotView(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +173,7 @@ class SlotView(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def reserved_for(self) -> str:
         """The node for which the controller has reserved it; empty where a node has taken it itself."""
-        return self.holder.removeprefix(RESERVED_PREFIX) if self.holder.startswith(RESERVED_PREFIX) else ""
+        return self.holder.removeprefix(RESERVED_SLOT_PREFIX) if self.holder.startswith(RESERVED_SLOT_PREFIX) else ""
 
     @property
     def node(self) -> str:
@@ -189,7 +204,7 @@ def node_view(item: Object) -> NodeView:
         preflight=PREFLIGHT_TAINT in keys or labels.get(STATE_LABEL) == NodeState.PREFLIGHT,
         overridden=override(item) is not None,
         fleet_findings=text_of(annotations_of(item).get(FLEET_FINDINGS)),
-        gpus=_count((item.get("status", {}).get("allocatable") or {}).get(GPU, 0)),
+        gpus=_count((item.get("status", {}).get("allocatable") or {}).get(GPU_RESOURCE, 0)),
     )
 
 
@@ -234,52 +249,51 @@ def _count(quantity: Any) -> int:
 
 def report_view(item: Object) -> ReportView:
     """Make the view of a GPUHealthReport."""
-    status: dict[str, Any] = item.get("status") or {}
-    gpus = (status.get("inventory") or {}).get("gpus") or []
-    read = msgspec.convert({key: status.get(key) for key in ("quarantine", "drain")}, _Status)
-    quarantine, drain = read.quarantine or Quarantine(), read.drain or Drain()
-    for time in (quarantine.since, drain.quarantine_since, drain.started_at, drain.deadline, drain.ended_at):
+    status = msgspec.convert(item.get("status") or {}, _Status)
+    quarantine, drain, tested_at = status.quarantine, status.drain, status.burnin.tested_at
+    times = (quarantine.since, drain.quarantine_since, drain.started_at, drain.deadline, drain.ended_at, tested_at)
+    for time in times:
         if time is not None:
             time.astimezone(UTC)  # raises OverflowError at the ends of the calendar
     return ReportView(
         key=name_of(item),
-        gpus=tuple((sys.intern(gpu.get("verdict", UNKNOWN)), sys.intern(gpu.get("model", ""))) for gpu in gpus),
-        quarantine=quarantine,
+        gpus=tuple((sys.intern(gpu.verdict), sys.intern(gpu.model)) for gpu in status.inventory.gpus),
+        quarantine=msgspec.structs.replace(quarantine, reason="", slots=()),  # which only people read
         drain=drain,
-        healthy=status.get("verdict") == "healthy",
-        tested_at=parse_time(tested) if (tested := (status.get("burnin") or {}).get("testedAt")) else None,
-        results=tuple(_results(name_of(item), status.get("burnin") or {})),
+        healthy=status.verdict == State.HEALTHY,
+        tested_at=tested_at.astimezone(UTC) if tested_at else None,
+        results=tuple(_results(name_of(item), status.burnin)),
     )
 
 
-def _results(node: str, burnin: Object) -> Iterator[GpuResult]:
+def _results(node: str, burnin: _Burnin) -> Iterator[GpuResult]:
     """Yield the burn-in result of each GPU. Texts that repeat on thousands of GPUs are interned."""
-    for uuid, gpu in (burnin.get("gpus") or {}).items():
-        by_test = gpu.get("tests") or {}
-        tests = by_test.values()
-        digests = {product: digest for test in tests for product, digest in (test.get("digests") or {}).items()}
-        software: dict[str, str] = next((test["software"] for test in tests if test.get("software")), {})
+    for uuid, gpu in burnin.gpus.items():
+        tests = gpu.tests.values()
+        digests = {product: digest for test in tests for product, digest in test.digests.items()}
+        software = next((test.software for test in tests if test.software), {})
         speeds = {
-            figure: _speed(value)
+            figure: _checked_speed(value)
             for name, ending in _SPEEDS.items()
-            for figure, value in (by_test.get(name, {}).get("figures") or {}).items()
+            if name in gpu.tests
+            for figure, value in gpu.tests[name].figures.items()
             if figure.endswith(ending)
         }
         yield GpuResult(
             node=node,
             gpu=uuid,
-            model=sys.intern(gpu.get("model", "")),
-            level=sys.intern(gpu.get("level", "")),
+            model=sys.intern(gpu.model),
+            level=sys.intern(gpu.level),
             software=sys.intern(", ".join(f"{name} {version}" for name, version in sorted(software.items()))),
             digests=tuple((sys.intern(product), sys.intern(digest)) for product, digest in sorted(digests.items())),
             speeds=tuple((sys.intern(figure), value) for figure, value in sorted(speeds.items())),
         )
 
 
-def _speed(value: float) -> float:
-    if not math.isfinite(speed := float(value)) or speed < 0:
+def _checked_speed(value: float) -> float:
+    if not math.isfinite(value) or value < 0:
         raise ValueError(f"{value!r} is not a speed")
-    return speed
+    return value
 
 
 def agent_pod(item: Object) -> AgentPod:
@@ -300,8 +314,8 @@ def burnin_pod(item: Object) -> BurninPod:
     return BurninPod(
         key=name_of(item),
         uid=text_of(metadata["uid"]),
-        node=text_of((metadata.get("annotations") or {}).get(TESTED_NODE)),
-        reason=text_of((metadata.get("labels") or {}).get(REASON_LABEL)),
+        node=text_of((metadata.get("annotations") or {}).get(BURNIN_NODE)),
+        reason=text_of((metadata.get("labels") or {}).get(BURNIN_REASON_LABEL)),
         scheduled=bool(item["spec"].get("nodeName")),
         finished=status.get("phase") in {"Succeeded", "Failed"},
         deleting=bool(metadata.get("deletionTimestamp")),
@@ -312,14 +326,17 @@ def burnin_pod(item: Object) -> BurninPod:
 
 def budget_view(item: Object) -> BudgetView:
     """Make the view of a QuarantineBudget, after a check that everything in it that will be read can be."""
-    metadata, status = item["metadata"], item.get("status") or {}
-    checked(item["spec"]["nodeSelector"])
+    check_selector(item["spec"]["nodeSelector"])
     slot_sets(item, 1, "")
-    msgspec.convert(metadata["generation"], int)
-    for known in msgspec.convert(status.get("conditions") or [], list[dict[str, Any]]):
-        text_of(known["lastTransitionTime"])
-    msgspec.convert(status, dict[str, Any])
-    return BudgetView(name_of(item), item)
+    msgspec.convert(item["metadata"]["generation"], int)
+    spec = msgspec.convert(item["spec"], _BudgetSpec)
+    status = msgspec.convert(item.get("status") or {}, _BudgetStatus)
+    return BudgetView(
+        key=name_of(item),
+        body=item,
+        count_unavailable=spec.count_unavailable,
+        condition=next(iter(status.conditions), None),
+    )
 
 
 def slot_view(item: Object) -> SlotView:

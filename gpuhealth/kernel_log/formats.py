@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gpuhealth.kernel_log import user_text
-from gpuhealth.kernel_log.parser import KernelLog, may_matter
+from gpuhealth.kernel_log.parser import KernelLogParser
 from gpuhealth.model.kernel_event import KernelRecord
 
 
@@ -290,13 +290,12 @@ def _decoded(raw: bytes | str) -> str:
     return line.rstrip("\r\n")
 
 
-def classify(lines: Iterable[bytes | str], driver: int | None = None) -> Iterator[dict[str, Any]]:
+def classify(lines: Iterable[bytes | str], parser: KernelLogParser) -> Iterator[dict[str, Any]]:
     """One dictionary for each line that means something; `number` is that of the line, from 1.
 
-    Of a message over several lines it is the last one, with which the message is whole. `driver` is the driver's
-    branch, where it is known.
+    Of a message over several lines it is the last one, with which the message is complete.
     """
-    feed = KernelLog(driver).feed
+    feed, may_matter = parser.feed, parser.may_matter
     earlier, previous = _Earlier(), ""
     for number, raw in enumerate(lines, 1):
         earlier.lines.append(previous)

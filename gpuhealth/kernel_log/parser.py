@@ -1,115 +1,85 @@
-"""From records of the kernel log to events: the one place where kernel text gets a meaning."""
+"""Assembles records of the kernel log to messages, and finds the event that each one means.
+
+The patterns belong to the monitors. Here is the order in which they are tried, and the rule that keeps a program from
+forging a fault: a record that carries text of a user is recognised as such before any pattern may read it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
+
 from gpuhealth.kernel_log import user_text
+from gpuhealth.kernel_log.pattern import LogPatterns, PartialMessage, event_of
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
-from gpuhealth.monitors.kernel_log import patterns as host_lines
-from gpuhealth.monitors.nvidia.catalog import log_lines as nvidia_lines
-from gpuhealth.monitors.nvidia.catalog import xid
 
-_LOST_LINES_APART = 16
-"""How many records of others may stand between the lines of one message of the driver."""
+_MAX_RECORDS_BETWEEN = 16
+"""How many other records may stand between the lines of one message."""
 
 
-def may_matter(text: str) -> bool:
-    """Whether a line, with or without a log's prefix, can mean anything: cheap, and never wrongly false.
+class KernelLogParser:
+    """Parses one kernel log, record by record. It remembers only the first line of a message that is incomplete.
 
-    Nearly all lines of a log mean nothing; this is what makes reading them cheap. Plain substring tests are several
-    times faster here than one regular expression with alternatives.
+    `may_matter(text)` is whether a line, with or without a log's prefix, can mean anything: cheap, never wrongly false.
     """
-    return (
-        "NVRM" in text
-        or "rror" in text  # PCIe Bus Error, AER, [Hardware Error], I/O error, EXT4-fs error, medium error, mlx5
-        or "vidia-nv" in text
-        or "mlx5_core" in text
-        or "ink " in text  # Link is Down, link status
-        or "EDAC" in text
-        or "nvme" in text
-        or "blocked " in text
-        or "lockup" in text
-        or "LOCKUP" in text
-        or "segfault" in text
-        or "process " in text  # Killed process
-        or "ead-only" in text
-        or "eadonly" in text
-        or "hut down" in text
-        or "hutting down" in text
-        or "stall" in text
-        or "fallen off" in text
-        or "DPC: " in text
-        or "Memory failure" in text
-        or "Aborting journal" in text
-        or "Disk failure" in text
-    )
 
-
-class KernelLog:
-    """Reads one kernel log, record by record; remembers only the lines of a message that is not yet whole."""
-
-    def __init__(self, driver: int | None = None) -> None:
-        self.driver = driver  # branch of the NVIDIA driver (570, 575 …), once it is known
-        self._lost: str | None = None  # address in the first line of "The NVIDIA GPU ... fallen off the bus"
-        self._apart = 0
+    def __init__(self, patterns: Sequence[LogPatterns], driver_branch: int | None = None) -> None:
+        self.driver_branch = driver_branch  # of the NVIDIA driver (570, 575 …), once it is known
+        self.may_matter = any_of({word for pattern in patterns for word in pattern.words})
+        self._read = [pattern.read for pattern in patterns]
+        self._read_first = [pattern.read_first for pattern in patterns if pattern.read_first]
+        self._user_text = {form: read for pattern in patterns for form, read in pattern.user_text.items()}
+        self._partial: PartialMessage | None = None
+        self._records_since = 0
 
     def feed(self, record: KernelRecord) -> KernelEvent | None:
         """The event of this record, if it means something. Never raises, whatever the text."""
+        if self._partial is not None:
+            self._count_record()
         text = record.text
-        if self._lost is not None:
-            self._count_apart()
-        if not may_matter(text):
+        if not self.may_matter(text):
             return None
-        if text.startswith("NVRM: Xid (") and (event := nvidia_lines.xid_event(record, self.driver)):
-            return None if user_text.file_first(text) else event
+        for read_first in self._read_first:
+            if event := read_first(record, self.driver_branch):
+                return None if user_text.file_first(text) else event
         if form := user_text.event_form(text):
-            return host_lines.user_event(record, form)
+            read = self._user_text.get(form.form)
+            return event_of(record, form.form, read(form.parts)) if read else None
         # Most records mean nothing: it is cheaper to ask last whether what seems to mean something holds a user's text.
-        lost = self._lost
-        event = self._by_patterns(record)
-        if (event is not None or self._lost != lost) and user_text.recognise(text):
-            self._lost = lost
+        partial = self._partial
+        found = self._by_patterns(record)
+        if found is None:
             return None
-        return event
+        if user_text.recognise(text):
+            self._partial = partial
+            return None
+        if isinstance(found, PartialMessage):
+            self._partial, self._records_since = found, 0
+            return None
+        return found
 
-    def _by_patterns(self, record: KernelRecord) -> KernelEvent | None:
-        text = record.text
-        if self._lost is not None and (event := self._lost_continued(record)):
+    def _by_patterns(self, record: KernelRecord) -> KernelEvent | PartialMessage | None:
+        if self._partial is not None and (event := self._partial.finish(record)):
+            self._partial = None
             return event
-        if text.startswith(("NVRM: ", "nvidia-nv")):
-            if text.startswith("nvidia-nvswitch") and ": SXid (" in text:
-                return nvidia_lines.sxid_event(record)
-            event = nvidia_lines.nvrm_event(record)
-            if event is None and (head := nvidia_lines.lost_head(text)):
-                self._lost, self._apart = head, 0
-            return event
-        return host_lines.host_event(record)
-
-    def _lost_continued(self, record: KernelRecord) -> KernelEvent | None:
-        assert self._lost is not None
-        if nvidia_lines.is_lost_tail(record.text):
-            event = nvidia_lines.lost_event(record, self._lost)
-            self._lost = None
-            return event
+        for read in self._read:
+            if found := read(record, self.driver_branch):
+                return found
         return None
 
-    def _count_apart(self) -> None:
-        """Another record, or the last of the message; after too many the message is forgotten."""
-        self._apart += 1
-        if self._apart > _LOST_LINES_APART + 1:
-            self._lost = None
+    def _count_record(self) -> None:
+        """Counts another record, or the last of the message; after too many the message is forgotten."""
+        self._records_since += 1
+        if self._records_since > _MAX_RECORDS_BETWEEN + 1:
+            self._partial = None
 
 
-def nvml_xid_event(code: int, pci: str | None, gpu_instance: int | None = None) -> KernelEvent:
-    """The event of an XID that NVML tells of, which comes without text; for nodes whose kernel log cannot be read."""
-    found = xid.assess(code, "")
-    return KernelEvent(
-        kind="xid",
-        line="",
-        finding=f"xid.{code}",
-        severity=found.severity,
-        action=found.action,
-        code=code,
-        pci=pci,
-        gpu_instance=gpu_instance,
-        meaning=found.meaning,
-    )
+def any_of(words: Collection[str]) -> Callable[[str], bool]:
+    """A function that returns whether one of the words is in a text.
+
+    Nearly all lines of a log mean nothing, and this is what makes reading them cheap. A compiled expression of plain
+    substring tests is several times faster here than a loop over the words, or one regular expression.
+    """
+    shortest = [word for word in words if not any(other != word and other in word for other in words)]
+    tests = " or ".join(f"{word!r} in text" for word in sorted(shortest))
+    found: Callable[[str], bool] = eval(f"lambda text: {tests or False}")  # noqa: S307 - of our own words only
+    return found

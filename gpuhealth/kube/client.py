@@ -1,12 +1,12 @@
 """A thin client of the API server: dicts in, dicts out, one error hierarchy, every call bounded in time.
 
-It stands on a `connection`. What is added: errors by status (`errors`), retries of what can safely be done twice,
-credentials read again after a 401, pages, and watches that go on (`watching`).
+It uses a `connection` and adds errors by status (`errors`), retries of requests that can safely be sent twice, new
+credentials after a 401, and pages. Watches that survive interruptions are in `watching`.
 
 The time limit of a request is asyncio's and never aiohttp's `total`. aiohttp enters one timer twice while it waits for
-the headers of an answer (`ClientSession._request` and `ClientResponse.start` both do `with timer`). When the limit and
-a cancellation of the task fall into one turn of the event loop, each exit takes one away from `Task.cancelling()`: the
-cancellation is raised as a TimeoutError, and nothing of it is left. `asyncio.timeout` tells the two apart.
+the headers of a response (`ClientSession._request` and `ClientResponse.start` both do `with timer`). When the limit and
+a cancellation of the task fall into one turn of the event loop, each exit subtracts one from `Task.cancelling()`: the
+cancellation is raised as a TimeoutError, and nothing of it is left. `asyncio.timeout` distinguishes the two.
 """
 
 from __future__ import annotations
@@ -37,24 +37,23 @@ from gpuhealth.kube.errors import (
     from_status,
 )
 from gpuhealth.kube.kinds import Kind
-from gpuhealth.kube.unreadable import Unreadable
+from gpuhealth.kube.unreadable import UnreadableObjects
 from gpuhealth.runtime.supervisor import cancellations, raise_if_cancelled
 
 _NO_LIMITS = aiohttp.ClientTimeout(total=None)  # without one the library sets its own, of five minutes
 
 Object = dict[str, Any]
 Observer = Callable[[str, int], None]
-"""Told of every attempt: the method, and the status or 0 where there was no answer. For metrics."""
+"""Called after every attempt with the method and the status, or 0 without a response. For metrics."""
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
-APPLY_PATCH = "application/apply-patch+yaml"
 
 FIRST_DELAY = 0.1
-LONGEST_DELAY = 5.0
+MAX_DELAY = 5.0
 WATCH_START_SECONDS = 30.0
-"""How long the server may take to agree to a watch, at the least."""
+"""How long the server may take to accept a watch, if the time limit of requests is not longer."""
 
 
 class _ListMeta(msgspec.Struct):
@@ -69,27 +68,29 @@ class _Page(msgspec.Struct):
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """All objects of a list, and the version from which a watch goes on."""
+    """The objects of a list, or of a page of it, and the version from which a watch continues."""
 
     items: list[Object]
     resource_version: str
-    token: str = ""  # of a page: what to ask for the next one with; empty for the last
+    token: str = ""  # of a page: to request the next one; empty for the last
 
 
-def backoff(attempt: int, longest: float = LONGEST_DELAY, *, first: float = FIRST_DELAY) -> float:
-    """Seconds to wait after the given number of failures: exponential, with jitter so that a fleet does not march."""
+def backoff(attempt: int, longest: float = MAX_DELAY, *, first: float = FIRST_DELAY) -> float:
+    """Seconds to wait after that many failures: exponential, with jitter so that agents do not retry in lockstep."""
     return min(longest, first * 2.0 ** min(attempt, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
-def patience(error: ApiError, failures: int, longest: float = LONGEST_DELAY) -> float:
-    """Seconds until the next try after an error: not before the server says, which may have told a thousand agents the
-    same in the same second, so each comes a random share later; where it says nothing, the backoff."""
-    asked = (error.retry_after or 0.0) * random.uniform(1.0, 2.0)  # noqa: S311 - no secret
-    return max(asked, backoff(failures, longest))
+def retry_delay(error: ApiError, failures: int, longest: float = MAX_DELAY) -> float:
+    """Seconds until the next try after an error: the server's Retry-After, or else the backoff.
+
+    A server may send the same Retry-After to a thousand agents in the same second, so a random part is added.
+    """
+    requested = (error.retry_after or 0.0) * random.uniform(1.0, 2.0)  # noqa: S311 - no secret
+    return max(requested, backoff(failures, longest))
 
 
 class Client:
-    """The API server, for one identity. Use as an async context manager, or close()."""
+    """A client of the API server with one identity. Use it as an async context manager, or call close()."""
 
     def __init__(
         self,
@@ -102,25 +103,25 @@ class Client:
         leading: Callable[[], bool] | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """`timeout`: seconds that one attempt may take; `attempts`: how many one call may take.
+        """`timeout`: seconds per attempt; `attempts`: how many attempts per call.
 
-        `at_once`: so many requests may be without an answer at a time, 0 for no limit; a watch that the server has
-        agreed to does not count. A request that waits for its turn is not timed. `leading` is asked right before each
-        request is sent: where it says no, NotLeadingError is raised and nothing is sent.
+        `at_once`: how many requests may wait for their responses at a time, 0 for no limit; a watch that the server has
+        accepted does not count. The time limit starts when a request is sent. `leading` is called right before that:
+        if it returns False, NotLeadingError is raised and nothing is sent.
         """
         self.timeout = timeout
         self.attempts = attempts
         self.calls: dict[tuple[str, int], int] = {}  # attempts by (method, status)
-        self.unreadable = Unreadable()
+        self.unreadable = UnreadableObjects()
         self._observer = observer
         self._leading = leading
-        self._turns = asyncio.Semaphore(at_once) if at_once else nullcontext()
+        self._permits = asyncio.Semaphore(at_once) if at_once else nullcontext()
         self._connection = Connection(configure, connections)
-        self._told_time: tuple[str, float] | None = None  # an answer's Date, and when it came by the monotonic clock
+        self._server_date: tuple[str, float] | None = None  # Date of a response, and when it came (monotonic)
 
     @classmethod
     def from_kubeconfig(cls, kubeconfig: Path | None = None, context: str | None = None, **options: Any) -> Client:
-        """A client for a kubeconfig and context; without either the pod's service account comes first."""
+        """A client for a kubeconfig and context; without both for the pod's service account, if there is one."""
         return cls(lambda: configuration(kubeconfig, context), **options)
 
     async def __aenter__(self) -> Client:
@@ -132,25 +133,25 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the API server."""
         await self._connection.close()
 
     def server_time(self) -> datetime:
-        """The API server's time, which is the same for all nodes; before any answer that of this machine's clock."""
-        if self._told_time is not None:
-            told, when = self._told_time
+        """The API server's time, which is the same for all nodes; this machine's before the first response."""
+        if self._server_date is not None:
+            date, received = self._server_date
             with suppress(ValueError):
-                return parsedate_to_datetime(told).astimezone(UTC) + timedelta(seconds=time.monotonic() - when)
+                return parsedate_to_datetime(date).astimezone(UTC) + timedelta(seconds=time.monotonic() - received)
         return datetime.now(UTC)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
     async def get(self, kind: Kind, name: str, namespace: str = "") -> Object:
-        """One object."""
+        """Read one object by its name."""
         return object_of(kind, await self.request("GET", kind.path(name, namespace)), name)
 
     async def list(self, kind: Kind, namespace: str = "", *, labels: str = "", fields: str = "") -> Listing:
-        """All objects that the selectors choose, asked for in pages."""
+        """List all objects that the selectors match, in pages."""
         items: list[Object] = []
         version = ""
         async for page in self.pages(kind, namespace, labels=labels, fields=fields):
@@ -169,8 +170,11 @@ class Client:
         metadata_only: bool = False,
         cached: bool = False,
     ) -> AsyncGenerator[Listing]:
-        """The same page by page; GoneError when the server dropped the rest meanwhile. Metadata alone is a tenth. What
-        the server has `cached` may be old, and comes in one page."""
+        """List objects page by page. Raises GoneError where the server has dropped the rest meanwhile.
+
+        `metadata_only` reduces the size to about a tenth. A list from the server's cache (`cached`) may be old, and
+        comes in one page.
+        """
         accept = "application/json"
         if metadata_only:
             accept += ";as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -187,14 +191,14 @@ class Client:
             query["continue"] = token
 
     async def create(self, kind: Kind, body: Object, namespace: str = "") -> Object:
-        """A new object. Under a name of its own the attempt is repeated when the answer is lost: then
-        AlreadyExistsError is `unanswered`, and may mean that the first attempt was the one."""
+        """Create an object. With a name it is tried again when the response is lost: then an AlreadyExistsError is
+        `unanswered`, and may mean that the first attempt was successful."""
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         name = body["metadata"].get("name", "")
         return object_of(kind, await self.request("POST", kind.path(namespace=namespace), body=body), name)
 
     async def replace(self, kind: Kind, name: str, body: Object, namespace: str = "", subresource: str = "") -> Object:
-        """Put the whole object; with a resourceVersion in it, ConflictError if it is no longer that."""
+        """Replace an object. With a resourceVersion in `body`, raises ConflictError if it is no longer current."""
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         return object_of(kind, await self.request("PUT", kind.path(name, namespace, subresource), body=body), name)
 
@@ -208,20 +212,9 @@ class Client:
         content_type: str = MERGE_PATCH,
         subresource: str = "",
     ) -> Object:
-        """Change an object: a merge patch unless `content_type` says otherwise."""
+        """Patch an object, with a JSON merge patch unless `content_type` is another."""
         path = kind.path(name, namespace, subresource)
         return object_of(kind, await self.request("PATCH", path, body=body, content_type=content_type), name)
-
-    async def apply(
-        self, kind: Kind, name: str, body: Object, namespace: str = "", *, manager: str, subresource: str = ""
-    ) -> Object:
-        """Server-side apply of the fields in `body`, taking them over from others."""
-        body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
-        query = {"fieldManager": manager, "force": "true"}
-        path = kind.path(name, namespace, subresource)
-        return object_of(
-            kind, await self.request("PATCH", path, query=query, body=body, content_type=APPLY_PATCH), name
-        )
 
     async def delete(
         self,
@@ -233,7 +226,7 @@ class Client:
         resource_version: str = "",
         grace: int | None = None,
     ) -> None:
-        """Delete an object; ConflictError when it is not the one that `uid` and `resource_version` mean."""
+        """Delete an object. Raises ConflictError if `uid` or `resource_version` is given and not its own."""
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
         preconditions = {"uid": uid, "resourceVersion": resource_version}
         if any(preconditions.values()):
@@ -243,7 +236,7 @@ class Client:
         await self.request("DELETE", kind.path(name, namespace), body=body)
 
     async def served_versions(self, group: str) -> tuple[str, ...]:
-        """The versions of an API group that this server serves, its preferred one first; none of an unknown group."""
+        """The served versions of an API group, the preferred one first; empty for an unknown group."""
         answer = await self.request("GET", "/apis")
         try:
             for found in answer["groups"]:
@@ -252,7 +245,7 @@ class Client:
                     versions = [str(version["groupVersion"]) for version in found["versions"]]
                     return tuple(sorted(versions, key=lambda version: version != preferred))
         except (KeyError, TypeError):
-            raise AnswerError(f"the answer is no list of API groups: {str(answer)[:200]}") from None
+            raise AnswerError(f"the response is not a list of API groups: {str(answer)[:200]}") from None
         return ()
 
     # --- requests -----------------------------------------------------------------------------------------------------
@@ -268,11 +261,11 @@ class Client:
         accept: str = "application/json",
         attempts: int | None = None,
     ) -> Object:
-        """One call: the decoded answer, or an ApiError when the last attempt failed.
+        """Send a request and return the decoded response. Raises ApiError when the last attempt failed.
 
-        A 429 is always tried again: it means that nothing was done. No answer and a 5xx are tried again where twice
-        does no harm: not for a POST without a name. A server that asks for more than `LONGEST_DELAY` of patience is
-        left to the caller, who has something better to do than to wait in here.
+        A 429 is always tried again: it means that nothing was done. A missing response and a 5xx are tried again unless
+        a second execution could do harm, as for a POST without a name. A Retry-After of more than `MAX_DELAY` is left
+        to the caller, which may have something else to do meanwhile.
         """
         repeatable = method != "POST" or "name" in (body or {}).get("metadata", {})
         left = attempts or self.attempts
@@ -293,16 +286,16 @@ class Client:
                 unanswered |= isinstance(error, UnavailableError)
                 left -= 1
                 final = isinstance(error, UnavailableError) and not repeatable
-                if final or left < 1 or (error.retry_after or 0.0) > LONGEST_DELAY:
+                if final or left < 1 or (error.retry_after or 0.0) > MAX_DELAY:
                     raise
-                await asyncio.sleep(patience(error, self.attempts - left))
+                await asyncio.sleep(retry_delay(error, self.attempts - left))
 
     async def _attempt(
         self, method: str, path: str, query: Query | None, body: Any, content_type: str, accept: str
     ) -> Object:
         headers = {"Accept": accept, "Content-Type": content_type}
         status, asked = 0, cancellations()
-        async with self._turns:
+        async with self._permits:
             self._raise_unless_leading()
             try:
                 async with asyncio.timeout(self.timeout):
@@ -310,7 +303,7 @@ class Client:
                     status = response.status
                     data = await response.read()
                 if date := response.headers.get("Date"):
-                    self._told_time = date, time.monotonic()
+                    self._server_date = date, time.monotonic()
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 raise_if_cancelled(beyond=asked)
                 raise _unavailable(error, self.timeout) from error
@@ -320,22 +313,22 @@ class Client:
         if status >= 300:
             raise from_status(status, answer, response.headers.get("Retry-After"))
         if not isinstance(answer, dict):
-            raise AnswerError(f"{method} {path}: the answer is no JSON object: {str(answer)[:200]!r}", status=status)
+            raise AnswerError(f"{method} {path}: the response is no JSON object: {str(answer)[:200]!r}", status=status)
         return answer
 
     def _raise_unless_leading(self) -> None:
         if self._leading is not None and not self._leading():
-            raise NotLeadingError("this process does not lead: the request was not sent")
+            raise NotLeadingError("request not sent: this process is not the leader")
 
     async def stream(self, path: str, query: Query, silence: float) -> AsyncGenerator[bytes]:
-        """The lines of an answer that goes on, after an empty one as soon as the server has agreed to it.
+        """Yield the lines of a watch, after an empty one as soon as the server has accepted it.
 
-        UnavailableError when it breaks, or is silent for that many seconds.
+        Raises UnavailableError when it breaks, or after `silence` seconds without data.
         """
-        limits = aiohttp.ClientTimeout(total=None, sock_read=silence)  # whose end is an error and no cancellation
+        limits = aiohttp.ClientTimeout(total=None, sock_read=silence)  # raises an error and does not cancel
         generation, asked = self._connection.generation, cancellations()
         within = max(self.timeout, WATCH_START_SECONDS)
-        async with self._turns:
+        async with self._permits:
             self._raise_unless_leading()
             try:
                 async with asyncio.timeout(within):
@@ -364,7 +357,7 @@ class Client:
             raise _unavailable(error, silence) from error
         finally:
             if response.connection is not None and response.connection.transport is not None:
-                response.connection.transport.abort()  # a polite TLS shutdown would outlive the event loop
+                response.connection.transport.abort()  # a regular TLS shutdown would outlive the event loop
             response.close()
 
     def _count(self, method: str, status: int) -> None:
@@ -374,46 +367,48 @@ class Client:
 
 
 def object_of(kind: Kind, answer: Any, name: str = "") -> Object:
-    """The answer, if it is a whole object of the kind, and of that name. Raises AnswerError."""
+    """The response, if it is a complete object of the kind, and of that name. Raises AnswerError."""
     found = identified(kind, answer)
     metadata = found["metadata"]
     if name and metadata["name"] != name:
-        raise AnswerError(f"the answer is {kind.kind} {metadata['name'][:200]}, and not {name}")
+        raise AnswerError(f"the response is {kind.kind} {metadata['name'][:200]} instead of {name}")
     for key in ("labels", "annotations"):
         if not all(isinstance(value, str) for value in _map(kind, key, metadata.get(key, {})).values()):
-            raise AnswerError(f"the answer is no whole {kind.kind}: not all {key} are text")
+            raise AnswerError(f"the response is an incomplete {kind.kind}: not all {key} are text")
     for key in ("spec", "status"):
         _map(kind, key, found.get(key, {}))
     return found
 
 
 def identified(kind: Kind, answer: Any) -> Object:
-    """The answer, if it is an object of the kind with a name, uid and version, whatever else is in it: the rest is for
-    whoever reads it, so that one object with nonsense in it costs no other. Raises AnswerError."""
+    """The response, if it is an object of the kind with name, uid and version. Raises AnswerError.
+
+    The rest is not checked here but by its readers, so that one invalid object does not affect the others of a list.
+    """
     found: Object = answer if isinstance(answer, dict) else {}
     metadata = found.get("metadata")
     if not isinstance(metadata, dict) or answer.get("kind", kind.kind) != kind.kind:
-        raise AnswerError(f"the answer is no {kind.kind}: {str(answer)[:200]}")
+        raise AnswerError(f"the response is no {kind.kind}: {str(answer)[:200]}")
     for key in ("name", "uid", "resourceVersion"):
         if not isinstance(metadata.get(key), str):
-            raise AnswerError(f"the answer is no whole {kind.kind}: metadata.{key} is {metadata.get(key)!r}")
+            raise AnswerError(f"the response is an incomplete {kind.kind}: metadata.{key} is {metadata.get(key)!r}")
     return found
 
 
 def _map(kind: Kind, name: str, value: Any) -> Object:
     if not isinstance(value, dict):
-        raise AnswerError(f"the answer is no whole {kind.kind}: its {name} is no map")
+        raise AnswerError(f"the response is an incomplete {kind.kind}: its {name} is no map")
     return value
 
 
 def listing(kind: Kind, answer: Any) -> Listing:
-    """The answer, if it is a list of the kind; of its items nothing is known yet. Raises AnswerError."""
+    """The response, if it is a list of the kind; its items are not checked. Raises AnswerError."""
     try:
         page = msgspec.convert(answer, _Page)
     except msgspec.ValidationError as error:
-        raise AnswerError(f"the answer is no list of {kind.plural}: {error}: {str(answer)[:200]}") from None
+        raise AnswerError(f"the response is no list of {kind.plural}: {error}: {str(answer)[:200]}") from None
     if page.kind not in {"", f"{kind.kind}List", "PartialObjectMetadataList"}:
-        raise AnswerError(f"the answer is a {page.kind[:200]}, and no list of {kind.plural}")
+        raise AnswerError(f"the response is a {page.kind[:200]} instead of a list of {kind.plural}")
     return Listing(page.items or [], page.metadata.version, page.metadata.token)
 
 
@@ -430,5 +425,5 @@ def _decoded(data: bytes) -> Any:
 
 def _unavailable(error: BaseException, seconds: float) -> UnavailableError:
     if isinstance(error, TimeoutError):
-        return UnavailableError(f"no answer from the API server within {seconds:g} s")
-    return UnavailableError(f"no answer from the API server: {str(error) or type(error).__name__}")
+        return UnavailableError(f"no response from the API server within {seconds:g} s")
+    return UnavailableError(f"no response from the API server: {str(error) or type(error).__name__}")

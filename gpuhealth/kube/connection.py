@@ -1,7 +1,7 @@
-"""The connection to the API server: where it is, who we are, and the requests as `kubernetes.aio` sends them.
+"""The connection to the API server: address, TLS, credentials, and requests through `kubernetes.aio`.
 
-Its transport is used (addresses, TLS, credentials) and its models are left alone. What is added: credentials read again
-without breaking any connection, and a close that leaves no socket behind.
+Only the library's transport is used, and none of its models. Added here: credentials are read again without breaking
+connections, and close() leaves no socket open.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ from weakref import WeakSet
 import aiohttp
 
 from gpuhealth import __version__
-from gpuhealth.kube import slim_import as lean
+from gpuhealth.kube import slim_import
 from gpuhealth.kube.errors import NoConfigurationError
 
 Query = Mapping[str, str | int]
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy"}
-_GOODBYE_SECONDS, _GOODBYE_LOOKS = 2.0, 200
+_CLOSE_SECONDS, _CLOSE_CHECKS = 2.0, 200
 
-_library = lean.load()
+_library = slim_import.load()
 
 
 async def configuration(
     kubeconfig: Path | None = None, context: str | None = None, service_account: Path = SERVICE_ACCOUNT
 ) -> Any:
-    """Where the API server is and who we are: a kubeconfig, else the pod's service account, else ~/.kube/config."""
+    """The library's Configuration: of a kubeconfig, else of the pod's service account, else of ~/.kube/config.
+
+    Raises NoConfigurationError.
+    """
     loaded = _library.configuration()
     try:
         if kubeconfig is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            # The loader reads the token file again every minute: kubelet rotates it.
+            # The loader reads the token file again every minute: the kubelet rotates it.
             _library.in_cluster_loader(
                 token_filename=str(service_account / "token"), cert_filename=str(service_account / "ca.crt")
             ).load_and_set(loaded)
@@ -46,8 +49,8 @@ async def configuration(
         )
     except NoConfigurationError:
         raise
-    except Exception as error:  # the loader lets through whatever a malformed file provokes in it
-        raise NoConfigurationError(f"the cluster's configuration cannot be used: {error}") from error
+    except Exception as error:  # the loader raises whatever a malformed file leads to
+        raise NoConfigurationError(f"the cluster configuration cannot be used: {error}") from error
     return loaded
 
 
@@ -59,11 +62,11 @@ def _kubeconfig(given: Path | None) -> str:
 
 
 class Connection:
-    """The sockets to the API server, for one identity; opened by the first request."""
+    """The sockets to the API server for one identity. The first request opens them."""
 
     def __init__(self, configure: Callable[[], Awaitable[Any]], connections: int = 0) -> None:
-        """So many `connections` at once; 0: no limit, since every watch keeps one for itself."""
-        self.generation = 0  # counts how often the credentials were read
+        """`connections`: how many at once; 0: no limit, since every watch needs one of its own."""
+        self.generation = 0  # how often the credentials were read again
         self._connections = connections
         self._configure = configure
         self._api: Any = None
@@ -71,16 +74,16 @@ class Connection:
         self._connecting = asyncio.Lock()
 
     async def close(self) -> None:
-        """Returns when its sockets have closed."""
+        """Close all sockets; return once they are closed, or after two seconds."""
         api, self._api = self._api, None
         if api is not None:
             await api.close()
-            await asyncio.sleep(0)  # in which the loop closes the sockets of watches that were cut off
-            # Other requests that were cut off have said goodbye over TLS, and the library does not wait for the answer.
-            for _ in range(_GOODBYE_LOOKS):
-                if all(each.fileno() < 0 for each in self._sockets):
+            await asyncio.sleep(0)  # in which the loop closes the sockets of aborted watches
+            # Other aborted requests have sent close_notify over TLS, and the library does not wait for the response.
+            for _ in range(_CLOSE_CHECKS):
+                if all(opened.fileno() < 0 for opened in self._sockets):
                     return
-                await asyncio.sleep(_GOODBYE_SECONDS / _GOODBYE_LOOKS)
+                await asyncio.sleep(_CLOSE_SECONDS / _CLOSE_CHECKS)
 
     async def send(
         self,
@@ -91,7 +94,7 @@ class Connection:
         headers: dict[str, str],
         limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        """The answer, of which the body is still to be read."""
+        """Send a request and return the response, whose body has not been read yet."""
         api = await self._connected()
         try:
             request = await api.param_serialize(
@@ -113,7 +116,7 @@ class Connection:
             if self._api is None:
                 configured = await self._configure()
                 configured.connection_pool_maxsize = self._connections
-                # Looking for a proxy costs every request two hops through a thread: only where there may be one.
+                # Looking up a proxy costs every request two hops through a thread: only where there may be one.
                 proxied = any(name.lower() in _PROXY_VARIABLES for name in os.environ)
                 configured.client_session_kwargs = {"trust_env": proxied}
                 self._api = _library.api_client(configured)
@@ -122,7 +125,7 @@ class Connection:
             return self._api
 
     async def read_credentials_again(self, generation: int) -> None:
-        """After a refusal; once for all the calls that were refused together, and without breaking any connection."""
+        """Read the credentials again after a 401, once for all requests of a generation; no connection is broken."""
         async with self._connecting:
             if generation == self.generation and self._api is not None:
                 self.generation += 1
@@ -132,7 +135,7 @@ class Connection:
 
 
 def _connector(rest: Any, sockets: WeakSet[socket.socket]) -> aiohttp.TCPConnector:
-    """As the library makes it, which has the method for being overridden; its sockets are kept in sight."""
+    """The connector as the library makes it (the method is meant to be overridden), with its sockets recorded."""
 
     def opened(address: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, *_ = address

@@ -1,10 +1,10 @@
-"""One of several processes acts, the others stand by: the holder of a Lease.
+"""Leader election: of several processes the holder of a Lease acts, and the others stand by.
 
-Nobody compares clocks: a standby takes the Lease over when it has not seen it change for as long as the holder said it
-would hold. The holder stops acting when it could not renew for `renew_within`, which is shorter.
+Clocks are not compared: a standby takes the Lease over when it has not seen it change for the duration in the Lease.
+The leader stops acting when it could not renew the Lease for `renew_within`, which is shorter.
 
-That it leads is a matter of time and of nothing else: `leading` is false from that moment on, also while what it did is
-still being ended, and in a process that was frozen and does not know yet.
+Leadership depends on nothing but time: `leading` is False from that moment on, also while the leader's tasks are still
+being stopped, and in a process that was frozen and has not noticed yet.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from gpuhealth.runtime.supervisor import AGAIN_SECONDS, cancellations, raise_if_
 log = structlog.get_logger()
 
 STEP_DOWN_SECONDS = 3.0
-"""In which everything that acts for a leader has ended, once it leads no more. After that the process is stuck."""
+"""In which all tasks of a leader have to end when it loses leadership. After that the process counts as stuck."""
 _RELEASE_SECONDS = 2.0
 
 
 class Election:
-    """This process among those that want the Lease."""
+    """This process as a candidate for the Lease."""
 
     def __init__(self, client: Client, namespace: str, settings: Settings, identity: str) -> None:
-        """`client` should serve the Lease alone, or renewals wait for the requests of others; its requests should take
-        well less than `renew_within`, or one that is lost ends the leadership."""
-        self.stuck = False  # something goes on that was to end when the leadership did, STEP_DOWN_SECONDS ago
+        """`client` should be used for nothing else, or renewals wait for other requests. Its time limit should be well
+        below `renew_within`, or one lost request ends the leadership."""
+        self.stuck = False  # tasks of an ended leadership still run after STEP_DOWN_SECONDS
         self.leader = ""  # who holds the Lease, as last seen
         self._client = client
         self._namespace = namespace
         self._settings = settings
         self._identity = identity
-        self._seen = ""  # version of the Lease
-        self._seen_at = 0.0  # when we first saw it, by our own clock
-        self._leads_until = 0.0  # by our own clock, unless it is renewed
+        self._seen = ""  # resourceVersion of the Lease
+        self._seen_at = 0.0  # when this version was first seen, by time.monotonic()
+        self._leads_until = 0.0  # by time.monotonic()
 
     @property
     def leading(self) -> bool:
@@ -53,19 +53,19 @@ class Election:
         return time.monotonic() < self._leads_until
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
-        """Has `lead` run whenever we hold the Lease, and cancelled before we lose it; gives it back at the end."""
+        """Run `lead` while this process holds the Lease, and cancel it before that expires; release it at the end."""
         try:
             while True:
                 began = time.monotonic()
-                if await self._try():
+                if await self._acquire_or_renew():
                     self._leads_until = began + self._settings.renew_within
-                    await self._reign(lead)
+                    await self._hold_leadership(lead)
                 raise_if_cancelled()
                 await asyncio.sleep(self._settings.retry)
         finally:
             await self._release()
 
-    async def _reign(self, lead: Callable[[], Awaitable[None]]) -> None:
+    async def _hold_leadership(self, lead: Callable[[], Awaitable[None]]) -> None:
         log.info("became leader", identity=self._identity)
         leading = asyncio.ensure_future(lead())
         try:
@@ -88,12 +88,15 @@ class Election:
         began = time.monotonic()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self._leads_until - began)):
-                if await self._try():
+                if await self._acquire_or_renew():
                     self._leads_until = began + self._settings.renew_within
 
     async def _step_down(self, leading: asyncio.Future[None]) -> None:
-        """Ends what a leader does, and does not lead again before that has ended. A process that is being stopped
-        anyway waits for STEP_DOWN_SECONDS: what is left ends with it, and may not act any longer."""
+        """Cancel the leader's tasks until they have ended: only then may this process lead again.
+
+        A process that is itself being stopped waits no longer than STEP_DOWN_SECONDS: the tasks end with it, and may
+        not act any longer.
+        """
         late_at = time.monotonic() + STEP_DOWN_SECONDS
         while not leading.done():
             leading.cancel()
@@ -106,10 +109,10 @@ class Election:
                     return
         self.stuck = False
         if not leading.cancelled():
-            leading.exception()  # asyncio would report it as never looked at
+            leading.exception()  # asyncio would log it as never retrieved
 
-    async def _try(self) -> bool:
-        """Take the Lease or renew it; whether we hold it now."""
+    async def _acquire_or_renew(self) -> bool:
+        """Take or renew the Lease; whether this process holds it now."""
         try:
             lease = await self._client.get(LEASES, self._settings.lease, self._namespace)
         except NotFoundError:
@@ -137,7 +140,7 @@ class Election:
             await self._client.create(
                 LEASES, {"metadata": {"name": self._settings.lease}, "spec": self._spec()}, self._namespace
             )
-        except ApiError:  # somebody was quicker, or there is no answer: the next try tells
+        except ApiError:  # another process was quicker, or there is no response: the next try shows
             return False
         self.leader = self._identity
         return True
@@ -164,10 +167,10 @@ class Election:
         }
 
     async def _release(self) -> None:
-        """Let the next one begin at once rather than after the Lease's duration."""
+        """Release the Lease, so that a standby need not wait until it expires."""
         if self.leader != self._identity:
             return
-        with contextlib.suppress(ApiError, TimeoutError):  # then it runs out
+        with contextlib.suppress(ApiError, TimeoutError):  # then it expires
             async with asyncio.timeout(_RELEASE_SECONDS):
                 lease = await self._client.get(LEASES, self._settings.lease, self._namespace)
                 if (lease.get("spec") or {}).get("holderIdentity") == self._identity:

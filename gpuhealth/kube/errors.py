@@ -1,8 +1,8 @@
-"""What can go wrong with the API server; nothing of aiohttp or of the Kubernetes library gets past the client.
+"""Errors of the API server. The client raises no others: none of aiohttp or of the Kubernetes library.
 
 ClusterError
 ├── NoConfigurationError        no service account, no usable kubeconfig
-└── ApiError                    the request was refused, or was not answered
+└── ApiError                    the request was refused, or got no response
     ├── UnauthorizedError       401, even with the credentials read again
     ├── ForbiddenError          403
     ├── NotFoundError           404
@@ -10,47 +10,47 @@ ClusterError
     │   └── AlreadyExistsError  409: the name is taken
     ├── GoneError               410: the resource version is too old to resume from
     ├── InvalidError            422: also a JSON patch whose `test` failed
-    ├── TooManyRequestsError    429: flow control, or an eviction that a budget refuses
-    ├── UnavailableError        5xx, connection refused or reset, no answer in time
-    │   └── AnswerError         an answer with a status of success that is not what was asked for
+    ├── TooManyRequestsError    429: flow control, or an eviction that a PodDisruptionBudget refuses
+    ├── UnavailableError        5xx, connection refused or reset, no response in time
+    │   └── AnswerError         a successful response that is not what was requested
     ├── NotLeadingError         not sent: another process leads, or may soon
-    └── UnreadableError         answered, with an object that holds what cannot be read
+    └── UnreadableError         a response with an object that cannot be read
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_PROBLEM_LIMIT = 300  # characters: what somebody wrote there may be long
-MOST_PATIENCE = 60.0
-"""Seconds: a server, or a proxy before it, that asks for more is asked again all the same; a fault must not wait."""
+_PROBLEM_LIMIT = 300  # characters, since it may quote the object
+MAX_RETRY_AFTER = 60.0
+"""Seconds. A longer Retry-After, of the server or of a proxy before it, is shortened to this: a fault must not wait."""
 
 
 class ClusterError(Exception):
-    """Anything that went wrong with the cluster."""
+    """Base of all errors of this package."""
 
 
 class NoConfigurationError(ClusterError):
-    """Nothing says where the API server is, or what says so cannot be used."""
+    """There is no cluster configuration, or it cannot be used."""
 
 
 class ApiError(ClusterError):
-    """A request that did not succeed."""
+    """A request to the API server failed."""
 
     def __init__(self, message: str, *, status: int = 0, reason: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
-        self.unanswered = False  # whether an earlier attempt of the same call got no answer, and may have been the one
+        self.unanswered = False  # whether an earlier attempt of this call got no response, and may have been successful
 
 
 class UnauthorizedError(ApiError):
-    """The credentials are not accepted."""
+    """The API server does not accept the credentials."""
 
 
 class ForbiddenError(ApiError):
-    """RBAC or admission does not allow it."""
+    """RBAC or an admission policy forbids the request."""
 
 
 class NotFoundError(ApiError):
@@ -62,34 +62,34 @@ class ConflictError(ApiError):
 
 
 class AlreadyExistsError(ConflictError):
-    """The name is taken."""
+    """An object of this name exists already."""
 
 
 class GoneError(ApiError):
-    """The resource version is too old: list again."""
+    """The resource version is too old to continue from: list again."""
 
 
 class InvalidError(ApiError):
-    """The object would not be valid, or a tested value was another."""
+    """The object would be invalid, or the `test` of a JSON patch found another value."""
 
 
 class TooManyRequestsError(ApiError):
-    """Not now; `retry_after` says when, where the server does."""
+    """The API server refuses the request for now; `retry_after` holds its Retry-After, if it sent one."""
 
 
 class UnavailableError(ApiError):
-    """The API server gave no answer of use; whether it acted is not known."""
+    """There was no usable response; whether the request was executed is unknown."""
 
 
 class NotLeadingError(ApiError):
-    """The request was not sent, since this process may not act now."""
+    """The request was not sent, since this process is not the leader."""
 
 
 class UnreadableError(ApiError):
-    """An object that holds what cannot be read, such as a time that is none."""
+    """An object has content that cannot be read, such as an invalid time."""
 
     def __init__(self, kind: str, item: Any, problem: BaseException) -> None:
-        """`item` is the whole object, of which nothing can be relied on; `problem` is what reading it came to."""
+        """`item` is the object, of which nothing can be relied on; `problem` is the error that reading it raised."""
         self.kind = kind
         self.namespace, self.name, self.uid = (_metadata(item, key) for key in ("namespace", "name", "uid"))
         self.version = version_of(item)
@@ -100,7 +100,7 @@ class UnreadableError(ApiError):
 
 
 def version_of(item: Any) -> str:
-    """The resourceVersion of an object of which nothing can be relied on; empty where there is none."""
+    """The resourceVersion of an object, of which nothing can be relied on; empty where it has none."""
     return _metadata(item, "resourceVersion")
 
 
@@ -111,7 +111,7 @@ def _metadata(item: Any, key: str) -> str:
 
 
 class AnswerError(UnavailableError):
-    """What came is not the API server's answer: a proxy's page, an answer that was cut, an object of another kind."""
+    """The response is not the API server's: a proxy's page, a truncated response, an object of another kind."""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -126,14 +126,14 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def from_status(status: int, body: Any, retry_after: str | None = None) -> ApiError:
-    """The error for an HTTP status and the Status object (or the text) that came with it."""
+    """The error for an HTTP status and the Status object, or the text, of the response."""
     fields = body if isinstance(body, dict) else {}
     reason = str(fields.get("reason") or "")
     message = str(fields.get("message") or body or f"HTTP status {status}")[:2048]
     kind = _BY_STATUS.get(status, UnavailableError if status >= 500 else ApiError)
     if reason == "AlreadyExists":
         kind = AlreadyExistsError
-    elif reason == "Expired":  # some paths say so with another status
+    elif reason == "Expired":  # some paths send another status with it
         kind = GoneError
-    wait = min(float(retry_after), MOST_PATIENCE) if retry_after and retry_after.isdecimal() else None
+    wait = min(float(retry_after), MAX_RETRY_AFTER) if retry_after and retry_after.isdecimal() else None
     return kind(message, status=status, reason=reason, retry_after=wait)

@@ -1,7 +1,7 @@
 """Events, as `kubectl describe` shows them: repeated ones are counted, and there is a limit for each object.
 
-An Event tells people what happened; nothing depends on it. One that the API server refuses is counted and dropped.
-While the API server is away the agent's Events wait, up to a number, and the controller's are dropped.
+Events are for people, and best effort. One that the API server refuses is counted and dropped. While the API server is
+away the agent's Events wait, up to MAX_WAITING, and the controller's are dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import structlog
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ApiError, NotFoundError, TooManyRequestsError, UnavailableError
 from gpuhealth.kube.kinds import EVENTS
-from gpuhealth.kube.objects import format_time
+from gpuhealth.model.time import format_time
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -182,7 +182,7 @@ class EventRecorder:
         subject = event.subject
         identity = f"{subject.uid}\0{event.reason}\0{event.message}\0{event.time.isoformat()}"
         name = f"{subject.name}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        with suppress(AlreadyExistsError):  # the answer to an earlier attempt was lost
+        with suppress(AlreadyExistsError):  # the response to an earlier attempt was lost
             await self._client.create(EVENTS, self._body(name, event), subject.namespace or NAMESPACE)
         return _Posted(name, 1, at)
 

@@ -1,7 +1,8 @@
-"""Evictions: asked for in the version that the server takes, and told apart by what came of them.
+"""Evictions and deletions of pods, and their outcomes.
 
-The server decides on an eviction by the PodDisruptionBudgets and answers 429 while they do not allow it. Which version
-of Eviction it takes is asked of the subresource itself: servers of 1.21 serve policy/v1 and no Eviction in it.
+The API server decides on an eviction by the PodDisruptionBudgets and responds with 429 while they do not allow it. The
+version of Eviction that it accepts is read from the subresource itself: servers of 1.21 serve policy/v1 without
+Eviction in it.
 """
 
 from __future__ import annotations
@@ -16,33 +17,33 @@ from gpuhealth.kube.kinds import PODS
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 
-class Outcome(enum.StrEnum):
-    """What came of it."""
+class EvictionOutcome(enum.StrEnum):
+    """Outcome of an eviction or a deletion."""
 
     EVICTED = "evicted"
     DELETED = "deleted"
-    REFUSED = "refused"  # not now: a PodDisruptionBudget, or the server has too much to do
-    GONE = "gone"  # it had gone already, or another has its name now
-    FAILED = "failed"  # whether it was done is not known, or it may not be done
+    REFUSED = "refused"  # for now: by a PodDisruptionBudget, or by flow control
+    GONE = "gone"  # it was deleted already, or another pod has its name now
+    FAILED = "failed"  # it is unknown whether it was done, or we may not do it
 
 
-class Result(msgspec.Struct, frozen=True):
-    """An outcome, and what the server said to it."""
+class EvictionResult(msgspec.Struct, frozen=True):
+    """An outcome, with the API server's message and Retry-After in seconds."""
 
-    outcome: Outcome
+    outcome: EvictionOutcome
     detail: str = ""
     retry_after: float = 0.0
 
 
 class Evictor:
-    """Sends pods away, each by its uid: never another one that has taken its name."""
+    """Evicts and deletes pods, each by its uid: never another pod of the same name."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._version = ""
 
-    async def evict(self, namespace: str, name: str, uid: str) -> Result:
-        """Ask once; to ask again is left to the caller."""
+    async def evict(self, namespace: str, name: str, uid: str) -> EvictionResult:
+        """Request the eviction of a pod once; retries are left to the caller."""
         body: Object = {"kind": "Eviction", "metadata": {"name": name, "namespace": namespace}}
         body["deleteOptions"] = {"preconditions": {"uid": uid}}
         try:
@@ -51,30 +52,31 @@ class Evictor:
         except ApiError as error:
             raise_if_cancelled()
             return _result(error)
-        return Result(Outcome.EVICTED)
+        return EvictionResult(EvictionOutcome.EVICTED)
 
-    async def delete(self, namespace: str, name: str, uid: str) -> Result:
-        """Delete it, asking no budget, with the grace period that the pod itself has."""
+    async def delete(self, namespace: str, name: str, uid: str) -> EvictionResult:
+        """Delete a pod without regard to PodDisruptionBudgets, with its own grace period."""
         try:
             await self._client.delete(PODS, name, namespace, uid=uid)
         except ApiError as error:
             raise_if_cancelled()
             return _result(error)
-        return Result(Outcome.DELETED)
+        return EvictionResult(EvictionOutcome.DELETED)
 
     async def _served_version(self) -> str:
         if not self._version:
             answer = await self._client.request("GET", "/api/v1")
             try:
-                (found,) = [each for each in answer["resources"] if each["name"] == "pods/eviction"]
+                (found,) = [resource for resource in answer["resources"] if resource["name"] == "pods/eviction"]
                 self._version = f"{found['group']}/{found['version']}"
             except (KeyError, TypeError, ValueError):
-                raise AnswerError(f"the answer names no one pods/eviction: {str(answer)[:200]}") from None
+                raise AnswerError(f"the response does not list pods/eviction once: {str(answer)[:200]}") from None
         return self._version
 
 
-def _result(error: ApiError) -> Result:
+def _result(error: ApiError) -> EvictionResult:
     if isinstance(error, NotFoundError | ConflictError):
-        return Result(Outcome.GONE)
+        return EvictionResult(EvictionOutcome.GONE)
     refused = isinstance(error, TooManyRequestsError)
-    return Result(Outcome.REFUSED if refused else Outcome.FAILED, str(error), error.retry_after or 0.0)
+    outcome = EvictionOutcome.REFUSED if refused else EvictionOutcome.FAILED
+    return EvictionResult(outcome, str(error), error.retry_after or 0.0)

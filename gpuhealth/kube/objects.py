@@ -1,7 +1,7 @@
-"""Reading objects that others wrote: whatever is in one of them costs that object and nothing else.
+"""Reading API objects that others wrote: invalid content affects the object that has it, and no other.
 
-The API server's types are wider than ours: it takes times that are none for Python, and people may write anything into
-annotations. An object that cannot be read is logged and counted once for each of its versions.
+The API server accepts more than Python can hold, such as the year 0, and people may write anything into annotations. An
+object that cannot be read is logged and counted once for each of its versions.
 """
 
 from __future__ import annotations
@@ -21,33 +21,36 @@ _T = TypeVar("_T")
 _Identity: TypeAlias = tuple[str, str, str]
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
-"""A time of an object; one without a time zone is none."""
+"""A time in an object; it must have a time zone."""
 
 
-def read(kind: str, item: Any, slim: Callable[[Any], _T]) -> _T:
-    """What `slim` makes of an object of this kind; UnreadableError where it cannot."""
+def read(kind: str, item: Any, parse: Callable[[Any], _T]) -> _T:
+    """Parse an object of this kind. Raises UnreadableError where `parse` raises anything."""
     try:
-        return slim(item)
-    except Exception as error:  # there is no end to what somebody may have written there
+        return parse(item)
+    except Exception as error:  # there is no limit to what somebody may have written there
         raise UnreadableError(kind, item, error) from error
 
 
 class Reader(Generic[_T]):
-    """Reads the objects of one kind, and remembers which of them it could not."""
+    """Reads the objects of one kind, and remembers those that cannot be read."""
 
     def __init__(
-        self, kind: str, slim: Callable[[Any], _T], noted: Callable[[UnreadableError], None] = lambda _error: None
+        self,
+        kind: str,
+        parse: Callable[[Any], _T],
+        on_unreadable: Callable[[UnreadableError], None] = lambda _error: None,
     ) -> None:
-        """`noted` gets each version of an object that `slim` cannot read, once."""
+        """`on_unreadable` is called once for each version of an object that `parse` cannot read."""
         self._kind = kind
-        self._slim = slim
-        self._noted = noted
+        self._parse = parse
+        self._on_unreadable = on_unreadable
         self._known: dict[_Identity, str] = {}  # unreadable objects and their versions
 
     def read(self, item: Any) -> _T:
-        """The object as `slim` makes it; UnreadableError where it cannot."""
+        """Parse an object. Raises UnreadableError, and logs it, where that fails."""
         try:
-            found = read(self._kind, item, self._slim)
+            found = read(self._kind, item, self._parse)
         except UnreadableError as error:
             self.note(error)
             raise
@@ -56,7 +59,7 @@ class Reader(Generic[_T]):
         return found
 
     def read_all(self, items: Any) -> tuple[list[_T], list[UnreadableError]]:
-        """The objects of a list, and the errors of those that cannot be read."""
+        """Parse the objects of a list; the errors are of those that cannot be read."""
         found, errors = [], []
         for item in items if isinstance(items, list) else []:
             try:
@@ -78,14 +81,14 @@ class Reader(Generic[_T]):
             version=error.version,
             problem=error.problem,
         )
-        self._noted(error)
+        self._on_unreadable(error)
 
     def keep_only(self, errors: list[UnreadableError]) -> None:
-        """Forget the unreadable objects that are not among these: they exist no more."""
+        """Forget the unreadable objects that are not among these: they no longer exist."""
         self._known = {key: self._known[key] for error in errors if (key := _identity(error)) in self._known}
 
     def forget(self, error: UnreadableError) -> None:
-        """The object is deleted."""
+        """Forget an unreadable object that was deleted."""
         self._known.pop(_identity(error), None)
 
 
@@ -94,7 +97,7 @@ def _identity(error: UnreadableError) -> _Identity:
 
 
 def labels_of(item: Any) -> dict[str, str] | None:
-    """The labels of an object that cannot be read otherwise; None where they cannot be either."""
+    """The labels of an object whose other fields cannot be read; None where they cannot be read either."""
     try:
         return msgspec.convert(item["metadata"].get("labels") or {}, dict[str, str])
     except (TypeError, KeyError, AttributeError, msgspec.ValidationError):
@@ -102,22 +105,17 @@ def labels_of(item: Any) -> dict[str, str] | None:
 
 
 def parse_time(text: Any) -> datetime:
-    """A time as the API writes it, in UTC. Raises ValueError where it is none, or none that Python can hold."""
+    """Parse a time as the API writes it, to UTC. Raises ValueError, also for times that Python cannot hold."""
     try:
         return msgspec.convert(text, Time).astimezone(UTC)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise ValueError(f"{text!r} is no time: {error}") from None
-
-
-def format_time(time: datetime) -> str:
-    """A time as the API writes it: in UTC, to the second."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        raise ValueError(f"{text!r} is no valid time: {error}") from None
 
 
 def text_of(value: Any, otherwise: str = "") -> str:
-    """A text, or another where there is none. Raises TypeError for anything else."""
+    """The text, or `otherwise` for None. Raises TypeError for anything else."""
     if value is None:
         return otherwise
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a text")
     return value

@@ -1,4 +1,4 @@
-"""Label selectors as objects carry them (matchLabels, matchExpressions): matched here, or written for a query."""
+"""Label selectors of objects (matchLabels, matchExpressions): matched here, or converted to a query parameter."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class _Selector(msgspec.Struct, rename="camel"):
     match_expressions: list[_Expression] | None = None
 
 
-def checked(selector: Any) -> Selector | None:
-    """The selector; a ValueError says what is wrong with it where it cannot be matched."""
+def check_selector(selector: Any) -> Selector | None:
+    """The selector, if labels can be matched with it. Raises ValueError that says what is wrong with it."""
     msgspec.convert(selector, _Selector | None)
     found: Selector | None = selector
     return found
 
 
 def matches(selector: Selector | None, labels: Mapping[str, str]) -> bool:
-    """Whether the labels are chosen; as elsewhere in Kubernetes an empty selector chooses all, none chooses nothing."""
+    """Whether the selector matches the labels. As in Kubernetes an empty one matches everything, None nothing."""
     if selector is None:
         return False
     wanted = selector.get("matchLabels") or {}
@@ -49,11 +49,11 @@ def _holds(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
             return key in labels
         case "DoesNotExist":
             return key not in labels
-    raise ValueError(f"{expression['operator']!r} is no operator of a label selector")
+    raise ValueError(f"{expression['operator']!r} is not an operator of a label selector")
 
 
-def written(selector: Selector) -> str:
-    """The selector as the parameter labelSelector of a list."""
+def query_text(selector: Selector) -> str:
+    """The selector as the query parameter labelSelector of a list."""
     terms = [f"{key}={value}" for key, value in (selector.get("matchLabels") or {}).items()]
     for expression in selector.get("matchExpressions") or []:
         key, values = expression["key"], ",".join(expression.get("values") or [])

@@ -1,9 +1,9 @@
-"""The few modules of `kubernetes.aio` that are used, without the packages around them.
+"""Imports the few modules of `kubernetes.aio` that are used, without the packages around them.
 
 `import kubernetes.aio.client` runs `kubernetes/__init__.py` first, and with it the synchronous client, its HTTP and
-websocket libraries and the dynamic client: 11 MiB and 0.7 s (measured with 37.0.2) that no agent needs. Here the
-packages on the way are stood in for by bare ones while the wanted modules are imported, and taken away again
-afterwards, so that anybody else who imports `kubernetes` in this process gets the real thing.
+websocket libraries and the dynamic client: 11 MiB and 0.7 s (measured with 37.0.2) that no agent needs. Here empty
+packages replace them while the modules are imported, and are removed again afterwards: another import of `kubernetes`
+in this process gets the complete library.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 _PACKAGES = ("kubernetes", "kubernetes.aio", "kubernetes.aio.client", "kubernetes.aio.config", "kubernetes.aio.utils")
-_MODELS = "kubernetes.aio.client.models"  # only for deserializing into models, which is never done here
+_MODELS = "kubernetes.aio.client.models"  # only for deserialization into models, which is not used here
 
 
-class Library(NamedTuple):
-    """What is used of kubernetes.aio."""
+class KubernetesLibrary(NamedTuple):
+    """The used parts of kubernetes.aio."""
 
     api_client: Any  # class ApiClient
     configuration: Any  # class Configuration
@@ -28,26 +28,26 @@ class Library(NamedTuple):
     config_exception: Any  # class ConfigException
 
 
-def load() -> Library:
-    """Import the library, lean where its layout allows it."""
+def load() -> KubernetesLibrary:
+    """Import the library, without its other packages where its layout allows that."""
     if "kubernetes" in sys.modules:
         return _import()
     try:
-        _stand_in()
+        _add_empty_packages()
         return _import()
-    except (ImportError, AttributeError):  # another version with another layout
-        _forget()
+    except (ImportError, AttributeError):  # a version with another layout
+        _remove_packages()
         return _import()
     finally:
-        _forget()
+        _remove_packages()
 
 
-def _import() -> Library:
+def _import() -> KubernetesLibrary:
     api_client = importlib.import_module("kubernetes.aio.client.api_client").ApiClient
     configuration = importlib.import_module("kubernetes.aio.client.configuration").Configuration
     client = sys.modules["kubernetes.aio.client"]
-    client.__dict__.update(ApiClient=api_client, Configuration=configuration)  # the config loaders take them from there
-    return Library(
+    client.__dict__.update(ApiClient=api_client, Configuration=configuration)  # the config loaders read them there
+    return KubernetesLibrary(
         api_client,
         configuration,
         importlib.import_module("kubernetes.aio.config.incluster_config").InClusterConfigLoader,
@@ -56,7 +56,7 @@ def _import() -> Library:
     )
 
 
-def _stand_in() -> None:
+def _add_empty_packages() -> None:
     found = importlib.util.find_spec("kubernetes")
     if found is None or not found.submodule_search_locations:
         raise ImportError("the package kubernetes is not installed", name="kubernetes")
@@ -70,6 +70,6 @@ def _stand_in() -> None:
             setattr(sys.modules[parent], child, module)
 
 
-def _forget() -> None:
+def _remove_packages() -> None:
     for name in [name for name in sys.modules if name == "kubernetes" or name.startswith("kubernetes.")]:
         del sys.modules[name]

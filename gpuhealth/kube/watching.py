@@ -1,4 +1,7 @@
-"""Watches that go on: resumed from where they broke, listed again only when the server has forgotten that place."""
+"""Watches that survive interruptions.
+
+A watch is resumed where it broke; the objects are listed again only when the server no longer has that version.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from gpuhealth.kube.client import Client, Object, backoff, patience
+from gpuhealth.kube.client import Client, Object, backoff, retry_delay
 from gpuhealth.kube.errors import (
     ApiError,
     GoneError,
@@ -26,44 +29,44 @@ from gpuhealth.kube.objects import Reader
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 SERVER_SECONDS = 300
-"""How long the server keeps one watch open, at the most; shortened at random so that a fleet does not come at once."""
+"""How long the server keeps one watch open, at most; shortened at random so that agents do not resume in lockstep."""
 
 _CONNECTED = ""
 _NOT_DECODED = "?"
 
 
-class Listed(msgspec.Struct, frozen=True):
-    """Everything there is: at the start, and after a gap. What is not in it exists no more."""
+class WatchListed(msgspec.Struct, frozen=True):
+    """All objects, at the start and after a gap. An object that is not in it no longer exists."""
 
     items: list[Any]
     unreadable: tuple[UnreadableError, ...] = ()  # objects that exist and that cannot be read
 
 
-class Changed(msgspec.Struct, frozen=True):
+class WatchChanged(msgspec.Struct, frozen=True):
     """One object was added, modified or deleted."""
 
     kind: str  # ADDED, MODIFIED, DELETED
     item: Any
 
 
-class Unreadable(msgspec.Struct, frozen=True):
-    """One object was added, modified or deleted, and cannot be read."""
+class WatchUnreadable(msgspec.Struct, frozen=True):
+    """One object that cannot be read was added, modified or deleted."""
 
     kind: str  # ADDED, MODIFIED, DELETED
     error: UnreadableError
 
 
-class Broken(msgspec.Struct, frozen=True):
-    """The watch is interrupted and will be resumed: what is known may be old until the next event."""
+class WatchInterrupted(msgspec.Struct, frozen=True):
+    """The watch is interrupted and will be resumed; the known objects may be out of date until the next event."""
 
     error: ApiError
 
 
-class Resumed(msgspec.Struct, frozen=True):
-    """A broken watch goes on; what happened meanwhile follows as changes."""
+class WatchResumed(msgspec.Struct, frozen=True):
+    """An interrupted watch continues; what has changed meanwhile follows as WatchChanged."""
 
 
-Event: TypeAlias = Listed | Changed | Unreadable | Broken | Resumed
+WatchEvent: TypeAlias = WatchListed | WatchChanged | WatchUnreadable | WatchInterrupted | WatchResumed
 
 
 class _Line(msgspec.Struct):
@@ -71,7 +74,7 @@ class _Line(msgspec.Struct):
     object: Any
 
 
-def _whole(item: Object) -> Any:
+def _unchanged(item: Object) -> Any:
     return item
 
 
@@ -82,25 +85,25 @@ async def watch(
     *,
     labels: str = "",
     fields: str = "",
-    slim: Callable[[Object], Any] = _whole,
-    noted: Callable[[UnreadableError], None] = lambda _error: None,
+    parse: Callable[[Object], Any] = _unchanged,
+    on_unreadable: Callable[[UnreadableError], None] = lambda _error: None,
     paged: bool = True,
     seconds: int = SERVER_SECONDS,
-) -> AsyncGenerator[Event]:
-    """What there is and what becomes of it, until cancelled; outages are told as `Broken` and survived.
+) -> AsyncGenerator[WatchEvent]:
+    """Yield the objects and their changes until cancelled. An outage is a `WatchInterrupted`, and ends nothing.
 
-    `slim` is applied to each object as it arrives, so that a big list never exists whole. An object on which it raises
-    an error is told as `Unreadable`, logged and given to `noted` once a version; the others go on. A list that is not
-    `paged` comes from the server's cache, which is the cheap way to start on a single object. Errors that will not go
-    away by themselves (403, 404) are raised.
+    `parse` is applied to each object as it arrives, so that a big list never exists as a whole. An object on which it
+    raises is a `WatchUnreadable`, is logged, and is given to `on_unreadable` once a version; the others follow. A list
+    that is not `paged` comes from the server's cache, which is the cheap way to start with a single object. Raises
+    errors that retries do not mend (403, 404).
     """
-    reader = Reader(kind.kind, slim, noted)
+    reader = Reader(kind.kind, parse, on_unreadable)
     query: dict[str, str | int] = {"watch": "true", "allowWatchBookmarks": "true"}
     query |= {key: value for key, value in {"labelSelector": labels, "fieldSelector": fields}.items() if value}
     path = kind.path(namespace=namespace)
     version = ""
     failures = 0
-    broken = False
+    interrupted = False
     cached = not paged
     loop = asyncio.get_running_loop()
     while True:
@@ -114,46 +117,46 @@ async def watch(
             attempt = query | {"resourceVersion": version, "timeoutSeconds": lasting}
             async with aclosing(_events(client, path, attempt, lasting + 15.0)) as events:
                 async for change, item in events:
-                    if broken:
-                        broken = False
-                        yield Resumed()
+                    if interrupted:
+                        interrupted = False
+                        yield WatchResumed()
                     if change == _CONNECTED:
                         continue
                     version, failures = version_of(item) or version, 0
                     if change == _NOT_DECODED:
                         reader.note(UnreadableError(kind.kind, item, ValueError("the event is no JSON object")))
                     elif change != "BOOKMARK":
-                        yield _told(change, item, reader)
-            if loop.time() - started < 1.0:  # a server that ends every watch at once must not be asked in a loop
+                        yield _change(change, item, reader)
+            if loop.time() - started < 1.0:  # a server that ends every watch at once must not be queried in a loop
                 await asyncio.sleep(backoff(failures))
                 failures += 1
         except GoneError:
-            version, cached = "", False  # the cache may be older than what was already seen
+            version, cached = "", False  # the cache may be older than what was seen already
             await asyncio.sleep(backoff(failures))
             failures += 1
         except (UnavailableError, TooManyRequestsError, UnauthorizedError) as error:
-            broken = True
-            yield Broken(error)
-            await asyncio.sleep(patience(error, failures, longest=30.0))
+            interrupted = True
+            yield WatchInterrupted(error)
+            await asyncio.sleep(retry_delay(error, failures, longest=30.0))
             failures += 1
 
 
-def _told(change: str, item: Object, reader: Reader[Any]) -> Changed | Unreadable:
+def _change(change: str, item: Object, reader: Reader[Any]) -> WatchChanged | WatchUnreadable:
     try:
-        return Changed(change, reader.read(item))
+        return WatchChanged(change, reader.read(item))
     except UnreadableError as error:
         if change == "DELETED":
             reader.forget(error)
-        return Unreadable(change, error)
+        return WatchUnreadable(change, error)
 
 
 async def _list(
     client: Client, kind: Kind, namespace: str, labels: str, fields: str, reader: Reader[Any], *, cached: bool
-) -> tuple[Listed, str]:
+) -> tuple[WatchListed, str]:
     items: list[Any] = []
     errors: list[UnreadableError] = []
     version = ""
-    # A list from the cache comes whole, whatever limit is asked for.
+    # A list from the cache comes as a whole, whatever the limit in the request.
     pages = client.pages(kind, namespace, labels=labels, fields=fields, cached=cached)
     async for page in pages:
         found, unreadable = reader.read_all(page.items)
@@ -161,7 +164,7 @@ async def _list(
         errors += unreadable
         version = page.resource_version
     reader.keep_only(errors)
-    return Listed(items, tuple(errors)), version
+    return WatchListed(items, tuple(errors)), version
 
 
 async def _events(

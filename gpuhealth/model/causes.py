@@ -1,4 +1,7 @@
-"""Why a node is out of service: the findings that its record on the Node names, so that nobody has to remember them."""
+"""Why a node is out of service: the findings that its record on the Node names.
+
+The record outlives the agent's memory, so that a lost journal does not return a node to service.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,14 @@ from datetime import datetime
 
 import msgspec
 
-from gpuhealth import monitors as checks
-from gpuhealth.model.code import Clears
+from gpuhealth.model.codes import CODES, Clears
+from gpuhealth.model.component import NODE, Component
 from gpuhealth.model.finding import Finding
-from gpuhealth.model.lost_memory import MEMORY_LOST
+from gpuhealth.model.out_of_service import MEMORY_LOST
 from gpuhealth.model.time import ZonedTime
-from gpuhealth.monitors.burnin_results.checks import REQUIRED
 
-MOST = 64
-"""Causes in a record at the most. An annotation has its limits; a node with more of them has its worst in it."""
+MAX_CAUSES = 64
+"""Causes in a record at the most: an annotation has its limits, and the worst come first."""
 _NAME_LIMIT = 100  # characters of a code that somebody else may have written
 
 
@@ -23,48 +25,59 @@ class Cause(msgspec.Struct, frozen=True, omit_defaults=True):
 
     code: str
     since: ZonedTime  # when it was first seen
-    gpu: str = ""  # uuid; empty for a fault of the node, and where it was not written down
+    component: Component = NODE
     boot_id: str = ""  # of the boot in which it was last seen; empty where it was not written down
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """A finding that is over by evidence, for as long as the Node may still name it."""
+    """A finding that is over by evidence, kept for as long as the Node may still name it."""
 
     code: str
-    gpu: str
+    component: Component
     time: datetime
 
 
-def named(finding: Finding) -> tuple[str, ...]:
-    """The codes for which a finding stands: its own, and those in whose place it keeps the node out of service."""
-    others = {REQUIRED.name: finding.evidence.source, MEMORY_LOST.name: finding.evidence.reading}.get(finding.code, "")
-    return finding.code, *(code for code in others.split(", ") if code)
+def codes_of(finding: Finding) -> tuple[str, ...]:
+    """The codes for which a finding keeps the node out of service: its own, and those that it stands for."""
+    return finding.code, *finding.stands_for
 
 
-def of(finding: Finding, boot_id: str) -> list[Cause]:
-    """What the record says of a finding. One that stands for forgotten ones is written down as those."""
+def causes_of(finding: Finding, boot_id: str) -> list[Cause]:
+    """The entries of the record for a finding. One that stands for forgotten faults is written down as those."""
     since = finding.first_seen.replace(microsecond=0)
-    codes = named(finding)[1:] if finding.code == MEMORY_LOST.name else ()
-    return [Cause(code, since, finding.gpu, boot_id) for code in codes or (finding.code,)]
+    codes = finding.stands_for if finding.code == MEMORY_LOST.name else ()
+    return [Cause(code, since, finding.component, boot_id) for code in codes or (finding.code,)]
 
 
 def is_same(cause: Cause, finding: Finding) -> bool:
-    """Whether a finding of now may be what the record means."""
-    return cause.code in named(finding) and cause.gpu in ("", finding.gpu)
+    """Whether a present finding may be the one that the record means."""
+    return cause.code in codes_of(finding) and concerns(cause, finding.component)
 
 
-def needs_test(cause: Cause) -> bool:
-    """Whether only a burn-in that passes ends it: not even a reboot."""
-    return checks.exists(cause.code) and checks.code(cause.code).clears in (Clears.PASSED, Clears.TESTED)
+def concerns(cause: Cause, component: Component) -> bool:
+    """Whether a cause may be about this component.
+
+    One without a component may be about any. A MIG device and its GPU stand for each other, and so do the node and
+    what is no part of a GPU: a forgotten fault is raised on the GPU, else on the node.
+    """
+    if component.gpu or cause.component.gpu:
+        return cause.component == NODE or cause.component.gpu == component.gpu
+    return NODE in (cause.component, component) or cause.component == component
+
+
+def needs_burnin(cause: Cause) -> bool:
+    """Whether only a burn-in that passes ends the cause, and not even a reboot."""
+    if not CODES.exists(cause.code):
+        return False
+    return CODES.get(cause.code).clears in (Clears.TEST_PASSED, Clears.BURNIN_PASSED)
 
 
 def drains(finding: Finding) -> bool:
-    """Whether one of the forgotten findings for which this one stands asked for a drain."""
-    codes = named(finding)[1:] if finding.code == MEMORY_LOST.name else ()
-    return any(checks.code(code).drain for code in codes if checks.exists(code))
+    """Whether one of the forgotten faults for which this finding stands asked for a drain."""
+    codes = finding.stands_for if finding.code == MEMORY_LOST.name else ()
+    return any(CODES.get(code).drain for code in codes if CODES.exists(code))
 
 
-def joined(found: list[Cause]) -> str:
-    """Their codes, for people and for `named`. A comma in one that somebody has made up must not make two."""
-    names = (cause.code.replace(",", " ")[:_NAME_LIMIT] for cause in found)
-    return ", ".join(dict.fromkeys(name for name in names if name))
+def names(causes: list[Cause]) -> tuple[str, ...]:
+    """The codes of causes, each once and of bounded length: somebody else may have written them."""
+    return tuple(dict.fromkeys(cause.code[:_NAME_LIMIT] for cause in causes if cause.code))

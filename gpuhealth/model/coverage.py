@@ -1,93 +1,101 @@
-"""What the checks could measure, and when last: what they could not makes unknown, and is listed with the reason."""
+"""Which checks could be made in the last rounds, and when each was last made."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from gpuhealth import monitors as checks
+from gpuhealth.model.codes import CODES
+from gpuhealth.model.component import Component
 from gpuhealth.model.finding import NotChecked, Outcome
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.model.verdict import Coverage, NotCovered
 
-Key = tuple[str, str]
-"""Code and component."""
+Key = tuple[str, Component]
+"""Finding code and component."""
 
 
-class Measured:
-    """Of one node; `whole` is when every essential check last was measured, by us or by an agent before us."""
+class CoverageTracker:
+    """The coverage of one node. Every monitor has rounds of its own, and its outcomes replace those of its last one."""
 
-    def __init__(self, whole: datetime | None = None) -> None:
-        self.whole = self._before = whole
+    def __init__(self, last_complete: dict[str, datetime] | None = None) -> None:
+        """`last_complete` is when an earlier agent had last made every essential check, by source."""
+        self.last_complete = dict(last_complete or {})
+        self._before = dict(self.last_complete)
         self._last: dict[Key, datetime] = {}
         self._unmeasured: dict[Key, Missing] = {}
-        self._checked: set[str] = set()
-        self._round: set[Key] = set()
+        self._checked: dict[str, set[str]] = {}  # by source
+        self._rounds: dict[str, set[Key]] = {}  # by source
 
     def shift(self, step: timedelta) -> None:
-        """The clock was set by so much."""
-        self.whole = self.whole and self.whole + step
-        self._before = self._before and self._before + step
+        """Moves every time along after the wall clock was set."""
+        self.last_complete = {source: when + step for source, when in self.last_complete.items()}
+        self._before = {source: when + step for source, when in self._before.items()}
         self._last = {key: when + step for key, when in self._last.items()}
 
-    def begin_round(self, outcomes: Sequence[Outcome], now: datetime) -> None:
-        """What these outcomes of a whole round do not tell of is no longer covered."""
-        if not any(isinstance(each, NotChecked) and checks.code(each.code).essential for each in outcomes):
-            self.whole = now
-        self._round = {(outcome.code, outcome.component) for outcome in outcomes}
-        self._checked.clear()
-        self._unmeasured.clear()
+    def begin_round(self, source: str, outcomes: Sequence[Outcome], now: datetime) -> None:
+        """Starts a source's new round: what these outcomes do not mention is no longer covered by it."""
+        for key in self._rounds.get(source, set()):
+            self._unmeasured.pop(key, None)
+        self._rounds[source] = {(outcome.code, outcome.component) for outcome in outcomes}
+        self._checked[source] = {outcome.code for outcome in outcomes if not isinstance(outcome, NotChecked)}
+        if not any(isinstance(outcome, NotChecked) and CODES.get(outcome.code).essential for outcome in outcomes):
+            self.last_complete[source] = now
 
-    def take(self, outcome: Outcome, now: datetime) -> None:
-        """Notes whether it was measured."""
+    def add(self, outcome: Outcome, now: datetime) -> None:
+        """Notes whether the check behind an outcome could be made."""
         key = (outcome.code, outcome.component)
         if isinstance(outcome, NotChecked):
             self._unmeasured[key] = outcome.reason
             return
         self._last[key] = now
-        self._checked.add(outcome.code)
         self._unmeasured.pop(key, None)
 
     @property
     def unmeasured(self) -> dict[Key, Missing]:
-        """What could not be checked in the last round, and why."""
+        """What could not be checked in the last rounds, and why."""
         return dict(self._unmeasured)
 
     def last_measured(self) -> dict[str, datetime]:
         """By code, when it was last measured on the component that has waited longest."""
         oldest: dict[str, datetime] = {}
-        for key in self._round & self._last.keys():
-            oldest[key[0]] = min(self._last[key], oldest.get(key[0], self._last[key]))
+        for keys in self._rounds.values():
+            for key in keys & self._last.keys():
+                oldest[key[0]] = min(self._last[key], oldest.get(key[0], self._last[key]))
         return oldest
 
+    def components(self) -> set[Component]:
+        """The components that the last rounds had any outcome for."""
+        return {component for keys in self._rounds.values() for _, component in keys}
+
     def is_looked_for(self, key: Key) -> bool:
-        """Whether the last whole round had any outcome for it; before the first one everything is."""
-        return key in self._round or not self._round
+        """Whether the last rounds had any outcome for it; before the first round everything counts as looked for."""
+        return not self._rounds or any(key in keys for keys in self._rounds.values())
 
-    def unknown(self, now: datetime, patience_seconds: float, excused: MissingReason | None) -> set[str]:
-        """Components with an essential check that has not been measured for too long, or never, for any reason but
-        one that is excused."""
+    def unknown(self, now: datetime, patience_seconds: float, excused: MissingReason | None) -> set[Component]:
+        """Components with an essential check that has not been made for too long, or never.
+
+        A reason that is excused, such as a driver that was released on request, makes nothing unknown.
+        """
         patience = timedelta(seconds=patience_seconds)
+        before = {key: self._before.get(source) for source, keys in self._rounds.items() for key in keys}
 
-        def waited(key: Key) -> bool:
-            last = self._last.get(key, self._before)
+        def is_overdue(key: Key) -> bool:
+            last = self._last.get(key, before.get(key))
             return last is None or now - last >= patience
 
         return {
             component
             for (code, component), missing in self._unmeasured.items()
-            if checks.code(code).essential and missing.reason is not excused and waited((code, component))
+            if CODES.get(code).essential and missing.reason is not excused and is_overdue((code, component))
         }
 
     def coverage(self) -> Coverage:
-        """What the last round has checked and what not, with the components that a reason is common to."""
-        components: dict[tuple[str, str], list[str]] = {}
-        for (code, component), reason in self._unmeasured.items():
-            components.setdefault((code, str(reason)), []).append(component)
+        """What was checked in the last rounds, and what could not be."""
         return Coverage(
-            checked=tuple(sorted(self._checked)),
+            checked=tuple(sorted(set().union(*self._checked.values()))),
             not_checked=tuple(
-                NotCovered(code, f"{reason} ({', '.join(sorted(where))})")
-                for (code, reason), where in sorted(components.items())
+                NotCovered(code, component, missing.reason, missing.detail)
+                for (code, component), missing in sorted(self._unmeasured.items())
             ),
         )

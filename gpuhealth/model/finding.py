@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from gpuhealth.model.component import Component
 from gpuhealth.model.missing import Missing
 
 
@@ -49,34 +50,33 @@ class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
     line: str = ""  # the raw kernel-log line
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is wrong with one component."""
 
     code: str  # stable, subject.what
     severity: Severity
-    component: str  # "node", or the GPU's uuid (its PCI address while the uuid cannot be read), or a device
+    component: Component
     message: str
     action: Action
     evidence: Evidence
     first_seen: datetime
     last_seen: datetime
     clears_when: str
-    gpu: str = ""  # uuid (or PCI address) of the GPU concerned; empty for the node
-    mig_instance: str = ""  # uuid of the MIG device concerned, where the fault names one
+    stands_for: tuple[str, ...] = ()  # codes of faults that are over or forgotten, for which this one was raised
 
 
 class Clean(msgspec.Struct, frozen=True):
     """A check read what it needed and found nothing."""
 
     code: str
-    component: str
+    component: Component
 
 
 class NotChecked(msgspec.Struct, frozen=True):
     """A check could not read what it needed: neither clean nor a finding."""
 
     code: str
-    component: str
+    component: Component
     reason: Missing
 
 

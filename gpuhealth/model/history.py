@@ -1,14 +1,28 @@
-"""What the checks remember between rounds: counters as changes over time, event times, and the node's baseline.
+"""What checks remember between rounds: increases of counters, times of events, and how long conditions have held.
 
-Pure data: it is given the time, it survives a restart as JSON, and it is bounded by what the checks ask of it.
-The clock may step: nothing that lies in the future is believed.
+Pure data: the time is given, it survives a restart as JSON, and entries that no check has used for long are dropped.
+The wall clock may step: a time in the future is not believed.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NewType
 
 import msgspec
+
+from gpuhealth.model.component import Component
+
+KEEP_SECONDS = 7 * 86400.0
+"""An entry that no check has used for so long is dropped: the mount, interface or pod that it was about is gone."""
+
+Key = NewType("Key", str)
+"""Names one counter, event or condition: see `key`."""
+
+
+def key(what: str, component: Component, part: object = "") -> Key:
+    """The key of a check's memory: what is counted, on which component, and of which part of it (a link, a cause)."""
+    return Key(f"{what}/{component.id}/{part}" if part != "" else f"{what}/{component.id}")
 
 
 class Increase(msgspec.Struct, frozen=True):
@@ -25,26 +39,20 @@ class _Counter(msgspec.Struct):
     steps: list[tuple[float, int]] = []  # (time, increase), oldest first
 
 
-class Baseline(msgspec.Struct):
-    """What the node had when it was last seen whole."""
-
-    gpus: dict[str, str] = {}  # uuid -> PCI address
-    counted: int = 0  # GPUs that NVML has listed at once, those among them that never told their uuid
-    active_links: dict[str, list[int]] = {}  # uuid -> NVLinks that have been active
-    ecc: dict[str, bool] = {}  # uuid -> ECC was on
-    models: dict[str, str] = {}  # uuid -> name
+class _Condition(msgspec.Struct):
+    began: float | None  # when it began to hold; None while it does not
+    seen: float  # when it was last looked at
 
 
 class History(msgspec.Struct):
-    """The memory of one node."""
+    """What the checks of one node remember."""
 
-    baseline: Baseline = msgspec.field(default_factory=Baseline)
     counters: dict[str, _Counter] = {}
-    marks: dict[str, list[tuple[float, str]]] = {}  # event key -> (time, detail), oldest first
-    since: dict[str, float | None] = {}  # condition -> when it began to hold, None while it does not
+    events: dict[str, list[tuple[float, str]]] = {}  # by key: (time, detail), oldest first
+    conditions: dict[str, _Condition] = {}
 
-    def increase(self, key: str, value: int, now: float, window: float, first: int | None = None) -> Increase:
-        """Takes a counter's value at `now` and says how much it grew in the last `window` seconds.
+    def counter_increase(self, key: Key, value: int, now: float, window: float, first: int | None = None) -> Increase:
+        """Takes a counter's value at `now`; returns how much it grew in the last `window` seconds.
 
         The first value ever says nothing about growth (`seconds` is then 0), unless `first` names the value that a
         counter nobody has looked at yet is to be compared with. A value below the last one is a counter that began
@@ -68,35 +76,57 @@ class History(msgspec.Struct):
         counter.began, counter.seen, counter.last = min(counter.began, now), now, value
         return Increase(sum(amount for _, amount in counter.steps), min(window, now - counter.began))
 
-    def lasts(self, key: str, holds: bool, now: float, seconds: float) -> bool:
-        """Takes whether a condition holds at `now` and says whether it has for `seconds` without a break.
+    def held_for(self, key: Key, holds: bool, now: float, seconds: float) -> bool:
+        """Takes whether a condition holds at `now`; returns whether it has held for `seconds` without a break.
 
-        One that holds when it is looked at for the first time ever is taken to have held before: there is nothing to
-        tell otherwise, and a single look must be able to judge.
+        One that holds when it is looked at for the first time ever counts as having held before: nothing shows
+        otherwise, and a single look must be able to judge.
         """
-        began = self.since.get(key, 0.0) if holds else None
-        if holds:
-            began = now if began is None else min(now, began)
-        self.since[key] = began
-        return began is not None and now - began >= seconds
+        condition = self.conditions.get(key)
+        if condition is None:
+            condition = self.conditions[key] = _Condition(0.0 if holds else None, now)
+        if not holds:
+            condition.began = None
+        elif condition.began is None:
+            condition.began = now
+        else:
+            condition.began = min(now, condition.began)
+        condition.seen = now
+        return condition.began is not None and now - condition.began >= seconds
 
-    def mark(self, key: str, now: float, window: float, detail: str = "", keep: int = 64) -> list[tuple[float, str]]:
-        """Notes an event and returns those of the last `window` seconds, at most the `keep` newest."""
-        marks = self.recent(key, now, window)
-        marks.append((now, detail))
-        del marks[:-keep]
-        self.marks[key] = marks
-        return marks
+    def record_event(
+        self, key: Key, now: float, window: float, detail: str = "", keep: int = 64
+    ) -> list[tuple[float, str]]:
+        """Adds an event; returns those of the last `window` seconds, at most the `keep` newest, oldest first."""
+        events = self.events_within(key, now, window)
+        events.append((now, detail))
+        del events[:-keep]
+        self.events[key] = events
+        return events
 
-    def recent(self, key: str, now: float, window: float) -> list[tuple[float, str]]:
+    def events_within(self, key: Key, now: float, window: float) -> list[tuple[float, str]]:
         """The events of the last `window` seconds, oldest first."""
-        return [mark for mark in self.marks.get(key, []) if now - window < mark[0] <= now]
+        return [event for event in self.events.get(key, []) if now - window < event[0] <= now]
+
+    def forget_events_since(self, start: float) -> None:
+        """Drops events from `start` on (seconds since the epoch), so that reading a log again counts none twice."""
+        self.events = {key: [event for event in events if event[0] < start] for key, events in self.events.items()}
+
+    def prune(self, now: float) -> None:
+        """Drops what no check has used for KEEP_SECONDS."""
+        oldest = now - KEEP_SECONDS
+        self.counters = {key: counter for key, counter in self.counters.items() if counter.seen >= oldest}
+        self.conditions = {key: condition for key, condition in self.conditions.items() if condition.seen >= oldest}
+        self.events = {key: events for key, events in self.events.items() if events and events[-1][0] >= oldest}
 
     def shift(self, seconds: float) -> None:
-        """The clock was set: moves every time along."""
+        """Moves every time along after the wall clock was set by so many seconds."""
         for counter in self.counters.values():
             counter.began += seconds
             counter.seen += seconds
             counter.steps = [(when + seconds, amount) for when, amount in counter.steps]
-        self.marks = {key: [(when + seconds, text) for when, text in marks] for key, marks in self.marks.items()}
-        self.since = {key: began and began + seconds for key, began in self.since.items()}
+        self.events = {key: [(when + seconds, text) for when, text in events] for key, events in self.events.items()}
+        for condition in self.conditions.values():
+            condition.seen += seconds
+            if condition.began is not None:
+                condition.began += seconds

@@ -1,4 +1,4 @@
-"""Records of the kernel log, and the events that they mean."""
+"""Records of the kernel log, the events that they mean, and how completely the log is read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime
 import msgspec
 
 from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.pci import PciSlot
 
 
 class KernelRecord(msgspec.Struct, frozen=True):
@@ -18,19 +19,17 @@ class KernelRecord(msgspec.Struct, frozen=True):
     priority: int = 6  # syslog level, 0 emergency to 7 debug
 
 
-class KernelEvent(msgspec.Struct, frozen=True):
+class KernelEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A kernel-log record (or an NVML event) that means something."""
 
-    kind: (
-        str  # xid, sxid, nvrm, aer, edac, mce, hung_task, soft_lockup, fs_readonly, io_error, oom, mlx5, segfault, ...
-    )
+    kind: str  # xid, sxid, nvrm, aer, edac, mce, hung_task, soft_lockup, fs_readonly, io_error, oom, mlx5, segfault, …
     line: str
     finding: str  # the finding's code, such as xid.79
     severity: Severity
     action: Action
     time: datetime | None = None
     code: int | None = None  # the number, for xid and sxid
-    pci: str | None = None  # dddd:bb:dd, lower case
+    pci: PciSlot | None = None
     gpu_instance: int | None = None  # MIG GPU instance id, from "GPU-I:05"
     compute_instance: int | None = None  # MIG compute instance id, from "GPU-CI:01"
     pid: int | None = None
@@ -39,3 +38,12 @@ class KernelEvent(msgspec.Struct, frozen=True):
     interface: str = ""  # name of the network interface, of a line that names its PCI device too
     meaning: str = ""
     sequence: int = -1
+
+
+class KernelLogStatus(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """How completely the kernel log is being read."""
+
+    source: str  # "kmsg", or "nvml" where only XID events reach us
+    records: int = 0  # read since the reader started
+    lost_records: int = 0  # overwritten before they were read, since the last round
+    lag_seconds: float = 0.0

@@ -30,22 +30,23 @@ class MissingReason(enum.StrEnum):
 
 
 class Missing(msgspec.Struct, frozen=True, tag="missing"):
-    """In the place of a value that could not be read."""
+    """Stands in for a value that could not be read, and says why."""
 
     reason: MissingReason
     detail: str = ""
+
+    @property
+    def is_unsupported(self) -> bool:
+        """Whether there is nothing to check, since the device has no such thing."""
+        return self.reason is MissingReason.NOT_SUPPORTED
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
 
 
 Reading: TypeAlias = T | Missing
-
-
 """A value, or the reason why there is none. Not measured is not healthy: no default stands in for a value."""
 
-
 UNREAD = Missing(MissingReason.ERROR, "not read")
-
 
 NOT_SUPPORTED = Missing(MissingReason.NOT_SUPPORTED)

@@ -1,8 +1,8 @@
-"""Times with a zone."""
+"""Times with a zone, and how they are written."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -11,3 +11,13 @@ ZonedTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 """A time with its zone: without one it cannot be compared, and is refused when it is read from a file."""
+
+
+def to_second(time: datetime) -> datetime:
+    """The time in UTC without fractions of a second, as the API server keeps it."""
+    return time.astimezone(UTC).replace(microsecond=0)
+
+
+def format_time(time: datetime) -> str:
+    """The time as RFC 3339 text in UTC, to the second, as the API server writes it: 2026-03-01T12:00:00Z."""
+    return to_second(time).strftime("%Y-%m-%dT%H:%M:%SZ")

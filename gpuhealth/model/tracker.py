@@ -1,45 +1,35 @@
-"""Findings over time: what is raised, what has cleared, and what follows for the node.
+"""Findings over time: which are raised, which have cleared, and the verdict that follows from them.
 
-Pure: outcomes, the time and the boot id come in, changes and a verdict come out. A finding is raised when it has held
-for its `raise_after`, and ends by its own rule only: read clean for a while, recovery action back to none, a new boot,
-not repeated. A check that could not be made neither raises nor ends anything; an essential one makes unknown.
+Pure: outcomes, facts about the node and the time come in, changes and a verdict come out. A finding is raised when it
+has held for its `raise_after`, and ends only by its own rule: read clean for a while, recovery action back to none, a
+new boot, not repeated. A check that could not be made neither raises nor ends anything; an essential one makes unknown.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 
-from gpuhealth import monitors as checks
 from gpuhealth.model import causes
+from gpuhealth.model.burnin_run import BurninRun
 from gpuhealth.model.causes import Cause
-from gpuhealth.model.code import Clears, Code, Rule
-from gpuhealth.model.coverage import Key, Measured
+from gpuhealth.model.codes import CODES, Clears, Code, Rule
+from gpuhealth.model.component import NODE, Component, ComponentInfo, Kind
+from gpuhealth.model.coverage import CoverageTracker, Key
 from gpuhealth.model.finding import Clean, Finding, NotChecked, Outcome, Severity
-from gpuhealth.model.history import History
-from gpuhealth.model.lost_memory import MEMORY_LOST
-from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.model.tracker_state import Ledger as Ledger
-from gpuhealth.model.tracker_state import Tracked, is_remembered, note_end
-from gpuhealth.model.verdict import GpuVerdict, MigVerdict, State, Verdict
-from gpuhealth.monitors.burnin_results import checks as burnin
-from gpuhealth.monitors.nvidia.catalog.xid import RECOVERY_ACTION
-from gpuhealth.monitors.nvidia.checks.rule import known_gpus
-from gpuhealth.monitors.nvidia.readings import GpuReadings, Release
-from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import FindingPolicy, Settings
+from gpuhealth.model.missing import MissingReason
+from gpuhealth.model.out_of_service import BURNIN_REQUIRED, MEMORY_LOST
+from gpuhealth.model.policy import FindingPolicy
+from gpuhealth.model.tracker_state import TrackedFinding, TrackerState, add_ended, is_remembered
+from gpuhealth.model.verdict import ComponentVerdict, GpuVerdict, MigVerdict, State, Verdict
 
-# A GPU that asked for recovery and no longer does has been reset: this ends what only a reset can end.
-_DRIVERS_WORD = f"xid.{RECOVERY_ACTION}"
-_RECOVERY_SIGNALS = ("gpu.recovery_action", "gpu.reset_required", _DRIVERS_WORD)
-
-_REBOOT_ENDS = (Clears.RECOVERY, Clears.REBOOT, Clears.PROVEN)
-_TEST_ENDS = (Clears.TESTED, Clears.PROVEN)
-_READ_AGAIN = (Clears.REREAD, Clears.PASSED)
-"""What is found anew in every round for as long as it is so."""
+_ENDED_BY_REBOOT = (Clears.RECOVERY, Clears.REBOOT, Clears.REBOOT_OR_BURNIN)
+_ENDED_BY_BURNIN = (Clears.BURNIN_PASSED, Clears.REBOOT_OR_BURNIN)
+_READ_AGAIN = (Clears.CLEAN_READING, Clears.TEST_PASSED)
+"""Findings that are raised anew in every round for as long as the fault is there."""
 
 
 class ChangeKind(enum.StrEnum):
@@ -60,176 +50,231 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Quarantine(msgspec.Struct, frozen=True):
-    """Why the node should be out of service, worst first, and whether its pods should be moved."""
+    """Why the node should be out of service, worst first, and whether its pods should be evicted."""
 
     findings: tuple[Finding, ...] = ()
     drain: bool = False
-    causes: tuple[Cause, ...] = ()  # the same, as the Node's record says it
+    causes: tuple[Cause, ...] = ()  # the entries of the record on the Node for these findings
 
 
-class Findings:
-    """The findings of one node. `one_look`: nothing to wait for, every reading counts at once."""
+class TrackerRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What the settings say about findings."""
+
+    policy: Callable[[str], FindingPolicy] = lambda _: FindingPolicy()  # by finding code
+    code_of: Callable[[Finding], Code] = CODES.of
+    unknown_after: float = 120.0  # seconds without an essential check after which a component is unknown
+    test_before_return: bool = False  # a burn-in must pass before the node returns to service
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the tracker has to know of a round beside the outcomes."""
+
+    node: str
+    time: datetime
+    boot_id: str
+    components: tuple[ComponentInfo, ...] = ()  # present and remembered ones
+    complete: frozenset[Kind] = frozenset()  # kinds whose components were all listed: what is absent is gone
+    burnins: tuple[BurninRun, ...] = ()  # results that lie on the node
+    excused: MissingReason | None = None  # why essential checks may be missing without making anything unknown
+
+    @property
+    def gpus(self) -> tuple[ComponentInfo, ...]:
+        """The GPUs among the components."""
+        return tuple(info for info in self.components if info.component.kind is Kind.GPU)
+
+
+class FindingTracker:
+    """The findings of one node. With `one_look` there is nothing to wait for: every reading counts at once."""
 
     def __init__(
-        self,
-        settings: Settings,
-        ledger: Ledger | None = None,
-        node_labels: dict[str, str] | None = None,
-        one_look: bool = False,
+        self, rules: TrackerRules | None = None, state: TrackerState | None = None, one_look: bool = False
     ) -> None:
-        self.measured = Measured(ledger.measured if ledger else None)
+        state = state or TrackerState()
+        self.coverage = CoverageTracker(state.last_complete)
         self._one_look = one_look
-        self._tracked: dict[Key, Tracked] = {
+        self._tracked: dict[Key, TrackedFinding] = {
             (tracked.finding.code, tracked.finding.component): tracked
-            for tracked in (ledger.tracked if ledger else [])
-            if checks.exists(tracked.finding.code)  # another version's may not
+            for tracked in state.tracked
+            if CODES.exists(tracked.finding.code)  # another version's may not
         }
-        self._restored = ledger.restored if ledger else None
-        self._ended = ledger.ended if ledger else []
-        self._names: dict[str, str] = {}  # uuids by what a GPU was known by before it told its own
-        self.configure(settings, node_labels or {})
+        self._restored = state.restored
+        self._ended = state.ended
+        self._aliases: dict[str, str] = {}
+        self.configure(rules or TrackerRules())
 
-    def configure(self, settings: Settings, node_labels: dict[str, str]) -> None:
-        """Takes new settings or node labels; they hold from the next round on."""
-        self._settings, self._node_labels = settings, node_labels
+    def configure(self, rules: TrackerRules) -> None:
+        """Takes new rules; they hold from the next round on."""
+        self._rules = rules
         self._policies: dict[str, FindingPolicy] = {}
 
-    def ledger(self) -> Ledger:
-        """What to remember."""
-        return Ledger(list(self._tracked.values()), self._restored, self.measured.whole, self._ended)
+    def state(self) -> TrackerState:
+        """What to remember over a restart."""
+        return TrackerState(list(self._tracked.values()), self._restored, self.coverage.last_complete, self._ended)
 
     def shift(self, seconds: float) -> None:
-        """The clock was set by so many seconds."""
-        self.ledger().shift(seconds)
-        self.measured.shift(timedelta(seconds=seconds))
+        """Moves every time along after the wall clock was set by so many seconds."""
+        self.state().shift(seconds)
+        self.coverage.shift(timedelta(seconds=seconds))
 
-    def attribute(self, names: dict[str, str]) -> None:
-        """Names components anew: a GPU that was known by its address or index when a finding came has told its uuid."""
-        self._names |= names
+    def set_gpu_aliases(self, aliases: dict[str, str]) -> None:
+        """Renames GPUs: takes their uuids by the names that they had before (PCI address, slot, index)."""
+        self._aliases |= aliases
         for key, tracked in list(self._tracked.items()):
-            if (uuid := names.get(key[1].removesuffix(".0"))) and uuid != key[1]:
+            component = self._renamed(key[1])
+            if component != key[1]:
                 del self._tracked[key]
-                tracked.finding = msgspec.structs.replace(tracked.finding, component=uuid, gpu=uuid)
-                self._tracked.setdefault((key[0], uuid), tracked)
+                tracked.finding = msgspec.structs.replace(tracked.finding, component=component)
+                self._tracked.setdefault((key[0], component), tracked)
+
+    def _renamed(self, component: Component) -> Component:
+        if component.kind is Kind.GPU:
+            return Component(Kind.GPU, self._aliases.get(component.id, component.id))
+        if component.parent in self._aliases:
+            return msgspec.structs.replace(component, parent=self._aliases[component.parent])
+        return component
 
     def active(self) -> tuple[Finding, ...]:
         """The raised findings, worst and oldest first."""
         raised = (tracked.finding for tracked in self._tracked.values() if tracked.raised)
         return tuple(sorted(raised, key=lambda finding: (-finding.severity.rank, finding.first_seen, finding.code)))
 
-    def take_round(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
-        """Takes the outcomes of a whole round: what it could not measure is no longer covered."""
+    def apply_round(self, source: str, outcomes: Iterable[Outcome], facts: NodeFacts) -> list[Change]:
+        """Applies the outcomes of one monitor's round, and ends what the facts of the round end."""
         outcomes = list(outcomes)
-        self.measured.begin_round(outcomes, now)
-        return self.take(outcomes, now, boot_id)
+        self.coverage.begin_round(source, outcomes, facts.time)
+        changes = self.apply(outcomes, facts.time, facts.boot_id)
+        return changes + self.resolve(facts)
 
-    def take(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
-        """Takes outcomes of a part of the checks, such as those of kernel-log events."""
+    def apply(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
+        """Applies outcomes of a part of the checks, such as those of kernel-log events."""
         out = self._out()
         changes: list[Change] = []
         for outcome in outcomes:
             key = (outcome.code, outcome.component)
-            self.measured.take(outcome, now)
+            self.coverage.add(outcome, now)
             if isinstance(outcome, NotChecked):
-                if tracked := self._tracked.get(key):
-                    tracked.clean_since = None  # not known to be clean any more
-                    unseen = (now - tracked.finding.last_seen).total_seconds()
-                    if not tracked.raised and unseen > self._rule(tracked.finding).raise_after:
-                        del self._tracked[key]  # not known to have held: should it be seen again, it begins anew
+                self._not_checked(key, now)
             elif isinstance(outcome, Clean):
                 changes += self._clean(key, now)
             elif not self._policy(outcome.code).ignore:
                 changes += self._found(key, outcome, now, boot_id)
         changes += self._found_again(out, now)
         changes += self._expired(now, boot_id)
-        return changes + self._require_tests(out, now, boot_id)
+        return changes + self._require_burnins(out, now, boot_id)
 
-    def settle(self, readings: NodeReadings, history: History) -> list[Change]:
-        """What ends by something else than its own check: its GPU is gone for good, or the burn-in asked for passed."""
-        out, now = self._out(), readings.time
-        gpus = {gpu.component for gpu in known_gpus(readings, history)}
-        named = {
-            tracked.finding.gpu
-            for tracked in self._tracked.values()
-            if tracked.finding.gpu.startswith("GPU-")
-            or (tracked.finding.gpu and self._clears(tracked) is Clears.REREAD)
-        }
-        gone = named - gpus if _is_complete(readings) else set()
-        changes = [
-            self._cleared(key, now, "the GPU is no longer in the node")
-            for key, tracked in list(self._tracked.items())
-            if tracked.finding.gpu in gone
-            # With the memory of a fault that of the node's GPUs may be lost, too: only a boot can have changed them.
-            and not (tracked.recalled and tracked.boot_id == readings.boot_id)
-        ]
-        runs = () if isinstance(readings.burnin, Missing) else readings.burnin.runs
+    def resolve(self, facts: NodeFacts) -> list[Change]:
+        """Ends what ends by something else than its own check: its component is gone, or the burn-in has passed."""
+        out, now = self._out(), facts.time
+        changes = [self._cleared(key, now, f"the {key[1].kind} is no longer in the node") for key in self._gone(facts)]
+        gone = {change.finding.component for change in changes}
+        gpus = {info.component.id for info in facts.gpus}
         for key, tracked in list(self._tracked.items()):
-            since, gpu = tracked.finding.last_seen, tracked.finding.gpu
+            since, gpu = tracked.finding.last_seen, key[1].gpu
             wanted = {gpu} if gpu else gpus
-            passed = {each for run in runs if run.started > since for each in wanted if run.passed_on(each)}
-            if self._clears(tracked) in _TEST_ENDS and wanted == passed != set():
+            later = [run for run in facts.burnins if run.started > since]
+            passed = {uuid for uuid in wanted if any(run.passed_on(uuid) for run in later)}
+            if passed and passed == wanted and self._clears(tracked) in _ENDED_BY_BURNIN:
                 changes.append(self._cleared(key, now, "a burn-in has passed"))
                 out.pop(key, None)  # it asks for no other one
-        return changes + self._require_tests(out, now, readings.boot_id, gone)
+        return changes + self._require_burnins(out, now, facts.boot_id, gone)
+
+    def _gone(self, facts: NodeFacts) -> list[Key]:
+        """Findings on components that are no longer in the node."""
+        present = {info.component for info in facts.components}
+        gone = []
+        for key, tracked in self._tracked.items():
+            component = key[1]
+            owner = Component(Kind.GPU, component.gpu) if component.gpu else component
+            if owner.kind not in facts.complete or owner in present:
+                continue
+            # A GPU that was known by its address alone may be one of those that are present: what is read again ends
+            # by itself there, and what the kernel log reported once has nobody else to be about.
+            unnamed = owner.kind is Kind.GPU and not owner.id.startswith("GPU-")
+            if unnamed and self._clears(tracked) is not Clears.CLEAN_READING:
+                continue
+            # With the memory of a fault that of the node's components may be lost: only a boot can have changed them.
+            if not (tracked.recalled and tracked.boot_id == facts.boot_id):
+                gone.append(key)
+        return gone
 
     def dismiss(self, code: str, now: datetime) -> list[Change]:
-        """A person says that it is enough: ends the findings of a code."""
+        """Ends all findings of a code because a person says so."""
         return [self._cleared(key, now, "a person says so") for key in list(self._tracked) if key[0] == code]
 
     def _out(self) -> dict[Key, Finding]:
         """The findings for which the node should be out of service."""
-        return {(each.code, each.component): each for each in self.active() if self._rule(each).quarantines(each)}
+        return {
+            (finding.code, finding.component): finding
+            for finding in self.active()
+            if self._rule(finding).quarantines(finding)
+        }
 
-    def _require_tests(
-        self, before: dict[Key, Finding], now: datetime, boot_id: str, gone: Collection[str] = ()
+    def _require_burnins(
+        self, before: dict[Key, Finding], now: datetime, boot_id: str, gone: Collection[Component] = ()
     ) -> list[Change]:
-        """What takes the place of findings that no longer keep the node out of service, where the settings say so.
+        """Raises burnin.required in place of findings that no longer quarantine, where the settings ask for it.
 
         A test that failed asks for one that passes by itself, unless its GPU was replaced: then all are to be tested.
         """
         changes, still = [], self._out()
         for key, ended in before.items():
-            rule, replaced = self._rule(ended), ended.gpu in gone
+            rule, replaced = self._rule(ended), ended.component in gone
             wanted = rule.policy.test_before_return
-            wanted = self._settings.quarantine.test_before_return if wanted is None else wanted
-            if key in still or not wanted or (rule.code.clears in (Clears.PASSED, Clears.TESTED) and not replaced):
+            if wanted is None:
+                wanted = self._rules.test_before_return
+            needs_own_test = rule.code.clears in (Clears.TEST_PASSED, Clears.BURNIN_PASSED) and not replaced
+            if key in still or not wanted or needs_own_test:
                 continue
-            gpu = GpuReadings(-1, uuid=ended.gpu) if ended.gpu and not replaced else None
+            component = NODE if replaced else _gpu_or_node(ended.component)
             message = f"{ended.code} has cleared; a burn-in that passes is awaited before the node returns"
-            awaited = burnin.REQUIRED.found(gpu, message, now=now, source=ended.code, reading=ended.message)
+            awaited = BURNIN_REQUIRED.found(
+                component, message, now=now, source=ended.code, reading=ended.message, stands_for=(ended.code,)
+            )
             changes += self._found((awaited.code, awaited.component), awaited, now, boot_id)
         return changes
 
     def _policy(self, name: str) -> FindingPolicy:
         if name not in self._policies:
-            self._policies[name] = self._settings.policy(name, self._node_labels)
+            self._policies[name] = self._rules.policy(name)
         return self._policies[name]
 
     def _rule(self, finding: Finding) -> Rule:
-        return Rule(checks.code_of(finding, self._settings), self._policy(finding.code))
+        return Rule(self._rules.code_of(finding), self._policy(finding.code))
+
+    def _clears(self, tracked: TrackedFinding) -> Clears:
+        return self._rules.code_of(tracked.finding).clears
+
+    def _not_checked(self, key: Key, now: datetime) -> None:
+        tracked = self._tracked.get(key)
+        if tracked is None:
+            return
+        tracked.clean_since = None  # not known to be clean any more
+        unseen = (now - tracked.finding.last_seen).total_seconds()
+        if not tracked.raised and unseen > self._rule(tracked.finding).raise_after:
+            del self._tracked[key]  # not known to have held: should it be seen again, its time begins anew
 
     def _found(self, key: Key, finding: Finding, now: datetime, boot_id: str) -> list[Change]:
         policy = self._policy(finding.code)
         if policy.severity is not None:
             finding = msgspec.structs.replace(finding, severity=policy.severity)
+        code = self._rules.code_of(finding)
         if policy.clear_after is not None:
-            code = msgspec.structs.replace(self._rule(finding).code, clear_after=policy.clear_after)
+            code = msgspec.structs.replace(code, clear_after=policy.clear_after)
             finding = msgspec.structs.replace(finding, clears_when=code.clears_when)
         tracked = self._tracked.get(key)
         if tracked is None:
             first = msgspec.structs.replace(finding, first_seen=now)
-            tracked = self._tracked[key] = Tracked(first, raised=False, boot_id=boot_id)
+            tracked = self._tracked[key] = TrackedFinding(first, raised=False, boot_id=boot_id)
         before = tracked.finding
-        worst = max(before.severity, finding.severity, key=lambda each: each.rank)
-        reread = self._rule(finding).code.clears is Clears.REREAD
-        severity = finding.severity if reread else worst
+        worst = max(before.severity, finding.severity, key=lambda severity: severity.rank)
+        severity = finding.severity if code.clears is Clears.CLEAN_READING else worst
         tracked.finding = msgspec.structs.replace(
             finding, severity=severity, first_seen=before.first_seen, last_seen=now
         )
         tracked.clean_since, tracked.boot_id = None, boot_id
-        if finding.code in _RECOVERY_SIGNALS:
+        if code.asks_for_recovery:
             for other in self._tracked.values():
-                other.recovery_seen |= other.finding.gpu == finding.gpu
+                other.recovery_seen |= other.finding.component.gpu == finding.component.gpu
         if not tracked.raised:
             held = (now - before.first_seen).total_seconds()
             if not self._one_look and held < self._rule(tracked.finding).raise_after:
@@ -242,40 +287,45 @@ class Findings:
 
     def _clean(self, key: Key, now: datetime) -> list[Change]:
         tracked = self._tracked.get(key)
-        if tracked and key[0] == _DRIVERS_WORD:  # said once, when it is so
+        if tracked is None:
+            return []
+        rule = self._rule(tracked.finding)
+        if rule.code.ends_by_log:
             return [self._cleared(key, now, "the driver asks for no recovery any more"), *self._recovered(key, now)]
-        if tracked is None or self._clears(tracked) not in (*_READ_AGAIN, Clears.LOGGED):
+        clears = rule.code.clears
+        if clears not in (*_READ_AGAIN, Clears.LOGGED_END):
             return []
         if not tracked.raised:
             del self._tracked[key]
             return []
         tracked.clean_since = tracked.clean_since or now
-        if self._clears(tracked) is Clears.PASSED:
+        if clears is Clears.TEST_PASSED:
             return [self._cleared(key, now, "the test has passed")]
-        if self._clears(tracked) is Clears.LOGGED:
+        if clears is Clears.LOGGED_END:
             return [self._cleared(key, now, "the kernel log reports its end")]
-        clear_after = self._rule(tracked.finding).clear_after
-        if (now - tracked.clean_since).total_seconds() < clear_after and self._is_read(key, tracked):
-            return []  # a word of the kernel on what no round reads will not be said twice
-        changes = [self._cleared(key, now, f"read clean for {clear_after:g} s")]
-        return changes + self._recovered(key, now) if key[0] in _RECOVERY_SIGNALS else changes
+        # What only the kernel log reported, and no round reads, cannot be read clean a second time.
+        if self._will_be_read(key, tracked) and (now - tracked.clean_since).total_seconds() < rule.clear_after:
+            return []
+        changes = [self._cleared(key, now, f"read clean for {rule.clear_after:g} s")]
+        return changes + self._recovered(key, now) if rule.code.asks_for_recovery else changes
 
     def _recovered(self, signal: Key, now: datetime) -> list[Change]:
-        """What only a reset could end, once the signal that it was asked for has cleared."""
+        """Ends what only a reset can end, once the request for a reset has cleared."""
         return [
             self._cleared(key, now, f"{signal[0]} of the GPU has cleared: it was reset")
             for key, latched in list(self._tracked.items())
-            if latched.finding.gpu == signal[1] and latched.recovery_seen and self._clears(latched) is Clears.RECOVERY
+            if signal[1].gpu and key[1].gpu == signal[1].gpu
+            if latched.recovery_seen and self._clears(latched) is Clears.RECOVERY
         ]
 
     def _expired(self, now: datetime, boot_id: str) -> list[Change]:
-        """What ends by a new boot or by not being repeated."""
+        """Ends what a new boot ends, and what was not repeated for long enough."""
         changes = []
         for key, tracked in list(self._tracked.items()):
             clears = self._clears(tracked)
-            if clears in _REBOOT_ENDS and "" not in (boot_id, tracked.boot_id) and tracked.boot_id != boot_id:
+            if clears in _ENDED_BY_REBOOT and "" not in (boot_id, tracked.boot_id) and tracked.boot_id != boot_id:
                 changes.append(self._cleared(key, now, "the node has rebooted"))
-            elif clears in (Clears.EXPIRY, Clears.LOGGED):
+            elif clears in (Clears.QUIET_PERIOD, Clears.LOGGED_END):
                 quiet = (now - tracked.finding.last_seen).total_seconds()
                 clear_after = self._rule(tracked.finding).clear_after
                 if quiet >= clear_after:
@@ -283,7 +333,7 @@ class Findings:
         return changes
 
     def restore(self, when: datetime, now: datetime) -> list[Change]:
-        """A person declared the node well: what no round reads again and was last seen before that is over.
+        """Ends findings that no round reads again and that were last seen before a person restored the node at `when`.
 
         Once for each `when`: a person's clock that is fast must not end what comes later.
         """
@@ -291,147 +341,153 @@ class Findings:
             return []
         self._restored = when
         return [
-            self._cleared(key, now, f"a person has declared the node well ({when:%Y-%m-%d %H:%M:%SZ})")
+            self._cleared(key, now, f"a person has restored the node ({when:%Y-%m-%d %H:%M:%SZ})")
             for key, tracked in list(self._tracked.items())
-            if tracked.raised and tracked.finding.last_seen <= when and not self._is_read(key, tracked)
+            if tracked.raised and tracked.finding.last_seen <= when and not self._will_be_read(key, tracked)
         ]
 
-    def _is_read(self, key: Key, tracked: Tracked) -> bool:
-        """Whether its end will be read: that of a failed test is, and of what the last round had an outcome for."""
+    def _will_be_read(self, key: Key, tracked: TrackedFinding) -> bool:
+        """Whether the finding's end will be read: of a failed test it is, and of what the last round looked at."""
         clears = self._clears(tracked)
-        return clears is Clears.PASSED or (clears is Clears.REREAD and self.measured.is_looked_for(key))
-
-    def _clears(self, tracked: Tracked) -> Clears:
-        return self._rule(tracked.finding).code.clears
+        return clears is Clears.TEST_PASSED or (clears is Clears.CLEAN_READING and self.coverage.is_looked_for(key))
 
     def recall(
         self, record: Sequence[Cause], out_since: datetime, restored: datetime | None, now: datetime, boot_id: str
     ) -> list[Change]:
-        """Takes up why the node is out by its own record, as far as nobody here remembers what became of that.
+        """Raises findings for causes in the Node's record of which nobody here remembers what became of them.
 
-        `restored` is when a person last declared the node well, as the Node says now.
+        `restored` is when a person last restored the node, as the Node says now.
         """
         out = self._out()
-        renamed = [
-            msgspec.structs.replace(each, gpu=self._names.get(each.gpu.removesuffix(".0"), each.gpu)) for each in record
-        ]
+        renamed = [msgspec.structs.replace(cause, component=self._renamed(cause.component)) for cause in record]
         known = self._tracked.values()
         lost = [cause for cause in renamed if not is_remembered(cause, known, out.values(), self._ended)]
         changes: list[Change] = []
-        for gpu, tested in dict.fromkeys((cause.gpu, causes.needs_test(cause)) for cause in lost):
-            alike = [cause for cause in lost if (cause.gpu, causes.needs_test(cause)) == (gpu, tested)]
-            changes += self._recalled(burnin.REQUIRED if tested else MEMORY_LOST, alike, out_since, now, boot_id)
+        for component, tested in dict.fromkeys((_gpu_or_node(c.component), causes.needs_burnin(c)) for c in lost):
+            alike = [
+                cause
+                for cause in lost
+                if (_gpu_or_node(cause.component), causes.needs_burnin(cause)) == (component, tested)
+            ]
+            code = BURNIN_REQUIRED if tested else MEMORY_LOST
+            changes += self._recalled(code, component, alike, out_since, now, boot_id)
         if changes and self._restored is None and restored is not None and restored > now:
             self._restored = restored  # by a clock that is fast, and before or after the fault: that cannot be told
         before = out | self._out()
-        return changes + self._expired(now, boot_id) + self._require_tests(before, now, boot_id)
+        return changes + self._expired(now, boot_id) + self._require_burnins(before, now, boot_id)
 
     def _recalled(
-        self, code: Code, alike: list[Cause], out_since: datetime, now: datetime, boot_id: str
+        self, code: Code, component: Component, alike: list[Cause], out_since: datetime, now: datetime, boot_id: str
     ) -> list[Change]:
-        """One finding in the place of forgotten ones of the same GPU, or of the node."""
-        gpu = GpuReadings(-1, uuid=alike[0].gpu) if alike[0].gpu else None
-        since, codes = max(out_since, *(cause.since for cause in alike)), causes.joined(alike)
+        """Raises one finding in place of forgotten ones of the same GPU, or of the node."""
+        since, codes = max(out_since, *(cause.since for cause in alike)), causes.names(alike)
         boots = {cause.boot_id for cause in alike}
         boot = boots.pop() if len(boots) == 1 else ""  # of different ones, or of one that is not known: as if of this
+        listed = ", ".join(codes)
         message = (
-            f"out of service since {since:%Y-%m-%dT%H:%M:%SZ} for {codes}, by the Node's record;"
+            f"out of service since {since:%Y-%m-%dT%H:%M:%SZ} for {listed}, by the Node's record;"
             " the agent does not remember that this has ended"
         )
-        source = codes if code is burnin.REQUIRED else "the record on the Node"
-        found = code.found(gpu, message, now=since, source=source, reading=codes)
+        source = listed if code is BURNIN_REQUIRED else "the record on the Node"
+        found = code.found(component, message, now=since, source=source, reading=listed, stands_for=codes)
         key = (found.code, found.component)
         if self._policy(code.name).ignore or key in self._tracked:
             return []
-        self._tracked[key] = Tracked(found, raised=True, boot_id=boot or boot_id, recalled=True)
+        self._tracked[key] = TrackedFinding(found, raised=True, boot_id=boot or boot_id, recalled=True)
         return [Change(ChangeKind.RAISED, found, now)]
 
     def _found_again(self, out: dict[Key, Finding], now: datetime) -> list[Change]:
-        """A forgotten fault that is found again is an ordinary finding again."""
+        """Ends the stand-in for forgotten faults once all of them are found again as ordinary findings."""
         changes = []
         for key, tracked in list(self._tracked.items()):
             if key[0] != MEMORY_LOST.name:
                 continue
-            found, others = tracked.finding, [each for each in self._out().values() if each.code != key[0]]
-            forgotten = causes.of(found, "")
-            left = [cause for cause in forgotten if not any(causes.is_same(cause, each) for each in others)]
+            others = [finding for finding in self._out().values() if finding.code != key[0]]
+            forgotten = causes.causes_of(tracked.finding, "")
+            left = [cause for cause in forgotten if not any(causes.is_same(cause, finding) for finding in others)]
             if not left:
-                changes.append(self._cleared(key, now, f"found again: {causes.joined(forgotten)}"))
+                changes.append(self._cleared(key, now, f"found again: {', '.join(causes.names(forgotten))}"))
                 out.pop(key, None)  # what was found takes its place
         return changes
 
     def _cleared(self, key: Key, now: datetime, reason: str) -> Change:
         finding = self._tracked.pop(key).finding
-        note_end(self._ended, finding, now)
+        add_ended(self._ended, finding, now)
         return Change(ChangeKind.CLEARED, finding, now, reason)
 
     def quarantine(self) -> Quarantine:
         """The findings for which the node should be out of service; none if it should not."""
         findings = self._out()
         boots = {key: self._tracked[key].boot_id for key in findings}
-        record = [cause for key, finding in findings.items() for cause in causes.of(finding, boots[key])]
+        record = [cause for key, finding in findings.items() for cause in causes.causes_of(finding, boots[key])]
         return Quarantine(
             tuple(findings.values()),
-            drain=any(self._rule(each).drains(each) or causes.drains(each) for each in findings.values()),
-            causes=tuple(record[: causes.MOST]),
+            drain=any(self._rule(finding).drains(finding) or causes.drains(finding) for finding in findings.values()),
+            causes=tuple(record[: causes.MAX_CAUSES]),
         )
 
-    def verdict(self, readings: NodeReadings, history: History, now: datetime) -> Verdict:
-        """The node's and every GPU's state; a GPU that is remembered and gone is among them."""
+    def verdict(self, facts: NodeFacts) -> Verdict:
+        """The state of the node and of every component; a component that is remembered and gone is among them."""
         findings = self.active()
-        unknown = self._unknown(now, readings.release)
-        gpus = [self._gpu_verdict(gpu, history, findings, unknown) for gpu in known_gpus(readings, history)]
-        states = [gpu.verdict for gpu in gpus]
-        named = {gpu.uuid for gpu in gpus}
-        states += [_state_of(finding) for finding in findings if finding.gpu not in named]
-        states += [State.UNKNOWN for component in unknown if component not in named]
+        patience = 0.0 if self._one_look else self._rules.unknown_after
+        unknown = self.coverage.unknown(facts.time, patience, facts.excused)
+        states = _states(facts, findings, unknown, self.coverage.components())
         return Verdict(
-            node=readings.node,
-            time=now,
-            verdict=State.combined(states),
-            gpus=tuple(gpus),
-            findings=findings,
-            coverage=self.measured.coverage(),
-        )
-
-    def _unknown(self, now: datetime, release: Release | None) -> set[str]:
-        """Components with an essential check that has not been measured for too long, or never.
-
-        While the driver is released on request what was known holds, though not for ever.
-        """
-        patience = 0.0 if self._one_look else self._settings.unknown_after
-        within = (
-            release
-            and release.known
-            and (now - release.since).total_seconds() < self._settings.driver_release.max_duration
-        )
-        return self.measured.unknown(now, patience, excused=MissingReason.RELEASED if within else None)
-
-    def _gpu_verdict(
-        self, gpu: GpuReadings, history: History, findings: tuple[Finding, ...], unknown: set[str]
-    ) -> GpuVerdict:
-        own = [finding for finding in findings if finding.gpu == gpu.component]
-
-        def state(concerned: list[Finding]) -> State:
-            states = [_state_of(finding) for finding in concerned]
-            return State.combined([State.UNKNOWN if gpu.component in unknown else State.HEALTHY, *states])
-
-        return GpuVerdict(
-            index=gpu.index,
-            uuid=gpu.component,
-            pci=gpu.pci if isinstance(gpu.pci, str) else "",
-            model=gpu.name if isinstance(gpu.name, str) else history.baseline.models.get(gpu.component, ""),
-            verdict=state(own),
-            mig=tuple(
-                MigVerdict(
-                    mig.uuid,
-                    mig.gpu_instance,
-                    # What concerns the whole GPU concerns every instance on it.
-                    state([finding for finding in own if finding.mig_instance in ("", mig.uuid)]),
-                )
-                for mig in gpu.mig_devices
+            node=facts.node,
+            time=facts.time,
+            verdict=State.combined(states.values()),
+            components=tuple(
+                _component_verdict(component, states) for component in sorted(states) if component != NODE
             ),
+            gpus=tuple(_gpu_verdict(info, facts, states) for info in facts.gpus),
+            findings=findings,
+            coverage=self.coverage.coverage(),
         )
+
+
+def _states(
+    facts: NodeFacts, findings: tuple[Finding, ...], unknown: set[Component], seen: set[Component]
+) -> dict[Component, State]:
+    """The state of every component. What concerns a whole GPU concerns every MIG device on it."""
+    known = {info.component for info in facts.components}
+    found = {finding.component for finding in findings}
+    parts: dict[Component, list[State]] = {component: [] for component in (*known, *found, *unknown, *seen)}
+    for component, states in parts.items():
+        states.append(State.UNKNOWN if component in unknown else State.HEALTHY)
+    for finding in findings:
+        parts[finding.component].append(_state_of(finding))
+    whole = {component: State.combined(states) for component, states in parts.items()}
+    for component, state in list(whole.items()):
+        owner = _gpu_or_node(component)
+        if component.kind is Kind.MIG and owner in whole:
+            whole[component] = State.combined([state, whole[owner]])
+            parts[owner].append(state)
+    return whole | {component: State.combined(parts[component]) for component in whole if component.kind is Kind.GPU}
+
+
+def _component_verdict(component: Component, states: dict[Component, State]) -> ComponentVerdict:
+    return ComponentVerdict(kind=component.kind, id=component.id, parent=component.parent, verdict=states[component])
+
+
+def _gpu_verdict(info: ComponentInfo, facts: NodeFacts, states: dict[Component, State]) -> GpuVerdict:
+    own = [
+        part
+        for part in facts.components
+        if part.component.kind is Kind.MIG and part.component.parent == info.component.id
+    ]
+    return GpuVerdict(
+        index=info.index,
+        uuid=info.component.id,
+        pci=info.pci or "",
+        model=info.model,
+        verdict=states[info.component],
+        mig=tuple(MigVerdict(part.component.id, part.index, states[part.component]) for part in own),
+    )
+
+
+def _gpu_or_node(component: Component) -> Component:
+    """The GPU that a component is or belongs to, else the node: what a burn-in can test."""
+    return Component(Kind.GPU, component.gpu) if component.gpu else NODE
 
 
 def _state_of(finding: Finding) -> State:
@@ -440,11 +496,3 @@ def _state_of(finding: Finding) -> State:
         Severity.WARNING: State.DEGRADED,
         Severity.CRITICAL: State.UNHEALTHY,
     }[finding.severity]
-
-
-def _is_complete(readings: NodeReadings) -> bool:
-    """Whether NVML has told of every GPU which one it is."""
-    nvml = readings.nvml
-    if isinstance(nvml, Missing) or nvml.problem or not nvml.answered:
-        return False
-    return all(isinstance(gpu.uuid, str) for gpu in nvml.gpus)

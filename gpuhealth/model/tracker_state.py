@@ -1,4 +1,4 @@
-"""What is remembered of a node's findings between rounds and over a restart of its agent."""
+"""What the tracker remembers of findings, between rounds and over a restart of the agent."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gpuhealth.model import causes
 from gpuhealth.model.causes import Cause, Ended
 from gpuhealth.model.finding import Finding
 
-MOST_ENDED = 256
+MAX_ENDED = 256
 """Findings that are over, of which the newest are remembered: a Node that cannot be written to still names them."""
 
 
-class Tracked(msgspec.Struct):
+class TrackedFinding(msgspec.Struct):
     """One finding on its way from seen to cleared."""
 
     finding: Finding
@@ -26,53 +26,59 @@ class Tracked(msgspec.Struct):
     recalled: bool = False  # from the Node's record: nobody remembers what was seen
 
 
-class Ledger(msgspec.Struct):
-    """What is remembered between rounds and over a restart; `Findings` works on it."""
+class TrackerState(msgspec.Struct):
+    """What is remembered between rounds and over a restart; `FindingTracker` works on it."""
 
-    tracked: list[Tracked] = []
-    restored: datetime | None = None  # when a person last declared the node well
-    measured: datetime | None = None  # when every essential check last was
+    tracked: list[TrackedFinding] = []
+    restored: datetime | None = None  # when a person last ran `gpuhealth restore` for the node
+    last_complete: dict[str, datetime] = {}  # by monitor, when all of its essential checks were last made
     ended: list[Ended] = []  # the newest last
 
     def is_sound(self) -> bool:
-        """Whether its times can be compared with others: a journal that was edited may have some without a zone."""
-        times = [self.restored, self.measured, *(each.time for each in self.ended)]
+        """Whether all its times have a zone: a journal that was edited by hand may have some without."""
+        times = [self.restored, *self.last_complete.values(), *(ended.time for ended in self.ended)]
         for tracked in self.tracked:
             times += [tracked.finding.first_seen, tracked.finding.last_seen, tracked.clean_since]
         return all(time is None or time.tzinfo is not None for time in times)
 
     def shift(self, seconds: float) -> None:
-        """The clock was set: moves every time along, so that what has lasted has lasted as long as before."""
+        """Moves every time along after the wall clock was set, so that what has lasted has lasted as long as before."""
         step = timedelta(seconds=seconds)
         for tracked in self.tracked:
-            found = tracked.finding
+            finding = tracked.finding
             tracked.finding = msgspec.structs.replace(
-                found, first_seen=found.first_seen + step, last_seen=found.last_seen + step
+                finding, first_seen=finding.first_seen + step, last_seen=finding.last_seen + step
             )
-            tracked.clean_since = tracked.clean_since and tracked.clean_since + step
-        self.measured = self.measured and self.measured + step
-        self.ended[:] = [msgspec.structs.replace(each, time=each.time + step) for each in self.ended]
+            if tracked.clean_since is not None:
+                tracked.clean_since += step
+        self.last_complete = {monitor: when + step for monitor, when in self.last_complete.items()}
+        self.ended[:] = [msgspec.structs.replace(ended, time=ended.time + step) for ended in self.ended]
 
 
-def note_end(ended: list[Ended], finding: Finding, now: datetime) -> None:
-    """Remembers that a finding is over, and what it stood for."""
-    over = {(code, finding.gpu) for code in causes.named(finding)}
-    kept = [each for each in ended if (each.code, each.gpu) not in over]
-    ended[:] = [*kept, *(Ended(code, gpu, now) for code, gpu in sorted(over))][-MOST_ENDED:]
+def add_ended(ended: list[Ended], finding: Finding, now: datetime) -> None:
+    """Remembers that a finding is over, and every code that it stood for."""
+    over = {(code, finding.component) for code in causes.codes_of(finding)}
+    kept = [earlier for earlier in ended if (earlier.code, earlier.component) not in over]
+    ended[:] = [*kept, *(Ended(code, component, now) for code, component in sorted(over))][-MAX_ENDED:]
 
 
-def is_remembered(cause: Cause, tracked: Iterable[Tracked], out: Iterable[Finding], ended: Iterable[Ended]) -> bool:
+def is_remembered(
+    cause: Cause, tracked: Iterable[TrackedFinding], out: Iterable[Finding], ended: Iterable[Ended]
+) -> bool:
     """Whether it is known what became of a cause: it is tracked since then, found again, or over.
 
     Found again is what keeps the node out of service, as `out` does: a reading that has become harmless because what
     it is compared with was forgotten does not explain it.
     """
     known = any(
-        each.raised
-        and causes.is_same(cause, each.finding)
-        and each.finding.first_seen.replace(microsecond=0) <= cause.since
-        for each in tracked
+        finding.raised
+        and causes.is_same(cause, finding.finding)
+        and finding.finding.first_seen.replace(microsecond=0) <= cause.since
+        for finding in tracked
     )
     again = any(causes.is_same(cause, finding) for finding in out)
-    over = any(each.code == cause.code and cause.gpu in ("", each.gpu) and each.time >= cause.since for each in ended)
+    over = any(
+        past.code == cause.code and causes.concerns(cause, past.component) and past.time >= cause.since
+        for past in ended
+    )
     return known or again or over

@@ -1,17 +1,20 @@
-"""The verdict on a node and its components."""
+"""The verdict on a node and on each of its components."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from datetime import datetime
 
 import msgspec
 
+from gpuhealth.model.component import Component, Kind
 from gpuhealth.model.finding import Finding
+from gpuhealth.model.missing import Missing, MissingReason
 
 
 class State(enum.StrEnum):
-    """What a verdict says of a node or a GPU. Unknown is no kind of healthy."""
+    """The state of a node or a component. Unknown never counts as healthy."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -19,26 +22,41 @@ class State(enum.StrEnum):
     UNKNOWN = "unknown"
 
     @staticmethod
-    def combined(states: list[State]) -> State:
-        """The state of a whole from those of its parts; of no parts nothing is known."""
+    def combined(states: Iterable[State]) -> State:
+        """The state of a whole from those of its parts: the worst of them. Without parts it is unknown."""
+        given = set(states)
         for worst in (State.UNHEALTHY, State.UNKNOWN, State.DEGRADED):
-            if worst in states:
+            if worst in given:
                 return worst
-        return State.HEALTHY if states else State.UNKNOWN
+        return State.HEALTHY if given else State.UNKNOWN
+
+
+class ComponentVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one component."""
+
+    kind: Kind
+    id: str
+    parent: str = ""
+    verdict: State
+
+    @property
+    def component(self) -> Component:
+        """The component that the state is of."""
+        return Component(self.kind, self.id, self.parent)
 
 
 class MigVerdict(msgspec.Struct, frozen=True):
-    """One MIG device of a GPU."""
+    """The state of one MIG device of a GPU."""
 
     uuid: str
     gpu_instance: int
     verdict: State
 
 
-class GpuVerdict(msgspec.Struct, frozen=True):
-    """One GPU of a verdict."""
+class GpuVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one GPU, with what identifies it."""
 
-    index: int
+    index: int  # -1 for one that NVML no longer lists
     uuid: str
     pci: str
     model: str
@@ -47,30 +65,47 @@ class GpuVerdict(msgspec.Struct, frozen=True):
 
 
 class NotCovered(msgspec.Struct, frozen=True):
-    """A check that did not happen, and why."""
+    """A check that could not be made on a component, and why."""
 
     check: str
-    reason: str
+    component: Component
+    reason: MissingReason
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return str(Missing(self.reason, self.detail))
 
 
 class Coverage(msgspec.Struct, frozen=True):
-    """Which finding codes were looked for, and which could not be."""
+    """Which finding codes were looked for in the last round, and which could not be."""
 
     checked: tuple[str, ...]
     not_checked: tuple[NotCovered, ...]
 
+    def in_words(self, excused: MissingReason | None = None) -> list[tuple[str, str]]:
+        """Each check that could not be made, and the reason with the components: for people to read.
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What is to be thought of a node at one time."""
+        Checks that are missing for an `excused` reason are left out.
+        """
+        grouped: dict[tuple[str, str], list[str]] = {}
+        for item in self.not_checked:
+            if excused is None or item.reason is not excused:
+                grouped.setdefault((item.check, str(item)), []).append(item.component.id)
+        return [(check, f"{reason} ({', '.join(sorted(where))})") for (check, reason), where in grouped.items()]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a node at one time."""
 
     node: str
     time: datetime
     verdict: State
-    gpus: tuple[GpuVerdict, ...]
-    findings: tuple[Finding, ...]
+    components: tuple[ComponentVerdict, ...] = ()  # all but the node itself
+    gpus: tuple[GpuVerdict, ...] = ()
+    findings: tuple[Finding, ...] = ()
     coverage: Coverage
 
     @property
     def is_known(self) -> bool:
-        """Whether nothing of it is unknown."""
-        return State.UNKNOWN not in {self.verdict, *(gpu.verdict for gpu in self.gpus)}
+        """Whether neither the node nor any component is unknown."""
+        return State.UNKNOWN not in {self.verdict, *(component.verdict for component in self.components)}

@@ -1,33 +1,51 @@
-"""Readings."""
+"""The readings of a whole node: one entry for each monitor. This is what a capture stores and `check` judges."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
-from gpuhealth.model.kernel_event import KernelEvent
-from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Reading
-from gpuhealth.monitors.burnin_results.readings import BurninReadings
-from gpuhealth.monitors.fleet_findings.readings import FleetFinding
-from gpuhealth.monitors.kernel_log.readings import KernelLog
-from gpuhealth.monitors.nvidia.readings import KernelModule, NvmlReadings, PciDevice, Release
+from gpuhealth.model.missing import UNREAD, Missing, Reading
+from gpuhealth.monitors.monitor import B, Monitor, R, S
+from gpuhealth.monitors.registry import monitors
 
 
-class NodeReadings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Everything read in one round, and the kernel events since the round before."""
+class NodeReadings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was read of a node in one round of every monitor."""
 
     node: str
     time: datetime
     boot_id: str
-    nvml: Reading[NvmlReadings] = UNREAD
-    pci: Reading[tuple[PciDevice, ...]] = UNREAD
-    device_nodes: Reading[tuple[int, ...]] = UNREAD  # N of every /dev/nvidiaN
-    kernel_module: Reading[KernelModule] = UNREAD
-    kernel_log: Reading[KernelLog] = UNREAD
-    live_pids: Reading[tuple[int, ...]] = UNREAD  # of the processes that hold a GPU, those that exist
-    fabric_manager_running: Reading[bool] = UNREAD
-    burnin: Reading[BurninReadings] = UNREAD
-    release: Release | None = None  # of the driver, now
-    fleet: Reading[tuple[FleetFinding, ...]] = NOT_SUPPORTED  # only in a cluster
-    events: tuple[KernelEvent, ...] = ()
+    monitors: dict[str, Any] = {}  # by the monitor's name: its readings, or a Missing
+
+    def of(self, monitor: Monitor[R, S, B]) -> Reading[R]:
+        """The readings of one monitor."""
+        found: Reading[R] = self.monitors.get(monitor.name, UNREAD)
+        return found
+
+    def with_readings(self, monitor: Monitor[R, S, B], readings: Reading[R]) -> NodeReadings:
+        """A copy with other readings of one monitor."""
+        return msgspec.structs.replace(self, monitors=self.monitors | {monitor.name: readings})
+
+
+class _Encoded(msgspec.Struct):
+    node: str
+    time: datetime
+    boot_id: str
+    monitors: dict[str, msgspec.Raw]
+
+
+def decode(text: bytes) -> NodeReadings:
+    """The readings in a JSON object. Monitors that this version does not have are left out.
+
+    Raises msgspec.DecodeError for anything else.
+    """
+    encoded = msgspec.json.decode(text, type=_Encoded)
+    known = {
+        monitor.name: msgspec.json.decode(encoded.monitors[monitor.name], type=monitor.readings | Missing)
+        for monitor in monitors()
+        if monitor.name in encoded.monitors
+    }
+    return NodeReadings(node=encoded.node, time=encoded.time, boot_id=encoded.boot_id, monitors=known)

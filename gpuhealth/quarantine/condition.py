@@ -1,4 +1,4 @@
-"""The condition `GPUHealthy` of a Node: what it says of a verdict, and the patch that writes it. Pure."""
+"""The condition `GPUHealthy` of a Node: its content for a verdict, and the patch that writes it. Pure."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from gpuhealth.kube.kinds import CONDITION
-from gpuhealth.kube.objects import format_time, parse_time
+from gpuhealth.api.names import CONDITION, ConditionReason, Override
+from gpuhealth.kube.objects import parse_time
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Finding, Severity
 from gpuhealth.model.missing import MissingReason
-from gpuhealth.model.verdict import NotCovered, State, Verdict
+from gpuhealth.model.time import format_time
+from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
-from gpuhealth.quarantine.marks import Object, Override, condition
+from gpuhealth.quarantine.marks import Object, condition
 
 MESSAGE_LIMIT = 32_768
 """Bytes of a condition's message. The API server sets no limit for those of Nodes; this is the one of
@@ -25,7 +26,7 @@ _STATUS = {State.UNHEALTHY: "False", State.UNKNOWN: "Unknown"}
 
 
 class Summary(NamedTuple):
-    """What the condition says."""
+    """Content of the condition."""
 
     status: str  # True, False or Unknown
     reason: str
@@ -43,44 +44,40 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def summary(verdict: Verdict, override: Override | None = None, release: Release | None = None) -> Summary:
-    """What the condition says of a verdict. A warning leaves it True: the node can work.
+    """The condition for a verdict. With warnings alone it is True: the node can work.
 
-    While the driver is released the status is what was known before, and the message says so.
+    While the driver is released it keeps the status that was known before, and the message mentions the release.
     """
     worrying = [finding for finding in by_severity(verdict.findings) if finding.severity is not Severity.INFO]
     findings = _one_line(worrying)
     if override is Override.HEALTHY:
         found = f"; found: {findings}" if findings else ""
-        return Summary("True", "Override", f"declared healthy by annotation{found}")
+        return Summary("True", ConditionReason.OVERRIDE, f"declared healthy by annotation{found}")
     parts = [f"{release}: NVML is not measured"] if release else []
     if findings:
         parts.append(findings)
     if verdict.verdict is State.UNKNOWN:
-        not_checked = verdict.coverage.not_checked
-        missing = {f"{item.check} ({item.reason})" for item in not_checked if not _is_excused(item, release)}
+        excused = MissingReason.RELEASED if release else None
+        missing = {f"{check} ({reason})" for check, reason in verdict.coverage.in_words(excused)}
         if missing or not release:
             parts.append("not measured: " + (", ".join(sorted(missing)) or "anything yet"))
     if worrying:
         reason = condition_reason(worrying[0].code)
     elif release:
-        reason = "DriverReleased"
+        reason = ConditionReason.DRIVER_RELEASED
     else:
-        reason = "NotMeasured" if verdict.verdict is State.UNKNOWN else "Healthy"
+        is_unknown = verdict.verdict is State.UNKNOWN
+        reason = ConditionReason.NOT_MEASURED if is_unknown else ConditionReason.HEALTHY
     message = ("; ".join(parts) or "no fault found")[:MESSAGE_LIMIT]
     return Summary(_STATUS.get(verdict.verdict, "True"), reason, message)
 
 
-def _is_excused(item: NotCovered, release: Release | None) -> bool:
-    """Whether a check was not done for no other reason than the release of the driver."""
-    return release is not None and item.reason.startswith(MissingReason.RELEASED)
-
-
 def _one_line(findings: list[Finding]) -> str:
-    """All findings on one line; beyond the limit, how many are left out."""
+    """All findings on one line; beyond the limit, the number of those omitted."""
     parts: list[str] = []
     length = 0
     for index, finding in enumerate(findings):
-        component = "" if finding.component == NODE else f" {finding.component}"
+        component = "" if finding.component == NODE else f" {finding.component.id}"
         part = " ".join(f"{finding.code}{component}: {finding.message}".split())
         length += len(part.encode()) + 2
         if length > MESSAGE_LIMIT - 200:  # room for this sentence, and for what was not measured

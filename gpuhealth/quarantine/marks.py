@@ -1,44 +1,38 @@
-"""What stands on a Node: labels, annotations, taints and conditions, and what they say about our quarantine. Pure.
+"""Reads the marks on a Node: labels, annotations, taints and conditions, and what they mean for its quarantine. Pure.
 
-Who put a mark there decides who may take it away. Our taint and our cordon are ours by the annotation
-`gpuhealth.io/quarantine`, which is written in the same request as they are; without it they are someone else's and
-stay. With it, but with the taint gone or the node uncordoned, a person has ended the quarantine: the codes it was for
-go to the annotation `gpuhealth.io/released` and do not quarantine again until their findings have cleared.
+We remove only what we added. A taint of our key and a cordon are ours if the annotation `gpuhealth.io/quarantine`
+records them, which is written in the same request as they are; without it they are someone else's and stay. If the
+record is there, but the taint is gone or the node uncordoned, a person has ended the quarantine: its codes go to the
+annotation `gpuhealth.io/dismissed` and do not quarantine again until their findings have cleared.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from gpuhealth.kube.errors import AnswerError
-from gpuhealth.kube.kinds import (
+from gpuhealth.api.names import (
     CONDITION,
+    DISMISSED,
     DRIVER_UPGRADE_STATE,
-    FLEET_FINDINGS,
+    MANUAL,
     OUT_OF_SERVICE,
     OVERRIDE,
     QUARANTINE,
     RELEASE_GPUS,
-    RELEASED,
     RESTORED,
     TAINT,
+    Override,
 )
+from gpuhealth.kube.errors import AnswerError
 from gpuhealth.model.causes import Cause
-from gpuhealth.model.missing import Missing, MissingReason, Reading
 from gpuhealth.model.time import ZonedTime
-from gpuhealth.monitors.fleet_findings.readings import FleetFinding
 
 Object = dict[str, Any]
 
-MANUAL = "manual"
-"""Stands for a finding's code where a person wants the node out of service."""
-AGENT_UNREACHABLE = "AgentUnreachable"
-"""Reason of the condition while no agent is ready on the node; set by the controller."""
 RELEASE_REQUESTS = ("annotation", "driver_upgrade")
 """The reasons for which a Node may ask the agent to release the driver."""
 _REASON_LIMIT = 1024  # characters
@@ -50,17 +44,10 @@ _DRIVER_UNLOADS = {"pod-deletion-required", "drain-required", "post-maintenance-
 _YEARS = (1970, 9990)  # in which times can be calculated with, in any time zone
 
 
-class Override(enum.StrEnum):
-    """A person's annotation that overrides the findings."""
-
-    HEALTHY = "healthy"  # marked healthy, whatever is found
-    UNMANAGED = "unmanaged"  # not touched at all
-
-
 class QuarantineRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What we put on the Node, as its annotation says.
+    """The annotation that records what we added to the Node.
 
-    It also says why, so that an agent that has lost its memory does not take that for the end of a fault.
+    It also records why, so that an agent that has lost its memory does not mistake that for the end of a fault.
     """
 
     code: str
@@ -84,17 +71,17 @@ def check_readable(node: Object) -> Object:
 
 
 def annotations_of(node: Object) -> dict[str, str]:
-    """The Node's annotations."""
+    """The Node's annotations; empty without any."""
     return node["metadata"].get("annotations") or {}
 
 
 def labels(node: Object) -> dict[str, str]:
-    """The Node's labels."""
+    """The Node's labels; empty without any."""
     return node["metadata"].get("labels") or {}
 
 
 def taints(node: Object) -> list[Object]:
-    """The Node's taints."""
+    """The Node's taints; empty without any."""
     return node.get("spec", {}).get("taints") or []
 
 
@@ -123,22 +110,14 @@ def is_ready(node: Object) -> bool:
 
 
 def override(node: Object) -> Override | None:
-    """The override that a person has annotated; an unknown value is none."""
+    """The override annotated by a person; None for an unknown value."""
     value = annotations_of(node).get(OVERRIDE)
     return Override(value) if value in set(Override) else None
 
 
 def out_of_service(node: Object) -> str:
-    """Why a person wants the node out of service, on one line; empty if nobody does."""
+    """The reason of a manual request to take the node out of service, on one line; empty without a request."""
     return " ".join(annotations_of(node).get(OUT_OF_SERVICE, "").split())[:_REASON_LIMIT]
-
-
-def fleet_findings(annotations: Mapping[str, str]) -> Reading[tuple[FleetFinding, ...]]:
-    """The findings of the controller about the node's GPUs."""
-    try:
-        return msgspec.json.decode(annotations.get(FLEET_FINDINGS, "[]"), type=tuple[FleetFinding, ...])
-    except msgspec.DecodeError as error:
-        return Missing(MissingReason.ERROR, f"annotation {FLEET_FINDINGS}: {error}")
 
 
 def restored(annotations: Mapping[str, str]) -> datetime | None:
@@ -163,10 +142,14 @@ def release_requests(node: Object) -> tuple[str, ...]:
 
 
 def record(node: Object) -> QuarantineRecord | None:
-    """What we put on the Node, if anything."""
+    """The record of what we added to the Node; None without one that can be read."""
     try:
         found = msgspec.json.decode(annotations_of(node)[QUARANTINE], type=QuarantineRecord)
-    except (KeyError, msgspec.DecodeError, RecursionError):  # a person's edit: then nothing on it is known to be ours
+    except (
+        KeyError,
+        msgspec.DecodeError,
+        RecursionError,
+    ):  # edited by a person: then nothing on the Node is known to be ours
         return None
     times = (found.since, *(cause.since for cause in found.causes))
     return found if all(_YEARS[0] <= time.year <= _YEARS[1] for time in times) else None
@@ -178,12 +161,12 @@ def unreadable_record(node: Object) -> str:
 
 
 def is_out(node: Object) -> bool:
-    """Whether it is out of service by our action, and no person has ended that."""
+    """Whether the node is out of service by our action, and no person has ended that."""
     return record(node) is not None and not ended_manually(node)
 
 
 def ended_manually(node: Object) -> bool:
-    """Whether someone took our taint away or uncordoned what we had cordoned."""
+    """Whether somebody removed our taint or uncordoned a node that we had cordoned."""
     ours = record(node)
     if ours is None:
         return False
@@ -192,11 +175,11 @@ def ended_manually(node: Object) -> bool:
 
 def dismissed_codes(node: Object) -> tuple[str, ...]:
     """The codes whose quarantine a person has ended."""
-    return tuple(code for code in annotations_of(node).get(RELEASED, "").split(",") if code)
+    return tuple(code for code in annotations_of(node).get(DISMISSED, "").split(",") if code)
 
 
 def causes(node: Object) -> tuple[Cause, ...]:
-    """The findings for which the node is out of service, as its record says; none once a person has ended that."""
+    """The findings for which the node is out of service, by its record; none once a person has ended that."""
     ours = record(node)
     if ours is None or ended_manually(node) or override(node) is not None:
         return ()

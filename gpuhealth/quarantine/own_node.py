@@ -1,16 +1,17 @@
-"""Our own Node as last seen: followed by a watch, and updated by the answers to our own writes."""
+"""Our own Node as last seen: followed by a watch, and updated by the responses to our own writes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
 
+from gpuhealth.api.names import Override
 from gpuhealth.kube.client import Client, Object, object_of
 from gpuhealth.kube.kinds import NODES
-from gpuhealth.kube.watching import Broken, Changed, Listed, Resumed, Unreadable, watch
+from gpuhealth.kube.watching import WatchChanged, WatchInterrupted, WatchListed, WatchResumed, WatchUnreadable, watch
 from gpuhealth.model.causes import Cause
 from gpuhealth.quarantine import marks
-from gpuhealth.quarantine.marks import Override, QuarantineRecord
+from gpuhealth.quarantine.marks import QuarantineRecord
 
 
 class OwnNode:
@@ -19,34 +20,34 @@ class OwnNode:
     def __init__(self, client: Client, name: str, on_change: Callable[[], None] = lambda: None) -> None:
         """`on_change` is called after every event of the watch."""
         self.name = name
-        self.asked = False  # whether the API server has been asked for it, with or without an answer
+        self.asked = False  # whether the API server has been queried, with or without success
         self.following = False  # whether `latest` is as new as a watch can make it
         self.latest: Object | None = None
         self._client = client
         self._on_change = on_change
 
     async def follow(self) -> None:
-        """Watch it until cancelled. Raises only what waiting does not mend, such as ForbiddenError."""
+        """Watch it until cancelled. Raises errors that retries do not mend, such as ForbiddenError."""
         try:
-            fields, noted = f"metadata.name={self.name}", self._client.unreadable.count
-            follow = watch(self._client, NODES, fields=fields, slim=_readable, noted=noted, paged=False)
+            fields, count = f"metadata.name={self.name}", self._client.unreadable.count
+            follow = watch(self._client, NODES, fields=fields, parse=_readable, on_unreadable=count, paged=False)
             async with aclosing(follow) as events:
                 async for event in events:
                     self.asked = True
                     match event:
-                        case Listed(items, unreadable):
+                        case WatchListed(items, unreadable):
                             self.following = not unreadable
                             if not unreadable:
                                 self._listed(items)
-                        case Unreadable():  # what is known of it is old from now on: `current` reads it instead
+                        case WatchUnreadable():  # `latest` is out of date from now on: `current` reads the Node instead
                             self.following = False
-                        case Changed("DELETED", _):
+                        case WatchChanged("DELETED", _):
                             self.latest = None
-                        case Changed(_, item):
+                        case WatchChanged(_, item):
                             self.following = True
                             self.see(item)
-                        case Broken() | Resumed():
-                            self.following = isinstance(event, Resumed)
+                        case WatchInterrupted() | WatchResumed():
+                            self.following = isinstance(event, WatchResumed)
                     self._on_change()
         finally:
             self.following = False
@@ -62,9 +63,9 @@ class OwnNode:
         return node
 
     def see(self, node: Object) -> None:
-        """Keep the newer one: the answer to our own write may overtake the watch, or the other way.
+        """Keep the newer version: the response to our own write may overtake the watch, or the other way round.
 
-        Raises AnswerError for what cannot be read as a Node.
+        Raises AnswerError if it is no readable Node.
         """
         marks.check_readable(node)
         known = self.latest
@@ -100,7 +101,7 @@ class OwnNode:
 
     @property
     def override(self) -> Override | None:
-        """The override that a person has annotated."""
+        """The override annotated by a person."""
         return marks.override(self.latest) if self.latest else None
 
     @property
@@ -110,22 +111,22 @@ class OwnNode:
 
     @property
     def record(self) -> QuarantineRecord | None:
-        """What we have put on it, as last seen."""
+        """The record of what we added to it, as last seen."""
         return marks.record(self.latest) if self.latest else None
 
     @property
     def causes(self) -> tuple[Cause, ...]:
-        """Why it is out of service by our action, as its record says."""
+        """The findings for which it is out of service, by its record."""
         return marks.causes(self.latest) if self.latest else ()
 
     @property
     def release_requests(self) -> tuple[str, ...] | None:
-        """For which reasons the Node asks us to release the driver; None while it has not been seen."""
+        """The reasons for which the driver should be released; None while the Node has not been seen."""
         return marks.release_requests(self.latest) if self.latest else None
 
     def _listed(self, nodes: list[Object]) -> None:
         if nodes:
-            self.see(nodes[0])  # a list out of a cache may be older than what we have written
+            self.see(nodes[0])  # a list from a cache may be older than our last write
         else:
             self.latest = None
 

@@ -1,20 +1,17 @@
-"""The preflight taint of a Node: the JSON patches that take it off or say that the tests failed. Pure.
+"""The preflight taint of a Node: the JSON patches that remove it or set it to failed. Pure.
 
-`spec.taints` is one list that others change too. Every operation is preceded by a `test` of what it is about to change:
-if the list has moved meanwhile the API server refuses the whole patch, and the Node is read again.
+Others change the list `spec.taints`, too. Every operation is preceded by a `test` of the value that it changes: if the
+list has changed meanwhile, the API server refuses the whole patch, and the caller reads the Node again.
 """
 
 from __future__ import annotations
 
+from gpuhealth.api.names import FAILED, STATE_LABEL
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import STATE_LABEL
 from gpuhealth.kube.patches import Operation, pointer, remove_unchanged, replace_unchanged
 from gpuhealth.quarantine.marks import labels, taints
 from gpuhealth.quarantine.state import StateEvent
 from gpuhealth.quarantine.state_label import label_patch
-
-PENDING, FAILED = "pending", "failed"
-"""Values of the taint: the node has to be tested, and it has failed its tests."""
 
 
 def value(node: Object, key: str) -> str | None:
@@ -23,7 +20,7 @@ def value(node: Object, key: str) -> str | None:
 
 
 def passed(node: Object, key: str) -> list[Operation]:
-    """Take the taint off, in all its effects, and the label of the state with it; empty if no such taint is there."""
+    """Remove the taint, with all its effects, and the state label; empty if there is no such taint."""
     operations: list[Operation] = []
     for index, taint in reversed(list(enumerate(taints(node)))):  # from the end: the indexes of the others stay
         if taint["key"] == key:
@@ -34,7 +31,7 @@ def passed(node: Object, key: str) -> list[Operation]:
 
 
 def failed(node: Object, key: str) -> list[Operation]:
-    """Set the taint's value to `failed`; empty if it is that already."""
+    """Set the taint's value to `failed`; empty if that is its value already."""
     operations: list[Operation] = []
     for index, taint in enumerate(taints(node)):
         if taint["key"] == key and taint.get("value") != FAILED:

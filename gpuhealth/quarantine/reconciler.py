@@ -10,14 +10,14 @@ from datetime import datetime
 import msgspec
 import structlog
 
-from gpuhealth.kube.client import Client, Observer, patience
+from gpuhealth.kube.client import Client, Observer, retry_delay
 from gpuhealth.kube.errors import ApiError, NoConfigurationError
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.slots.holder import Blocked
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction, NodeWriter
-from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
 log = structlog.get_logger()
@@ -31,7 +31,7 @@ class QuarantineStatus(msgspec.Struct, frozen=True):
 
 
 class NodeReconciler:
-    """On every change asks what is desired and applies it to our Node, one pass at a time.
+    """Reconciles our Node: on every change it fetches the desired marks and applies them, one pass at a time.
 
     One task runs it; `trigger` and the properties may be used by any task of the same event loop.
     """
@@ -72,7 +72,7 @@ class NodeReconciler:
         return self._writer is not None and self._writer.is_settled and not self._triggered.is_set()
 
     def trigger(self) -> None:
-        """Have a pass done soon: what is desired may have changed."""
+        """Request a pass: what is desired may have changed."""
         self._triggered.set()
 
     async def run(self, settings: Settings) -> None:
@@ -109,7 +109,7 @@ class NodeReconciler:
         except ApiError as error:
             raise_if_cancelled()
             self._failures += 1
-            self._retry_in = patience(error, self._failures)
+            self._retry_in = retry_delay(error, self._failures)
             log.warning(
                 "node update failed", error=str(error), failures=self._failures, retry_in=round(self._retry_in, 1)
             )

@@ -12,42 +12,34 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from gpuhealth.api.report import (
+    DriverReleased,
+    Gpu,
+    Inventory,
+    Quarantine,
+    ReportStatus,
+    finding_of,
+    not_checked,
+)
+from gpuhealth.api.resource import body
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, NotFoundError
 from gpuhealth.kube.kinds import REPORTS
-from gpuhealth.kube.objects import format_time
-from gpuhealth.model.finding import Finding
-from gpuhealth.model.verdict import State, Verdict
-from gpuhealth.monitors.burnin_results.readings import BurninRun
+from gpuhealth.model.burnin_run import BurninRun
+from gpuhealth.model.time import format_time, to_second
+from gpuhealth.model.verdict import GpuVerdict, State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
-from gpuhealth.quarantine import report_burnins as tested
 from gpuhealth.quarantine.condition import REFRESH, by_severity
+from gpuhealth.quarantine.report_burnins import burnin_of
 
 MAX_FINDINGS = 500
-"""An object may have 1.5 MB; a node with more findings than this has said enough."""
-_TEXT_LIMIT = 2048
-
-
-class Gpu(msgspec.Struct, frozen=True, rename="camel"):
-    """One GPU of the inventory."""
-
-    index: int  # -1 for one that NVML no longer enumerates
-    uuid: str
-    pci: str
-    model: str
-    serial: str = ""
-
-
-class Inventory(msgspec.Struct, frozen=True, rename="camel"):
-    """What the node has."""
-
-    driver: str = ""
-    gpus: tuple[Gpu, ...] = ()
+"""An object may have 1.5 MB; people read the worst findings, and the report counts those left out."""
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What the report says beside verdict and marks; the caller knows it."""
+    """What the report contains besides verdict and marks; the caller knows it."""
 
     inventory: Inventory = Inventory()
     boot_id: str = ""
@@ -56,77 +48,45 @@ class Facts(msgspec.Struct, frozen=True):
     burnin: tuple[BurninRun, ...] | None = None  # the oldest first; None while the results cannot be read
 
 
-class Quarantine(msgspec.Struct, frozen=True, rename="camel"):
-    """How it stands with taking the node out of service."""
-
-    state: str = (
-        "none"  # none, quarantined, blocked (by a budget), awaiting_test, dismissed (by a person), would_quarantine
-    )
-    code: str = ""
-    since: datetime | None = None
-    drain: bool = False
-    budget: str = ""  # that blocks it
-    limit: str = ""  # of the budget: maxUnavailable, maxPerWindow or maxPerFault
-    reason: str = ""
-    slots: tuple[str, ...] = ()
-
-
 def status_of(
     verdict: Verdict,
     quarantine: Quarantine,
     facts: Facts,
     would_do: tuple[str, ...] = (),
     release: Release | None = None,
-) -> Object:
+) -> ReportStatus:
     """The agent's part of the report's status."""
     findings = by_severity(verdict.findings)
-    states = {gpu.uuid or gpu.pci: str(gpu.verdict) for gpu in verdict.gpus}
-    inventory = facts.inventory.gpus or [Gpu(gpu.index, gpu.uuid, gpu.pci, gpu.model) for gpu in verdict.gpus]
-    gpus = [{**_present(gpu), "verdict": states.get(gpu.uuid or gpu.pci, str(State.UNKNOWN))} for gpu in inventory]
+    states = {gpu.uuid or gpu.pci: gpu.verdict for gpu in verdict.gpus}
+    inventory = facts.inventory.gpus or [_seen_before(gpu) for gpu in verdict.gpus]
+    gpus = [replace(gpu, verdict=states.get(gpu.uuid or gpu.pci, State.UNKNOWN)) for gpu in inventory]
     known = [uuid for uuid in dict.fromkeys([*(gpu.uuid for gpu in inventory), *states]) if uuid]
-    out: Object = msgspec.to_builtins(quarantine)
-    out["slots"] = list(quarantine.slots)  # a tuple would never equal what the server sends back
-    out["since"] = format_time(quarantine.since) if quarantine.since else None
-    return {
-        "verdict": str(verdict.verdict),
-        "worst": findings[0].code if findings else "",
-        "bootID": facts.boot_id,
-        "agentVersion": facts.agent_version,
-        "inventory": {"driver": facts.inventory.driver, "gpuCount": len(gpus), "gpus": gpus},
-        "findings": [_finding(finding) for finding in findings[:MAX_FINDINGS]],
-        "findingsOmitted": max(0, len(findings) - MAX_FINDINGS),
-        "notChecked": [{"check": c.check, "reason": c.reason[:_TEXT_LIMIT]} for c in verdict.coverage.not_checked],
-        "driverReleased": {"reasons": list(release.reasons), "since": format_time(release.since)} if release else {},
-        "quarantine": {key: value for key, value in out.items() if value is not None},
-        "counters": dict(sorted(facts.counters.items())),
-        "wouldDo": list(would_do),
-        **({} if facts.burnin is None else {"burnin": tested.status_of(facts.burnin, known)}),
-    }
+    return ReportStatus(
+        verdict=verdict.verdict,
+        worst=findings[0].code if findings else "",
+        boot_id=facts.boot_id,
+        agent_version=facts.agent_version,
+        inventory=Inventory(driver=facts.inventory.driver, gpu_count=len(gpus), gpus=tuple(gpus)),
+        findings=tuple(finding_of(finding) for finding in findings[:MAX_FINDINGS]),
+        findings_omitted=max(0, len(findings) - MAX_FINDINGS),
+        not_checked=tuple(not_checked(check, reason) for check, reason in verdict.coverage.in_words()),
+        driver_released=_released(release),
+        quarantine=replace(quarantine, since=to_second(quarantine.since)) if quarantine.since else quarantine,
+        counters=dict(sorted(facts.counters.items())),
+        would_do=would_do,
+        burnin=None if facts.burnin is None else burnin_of(facts.burnin, known),
+    )
 
 
-def _present(gpu: Gpu) -> Object:
-    """A GPU's fields; NVML gives no index to one that is gone."""
-    return {key: value for key, value in msgspec.to_builtins(gpu).items() if key != "index" or value >= 0}
+def _seen_before(gpu: GpuVerdict) -> Gpu:
+    """A GPU that is known from its findings alone; NVML gives no index to one that is gone."""
+    return Gpu(index=gpu.index if gpu.index >= 0 else None, uuid=gpu.uuid, pci=gpu.pci, model=gpu.model)
 
 
-def _finding(finding: Finding) -> Object:
-    evidence = {key: str(value)[:_TEXT_LIMIT] for key, value in msgspec.to_builtins(finding.evidence).items()}
-    if finding.evidence.time is not None:
-        evidence["time"] = format_time(finding.evidence.time)
-    full = {
-        "code": finding.code,
-        "severity": str(finding.severity),
-        "component": finding.component,
-        "gpu": finding.gpu,
-        "migInstance": finding.mig_instance,
-        "message": finding.message[:_TEXT_LIMIT],
-        "action": str(finding.action),
-        "evidence": evidence,
-        "firstSeen": format_time(finding.first_seen),
-        "lastSeen": format_time(finding.last_seen),
-        "clearsWhen": finding.clears_when,
-    }
-    return {key: value for key, value in full.items() if value != ""}
+def _released(release: Release | None) -> DriverReleased:
+    if release is None:
+        return DriverReleased()
+    return DriverReleased(reasons=tuple(release.reasons), since=format_time(release.since))
 
 
 def merge_patch(old: Any, new: Object) -> Object:
@@ -145,7 +105,7 @@ def merge_patch(old: Any, new: Object) -> Object:
 
 def substance(status: Object) -> Object:
     """What of a report is worth a write at once: not counters, and not times, wording and evidence of findings."""
-    keys = ("code", "severity", "component", "gpu", "action")
+    keys = ("code", "severity", "component", "action")
     findings = [{key: finding.get(key) for key in keys} for finding in status.get("findings") or []]
     unchecked = [item["check"] for item in status.get("notChecked") or []]
     return {**status, "findings": findings, "notChecked": unchecked, "counters": {}}
@@ -170,8 +130,9 @@ class Report:
         self._status: Object | None = None  # as the server has it
         self._written: datetime | None = None
 
-    async def write(self, node: Object, status: Object, now: datetime) -> bool:
-        """Make the server's report say this; whether it had to be written."""
+    async def write(self, node: Object, new: ReportStatus, now: datetime) -> bool:
+        """Bring the server's report up to date, if that is worth a write; whether it was written."""
+        status = body(new)
         if self._status is None:
             self._status = await self._read_or_create(node)
         if not merge_patch(_without_last_seen(self._status), _without_last_seen(status)):

@@ -16,27 +16,14 @@ from functools import cache
 import msgspec
 import structlog
 
+from gpuhealth.api.names import NodeState
 from gpuhealth.model.verdict import State
 
 log = structlog.get_logger()
 
 
-class NodeState(enum.StrEnum):
-    """Values of the label. A Node without the label has none of them."""
-
-    PREFLIGHT = "preflight"  # new or rebooted: closed until its tests have passed
-    HEALTHY = "healthy"
-    DEGRADED = "degraded"
-    UNHEALTHY = "unhealthy"
-    UNKNOWN = "unknown"
-    QUARANTINED = "quarantined"  # out of service by our taint or cordon
-    DRAINING = "draining"
-    DRAINED = "drained"
-    TESTING = "testing"  # in service and idle, with a burn-in under way
-
-
 IN_SERVICE = (NodeState.HEALTHY, NodeState.DEGRADED, NodeState.UNHEALTHY, NodeState.UNKNOWN)
-"""States in which a node is not out by our hand: label and taint change in the same request."""
+"""States in which a node is not out of service by our action: label and taint change in the same request."""
 
 
 class Writer(enum.StrEnum):
@@ -92,7 +79,7 @@ TRANSITIONS: Mapping[StateEvent, Rule] = {
     StateEvent.DRAIN_FINISHED: Rule(Writer.CONTROLLER, dict.fromkeys(_OUT, NodeState.DRAINED)),
     StateEvent.DRAIN_CANCELLED: Rule(Writer.CONTROLLER, dict.fromkeys(_OUT, NodeState.QUARANTINED)),
     StateEvent.BURNIN_STARTED: Rule(Writer.CONTROLLER, _KEEP_TEST | dict.fromkeys(IN_SERVICE, NodeState.TESTING)),
-    # What the agent said last, until it says more.
+    # By the agent's last verdict, until the agent writes the label again.
     StateEvent.BURNIN_ENDED_HEALTHY: Rule(Writer.CONTROLLER, {NodeState.TESTING: NodeState.HEALTHY}),
     StateEvent.BURNIN_ENDED_DEGRADED: Rule(Writer.CONTROLLER, {NodeState.TESTING: NodeState.DEGRADED}),
     # The label goes with the taint; the agent writes the next one.
@@ -102,7 +89,7 @@ TRANSITIONS: Mapping[StateEvent, Rule] = {
 
 
 def state_of(label: str | None) -> NodeState | None:
-    """The state that the label's text stands for; None for an absent label and for a text that is none of ours."""
+    """Parse the label; None for an absent label and for an unknown value."""
     return NodeState(label) if label in set(NodeState) else None
 
 
@@ -129,7 +116,7 @@ _FOUND_EVENTS = {
 
 
 def agent_event(verdict: State, *, preflight: bool, quarantined: bool, declared_healthy: bool) -> StateEvent:
-    """The agent's event on this pass, from the most urgent thing that is true of the node."""
+    """The agent's event on this pass; the first condition that holds decides."""
     if preflight:
         return StateEvent.PREFLIGHT_REQUIRED
     if quarantined:

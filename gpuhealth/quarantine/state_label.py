@@ -6,9 +6,10 @@ test: it writes label and taint in one request under the Node's resourceVersion.
 
 from __future__ import annotations
 
+from gpuhealth.api.names import STATE_LABEL
 from gpuhealth.kube.client import JSON_PATCH, Client
 from gpuhealth.kube.errors import InvalidError, NotFoundError
-from gpuhealth.kube.kinds import NODES, STATE_LABEL
+from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.patches import Operation, pointer, remove_unchanged, replace_unchanged
 from gpuhealth.quarantine.state import StateEvent, next_state, state_of
 

@@ -1,4 +1,4 @@
-"""How our Node should look for what was found, and the patch that makes it so. Pure; `writer` sends it."""
+"""The target marks of our Node for the findings, and the patch that applies them. Pure; `writer` sends it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from typing import NamedTuple
 
 import msgspec
 
-from gpuhealth.kube.kinds import QUARANTINE, RELEASED, STATE_LABEL, TAINT
+from gpuhealth.api.names import (
+    DISMISSED,
+    MANUAL,
+    PENDING,
+    QUARANTINE,
+    STATE_LABEL,
+    TAINT,
+    ConditionReason,
+    NodeState,
+    Override,
+)
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, summary
 from gpuhealth.quarantine.marks import (
-    MANUAL,
     Object,
-    Override,
     QuarantineRecord,
     dismissed_codes,
     ended_manually,
@@ -29,12 +37,11 @@ from gpuhealth.quarantine.marks import (
     taints,
     unschedulable,
 )
-from gpuhealth.quarantine.preflight_taint import PENDING
-from gpuhealth.quarantine.state import NodeState, agent_event, next_state, state_of
+from gpuhealth.quarantine.state import agent_event, next_state, state_of
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
-    """What follows from the findings for the Node."""
+    """What the findings require of the Node."""
 
     verdict: Verdict
     quarantine: tuple[str, ...] = ()  # codes of the findings that want the node out of service, the worst first
@@ -45,7 +52,7 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeMarks(msgspec.Struct, frozen=True, kw_only=True):
-    """How the Node should look."""
+    """Marks that the Node should have."""
 
     condition: Summary
     state: NodeState | None = None  # label
@@ -67,13 +74,13 @@ class Action(NamedTuple):
 
 
 class NodeChange(NamedTuple):
-    """A request that makes the Node look as it should."""
+    """A patch of the Node that applies marks."""
 
-    body: Object | None  # None where it looks so already
+    body: Object | None  # None if the Node has the marks already
     actions: tuple[Action, ...]  # what the request does
 
 
-# --- what should be there ---------------------------------------------------------------------------------------------
+# --- the target -------------------------------------------------------------------------------------------------------
 
 
 def requested_codes(node: Object, desired: Desired) -> tuple[str, ...]:
@@ -84,7 +91,7 @@ def requested_codes(node: Object, desired: Desired) -> tuple[str, ...]:
 def quarantine_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The codes that may quarantine the node, and those whose quarantine a person has ended.
 
-    A dismissal ends with its finding; a verdict of unknown ends nothing, since silence is no evidence.
+    A dismissal ends with its finding. A verdict of unknown ends none: a missing finding is no evidence then.
     """
     dismissed, codes = set(dismissed_codes(node)), requested_codes(node, desired)
     if ended_manually(node):
@@ -92,7 +99,7 @@ def quarantine_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], t
         dismissed |= {*codes, *([ours.code] if ours else [])}
     elif desired.verdict.verdict is not State.UNKNOWN:
         dismissed &= set(codes)
-    dismissed -= {MANUAL} - set(codes)  # the end of a manual request is seen on the Node, whatever is measured
+    dismissed -= {MANUAL} - set(codes)  # the end of a manual request shows on the Node, whatever is measured
     return tuple(code for code in codes if code not in dismissed), tuple(sorted(dismissed))
 
 
@@ -117,16 +124,16 @@ def target_marks(node: Object, desired: Desired, *, cordon: bool, preflight_tain
     if person is Override.HEALTHY or (ours is None and has_taint(node)):  # the latter: out, but not by our action
         codes = ()
     elif ours is not None and is_admitted(node, desired) and not codes and is_unknown:
-        codes = (ours.code,)  # silence is no evidence that the fault is gone
+        codes = (ours.code,)  # without measurements nothing shows that the fault is gone
     taint = codes[0] if codes else None
-    is_silent = ours is not None and not desired.quarantine and is_unknown
+    keeps_causes = ours is not None and not desired.quarantine and is_unknown
     marks = NodeMarks(
         condition=_condition(node, desired, manual=taint == MANUAL),
         taint=taint,
         cordon=taint is not None and cordon,
         dismissed=dismissed,
         preflight=preflight_taint if desired.preflight and person is None else None,
-        causes=ours.causes if ours is not None and is_silent else desired.causes,
+        causes=ours.causes if ours is not None and keeps_causes else desired.causes,
     )
     return _with_state(node, marks, desired, preflight_taint)
 
@@ -150,7 +157,7 @@ def _condition(node: Object, desired: Desired, *, manual: bool) -> Summary:
     found = summary(desired.verdict, override(node), desired.release)
     if not manual:
         return found
-    reason = "OutOfService" if found.status == "True" else found.reason
+    reason = ConditionReason.OUT_OF_SERVICE if found.status == "True" else found.reason
     message = f"manually out of service: {out_of_service(node)}; {found.message}"[:MESSAGE_LIMIT]
     return Summary(found.status, reason, message)
 
@@ -171,8 +178,8 @@ def node_change(node: Object, marks: NodeMarks, now: datetime) -> NodeChange:
     if new_record != ours:
         annotations[QUARANTINE] = msgspec.json.encode(new_record).decode() if new_record else None
     if marks.dismissed != dismissed_codes(node):
-        annotations[RELEASED] = ",".join(marks.dismissed) or None
-        actions.append(Action("dismissed", RELEASED, ",".join(marks.dismissed)))
+        annotations[DISMISSED] = ",".join(marks.dismissed) or None
+        actions.append(Action("dismissed", DISMISSED, ",".join(marks.dismissed)))
     if annotations:
         metadata["annotations"] = annotations
     if marks.state is not None and labels(node).get(STATE_LABEL) != marks.state:
@@ -209,7 +216,7 @@ def _spec_change(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) 
 
 
 def _new_taints(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) -> list[Object] | None:
-    """The complete list as it should be, or None if it is; a taint of our key that we did not put there stays."""
+    """The complete new list, or None if it does not change. A taint of our key that somebody else added stays."""
     others = [taint for taint in taints(node) if taint["key"] != TAINT]
     present = [taint for taint in taints(node) if taint["key"] == TAINT]
     if present and ours is None:

@@ -19,15 +19,16 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from gpuhealth.api.names import AGENT, CONDITION, MANUAL, QUARANTINE, Override
+from gpuhealth.api.report import Quarantine, QuarantineState
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
-from gpuhealth.kube.kinds import CONDITION, NODES, QUARANTINE
-from gpuhealth.monitors.burnin_results.checks import REQUIRED
+from gpuhealth.kube.kinds import NODES
+from gpuhealth.model.out_of_service import BURNIN_REQUIRED
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, condition_patch, is_due
 from gpuhealth.quarantine.marks import (
-    MANUAL,
-    Override,
     annotations_of,
     condition,
     dismissed_codes,
@@ -41,7 +42,7 @@ from gpuhealth.quarantine.marks import (
     unreadable_record,
 )
 from gpuhealth.quarantine.own_node import OwnNode
-from gpuhealth.quarantine.report import Facts, Quarantine, Report, status_of
+from gpuhealth.quarantine.report import Facts, Report, status_of
 from gpuhealth.quarantine.slots.holder import Blocked, SlotHolder
 from gpuhealth.quarantine.slots.manager import SlotManager
 from gpuhealth.quarantine.target import (
@@ -55,7 +56,6 @@ from gpuhealth.quarantine.target import (
     requested_codes,
     target_marks,
 )
-from gpuhealth.runtime.settings import Settings
 
 MAX_CONFLICTS = 5
 DEADLINE = 60.0
@@ -106,7 +106,7 @@ class NodeWriter:
         self._on_action = on_action
         self._now = now
         self._lock = asyncio.Lock()
-        self._events = EventRecorder(client, "gpuhealth-agent", node.name, host=node.name, now=now)
+        self._events = EventRecorder(client, AGENT, node.name, host=node.name, now=now)
         holder = SlotHolder(client, settings.kubernetes.namespace, node.name)
         self._slots = SlotManager(holder, self._record, self._queue_event)
         self._report = Report(client, node.name)
@@ -176,7 +176,7 @@ class NodeWriter:
             if self._actions:  # else nothing was marked
                 longest = min(MAX_DEFERRAL, DEFERRAL_FACTOR * (loop.time() - began))
                 self._status_due_at = loop.time() + random.uniform(0.0, longest)  # noqa: S311 - no secret
-            # That a node is blocked is reported at once.
+            # The status of a blocked node is never deferred.
             self._status_pending = defer_status and self.blocked is None and loop.time() < self._status_due_at
             if not self._status_pending:
                 await self._write_status(node, target)
@@ -210,9 +210,9 @@ class NodeWriter:
         return target_marks(node, desired, cordon=self._mode == "cordon", preflight_taint=self._preflight_taint)
 
     async def _mark(self, node: Object, desired: Desired) -> tuple[Object, NodeMarks]:
-        """Write the marks that the Node lacks; read it again when somebody else was quicker.
+        """Write the missing marks; after a conflict read the Node again and start over.
 
-        The Node as it is then, and the marks that it should carry if every budget had a slot for it.
+        Returns the Node after that, and its target marks if every budget had a slot for it.
         """
         for attempt in range(MAX_CONFLICTS):
             self._confirm(node)
@@ -227,7 +227,7 @@ class NodeWriter:
         raise AssertionError("the last attempt returns or raises")
 
     async def _allowed(self, node: Object, target: NodeMarks, desired: Desired) -> NodeMarks:
-        """The marks that the budgets allow; takes slots for a node that goes out, and checks those of one that is."""
+        """The marks that the budgets allow. Takes slots for a node that goes out, checks those of one that is out."""
         if target.taint is None:
             self._check_record(node)
             self._slots.set_in_service()
@@ -238,7 +238,10 @@ class NodeWriter:
         return target
 
     def _check_record(self, node: Object) -> None:
-        """A record that appeared after it was decided that nothing wants the node out may say why something does."""
+        """Raise ConflictError if a record has appeared since it was decided that no finding requires a quarantine.
+
+        Such a record may name causes that the decision has to take into account.
+        """
         known = annotations_of(node).get(QUARANTINE, "")
         if is_out(node) and known not in (self._known_record, self._written_record):
             raise ConflictError("the Node's record is not the one that the decision was based on")
@@ -324,16 +327,29 @@ class NodeWriter:
         dismissed = sorted(set(dismissed_codes(node)) & set(codes))
         if ours is not None and is_out(node):
             reasons = [out_of_service(node)] if ours.code == MANUAL else []
-            state = "awaiting_test" if ours.code == REQUIRED.name else "quarantined"
-            reason, slots = "; ".join([*reasons, *self._slots.missing]), self._slots.slots
-            return Quarantine(state, ours.code, ours.since, drain=desired.drain, reason=reason, slots=slots)
+            awaiting = ours.code == BURNIN_REQUIRED.name
+            return Quarantine(
+                state=QuarantineState.AWAITING_TEST if awaiting else QuarantineState.QUARANTINED,
+                code=ours.code,
+                since=ours.since,
+                drain=desired.drain,
+                reason="; ".join([*reasons, *self._slots.missing]),
+                slots=self._slots.slots,
+            )
         if (blocked := self.blocked) is not None:
-            limit, reason = blocked.limit, blocked.reason
-            return Quarantine("blocked", blocked.code, budget=blocked.budget, limit=limit, reason=reason)
+            return Quarantine(
+                state=QuarantineState.BLOCKED,
+                code=blocked.code,
+                budget=blocked.budget,
+                limit=blocked.limit,
+                reason=blocked.reason,
+            )
         if dismissed:
-            return Quarantine("dismissed", dismissed[0], reason="a person removed the taint or the cordon")
+            reason = "a person removed the taint or the cordon"
+            return Quarantine(state=QuarantineState.DISMISSED, code=dismissed[0], reason=reason)
         if codes and self._mode == "observe":
-            return Quarantine("would_quarantine", codes[0], reason="mode observe marks nothing")
+            reason = "mode observe marks nothing"
+            return Quarantine(state=QuarantineState.WOULD_QUARANTINE, code=codes[0], reason=reason)
         return Quarantine()
 
 
@@ -346,5 +362,5 @@ def _would_do(actions: Iterable[AppliedAction]) -> tuple[str, ...]:
 
 
 def _may_be_out(node: Object) -> bool:
-    """Whether it is out by our action, or may be: somebody has written in the record that says so."""
+    """Whether the node is out by our action, or may be: its record exists, but was edited and cannot be read."""
     return record(node) is not None or (bool(unreadable_record(node)) and has_taint(node))

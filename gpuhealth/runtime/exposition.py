@@ -15,7 +15,8 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from gpuhealth.runtime.metric_families import counter
+from gpuhealth.api.metrics import Metric as MetricName
+from gpuhealth.runtime.metric_families import family
 
 log = structlog.get_logger()
 
@@ -29,9 +30,9 @@ Collect = Callable[[], Iterable[Metric]]
 class Rendering:
     """The text of all collectors, and how often each has failed."""
 
-    def __init__(self, process: str, collectors: Mapping[str, Collect]) -> None:
-        """`process` is part of the counter's name: gpuhealth_PROCESS_metrics_errors_total."""
-        self._name = f"{process}_metrics_errors"
+    def __init__(self, errors: MetricName, collectors: Mapping[str, Collect]) -> None:
+        """`errors` counts, by collector, how often one failed."""
+        self._metric = errors
         self._collectors = collectors
         self._errors = Counter(dict.fromkeys(collectors, 0))  # from the start: a rate needs its zero
         self._failing: dict[str, str] = {}  # the error that a collector failed with last time
@@ -39,8 +40,7 @@ class Rendering:
     def text(self) -> bytes:
         """The metrics as of now. Raises nothing that a collector raises."""
         parts = [part for name, collect in self._collectors.items() for part in self._rendered(name, collect)]
-        text = "Times that a collector failed, so that its metrics are missing or incomplete"
-        return b"".join([*parts, _text(counter(self._name, text, ["collector"], self._errors.items()))])
+        return b"".join([*parts, _text(family(self._metric, self._errors.items()))])
 
     def _rendered(self, name: str, collect: Collect) -> Iterator[bytes]:
         try:

@@ -3,6 +3,10 @@
 aiohttp bounds lines, headers and bodies. What it leaves open is how long a peer may take to send its headers, and how
 many peers there are: so connections are accepted here, and each belongs to a task that ends with it. At the limit the
 one that has been waited for longest makes room, so that idle peers cannot keep the kubelet's probes out.
+
+Where the settings restrict who may read, a request needs a client certificate of the configured authority or a bearer
+token that the authorizer accepts. The kubelet's probes have neither, so /healthz and /readyz are open: they say one
+word.
 """
 
 from __future__ import annotations
@@ -14,18 +18,21 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
+from typing import Protocol
 
+import msgspec
 import structlog
 from aiohttp import web
 
-from gpuhealth.kube.access import Access
 from gpuhealth.runtime.settings import Http, Tls
 
 log = structlog.get_logger()
 
+OPEN_PATHS = ("/healthz", "/readyz")
 CONNECTIONS = 64  # two Prometheus, the kubelet and people take a handful
 HANDSHAKE_SECONDS = 5.0
 HEADER_SECONDS = 10.0  # from the first byte of a request, or of a connection, to the end of the headers
@@ -40,10 +47,29 @@ ACCEPT_PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
 FIRST_PAUSE_SECONDS = 0.5  # before a server that has failed is started again; doubled each time
 LONGEST_PAUSE_SECONDS = 8.0  # well within the patience of a liveness probe
 
-Request = web.Request
-Response = web.Response
-Handler = Callable[[Request], Awaitable[web.StreamResponse]]
-"""Answers a request for one page."""
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Response(msgspec.Struct, frozen=True):
+    """The answer of a page."""
+
+    body: bytes
+    status: int = HTTPStatus.OK
+    content_type: str = "text/plain; charset=utf-8"
+
+
+Page = Callable[[], Awaitable[Response]]
+"""Answers GET requests for one path."""
+
+
+class Authorizer(Protocol):
+    """Decides whether the bearer of a token may read a page."""
+
+    async def check(self, token: str, path: str) -> HTTPStatus:
+        """OK, or the status that the request is answered with instead."""
+
+    async def close(self) -> None:
+        """Give up what it has open, once the server has ended."""
 
 
 class ServingError(OSError):
@@ -51,14 +77,16 @@ class ServingError(OSError):
 
 
 @asynccontextmanager
-async def serving(http: Http, pages: dict[str, Handler], access: Access) -> AsyncGenerator[int]:
-    """Serves the pages, GET and HEAD, at http's address; the port. Raises ServingError where that cannot be.
+async def serving(http: Http, pages: Mapping[str, Page], authorizer: Authorizer | None = None) -> AsyncGenerator[int]:
+    """Serves the pages by their paths, GET and HEAD, at http's address; the port. Raises ServingError where that
+    cannot be.
 
-    When the server itself fails, the body is cancelled and the failure raised, in a group.
+    The authorizer is for `http.authorization: kubernetes`; it is closed at the end. When the server itself fails, the
+    body is cancelled and the failure raised, in a group.
     """
-    connections = _Connections(http.tls)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[connections.count, access.check])
-    app.add_routes([web.get(path, handler) for path, handler in pages.items()])
+    connections, authorization = _Connections(http.tls), _Authorization(http, authorizer)
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[connections.count, authorization.check])
+    app.add_routes([web.get(path, _handler(page)) for path, page in pages.items()])
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -88,7 +116,8 @@ async def serving(http: Http, pages: dict[str, Handler], access: Access) -> Asyn
         finally:
             await runner.cleanup()
             await connections.close()
-            await access.close()
+            if authorizer is not None:
+                await authorizer.close()
 
 
 async def keep_serving(serve: Callable[[], Awaitable[None]], failures: Counter[str]) -> None:
@@ -112,6 +141,43 @@ async def keep_serving(serve: Callable[[], Awaitable[None]], failures: Counter[s
         await asyncio.sleep(pause)
         lasted = time.monotonic() - began
         pause = FIRST_PAUSE_SECONDS if lasted > 2 * LONGEST_PAUSE_SECONDS else min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def _handler(page: Page) -> _Handler:
+    async def handle(_: web.Request) -> web.Response:
+        response = await page()
+        headers = {"Content-Type": response.content_type}
+        return web.Response(body=response.body, status=response.status, headers=headers)
+
+    return handle
+
+
+class _Authorization:
+    """Lets requests through to their pages, or answers 401, 403, or 503 where that cannot be decided."""
+
+    def __init__(self, http: Http, authorizer: Authorizer | None) -> None:
+        self._certificates = http.tls is not None and http.tls.client_ca is not None
+        self._tokens = http.authorization == "kubernetes"
+        self._authorizer = authorizer
+
+    @web.middleware
+    async def check(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Handles a request that is allowed, and answers any other."""
+        status = await self._status(request)
+        if status is HTTPStatus.OK:
+            return await handler(request)
+        headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else None
+        return web.Response(status=status, text=f"{status.phrase.lower()}\n", headers=headers)
+
+    async def _status(self, request: web.Request) -> HTTPStatus:
+        if request.path in OPEN_PATHS or not (self._certificates or self._tokens):
+            return HTTPStatus.OK
+        if self._certificates and request.transport is not None and request.transport.get_extra_info("peercert"):
+            return HTTPStatus.OK  # the handshake has verified it
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if self._authorizer is None or scheme.lower() != "bearer" or not token.strip():
+            return HTTPStatus.UNAUTHORIZED
+        return await self._authorizer.check(token.strip(), request.path)
 
 
 def _listener(http: Http) -> socket.socket:
@@ -148,7 +214,7 @@ class ServerTls:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(self._tls.cert, self._tls.key)
         if self._tls.client_ca is not None:
-            # Optional here, asked for by `access`: the kubelet's probes have no certificate.
+            # Optional here, asked for by `_Authorization`: the kubelet's probes have no certificate.
             context.verify_mode = ssl.CERT_OPTIONAL
             context.load_verify_locations(self._tls.client_ca)
         return context
@@ -286,7 +352,7 @@ class _Connections:
             self._by_inner.pop(connection.inner, None)
 
     @web.middleware
-    async def count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def count(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Knows of a connection whether it is being answered."""
         connection = self._by_inner.get(request.protocol)
         if connection is None:  # it has been cut meanwhile

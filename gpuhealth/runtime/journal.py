@@ -1,7 +1,7 @@
-"""What was seen and done on this node: SQLite on the node's own disk, bounded in time and size.
+"""The journal of what was seen and done on this node: SQLite on the node's own disk, bounded in time and size.
 
-Two tables: `entries` for people (`gpuhealth events`), `memory` for the agent's next start. Both are written in one
-transaction, so that after a crash the remembered kernel-log position never runs ahead of what was recorded.
+Two tables: `entries` for people (`gpuhealth events`), `state` for the agent's next start. Both are written in one
+transaction, so that after a crash the stored kernel-log position never runs ahead of what was recorded.
 """
 
 from __future__ import annotations
@@ -21,31 +21,47 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from gpuhealth.model.component import Component
 from gpuhealth.model.tracker import Change
 
 log = structlog.get_logger()
 
 _RETRY_SECONDS = 5.0
-_MEMORY = Path("/dev/shm")  # noqa: S108 - writable where no disk is
+_RAM_DISK = Path("/dev/shm")  # noqa: S108 - writable where no disk is
 _MAX_UNWRITTEN = 10_000  # entries held while the disk refuses them
-_KEPT_ANYHOW = 1000  # entries, however old: a clock that is far ahead must not empty the journal
+_MIN_ENTRIES = 1000  # kept however old they are: a clock set far ahead must not expire everything
 _FIRST_REPEAT = 60.0
 _LONGEST_REPEAT = 3600.0
 _MAX_REPEATS = 1000  # kinds of events that are told apart
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
     id INTEGER PRIMARY KEY,
     time REAL NOT NULL,
     kind TEXT NOT NULL,
     code TEXT NOT NULL,
-    component TEXT NOT NULL,
+    component TEXT NOT NULL,  -- JSON
     severity TEXT NOT NULL,
     message TEXT NOT NULL,
     detail TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS entries_by_time ON entries (time);
-CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+"""
+# Version 1 had a component as bare text, and stored state that is of no use any more. It may have run after this one,
+# when an update was taken back: then some components are JSON already, and what this version stored is outdated.
+_UPGRADE_FROM_1 = """
+UPDATE entries SET component = CAST(component AS TEXT) WHERE typeof(component) != 'text';
+UPDATE entries SET component = CASE
+    WHEN component GLOB '{"kind":*' THEN component
+    ELSE json_object('kind', CASE
+        WHEN component = 'node' THEN 'node'
+        WHEN component GLOB 'GPU-*' THEN 'gpu'
+        WHEN component GLOB 'MIG-*' THEN 'mig'
+        WHEN component GLOB '*:*:*' THEN 'pci_device'
+        ELSE 'nic' END, 'id', component) END;
+DELETE FROM state;
+DROP TABLE memory;
 """
 
 
@@ -53,17 +69,17 @@ class JournalError(Exception):
     """The journal cannot be read or written; the text says which and why."""
 
 
-class SpoiledError(JournalError):
-    """One remembered value is not what an agent writes; the others can be read."""
+class DamagedValueError(JournalError):
+    """One stored value is not what an agent writes; the others can be read."""
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One line of the node's history."""
 
     time: datetime
     kind: str  # raised, changed, cleared, kernel, act, agent
     code: str
-    component: str
+    component: Component
     message: str
     severity: str = ""
     detail: str = ""  # JSON, or the raw kernel-log line
@@ -108,26 +124,28 @@ class Journal:
             if read_only:
                 raise JournalError(f"{path} is no journal: {error}") from None
             self.set_aside = path.with_suffix(f".damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-            self._database = self._begun_anew(self.set_aside)
+            self._database = self._begun_again(self.set_aside)
         except OSError as error:
             raise JournalError(f"cannot make journal {path}: {error.strerror}") from None
 
     def _copy_opened(self) -> sqlite3.Connection:
         """A copy in memory, to be read: on a disk that is read-only now SQLite cannot open what it has not closed."""
         try:
-            with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+            with tempfile.TemporaryDirectory(dir=_RAM_DISK if _RAM_DISK.is_dir() else None) as folder:
                 for suffix in ("", "-wal"):  # the last transactions
                     with contextlib.suppress(FileNotFoundError):
                         shutil.copyfile(f"{self.path}{suffix}", f"{folder}/copy{suffix}")
                 with closing(sqlite3.connect(f"{folder}/copy")) as copy:
                     database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
                     copy.backup(database)
+            database.text_factory = _text
+            _upgrade(database)  # the copy: the file stays as it is
             database.execute("PRAGMA query_only=ON")
         except (OSError, sqlite3.Error) as error:
             raise JournalError(f"cannot read journal {self.path}: {error}") from None
         return database
 
-    def _begun_anew(self, set_aside: Path) -> sqlite3.Connection:
+    def _begun_again(self, set_aside: Path) -> sqlite3.Connection:
         """A new journal in the place of one that is damaged: often by a disk that lets nothing be moved either."""
         try:
             self.path.rename(set_aside)
@@ -145,29 +163,29 @@ class Journal:
             timeout=5.0,
             check_same_thread=False,
         )
-        database.text_factory = lambda text: text.decode(errors="replace")
+        database.text_factory = _text
         try:
             if not read_only:
-                # A write-ahead log needs no fsync for every transaction; what a power cut can take, the kernel log
-                # of that boot is lost with.
+                # A write-ahead log needs no fsync for every transaction: entries that a power cut can lose describe
+                # a boot whose kernel log is lost too.
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute("PRAGMA synchronous=NORMAL")
-                database.executescript(_SCHEMA)
-                database.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-            database.execute("SELECT count(*) FROM memory").fetchone()
+                if _upgrade(database):
+                    log.warning("journal upgraded: stored findings discarded", file=str(self.path))
+            database.execute("SELECT count(*) FROM state").fetchone()
         except BaseException:
             database.close()  # whatever went wrong, the file must be free to be set aside
             raise
         return database
 
-    def write(self, entries: Iterable[Entry] = (), memory: Mapping[str, bytes] | None = None) -> None:
-        """Adds entries and replaces remembered values, all or nothing. Raises JournalError."""
+    def write(self, entries: Iterable[Entry] = (), state: Mapping[str, bytes] | None = None) -> None:
+        """Adds entries and replaces stored values, all or nothing. Raises JournalError."""
         rows = [
             (
                 entry.time.timestamp(),
                 entry.kind,
                 entry.code,
-                entry.component,
+                msgspec.json.encode(entry.component).decode(),
                 entry.severity,
                 entry.message,
                 entry.detail,
@@ -175,9 +193,9 @@ class Journal:
             for entry in entries
         ]
         with self._turn:
-            self._write(rows, memory or {})
+            self._write(rows, state or {})
 
-    def _write(self, rows: Sequence[tuple[object, ...]], memory: Mapping[str, bytes]) -> None:
+    def _write(self, rows: Sequence[tuple[object, ...]], state: Mapping[str, bytes]) -> None:
         try:
             self._database.execute("BEGIN IMMEDIATE")
             try:
@@ -186,7 +204,7 @@ class Journal:
                     " VALUES (?, ?, ?, ?, ?, ?, ?)",
                     rows,
                 )
-                self._database.executemany("INSERT OR REPLACE INTO memory VALUES (?, ?)", memory.items())
+                self._database.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", state.items())
                 self._database.execute("COMMIT")
             except BaseException:  # all or nothing, also when we are interrupted
                 if self._database.in_transaction:
@@ -195,15 +213,15 @@ class Journal:
         except sqlite3.Error as error:
             raise JournalError(f"cannot write journal {self.path}: {error}") from None
 
-    def recall(self, key: str) -> bytes | None:
-        """A remembered value. Raises JournalError."""
+    def stored(self, key: str) -> bytes | None:
+        """A stored value; None where there is none. Raises JournalError."""
         try:
-            row = self._database.execute("SELECT value FROM memory WHERE key = ?", (key,)).fetchone()
+            row = self._database.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
             raise JournalError(f"cannot read journal {self.path}: {error}") from None
         if row is None or isinstance(row[0], bytes):
             return None if row is None else row[0]
-        raise SpoiledError(f"journal {self.path}: what is remembered of {key} is spoiled")
+        raise DamagedValueError(f"journal {self.path}: the stored value of {key} is damaged")
 
     def entries(self, since: datetime | None = None, code: str = "*", limit: int = 1000) -> Iterator[Entry]:
         """The newest `limit` entries since a time whose code matches a shell pattern, oldest first."""
@@ -228,7 +246,7 @@ class Journal:
             with self._turn:
                 self._database.execute(
                     "DELETE FROM entries WHERE time < ? AND id <= (SELECT max(id) FROM entries) - ?",
-                    (now.timestamp() - self._keep_seconds, _KEPT_ANYHOW),
+                    (now.timestamp() - self._keep_seconds, _MIN_ENTRIES),
                 )
                 self._database.execute(
                     "DELETE FROM entries WHERE id <= (SELECT max(id) FROM entries) - ?", (self._max_entries,)
@@ -242,6 +260,33 @@ class Journal:
             self._database.close()
 
 
+def _upgrade(database: sqlite3.Connection) -> bool:
+    """Makes what a journal lacks of the schema; whether it was of an earlier version.
+
+    Raises sqlite3.OperationalError where the file cannot be used now, sqlite3.DatabaseError where it is no journal.
+    """
+    try:
+        database.executescript(_SCHEMA)
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'memory'").fetchone()
+        is_old = tables and database.execute("PRAGMA user_version").fetchone()[0] < _SCHEMA_VERSION
+        if is_old:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            database.executescript(f"BEGIN IMMEDIATE; {_UPGRADE_FROM_1} COMMIT;")
+        database.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # of other tables or columns than a journal has
+            raise sqlite3.DatabaseError(str(error)) from None
+        raise
+    return bool(is_old)
+
+
+def _text(column: bytes) -> str:
+    """Text of a column, which a damaged file may have filled with what is no UTF-8."""
+    return column.decode(errors="replace")
+
+
 def _entry(when: object, *texts: object) -> Entry | None:
     """An entry from its columns, which a damaged file or another program may have filled with anything."""
     try:
@@ -252,7 +297,11 @@ def _entry(when: object, *texts: object) -> Entry | None:
     if len(words) < len(texts):
         return None
     kind, name, component, severity, message, detail = words
-    return Entry(time, kind, name, component, message, severity, detail)
+    try:
+        part = msgspec.json.decode(component, type=Component)
+    except msgspec.DecodeError:
+        return None
+    return Entry(time=time, kind=kind, code=name, component=part, message=message, severity=severity, detail=detail)
 
 
 class _Repeat(msgspec.Struct):
@@ -261,14 +310,17 @@ class _Repeat(msgspec.Struct):
     passed: int = 0
 
 
-class Repeats:
-    """Which of the events that go on and on are noted: one at once, then one after a minute, two, four … an hour."""
+class RepeatFilter:
+    """Thins out events that go on and on: one passes at once, then one after a minute, two, four … an hour."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], _Repeat] = {}
 
-    def passed_over(self, key: tuple[str, str], at: float) -> int | None:
-        """How many were not noted since the last that was; None where this is another. `at`: steady seconds."""
+    def suppressed(self, key: tuple[str, str], at: float) -> int | None:
+        """How many were suppressed since the last one that passed; None where this one is suppressed, too.
+
+        `at` is in seconds of a steady clock.
+        """
         known = self._known.get(key)
         if known is not None and at - known.noted < known.seconds:
             known.passed += 1
@@ -285,11 +337,11 @@ class JournalWriter:
     """Writes in the background: the disk may be slow, full or gone, and what is seen must not wait for it."""
 
     def __init__(
-        self, journal: Journal | None, memory: Callable[[], dict[str, bytes]], now: Callable[[], datetime]
+        self, journal: Journal | None, state: Callable[[], dict[str, bytes]], now: Callable[[], datetime]
     ) -> None:
-        """`memory` gives what is to be remembered along with the entries; without a journal nothing is kept."""
+        """`state` returns the values to store along with the entries; without a journal nothing is kept."""
         self._journal = journal
-        self._memory = memory
+        self._state = state
         self._now = now
         self._unwritten: list[Entry] = []
         self._wanted = asyncio.Event()
@@ -297,8 +349,8 @@ class JournalWriter:
         self._writing: tuple[list[Entry], Future[JournalError | None]] | None = None
         self.errors = 0
 
-    def note(self, *entries: Entry) -> None:
-        """Has entries and memory written soon."""
+    def append(self, *entries: Entry) -> None:
+        """Has entries and the present state written soon."""
         if self._journal is not None:
             self._unwritten += entries
             del self._unwritten[:-_MAX_UNWRITTEN]
@@ -310,7 +362,7 @@ class JournalWriter:
         self._wanted.clear()
         assert self._journal is not None  # or nothing would be wanted
         entries, self._unwritten = self._unwritten, []
-        future = self._thread.submit(self._write, entries, self._memory(), self._now())
+        future = self._thread.submit(self._write, entries, self._state(), self._now())
         self._writing = entries, future
         await asyncio.wait([asyncio.wrap_future(future)])  # if we are cancelled the thread goes on: close() sees to it
         if error := self._outcome():
@@ -319,11 +371,11 @@ class JournalWriter:
             await asyncio.sleep(_RETRY_SECONDS)
             self._wanted.set()
 
-    def _write(self, entries: list[Entry], memory: dict[str, bytes], now: datetime) -> JournalError | None:
+    def _write(self, entries: list[Entry], state: dict[str, bytes], now: datetime) -> JournalError | None:
         """In the thread; what went wrong, if anything did."""
         assert self._journal is not None
         try:
-            self._journal.write(entries, memory)
+            self._journal.write(entries, state)
         except JournalError as error:
             return error
         try:
@@ -348,7 +400,7 @@ class JournalWriter:
         self._thread.shutdown()  # after the write that is under way
         self._outcome()
         try:
-            self._journal.write(self._unwritten, self._memory())
+            self._journal.write(self._unwritten, self._state())
         except JournalError as error:
             log.error("journal entries lost", error=str(error))  # noqa: TRY400 - one sentence says it
         self._journal.close()

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Metric  # for the modules whose metrics are made here
 
+from gpuhealth.api import metrics as names
 from gpuhealth.model.missing import Missing
 
 Rows = Iterable[tuple[Any, ...]]
 """Label values and, last, the value; a row whose value is missing has no sample."""
 
 
-def gauge(name: str, text: str, labels: Sequence[str], rows: Rows) -> Metric:
-    """The gauge gpuhealth_NAME."""
-    return _filled(GaugeMetricFamily(f"gpuhealth_{name}", text, labels=labels), rows)
-
-
-def counter(name: str, text: str, labels: Sequence[str], rows: Rows) -> Metric:
-    """The counter gpuhealth_NAME_total."""
-    return _filled(CounterMetricFamily(f"gpuhealth_{name}", text, labels=labels), rows)
-
-
-def _filled(family: Any, rows: Rows) -> Metric:
+def family(metric: names.Metric, rows: Rows) -> Metric:
+    """The samples of a metric."""
+    kind = GaugeMetricFamily if metric.type is names.MetricType.GAUGE else CounterMetricFamily
+    made: Any = kind(metric.name.removesuffix("_total"), metric.help, labels=metric.labels)
     for *values, value in rows:
         if not isinstance(value, Missing):
-            family.add_metric([_label(each) for each in values], float(value))
-    metric: Metric = family
-    return metric
+            made.add_metric([_label(text) for text in values], float(value))
+    found: Metric = made
+    return found
 
 
 def _label(value: object) -> str:

@@ -1,4 +1,4 @@
-"""All settings, with their defaults and units; `config_file` says where their values come from.
+"""The settings that belong to no monitor, with defaults and units; `settings_file` reads them.
 
 Durations are written as Prometheus writes them (`10s`, `5m`, `1h30m`, `14d`) or as seconds, and held as seconds.
 """
@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from gpuhealth.api.names import CONTROLLER_LEASE, NAMESPACE, POOL_LABEL, PREFLIGHT_TAINT
 from gpuhealth.model.finding import Severity
+from gpuhealth.model.policy import FindingPolicy
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -35,22 +37,27 @@ def seconds(value: object) -> object:
 
 LONGEST_SECONDS = 3650 * 86400.0
 """What is longer is a mistake, and neither a date nor a Lease can hold it."""
-_LARGEST = 1 << 53  # of a count: what JSON, SQLite and the metrics hold exactly
+LARGEST = 1 << 53  # of a count: what JSON, SQLite and the metrics hold exactly
 
 Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, le=LONGEST_SECONDS)]
 """Seconds."""
 
-Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+PositiveDuration = Annotated[Duration, Field(gt=0)]
+"""Seconds, more than none."""
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 
 Amount = Annotated[Count | Annotated[str, Field(pattern=r"^\d{1,9}%$")], Field(union_mode="left_to_right")]
 """A count, or a percentage such as `10%`."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Base of all sections of the settings: unknown names and infinite numbers are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Roots(_Section):
+class Roots(Section):
     """Paths of the node's file trees, which a container may mount elsewhere."""
 
     dev: Path = Path("/dev")
@@ -59,84 +66,7 @@ class Roots(_Section):
     kmsg: Path = Path("/dev/kmsg")
 
 
-class Nvml(_Section):
-    """The NVML child process and its deadlines, in seconds."""
-
-    warn_after: Duration = 20.0
-    critical_after: Duration = 60.0
-    reinit_interval: Duration = 60.0  # between nvmlInit attempts while a GPU is lost or the driver is away
-    max_extra_processes: Count = 1  # NVML processes started while one hangs
-    errors_critical: int = Field(default=3, ge=1, le=_LARGEST)  # rounds with unexpected errors within error_window
-    error_window: Duration = 600.0
-
-
-class Kmsg(_Section):
-    """Reading of the kernel log, /dev/kmsg."""
-
-    lookback: Duration = 600.0  # at the agent's very first start: older records are not raised
-
-
-class Ecc(_Section):
-    """GPU memory errors that ECC counts."""
-
-    recent_window: Duration = 86400.0  # an uncorrectable error is critical for this long after the count grew
-    corrected_per_hour: Count = 10_000
-
-
-class Xid(_Section):
-    """How XIDs are grouped and counted, and when they expire. Durations in seconds."""
-
-    coalesce: Duration = 5.0  # the same code on the same GPU within this time is one event
-    secondary_window: Duration = 60.0  # 43 and 45 this soon after another XID on the GPU are its consequence
-    repeat_window: Duration = 86400.0
-    repeats_critical: int = Field(default=3, ge=2, le=_LARGEST)  # of a code that says "contact support"
-    app_fault_threshold: int = Field(
-        default=3, ge=2, le=_LARGEST
-    )  # faults of different processes on one GPU within repeat_window
-    expire_after: Duration = 600.0  # what leaves nothing to read again ends when it has not come back
-
-
-class Thermal(_Section):
-    """Distance to the GPU's own slowdown or maximum operating temperature, in degrees Celsius."""
-
-    margin_warning_celsius: Count = 5
-    critical_after: Duration = 30.0  # at the limit
-
-
-class Clocks(_Section):
-    """Clock throttling, and GPUs slower than their neighbours. Shares in percent."""
-
-    window: Duration = 60.0
-    throttled_percent: float = Field(default=50.0, gt=0, le=100)
-    straggler_percent: float = Field(default=85.0, gt=0, le=100)  # of the median clock of the node's busy GPUs
-    busy_percent: int = Field(default=50, ge=1, le=100)  # utilization from which a GPU counts as under load
-
-
-class Pcie(_Section):
-    """PCIe link errors: limits per minute, windows in seconds."""
-
-    window: Duration = 60.0
-    replays_per_minute: Count = 30
-    correctable_per_minute: Count = 32
-    uncorrectable_window: Duration = 3600.0  # after which a link without further uncorrectable errors is clean
-
-
-class Nvlink(_Section):
-    """NVLink errors: a count within the window (seconds), and a bit error rate that is a finding at once."""
-
-    window: Duration = 600.0
-    errors: Count = 100
-    effective_ber: float = Field(default=1e-12, gt=0)
-
-
-class GpuMemory(_Section):
-    """Limits for GPU memory: bytes in use without a process, and retired pages."""
-
-    leaked_bytes: Count = 1 << 30  # in use on a GPU that no process uses
-    retired_pages: Count = 60  # the table holds 63; then the GPU must be replaced
-
-
-class Tls(_Section):
+class Tls(Section):
     """TLS files in PEM format. Renewed files are loaded while running."""
 
     cert: Path  # with the intermediates, if there are any
@@ -144,7 +74,7 @@ class Tls(_Section):
     client_ca: Path | None = None  # a client with a certificate of this CA may read the pages
 
 
-class Http(_Section):
+class Http(Section):
     """Where /metrics, /healthz and /readyz are served, and to whom."""
 
     host: str = "0.0.0.0"
@@ -159,15 +89,15 @@ class Http(_Section):
         return self
 
 
-class Journal(_Section):
+class Journal(Section):
     """The node's journal of findings, and how much of it is kept."""
 
     path: Path = Path("/var/lib/gpuhealth/journal.sqlite")
     retention: Duration = 14 * 86400.0  # older entries are deleted
-    max_entries: int = Field(default=100_000, ge=100, le=_LARGEST)
+    max_entries: int = Field(default=100_000, ge=100, le=LARGEST)
 
 
-class BurninLimits(_Section):
+class BurninLimits(Section):
     """Pass thresholds for active tests, in addition to the minimums of the GPU's model. A wrong bit always fails."""
 
     floor_percent: float = Field(default=100.0, ge=0)  # of the model's floors; 0 asks for none
@@ -178,7 +108,7 @@ class BurninLimits(_Section):
     nvlink_errors: Count = 100  # of one link during one test
 
 
-class Burnin(_Section):
+class Burnin(Section):
     """Active tests: target devices, thresholds, and the directory where the agent finds their results."""
 
     results_dir: Path = Path("/var/lib/gpuhealth/burnin")
@@ -188,12 +118,10 @@ class Burnin(_Section):
     faults: tuple[dict[str, Any], ...] = ()  # put in on purpose, to see them caught: burnin.jobs.Fault
 
 
-class Preflight(_Section):
+class Preflight(Section):
     """The tests that a new node must pass before it gets work."""
 
-    taint: str = Field(
-        default="gpuhealth.io/preflight", min_length=1
-    )  # key; with another, see daemonset/preflight.yaml
+    taint: str = Field(default=PREFLIGHT_TAINT, min_length=1)  # key; with another, see daemonset/preflight.yaml
     level: Literal["quick", "standard", "long"] = "standard"
     tests: tuple[str, ...] = ()  # else those of the level
     duration: Duration | None = None  # of the tests' work in all; else the level's
@@ -203,20 +131,20 @@ class Preflight(_Section):
     after_reboot: bool = False  # also for a node that was rebooted, once its agent has seen that
 
 
-class Kubernetes(_Section):
+class Kubernetes(Section):
     """The Kubernetes cluster that the node belongs to, if any."""
 
     enabled: bool = True
     kubeconfig: Path | None = None  # else the pod's service account
     context: str | None = None
-    namespace: str = "gpuhealth"
+    namespace: str = NAMESPACE
 
 
-class Election(_Section):
+class Election(Section):
     """Leader election: only the controller that holds the Lease acts. Durations in seconds."""
 
     enabled: bool = True
-    lease: str = Field(default="gpuhealth-controller", min_length=1)
+    lease: str = Field(default=CONTROLLER_LEASE, min_length=1)
     duration: Duration = Field(default=15.0, ge=1)  # after which the others may take it from one that is silent
     renew_within: Duration = Field(default=10.0, gt=0)  # or it stops acting, before the others begin
     retry: Duration = Field(default=2.0, gt=0)
@@ -228,7 +156,7 @@ class Election(_Section):
         return self
 
 
-class Periodic(_Section):
+class Periodic(Section):
     """Periodic burn-in of nodes that are in service and idle."""
 
     enabled: bool = False  # it makes idle GPUs draw their full power
@@ -238,7 +166,7 @@ class Periodic(_Section):
     pending_timeout: Duration = 120.0  # a burn-in pod that is not scheduled within this time is deleted
 
 
-class Controller(_Section):
+class Controller(Section):
     """The cluster's controller: drain, burn-in schedule, budget slots."""
 
     http: Http = Http(port=9476)
@@ -250,10 +178,10 @@ class Controller(_Section):
     drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, whatever their disruption budgets say
     drain_retry: Duration = Field(default=10.0, gt=0)  # between tries of an eviction that was refused
     evictions_per_second: float = Field(default=10.0, gt=0)  # over the whole fleet
-    eviction_burst: int = Field(default=20, ge=1, le=_LARGEST)
+    eviction_burst: int = Field(default=20, ge=1, le=LARGEST)
     periodic: Periodic = Periodic()
     pool_labels: tuple[str, ...] = (  # a node's pool is the value of the first of these that it has
-        "gpuhealth.io/pool",
+        POOL_LABEL,
         "eks.amazonaws.com/nodegroup",
         "cloud.google.com/gke-nodepool",
         "kubernetes.azure.com/agentpool",
@@ -262,21 +190,14 @@ class Controller(_Section):
     )
 
 
-class DriverRelease(_Section):
-    """Closing the driver on request, for a GPU reset or a driver upgrade. Durations in seconds."""
-
-    max_duration: Duration = 7200.0  # a node whose driver is released longer than this is unknown
-    reacquire_grace: Duration = 120.0  # for the driver to be back after the last request ended
-
-
-class Quarantine(_Section):
+class Quarantine(Section):
     """Taking nodes out of service."""
 
     test_before_return: bool = False  # once the finding has cleared, a burn-in must pass before the node returns
 
 
-class FindingPolicy(_Section):
-    """What a deployment changes of a finding's defaults; None keeps the default. Durations in seconds."""
+class FindingSettings(Section):
+    """Changes of a finding's defaults; what is not set keeps the default. Durations in seconds."""
 
     severity: Severity | None = None
     quarantine: bool | None = None
@@ -287,33 +208,31 @@ class FindingPolicy(_Section):
     ignore: bool = False
 
 
-class PoolPolicy(_Section):
+class Schedule(Section):
+    """When one monitor is read. Durations in seconds."""
+
+    enabled: bool = True
+    interval: PositiveDuration | None = None  # between two rounds; None: the setting interval
+    deadline: PositiveDuration | None = None  # for one round; None: the monitor's own
+
+
+class PoolPolicy(Section):
     """Finding policies for the nodes that carry all of these labels."""
 
     node_labels: dict[str, str] = Field(min_length=1)
-    findings: dict[str, FindingPolicy]
+    findings: dict[str, FindingSettings]
 
 
-class Settings(_Section):
-    """All settings and their defaults."""
+class CoreSettings(Section):
+    """The settings that belong to no monitor, and their defaults."""
 
     node_name: str = Field(default_factory=socket.gethostname, min_length=1)
     mode: Literal["observe", "taint", "cordon"] = "taint"
     interval: Duration = Field(default=10.0, gt=0)
     unknown_after: Duration = 120.0
-    driver_release: DriverRelease = DriverRelease()
-    expected_gpus: Count | None = None  # wins over the number of GPUs seen before
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     roots: Roots = Roots()
-    nvml: Nvml = Nvml()
-    kmsg: Kmsg = Kmsg()
-    ecc: Ecc = Ecc()
-    xid: Xid = Xid()
-    thermal: Thermal = Thermal()
-    clocks: Clocks = Clocks()
-    pcie: Pcie = Pcie()
-    nvlink: Nvlink = Nvlink()
-    gpu_memory: GpuMemory = GpuMemory()
+    monitors: dict[str, Schedule] = {}  # by the name of the monitor
     http: Http = Http()
     journal: Journal = Journal()
     burnin: Burnin = Burnin()
@@ -321,7 +240,7 @@ class Settings(_Section):
     kubernetes: Kubernetes = Kubernetes()
     controller: Controller = Controller()
     quarantine: Quarantine = Quarantine()
-    findings: dict[str, FindingPolicy] = {}  # by code or pattern: "xid.94", "nvlink.*"
+    findings: dict[str, FindingSettings] = {}  # by code or pattern: "xid.94", "nvlink.*"
     pools: tuple[PoolPolicy, ...] = ()
 
     def policy(self, code: str, node_labels: dict[str, str] | None = None) -> FindingPolicy:
@@ -336,3 +255,7 @@ class Settings(_Section):
             if code in findings:
                 chosen |= findings[code].model_dump(exclude_unset=True)
         return FindingPolicy(**chosen)
+
+    def schedule(self, monitor: str) -> Schedule:
+        """When a monitor is read, as far as the settings change it."""
+        return self.monitors.get(monitor) or Schedule()

@@ -11,12 +11,14 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.runtime.settings import CoreSettings
 from gpuhealth.runtime.settings_text import MOST_CHARACTERS, TextError, values_of
+
+SettingsT = TypeVar("SettingsT", bound=CoreSettings)
 
 ENVIRONMENT_PREFIX = "GPUHEALTH_"
 _DEEPEST = 8  # sections of a variable's name
@@ -31,34 +33,35 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the text is one sentence that says what, where and what would be right."""
 
 
-def load(path: Path | None = None, **overrides: Any) -> Settings:
-    """Settings from the file (or the one that GPUHEALTH_CONFIG names), then the environment, then `overrides`.
+def load(model: type[SettingsT], path: Path | None = None, **overrides: Any) -> SettingsT:
+    """Settings of a model: from the file (or the one in GPUHEALTH_CONFIG), then the environment, then `overrides`.
 
     Raises ConfigError with one sentence for a file that cannot be read, a key that is not known, a bad value.
     """
     if path is None and (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
         path = Path(named)
-    values = _merged(_file_values(path) if path else {}, _environment_values())
+    values = _merged(_file_values(path) if path else {}, _environment_values(model))
     _refuse_what_is_no_text(values, path)
     try:
-        return Settings(**_merged(values, overrides))
+        return model(**_merged(values, overrides))
     except ValidationError as error:
         raise ConfigError(_sentence(error, path)) from None
 
 
-class SettingsFile:
+class SettingsFile(Generic[SettingsT]):
     """A configuration file that may change while we run."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, model: type[SettingsT], path: Path | None) -> None:
         self.path = path
+        self._model = model
         self._stamp = self._stamped()
 
-    def changed(self) -> Settings | None:
+    def changed(self) -> SettingsT | None:
         """The settings if the file has changed since it was last looked at. Raises ConfigError, once for a change."""
         if (stamp := self._stamped()) == self._stamp:
             return None
         self._stamp = stamp
-        return load(self.path)
+        return load(self._model, self.path)
 
     def _stamped(self) -> tuple[int, int] | None:
         """Changes when the file does, also when a ConfigMap's link is turned to another one."""
@@ -77,7 +80,7 @@ def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _environment_values() -> dict[str, Any]:
+def _environment_values(model: type[CoreSettings]) -> dict[str, Any]:
     """GPUHEALTH_A__B=value as {"a": {"b": value}}; a value in brackets is read as YAML, any other is taken as text."""
     values: dict[str, Any] = {}
     is_link = _service_links(os.environ)
@@ -85,7 +88,7 @@ def _environment_values() -> dict[str, Any]:
         if not name.startswith(ENVIRONMENT_PREFIX) or name == f"{ENVIRONMENT_PREFIX}CONFIG" or is_link(name):
             continue
         *sections, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-        if [*sections, key][0] not in Settings.model_fields or len(sections) > _DEEPEST:
+        if [*sections, key][0] not in model.model_fields or len(sections) > _DEEPEST:
             raise ConfigError(f"environment variable {_printable(name)} names no setting")
         try:
             value: Any = values_of(text) if text.startswith(("{", "[")) else text

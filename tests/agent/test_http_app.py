@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from aiohttp import ClientSession
-from testing.simnode import SimulatedNode, wait_for
+from testing.agents import WELL
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from gpuhealth.agent import http_app as pages
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
-from gpuhealth.kube.access import Access
-from gpuhealth.model.verdict import Coverage, State, Verdict
 from gpuhealth.runtime.http_server import serving
 from gpuhealth.runtime.settings import Http
 
@@ -25,23 +25,27 @@ def served(agent: Agent, test: Callable[[ClientSession], Awaitable[None]]) -> No
 
     async def whole() -> None:
         http = Http(host="127.0.0.1", port=0)
-        access = Access(http, agent.settings.kubernetes)
-        shown = pages.pages(agent, Exposition(agent))
-        async with serving(http, shown, access) as port, ClientSession(f"http://127.0.0.1:{port}") as session:
+        shown = pages.pages(agent, Exposition(agent, 10.0))
+        async with serving(http, shown) as port, ClientSession(f"http://127.0.0.1:{port}") as session:
             await test(session)
 
     asyncio.run(whole())
 
 
 def test_not_ready_before_the_first_round(make_agent: Callable[[], Agent]) -> None:
-    """/readyz refuses until there is a verdict, /healthz and /metrics answer from the start."""
+    """/readyz refuses until every monitor has had a round, /healthz and /metrics answer from the start."""
     agent = make_agent()
 
     async def body(session: ClientSession) -> None:
-        for path, status in zip(PATHS, (200, 200, 503), strict=True):
-            async with session.get(path) as answer:
-                assert answer.status == status
-        agent.verdict = Verdict("n", agent.clock(), State.UNKNOWN, (), (), Coverage((), ()))
+        *others, last = agent.node_state.judge.monitors
+        readings = WELL.readings()
+        for monitor in (None, *others):
+            if monitor:
+                agent.node_state.apply_round(monitor, readings.of(monitor))
+            for path, status in zip(PATHS, (200, 200, 503), strict=True):
+                async with session.get(path) as answer:
+                    assert answer.status == status
+        agent.node_state.apply_round(last, readings.of(last))
         async with session.get("/readyz") as answer:
             assert answer.status == 200
 

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
 
+import msgspec
 import pytest
+import reference
 from prometheus_client.parser import text_string_to_metric_families
+from testing import readings
+from testing.agents import ShownStatus, give_round
+from testing.findings import found
 from testing.metric_samples import Samples, parsed, scraped, values
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
-from gpuhealth.agent import http_app as node
-from gpuhealth.agent import metrics
 from gpuhealth.agent.agent import Agent
+from gpuhealth.agent.http_app import serve
 from gpuhealth.agent.metrics import Exposition
-from gpuhealth.model.verdict import Coverage, State, Verdict
-from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.model.component import Component, Kind
+from gpuhealth.model.kernel_event import KernelLogStatus
+from gpuhealth.monitors.nvidia.readings import MigDevice
+from gpuhealth.monitors.registry import monitors
 from gpuhealth.quarantine.slots.budget import Limit
 from gpuhealth.quarantine.slots.holder import Blocked
-from gpuhealth.runtime.clock import SteadyClock
 
 PROMISED = {
     "gpuhealth_node_healthy": set(),
     "gpuhealth_verdict": {"verdict"},
     "gpuhealth_gpu_verdict": {"gpu", "verdict"},
-    "gpuhealth_finding": {"code", "severity", "component", "gpu"},
+    "gpuhealth_finding": {"code", "severity", "kind", "component", "parent"},
     "gpuhealth_findings_total": {"code"},
     "gpuhealth_gpu_info": {"gpu", "index", "pci", "model", "serial", "vbios", "driver"},
     "gpuhealth_gpu_temperature_celsius": {"gpu"},
@@ -51,12 +57,16 @@ PROMISED = {
     "gpuhealth_nvlink_up": {"gpu", "link"},
     "gpuhealth_xid_errors_total": {"xid", "gpu"},
     "gpuhealth_kernel_events_total": {"kind"},
-    "gpuhealth_agent_judge_seconds": set(),
+    "gpuhealth_agent_judge_seconds": {"monitor"},
     "gpuhealth_check_last_success_timestamp_seconds": {"check"},
     "gpuhealth_not_checked": {"check", "reason"},
     "gpuhealth_agent_info": {"version", "node"},
-    "gpuhealth_agent_last_round_timestamp_seconds": set(),
-    "gpuhealth_agent_round_seconds": set(),
+    "gpuhealth_agent_rounds_total": {"monitor"},
+    "gpuhealth_agent_last_round_timestamp_seconds": {"monitor"},
+    "gpuhealth_agent_round_seconds": {"monitor"},
+    "gpuhealth_agent_monitor_timeouts_total": {"monitor"},
+    "gpuhealth_agent_monitor_errors_total": {"monitor"},
+    "gpuhealth_agent_check_errors_total": {"monitor"},
     "gpuhealth_agent_nvml_seconds": set(),
     "gpuhealth_agent_nvml_processes": set(),
     "gpuhealth_agent_nvml_process_starts_total": set(),
@@ -96,6 +106,15 @@ def test_what_is_promised_is_there(ill: str) -> None:
     labels = {name: {label for key in samples.get(name, {}) for label, _ in key} for name in PROMISED}
     assert {name for name in PROMISED if not samples.get(name)} == set()
     assert labels == PROMISED
+
+
+def test_every_promised_metric_is_in_the_reference() -> None:
+    """A metric that shows only in some state, such as one of GPUs, has a row with its labels as well."""
+    made = reference.FILE.read_text(encoding="utf-8")  # up to date, by tests/test_reference.py
+    rows = {name: line for line in made.splitlines() for name in PROMISED if line.startswith(f"| `{name}`")}
+    assert {
+        name for name, labels in PROMISED.items() if not all(f"`{label}`" in rows[name] for label in labels)
+    } == set()
 
 
 def test_names_follow_the_rules(ill: str) -> None:
@@ -141,6 +160,7 @@ def _read(node: SimulatedNode, celsius: set[int]) -> Samples | None:
     return samples if celsius == set(values(samples, "gpuhealth_gpu_temperature_celsius").values()) else None
 
 
+@pytest.mark.usefixtures("ill")  # which is of a node without the faults that this test leaves behind
 def test_faults_show_where_they_are(node: SimulatedNode) -> None:
     """ECC errors, replays, remapped rows, throttling, width and links change for the GPU that has the fault only."""
     before = wait_for("every reading of every GPU", lambda: _complete(node))
@@ -180,7 +200,7 @@ def _complete(node: SimulatedNode) -> Samples | None:
 def test_findings_and_verdict(ill: str) -> None:
     """A finding is there with its severity and GPU, its GPU is unhealthy and so is the node; other GPUs are not."""
     samples = parsed(ill)
-    found = values(samples, "gpuhealth_finding", "gpu", code="ecc.uncorrectable", severity="critical")
+    found = values(samples, "gpuhealth_finding", "component", code="ecc.uncorrectable", severity="critical", kind="gpu")
     (uuid,) = found
     assert values(samples, "gpuhealth_gpu_verdict", "verdict", gpu=uuid) == {
         "healthy": 0,
@@ -227,41 +247,39 @@ def _without_gpus(node: SimulatedNode) -> Samples | None:
 
 def test_nothing_is_known_before_the_first_round(make_agent: Callable[[], Agent]) -> None:
     """An agent that has not looked yet is unknown, not healthy, and shows no GPU; its loops count from zero."""
-    samples = parsed(Exposition(make_agent()).text().decode())
+    samples = parsed(Exposition(make_agent(), 10.0).text().decode())
     assert values(samples, "gpuhealth_verdict", "verdict")["unknown"] == 1
     assert samples["gpuhealth_node_healthy"] == {(): 0}
     assert gpu_samples(samples) == set()
     assert set(samples["gpuhealth_loop_failures_total"].values()) == {0}
 
 
-def _looked(agent: Agent, state: State = State.HEALTHY, **more: Any) -> None:
-    """As if a round had ended."""
-    agent.readings = NodeReadings("n", agent.clock(), "boot", **more)
-    agent.verdict = Verdict("n", agent.clock(), state, (), (), Coverage((), ()))
-    agent.version += 1
-
-
 def test_rounds_that_have_stopped_make_unknown(make_agent: Callable[[], Agent]) -> None:
     """The last verdict holds as long as rounds come; when they have stopped it is unknown, though nothing changed."""
     agent = make_agent()
-    exposition = Exposition(agent)
-    _looked(agent)
-    assert values(parsed(exposition.text().decode()), "gpuhealth_verdict", "verdict")["healthy"] == 1
-    later = timedelta(seconds=agent.settings.unknown_after)
-    agent.clock = SteadyClock(lambda: datetime.now(UTC) + later)
-    exposition._made = (agent.version, 0.0)  # as if a round's time had passed
-    assert values(parsed(exposition.text().decode()), "gpuhealth_verdict", "verdict")["unknown"] == 1
+    exposition = Exposition(agent, 0.0)
+    give_round(agent)
+    samples = parsed(exposition.text().decode())
+    assert values(samples, "gpuhealth_verdict", "verdict")["healthy"] == 1
+    assert gpu_samples(samples)
+    ago = timedelta(seconds=agent.settings.unknown_after)
+    version = agent.version
+    agent.node_state.last_round["nvidia"] -= ago  # the other monitors' rounds go on
+    samples = parsed(exposition.text().decode())
+    assert agent.version == version
+    assert values(samples, "gpuhealth_verdict", "verdict")["unknown"] == 1
+    assert samples["gpuhealth_node_healthy"] == {(): 0}
+    assert gpu_samples(samples) == set()
 
 
 def test_unchanged_text_is_not_made_again(make_agent: Callable[[], Agent]) -> None:
     """Many scrapes between two rounds get the same bytes."""
     agent = make_agent()
-    exposition = Exposition(agent)
-    agent.settings = agent.settings.model_copy(update={"interval": 3600.0})  # no round is due meanwhile
-    _looked(agent)
+    exposition = Exposition(agent, 3600.0)  # no round is due meanwhile
+    give_round(agent)
     first = exposition.text()
     assert exposition.text() is first
-    _looked(agent)
+    give_round(agent)
     assert exposition.text() is not first
 
 
@@ -269,10 +287,10 @@ def test_a_held_quarantine_names_its_budget(make_agent: Callable[[], Agent]) -> 
     """A node that ought to be out and may not says which limit of which budget has no place, and for what."""
     agent = make_agent()
     blocked = Blocked("xid.79", "pool-a", Limit.PER_FAULT, "as many are out")
-    agent.keeper._writer = SimpleNamespace(blocked=blocked)  # type: ignore[assignment]
-    agent.keeper._client = SimpleNamespace(unreadable=SimpleNamespace(counts={"Lease": 2}))  # type: ignore[assignment]
+    agent.reconciler._writer = SimpleNamespace(blocked=blocked)  # type: ignore[assignment]
+    agent.reconciler._client = SimpleNamespace(unreadable=SimpleNamespace(counts={"Lease": 2}))  # type: ignore[assignment]
     agent.counts.api_calls["PATCH", 0] += 2
-    samples = parsed(Exposition(agent).text().decode())
+    samples = parsed(Exposition(agent, 10.0).text().decode())
     labels = (("budget", "pool-a"), ("code", "xid.79"), ("limit", "maxPerFault"))
     assert samples["gpuhealth_quarantine_blocked"] == {labels: 1}
     assert samples["gpuhealth_kube_requests_total"] == {(("method", "PATCH"), ("status", "0")): 2}
@@ -280,16 +298,80 @@ def test_a_held_quarantine_names_its_budget(make_agent: Callable[[], Agent]) -> 
 
 def test_labels_are_escaped(make_agent: Callable[[], Agent]) -> None:
     """What stands in a label, a quote, a backslash or a line's end, cannot break the format."""
-    agent = make_agent()
+    shown = ShownStatus(make_agent().status())
     nasty = 'a"b\\c\nd'
-    agent.counts.xids[nasty, ""] += 1
-    samples = parsed(Exposition(agent).text().decode())
+    shown.status().counts.xids[nasty, ""] += 1
+    samples = parsed(Exposition(shown, 10.0).text().decode())
     assert values(samples, "gpuhealth_xid_errors_total", "xid") == {nasty: 1}
 
 
-@pytest.mark.parametrize("loop", metrics._LOOPS)
-def test_the_loops_are_the_agent_s(loop: str) -> None:
-    """The names that count from zero are those under which the agent counts failures."""
-    steps = (Agent._round, Agent._follow_kernel_log, Agent._write_journal, Agent._mark_node, node.serve)
-    assert loop in {step.__name__.removeprefix("_") for step in steps}
-    assert len(metrics._LOOPS) == len(steps)
+def test_the_loops_are_the_agent_s(make_agent: Callable[[], Agent]) -> None:
+    """The names that count from zero are those under which the agent counts failures: every loop's that it runs."""
+    agent = make_agent()
+
+    async def run() -> set[str]:
+        running = asyncio.create_task(agent.run(), name="Task-agent")
+        async with asyncio.timeout(300):
+            while len(agent.counts.rounds) < len(agent.runners):
+                await asyncio.sleep(0.01)
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return {name for name in names if not name.startswith("Task-")}
+
+    shown = parsed(Exposition(agent, 10.0).text().decode())["gpuhealth_loop_failures_total"]
+    assert set(shown.values()) == {0}
+    loops = {name for ((_, name),) in shown}
+    assert loops == asyncio.run(run()) | {serve.__name__}
+    assert {f"monitor_{monitor.name}" for monitor in monitors()} < loops
+
+
+def test_a_monitor_of_its_own_has_its_own_numbers(make_agent: Callable[[], Agent]) -> None:
+    """Rounds, times and errors are told apart by monitor, and one that has had no round has no time of its last."""
+    shown = ShownStatus(make_agent().status())
+    first, *others = shown.status().monitors
+    when = datetime(2026, 3, 1, tzinfo=UTC)
+    busy = msgspec.structs.replace(
+        first, rounds=5, read_seconds=0.5, judge_seconds=0.25, last_round=when, timeouts=2, errors=3, check_errors=4
+    )
+    shown.change(monitors=(busy, *others))
+    samples = parsed(Exposition(shown, 10.0).text().decode())
+    expected = {
+        "gpuhealth_agent_rounds_total": 5,
+        "gpuhealth_agent_round_seconds": 0.5,
+        "gpuhealth_agent_judge_seconds": 0.25,
+        "gpuhealth_agent_monitor_timeouts_total": 2,
+        "gpuhealth_agent_monitor_errors_total": 3,
+        "gpuhealth_agent_check_errors_total": 4,
+    }
+    idle = dict.fromkeys((part.monitor.name for part in others), 0)
+    for name, value in expected.items():
+        assert values(samples, name, "monitor") == {first.monitor.name: value, **idle}
+    last = values(samples, "gpuhealth_agent_last_round_timestamp_seconds", "monitor")
+    assert last == {first.monitor.name: when.timestamp()}
+
+
+def test_components_that_are_no_gpu_have_a_verdict(make_agent: Callable[[], Agent]) -> None:
+    """A MIG device has its state and its GPU, a finding on it says so, too; the node and its GPUs are not repeated."""
+    agent = make_agent()
+    devices = MigDevice("MIG-a", 3, 0), MigDevice("MIG-b", 4, 0)
+    sliced = readings.gpu(0, mig_enabled=True, mig_devices=devices)
+    give_round(agent, readings.node(sliced, readings.gpu(1), kernel_log=KernelLogStatus("kmsg")))
+    device = Component(Kind.MIG, "MIG-a", sliced.id)
+    lost = found("xid.94", component=device, time=agent.clock())
+    agent.node_state.publish(agent.node_state.tracker.apply([lost], agent.clock(), "boot"))
+    samples = parsed(Exposition(agent, 10.0).text().decode())
+    (labels,) = samples["gpuhealth_finding"]
+    assert dict(labels) == {
+        "code": "xid.94",
+        "severity": "critical",
+        "kind": "mig",
+        "component": "MIG-a",
+        "parent": sliced.id,
+    }
+    for verdict, ids in {"unhealthy": {"MIG-a"}, "healthy": {"MIG-b"}}.items():
+        states = values(samples, "gpuhealth_component_verdict", "component", verdict=verdict)
+        assert states == {name: name in ids for name in ("MIG-a", "MIG-b")}
+        parents = values(samples, "gpuhealth_component_verdict", "parent", verdict=verdict)
+        assert set(parents) == {sliced.id}
+    assert values(samples, "gpuhealth_gpu_verdict", "gpu", verdict="unhealthy") == {sliced.id: 1, readings.uuid(1): 0}

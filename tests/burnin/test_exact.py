@@ -10,45 +10,54 @@ import torch
 from torch import Tensor
 
 from gpuhealth.burnin import exact
+from gpuhealth.burnin.bit_compare import same_bits
 from gpuhealth.burnin.device import Device
-from gpuhealth.burnin.faults import Faults, flip
+from gpuhealth.burnin.faults import InjectedFaults, flip
 from gpuhealth.burnin.gemm import FORMATS
-from gpuhealth.burnin.operands import Pair
-from gpuhealth.burnin.protocol import Fault, GpuOutcome, Job, Progress, Stopped
+from gpuhealth.burnin.operands import OperandPair
+from gpuhealth.burnin.protocol import DeviceResult, Fault, Job, Progress, StopRequested
 
-BF16 = next(form for form in FORMATS if form.name == "bf16")
+BF16 = next(fmt for fmt in FORMATS if fmt.name == "bf16")
 
 
 def _job(*faults: Fault, seconds: float = 0.5, gpus: tuple[str, ...] = ("cpu0",)) -> Job:
-    return Job("exact", ("cpu",) * len(gpus), gpus, seconds, seed=7, small=True, faults=faults)
+    return Job(
+        test="exact",
+        devices=("cpu",) * len(gpus),
+        gpus=gpus,
+        seconds=seconds,
+        seed=7,
+        small=True,
+        faults=faults,
+    )
 
 
-def _run(job: Job, faults: Faults | None = None, device: Device | None = None) -> tuple[GpuOutcome, ...]:
+def _run(job: Job, faults: InjectedFaults | None = None, device: Device | None = None) -> tuple[DeviceResult, ...]:
     devices = [device] if device else [Device("cpu", gpu, small=True) for gpu in job.gpus]
-    said: list[Progress] = []
-    outcomes = exact.run(job, devices, said.append, faults or Faults(job))
-    assert all(0 <= progress.done <= 1 for progress in said)
+    messages: list[Progress] = []
+    outcomes = exact.run(job, devices, messages.append, faults or InjectedFaults(job))
+    assert all(0 <= progress.fraction <= 1 for progress in messages)
     return outcomes
 
 
 @pytest.fixture
 def one_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16 and fp32 only (a device without fp32 does not work)."""
-    monkeypatch.setattr(exact, "FORMATS", [form for form in FORMATS if form.name in ("bf16", "fp32")])
+    """Test bf16 and fp32 only; fp32 because a device without it counts as broken."""
+    monkeypatch.setattr(exact, "FORMATS", [fmt for fmt in FORMATS if fmt.name in ("bf16", "fp32")])
 
 
 def test_right_products_pass_in_every_format() -> None:
-    """Each format that the processor has is multiplied, and nothing is said to be wrong."""
+    """Every format that the processor supports is multiplied, without a miscompare."""
     (outcome,) = _run(_job(seconds=1.0))
     assert (outcome.failure, outcome.miscompares) == ("", ())
-    assert {f"{form.name}_tflops" for form in FORMATS} <= set(outcome.figures)
+    assert {f"{fmt.name}_tflops" for fmt in FORMATS} <= set(outcome.figures)
 
 
 @pytest.mark.usefixtures("one_format")
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_one_flip_is_found_and_transient(after: int) -> None:
-    """In the first product, which nothing can be compared with, as in later ones; the bits are the flipped ones."""
-    (outcome,) = _run(_job(Fault("result_bits", after=after, times=1), seconds=2.0))
+    """A flip is found in the first product, which has no other to compare with, and in later ones, with its bits."""
+    (outcome,) = _run(_job(Fault(kind="result_bits", after=after, times=1), seconds=2.0))
     (found,) = outcome.miscompares
     assert (found.kind, found.wrong) == ("transient", 1)
     assert int(found.got, 16) ^ int(found.expected, 16) == int(found.xor, 16) != 0
@@ -58,17 +67,17 @@ def test_one_flip_is_found_and_transient(after: int) -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_a_bit_that_always_flips_is_repeatable() -> None:
-    """Many elements, several bits; and testing ends when there is enough evidence."""
-    (outcome,) = _run(_job(Fault("result_bits", bits=2, elements=40)))
+    """Many elements and several bits are counted, and the test ends after enough miscompares."""
+    (outcome,) = _run(_job(Fault(kind="result_bits", bits=2, elements=40)))
     assert {found.kind for found in outcome.miscompares} == {"repeatable"}
     assert {found.wrong for found in outcome.miscompares} == {40}
-    assert outcome.miscompares[0].repeats == "5 of 5 hot, 3 of 3 with other operands, 3 of 3 after rest"
+    assert outcome.miscompares[0].repeats == "5 of 5 hot, 3 of 3 with other operands, 3 of 3 after idle"
 
 
 @pytest.mark.usefixtures("one_format")
 def test_a_corrupted_operand_is_named() -> None:
-    """Before the product is done with it."""
-    (outcome,) = _run(_job(Fault("input_bits", times=1)))
+    """A corrupted operand is found before a product is computed with it."""
+    (outcome,) = _run(_job(Fault(kind="input_bits", times=1)))
     (found,) = outcome.miscompares
     assert found.what.startswith("operand ")
     assert (found.kind, found.wrong) == ("transient", 1)
@@ -76,29 +85,29 @@ def test_a_corrupted_operand_is_named() -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_only_the_bad_one_of_two_devices_fails() -> None:
-    """They work on the same operands."""
-    good, bad = _run(_job(Fault("result_bits", gpu="cpu1", after=2), seconds=2.0, gpus=("cpu0", "cpu1")))
+    """Of two devices with the same operands, only the one with a fault fails."""
+    good, bad = _run(_job(Fault(kind="result_bits", gpu="cpu1", after=2), seconds=2.0, gpus=("cpu0", "cpu1")))
     assert (good.failure, good.miscompares) == ("", ())
     assert bad.miscompares
     assert good.figures["products"] > 0
 
 
-class _Flipping(Faults):
-    """Flips where the test says so."""
+class _Flipping(InjectedFaults):
+    """Flips a bit of a product where a condition of the test holds."""
 
     def __init__(self, when: Callable[[Tensor], bool]) -> None:
         super().__init__(_job())
         self._when = when
 
-    def result(self, _: Device, result: Tensor) -> None:
-        """After a product."""
+    def after_product(self, _: Device, result: Tensor) -> None:
+        """Flip a bit of the product where the condition holds."""
         if self._when(result):
             flip(result, [3], 4)
 
 
 @pytest.mark.usefixtures("one_format")
 def test_what_only_some_operands_bring_is_data_dependent() -> None:
-    """The flip depends on what the right result is, as with a path of the chip that few numbers take."""
+    """A flip that occurs with some operands only, as in a path of the chip that few numbers take, is data dependent."""
     seen: list[float] = []
 
     def with_the_first_operands(result: Tensor) -> bool:
@@ -111,12 +120,12 @@ def test_what_only_some_operands_bring_is_data_dependent() -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_what_a_rest_cures_is_hot_only() -> None:
-    """Wrong whenever it is repeated at once, right as soon as the device has rested."""
+    """A fault that disappears after the device was idle is hot only."""
 
     class Resting(Device):
         rested = False
 
-        def rest(self, _: float) -> None:
+        def idle(self, _: float) -> None:
             self.rested = True
 
     device = Resting("cpu", "cpu0", small=True)
@@ -126,14 +135,14 @@ def test_what_a_rest_cures_is_hot_only() -> None:
 
 @pytest.mark.usefixtures("one_format")
 def test_a_device_whose_own_check_is_wrong_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The product is right, and the host says so; the device finds it wrong."""
-    load = Pair.to
+    """A device whose own check rejects a product that the host proves right fails."""
+    load = OperandPair.to
 
-    def corrupted(pair: Pair, device: Device) -> Pair:
+    def corrupted(pair: OperandPair, device: Device) -> OperandPair:
         loaded = load(pair, device)
         return replace(loaded, expected=loaded.expected + 1)
 
-    monkeypatch.setattr(Pair, "to", corrupted)
+    monkeypatch.setattr(OperandPair, "to", corrupted)
     (outcome,) = _run(_job())
     assert outcome.miscompares[0].what.startswith("check of ")
     assert outcome.failure
@@ -141,20 +150,20 @@ def test_a_device_whose_own_check_is_wrong_fails_too(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("one_format")
 def test_a_stop_keeps_what_was_found() -> None:
-    """The outcome holds the miscompare, though its classification was cut short."""
-    job = _job(Fault("result_bits"), seconds=60)
+    """A miscompare is in the result even if a stop interrupts its classification."""
+    job = _job(Fault(kind="result_bits"), seconds=60)
 
     def stop(_: Progress) -> None:
-        raise Stopped
+        raise StopRequested
 
-    (outcome,) = exact.run(job, [Device("cpu", "cpu0", small=True)], stop, Faults(job))
+    (outcome,) = exact.run(job, [Device("cpu", "cpu0", small=True)], stop, InjectedFaults(job))
     assert outcome.miscompares
     assert outcome.failure
 
 
 @pytest.mark.usefixtures("one_format")
 def test_a_device_that_cannot_multiply_at_all_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A format may be missing, fp32 may not."""
+    """A device that cannot multiply in fp32 fails; other formats may be missing."""
 
     def broken(*_: object) -> Tensor:
         raise RuntimeError("CUDA error: unspecified launch failure\nmore")
@@ -165,9 +174,9 @@ def test_a_device_that_cannot_multiply_at_all_fails(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_same_bits_means_every_bit() -> None:
-    """-0.0 is not 0.0, a NaN is equal to itself, and sizes that are no multiple of eight bytes do as well."""
+    """-0.0 differs from 0.0 and a NaN equals itself, also where the size is no multiple of eight bytes."""
     for size in (8, 7, 1):
         one = torch.zeros(size, dtype=torch.bfloat16)
-        assert exact.same(one, one.clone())
-        assert not exact.same(one, -one)
-        assert exact.same(one * torch.nan, one * torch.nan)
+        assert same_bits(one, one.clone())
+        assert not same_bits(one, -one)
+        assert same_bits(one * torch.nan, one * torch.nan)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks import exact_gemm
+from testing import exact_gemm
 
 from gpuhealth.burnin.gemm import FORMATS
 
-FORMS = [form for form in FORMATS if form.processor_size > 100]  # without those that are slow on a processor
+FORMS = [fmt for fmt in FORMATS if fmt.processor_size > 100]  # without those that are slow on a processor
 
 
 def test_all_flips_are_caught_and_other_methods_miss_some() -> None:
-    """In every format, of every kind; each other method misses something, and a wrong first result hides all."""
+    """Every kind of flip is found in every format; each other method misses some, or all after a wrong first result."""
     rates = exact_gemm.caught(FORMS, trials=6)
     assert {rate for name, rate in rates.items() if name.endswith("/exact")} == {100.0}
     for method in exact_gemm.METHODS:
@@ -19,17 +19,17 @@ def test_all_flips_are_caught_and_other_methods_miss_some() -> None:
 
 
 def test_flips_in_inputs_are_caught() -> None:
-    """All of them in the operands, and those that change a result in the result too."""
+    """Flips in inputs are found in the operands, and in the result where they change it."""
     figures = exact_gemm.caught_in_inputs(FORMS, trials=8)
     assert figures["input_flips_that_change_a_result"] > 0
     assert figures["input_flips_caught_percent"] == figures["input_flips_caught_in_results_percent"] == 100
 
 
 def test_clean_products_are_never_called_wrong() -> None:
-    """Over all formats and many shapes."""
+    """No clean product is rejected, in all formats and many shapes."""
     assert exact_gemm.false_positives(FORMATS, products=160) == {"false_positives": 0, "clean_products": 160}
 
 
 def test_the_cost_of_proving_is_measured() -> None:
-    """As a ratio of one run; at this size it says nothing of a GPU."""
+    """The overhead is measured; at this size it is not representative of a GPU."""
     assert exact_gemm.overhead(FORMS[1], 128) > 0

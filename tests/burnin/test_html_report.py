@@ -9,15 +9,15 @@ import msgspec
 import pytest
 from testing.burnin_results import FAILED, START, result, run
 
-from gpuhealth.burnin.html_report import page
+from gpuhealth.burnin.html_report import render
 from gpuhealth.burnin.run import Curves
-from gpuhealth.monitors.burnin_results.readings import BurninRun, Miscompare
+from gpuhealth.model.burnin_run import BurninRun, Miscompare
 
 _VOID = {"meta"}
 
 
 class _Reader(HTMLParser):
-    """Notes the text, and the tags that are not closed in their order."""
+    """Collects the text and the attributes, and checks that tags are closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _Reader(HTMLParser):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Closed at once, as SVG's shapes are."""
+        """Self-closing tags, as of SVG shapes, need no end tag."""
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -44,8 +44,8 @@ class _Reader(HTMLParser):
 
 @pytest.fixture
 def failed() -> BurninRun:
-    """Two GPUs, one with a bad cell and text in it that would break a page."""
-    miss = Miscompare("pattern <0xaa>", 4096, 3, xor="0400", kind="hot_only", temperature_celsius=71.0)
+    """Two GPUs, one with a failure whose text would break a page if it were not escaped."""
+    miss = Miscompare(what="pattern <0xaa>", index=4096, wrong=3, xor="0400", kind="hot_only", temperature_celsius=71.0)
     bad = result("memory", "GPU-1-b", FAILED, message="3 wrong words", miscompares=(miss,), evidence="<script>&")
     good = result("memory", "GPU-0-a", figures={"memory_copy_gigabytes_per_second": 2801.5, "rounds": 14190.0})
     good = msgspec.structs.replace(good, seconds=50.0)
@@ -53,8 +53,8 @@ def failed() -> BurninRun:
 
 
 def test_it_is_one_whole_file_that_needs_no_other(failed: BurninRun) -> None:
-    """Every tag is closed, nothing is fetched and nothing runs."""
-    text = page(failed, {})
+    """All tags are closed, and the page loads no resource and runs no script."""
+    text = render(failed, {})
     reader = _Reader(text)
     assert reader.open == []
     assert not reader.attributes & {"src", "href", "onload"}
@@ -62,8 +62,8 @@ def test_it_is_one_whole_file_that_needs_no_other(failed: BurninRun) -> None:
 
 
 def test_it_says_what_failed_where_and_why(failed: BurninRun) -> None:
-    """Status by sign and word, the miscompare with its place and kind, the evidence as it is."""
-    shown = " ".join(_Reader(page(failed, {})).text)
+    """The page shows status as sign and word, the miscompare with position and kind, and the evidence unchanged."""
+    shown = " ".join(_Reader(render(failed, {})).text)
     for words in ("node-<1>", "✗ failed", "✓ passed", "3 wrong words", "pattern <0xaa>", "4096", "0400", "hot only"):
         assert words in shown
     for words in ("71", "<script>&", "no telemetry", "NVIDIA H100", "memory copy", "GB/s", "2802", "14190"):
@@ -71,13 +71,13 @@ def test_it_says_what_failed_where_and_why(failed: BurninRun) -> None:
 
 
 def test_curves_have_axes_with_units_and_a_line_for_each_gpu(failed: BurninRun) -> None:
-    """Throughput first, then what the driver tells; a GPU that failed is drawn thick."""
+    """Throughput comes before telemetry, and the curve of a failed GPU is thick."""
     line = [(float(second), 50.0 + second) for second in range(60)]
     curves: Curves = {
         "GPU-0-a": {"temperature_celsius": line, "bf16_tflops": line, "pcie_width": line},
         "GPU-1-b": {"temperature_celsius": line},
     }
-    text = page(failed, curves)
+    text = render(failed, curves)
     assert re.findall(r"<h3>([^<]*\([^<]*\))</h3>", text) == ["bf16 (TFLOPS)", "temperature (°C)"]
     temperature = text.partition("temperature (°C)</h3>")[2]
     assert len(re.findall("<path", temperature)) == 2
@@ -87,11 +87,11 @@ def test_curves_have_axes_with_units_and_a_line_for_each_gpu(failed: BurninRun) 
 
 
 def test_a_long_curve_keeps_its_peak_and_its_gap() -> None:
-    """Half an hour of samples is thinned to what a screen shows; one sample's peak and an hour without any stay."""
+    """A long curve is thinned to what a screen shows, but keeps the peak of one sample and a gap of an hour."""
     values = [(float(second), 60.0) for second in range(2000)] + [(6000.0, 60.0), (6001.0, 60.0)]
     values[777] = (777.0, 99.0)
     long_run = run(result(started=START))
-    text = page(long_run, {"GPU-0": {"temperature_celsius": values}})
+    text = render(long_run, {"GPU-0": {"temperature_celsius": values}})
     (path,) = re.findall(r'<path d="(M[^"]{100,})"', text)
     assert path.count("L") < 1000
     assert path.count("M") == 2
@@ -100,8 +100,8 @@ def test_a_long_curve_keeps_its_peak_and_its_gap() -> None:
 
 
 def test_a_level_curve_is_drawn() -> None:
-    """What never changes, or is zero all the time, has a scale all the same."""
+    """A constant curve, also one of zeros, has an axis."""
     for value in (0.0, 345.0, 1e-9):
-        text = page(run(result()), {"GPU-0": {"sm_clock_megahertz": [(0.0, value), (1.0, value)]}})
+        text = render(run(result()), {"GPU-0": {"sm_clock_megahertz": [(0.0, value), (1.0, value)]}})
         assert "sm clock (MHz)" in text
         assert "nan" not in text

@@ -12,11 +12,11 @@ from testing.burnin_jobs import Stopper, done
 
 from gpuhealth.burnin import memory
 from gpuhealth.burnin import word_patterns as words
-from gpuhealth.burnin.protocol import Fault, GpuOutcome
+from gpuhealth.burnin.protocol import DeviceResult, Fault
 
 
 def test_sound_memory_passes() -> None:
-    """Nothing wrong is found where nothing is wrong, and the share that was tested is told."""
+    """Sound memory passes, and the result has the share of the memory that was tested."""
     outcome = done(memory.run)["A"]
     assert (outcome.failure, outcome.miscompares) == ("", ())
     assert outcome.figures["tested_percent"] >= 90
@@ -25,8 +25,8 @@ def test_sound_memory_passes() -> None:
 
 
 def test_a_stuck_cell_is_found_and_named() -> None:
-    """A bit that is always flipped is repeatable; the address is exact, within the chunk it is put in."""
-    outcome = done(memory.run, Fault("memory_bits"))["A"]
+    """A stuck bit is repeatable, and its address is that of the injected fault within its chunk."""
+    outcome = done(memory.run, Fault(kind="memory_bits"))["A"]
     first = outcome.miscompares[0]
     assert first.kind == "repeatable"
     assert first.repeats == "3 of 3 when read again, 3 of 3 when written again"
@@ -36,14 +36,14 @@ def test_a_stuck_cell_is_found_and_named() -> None:
     # In the pattern of addresses the expected word is its own byte offset, and little-endian bytes tell the rest.
     assert first.what == "own address"
     assert first.index == int(first.expected, 16) + (xor.bit_length() - 1) // 8
-    assert "wrong words of 64 bits" in outcome.failure
+    assert "wrong 64-bit words" in outcome.failure
     assert outcome.figures["wrong_words"] > len(outcome.miscompares)
 
 
 @pytest.mark.parametrize("after", [0, 100, 600])
 def test_a_bit_that_flips_once_is_transient(after: int) -> None:
-    """Whichever write it follows, one flipped bit is one wrong word, and gone when it is written again."""
-    outcome = done(memory.run, Fault("memory_bits", times=1, after=after))["A"]
+    """After whichever write it occurs, one flipped bit is one wrong word, and is gone after writing again."""
+    outcome = done(memory.run, Fault(kind="memory_bits", times=1, after=after))["A"]
     (miss,) = outcome.miscompares
     assert (miss.kind, miss.wrong) == ("transient", 1)
     assert miss.repeats == "3 of 3 when read again, 0 of 3 when written again"
@@ -51,25 +51,25 @@ def test_a_bit_that_flips_once_is_transient(after: int) -> None:
 
 
 def test_many_bits_and_words_are_counted() -> None:
-    """Every wrong word counts, and the first of them is listed with all its bits."""
-    outcome = done(memory.run, Fault("memory_bits", bits=3, elements=5, times=1))["A"]
+    """All wrong words are counted, and the first one is listed with all its bits."""
+    outcome = done(memory.run, Fault(kind="memory_bits", bits=3, elements=5, times=1))["A"]
     (miss,) = outcome.miscompares
     assert miss.wrong == 5
     assert int(miss.xor, 16).bit_count() == 3
 
 
 def test_only_the_faulty_gpu_is_named() -> None:
-    """Of two devices the one without a fault passes."""
-    outcomes = done(memory.run, Fault("memory_bits", gpu="B"), gpus="AB")
+    """Of two devices, only the one with a fault fails."""
+    outcomes = done(memory.run, Fault(kind="memory_bits", gpu="B"), gpus="AB")
     assert outcomes["A"].failure == ""
     assert outcomes["B"].failure != ""
 
 
-def test_it_stops_when_told() -> None:
-    """A test that is told to stop ends at once and keeps what it has found."""
+def test_a_stop_ends_it() -> None:
+    """A stop ends the test at once, and what it has found is kept."""
     stopper = Stopper(after=80)
-    outcome = done(memory.run, Fault("memory_bits"), seconds=3600, say=stopper)["A"]
-    assert len(stopper.heard) == 81
+    outcome = done(memory.run, Fault(kind="memory_bits"), seconds=3600, on_progress=stopper)["A"]
+    assert len(stopper.messages) == 81
     assert outcome.figures["rounds"] == 0
     assert outcome.miscompares != ()
 
@@ -77,7 +77,7 @@ def test_it_stops_when_told() -> None:
 _CAPPED = """
 import resource, sys
 from gpuhealth.burnin import memory
-from tests.burnin.jobs import done
+from testing.burnin_jobs import done
 import msgspec, pathlib
 done(memory.run)  # whatever torch loads at first use
 used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -90,32 +90,32 @@ sys.stdout.buffer.write(msgspec.json.encode(outcome))
 
 
 def test_too_little_memory_is_a_failure() -> None:
-    """Where less can be allocated than is said to be free, what there is is tested, and the test fails by its share."""
+    """Where less can be allocated than is reported free, that is tested, and the test fails because of the share."""
     # With a fixed threshold what is freed goes back at once, as on a device; else it may stay in a heap, in pieces.
     malloc = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": ".", **malloc}
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tools", **malloc}
     command = [sys.executable, "-c", _CAPPED]
     ran = subprocess.run(command, capture_output=True, check=False, env=environment, timeout=150)
     assert ran.returncode == 0, ran.stderr.decode()
-    outcome = msgspec.json.decode(ran.stdout, type=GpuOutcome)
+    outcome = msgspec.json.decode(ran.stdout, type=DeviceResult)
     assert 5 < outcome.figures["tested_percent"] < 30
     assert "90 % must be tested" in outcome.failure
     assert outcome.figures["wrong_words"] == 0
 
 
 def test_words_differ_between_seeds_and_places() -> None:
-    """Numbers of one seed are all different, and no word stands at the same place under another seed."""
-    one, two = (words.numbers(4096, seed, torch.device("cpu")) for seed in (1, 2))
+    """The words of one seed are distinct, and differ from those of another seed at every position."""
+    one, two = (words.distinct_words(4096, seed, torch.device("cpu")) for seed in (1, 2))
     assert len(set(one.tolist())) == 4096
     assert not bool(one.eq(two).any())
 
 
 def test_the_first_wrong_word_is_the_lowest() -> None:
-    """The index is that of the first wrong byte, whatever else is wrong behind it."""
+    """The index is the offset of the first wrong byte, whatever else is wrong after it."""
     held = torch.zeros(1000, dtype=torch.int64)
-    assert words.miscompare("zeros", held, 0) is None
+    assert words.compare_words("zeros", held, 0) is None
     held[200], held[700], held[900] = 1 << 63 - 8, 5, -1
-    miss = words.miscompare("zeros", held, 0, offset_bytes=4096)
+    miss = words.compare_words("zeros", held, 0, offset_bytes=4096)
     assert miss is not None
     assert (miss.index, miss.wrong) == (4096 + 8 * 200 + 6, 3)
     assert (miss.xor, miss.expected) == ("0x0080000000000000", "0x0000000000000000")

@@ -11,40 +11,40 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpuhealth.burnin.faults import bits, flip
-from gpuhealth.burnin.gemm import FORMATS, Format, Shape, multiply
-from gpuhealth.burnin.operands import Pair, draw
+from gpuhealth.burnin.gemm import FORMATS, GemmFormat, GemmShape, multiply
+from gpuhealth.burnin.operands import OperandPair, draw
 
 SEEDS = st.integers(0, 2**32)
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-FORM = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+FORM = pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 
 
 @st.composite
-def _shapes(draw_from: st.DrawFn) -> Shape:
-    return Shape(*(draw_from(st.integers(1, most)) for most in (24, 90, 24)))
+def _shapes(draw_from: st.DrawFn) -> GemmShape:
+    return GemmShape(*(draw_from(st.integers(1, most)) for most in (24, 90, 24)))
 
 
-def _fitting(form: Format, shape: Shape) -> Shape:
-    """The shape, of sizes that the library takes for the format."""
-    step = form.multiple_of
-    return Shape(*(-(-size // step) * step for size in (shape.m, shape.k, shape.n)))
+def _fitting(fmt: GemmFormat, shape: GemmShape) -> GemmShape:
+    """The shape, rounded up to sizes that the library accepts for the format."""
+    step = fmt.multiple_of
+    return GemmShape(*(-(-size // step) * step for size in (shape.m, shape.k, shape.n)))
 
 
-def _integers(pair: Pair) -> tuple[Tensor, Tensor]:
+def _integers(pair: OperandPair) -> tuple[Tensor, Tensor]:
     return pair.left.integers(slice(None)), pair.right.integers(slice(None))
 
 
 @FORM
 @MANY
 @given(shape=_shapes(), seed=SEEDS)
-def test_no_draw_breaks_the_bound(form: Format, shape: Shape, seed: int) -> None:
-    """Σ|a·b| of every element stays within the accumulator, the sum within the output, and no output is a zero."""
-    a, b = _integers(draw(form, shape, seed))
-    assert int((a.abs() @ b.abs()).max()) <= 1 << form.sum_bits
+def test_no_draw_breaks_the_bound(fmt: GemmFormat, shape: GemmShape, seed: int) -> None:
+    """Σ|a·b| of every element fits the accumulator, the sum fits the output, and no output is zero."""
+    a, b = _integers(draw(fmt, shape, seed))
+    assert int((a.abs() @ b.abs()).max()) <= 1 << fmt.sum_bits
     result = a @ b
-    assert int(result.abs().max()) <= 1 << min(form.output_bits, form.sum_bits)
-    if form.output.is_floating_point:
+    assert int(result.abs().max()) <= 1 << min(fmt.output_bits, fmt.sum_bits)
+    if fmt.output.is_floating_point:
         assert bool((result != 0).all())
 
 
@@ -52,15 +52,15 @@ def test_no_draw_breaks_the_bound(form: Format, shape: Shape, seed: int) -> None
 @MANY
 @given(shape=_shapes(), seed=SEEDS)
 def test_operands_and_outputs_are_normal_numbers_that_mean_their_integers(
-    form: Format, shape: Shape, seed: int
+    fmt: GemmFormat, shape: GemmShape, seed: int
 ) -> None:
-    """Nothing is rounded when operands are made, and nothing is subnormal or infinite."""
-    pair = draw(form, shape, seed)
+    """Operands are made without rounding, and no operand or output is subnormal or infinite."""
+    pair = draw(fmt, shape, seed)
     for operand in (pair.left, pair.right):
         assert operand.times(torch.ones(operand.values.shape[1], dtype=torch.int64))[1].all()
     middle, _ = pair.right.times(pair.vector)
     assert torch.equal(pair.left.times(middle)[0], pair.expected)
-    if form.output.is_floating_point:
+    if fmt.output.is_floating_point:
         for values in (pair.left.values, pair.right.values, pair.truth(torch.arange(shape.m))):
             wide = values.to(torch.float64).abs()
             assert bool(wide.isfinite().all())
@@ -70,12 +70,12 @@ def test_operands_and_outputs_are_normal_numbers_that_mean_their_integers(
 @FORM
 @MANY
 @given(shape=_shapes(), seed=SEEDS)
-def test_every_order_of_summation_gives_the_same_bits(form: Format, shape: Shape, seed: int) -> None:
-    """Shuffled k, split k, and one product at a time, in the accumulator's own format."""
-    pair = draw(form, shape, seed)
+def test_every_order_of_summation_gives_the_same_bits(fmt: GemmFormat, shape: GemmShape, seed: int) -> None:
+    """Summing in shuffled order, in parts, or term by term gives the same bits, in the accumulator's format."""
+    pair = draw(fmt, shape, seed)
     truth = pair.truth(torch.arange(shape.m))
     chance = random.Random(seed)
-    accumulator = {torch.float64: torch.float64, torch.int32: torch.int64}.get(form.output, torch.float32)
+    accumulator = {torch.float64: torch.float64, torch.int32: torch.int64}.get(fmt.output, torch.float32)
     left, right = (operand.values.to(accumulator) for operand in (pair.left, pair.right))
     order = chance.sample(range(shape.k), shape.k)
     shuffled = left[:, order] @ right[order]
@@ -85,16 +85,16 @@ def test_every_order_of_summation_gives_the_same_bits(form: Format, shape: Shape
     for index in order:
         single += left[:, index, None] * right[index]
     for result in (shuffled, split, single):
-        assert torch.equal(bits(result.to(form.output)), bits(truth))
+        assert torch.equal(bits(result.to(fmt.output)), bits(truth))
 
 
 @FORM
 @FEW
 @given(shape=_shapes(), seed=SEEDS)
-def test_the_library_s_product_is_proven_right(form: Format, shape: Shape, seed: int) -> None:
-    """The processor's own kernels pass, in every format."""
-    pair = draw(form, _fitting(form, shape), seed)
-    result = multiply(form, pair.left.values, pair.right.values)
+def test_the_library_s_product_is_proven_right(fmt: GemmFormat, shape: GemmShape, seed: int) -> None:
+    """The processor's own kernels compute right results in every format."""
+    pair = draw(fmt, _fitting(fmt, shape), seed)
+    result = multiply(fmt, pair.left.values, pair.right.values)
     assert not len(pair.wrong_rows(result))
     assert torch.equal(bits(result), bits(pair.truth(torch.arange(pair.shape.m))))
 
@@ -102,9 +102,9 @@ def test_the_library_s_product_is_proven_right(form: Format, shape: Shape, seed:
 @FORM
 @MANY
 @given(shape=_shapes(), seed=SEEDS, data=st.data())
-def test_every_flip_is_found_in_its_row(form: Format, shape: Shape, seed: int, data: st.DataObject) -> None:
-    """Any bits of one element of a row, the lowest of the significand and the sign among them."""
-    pair = draw(form, shape, seed)
+def test_every_flip_is_found_in_its_row(fmt: GemmFormat, shape: GemmShape, seed: int, data: st.DataObject) -> None:
+    """Flipping any bits of one element of a row is found, and the row is located."""
+    pair = draw(fmt, shape, seed)
     result = pair.truth(torch.arange(shape.m))
     rows = data.draw(st.sets(st.integers(0, shape.m - 1), min_size=1))
     for row in rows:
@@ -114,18 +114,18 @@ def test_every_flip_is_found_in_its_row(form: Format, shape: Shape, seed: int, d
 
 
 def test_the_same_seed_draws_the_same() -> None:
-    """And another seed does not."""
-    form, shape = FORMATS[4], Shape(9, 30, 9)
-    one, again, other = (draw(form, shape, seed) for seed in (5, 5, 6))
+    """The same seed draws the same operands, and another seed different ones."""
+    fmt, shape = FORMATS[4], GemmShape(9, 30, 9)
+    one, again, other = (draw(fmt, shape, seed) for seed in (5, 5, 6))
     assert torch.equal(one.left.values, again.left.values)
     assert not torch.equal(one.left.values, other.left.values)
 
 
 @FORM
-def test_the_full_width_of_operands_and_accumulator_is_used(form: Format) -> None:
-    """Operands need all bits of a format whose products fit the accumulator, and sums come near its limit."""
-    pairs = [_integers(draw(form, Shape(64, 4096, 64), seed)) for seed in range(4)]
+def test_the_full_width_of_operands_and_accumulator_is_used(fmt: GemmFormat) -> None:
+    """Operands use all bits of a format whose products fit the accumulator, and sums come near its limit."""
+    pairs = [_integers(draw(fmt, GemmShape(64, 4096, 64), seed)) for seed in range(4)]
     widest = max(int(operand.abs().max()).bit_length() for pair in pairs for operand in pair)
-    assert widest >= (form.significand if 2 * form.significand < form.sum_bits else form.sum_bits - 10)
+    assert widest >= (fmt.significand if 2 * fmt.significand < fmt.sum_bits else fmt.sum_bits - 10)
     largest = max(int((a.abs() @ b.abs()).max()) for a, b in pairs)
-    assert largest.bit_length() >= min(form.sum_bits, 2 * form.significand + 12) - 4
+    assert largest.bit_length() >= min(fmt.sum_bits, 2 * fmt.significand + 12) - 4

@@ -10,11 +10,11 @@ import pytest
 from testing.burnin_results import result, run
 
 from gpuhealth.burnin import results
-from gpuhealth.monitors.burnin_results.readings import BurninRun
+from gpuhealth.model.burnin_run import BurninRun
 
 
 def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:
-    """The folder is made where it is not there; anyone may read the file."""
+    """The directory is created if necessary, and the file is readable by everyone."""
     one = run(result(figures={"bf16_tflops": 712.5}))
     path = results.save(one, tmp_path / "new" / "burnin")
     assert path.name == "20260101T000000.000000Z.json"
@@ -23,15 +23,15 @@ def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    """Twenty runs; files of others stay."""
+    """Only the newest twenty runs are kept; other files are not touched."""
     (tmp_path / "notes.txt").touch()
-    paths = [results.save(run(result(), at=60 * number), tmp_path) for number in range(results.KEPT + 2)]
+    paths = [results.save(run(result(), at=60 * number), tmp_path) for number in range(results.MAX_FILES + 2)]
     assert sorted(tmp_path.glob("*.json")) == paths[2:]
     assert (tmp_path / "notes.txt").exists()
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No half file is ever seen, and no part of one stays."""
+    """A failed write leaves neither a partial file nor a temporary one."""
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

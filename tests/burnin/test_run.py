@@ -13,13 +13,13 @@ from gpuhealth.burnin.protocol import Fault
 from gpuhealth.burnin.run import Curves, Plan, Run
 from gpuhealth.burnin.sampling import Sampler
 from gpuhealth.burnin.targets import BurninError, targets
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
-from gpuhealth.runtime import settings_file as config_file
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
+from gpuhealth.monitors.settings import load
 
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedNode]:
-    """A healthy node with eight H100, whose driver this process sees."""
+    """A healthy node with eight H100; this process sees its driver."""
     node = SimulatedNode(tmp_path)
     for name, value in node.driver.env.items():
         monkeypatch.setenv(name, value)
@@ -34,15 +34,17 @@ def _run(
     faults: Callable[[list[str]], tuple[Fault, ...]] = lambda _: (),
     then: Callable[[Run], None] = lambda _: None,
 ) -> tuple[BurninRun, Curves]:
-    """Runs the memory test; `faults` makes them of the GPUs' names, `then` does things to the run before it begins."""
+    """Run the memory test; `faults` returns the faults to inject, `then` prepares the run before it starts."""
 
     async def run() -> tuple[BurninRun, Curves]:
-        settings = config_file.load(node.config)
+        settings = load(node.config)
         sampler = Sampler(settings, interval=0.05)
         async with sampler.sampling():
             chosen = targets(devices, (), sampler.gpus)
             names = [target.gpu for target in chosen]
-            running = Run(Plan("quick", {"memory": seconds}, chosen, faults=faults(names)), settings, sampler)
+            running = Run(
+                Plan(level="quick", tests={"memory": seconds}, targets=chosen, faults=faults(names)), settings, sampler
+            )
             then(running)
             return await running.run(), running.curves()
 
@@ -55,7 +57,7 @@ def test_each_gpu_has_its_own_result_whatever_becomes_of_the_others(node: Simula
     node.driver.set({"gpu1.temperature": 71, "gpu4.temperature": 44})
 
     def faults(gpus: list[str]) -> tuple[Fault, ...]:
-        return Fault("segfault", gpus[0], after=2), Fault("memory_bits", gpus[1])
+        return Fault(kind="segfault", gpu=gpus[0], after=2), Fault(kind="memory_bits", gpu=gpus[1])
 
     def trouble(_: str) -> None:
         node.xid(48, gpu=2)
@@ -64,7 +66,7 @@ def test_each_gpu_has_its_own_result_whatever_becomes_of_the_others(node: Simula
         node.driver.inject("aer", gpu=3, severity="nonfatal", count=2)
 
     def trouble_during_the_test(run: Run) -> None:
-        run.on_test = trouble
+        run.on_test_started = trouble
 
     run, curves = _run(node, "cpu:0,1,2,3,4", faults=faults, then=trouble_during_the_test)
     crashed, wrong, with_xid, throttled, sound = run.results
@@ -80,24 +82,24 @@ def test_each_gpu_has_its_own_result_whatever_becomes_of_the_others(node: Simula
     assert run.status is TestStatus.FAILED
     assert {"torch", "driver"} <= run.software.keys()
     assert set(run.models.values()) == {"NVIDIA H100 80GB HBM3"}
-    assert run.notes == ("faults were put in on purpose: segfault, memory_bits",)
+    assert run.notes == ("faults were injected on purpose: segfault, memory_bits",)
     assert [value for _, value in curves[sound.gpu]["temperature_celsius"]][-1] == 44
 
 
 def test_a_driver_that_hangs_passes_nothing(node: SimulatedNode) -> None:
-    """What telemetry did not see is not healthy; the run goes on to its end all the same."""
+    """A test without telemetry fails, and the run continues to its end."""
     node.configure({"nvml": {"warn_after": "5s"}})
 
     def hang(run: Run) -> None:
-        run.on_test = lambda _: node.driver.inject("hang")
+        run.on_test_started = lambda _: node.driver.inject("hang")
 
     (result,) = _run(node, "cpu:0", then=hang)[0].results
     assert result.status is TestStatus.FAILED
-    assert "telemetry saw nothing" in result.message
+    assert "no telemetry of this GPU" in result.message
 
 
 def test_a_run_that_is_stopped_keeps_what_it_has(node: SimulatedNode) -> None:
-    """Ten minutes of work end with the first progress; the figures so far are there, and nothing is called passed."""
+    """A stop ends ten minutes of work at the first progress; figures so far are kept, and nothing has passed."""
 
     tasks = []
 
@@ -120,7 +122,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has(node: SimulatedNode) -> None:
 def test_a_torch_that_does_not_load_is_an_error_and_no_result(
     node: SimulatedNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is said of any GPU."""
+    """A torch that cannot be loaded raises an error, and no GPU gets a result."""
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12 is not there')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(BurninError, match=r"libcudart\.so\.12 is not there"):

@@ -6,28 +6,28 @@ from testing import readings as builders
 from testing.burnin_jobs import Stopper, done
 
 from gpuhealth.burnin import soak
-from gpuhealth.burnin.pass_rules import Trial, judge
+from gpuhealth.burnin.pass_rules import Attempt, judge
 from gpuhealth.burnin.protocol import Fault
-from gpuhealth.burnin.telemetry_window import Watched
-from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.burnin.telemetry_window import TelemetryWindow
+from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.runtime.settings import BurninLimits
 
 LIMITS = BurninLimits()
 
 
 def test_a_sound_device_keeps_its_speed_and_its_bits() -> None:
-    """Throughput and worst second are told, and all products that were compared are equal."""
+    """A sound device has throughput and worst second as figures, and no miscompare."""
     stopper = Stopper(after=10_000)
-    outcome = done(soak.run, seconds=1.5, say=stopper)["A"]
+    outcome = done(soak.run, seconds=1.5, on_progress=stopper)["A"]
     assert (outcome.failure, outcome.miscompares) == ("", ())
     assert 0 < outcome.figures["fp32_tflops_worst_second"] <= outcome.figures["fp32_tflops"]
     assert outcome.figures["products_compared"] >= 1
-    assert any("fp32_tflops" in each.rates for each in stopper.heard)
+    assert any("fp32_tflops" in progress.rates for progress in stopper.messages)
 
 
 def test_a_flipped_bit_is_found() -> None:
-    """A product that differs in one bit from the first is found, and is transient when the next ones are right."""
-    outcome = done(soak.run, Fault("result_bits", after=1, times=1))["A"]
+    """A product that differs from the first in one bit is found, and is transient if the next ones are right."""
+    outcome = done(soak.run, Fault(kind="result_bits", after=1, times=1))["A"]
     (miss,) = outcome.miscompares
     assert (miss.kind, miss.wrong, int(miss.xor, 16).bit_count()) == ("transient", 1, 1)
     assert miss.what.startswith("the load fp32")
@@ -35,8 +35,8 @@ def test_a_flipped_bit_is_found() -> None:
 
 
 def test_a_device_that_is_always_wrong() -> None:
-    """From the first product on: the load only repeats itself, but the known product shows it, with its right bits."""
-    outcome = done(soak.run, Fault("result_bits", bits=2))["A"]
+    """A device that is wrong from the first product on repeats itself; the product with a known result shows it."""
+    outcome = done(soak.run, Fault(kind="result_bits", bits=2))["A"]
     (miss,) = outcome.miscompares
     assert miss.what.startswith("fp32 256x256x256")
     assert (miss.kind, miss.wrong) == ("repeatable", 1)
@@ -45,26 +45,33 @@ def test_a_device_that_is_always_wrong() -> None:
 
 
 def test_a_device_that_goes_wrong_hot() -> None:
-    """What goes wrong from some product on, and stays wrong, is repeatable; the other device is not blamed."""
-    outcomes = done(soak.run, Fault("result_bits", gpu="B", after=1), gpus="AB")
+    """A fault that starts later and stays is repeatable, and does not affect the other device."""
+    outcomes = done(soak.run, Fault(kind="result_bits", gpu="B", after=1), gpus="AB")
     assert outcomes["A"].failure == ""
     assert outcomes["B"].miscompares[0].kind == "repeatable"
 
 
 def test_a_slow_device_has_a_low_throughput() -> None:
-    """Twenty times slower shows, whatever else the machine does, and fails beside a sound one of its model."""
-    outcomes = done(soak.run, Fault("slow", gpu="B", factor=20), gpus="AB", seconds=1.0)
+    """A device that is twenty times slower has less throughput, and fails in comparison with a sound one."""
+    outcomes = done(soak.run, Fault(kind="slow", gpu="B", factor=20), gpus="AB", seconds=1.0)
     assert outcomes["B"].figures["fp32_tflops"] < outcomes["A"].figures["fp32_tflops"] / 2
     model = dict.fromkeys("AB", "a model without floors")
     sound = builders.gpu(remap_correctable_rows=0, remap_uncorrectable_rows=0)
-    watched = {gpu: Watched(sound, sound) for gpu in "AB"}
-    trial = Trial("soak", tuple(outcomes.values()), builders.START, 1.0, watched=watched, models=model)
-    assert [result.status for result in judge(trial, LIMITS)] == [TestStatus.PASSED, TestStatus.FAILED]
+    telemetry = {gpu: TelemetryWindow(before=sound, after=sound) for gpu in "AB"}
+    attempt = Attempt(
+        test="soak",
+        results=tuple(outcomes.values()),
+        started=builders.START,
+        seconds=1.0,
+        telemetry=telemetry,
+        models=model,
+    )
+    assert [result.status for result in judge(attempt, LIMITS)] == [TestStatus.PASSED, TestStatus.FAILED]
 
 
-def test_it_stops_when_told() -> None:
-    """At once, in the middle of a second; nothing is wrong with what was done."""
+def test_a_stop_ends_it() -> None:
+    """A stop ends the test at once, in the middle of a second, without a failure."""
     stopper = Stopper(after=1)
-    outcome = done(soak.run, seconds=3600, say=stopper)["A"]
-    assert len(stopper.heard) == 2
+    outcome = done(soak.run, seconds=3600, on_progress=stopper)["A"]
+    assert len(stopper.messages) == 2
     assert outcome.failure == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpuhealth.burnin.protocol import CudaDevice
-from gpuhealth.burnin.targets import BurninError, Target, needs_cuda, targets, users
+from gpuhealth.burnin.targets import BurninError, Target, needs_cuda, processes_using, targets
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.readings import GpuProcess, GpuReadings, MigDevice
 
@@ -20,7 +20,7 @@ GPUS = {
 
 
 def test_cuda_devices_are_matched_by_uuid_and_not_by_number() -> None:
-    """CUDA's order need not be NVML's."""
+    """CUDA devices are matched with NVML's GPUs by uuid, because their order may differ."""
     assert targets("all", CUDA, GPUS) == (
         Target("cuda:0", f"GPU-{B}", "NVIDIA H200"),
         Target("cuda:1", f"GPU-{A}", "NVIDIA H100"),
@@ -30,13 +30,13 @@ def test_cuda_devices_are_matched_by_uuid_and_not_by_number() -> None:
 
 
 def test_a_mig_device_is_its_gpu_and_an_unknown_one_keeps_its_own_name() -> None:
-    """Results are of GPUs; one that NVML does not know has at least its uuid."""
+    """A MIG device is reported as its GPU, and a GPU that NVML does not know by its uuid."""
     assert targets("all", [CudaDevice("cuda:0", MIG, "slice")], GPUS)[0].gpu == f"GPU-{B}"
     assert targets("all", CUDA[:1], {}) == (Target("cuda:0", f"GPU-{B}", "torch's name"),)
 
 
 def test_a_processor_stands_for_a_gpu_where_there_is_one() -> None:
-    """`cpu:1` is NVML's GPU 1, or itself."""
+    """`cpu:1` stands for NVML's GPU 1, or for itself where there is none."""
     assert targets("cpu:1,0", (), GPUS) == (
         Target("cpu", f"GPU-{B}", "NVIDIA H200"),
         Target("cpu", f"GPU-{A}", "NVIDIA H100"),
@@ -54,26 +54,26 @@ def test_a_processor_stands_for_a_gpu_where_there_is_one() -> None:
         ("0,1", "names no devices"),
         ("all:0", "names no devices"),
         ("cuda:7", "there is no cuda:7: CUDA shows cuda:0, cuda:1"),
-        ("cpu:9", "cpu:9 is to stand for GPU 9, but NVML knows 2 GPUs"),
+        ("cpu:9", "cpu:9 stands for GPU 9, but NVML lists 2 GPUs"),
         ("cuda:0,0", f"devices 'cuda:0,0' name GPU-{B} twice"),
         ("all,cpu:0", f"devices 'all,cpu:0' name GPU-{A} twice"),
     ],
 )
-def test_words_that_name_no_devices_are_refused(words: str, sentence: str) -> None:
-    """One sentence says what is wrong with them."""
+def test_a_wrong_specification_is_refused(words: str, sentence: str) -> None:
+    """A wrong specification of devices raises an error that explains it."""
     with pytest.raises(BurninError, match=sentence.replace("(", r"\(")):
         targets(words, CUDA, GPUS)
 
 
 def test_cuda_is_asked_only_where_it_is_needed() -> None:
-    """Loading it takes seconds."""
+    """CUDA devices are listed only for specifications that need them, because that takes seconds."""
     assert [needs_cuda(words) for words in ("all", "cuda:1", "cpu", "cpu:0,1")] == [True, True, False, False]
 
 
 def test_the_processes_that_hold_a_gpu_have_names(tmp_path: Path) -> None:
-    """A process of another pid namespace has none; where NVML does not tell, none are known."""
+    """A process in another pid namespace has no name; where NVML reports no processes, there are none."""
     (tmp_path / "4711").mkdir()
     (tmp_path / "4711/comm").write_text("python3\n")
     held = GpuReadings(0, compute_processes=(GpuProcess(4711), GpuProcess(12)))
-    assert users(held, tmp_path) == ["python3 (pid 4711)", "a process (pid 12)"]
-    assert users(GpuReadings(0, compute_processes=Missing(MissingReason.NO_PERMISSION)), tmp_path) == []
+    assert processes_using(held, tmp_path) == ["python3 (pid 4711)", "a process (pid 12)"]
+    assert processes_using(GpuReadings(0, compute_processes=Missing(MissingReason.NO_PERMISSION)), tmp_path) == []

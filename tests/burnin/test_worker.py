@@ -11,22 +11,31 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
-from gpuhealth.burnin.protocol import DEVICES, Fault, Job, Outcome, Unable
-from gpuhealth.burnin.worker_process import Answer, Failure, Worker
+from gpuhealth.burnin.protocol import LIST_DEVICES, Fault, Job, JobResult, Unsupported
+from gpuhealth.burnin.worker_process import Worker, WorkerAnswer, WorkerFailure
 
 _PATIENCE = 120.0
 _HANG_SECONDS = 8.0
 
 
 def _job(*kinds: str, seconds: float = 0.1, **fields: object) -> Job:
-    faults = tuple(Fault(kind, **fields) for kind in kinds)  # type: ignore[arg-type]
-    return Job("memory", ("cpu",), ("GPU-1",), seconds, seed=1, small=True, memory_bytes=1 << 20, faults=faults)
+    faults = tuple(Fault(kind=kind, **fields) for kind in kinds)  # type: ignore[arg-type]
+    return Job(
+        test="memory",
+        devices=("cpu",),
+        gpus=("GPU-1",),
+        seconds=seconds,
+        seed=1,
+        small=True,
+        memory_bytes=1 << 20,
+        faults=faults,
+    )
 
 
 def _faulty(folder: Path) -> dict[str, str]:
-    """An environment in which `import torch` fails as it does where a library of it is missing."""
+    """An environment in which `import torch` fails as if one of its libraries were missing."""
     package = folder / "torch"
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
@@ -34,7 +43,7 @@ def _faulty(folder: Path) -> dict[str, str]:
 
 
 def _noisy(folder: Path) -> dict[str, str]:
-    """An environment in which loading torch prints to standard output, as native libraries do."""
+    """An environment in which importing torch prints to standard output, as native libraries do."""
     (folder / "typing_extensions.py").write_text(_NOISE)
     return {**os.environ, "PYTHONPATH": str(folder)}
 
@@ -49,21 +58,21 @@ import typing_extensions
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Answer | Failure]:
-    """How workers ended to which something was done; all at once, since each loads torch."""
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, WorkerAnswer | WorkerFailure]:
+    """The answers of workers in all situations below, run at the same time because each loads torch."""
 
-    async def killed() -> Answer | Failure:
+    async def killed() -> WorkerAnswer | WorkerFailure:
         worker = Worker(os.environ)
-        return await worker.work(_job(seconds=600), _PATIENCE, lambda _: os.kill(worker.pid, signal.SIGKILL))
+        return await worker.run(_job(seconds=600), _PATIENCE, lambda _: os.kill(worker.pid, signal.SIGKILL))
 
-    async def stopped(job: Job) -> Answer | Failure:
+    async def stopped(job: Job) -> WorkerAnswer | WorkerFailure:
         worker = Worker(os.environ)
-        return await worker.work(job, 600.0, lambda _: worker.stop())
+        return await worker.run(job, 600.0, lambda _: worker.stop())
 
-    async def stopped_while_hanging() -> Answer | Failure:
-        """It hangs in native code before its first progress: a SIGTERM's handler does not get to run."""
+    async def stopped_while_hanging() -> WorkerAnswer | WorkerFailure:
+        """Stop a worker that hangs in native code before its first progress, where no signal handler runs."""
         worker = Worker(os.environ)
-        work = asyncio.create_task(worker.work(_job("hang"), 600.0, lambda _: None))
+        work = asyncio.create_task(worker.run(_job("hang"), 600.0, lambda _: None))
         kernel_waits_in = Path(f"/proc/{worker.pid}/wchan")
         while not worker.software or "futex" not in kernel_waits_in.read_text():
             await asyncio.sleep(0.05)
@@ -72,10 +81,10 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Answer | Fail
 
     async def done(
         job: Job, environment: Mapping[str, str] = os.environ, seconds: float = _PATIENCE
-    ) -> Answer | Failure:
-        return await Worker(environment).work(job, seconds, lambda _: None)
+    ) -> WorkerAnswer | WorkerFailure:
+        return await Worker(environment).run(job, seconds, lambda _: None)
 
-    async def everything() -> dict[str, Answer | Failure]:
+    async def everything() -> dict[str, WorkerAnswer | WorkerFailure]:
         works = {
             "clean": done(_job(), _noisy(tmp_path_factory.mktemp("noisy"))),
             "segfault": done(_job("segfault")),
@@ -85,7 +94,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Answer | Fail
             "killed": killed(),
             "stopped": stopped(_job(seconds=600)),
             "stopped_while_hanging": stopped_while_hanging(),
-            "devices": done(Job(DEVICES, (), (), 0.0, 1)),
+            "devices": done(Job(test=LIST_DEVICES, devices=(), gpus=(), seconds=0.0, seed=1)),
             "no_torch": done(_job(), _faulty(tmp_path_factory.mktemp("faulty"))),
         }
         return dict(zip(works, await asyncio.gather(*works.values()), strict=True))
@@ -93,20 +102,20 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Answer | Fail
     return asyncio.run(everything())
 
 
-def _failure(ends: Mapping[str, Answer | Failure], name: str) -> Failure:
+def _failure(ends: Mapping[str, WorkerAnswer | WorkerFailure], name: str) -> WorkerFailure:
     end = ends[name]
-    assert isinstance(end, Failure), end
+    assert isinstance(end, WorkerFailure), end
     return end
 
 
-def _outcome(ends: Mapping[str, Answer | Failure], name: str) -> Outcome:
+def _outcome(ends: Mapping[str, WorkerAnswer | WorkerFailure], name: str) -> JobResult:
     end = ends[name]
-    assert isinstance(end, Outcome), end
+    assert isinstance(end, JobResult), end
     return end
 
 
-def test_a_sound_worker_answers_whatever_libraries_print(ends: Mapping[str, Answer | Failure]) -> None:
-    """What stands on standard output beside the protocol does not spoil it."""
+def test_a_sound_worker_answers_whatever_libraries_print(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """Other output on standard output does not disturb the protocol."""
     (outcome,) = _outcome(ends, "clean").gpus
     assert (outcome.gpu, outcome.failure) == ("GPU-1", "")
     assert outcome.figures["rounds"] >= 1
@@ -117,77 +126,80 @@ def test_a_sound_worker_answers_whatever_libraries_print(ends: Mapping[str, Answ
     [("segfault", "SIGSEGV", "Segmentation fault"), ("bus_error", "SIGBUS", "Bus error")],
 )
 def test_a_crash_names_its_signal_and_leaves_its_stack(
-    ends: Mapping[str, Answer | Failure], name: str, number: str, heading: str
+    ends: Mapping[str, WorkerAnswer | WorkerFailure], name: str, number: str, heading: str
 ) -> None:
-    """A crash in native code is named, and its evidence is the stack of Python code that led there."""
+    """A crash in native code names its signal, with the Python stack as evidence."""
     failure = _failure(ends, name)
-    assert f"was ended by {number}" in failure.sentence
+    assert f"was ended by {number}" in failure.message
     assert heading in failure.evidence
     assert "in _crash" in failure.evidence
 
 
-def test_a_hang_in_native_code_is_ended_and_shows_where(ends: Mapping[str, Answer | Failure]) -> None:
-    """A worker that is deaf to SIGTERM is ended after its deadline; the stack shows the call that hangs."""
+def test_a_hang_in_native_code_is_ended_and_shows_where(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """A worker that ignores SIGTERM is killed after its deadline, with the stack of the call that hangs as evidence."""
     failure = _failure(ends, "hang")
-    assert failure.sentence == f"the test hangs: its process gave no outcome within {_HANG_SECONDS:.0f} s"
+    assert failure.message == f"the test hangs: its process sent no result within {_HANG_SECONDS:.0f} s"
     assert "in _hang" in failure.evidence
 
 
-def test_a_killed_worker_is_told_as_such(ends: Mapping[str, Answer | Failure]) -> None:
-    """As the kernel does when memory runs out."""
-    assert "was ended by SIGKILL (by the kernel for want of memory" in _failure(ends, "killed").sentence
+def test_a_killed_worker_is_reported_as_killed(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """A killed worker is reported with SIGKILL, which the kernel sends when memory runs out."""
+    assert "was ended by SIGKILL (killed by the kernel when memory ran out" in _failure(ends, "killed").message
 
 
-def test_memory_that_the_device_does_not_have_is_a_failure_in_words(ends: Mapping[str, Answer | Failure]) -> None:
-    """It ends the test, not the process."""
+def test_out_of_memory_is_a_failure(
+    ends: Mapping[str, WorkerAnswer | WorkerFailure],
+) -> None:
+    """Running out of device memory fails the test and does not crash the process."""
     (outcome,) = _outcome(ends, "out_of_memory").gpus
     assert outcome.failure.startswith("out of memory: ")
     assert "Traceback" in outcome.evidence
 
 
-def test_told_to_stop_a_worker_returns_what_it_has(ends: Mapping[str, Answer | Failure]) -> None:
-    """Ten minutes of work end at once, with the figures so far."""
+def test_a_stopped_worker_returns_its_results_so_far(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """A stop ends ten minutes of work at once, with the figures so far."""
     (outcome,) = _outcome(ends, "stopped").gpus
     assert outcome.failure == ""
     assert outcome.figures["tested_gigabytes"] > 0
 
 
-def test_told_to_stop_a_worker_that_hangs_is_killed(ends: Mapping[str, Answer | Failure]) -> None:
-    """It is not waited for; that it hung is no finding when nobody waited for its outcome."""
-    assert "was ended by SIGKILL" in _failure(ends, "stopped_while_hanging").sentence
+def test_a_stopped_worker_that_hangs_is_killed(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """A worker that hangs when it is stopped is killed at once, and the hang is not reported as a failure."""
+    assert "was ended by SIGKILL" in _failure(ends, "stopped_while_hanging").message
 
 
-def test_without_cuda_there_are_no_devices(ends: Mapping[str, Answer | Failure]) -> None:
-    """One sentence says why, and what would be right."""
+def test_without_cuda_there_are_no_devices(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """Without CUDA, one sentence explains the reason and the remedy."""
     end = ends["devices"]
-    assert isinstance(end, Unable)
-    assert "built without CUDA" in end.problem
+    assert isinstance(end, Unsupported)
+    assert "built without CUDA" in end.reason
 
 
-def test_a_broken_torch_is_no_word_about_the_gpu(ends: Mapping[str, Answer | Failure]) -> None:
-    """Nothing was tested, and one sentence says why."""
+def test_a_broken_torch_says_nothing_about_the_gpu(ends: Mapping[str, WorkerAnswer | WorkerFailure]) -> None:
+    """With a broken torch, nothing is tested, and one sentence explains it."""
     end = ends["no_torch"]
-    assert isinstance(end, Unable)
-    assert "libcudart.so.12: cannot open shared object file" in end.problem
-    assert "pip install 'gpuhealth[burnin]'" in end.problem
+    assert isinstance(end, Unsupported)
+    assert "libcudart.so.12: cannot open shared object file" in end.reason
+    assert "pip install 'gpuhealth[burnin]'" in end.reason
 
 
 _PARENT = """
 import asyncio, os, sys
-from gpuhealth.burnin.jobs import Fault, Job
-from gpuhealth.burnin.processes import Worker
+from gpuhealth.burnin.protocol import Fault, Job
+from gpuhealth.burnin.worker_process import Worker
 
 async def main():
     worker = Worker(os.environ)
     print(worker.pid, flush=True)
-    await worker.work(Job("memory", ("cpu",), ("g",), 600.0, 1, faults=(Fault("hang"),)), 600.0, lambda _: None)
+    job = Job(test="memory", devices=("cpu",), gpus=("g",), seconds=600.0, seed=1, faults=(Fault(kind="hang"),))
+    await worker.run(job, 600.0, lambda _: None)
 
 asyncio.run(main())
 """
 
 
 def test_no_worker_outlives_its_parent() -> None:
-    """The parent is killed and can do nothing any more; the worker is gone with it."""
+    """When the parent is killed, its worker exits as well."""
     with subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         worker = int(parent.stdout.readline())
@@ -197,7 +209,7 @@ def test_no_worker_outlives_its_parent() -> None:
 
 
 def _stat(pid: int) -> list[str]:
-    """State, parent, group, session and so on, of proc(5); empty strings where the process is gone."""
+    """State, parent, group, session and so on of proc(5); empty strings where the process has exited."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.simnode import wait_for
-
-from tests.e2e.test_agent import entries
-from tests.e2e.test_marks import XID_95, Marked
+from testing.marked_node import XID_95, Marked
+from testing.simnode import entries
+from testing.waiting import wait_for
 
 CODE = "xid.95"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
@@ -55,7 +54,7 @@ class Killed(Marked):
         wait_for("the journal", lambda: ("raised", CODE) in entries(self.sim))
 
     def _falls_silent(self) -> None:
-        wait_for("silence", lambda: self.is_silent(rounds=3))
+        wait_for("silence", lambda: self.is_silent(for_rounds=3))
 
     def _places(self) -> list[str]:
         held = self.plane.request("GET", LEASES)["items"]

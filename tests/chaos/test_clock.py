@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import until
+from testing.marked_node import XID_95, Marked
+from testing.waiting import until
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.kube.objects import parse_time
-from gpuhealth.runtime import settings_file as config_file
+from gpuhealth.monitors.settings import load
 from gpuhealth.runtime.journal import Entry, Journal
-from tests.e2e.test_marks import XID_95, Marked
 
 STEPS = [timedelta(days=1), -timedelta(days=1), timedelta(days=365), -timedelta(days=365)]
 PATIENT = {
@@ -46,10 +46,10 @@ class Timed(Marked):
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[Agent]:
         """A running agent."""
-        agent = Agent(config_file.load(self.sim.config), self.sim.config, wall=self.wall)
+        agent = Agent(load(self.sim.config), self.sim.config, wall=self.wall)
         task = asyncio.create_task(agent.run())
         try:
-            await until(lambda: agent.counts.rounds >= 1)
+            await until(lambda: agent.has_judged)
             yield agent
         finally:
             task.cancel()
@@ -87,14 +87,14 @@ def timed(plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def rounds(agent: Agent, more: int = 4) -> None:
-    """So many rounds more."""
-    done = agent.counts.rounds + more
-    await until(lambda: agent.counts.rounds >= done)
+    """So many rounds more of every monitor."""
+    done = {name: agent.counts.rounds[name] + more for name in agent.runners}
+    await until(lambda: all(agent.counts.rounds[name] >= rounds for name, rounds in done.items()))
 
 
 def codes(agent: Agent) -> list[str]:
     """Of the active findings."""
-    return sorted(finding.code for finding in agent.findings.active())
+    return sorted(finding.code for finding in agent.node_state.tracker.active())
 
 
 async def eventually(what: Callable[[], bool]) -> None:
@@ -122,12 +122,15 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
     async def unmoved(agent: Agent, records: int) -> None:
         await rounds(agent)
         assert codes(agent) == ["gpu_memory.remap_failed", "xid.13"]
-        assert agent.verdict is not None
-        assert agent.verdict.is_known
+        verdict = agent.status().verdict
+        assert verdict is not None
+        assert verdict.is_known
         assert agent.is_current()
         assert agent.kernel_log.records == records
         assert abs(agent.clock() - wall()) < A_MINUTE
-        assert all(abs(finding.first_seen - wall()) < timedelta(minutes=10) for finding in agent.findings.active())
+        assert all(
+            abs(finding.first_seen - wall()) < timedelta(minutes=10) for finding in agent.node_state.tracker.active()
+        )
 
     async def run() -> None:
         async with timed.agent() as agent:
@@ -149,7 +152,7 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
             assert {entry.kind for entry in after[len(known) :]} <= {"agent", "kernel", "act"}
             sim.xid(95, gpu=3, text=XID_95)
             await until(lambda: "xid.95" in codes(agent))
-            found = next(finding for finding in agent.findings.active() if finding.code == "xid.95")
+            found = next(finding for finding in agent.node_state.tracker.active() if finding.code == "xid.95")
             assert abs(found.first_seen - wall()) < A_MINUTE
             assert found.evidence.time is not None
             assert abs(found.evidence.time - wall()) < A_MINUTE

@@ -9,18 +9,15 @@ from contextlib import asynccontextmanager
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, finding, verdict
+from testing.cluster_objects import Pool
+from testing.node_writing import HEALTHY, SICK, marks
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
-from gpuhealth.kube.kinds import QUARANTINE, TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction, NodeWriter
-from gpuhealth.runtime.settings import Settings
-
-HEALTHY = Desired(verdict=verdict())
-SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",), drain=True)
 
 # The request behind each act, as the proxy sees it.
 REQUESTS = {
@@ -100,35 +97,26 @@ async def finished_by_next(proxy: FaultyProxy, node: str, desired: Desired, erro
     proxy.heal()
 
 
-def marks(pool: Pool, node: str) -> tuple[list[str], str, str]:
-    """Our taint, our condition, and what the report says."""
-    found = pool.get(node)
-    health = next((c["status"] for c in found["status"]["conditions"] if c["type"] == "GPUHealthy"), "")
-    taints = [taint["value"] for taint in found["spec"].get("taints", []) if taint["key"] == TAINT]
-    assert (QUARANTINE in found["metadata"].get("annotations", {})) is bool(taints)
-    return taints, health, pool.report(node)["status"]["quarantine"]["state"]
-
-
 @pytest.fixture
 def one(pool: Pool) -> Iterator[str]:
     """A node, and a budget with room for two."""
     node = pool.node()
     pool.budget(2)
     yield node
-    assert pool.places() == {}
+    assert pool.slots() == {}
 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize(("out", "back"), list(zip(OUT, BACK, strict=True)), ids=OUT)
 def test_killed_after_each_step(plane: ControlPlane, pool: Pool, one: str, out: str, back: str, error: str) -> None:
-    """Whatever fails and wherever it dies: the next agent has the node out with one place, and back with none."""
+    """Whatever fails and wherever it dies: the next agent has the node out with one slot, and back with none."""
 
     async def run() -> None:
         async with FaultyProxy(plane) as proxy:
             await dies_in(proxy, one, SICK, out, error)
             await finished_by_next(proxy, one, SICK, error)
             assert marks(pool, one) == (["xid.79"], "False", "quarantined")
-            assert list(pool.places().values()) == [one]
+            assert list(pool.slots().values()) == [one]
             await dies_in(proxy, one, HEALTHY, back, error)
             await finished_by_next(proxy, one, HEALTHY, error)
             assert marks(pool, one) == ([], "True", "none")

@@ -19,14 +19,14 @@ from kube import ControlPlane
 from kube.proxy import FaultyProxy
 from testing.cluster_objects import Pool, finding, verdict
 
+from gpuhealth.api.names import MANUAL, OUT_OF_SERVICE, OVERRIDE, TAINT
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
-from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, TAINT
-from gpuhealth.quarantine.marks import MANUAL, Object, dismissed_codes, has_taint, record, taints, unschedulable
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.quarantine.marks import Object, dismissed_codes, has_taint, record, taints, unschedulable
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 CODES = st.sampled_from(["ecc.uncorrectable", "gpu.lost", "xid.79"])
 FAULTS = st.sampled_from([409, 429, 500, 401, "reset", "lost"])
@@ -75,7 +75,7 @@ class OneNode(RuleBasedStateMachine):
 
     @rule(code=CODES)
     def clear(self, code: str) -> None:
-        """It is gone."""
+        """The fault is no longer found."""
         self.faults.discard(code)
         self.freed.discard(code)
 
@@ -85,7 +85,7 @@ class OneNode(RuleBasedStateMachine):
         self.applied()
 
     def applied(self) -> bool:
-        """The same; whether it got through."""
+        """One pass of the writer; whether it was complete."""
         before = self.seen()
         findings = [finding(code) for code in sorted(self.faults)]
         try:
@@ -99,7 +99,7 @@ class OneNode(RuleBasedStateMachine):
         after = self.seen()
         ours = record(after)
         if record(before) is None and ours is not None:
-            assert self.room or ours.code == MANUAL, "nothing goes out without a place in a budget"
+            assert self.room or ours.code == MANUAL, "nothing goes out without a slot in a budget"
             assert self.wish or ours.code != MANUAL, "nor by a wish that nobody has"
             assert OVERRIDE not in after["metadata"]["annotations"], "a person's word wins"
             assert ours.code not in self.freed, "what a person ended is not begun again"
@@ -115,7 +115,7 @@ class OneNode(RuleBasedStateMachine):
     @precondition(lambda self: not self.room)
     @rule()
     def make_room(self) -> None:
-        """A budget with one place."""
+        """A budget with one slot."""
         self.pool.budget(1)
         self.room = True
 
@@ -185,7 +185,7 @@ class OneNode(RuleBasedStateMachine):
 
     @invariant()
     def only_ours_is_ours(self) -> None:
-        """Other people's taints and cordon stay, and our taint stands only where a place is held."""
+        """Other people's taints and cordon stay, and our taint stands only where a slot is held."""
         node = self.seen()
         others = [{k: taint[k] for k in ("key", "value", "effect")} for taint in taints(node)]
         ours = [taint for taint in others if taint["key"] == TAINT and record(node) is not None]
@@ -193,7 +193,7 @@ class OneNode(RuleBasedStateMachine):
         assert sorted(others, key=str) == sorted(self.their_taints, key=str)
         assert unschedulable(node) or not self.their_cordon
         if ours and (mark := record(node)) is not None and mark.code != MANUAL:
-            assert list(self.pool.places().values()) == [self.node]
+            assert list(self.pool.slots().values()) == [self.node]
 
     @rule()
     def settle(self) -> None:
@@ -207,9 +207,9 @@ class OneNode(RuleBasedStateMachine):
             return
         out = self.is_out()
         by_hand = any(taint["key"] == TAINT for taint in self.their_taints)
-        places = list(self.pool.places().values())
+        slots = list(self.pool.slots().values())
         asked_for = self.wish and MANUAL not in dismissed_codes(node)
-        assert places == [self.node] * out or (asked_for and not places), "a place while it is out, and only then"
+        assert slots == [self.node] * out or (asked_for and not slots), "a slot while it is out, and only then"
         assert has_taint(node) is (out or by_hand)
         assert unschedulable(node) is (self.their_cordon or (out and self.mode == "cordon"))
         wanted = self.faults - set(dismissed_codes(node))
@@ -230,13 +230,13 @@ class OneNode(RuleBasedStateMachine):
             self.runner.run(self.client.close())
             self.runner.run(self.proxy.__aexit__(None, None, None))
             self.runner.close()
-            for name in self.pool.places():
+            for name in self.pool.slots():
                 self.plane.request("DELETE", f"{LEASES}/{name}")
             self.pool.remove()
 
 
 def test_one_node_through_everything(plane: ControlPlane) -> None:
-    """Whatever happens in whatever order: only our marks are removed, a place is held while out, a person wins."""
+    """Whatever happens in whatever order: only our marks are removed, a slot is held while out, a person wins."""
 
     class OnThisPlane(OneNode):
         pass

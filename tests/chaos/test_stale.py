@@ -1,4 +1,4 @@
-"""What an agent knows of its Node may be old: a place is never given back while the Node is out."""
+"""What an agent knows of its Node may be old: a slot is never given back while the Node is out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import asyncio
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
+from testing.node_writing import HEALTHY, SICK, marks
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import UnavailableError
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.chaos.test_killed import HEALTHY, SICK, marks
 
 
 def test_a_watch_that_broke_unnoticed(plane: ControlPlane, pool: Pool) -> None:
-    """The taint's answer is lost and the watch is silent; well again, the node loses the taint before the place."""
+    """The taint's answer is lost and the watch is silent; well again, the node loses the taint before the slot."""
     node = pool.node()
     pool.budget(1)
 
@@ -40,7 +41,7 @@ def test_a_watch_that_broke_unnoticed(plane: ControlPlane, pool: Pool) -> None:
             acts = [(method, path.split("/")[-2]) for method, path in proxy.seen[began:] if method != "GET"]
             assert acts.index(("PATCH", "nodes")) < acts.index(("DELETE", "leases"))
             assert marks(pool, node)[0] == []
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())
 

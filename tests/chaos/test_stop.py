@@ -11,14 +11,15 @@ import pytest
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.kube.client import Client
+from gpuhealth.model.component import NODE
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.journal import Entry, Journal
-from gpuhealth.runtime.settings import Settings
 from gpuhealth.runtime.supervisor import supervise
 
 Step = Callable[[], Awaitable[None]]
-ENTRY = Entry(datetime(2026, 3, 1, tzinfo=UTC), "agent", "test", "node", "text")
+ENTRY = Entry(time=datetime(2026, 3, 1, tzinfo=UTC), kind="agent", code="test", component=NODE, message="text")
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def test_when_a_wait_completes(agent: Agent) -> None:
     async def run() -> None:
         async with Client() as client:
             writer = NodeWriter(client, agent.settings, OwnNode(client, "node"))
-            await stopped(agent, agent._write_journal, lambda: agent.journal.note(ENTRY))
-            await stopped(agent, lambda: agent.keeper._once(writer), agent.keeper.trigger)
+            await stopped(agent, agent._write_journal, lambda: agent.journal.append(ENTRY))
+            await stopped(agent, lambda: agent.reconciler._once(writer), agent.reconciler.trigger)
 
     asyncio.run(run())
     agent.journal.close()

@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import msgspec
 import pytest
 import structlog
 from kube import ControlPlane
 from structlog.testing import capture_logs
+from testing import readings
+from testing.agents import give_round
 from testing.cluster_objects import Pool
-from testing.half_agents import CODE, Half, History, SharedClient, most, running, until
-from testing.readings import START, gpus
-from testing.readings import node as readings_of
+from testing.half_agents import CODE, Half, History, SharedClient, most, running
+from testing.readings import START
+from testing.waiting import until
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.metrics import Exposition
@@ -29,12 +28,11 @@ from gpuhealth.controller.duties.budget_status import BudgetStatusWriter
 from gpuhealth.controller.http_app import ControllerCollector
 from gpuhealth.fleet.fleet import BlockedQuarantine
 from gpuhealth.kube.client import Client
-from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.model.verdict import State
-from gpuhealth.monitors.kernel_log.readings import KernelLog
-from gpuhealth.runtime.clock import SteadyClock
+from gpuhealth.monitors.registry import kernel_log_parser
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.journal import Journal
-from gpuhealth.runtime.settings import Settings
 
 NODES = 60
 PER_FAULT = 4
@@ -55,7 +53,7 @@ def condition(pool: Pool) -> tuple[str, str]:
 
 def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None:
     """Sixty nodes fail alike at once: maxPerFault of them go out, one metric and one condition say so, until they are
-    well; the places for other faults stay free."""
+    well; the slots for other faults stay free."""
     pool.budget("50%", maxPerFault=PER_FAULT)
     nodes = pool.nodes(NODES)
     history = History()
@@ -85,8 +83,8 @@ def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None
                 await until(lambda: condition(pool) == ("True", "Xid79"), seconds=300)
                 await until(lambda: history.out[-1].count == PER_FAULT, seconds=300)
                 assert most(history.out) == PER_FAULT
-                places = [name for name in pool.places() if ".fault." not in name]
-                assert len(places) == PER_FAULT, "the held have no places"
+                slots = [name for name in pool.slots() if ".fault." not in name]
+                assert len(slots) == PER_FAULT, "the held have no slots"
                 for half in halves:
                     half.want(sick=False)
                 await until(lambda: hold not in held_nodes(controller), seconds=300)
@@ -104,6 +102,7 @@ def test_a_driver_that_fails_everywhere(plane: ControlPlane, pool: Pool) -> None
 
 
 GPUS = 8
+WELL = readings.node(*readings.gpus(GPUS), kernel_log=KernelLogStatus("kmsg"))
 LINES = 168_924
 """XID 45 lines that one cluster's log held of two days: channels of programs that had ended."""
 STORM = timedelta(days=2)
@@ -113,43 +112,47 @@ JOB = 77
 CRASH = (13, 31, 43, 45)
 
 
-class Simulated(SteadyClock):
-    """A clock that is set by hand, and never noticed to have been."""
+class Time:
+    """The time of the test, which passes by hand: of the wall clock and, as seconds, of the steady one."""
+
+    def __init__(self) -> None:
+        self.now = START
 
     def __call__(self) -> datetime:
-        """The time that it is set to."""
-        return self._read_wall()
+        """The wall clock."""
+        return self.now
+
+    def monotonic(self) -> float:
+        """The steady clock."""
+        return self.now.timestamp()
 
 
 class Node:
-    """An agent in this process: its hardware is well, its clock is set by hand, its kernel log is what it is told."""
+    """An agent in this process: its hardware is well, and its kernel log is what it is told."""
 
-    def __init__(self, folder: Path, name: str, now: datetime = START) -> None:
-        settings = {"node_name": name, "interval": 0.001, "journal": {"path": folder / f"{name}.sqlite"}}
-        self.now = now
-        self.agent = Agent(Settings.model_validate(settings))
-        self.agent.clock = Simulated(lambda: self.now)
-        self.agent.probe.read = self._readings  # type: ignore[method-assign, assignment]
-        self.agent.kernel_log.read = lambda: KernelLog("kmsg")  # type: ignore[method-assign]
-        self.agent._node_asked.set()
-
-    async def _readings(self, *_: object) -> Any:
-        return msgspec.structs.replace(
-            readings_of(*gpus(GPUS)),
-            node=self.agent.settings.node_name,
-            time=self.now,
-            boot_id="boot",
-        )
+    def __init__(self, folder: Path, name: str, time: Time) -> None:
+        settings = {"node_name": name, "journal": {"path": folder / f"{name}.sqlite"}}
+        self.agent = Agent(Settings.model_validate(settings), wall=time)
+        self.state = self.agent.node_state
+        self._time = time
+        self._parser = kernel_log_parser()
 
     async def round(self) -> None:
-        """A round, and what it has to say is in the journal."""
-        await self.agent._round()
-        self.agent.journal.note()
+        """A round of every monitor, and what it has to say is in the journal."""
+        give_round(self.agent, WELL)
+        self.agent.journal.append()
         await self.agent.journal.run_once()
 
     def says(self, *lines: str) -> None:
         """The kernel log tells it."""
-        self.agent.kernel_log._take_records([KernelRecord(line, self.now) for line in lines], None)
+        records = [KernelRecord(line, self._time()) for line in lines]
+        self.state.apply_events([event for record in records if (event := self._parser.feed(record))])
+
+    def verdict(self) -> State:
+        """What the agent calls the node."""
+        verdict = self.agent.status().verdict
+        assert verdict is not None
+        return verdict.verdict
 
 
 def xid(code: int, gpu: int, pid: int) -> str:
@@ -158,12 +161,21 @@ def xid(code: int, gpu: int, pid: int) -> str:
 
 
 @pytest.fixture
-def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+def passing(monkeypatch: pytest.MonkeyPatch) -> Time:
+    """The time by which agents in this process count."""
+    time = Time()
+    for module in ("gpuhealth.runtime.clock", "gpuhealth.agent.node_state"):
+        monkeypatch.setattr(f"{module}.time", time)
+    return time
+
+
+@pytest.fixture
+def make_node(tmp_path: Path, passing: Time) -> Iterator[Callable[[str], Node]]:
     """Agents in this process."""
     made: list[Node] = []
 
     def make(name: str) -> Node:
-        made.append(Node(tmp_path, name))
+        made.append(Node(tmp_path, name, passing))
         return made[-1]
 
     yield make
@@ -171,36 +183,31 @@ def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
         node.agent.journal.close()
 
 
-def test_two_days_of_a_program_s_faults(
-    make_node: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_days_of_a_program_s_faults(make_node: Callable[[str], Node], tmp_path: Path, passing: Time) -> None:
     """168,924 XIDs 45 in two days: every one is counted, none wants the node out, and little is kept of them."""
     storm = make_node("node")
-    clock = SimpleNamespace(monotonic=lambda: storm.now.timestamp())
-    monkeypatch.setattr("gpuhealth.agent.agent.time", clock)
 
     async def run() -> None:
         await storm.round()
-        assert storm.agent.verdict is not None
-        assert storm.agent.verdict.verdict is State.HEALTHY
+        assert storm.verdict() is State.HEALTHY
         for first in range(0, LINES, AT_ONCE):
-            storm.now = START + STORM * (first / LINES)
+            passing.now = START + STORM * (first / LINES)
             numbers = range(first, min(LINES, first + AT_ONCE))
             storm.says(*(xid(45, number % GPUS, 4000 + number // 100) for number in numbers))
-            assert not storm.agent.findings.quarantine().findings
+            assert not storm.state.tracker.quarantine().findings
             if first // AT_ONCE % 100 == 0:
                 await storm.round()
-        storm.now += timedelta(hours=1)
+        passing.now += timedelta(hours=1)
         await storm.round()
 
     with capture_logs() as logged:
         asyncio.run(run())
     agent = storm.agent
     assert agent.counts.kernel_events["xid"] == sum(agent.counts.xids.values()) == LINES
-    assert agent.verdict is not None
-    assert agent.verdict.verdict is State.HEALTHY, "and an hour later nothing is left of it"
+    assert storm.verdict() is State.HEALTHY, "and an hour later nothing is left of it"
+    assert storm.state.tracker.active() == ()
     assert len(logged) <= 4 * GPUS, "raised and cleared"
-    shown = [line for line in Exposition(agent).text().decode().splitlines() if "xid" in line and line[0] != "#"]
+    shown = [line for line in Exposition(agent, 10.0).text().decode().splitlines() if "xid" in line and line[0] != "#"]
     assert len(shown) <= 4 * GPUS
     journal = Journal(tmp_path / "node.sqlite", 1e9, 100_000, read_only=True)
     entries = list(journal.entries(limit=LINES))
@@ -212,7 +219,9 @@ def test_two_days_of_a_program_s_faults(
     assert LINES - GPUS * 3600 <= sum(told) + kinds["kernel"] <= LINES, "but for those since the last entry"
 
 
-def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_node: Callable[..., Node]) -> None:
+def test_a_job_that_crashes_on_many_nodes(
+    plane: ControlPlane, pool: Pool, make_node: Callable[[str], Node], passing: Time
+) -> None:
     """77 nodes report XIDs 13, 31, 43 and 45 within seconds: none is ever tainted, and each writes a few times."""
     pool.budget(JOB)
     nodes = [make_node(name) for name in pool.nodes(JOB)]
@@ -226,20 +235,22 @@ def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_
         ):
             for node in nodes:
                 await node.round()
-            keeping = [asyncio.create_task(node.agent.keeper.run_with(client, node.agent.settings)) for node in nodes]
+            keeping = [
+                asyncio.create_task(node.agent.reconciler.run_with(client, node.agent.settings)) for node in nodes
+            ]
             try:
                 await until(lambda: verdicts() == {"healthy": JOB}, seconds=300)
                 before = writes(client)
                 for _ in range(5):
+                    passing.now += timedelta(seconds=1)
                     for number, node in enumerate(nodes):
-                        node.now += timedelta(seconds=1)
                         pid = 4000 + number
                         node.says(*(xid(code, gpu, pid + gpu) for code in CRASH for gpu in range(GPUS)))
                         await asyncio.sleep(0)
                 await until(lambda: verdicts() == {"degraded": JOB}, seconds=300)
-                await until(lambda: all(node.agent.keeper.is_settled for node in nodes), seconds=300)
+                await until(lambda: all(node.agent.reconciler.is_settled for node in nodes), seconds=300)
                 written = writes(client) - before
-                assert written["POST"] == 0, "no place and no Event: a node that is degraded is in service"
+                assert written["POST"] == 0, "no slot and no Event: a node that is degraded is in service"
                 assert written["PATCH"] <= 6 * JOB, "label, condition, report, and once more for what came meanwhile"
             finally:
                 for task in keeping:
@@ -257,7 +268,7 @@ def test_a_job_that_crashes_on_many_nodes(plane: ControlPlane, pool: Pool, make_
     with capture_logs() as logged:
         asyncio.run(run())
     assert most(history.out) == 0
-    assert not pool.places()
+    assert not pool.slots()
     findings = sum(entry["event"] == "finding raised" for entry in logged)
     assert findings <= JOB * GPUS * len(CRASH)
     assert len(logged) - findings <= 12 * JOB, "the acts"

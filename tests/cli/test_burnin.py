@@ -16,9 +16,10 @@ import msgspec
 import psutil
 import pytest
 from testing.command import COMMAND, Node
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
+from tests.cli.conftest import Run
 
 _ALL = "cpu:0,1,2,3,4,5,6,7"
 _SHORT = ("--tests", "memory", "--duration", "100ms")
@@ -29,7 +30,7 @@ def _faults(*faults: dict[str, object]) -> str:
 
 
 def test_eight_gpus_one_of_them_bad(gpu_node: Node, tmp_path: Path) -> None:
-    """The whole path: exit code, JSON, the agent's file, the page; progress is plain lines without a terminal."""
+    """A whole run: exit code, JSON, the file for the agent, the HTML report, and plain lines of progress in a pipe."""
     bad = _uuid(gpu_node, 5)
     page = tmp_path / "report.html"
     said = gpu_node.run(
@@ -53,14 +54,18 @@ def test_eight_gpus_one_of_them_bad(gpu_node: Node, tmp_path: Path) -> None:
     (saved,) = (tmp_path / "results").iterdir()
     assert saved.read_bytes() == said.out.strip().encode()
     assert f"memory on <code>{bad}</code>" in page.read_text()
-    assert re.search(r"^\d:\d\d  memory: every byte of the memory, 0 s on 8 devices$", said.err, re.MULTILINE)
+    assert re.search(
+        r"^\d:\d\d  memory: patterns written to all free GPU memory and read back, 0 s on 8 devices$",
+        said.err,
+        re.MULTILINE,
+    )
     assert "memory: passed on 7 devices" in said.err
     assert "\x1b" not in said.err
 
 
 def test_at_a_terminal(gpu_node: Node) -> None:
-    """Progress lives on the terminal, one line a GPU; the table at the end goes where standard output goes. --force
-    tests a GPU that another process uses."""
+    """Progress is shown on the terminal, one line per GPU; the table at the end goes to standard output. --force tests
+    a GPU that another process uses."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("process", gpu=3)
     ours, its = pty.openpty()
@@ -78,15 +83,15 @@ def test_at_a_terminal(gpu_node: Node) -> None:
         out = process.stdout.read()
     assert process.returncode == 0
     uuid = _uuid(gpu_node, 3)
-    assert re.search(r"test 1 of 1  memory  every byte of the memory", shown)
+    assert re.search(r"test 1 of 1  memory  patterns written to all free GPU memory", shown)
     assert re.search(rf"cpu +{uuid[:12]}.* 30 °C +70 W +345 MHz", shown)
     assert "\x1b[3" not in shown  # colours
     assert re.search(rf"{uuid[:12]}  H100 80GB HBM3  passed +30 °C", out)
-    assert re.search(r"passed: 1 GPU, nothing wrong found in \d+ s\.\n$", out)
+    assert re.search(r"passed: 1 GPU, no errors in \d+ s\.\n$", out)
 
 
 def test_sigterm_ends_it_with_what_there_is(gpu_node: Node) -> None:
-    """Ten minutes of work end soon; the result is printed, says that it was stopped, and passes nothing."""
+    """SIGTERM ends ten minutes of work soon, with a result that is stopped and has not passed."""
     with _started(gpu_node, "--json") as process:
         wait_for("the workers", lambda: _workers(process.pid))
         process.send_signal(signal.SIGTERM)
@@ -98,7 +103,7 @@ def test_sigterm_ends_it_with_what_there_is(gpu_node: Node) -> None:
 
 
 def test_nothing_is_left_when_it_is_killed(gpu_node: Node) -> None:
-    """SIGKILL gives it no chance to tidy up: workers and NVML child are gone all the same."""
+    """After SIGKILL, which allows no cleanup, workers and NVML child exit as well."""
     with _started(gpu_node) as process:
         wait_for("the workers", lambda: _workers(process.pid))
         children = psutil.Process(process.pid).children(recursive=True)
@@ -109,28 +114,28 @@ def test_nothing_is_left_when_it_is_killed(gpu_node: Node) -> None:
 
 
 def test_a_gpu_that_others_use_is_left_alone(gpu_node: Node) -> None:
-    """One sentence names the process."""
+    """A GPU in use is not tested, and one sentence names the process that uses it."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("process", gpu=1, pid=4711)
     (gpu_node.root / "proc/4711/comm").write_text("python3\n")
     said = gpu_node.run("burnin", "--devices", "cpu:0,1", *_SHORT)
     assert (said.code, said.out) == (3, "")
     assert said.err == (
-        f"gpuhealth: cpu ({_uuid(gpu_node, 1)}) is in use by python3 (pid 4711): stop them, or test all the same with"
+        f"gpuhealth: cpu ({_uuid(gpu_node, 1)}) is in use by python3 (pid 4711): stop them, or test anyway with"
         " --force\n"
     )
 
 
 def test_without_cuda_it_says_so(gpu_node: Node) -> None:
-    """The default is every GPU that CUDA shows: here none, and that is no pass."""
+    """The default is every GPU that CUDA shows; where there is none, the command fails."""
     said = gpu_node.run("burnin", PYTHONWARNINGS="")
     assert (said.code, said.out) == (3, "")
     assert said.err.startswith("gpuhealth: torch ")
-    assert said.err.endswith("is built without CUDA: install a build for CUDA, or use --devices cpu\n")
+    assert said.err.endswith("is built without CUDA: install a build with CUDA, or use --devices cpu\n")
 
 
 def test_without_torch_it_says_what_to_install(node: Node, tmp_path: Path) -> None:
-    """As where gpuhealth was installed without its extra."""
+    """Without PyTorch, the error names the extra to install."""
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.machinery as m\nfind = m.PathFinder.find_spec\n"
         "m.PathFinder.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more)\n"
@@ -146,22 +151,28 @@ def test_without_torch_it_says_what_to_install(node: Node, tmp_path: Path) -> No
         (("--level", "deep"), "Invalid value for '--level': 'deep' is not one of 'quick', 'standard', 'long'."),
         (("--tests", "memry"), "--tests: there is no test 'memry'; did you mean memory?"),
         (("--duration", "soon"), "--duration: 'soon' is no duration (write 30s, 10m, 24h or 14d)"),
-        (("--duration", "0"), "--duration: no time to test in"),
-        (("--devices", "tpu:0"), "'tpu:0' names no devices: write all, cuda:0,1, cpu, or cpu:0,1"),
-        (("--report", "/no/such/folder/page.html"), "--report: there is no folder /no/such/folder"),
+        (("--duration", "0"), "--duration: must be longer than 0 s"),
+        (("--report", "/no/such/folder/page.html"), "--report: there is no directory /no/such/folder"),
     ],
 )
-def test_what_it_cannot_do_is_one_sentence(node: Node, arguments: tuple[str, ...], sentence: str) -> None:
-    """Before anything is tested."""
-    said = node.run("burnin", *arguments)
+def test_what_it_cannot_do_is_one_sentence(run: Run, arguments: tuple[str, ...], sentence: str) -> None:
+    """Wrong options are reported before anything is tested."""
+    said = run("burnin", *arguments)
     assert (said.code, said.out) == (3, "")
     assert said.err.startswith(f"gpuhealth: {sentence}")
     assert said.err.count("\n") == 1
 
 
+def test_unknown_devices_are_one_sentence(node: Node) -> None:
+    """Devices are matched with the driver's, and a wrong specification is reported before anything is tested."""
+    said = node.run("burnin", "--devices", "tpu:0")
+    assert (said.code, said.out) == (3, "")
+    assert said.err == "gpuhealth: 'tpu:0' names no devices: write all, cuda:0,1, cpu, or cpu:0,1\n"
+
+
 def test_a_result_that_cannot_be_saved_is_no_pass(node: Node, tmp_path: Path) -> None:
-    """The agent would not hear of it: the result is printed, and the exit code says that something is missing. It is
-    one without telemetry, of a processor that stands for no GPU, and says so."""
+    """A result that cannot be saved for the agent is printed, with exit code 3. The note on telemetry is that of a
+    processor that stands for no GPU."""
     (tmp_path / "file").touch()
     in_a_file = {"GPUHEALTH_BURNIN__RESULTS_DIR": str(tmp_path / "file"), "PYTHONWARNINGS": ""}
     said = node.run("burnin", "--devices", "cpu", *_SHORT, "--json", "--save", **in_a_file)
@@ -169,7 +180,7 @@ def test_a_result_that_cannot_be_saved_is_no_pass(node: Node, tmp_path: Path) ->
     assert said.json["status"] == "passed"
     assert [result["gpu"] for result in said.json["results"]] == ["cpu"]
     assert said.json["notes"][0].startswith("no telemetry: not_installed")
-    assert f"the result cannot be left in {tmp_path / 'file'} for the agent: " in said.err
+    assert f"cannot save the result in {tmp_path / 'file'} for the agent: " in said.err
 
 
 def _uuid(node: Node, index: int) -> str:
@@ -179,7 +190,7 @@ def _uuid(node: Node, index: int) -> str:
 
 @contextlib.contextmanager
 def _started(node: Node, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """The command at ten minutes of work."""
+    """The command while it does ten minutes of work."""
     arguments = ["burnin", "--devices", "cpu:7", "--tests", "memory", "--duration", "10m", *more]
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -192,7 +203,7 @@ def _started(node: Node, *more: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _workers(parent: int) -> list[psutil.Process]:
-    """Its workers that have come to load torch."""
+    """The workers of the command that have loaded torch."""
     found = []
     for child in psutil.Process(parent).children():
         with contextlib.suppress(psutil.NoSuchProcess):

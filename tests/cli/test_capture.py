@@ -13,17 +13,21 @@ import pytest
 from testing.command import Node, Said
 
 from gpuhealth.agent import capture
-from gpuhealth.model.history import Baseline, History
+from gpuhealth.model.component import NODE
 from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.pci import PciAddress
+from gpuhealth.monitors.judge import Memory
+from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.runtime.journal import Entry, Journal
+from tests.cli.conftest import Run
 
 GONE = "GPU-99999999-8888-7777-6666-555555555555"
-MANIFEST = {"format": 1, "node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "versions": {}}
-READINGS = {"node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b"}
+MANIFEST = {"format": 2, "node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "versions": {}}
+READINGS = {"node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "monitors": {}}
 
 
 def archive(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
-    """Writes a tar.gz; a TarInfo goes in as it is."""
+    """Write a tar.gz; a TarInfo is added as it is."""
     with tarfile.open(path, "w:gz") as file:
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):
@@ -36,13 +40,13 @@ def archive(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
 
 
 def good(**changes: bytes) -> dict[str, bytes | tarfile.TarInfo]:
-    """The members of the smallest capture there is, with changes."""
+    """The members of a minimal capture, with changes."""
     members = {"manifest.json": json.dumps(MANIFEST).encode(), "readings.jsonl": json.dumps(READINGS).encode()}
     return {**members, **{name.replace("_", "."): content for name, content in changes.items()}}
 
 
 def refused(said: Said) -> str:
-    """The one sentence of a capture that was refused."""
+    """The error of a run that refused a capture, which is one sentence."""
     assert (said.code, said.out) == (3, "")
     assert said.err.count("\n") == 1
     assert "Traceback" not in said.err
@@ -50,7 +54,7 @@ def refused(said: Said) -> str:
 
 
 def test_replay_gives_the_same_verdict_elsewhere(gpu_node: Node, tmp_path: Path) -> None:
-    """A capture of a sick node is judged on a machine without GPUs as on the node: findings, node name and time."""
+    """A replay on a machine without GPUs gives the findings, the node name and the time of the captured node."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("ecc_uncorrectable", gpu=5)
     file = tmp_path / "c.tar.gz"
@@ -80,11 +84,12 @@ def members(file: Path) -> dict[str, bytes]:
 
 
 def test_capture_holds_what_the_agent_remembers(gpu_node: Node, tmp_path: Path) -> None:
-    """Memory and journal of the agent are in the capture: a GPU that is gone is missed in the replay, too."""
+    """A capture holds the agent's stored state and journal, so that a replay also finds a GPU missing."""
     there = {gpu["uuid"]: gpu["pci"] for gpu in gpu_node.run("check", "--json").json["gpus"]}
     journal = Journal(gpu_node.journal, 86400.0, 1000)
-    memory = {"history": msgspec.json.encode(History(baseline=Baseline(gpus={**there, GONE: "0000:ff:00.0"})))}
-    journal.write([Entry(datetime.now(UTC), "raised", "xid.79", "node", "gone")], memory)
+    memory = Memory(baselines={"nvidia": Baseline(gpus={**there, GONE: PciAddress("0000:ff:00.0")})})
+    entry = Entry(time=datetime.now(UTC), kind="raised", code="xid.79", component=NODE, message="gone")
+    journal.write([entry], {"checks": msgspec.json.encode(memory)})
     journal.close()
     file = tmp_path / "c.tar.gz"
     gpu_node.run("capture", "-o", file)
@@ -96,7 +101,7 @@ def test_capture_holds_what_the_agent_remembers(gpu_node: Node, tmp_path: Path) 
 
 
 def test_several_rounds_are_judged_with_their_history(gpu_node: Node, tmp_path: Path) -> None:
-    """Rates need two looks: one round cannot judge them, two rounds of a capture can."""
+    """Rates need two readings: checked in a capture with two rounds, not in a single run."""
     file = tmp_path / "c.tar.gz"
     gpu_node.run("capture", "-o", file, "--rounds", "2", "--interval", "0.1s")
     once = gpu_node.run("check", "--json").json["coverage"]["checked"]
@@ -106,7 +111,7 @@ def test_several_rounds_are_judged_with_their_history(gpu_node: Node, tmp_path: 
 
 
 def test_kernel_log_is_judged_by_the_time_of_the_capture(gpu_node: Node, tmp_path: Path) -> None:
-    """An XID of the minutes before the capture counts in the replay; an older one needs --since."""
+    """A replay counts an XID of the minutes before the capture; an older one needs --since."""
     gpu_node.configure("kmsg: {lookback: 10s}")
     gpu_node.log("NVRM: Xid (PCI:0000:61:00): 79, GPU has fallen off the bus.", seconds_ago=60)
     file = tmp_path / "c.tar.gz"
@@ -118,7 +123,7 @@ def test_kernel_log_is_judged_by_the_time_of_the_capture(gpu_node: Node, tmp_pat
 
 
 def test_hung_driver_is_captured(gpu_node: Node, tmp_path: Path) -> None:
-    """A capture of a hung driver ends, says so, and is unhealthy in the replay."""
+    """A capture of a hung driver ends with a note, and is unhealthy in the replay."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("hang", gpu=4)
     gpu_node.configure("nvml: {warn_after: 0.3s, critical_after: 0.6s}")
@@ -133,19 +138,19 @@ def test_hung_driver_is_captured(gpu_node: Node, tmp_path: Path) -> None:
 
 
 def test_existing_file_is_kept(node: Node, tmp_path: Path) -> None:
-    """A file that exists is replaced with --force only, and no half-written file is left beside it."""
+    """An existing file is overwritten only with --force, and no partial file is left."""
     file = tmp_path / "c.tar.gz"
     file.write_text("precious")
-    assert "exists already" in refused(node.run("capture", "-o", file))
+    assert "already exists" in refused(node.run("capture", "-o", file))
     assert file.read_text() == "precious"
     assert node.run("capture", "-o", file, "--force").code == 0
     assert tarfile.is_tarfile(file)
     assert [each.name for each in tmp_path.glob(".c.tar.gz*")] == []
 
 
-def test_capture_where_it_cannot_be_written(node: Node, tmp_path: Path) -> None:
-    """No folder, no capture: said at once, before anything is read."""
-    assert "there is no folder" in refused(node.run("capture", "-o", tmp_path / "nowhere" / "c.tar.gz"))
+def test_capture_where_it_cannot_be_written(run: Run, tmp_path: Path) -> None:
+    """A missing directory is reported at once, before anything is read."""
+    assert "there is no folder" in refused(run("capture", "-o", tmp_path / "nowhere" / "c.tar.gz"))
 
 
 def test_unreadable_kernel_log_is_noted(node: Node, tmp_path: Path) -> None:
@@ -157,29 +162,29 @@ def test_unreadable_kernel_log_is_noted(node: Node, tmp_path: Path) -> None:
     assert "note: the kernel log could not be read" in node.run("check", "--replay", file).out
 
 
-def test_capture_with_the_least_is_judged(node: Node, tmp_path: Path) -> None:
-    """Readings alone can be judged; what is absent is told in sentences."""
-    said = node.run("check", "--replay", archive(tmp_path / "c.tar.gz", good()))
+def test_capture_with_the_least_is_judged(run: Run, tmp_path: Path) -> None:
+    """Readings alone can be checked; a note names each missing part."""
+    said = run("check", "--replay", archive(tmp_path / "c.tar.gz", good()))
     assert (said.code, said.err) == (3, "")
     for sentence in ("no kernel log", "no settings", "no memory of earlier rounds"):
         assert f"note: the capture has {sentence}" in said.out
 
 
-def test_settings_of_another_version(node: Node, tmp_path: Path) -> None:
+def test_settings_of_another_version(run: Run, tmp_path: Path) -> None:
     """Settings in a capture that this version does not know are left out, with a note."""
     file = archive(tmp_path / "c.tar.gz", good(settings_json=b'{"from_the_future": 1}'))
-    assert "note: the settings in the capture are of another version" in node.run("check", "--replay", file).out
+    assert "note: the settings in the capture are of another version" in run("check", "--replay", file).out
 
 
 def link() -> tarfile.TarInfo:
-    """A link to a file outside, in the place of the readings."""
+    """A link to a file outside the archive instead of the readings."""
     member = tarfile.TarInfo("gpuhealth-capture/readings.jsonl")
     member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
     return member
 
 
 def crowd() -> dict[str, bytes | tarfile.TarInfo]:
-    """Very many members."""
+    """An archive with very many members."""
     return {f"{number}.json": b"{}" for number in range(1000)}
 
 
@@ -198,27 +203,32 @@ DEEP = b'{"node": ' + b"[" * 100_000
         (lambda: good(readings_jsonl=b"\xff\xfe"), "line 1 of readings.jsonl cannot be read"),
         (lambda: good(readings_jsonl=DEEP), "line 1 of readings.jsonl cannot be read"),
         (
-            lambda: good(readings_jsonl=b'{"node":"n","time":"2026-01-01T00:00:00","boot_id":"b"}'),
+            lambda: good(readings_jsonl=b'{"node":"n","time":"2026-01-01T00:00:00","boot_id":"b","monitors":{}}'),
             "times without a time zone, or of another age",
         ),
         (
             lambda: good(kernel_jsonl=b'{"text":"x","time":"2026-01-01T00:00:00"}'),
             "times without a time zone, or of another age",
         ),
-        (lambda: good(readings_jsonl=b'{"node":"n","time":"0001-01-01T00:00:00Z","boot_id":"b"}'), "of another age"),
+        (
+            lambda: good(readings_jsonl=b'{"node":"n","time":"0001-01-01T00:00:00Z","boot_id":"b","monitors":{}}'),
+            "of another age",
+        ),
+        (lambda: good(manifest_json=json.dumps(MANIFEST | {"format": 1}).encode()), "its format is 1, and this"),
+        (lambda: good(readings_jsonl=b'{"node":"n","time":"2026-01-01T00:00:00Z","boot_id":"b"}'), "cannot be read"),
         (lambda: {"manifest.json": good()["manifest.json"], "readings.jsonl": link()}, "it has no readings"),
         (lambda: {"../../manifest.json": b"{}"}, "it has no manifest"),
         (crowd, "more than 64 members"),
     ],
 )
 def test_capture_that_is_none(
-    node: Node, tmp_path: Path, make: Callable[[], dict[str, bytes | tarfile.TarInfo]], sentence: str
+    run: Run, tmp_path: Path, make: Callable[[], dict[str, bytes | tarfile.TarInfo]], sentence: str
 ) -> None:
-    """An archive that is no capture is refused with one sentence; nothing of it reaches the disk."""
+    """An archive that is no capture is refused with one sentence, and nothing of it is written to disk."""
     folder = tmp_path / "captures"
     folder.mkdir()
     file = archive(folder / "c.tar.gz", make())
-    assert sentence in refused(node.run("check", "--replay", file))
+    assert sentence in refused(run("check", "--replay", file))
     assert [each.name for each in folder.iterdir()] == ["c.tar.gz"]
 
 
@@ -227,23 +237,23 @@ def test_capture_that_is_none(
     [b"", b"no archive at all", gzip.compress(b"no tar"), gzip.compress(b"x" * 5000)[:-9]],
     ids=["empty", "text", "no tar", "cut"],  # of the bytes the time is a part
 )
-def test_file_that_is_no_archive(node: Node, tmp_path: Path, content: bytes) -> None:
-    """Any other file is refused with one sentence."""
+def test_file_that_is_no_archive(run: Run, tmp_path: Path, content: bytes) -> None:
+    """A file that is no archive is refused with one sentence."""
     file = tmp_path / "c.tar.gz"
     file.write_bytes(content)
-    assert str(file) in refused(node.run("check", "--replay", file))
+    assert str(file) in refused(run("check", "--replay", file))
 
 
 def test_truncated_capture(gpu_node: Node, tmp_path: Path) -> None:
-    """A capture that was cut in a transfer is refused, not judged by what is left."""
+    """A truncated capture is refused, and not checked by its remaining part."""
     file = tmp_path / "c.tar.gz"
     gpu_node.run("capture", "-o", file)
     file.write_bytes(file.read_bytes()[:-200])
     refused(gpu_node.run("check", "--replay", file))
 
 
-def test_archive_that_unpacks_without_end(node: Node, tmp_path: Path) -> None:
-    """A small file that unpacks to very much is refused when it passes the limit."""
+def test_archive_that_unpacks_without_end(run: Run, tmp_path: Path) -> None:
+    """A small file that unpacks to a very large one is refused when it exceeds the limit."""
     file = tmp_path / "c.tar.gz"
     member = tarfile.TarInfo("gpuhealth-capture/other.bin")
     member.size = 1 << 40
@@ -251,11 +261,11 @@ def test_archive_that_unpacks_without_end(node: Node, tmp_path: Path) -> None:
         packed.write(member.tobuf())
         for _ in range(300):
             packed.write(bytes(1 << 20))
-    assert "MiB" in refused(node.run("check", "--replay", file))
+    assert "MiB" in refused(run("check", "--replay", file))
 
 
 def test_newest_records_are_kept() -> None:
-    """Of a kernel log that is too long the newest records are kept, in their order."""
+    """The newest records of a long kernel log are kept, in their order."""
     records = [KernelRecord("x" * 10, sequence=number) for number in range(10)]
     assert [record.sequence for record in capture.newest(records, 35)] == [7, 8, 9]
     assert len(capture.newest(records, 1000)) == 10

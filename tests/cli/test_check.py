@@ -8,10 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from testing.command import BOOT_ID, COMMAND, Node
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
-from gpuhealth.model.history import Baseline, History
+from gpuhealth.model.pci import PciAddress
+from gpuhealth.monitors.judge import Memory
+from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.runtime.journal import Journal
+from tests.cli.conftest import Run
 
 XID_79 = "NVRM: Xid (PCI:0000:61:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 GONE = "GPU-99999999-8888-7777-6666-555555555555"
@@ -23,7 +26,7 @@ def test_healthy_node_exits_0(gpu_node: Node) -> None:
     assert (said.code, said.err) == (0, "")
     assert said.out.splitlines()[0].startswith("gpu-node-17  driver ")
     assert said.out.count("H100 80GB HBM3") == 8
-    assert said.out.splitlines()[-1] == "healthy: 8 GPUs, nothing wrong found."
+    assert said.out.splitlines()[-1] == "healthy: 8 GPUs, no fault found."
 
 
 def test_warning_exits_1(gpu_node: Node) -> None:
@@ -35,10 +38,10 @@ def test_warning_exits_1(gpu_node: Node) -> None:
     assert "WARNING  persistence.off" in said.out
     for label in ("what", "read", "source", "action", "clears"):
         assert f"\n  {label}" in said.out
-    assert said.out.splitlines()[-1].startswith("degraded: 1 warning; the node can work. Next: ")
+    assert said.out.splitlines()[-1].startswith("degraded: 1 warning; the node can stay in service. Next: ")
     gpu_node.simulator.clear()
     gpu_node.simulator.inject("remap_reserve", gpu=2)
-    assert "; the node can work. When it is free: " in gpu_node.run("check").out.splitlines()[-1]
+    assert "; the node can stay in service. When the node is idle: " in gpu_node.run("check").out.splitlines()[-1]
 
 
 def test_critical_exits_2_and_says_what_to_do(gpu_node: Node) -> None:
@@ -49,7 +52,16 @@ def test_critical_exits_2_and_says_what_to_do(gpu_node: Node) -> None:
     assert said.code == 2
     last = said.out.splitlines()[-1]
     assert last.startswith("UNHEALTHY: 1 critical finding. Next: drain the node, then reset the GPU (GPU 5")
-    assert "takes such a node out of service" in last
+    assert "The agent quarantines and drains a node in this state" in last
+
+
+def test_the_next_step_includes_the_steps_for_other_findings(gpu_node: Node) -> None:
+    """Of several critical findings, the last line names the action that includes the others, here a reboot."""
+    assert gpu_node.simulator
+    gpu_node.simulator.inject("ecc_uncorrectable", gpu=5)
+    gpu_node.simulator.inject("lost", gpu=3)
+    last = gpu_node.run("check").out.splitlines()[-1]
+    assert last.startswith("UNHEALTHY: 2 critical findings. Next: drain the node, then reboot it (GPU 3, gpu.lost).")
 
 
 def test_no_gpu_and_no_driver_is_never_healthy(node: Node) -> None:
@@ -62,7 +74,7 @@ def test_no_gpu_and_no_driver_is_never_healthy(node: Node) -> None:
 
 
 def test_no_gpu_and_no_driver_in_json(node: Node) -> None:
-    """The same machine is unknown to programs, with every check listed as not made."""
+    """In JSON, a machine without GPU and driver is unknown, with all checks listed as not checked."""
     said = node.run("check", "--json")
     assert said.code == 3
     assert (said.json["verdict"], said.json["gpus"], said.json["findings"]) == ("unknown", [], [])
@@ -71,18 +83,18 @@ def test_no_gpu_and_no_driver_in_json(node: Node) -> None:
 
 
 def test_no_driver_where_gpus_are_expected(node: Node) -> None:
-    """Where somebody expects GPUs, a machine that shows none is unhealthy and not merely unknown."""
+    """A machine without GPUs is unhealthy, and not unknown, where some are expected."""
     said = node.run("check", "--json", "--expected-gpus", "8")
     assert (said.code, said.json["verdict"]) == (2, "unhealthy")
 
 
 def test_json_contract(gpu_node: Node) -> None:
-    """The JSON has the documented keys, and a finding carries all that is needed to judge it elsewhere."""
+    """The JSON has the documented keys, and a finding has everything needed to assess it elsewhere."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("persistence_off", gpu=2)
     said = gpu_node.run("check", "--json")
     found = said.json
-    assert list(found) == ["node", "time", "verdict", "gpus", "findings", "coverage"]
+    assert list(found) == ["node", "time", "verdict", "components", "gpus", "findings", "coverage"]
     assert found["node"] == "gpu-node-17"
     assert datetime.fromisoformat(found["time"]).tzinfo is not None
     assert [gpu["index"] for gpu in found["gpus"]] == list(range(8))
@@ -92,13 +104,17 @@ def test_json_contract(gpu_node: Node) -> None:
     assert finding.keys() >= {
         "code", "severity", "component", "message", "action", "evidence", "first_seen", "last_seen", "clears_when",
     }  # fmt: skip
-    assert finding["component"] == found["gpus"][2]["uuid"]
+    assert finding["component"] == {"kind": "gpu", "id": found["gpus"][2]["uuid"]}
+    parts = {(part["kind"], part["id"], part["parent"]): part["verdict"] for part in found["components"]}
+    assert parts == {("gpu", gpu["uuid"], ""): gpu["verdict"] for gpu in found["gpus"]}
     assert "gpu.lost" in found["coverage"]["checked"]
-    assert all(each.keys() == {"check", "reason"} for each in found["coverage"]["not_checked"])
+    assert found["coverage"]["not_checked"]
+    assert all(each.keys() == {"check", "component", "reason", "detail"} for each in found["coverage"]["not_checked"])
+    assert {each["component"]["kind"] for each in found["coverage"]["not_checked"]} <= {"gpu", "node"}
 
 
 def test_one_lost_gpu_does_not_hide_the_others(gpu_node: Node) -> None:
-    """Of eight GPUs one is lost: it is unhealthy, and the other seven are still judged."""
+    """One lost GPU of eight is unhealthy, and the other seven are still checked."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("lost", gpu=3)
     said = gpu_node.run("check", "--json")
@@ -106,9 +122,10 @@ def test_one_lost_gpu_does_not_hide_the_others(gpu_node: Node) -> None:
     verdicts = [gpu["verdict"] for gpu in said.json["gpus"]]
     assert verdicts == ["healthy"] * 3 + ["unhealthy"] + ["healthy"] * 4
     assert [finding["code"] for finding in said.json["findings"]] == ["gpu.lost"]
-    reasons = [each["reason"] for each in said.json["coverage"]["not_checked"] if each["check"] == "thermal.gpu"]
-    assert len(reasons) == 1
-    assert "GPU is lost" in reasons[0]
+    missing = [each for each in said.json["coverage"]["not_checked"] if each["check"] == "thermal.gpu"]
+    assert [each["component"]["id"] for each in missing] == [said.json["gpus"][3]["uuid"]]
+    assert missing[0]["reason"] == "gpu_lost"
+    assert "GPU is lost" in missing[0]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +133,7 @@ def test_one_lost_gpu_does_not_hide_the_others(gpu_node: Node) -> None:
 )
 @pytest.mark.parametrize("field", [82, 230])
 def test_an_odd_value_hides_no_fault(gpu_node: Node, field: int, bits: int) -> None:
-    """A GPU of which one field value cannot be used and whose memory is faulty: eight GPUs, its findings, exit 2."""
+    """An unusable field value of a GPU with faulty memory does not hide its findings or other GPUs."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("odd_field", gpu=3, field=field, type=0, bits=bits)
     for fault in ("ecc_uncorrectable", "remap_failed"):
@@ -130,14 +147,14 @@ def test_an_odd_value_hides_no_fault(gpu_node: Node, field: int, bits: int) -> N
 
 
 def test_mig_devices_are_listed(node: Node) -> None:
-    """MIG devices stand below their GPU, in the table and in the JSON."""
+    """MIG devices are listed below their GPU in the table, and in it in JSON."""
     node.with_gpus(gpus=1, mig=2)
     assert node.run("check").out.count("MIG instance") == 2
     assert len(node.run("check", "--json").json["gpus"][0]["mig"]) == 2
 
 
 def test_expected_number_of_gpus(gpu_node: Node) -> None:
-    """--expected-gpus finds GPUs missing, and wins over the environment."""
+    """--expected-gpus reports missing GPUs, and takes precedence over the environment."""
     assert gpu_node.run("check", "--expected-gpus", "8", GPUHEALTH_EXPECTED_GPUS="9").code == 0
     said = gpu_node.run("check", "--expected-gpus", "9")
     assert said.code == 2
@@ -145,11 +162,11 @@ def test_expected_number_of_gpus(gpu_node: Node) -> None:
 
 
 def test_gpu_that_the_agent_remembers_is_missed(gpu_node: Node) -> None:
-    """A GPU in the agent's memory that is gone from bus, /dev and NVML is missed; the journal stays as it was."""
+    """A GPU known to the agent and gone from bus, /dev and NVML is missing; the journal is not changed."""
     there = {gpu["uuid"]: gpu["pci"] for gpu in gpu_node.run("check", "--json").json["gpus"]}
-    history = History(baseline=Baseline(gpus={**there, GONE: "0000:ff:00.0"}))
+    memory = Memory(baselines={"nvidia": Baseline(gpus={**there, GONE: PciAddress("0000:ff:00.0")})})
     journal = Journal(gpu_node.journal, 86400.0, 1000)
-    journal.write(memory={"history": msgspec.json.encode(history)})
+    journal.write(state={"checks": msgspec.json.encode(memory)})
     journal.close()
     before = gpu_node.journal.read_bytes()
     said = gpu_node.run("check")
@@ -161,23 +178,23 @@ def test_gpu_that_the_agent_remembers_is_missed(gpu_node: Node) -> None:
 
 
 def test_finding_that_the_agent_still_holds(gpu_node: Node) -> None:
-    """What the agent has latched and one look cannot see is told, so that nobody takes the node for well."""
+    """A finding that the agent holds active and a single run cannot see is a note."""
     gpu_node.log(XID_79)
     found = gpu_node.run("check", "--json").json["findings"]
     finding = next(each for each in found if each["code"] == "xid.79")
     tracked = [{"finding": finding, "raised": True, "boot_id": BOOT_ID.strip()}]
     journal = Journal(gpu_node.journal, 86400.0, 1000)
-    journal.write(memory={"findings": msgspec.json.encode({"tracked": tracked})})
+    journal.write(state={"findings": msgspec.json.encode({"tracked": tracked})})
     journal.close()
-    assert "still holds" not in gpu_node.run("check").out
+    assert "still reports" not in gpu_node.run("check").out
     gpu_node.kmsg.write_text("")
     said = gpu_node.run("check")
     assert said.code == 0
-    assert "note: the agent still holds xid.79 since " in said.out
+    assert "note: the agent still reports xid.79 since " in said.out
 
 
-def test_damaged_journal_is_told_and_does_not_stop_the_check(gpu_node: Node) -> None:
-    """A journal that cannot be read costs the memory of earlier rounds and nothing else."""
+def test_a_damaged_journal_is_a_note(gpu_node: Node) -> None:
+    """An unreadable journal is a note, and does not stop the check."""
     gpu_node.journal.write_text("this is no journal, and long enough to be looked at as one\n" * 50)
     said = gpu_node.run("check")
     assert said.code == 0
@@ -185,7 +202,7 @@ def test_damaged_journal_is_told_and_does_not_stop_the_check(gpu_node: Node) -> 
 
 
 def test_xid_in_the_kernel_log(gpu_node: Node) -> None:
-    """An XID of the last minutes is a finding with the raw line; one from before --since is not."""
+    """An XID of the last minutes is a finding with its log line; one before --since is not."""
     gpu_node.log(XID_79, seconds_ago=120.0)
     said = gpu_node.run("check")
     assert said.code == 2
@@ -195,17 +212,17 @@ def test_xid_in_the_kernel_log(gpu_node: Node) -> None:
 
 
 def test_kernel_log_that_cannot_be_read_is_in_the_coverage(gpu_node: Node) -> None:
-    """Without the kernel log nothing is said to be free of XIDs: the coverage names the reason."""
+    """An unreadable kernel log is in the coverage, with the reason."""
     gpu_node.kmsg.unlink()
     said = gpu_node.run("check", "--json")
-    unread = {each["check"]: each["reason"] for each in said.json["coverage"]["not_checked"]}
+    unread = {each["check"]: each["detail"] for each in said.json["coverage"]["not_checked"]}
     assert any(
-        code.startswith(("xid", "agent.kmsg")) and str(gpu_node.kmsg) in reason for code, reason in unread.items()
+        code.startswith(("xid", "agent.kmsg")) and str(gpu_node.kmsg) in detail for code, detail in unread.items()
     )
 
 
 def test_only_restricts_findings_verdict_and_coverage(gpu_node: Node) -> None:
-    """--only looks at what was asked for and at nothing else."""
+    """--only restricts findings, verdict and coverage to the selected codes."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("persistence_off", gpu=2)
     gpu_node.simulator.inject("ecc_uncorrectable", gpu=5)
@@ -218,7 +235,7 @@ def test_only_restricts_findings_verdict_and_coverage(gpu_node: Node) -> None:
 
 
 def test_only_what_cannot_be_measured_is_unknown(gpu_node: Node) -> None:
-    """The one check that was asked for could not be made on a GPU: unknown, not healthy."""
+    """A GPU on which the only selected check could not run is unknown."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("lost", gpu=3)
     said = gpu_node.run("check", "--json", "--only", "thermal.gpu")
@@ -227,17 +244,17 @@ def test_only_what_cannot_be_measured_is_unknown(gpu_node: Node) -> None:
 
 
 @pytest.mark.parametrize("code", ["xid.48", "xid", "host.oom"])
-def test_only_what_the_kernel_log_tells(gpu_node: Node, code: str) -> None:
-    """Of an event that has not happened the verdict is healthy where the kernel log could be read, else unknown."""
+def test_only_codes_of_the_kernel_log(gpu_node: Node, code: str) -> None:
+    """Selecting an event gives healthy where the kernel log has none, and unknown where it cannot be read."""
     said = gpu_node.run("check", "--json", "--only", code)
     assert (said.code, said.json["coverage"]["checked"]) == (0, ["xid"])
     gpu_node.kmsg.unlink()
     assert gpu_node.run("check", "--only", code).code == 3
 
 
-def test_only_unknown_code(node: Node) -> None:
-    """A misspelt code is an error that names near ones, not a check that passes."""
-    said = node.run("check", "--only", "ecc.uncorectable")
+def test_only_unknown_code(run: Run) -> None:
+    """A misspelt code is an error that names similar ones, and does not pass."""
+    said = run("check", "--only", "ecc.uncorectable")
     assert (said.code, said.out) == (3, "")
     assert said.err.count("\n") == 1
     assert "did you mean ecc.uncorrectable" in said.err
@@ -295,34 +312,34 @@ def _children(pid: int) -> str:
         (["--replay", "/nonexistent.tgz"], "cannot read /nonexistent.tgz"),
     ],
 )
-def test_wrong_use(node: Node, arguments: list[str], sentence: str) -> None:
+def test_wrong_use(run: Run, arguments: list[str], sentence: str) -> None:
     """Wrong use is one sentence on standard error and exit 3, so that it is never taken for a verdict."""
-    said = node.run("check", *arguments)
+    said = run("check", *arguments)
     assert (said.code, said.out) == (3, "")
     assert said.err.startswith("gpuhealth: ")
     assert said.err.count("\n") == 1
     assert sentence in said.err
 
 
-def test_unknown_setting(node: Node) -> None:
+def test_unknown_setting(node: Node, run: Run) -> None:
     """A setting that does not exist is named, with the file that has it."""
     node.configure("thermall: {}")
-    said = node.run("check")
+    said = run("check")
     assert said.code == 3
     assert said.err == f"gpuhealth: configuration {node.config}: thermall is not a known setting\n"
 
 
 def test_settings_of_a_finding_that_does_not_exist(gpu_node: Node) -> None:
-    """A misspelt code in the settings is told, or its author would believe that it holds; a right one is not."""
+    """A misspelt code in the settings is a note; a right one is not."""
     gpu_node.configure("findings: {xdi.79: {ignore: true}, xid.79: {ignore: true}, 'ecc.*': {ignore: true}}")
     said = gpu_node.run("check")
     assert [line for line in said.out.splitlines() if line.startswith("note:")] == [
-        "note: the settings' findings.xdi.79 fits no finding code"
+        "note: setting findings.xdi.79 matches no finding code"
     ]
 
 
 def test_time_is_now(gpu_node: Node) -> None:
-    """The verdict carries the time of the look."""
+    """The verdict has the time of the reading."""
     before = datetime.now(UTC)
     taken = datetime.fromisoformat(gpu_node.run("check", "--json").json["time"])
     assert before <= taken <= datetime.now(UTC)

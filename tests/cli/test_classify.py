@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from testing.command import COMMAND, Node
 
+from tests.cli.conftest import Run
+
 XID = "[ 1234.567890] NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python3, GPU has fallen off the bus."
 NOISE = "[ 1234.000000] usb 1-1: new high-speed USB device number 2 using xhci_hcd"
 KEYS = ["number", "line", "kind", "code", "pci", "pid", "process", "severity", "action", "finding"]
@@ -14,7 +16,7 @@ KEYS = ["number", "line", "kind", "code", "pci", "pid", "process", "severity", "
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 def test_standard_input(node: Node, arguments: list[str]) -> None:
-    """Lines that mean something come out with their number; the others do not."""
+    """Lines with a known meaning are printed with their number, and others are not."""
     said = node.run("classify", *arguments, stdin=f"{NOISE}\n{XID}\n{NOISE}\n")
     assert (said.code, said.err) == (0, "")
     (found,) = map(json.loads, said.out.splitlines())
@@ -23,30 +25,30 @@ def test_standard_input(node: Node, arguments: list[str]) -> None:
     assert (found["line"], found["severity"], found["action"]) == (XID, "critical", "reboot_node")
 
 
-def test_file(node: Node, tmp_path: Path) -> None:
-    """A file is read the same, with lines that are no UTF-8 and a last line without an end."""
+def test_file(run: Run, tmp_path: Path) -> None:
+    """A file may have lines that are not UTF-8, and a last line without a newline."""
     log = tmp_path / "log"
     log.write_bytes(b"\xff\xfe\n\n" + XID.encode())
-    said = node.run("classify", log)
+    said = run("classify", log)
     assert [json.loads(line)["number"] for line in said.out.splitlines()] == [3]
 
 
-def test_nothing_is_found(node: Node) -> None:
-    """A log that means nothing prints nothing and is no error."""
-    assert node.run("classify", stdin=NOISE) == (0, "", "")
+def test_nothing_is_found(run: Run) -> None:
+    """A log without known lines prints nothing, and is no error."""
+    assert run("classify", stdin=NOISE) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
-def test_file_that_cannot_be_read(node: Node, tmp_path: Path, name: str) -> None:
-    """A file that cannot be read is one sentence and exit 3."""
-    said = node.run("classify", tmp_path / name)
+def test_file_that_cannot_be_read(run: Run, tmp_path: Path, name: str) -> None:
+    """An unreadable file is an error of one sentence with exit code 3."""
+    said = run("classify", tmp_path / name)
     assert (said.code, said.out) == (3, "")
     assert said.err.startswith(f"gpuhealth: cannot read {tmp_path / name}: ")
     assert said.err.count("\n") == 1
 
 
 def test_slow_input_is_answered_at_once(node: Node) -> None:
-    """What stands behind a pipe that stays open hears of a line before the next one comes."""
+    """With an open pipe as input, the result of a line is written before the next line arrives."""
     with subprocess.Popen(
         [COMMAND, "classify"], env=node.env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -61,7 +63,7 @@ def test_slow_input_is_answered_at_once(node: Node) -> None:
 
 
 def test_reader_that_goes_away(node: Node, tmp_path: Path) -> None:
-    """`classify | head` is quiet."""
+    """A reader that closes the pipe, as in `classify | head`, causes no message."""
     log = tmp_path / "log"
     log.write_text(f"{XID}\n" * 20_000)
     with subprocess.Popen(
@@ -75,13 +77,13 @@ def test_reader_that_goes_away(node: Node, tmp_path: Path) -> None:
     assert process.returncode == 141
 
 
-def test_lines_longer_than_a_chunk(node: Node) -> None:
-    """A line that comes in many pieces is one line."""
-    said = node.run("classify", stdin=f"{'x' * 1_000_000}\n{XID}\n")
+def test_lines_longer_than_a_chunk(run: Run) -> None:
+    """A line that arrives in many pieces is read as one line."""
+    said = run("classify", stdin=f"{'x' * 1_000_000}\n{XID}\n")
     assert [json.loads(line)["number"] for line in said.out.splitlines()] == [2]
 
 
-def test_a_broken_configuration_does_not_matter(node: Node) -> None:
-    """Reading a log needs no settings."""
+def test_a_broken_configuration_does_not_matter(node: Node, run: Run) -> None:
+    """Classifying a log needs no settings."""
     node.configure("nonsense: 1")
-    assert node.run("classify", stdin=XID).code == 0
+    assert run("classify", stdin=XID).code == 0

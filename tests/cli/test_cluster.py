@@ -12,28 +12,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from kube import ControlPlane
 from testing.cluster_objects import Pool, finding, verdict
 from testing.command import COMMAND, Said
 
+from gpuhealth.api.report import Gpu, Inventory
 from gpuhealth.kube.client import Client
+from gpuhealth.model.component import gpu
 from gpuhealth.model.verdict import GpuVerdict, State
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
-from gpuhealth.quarantine.report import Facts, Gpu, Inventory
+from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 UUID = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
-GPU = Gpu(0, UUID, "0000:01:00.0", "NVIDIA H100", "S1")
-FACTS = Facts(Inventory("570.1", (GPU,)), "boot", {}, "0.1")
+GPU = Gpu(index=0, uuid=UUID, pci="0000:01:00.0", model="NVIDIA H100", serial="S1")
+FACTS = Facts(Inventory(driver="570.1", gpu_count=1, gpus=(GPU,)), "boot", {}, "0.1")
 OURS = ("GPUHEALTH_", "KUBE", "NO_COLOR", "COLUMNS", "LD_LIBRARY_PATH")
 
 
 class Desk:
-    """Where an operator sits: nodes of a pool, and a kubeconfig with two names for the cluster."""
+    """The machine of an operator: nodes of a pool, and a kubeconfig with two contexts for one cluster."""
 
     def __init__(self, plane: ControlPlane, folder: Path) -> None:
         self.plane = plane
@@ -50,7 +53,7 @@ class Desk:
         self.kubeconfig.write_text(yaml.safe_dump(config))
 
     def run(self, *arguments: str, program: Path = COMMAND, **more: str) -> Said:
-        """Runs the command to its end."""
+        """Run the command to its end."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         environment |= {"KUBECONFIG": str(self.kubeconfig), "PYTHONWARNINGS": "error"} | more
         done = subprocess.run(
@@ -59,13 +62,11 @@ class Desk:
         return Said(done.returncode, done.stdout, done.stderr)
 
     def agent(self, node: str, *codes: str) -> None:
-        """The node's agent finds these, and marks the node once."""
-        found = [finding(code, component=UUID, gpu=UUID) for code in codes]
-        said = verdict(*found)
-        gpus = (GpuVerdict(0, UUID, GPU.pci, GPU.model, State.UNHEALTHY if codes else State.HEALTHY),)
-        desired = Desired(
-            verdict=type(said)(said.node, said.time, said.verdict, gpus, said.findings, said.coverage), quarantine=codes
-        )
+        """Mark the node once, as an agent with these findings does."""
+        found = [finding(code, component=gpu(UUID)) for code in codes]
+        state = State.UNHEALTHY if codes else State.HEALTHY
+        own = GpuVerdict(index=0, uuid=UUID, pci=GPU.pci, model=GPU.model, verdict=state)
+        desired = Desired(verdict=msgspec.structs.replace(verdict(*found), gpus=(own,)), quarantine=codes)
 
         async def run() -> None:
             async with Client.from_kubeconfig(self.plane.kubeconfig) as client:
@@ -74,18 +75,18 @@ class Desk:
         asyncio.run(run())
 
     def say(self, node: str, status: dict[str, Any]) -> None:
-        """Part of the node's report."""
+        """Set a part of the status of the node's report."""
         path = f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}/status"
         self.plane.request("PATCH", path, {"status": status}, content_type="application/merge-patch+json")
 
     def notes(self, node: str) -> dict[str, str]:
-        """Our annotations."""
+        """The annotations of gpuhealth on a node, without the group."""
         notes = self.pool.get(node)["metadata"].get("annotations", {})
         return {key.partition("/")[2]: value for key, value in notes.items() if key.startswith("gpuhealth.io/")}
 
 
 def _operators_kubeconfig(plane: ControlPlane) -> Path:
-    """Of somebody with the rights of our manifest and no others."""
+    """A kubeconfig of a user with only the rights of the operator's manifest."""
     role, group = "gpuhealth-operator", "rbac.authorization.k8s.io"
     subject = {"kind": "ServiceAccount", "name": "operator", "namespace": "gpuhealth"}
     binding = {"roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role}, "subjects": [subject]}
@@ -97,16 +98,16 @@ def _operators_kubeconfig(plane: ControlPlane) -> Path:
 
 @pytest.fixture
 def desk(plane: ControlPlane, tmp_path: Path) -> Iterator[Desk]:
-    """With its pool of nodes."""
+    """An operator's machine with a pool of nodes."""
     made = Desk(plane, tmp_path)
     yield made
-    for name in made.pool.places():
+    for name in made.pool.slots():
         plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{name}")
     made.pool.remove()
 
 
 def test_fleet(desk: Desk) -> None:
-    """Counts by state, pool and model; each node that is not well with what, since when, and how it stands."""
+    """Counts by state, pool and model; a row for each node that needs attention, with reason, time and quarantine."""
     well, out, held, silent = desk.pool.nodes(4)
     desk.pool.node()  # without GPUs
     desk.pool.budget(1)
@@ -124,20 +125,20 @@ def test_fleet(desk: Desk) -> None:
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
     assert lines[0] == "4 GPU nodes, 4 GPUs"
-    assert lines[1].split() == ["state", "2", "healthy,", "1", "quarantined,", "1", "degraded"]
-    assert lines[2].split() == ["pool", f"{desk.pool.name}:", "4", "nodes,", "3", "not", "well"]
+    assert lines[1].split() == ["state", "2", "healthy,", "1", "quarantined,", "1", "unhealthy"]
+    assert lines[2].split() == ["pool", f"{desk.pool.name}:", "4", "nodes,", "3", "need", "attention"]
     assert lines[3].strip() == "model   NVIDIA H100: 2 unhealthy, 1 healthy, 1 unknown"
     rows = {line.split()[0]: " ".join(line.split()[2:]) for line in lines[6:]}
     assert rows.keys() == {out, held, silent}
     assert rows[out].startswith("quarantined xid.79")
-    assert re.search(r" \d+[sm] out draining, 3 left$", rows[out])
-    assert rows[held].startswith("degraded gpu.lost")
+    assert re.search(r" \d+[sm] quarantined draining, 3 left$", rows[out])
+    assert rows[held].startswith("unhealthy gpu.lost")
     assert rows[held].endswith(f"blocked by {desk.pool.name} -")
     assert rows[silent].startswith("healthy AgentSilent")
 
 
 def test_fleet_of_two_clusters(desk: Desk) -> None:
-    """Several contexts in one view; one that gives no answer is told by name, and the others are shown."""
+    """Several contexts are shown together; one that does not answer is named, and the others are shown."""
     node = desk.pool.node()
     desk.agent(node)
     contexts = ["--context", "east", "--context", "west"]
@@ -148,18 +149,18 @@ def test_fleet_of_two_clusters(desk: Desk) -> None:
         ("west", 1, {"healthy": 1}),
     ]
     assert clusters[0]["models"] == {"NVIDIA H100": {"healthy": 1}}
-    assert clusters[0]["not_well"] == []
+    assert clusters[0]["needs_attention"] == []
     partly = desk.run("fleet", *contexts[:2], "--context", "nowhere")
     assert partly.code == 3
     assert partly.out.startswith("east  ")
     (line,) = partly.err.splitlines()
-    assert line.startswith("gpuhealth: context nowhere: no answer from the API server")
+    assert line.startswith("gpuhealth: context nowhere: no response from the API server")
 
 
 @pytest.mark.parametrize("since", ["0000-01-01T00:00:00Z", "2026-01-01T00:00:00+99:99"])
 def test_a_report_that_cannot_be_read(desk: Desk, since: str) -> None:
-    """A time that is none: the other nodes are shown, and the node whose report it is, with its report's name and what
-    is wrong; `node` shows the rest of it, and `restore` works."""
+    """A report with an invalid time is named with its problem, and hides neither its node nor others; `node` shows the
+    rest of it, and `restore` works."""
     odd, other = desk.pool.nodes(2)
     desk.pool.budget(1)
     desk.agent(odd, "xid.79")
@@ -174,18 +175,18 @@ def test_a_report_that_cannot_be_read(desk: Desk, since: str) -> None:
     lines = said.out.splitlines()
     assert sorted(lines[1].replace(",", "").split()) == ["1", "1", "healthy", "quarantined", "state"]
     (row,) = [each for each in lines if each.startswith(odd)]
-    assert "cannot be read" in row
+    assert "unreadable" in row
     (cluster,) = desk.run("fleet", "--json", "--pool", desk.pool.name).json["clusters"]
-    assert [(each["node"], each["unreadable"] != "") for each in cluster["not_well"]] == [(odd, True)]
+    assert [(each["node"], each["unreadable"] != "") for each in cluster["needs_attention"]] == [(odd, True)]
 
     shown = desk.run("node", odd)
     assert (shown.code, shown.err) == (0, "")
-    assert "out of service for xid.79" in shown.out
-    assert desk.run("restore", odd).out.startswith(f"{odd}: declared well.")
+    assert "quarantined for xid.79" in shown.out
+    assert desk.run("restore", odd).out.startswith(f"{odd}: restored.")
 
 
 def test_node(desk: Desk) -> None:
-    """What is wrong, quarantine and places, drain, budget, the GPUs with their last burn-in, and Events."""
+    """Findings, quarantine with its slots, drain, budget, GPUs with their last burn-in, and Events."""
     node = desk.pool.node()
     budget = desk.pool.budget(1)
     desk.agent(node, "xid.79")
@@ -203,7 +204,7 @@ def test_node(desk: Desk) -> None:
         "False, Xid79: xid.79",
         "quarantined, tainted xid.79",
         f", slots {budget}.0",
-        "draining: 2 left, 1 evicted, 0 deleted; what is left is deleted at 2026-03-08T12:00:00Z",
+        "draining: 2 pods left, 1 evicted, 0 deleted; the rest is deleted at 2026-03-08T12:00:00Z",
         f"{budget}: not counted yet",
         "quick failed: gemm",
         "CRITICAL  xid.79",
@@ -218,34 +219,38 @@ def test_node(desk: Desk) -> None:
 
 
 def test_quarantine_and_restore(desk: Desk) -> None:
-    """The node's agent does what was said, and the reason stands on the node; restore takes the wish back."""
+    """The agent quarantines the node with the reason given, until restore removes the request."""
     node = desk.pool.node()
     desk.agent(node)
     said = desk.run("quarantine", node, "--reason", "fan is loud", LOGNAME="ann")
     assert (said.code, said.err) == (0, "")
-    assert said.out.startswith(f"{node}: to be taken out of service, fan is loud (ann). Back with: gpuhealth restore")
+    assert said.out.startswith(f"{node}: quarantine requested, fan is loud (ann). To end it: gpuhealth restore")
     desk.agent(node)
     shown = desk.run("node", node).out
     assert "quarantined, tainted manual" in shown
-    assert "out of service: fan is loud (ann)" in shown
+    assert "quarantined by hand, since " in shown
+    assert "quarantine: fan is loud (ann)" in shown
     desk.agent(node, "gpu_memory.remap_failed")
     said = desk.run("restore", node)
     assert said.code == 0
-    assert "ends only when it is read clean: gpu_memory.remap_failed." in said.out
+    assert "end only when a reading is clean: gpu_memory.remap_failed." in said.out
     assert desk.notes(node).keys() & {"out-of-service", "restored"} == {"restored"}
     desk.agent(node)
     assert "taints" not in desk.pool.get(node)["spec"]
 
 
 def test_override_and_release(desk: Desk) -> None:
-    """A person's words are put on the node and taken off again; where one makes another void, that is refused."""
+    """Annotations are set and removed; a quarantine that an override would prevent is refused."""
     node = desk.pool.node()
     desk.agent(node)
     assert desk.run("override", node, "healthy").code == 0
     assert desk.notes(node)["override"] == "healthy"
     refused = desk.run("quarantine", node)
     assert (refused.code, refused.out) == (3, "")
-    assert f"declared healthy by annotation, which wins: gpuhealth override {node} none, first" in refused.err
+    assert (
+        f"has the override healthy, which takes precedence; remove it first: gpuhealth override {node} none"
+        in refused.err
+    )
     assert desk.run("override", node, "none").code == 0
     assert desk.run("release-gpus", node).code == 0
     assert desk.notes(node) == {"release-gpus": "true"}
@@ -255,7 +260,7 @@ def test_override_and_release(desk: Desk) -> None:
 
 
 def test_what_cannot_be_done(desk: Desk) -> None:
-    """No such node, no right, no agent, no cluster: one sentence each."""
+    """Unknown node, missing right, missing agent, missing cluster: an error of one sentence each."""
     node = desk.pool.node()
     desk.plane.apply(
         [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "guest", "namespace": "gpuhealth"}}]
@@ -263,9 +268,9 @@ def test_what_cannot_be_done(desk: Desk) -> None:
     guest = desk.plane.write_kubeconfig("guest", desk.plane.service_account_token("gpuhealth", "guest"))
     for arguments, sentence in (
         (["node", f"{node}x"], f"no node {node}x in this cluster; did you mean {node}"),
-        (["node", node], f"nothing is known of the GPUs of node {node}"),
-        (["quarantine", node, "--kubeconfig", str(guest)], "you may not do this: nodes"),
-        (["fleet", "--kubeconfig", str(guest)], "you may not do this: gpuhealthreports"),
+        (["node", node], f"nothing is known about the GPUs of node {node}"),
+        (["quarantine", node, "--kubeconfig", str(guest)], "not permitted: nodes"),
+        (["fleet", "--kubeconfig", str(guest)], "not permitted: gpuhealthreports"),
         (["restore", node, "--kubeconfig", "/nowhere"], "no service account, and no kubeconfig at /nowhere"),
         (["override", node, "healthy", "--context", "north"], "context north: "),
     ):
@@ -275,11 +280,11 @@ def test_what_cannot_be_done(desk: Desk) -> None:
         assert line.startswith(f"gpuhealth: {sentence}"), line
     said = desk.run("quarantine", node)
     assert said.code == 0
-    assert "no agent has ever spoken of this node" in said.err
+    assert "no agent has reported for this node" in said.err
 
 
 def test_as_a_plugin_of_kubectl(desk: Desk) -> None:
-    """What `kubectl gpuhealth fleet` runs is there, and is the same command."""
+    """The program that `kubectl gpuhealth` runs exists, and is the same command."""
     plugin = Path(sys.executable).with_name("kubectl-gpuhealth")
     said = desk.run("fleet", "--json", program=plugin)
     assert said.code == 0

@@ -6,57 +6,67 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from testing.command import Node
 
+from gpuhealth.model.component import NODE, Component, gpu
 from gpuhealth.runtime.journal import Entry, Journal
+from tests.cli.conftest import Run
 
-GPU = "GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5"
+GPU = gpu("GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5")
+
+
+def entry(age: timedelta, kind: str, code: str, message: str, component: Component = GPU) -> Entry:
+    """A critical entry of that age."""
+    when = datetime.now(UTC) - age
+    return Entry(time=when, kind=kind, code=code, component=component, message=message, severity="critical")
 
 
 @pytest.fixture
-def told(node: Node) -> Node:
-    """A node with three entries: of two hours, one hour and ten minutes ago."""
-    now = datetime.now(UTC)
+def journal(node: Node) -> None:
+    """The node's agent has left three entries: of two hours, one hour and ten minutes ago."""
     journal = Journal(node.journal, 14 * 86400.0, 1000)
     journal.write(
         [
-            Entry(now - timedelta(hours=2), "raised", "xid.79", GPU, "GPU has fallen off the bus", "critical"),
-            Entry(now - timedelta(hours=1), "cleared", "xid.79", GPU, "the node has rebooted", "critical"),
-            Entry(now - timedelta(minutes=10), "raised", "ecc.uncorrectable", GPU, "2 errors\x1b[2J", "critical"),
+            entry(timedelta(hours=2), "raised", "xid.79", "GPU has fallen off the bus"),
+            entry(timedelta(hours=1), "cleared", "xid.79", "the node has rebooted"),
+            entry(timedelta(minutes=10), "raised", "ecc.uncorrectable", "2 errors\x1b[2J"),
         ]
     )
     journal.close()
-    return node
 
 
-def test_table(told: Node) -> None:
-    """Oldest first, one line an event in a pipe, with the GPU's short name, and nothing that steers the terminal."""
-    said = told.run("events")
+@pytest.mark.usefixtures("journal")
+def test_table(run: Run) -> None:
+    """Oldest first, one line per event in a pipe, with the GPU's short name, and without control characters."""
+    said = run("events")
     assert (said.code, said.err) == (0, "")
     heading, *lines = said.out.splitlines()
-    assert heading.split() == ["time", "what", "code", "component", "message"]
+    assert heading.split() == ["time", "event", "code", "component", "message"]
     assert [line.split()[3] for line in lines] == ["xid.79", "xid.79", "ecc.uncorrectable"]
     assert "GPU-5f3c8e1d  GPU has fallen off the bus" in lines[0]
     assert "\x1b" not in said.out
 
 
-def test_80_columns(told: Node) -> None:
-    """On a narrow terminal the message stands below."""
-    lines = told.run("events", COLUMNS="80").out.splitlines()
+@pytest.mark.usefixtures("journal")
+def test_80_columns(run: Run) -> None:
+    """On a narrow terminal, the message is on a line of its own."""
+    lines = run("events", COLUMNS="80").out.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[2] == "    GPU has fallen off the bus"
 
 
-def test_json(told: Node) -> None:
-    """--json writes one object a line."""
-    lines = [json.loads(line) for line in told.run("events", "--json").out.splitlines()]
+@pytest.mark.usefixtures("journal")
+def test_json(node: Node) -> None:
+    """--json writes one object per line."""
+    lines = [json.loads(line) for line in node.run("events", "--json").out.splitlines()]
     assert [line["kind"] for line in lines] == ["raised", "cleared", "raised"]
-    assert lines[0]["component"] == GPU
+    assert lines[0]["component"] == {"kind": "gpu", "id": GPU.id}
 
 
-def test_filters(told: Node) -> None:
-    """By time, by code or subject, and the newest so many."""
+@pytest.mark.usefixtures("journal")
+def test_filters(run: Run) -> None:
+    """Events are filtered by time, by code or subject, and by number."""
 
     def codes(*arguments: str) -> list[str]:
-        return [json.loads(line)["code"] for line in told.run("events", "--json", *arguments).out.splitlines()]
+        return [json.loads(line)["code"] for line in run("events", "--json", *arguments).out.splitlines()]
 
     assert codes("--since", "90m") == ["xid.79", "ecc.uncorrectable"]
     assert codes("--code", "xid.79") == ["xid.79", "xid.79"]
@@ -65,25 +75,26 @@ def test_filters(told: Node) -> None:
     assert codes("--limit", "1") == ["ecc.uncorrectable"]
 
 
-def test_nothing_happened(told: Node) -> None:
+@pytest.mark.usefixtures("journal")
+def test_nothing_happened(run: Run) -> None:
     """No events is an answer, not an error."""
-    said = told.run("events", "--since", "1m")
+    said = run("events", "--since", "1m")
     assert (said.code, said.out) == (0, "No events in the last 1m.\n")
-    assert told.run("events", "--since", "1m", "--json") == (0, "", "")
+    assert run("events", "--since", "1m", "--json") == (0, "", "")
 
 
-def test_no_journal(node: Node) -> None:
-    """Without a journal: one sentence that says where it was looked for."""
-    said = node.run("events")
+def test_no_journal(node: Node, run: Run) -> None:
+    """Without a journal, the error names its path."""
+    said = run("events")
     assert (said.code, said.out) == (3, "")
     assert f"no journal at {node.journal}" in said.err
     assert not node.journal.exists()
 
 
-def test_file_that_is_no_journal(node: Node) -> None:
-    """A file that is no journal is named, and left as it is."""
+def test_file_that_is_no_journal(node: Node, run: Run) -> None:
+    """A file that is no journal is named, and not changed."""
     node.journal.write_text("text " * 1000)
-    said = node.run("events", "--journal", node.journal)
+    said = run("events", "--journal", node.journal)
     assert said.code == 3
     assert "is no journal" in said.err
     assert node.journal.read_text() == "text " * 1000
@@ -91,17 +102,30 @@ def test_file_that_is_no_journal(node: Node) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("time", 1e300), ("time", "soon"), ("time", b"x"), ("message", b"x"), ("code", b"x"), ("kind", b"x")],
+    [
+        ("time", 1e300),
+        ("time", "soon"),
+        ("time", b"x"),
+        ("message", b"x"),
+        ("code", b"x"),
+        ("kind", b"x"),
+        ("component", b"x"),
+        ("component", "GPU-1"),
+        ("component", '{"kind":"gpu"}'),
+        ("component", '{"kind":"planet","id":"x"}'),
+        ("component", "[" * 100_000),
+    ],
+    ids=lambda value: str(value)[:20],
 )
-def test_spoiled_entries_are_left_out(node: Node, column: str, value: object) -> None:
-    """An entry with a value that no agent writes costs that entry, and a word on standard error."""
+def test_spoiled_entries_are_left_out(node: Node, run: Run, column: str, value: object) -> None:
+    """An entry with an invalid value is skipped with a warning on standard error."""
     journal = Journal(node.journal, 1e9, 1000)
-    journal.write([Entry(datetime.now(UTC), "raised", f"xid.{n}", "node", "m") for n in (1, 2)])
+    journal.write([entry(timedelta(), "raised", f"xid.{n}", "m", NODE) for n in (1, 2)])
     journal._database.execute(f"UPDATE entries SET {column} = ? WHERE code = 'xid.1'", (value,))
     journal._database.execute("UPDATE entries SET message = CAST(x'ff41' AS TEXT) WHERE code = 'xid.2'")
     journal.close()
     for options in ((), ("--json",)):
-        said = node.run("events", *options)
+        said = run("events", *options)
         assert said.code == 0
         assert "xid.2" in said.out
         assert "\ufffdA" in said.out
@@ -110,12 +134,12 @@ def test_spoiled_entries_are_left_out(node: Node, column: str, value: object) ->
 
 
 def test_spoiled_memory_stops_no_check(node: Node) -> None:
-    """A remembered value that is text, or a number, is told and costs nothing else."""
+    """A stored value that is text, or a number, is told and costs nothing else."""
     journal = Journal(node.journal, 1e9, 1000)
-    journal.write(memory={"findings": b"{}"})
+    journal.write(state={"findings": b"{}"})
     for value in ("text", 10**9, None):
-        journal._database.execute("INSERT OR REPLACE INTO memory VALUES ('findings', ifnull(?, 1.5))", (value,))
+        journal._database.execute("INSERT OR REPLACE INTO state VALUES ('findings', ifnull(?, 1.5))", (value,))
         said = node.run("check")
-        assert "what is remembered of findings is spoiled" in said.out
+        assert "the stored value of findings is damaged" in said.out
         assert "Traceback" not in said.err
     journal.close()

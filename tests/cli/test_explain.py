@@ -3,7 +3,9 @@
 import pytest
 from testing.command import Node
 
-from gpuhealth import monitors as checks
+from gpuhealth.model.codes import CODES
+from gpuhealth.monitors.registry import code_of, monitors
+from tests.cli.conftest import Run
 
 LINE = (
     "Jan  5 03:12:44 node kernel: NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python3, GPU has fallen off the bus."
@@ -11,71 +13,71 @@ LINE = (
 
 
 @pytest.mark.parametrize("words", [["79"], ["xid", "79"], ["xid.79"], ["XID79"], ["Xid: 79"], ["xid 79"]])
-def test_xid(node: Node, words: list[str]) -> None:
-    """An XID in any spelling: what it means, what to do, what we do, when it clears, how to change that."""
-    said = node.run("explain", *words)
+def test_xid(run: Run, words: list[str]) -> None:
+    """An XID in any spelling: meaning, cause, action, finding, clearing rule, and how to change its policy."""
+    said = run("explain", *words)
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("XID 79  ROBUST_CHANNEL_GPU_HAS_FALLEN_OFF_THE_BUS")
-    for label in ("means", "cause", "do", "we", "clears", "change"):
+    for label in ("meaning", "cause", "action", "finding", "clears", "change"):
         assert f"\n  {label} " in said.out
     assert "[reboot_node]" in said.out
-    assert "take the node out of service" in said.out
+    assert "the node is quarantined and drained" in said.out
 
 
-def test_xid_of_a_program(node: Node) -> None:
-    """An XID that a program can cause is said to take no node out of service."""
-    said = node.run("explain", "31")
+def test_xid_of_a_program(run: Run) -> None:
+    """An XID that a program can cause never quarantines a node, and the explanation says so."""
+    said = run("explain", "31")
     assert said.code == 0
-    assert "takes no node out of service" in said.out
+    assert "never quarantines a node by itself" in said.out
     assert "the node stays in service" in said.out
 
 
 @pytest.mark.parametrize("number", ["74", "149"])
-def test_xid_of_nvlink(node: Node, number: str) -> None:
-    """Of an XID whose hex words decide, the whole line is asked for."""
-    said = node.run("explain", number)
+def test_xid_of_nvlink(run: Run, number: str) -> None:
+    """For an XID whose hex words decide the severity, the explanation asks for the whole line."""
+    said = run("explain", number)
     assert "explain the whole line" in said.out
 
 
 @pytest.mark.parametrize("words", [["12028"], ["sxid", "12028"], ["sxid.12028"], ["SXid: 12028"]])
-def test_sxid(node: Node, words: list[str]) -> None:
-    """An SXid is known by its five digits."""
-    said = node.run("explain", *words)
+def test_sxid(run: Run, words: list[str]) -> None:
+    """A number of five digits is an SXid."""
+    said = run("explain", *words)
     assert said.code == 0
     assert said.out.startswith("SXid 12028  ")
 
 
-def test_every_finding_code_is_explained(node: Node) -> None:
+def test_every_finding_code_is_explained(run: Run) -> None:
     """The listing of everything has a line and a meaning for every code of every check."""
-    said = node.run("explain", "*")
+    said = run("explain", "*")
     assert said.code == 0
-    for check in checks.CHECKS:
-        for code in check.codes:
-            assert f"\n{code.name} " in f"\n{said.out}"
-            assert code.meaning in said.out
+    codes = [code for monitor in monitors() for check in monitor.checks for code in check.codes]
+    for code in (*codes, *CODES.defined()):
+        assert f"\n{code.name} " in f"\n{said.out}"
+        assert code.meaning in said.out
 
 
-def test_finding_code(node: Node) -> None:
-    """A finding code: its meaning, its remedy and our acts."""
-    said = node.run("explain", "ecc.uncorrectable")
+def test_finding_code(run: Run) -> None:
+    """A finding code: meaning, action and consequences."""
+    said = run("explain", "ecc.uncorrectable")
     assert said.code == 0
-    code = checks.code("ecc.uncorrectable")
+    code = code_of("ecc.uncorrectable")
     assert code.meaning in said.out
     assert code.advice in said.out
-    assert "move its pods elsewhere" in said.out
+    assert "the node is quarantined and drained" in said.out
 
 
 @pytest.mark.parametrize("pattern", ["thermal", "thermal.*"])
-def test_pattern_lists(node: Node, pattern: str) -> None:
+def test_pattern_lists(run: Run, pattern: str) -> None:
     """A subject or a pattern lists its codes."""
-    said = node.run("explain", pattern)
+    said = run("explain", pattern)
     assert said.code == 0
     assert [line.split()[0] for line in said.out.splitlines()[::2]] == ["thermal.gpu", "thermal.memory"]
 
 
-def test_log_line(node: Node) -> None:
-    """A pasted line says whom it concerns, then what stands behind it."""
-    said = node.run("explain", LINE)
+def test_log_line(run: Run) -> None:
+    """A log line: device and process, then the XID behind it."""
+    said = run("explain", LINE)
     assert said.code == 0
     assert "PCI 0000:3b:00" in said.out
     assert "python3 (pid 1234)" in said.out
@@ -83,22 +85,22 @@ def test_log_line(node: Node) -> None:
 
 
 def test_log_line_without_quotes(node: Node) -> None:
-    """A line that the shell has split into words is put together again."""
+    """A line that the shell has split into words is joined again."""
     assert "XID 79" in node.run("explain", *LINE.split()).out
 
 
-def test_settings_change_the_answer(node: Node) -> None:
-    """What the settings say of a code is told with it."""
+def test_settings_change_the_answer(node: Node, run: Run) -> None:
+    """The policy in the settings is part of the explanation."""
     node.configure("findings: {ecc.uncorrectable: {quarantine: false}}")
-    assert "Your settings say: quarantine: False." in node.run("explain", "ecc.uncorrectable").out
+    assert "your policy  quarantine: false" in run("explain", "ecc.uncorrectable").out
 
 
-def test_broken_settings_do_not_keep_from_an_answer(node: Node) -> None:
-    """With settings that cannot be read the explanation comes all the same, and the sentence beside it."""
+def test_broken_settings_do_not_keep_from_an_answer(node: Node, run: Run) -> None:
+    """Unreadable settings are reported, and do not prevent the explanation."""
     node.configure("nonsense: 1")
-    said = node.run("explain", "ecc.uncorrectable")
+    said = run("explain", "ecc.uncorrectable")
     assert said.code == 0
-    assert "means" in said.out
+    assert "meaning" in said.out
     assert "nonsense is not a known setting" in said.err
 
 
@@ -108,13 +110,13 @@ def test_broken_settings_do_not_keep_from_an_answer(node: Node) -> None:
         ("xid 999", "XID 999 is not in the catalogue"),
         ("sxid 99999", "SXid 99999 is not in the catalogue"),
         ("ecc.uncorectable", "did you mean ecc.uncorrectable"),
-        ("usb 1-1: new high-speed USB device", "this line means nothing"),
-        ("", "is no XID, SXid or finding code"),
+        ("usb 1-1: new high-speed USB device", "gpuhealth does not know this log line"),
+        ("", "is not an XID, SXid or finding code"),
     ],
 )
-def test_unknown(node: Node, word: str, near: str) -> None:
-    """What is not known is one sentence with the near words, and exit 3."""
-    said = node.run("explain", word)
+def test_unknown(run: Run, word: str, near: str) -> None:
+    """An unknown subject is an error of one sentence with similar names, and exit code 3."""
+    said = run("explain", word)
     assert (said.code, said.out) == (3, "")
     assert said.err.count("\n") == 1
     assert near in said.err

@@ -1,4 +1,4 @@
-"""What `gpuhealth node` and `gpuhealth fleet` make of objects with anything in them."""
+"""`gpuhealth node` and `gpuhealth fleet` print objects with any content."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testing.odd_objects import SAMPLES, TIME, mutants
 
-from gpuhealth.cli.fleet_report import _named, _readable_row, counted_rows
+from gpuhealth.cli.fleet_report import _named, _readable_row, summarize
 from gpuhealth.cli.fleet_report import show as show_fleet
-from gpuhealth.cli.node_report import Known, show
+from gpuhealth.cli.node_report import NodeDetails, show
 from gpuhealth.cli.output import console
 from gpuhealth.kube.kinds import NODES, REPORTS
-from tests.fleet.test_unreadable import SAMPLES, TIME, mutants
 
 FINDING = {
     "code": "xid.79",
     "severity": "critical",
-    "component": "GPU-1",
+    "component": {"kind": "gpu", "id": "GPU-1"},
     "message": "lost",
     "action": "reboot_node",
     "firstSeen": TIME,
@@ -36,21 +36,31 @@ EVENT = {"count": 2, "lastTimestamp": TIME, "reason": "Fault", "message": "m"}
 @given(report=mutants(REPORT))
 @settings(max_examples=300)
 def test_node_shows_what_can_be_read(report: Any) -> None:
-    """The command shows every part that it can, and says of the others that they cannot be read."""
+    """Every section that can be read is printed; the others say that they cannot be read."""
     status = report.get("status")
     status = status if isinstance(status, dict) else {}
     out = io.StringIO()
-    said = {"type": "GPUHealthy", "status": "True"}
-    show(console(out), Known("a", said, "healthy", "", False, {}, [{"name": "b"}], status, [EVENT]))
+    details = NodeDetails(
+        node="a",
+        condition={"type": "GPUHealthy", "status": "True"},
+        state="healthy",
+        taint="",
+        cordoned=False,
+        annotations={},
+        budgets=[{"name": "b"}],
+        report=status,
+        events=[EVENT],
+    )
+    show(console(out), details)
     assert "Last Events:" in out.getvalue()
 
 
 @given(node=mutants(SAMPLES[NODES]), report=mutants(REPORT), first=st.booleans())
 @settings(max_examples=300)
 def test_fleet_shows_every_node(node: Any, report: Any, first: bool) -> None:
-    """A node whose objects cannot be read has a row that says so; nothing of it hides the others."""
+    """A node whose objects cannot be read has a row that says so, and does not hide the others."""
     good = dict([_named(REPORT), _named(report)] if first else [_named(report), _named(REPORT)])
     rows = [row for row in (_readable_row(node, good, ()), _readable_row(SAMPLES[NODES], good, ())) if row is not None]
     assert "a" in {row.node for row in rows}
     assert all(row.unreadable.startswith(("Node ", "GPUHealthReport ")) for row in rows if row.unreadable)
-    show_fleet(console(io.StringIO()), counted_rows("", rows))
+    show_fleet(console(io.StringIO()), summarize("", rows))

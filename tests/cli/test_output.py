@@ -11,6 +11,8 @@ from fcntl import ioctl
 import pytest
 from testing.command import COMMAND, Node
 
+from tests.cli.conftest import Run
+
 
 @pytest.fixture
 def sick_node(gpu_node: Node) -> Node:
@@ -23,7 +25,7 @@ def sick_node(gpu_node: Node) -> Node:
 
 
 def at_terminal(node: Node, width: int, *arguments: str, **more: str) -> str:
-    """What the command shows at a terminal of that width."""
+    """The output of the command at a terminal of this width."""
     ours, its = pty.openpty()
     ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     env = node.env(TERM="xterm-256color", **more)
@@ -61,12 +63,12 @@ def test_terminal(sick_node: Node, width: int) -> None:
 
 
 def test_no_color(sick_node: Node) -> None:
-    """NO_COLOR takes every escape sequence out."""
+    """NO_COLOR removes all escape sequences."""
     assert "\x1b" not in at_terminal(sick_node, 80, "check", NO_COLOR="1")
 
 
 def test_force_color(sick_node: Node) -> None:
-    """FORCE_COLOR colours a pipe; NO_COLOR wins over it."""
+    """FORCE_COLOR colours a pipe; NO_COLOR takes precedence."""
     assert "\x1b[" in sick_node.run("check", FORCE_COLOR="1").out
     assert "\x1b" not in sick_node.run("check", FORCE_COLOR="1", NO_COLOR="1").out
 
@@ -80,12 +82,12 @@ def test_pipe(sick_node: Node) -> None:
 
 
 def test_columns_of_a_pipe(sick_node: Node) -> None:
-    """COLUMNS wraps a pipe, too."""
+    """COLUMNS also wraps output into a pipe."""
     assert max(map(len, sick_node.run("check", COLUMNS="80").out.splitlines())) <= 80
 
 
 def test_same_findings_stand_together(sick_node: Node) -> None:
-    """Seven GPUs with the same warning are one paragraph; GPUs that could not be read are one line of the coverage."""
+    """Seven GPUs with the same warning are one paragraph; an unreadable GPU is one line of the coverage."""
     said = sick_node.run("check")
     assert said.out.count("WARNING  persistence.off") == 1
     assert said.out.count("persistence mode is off") == 7
@@ -93,16 +95,17 @@ def test_same_findings_stand_together(sick_node: Node) -> None:
 
 
 def test_verbose(sick_node: Node) -> None:
-    """--verbose says what the findings mean, names GPUs in full and lists the checks that were made."""
+    """--verbose adds meanings, full uuids and the list of checks; a time common to all findings is printed once."""
     short, long = sick_node.run("check").out, sick_node.run("check", "--verbose").out
     assert "meaning" not in short
     assert "  meaning " in long
+    assert long.count("\n  seen ") == long.count("\n  meaning ") == 3
     assert re.search(r"GPU-[0-9a-f]{8}-[0-9a-f]{4}-", long)
     assert not re.search(r"GPU-[0-9a-f]{8}-[0-9a-f]{4}-", short)
 
 
 def test_log_text_cannot_steer_the_terminal(gpu_node: Node) -> None:
-    """Escape sequences in the kernel log are shown, not obeyed."""
+    """Escape sequences in the kernel log are printed in escaped form."""
     gpu_node.log("NVRM: Xid (PCI:0000:61:00): 79, name=\x1b[2J\x07x, GPU has fallen off the bus.")
     said = gpu_node.run("check")
     assert said.code == 2
@@ -112,7 +115,7 @@ def test_log_text_cannot_steer_the_terminal(gpu_node: Node) -> None:
 
 @pytest.mark.parametrize("arguments", [["check"], ["check", "--json"], ["--help"]])
 def test_reader_that_goes_away(gpu_node: Node, arguments: list[str]) -> None:
-    """A reader that closes the pipe ends the command without a word."""
+    """A reader that closes the pipe ends the command without a message."""
     with subprocess.Popen(
         [COMMAND, *arguments], env=gpu_node.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -124,14 +127,14 @@ def test_reader_that_goes_away(gpu_node: Node, arguments: list[str]) -> None:
 
 
 def test_terminal_without_unicode(gpu_node: Node) -> None:
-    """A terminal that has no degree sign still gets the rest."""
+    """A terminal without a degree sign gets a question mark instead."""
     said = gpu_node.run("check", PYTHONIOENCODING="ascii")
     assert (said.code, said.err) == (0, "")
     assert "30 ?C" in said.out
 
 
-def test_driver_that_hangs_is_told_at_a_terminal(gpu_node: Node) -> None:
-    """While the driver hangs, whoever sits at the terminal is told what is waited for."""
+def test_a_hanging_driver_is_shown_at_a_terminal(gpu_node: Node) -> None:
+    """While the driver hangs, a terminal shows what the command is waiting for."""
     assert gpu_node.simulator
     gpu_node.simulator.inject("hang")
     gpu_node.configure("nvml: {warn_after: 1s, critical_after: 3s}")
@@ -140,42 +143,42 @@ def test_driver_that_hangs_is_told_at_a_terminal(gpu_node: Node) -> None:
         os.close(its)
         try:
             assert process.wait(timeout=300) == 2
-            told = os.read(ours, 1 << 16).decode()
+            shown = os.read(ours, 1 << 16).decode()
         finally:
             gpu_node.simulator.release()
     os.close(ours)
-    assert re.search(r"waiting for NVML … [12] s \(at most 3 s\)", told)
+    assert re.search(r"waiting for NVML … [12] s \(at most 3 s\)", shown)
 
 
-def test_help_is_plain_and_complete(node: Node) -> None:
-    """The help names every command; without arguments it is shown, and nothing was checked."""
-    said = node.run("--help")
+def test_help_is_plain_and_complete(run: Run) -> None:
+    """The help lists every command; without arguments it is printed too, with exit code 3."""
+    said = run("--help")
     assert said.code == 0
     for command in ("check", "classify", "explain", "capture", "events", "agent"):
         assert f"\n  {command} " in said.out
-    assert node.run().code == 3
+    assert run().code == 3
 
 
-def test_version(node: Node) -> None:
+def test_version(run: Run) -> None:
     """--version prints name and version."""
-    assert re.fullmatch(r"gpuhealth \d+\.\d+\.\d+\n", node.run("--version").out)
+    assert re.fullmatch(r"gpuhealth \d+\.\d+\.\d+\n", run("--version").out)
 
 
-def test_unknown_command(node: Node) -> None:
-    """A command that is misspelt is one sentence that names the near one."""
-    said = node.run("chek")
+def test_unknown_command(run: Run) -> None:
+    """A misspelt command is an error that names a similar one."""
+    said = run("chek")
     assert said.code == 3
     assert said.err == "gpuhealth: No such command 'chek'. Did you mean 'check'?\n"
 
 
 def test_colour_stays_with_the_word(sick_node: Node) -> None:
-    """Only the word that names the state is coloured, not the sentence behind it."""
+    """Only the state is coloured, not the sentence after it."""
     shown = at_terminal(sick_node, 200, "check")
     assert re.search("\x1b\\[1;31mUNHEALTHY\x1b\\[0m: \\d", shown)
 
 
 def test_addresses_do_not_split_a_reason(gpu_node: Node) -> None:
-    """Eight GPUs that sysfs does not show are one line of the coverage."""
+    """Eight GPUs that sysfs does not show share one line of the coverage."""
     (gpu_node.folder / "empty/bus/pci/devices").mkdir(parents=True)
     said = gpu_node.run("check", GPUHEALTH_ROOTS__SYS=str(gpu_node.folder / "empty"))
     assert sum("pcie.aer_uncorrectable" in line for line in said.out.splitlines()) == 1

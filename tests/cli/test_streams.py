@@ -11,7 +11,7 @@ from textwrap import indent
 import pytest
 from kube import ControlPlane
 from testing.command import COMMAND, Node, Said
-from testing.simnode import wait_for
+from testing.waiting import wait_for
 
 _BURNIN = ("burnin", "--devices", "cpu", "--tests", "exact", "--duration", "1s")
 LOCAL = [("check",), ("events",), _BURNIN]
@@ -27,7 +27,7 @@ os.write(1, b"a line of a library in C\\n")
 
 
 def inject(node: Node, code: str) -> dict[str, str]:
-    """Has every Python process of the command run this code when it starts; the environment for that."""
+    """An environment in which every Python process runs this code when it starts."""
     folder = node.folder / "injected"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code)
@@ -35,7 +35,7 @@ def inject(node: Node, code: str) -> dict[str, str]:
 
 
 def before(owner: str, name: str, body: str) -> str:
-    """Code after which, in the command itself, a function of a module or of "module:Class" first runs the body."""
+    """Code that makes a function of a module or of "module:Class" run the body first, in the command's process only."""
     return f"""
 import os, pkgutil, sys, structlog
 if not any(word.startswith("gpuhealth.") for word in sys.orig_argv):
@@ -52,7 +52,7 @@ FAIL = "raise RuntimeError('injected')"
 
 
 def only_error(said: Said) -> str:
-    """The error of a run that could not do its work: the one JSON document, and the last line of standard error."""
+    """The error of a failed run, which must be its only JSON document and the last line of standard error."""
     assert said.code == 3
     (line,) = said.out.splitlines()
     document = json.loads(line)
@@ -75,34 +75,34 @@ def with_journal(gpu_node: Node) -> Node:
 def test_what_cannot_be_done_is_one_document(
     with_journal: Node, words: tuple[str, ...], wrong: tuple[str, ...]
 ) -> None:
-    """Wrong use, settings or kubeconfig that are absent: one document with the error, the same sentence, exit 3."""
+    """Wrong options, missing settings or kubeconfig: one document with the error, and exit code 3."""
     assert only_error(with_journal.run(*words, "--json", *wrong))
 
 
 @pytest.mark.parametrize("words", LOCAL, ids=NAMES[:3])
-def test_an_error_of_our_own_is_one_document(with_journal: Node, words: tuple[str, ...]) -> None:
-    """An exception that nobody expects: the traceback is on standard error, the document says that it is our fault."""
+def test_an_internal_error_is_one_document(with_journal: Node, words: tuple[str, ...]) -> None:
+    """An unexpected exception: the traceback is on standard error, and the document has an internal error."""
     where = ("gpuhealth.runtime.journal:Journal", "entries") if words[0] == "events" else ("msgspec.json", "encode")
     said = with_journal.run(*words, "--json", **inject(with_journal, before(*where, FAIL)))
-    assert only_error(said).startswith("a fault of gpuhealth itself")
+    assert only_error(said).startswith("internal error in gpuhealth")
     assert "RuntimeError: injected" in said.err
 
 
 @pytest.mark.parametrize("words", OF_A_CLUSTER, ids=NAMES[3:])
-def test_an_error_of_our_own_in_a_command_for_clusters(plane: ControlPlane, node: Node, words: tuple[str, ...]) -> None:
-    """The same for the commands that ask an API server; a node that does not exist is an error as well."""
+def test_an_internal_error_in_a_command_for_clusters(plane: ControlPlane, node: Node, words: tuple[str, ...]) -> None:
+    """An unexpected exception, or an unknown node, is one document for commands that use a cluster, too."""
     words = (*words, "--json", "--kubeconfig", str(plane.kubeconfig))
     if words[0] == "node":
         assert "no node gpu-node-17" in only_error(node.run(*words))
     else:
         assert "clusters" in node.run(*words).json
     broken = inject(node, before("gpuhealth.kube.client:Client", "from_kubeconfig", FAIL))
-    assert only_error(node.run(*words, **broken)).startswith("a fault of gpuhealth itself")
+    assert only_error(node.run(*words, **broken)).startswith("internal error in gpuhealth")
 
 
 @pytest.mark.parametrize("words", [("check",), _BURNIN], ids=["check", "burnin"])
 def test_nothing_else_reaches_standard_output(gpu_node: Node, words: tuple[str, ...]) -> None:
-    """What the log, a library in Python and one in C write meanwhile is on standard error; the result is alone."""
+    """Output of the log, of a Python library and of a C library goes to standard error; only the result does not."""
     said = gpu_node.run(*words, "--json", **inject(gpu_node, before("msgspec.json", "encode", NOISE)))
     assert said.out.count("\n") == 1
     assert "error" not in said.json
@@ -114,10 +114,10 @@ def test_nothing_else_reaches_standard_output(gpu_node: Node, words: tuple[str, 
     "death", ["raise RuntimeError('injected')", "print('noise', flush=True); os._exit(1)", "os.abort()"]
 )
 def test_an_nvml_process_that_dies(gpu_node: Node, death: str) -> None:
-    """However the NVML process ends, standard output holds the verdict alone, and the log says what has happened."""
+    """However the NVML process ends, standard output holds only the verdict."""
     code = f"""
 import os, sys
-if any("nvml_child" in word for word in sys.orig_argv):
+if any(word == "gpuhealth.monitors.nvidia.nvml.child" for word in sys.orig_argv):
     import pynvml
     def broken(*_):
         {death}
@@ -130,7 +130,7 @@ if any("nvml_child" in word for word in sys.orig_argv):
 
 @pytest.mark.parametrize("words", [("check",), ("capture", "-o", "c.tar.gz")], ids=["check", "capture"])
 def test_the_log_of_a_command_is_on_standard_error(gpu_node: Node, words: tuple[str, ...]) -> None:
-    """Without --json, too, a log line is text on standard error, and cannot steer the terminal."""
+    """Without --json too, a log line goes to standard error, as text without control characters."""
     noise = """
 structlog.get_logger().info("quiet")
 structlog.get_logger().error("broken\\x1b[2J", file="a\\x1bb", traceback="one\\ntwo\\x1b")
@@ -144,7 +144,7 @@ structlog.get_logger().error("broken\\x1b[2J", file="a\\x1bb", traceback="one\\n
 
 
 def at_shell(node: Node, line: str) -> Said:
-    """What a line of the shell leaves behind; `gpuhealth` in it is the command."""
+    """Run a shell command line in which `gpuhealth` is the command."""
     done = subprocess.run(
         ["sh", "-c", line.replace("gpuhealth", str(COMMAND), 1)],
         capture_output=True,
@@ -158,17 +158,17 @@ def at_shell(node: Node, line: str) -> Said:
 
 @pytest.mark.parametrize("words", ["check", "check --json", "explain 79", "--version", "events --json", "classify -"])
 def test_closed_standard_output(gpu_node: Node, words: str) -> None:
-    """Where there is no standard output nothing is done: one sentence, and exit 3, not 1, which says degraded."""
+    """With standard output closed, the command fails with one sentence and exit code 3, not 1, which means degraded."""
     said = at_shell(gpu_node, f"gpuhealth {words} >&- </dev/null")
     assert (said.code, said.err) == (
         3,
-        "gpuhealth: standard output is closed: there is nowhere to write the result to\n",
+        "gpuhealth: standard output is closed: the result cannot be written\n",
     )
 
 
 @pytest.mark.parametrize("words", ["check", "check --json", "explain 79", "--version", "--help", "check --jsn --json"])
 def test_standard_output_on_a_full_disk(gpu_node: Node, words: str) -> None:
-    """A result that cannot be written is one sentence, and exit 3, whatever the verdict was."""
+    """A result that cannot be written is an error with exit code 3, whatever the verdict."""
     said = at_shell(gpu_node, f"gpuhealth {words} >/dev/full")
     assert said.code == 3
     assert said.err.splitlines()[-1] == "gpuhealth: cannot write to standard output: No space left on device"
@@ -177,7 +177,7 @@ def test_standard_output_on_a_full_disk(gpu_node: Node, words: str) -> None:
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_standard_error_that_cannot_be_written(gpu_node: Node, redirection: str) -> None:
-    """Where standard error is closed or full, exit code and result stay as they are."""
+    """With standard error closed or full, exit code and result do not change."""
     assert at_shell(gpu_node, f"gpuhealth check --config /absent {redirection}").code == 3
     said = at_shell(gpu_node, f"gpuhealth check --json {redirection}")
     assert (said.code, said.json["verdict"]) == (0, "healthy")
@@ -185,22 +185,22 @@ def test_standard_error_that_cannot_be_written(gpu_node: Node, redirection: str)
 
 
 def only_json(said: Said) -> dict[str, str]:
-    """The one document."""
+    """Standard output as exactly one JSON document."""
     assert said.out.count("\n") == 1
     document: dict[str, str] = json.loads(said.out)
     return document
 
 
 def test_closed_standard_input(node: Node) -> None:
-    """`classify` without a standard input says so."""
+    """`classify` reports that standard input is closed."""
     said = at_shell(node, "gpuhealth classify <&-")
     assert (said.code, said.err) == (3, "gpuhealth: standard input is closed: name a file, or pipe a log in\n")
 
 
 @pytest.mark.parametrize("size", ["²", "9" * 5000, "-1", "0", "x", "", "1e9", "٣"])
 @pytest.mark.parametrize("name", ["COLUMNS", "LINES"])
-def test_sizes_that_are_none(node: Node, name: str, size: str) -> None:
-    """A width or height in the environment that is no number is passed over."""
+def test_invalid_sizes_are_ignored(node: Node, name: str, size: str) -> None:
+    """An invalid width or height in the environment is ignored."""
     said = node.run("explain", "79", **{name: size})
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("XID 79")
@@ -208,7 +208,7 @@ def test_sizes_that_are_none(node: Node, name: str, size: str) -> None:
 
 @pytest.mark.parametrize("descriptors", [7, 8, 9, 10])
 def test_no_file_descriptors_left(gpu_node: Node, descriptors: int) -> None:
-    """Where the command may open next to nothing, the document says so: one document, exit 3, no traceback."""
+    """With almost no file descriptors, the result is one document that names the reason, with exit code 3."""
     said = at_shell(gpu_node, f"ulimit -n {descriptors}; exec gpuhealth check --json")
     assert said.code == 3
     assert said.json.get("verdict", "unknown") == "unknown"
@@ -217,12 +217,12 @@ def test_no_file_descriptors_left(gpu_node: Node, descriptors: int) -> None:
 
 
 def score(pid: int) -> int:
-    """How soon the kernel chooses a process when memory runs out."""
+    """The OOM score adjustment of a process."""
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
 def children(pid: int) -> list[int]:
-    """The processes that it has started."""
+    """The child processes of a process."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
@@ -238,8 +238,10 @@ def children(pid: int) -> list[int]:
     ],
     ids=["check", "capture", "classify", "burnin", "preflight", "agent"],
 )
-def test_which_process_goes_when_memory_runs_out(gpu_node: Node, words: tuple[str, ...], wanted: int | None) -> None:
-    """A command by hand and its children are chosen before the agent; services and their burn-ins stay as they are."""
+def test_which_process_is_killed_when_memory_runs_out(
+    gpu_node: Node, words: tuple[str, ...], wanted: int | None
+) -> None:
+    """A command run by hand and its children are killed before the agent; services and their burn-ins are not."""
     assert gpu_node.simulator
     gpu_node.configure("http: {host: 127.0.0.1, port: 0}\nkubernetes: {enabled: false}\n"
                        f"burnin: {{results_dir: {gpu_node.folder}}}")  # fmt: skip
@@ -260,7 +262,7 @@ def test_which_process_goes_when_memory_runs_out(gpu_node: Node, words: tuple[st
 
 
 def test_a_score_that_cannot_be_raised(node: Node) -> None:
-    """Where /proc cannot be written, nobody hears of it, and the command does its work."""
+    """A score that cannot be written causes no message, and the command works."""
     code = "import pathlib, gpuhealth.cli.oom as oom\noom._SCORE = pathlib.Path('/proc/self/absent/oom_score_adj')\n"
     said = node.run("explain", "79", **inject(node, code))
     assert (said.code, said.err) == (0, "")

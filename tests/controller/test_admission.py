@@ -12,16 +12,16 @@ from kube import ControlPlane, Document, MissingBinariesError, find_binaries
 from kube.control_plane import RequestError
 from testing.admission import CONTROLLERS, OF_CONTROLLER, Admission, needed_rules, speaks_of
 from testing.attacks import event
+from testing.controller_steps import SILENT, ends, gone, healthy_node, runs, say_tested, stop_all
 from testing.managed_cluster import Cluster, until
 
-from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, BurninCandidate
+from gpuhealth.api.names import OVERRIDE, TAINT
+from gpuhealth.api.report import BurninReason
+from gpuhealth.controller.burnin_plan import BurninCandidate
 from gpuhealth.controller.duties.burnin_scheduler import burnin_pod
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError
-from gpuhealth.kube.kinds import OVERRIDE, PODS, TAINT
-from tests.controller.test_agent_liveness import SILENT, healthy_node
-from tests.controller.test_burnin_scheduler import ends, gone, runs, say_tested
-from tests.controller.test_drain import stop_all
+from gpuhealth.kube.kinds import PODS
 
 TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
 Crime = Callable[[Document], Any]
@@ -53,7 +53,7 @@ def plain(name: str) -> Document:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
-def honest(cluster: Cluster, reason: str = PERIODIC, level: str = "standard") -> Document:
+def honest(cluster: Cluster, reason: str = BurninReason.PERIODIC, level: str = "standard") -> Document:
     """The burn-in pod that the controller creates."""
     template = cluster.plane.request("GET", TEMPLATE)["template"]
     return burnin_pod(template, BurninCandidate(node=f"{cluster.name}-n", pool="p", reason=reason), 8, level)
@@ -96,7 +96,7 @@ def test_the_controller_is_not_denied(admission: Admission, cluster: Cluster) ->
     assert judged == CONTROLLERS
 
 
-@pytest.mark.parametrize("reason", [PERIODIC, RETURN])
+@pytest.mark.parametrize("reason", [BurninReason.PERIODIC, BurninReason.RETURN])
 @pytest.mark.parametrize("level", ["quick", "standard", "long"])
 def test_every_burn_in_is_allowed(admission: Admission, cluster: Cluster, reason: str, level: str) -> None:
     """Every level and reason is allowed, also with the defaults that the API server adds for GPUs and priorities."""

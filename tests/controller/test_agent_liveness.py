@@ -6,18 +6,8 @@ import asyncio
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.controller_steps import HEALTHY, SILENT, healthy_node
 from testing.managed_cluster import Cluster, until
-
-HEALTHY = ("True", "Healthy")
-SILENT = ("Unknown", "AgentSilent")
-
-
-def healthy_node(cluster: Cluster) -> tuple[str, str]:
-    """A node whose agent is there and has spoken; the agent's pod."""
-    node = cluster.node()
-    pod = cluster.agent(node)
-    cluster.set_condition(node, "GPUHealthy", *HEALTHY)
-    return node, pod
 
 
 @pytest.mark.parametrize("how", ["not ready", "gone", "node not ready"])

@@ -7,18 +7,15 @@ from typing import Any
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.controller_steps import QB, SICK, drop, holders, outcome, status, tainted
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import BUDGETS
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.controller.test_orphaned_slots import SICK, drop, holders, tainted
-from tests.fleet.test_fleet import outcome, status
-
-QB = "/apis/gpuhealth.io/v1alpha1/quarantinebudgets"
 
 
 def cordon(cluster: Cluster, node: str, *, on: bool) -> None:

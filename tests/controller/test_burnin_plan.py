@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, BurninCandidate, BurninCapacity, by_urgency
+from gpuhealth.api.report import BurninReason
+from gpuhealth.controller.burnin_plan import BurninCandidate, BurninCapacity, by_urgency
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -15,7 +16,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 def candidate(node: str, days_ago: float | None = None, pool: str = "p", **other: object) -> BurninCandidate:
     """A candidate that was tested so many days ago, or never."""
     tested_at = None if days_ago is None else NOW - timedelta(days=days_ago)
-    fields = {"node": node, "pool": pool, "reason": PERIODIC, "tested_at": tested_at, **other}
+    fields = {"node": node, "pool": pool, "reason": BurninReason.PERIODIC, "tested_at": tested_at, **other}
     return BurninCandidate(**fields)  # type: ignore[arg-type]
 
 
@@ -26,7 +27,7 @@ def test_order_of_candidates() -> None:
         candidate("a", 8),
         candidate("c", 30),
         candidate("new"),
-        candidate("r", 1, reason=RETURN),
+        candidate("r", 1, reason=BurninReason.RETURN),
     ]
     assert [each.node for each in by_urgency(given_)] == ["r", "new", "c", "a", "b"]
 
@@ -46,7 +47,7 @@ def test_a_test_counts_in_a_budget_as_if_it_failed() -> None:
     assert room.take(candidate("a", budgets=("rack", "all")))
     assert not room.take(candidate("b", budgets=("rack", "all")))
     assert room.take(candidate("c", budgets=("all",)))
-    assert room.take(candidate("d", reason=RETURN, budgets=("rack",)))
+    assert room.take(candidate("d", reason=BurninReason.RETURN, budgets=("rack",)))
     full = BurninCapacity({"p": 9}, {"rack": 1}, [candidate("x", budgets=("rack",))])
     assert not full.has(candidate("y", budgets=("rack",)))
 
@@ -62,11 +63,18 @@ def test_no_limit_is_exceeded(
     """With any candidates, neither a pool nor a budget has more burn-ins than its limit."""
     room = BurninCapacity(pools, places, [])
     asking = [
-        candidate(str(number), pool=pool, budgets=tuple(budgets), reason=RETURN if back else PERIODIC)
+        candidate(
+            str(number),
+            pool=pool,
+            budgets=tuple(budgets),
+            reason=BurninReason.RETURN if back else BurninReason.PERIODIC,
+        )
         for number, (pool, budgets, back) in enumerate(drawn)
     ]
     begun = [each for each in asking if room.take(each)]
     for pool in "pq":
         assert sum(each.pool == pool for each in begun) <= pools.get(pool, 0)
     for budget in "bcd":
-        assert sum(budget in each.budgets and each.reason == PERIODIC for each in begun) <= places.get(budget, 0)
+        assert sum(budget in each.budgets and each.reason == BurninReason.PERIODIC for each in begun) <= places.get(
+            budget, 0
+        )

@@ -3,59 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import pytest
 from kube import Document
-from kube.control_plane import RequestError
+from testing.controller_steps import PODS, burnin, ends, gone, runs, say_tested
 from testing.managed_cluster import Cluster, until
 
-from gpuhealth.controller.burnin_plan import PERIODIC, BurninCandidate
+from gpuhealth.api.report import BurninReason
+from gpuhealth.controller.burnin_plan import BurninCandidate
 from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler, burnin_pod, uses_gpus
 
-PODS = "/api/v1/namespaces/gpuhealth/pods"
 ON = {"periodic": {"enabled": True, "max_per_pool": 1}}
 LONG_AGO = "2026-01-01T00:00:00Z"
-
-
-def burnin(cluster: Cluster, node: str) -> Document | None:
-    """The node's burn-in pod."""
-    with contextlib.suppress(RequestError):
-        found: Document = cluster.plane.request("GET", f"{PODS}/burnin-{node}")
-        return found
-    return None
-
-
-def runs(cluster: Cluster, node: str) -> bool:
-    """Whether the scheduler has put the burn-in on its node; the kubelet then says that it runs."""
-    pod = burnin(cluster, node)
-    if pod is None or pod["spec"].get("nodeName") != node:
-        return False
-    cluster.patch(f"{PODS}/burnin-{node}/status", {"status": {"phase": "Running"}})
-    return True
-
-
-def ends(cluster: Cluster, node: str, exit_code: int) -> None:
-    """The burn-in has come to its end."""
-    state = {"terminated": {"exitCode": exit_code, "reason": "OOMKilled" if exit_code == 137 else "Error"}}
-    ended = [{"name": "burnin", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state}]
-    phase = "Failed" if exit_code else "Succeeded"
-    cluster.patch(f"{PODS}/burnin-{node}/status", {"status": {"phase": phase, "containerStatuses": ended}})
-
-
-def gone(cluster: Cluster, node: str) -> bool:
-    """Whether the pod is no more; what is on its way, the kubelet stops."""
-    pod = burnin(cluster, node)
-    if pod is not None and pod["metadata"].get("deletionTimestamp"):
-        with contextlib.suppress(RequestError):
-            cluster.stop(f"{PODS}/burnin-{node}")
-    return pod is None
-
-
-def say_tested(cluster: Cluster, node: str, when: str = "2099-01-01T00:00:00Z") -> None:
-    """The agent has read the result."""
-    cluster.say(node, {"burnin": {"testedAt": when, "gpus": {}}})
 
 
 def last_in_turn(cluster: Cluster, pool: str = "") -> str:
@@ -272,7 +232,7 @@ def test_the_template_is_kept() -> None:
             "tolerations": [{"key": "own", "operator": "Exists"}],
         },
     }
-    pod = burnin_pod(template, BurninCandidate(node="n" * 250, pool="p", reason=PERIODIC), 4, "quick")
+    pod = burnin_pod(template, BurninCandidate(node="n" * 250, pool="p", reason=BurninReason.PERIODIC), 4, "quick")
     assert pod["metadata"]["labels"]["team"] == "hw"
     assert len(pod["metadata"]["name"]) <= 253
     assert pod["spec"]["containers"][0]["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": "4"}

@@ -7,24 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.controller_steps import in_seconds, stop_all
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.controller.duties.drain_controller import DrainController
-from gpuhealth.kube.objects import format_time
 
 DAEMON_SET = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "0", "controller": True}
-
-
-def in_seconds(seconds: float) -> str:
-    """A time as a report has it."""
-    return format_time(datetime.now(UTC) + timedelta(seconds=seconds))
-
-
-async def stop_all(cluster: Cluster, *paths: str) -> None:
-    """Plays the kubelet for pods that have been sent away."""
-    for path in paths:
-        await until(lambda path=path: cluster.terminating(path))  # type: ignore[misc]
-        await asyncio.to_thread(cluster.stop, path)
 
 
 def test_a_node_is_drained(cluster: Cluster) -> None:

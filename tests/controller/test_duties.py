@@ -13,7 +13,7 @@ from gpuhealth.controller.duties import DUTIES
 from gpuhealth.controller.http_app import ControllerCollector
 from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 IN_OBSERVE = {"drain_controller", "budget_status", "reserved_slots", "orphaned_slots", "burnin_scheduler"}
 WRITES_NODES = {"agent_liveness", "outlier_publisher"}

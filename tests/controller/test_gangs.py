@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from kube.proxy import FaultyProxy
+from testing.controller_steps import in_seconds, stop_all
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.controller.duties.drain_controller import DrainController
-from tests.controller.test_drain import in_seconds, stop_all
 
 APP = {"app": "training"}
 LABEL = "scheduling.x-k8s.io/pod-group"

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from kube import documents
 from testing.managed_cluster import Cluster
+from testing.paths import BASE
 
 from gpuhealth.controller.controller import STOP_SECONDS
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ForbiddenError
-from gpuhealth.runtime import settings_file as config_file
-from tests.conftest import BASE
+from gpuhealth.monitors.settings import load
 
 ALL = documents(BASE)
 
@@ -44,7 +44,7 @@ def test_deployment(tmp_path: Path) -> None:
     (config_map,) = [d for d in ALL if d["kind"] == "ConfigMap" and d["metadata"]["name"] == "gpuhealth"]
     path = tmp_path / "gpuhealth.yaml"
     path.write_text(config_map["data"]["gpuhealth.yaml"])
-    settings = config_file.load(path)
+    settings = load(path)
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["ports"][0]["containerPort"] == settings.controller.http.port
     assert container["args"] == ["controller"]

@@ -7,36 +7,16 @@ from typing import Any
 
 import pytest
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import finding, verdict
+from testing.controller_steps import LEASES, SICK, drop, holders, tainted
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
-from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
-SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
-LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 QUICK: dict[str, Any] = {"orphaned_slot_timeout": "300ms", "agent_silent_after": "1h"}
-
-
-def holders(cluster: Cluster) -> list[str]:
-    """The nodes that hold places of the test's budget."""
-    items = cluster.plane.request("GET", f"{LEASES}?labelSelector=gpuhealth.io/budget={cluster.name}")["items"]
-    return sorted(item["spec"]["holderIdentity"] for item in items)
-
-
-def drop(cluster: Cluster) -> None:
-    """Takes the places away again."""
-    cluster.plane.request("DELETE", f"{LEASES}?labelSelector=gpuhealth.io/budget={cluster.name}")
-
-
-def tainted(cluster: Cluster, node: str) -> bool:
-    """Whether the node is out by our hand."""
-    taints = cluster.plane.request("GET", f"/api/v1/nodes/{node}")["spec"].get("taints", [])
-    return any(taint["key"] == "gpuhealth.io/unhealthy" for taint in taints)
 
 
 async def take(cluster: Cluster, node: str) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 from kube import Document
+from testing.controller_steps import said
 from testing.managed_cluster import Cluster, until
 
 from gpuhealth.controller.duties.outlier_publisher import OutlierPublisher
@@ -16,13 +16,6 @@ def burnin(gpu: str, model: str, digest: str) -> Document:
     software = {"torch": "2.13.0", "cuda": "13.0"}
     repeat = {"status": "passed", "digests": {"bf16/512x512x512/seed1": digest}, "software": software}
     return {"gpus": {gpu: {"model": model, "level": "standard", "status": "passed", "tests": {"repeat": repeat}}}}
-
-
-def said(cluster: Cluster, node: str) -> list[dict[str, str]]:
-    """The annotation that the agent reads."""
-    found = cluster.plane.request("GET", f"/api/v1/nodes/{node}")
-    text = (found["metadata"].get("annotations") or {}).get("gpuhealth.io/fleet-findings")
-    return json.loads(text) if text else []
 
 
 def test_a_gpu_with_another_digest_is_published(cluster: Cluster) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -12,14 +11,15 @@ from typing import Any
 
 import msgspec
 from kube import Document
+from testing.controller_steps import said
 from testing.managed_cluster import Cluster, until
 from testing.simnode import SimulatedNode
 
+from gpuhealth.api.resource import body
 from gpuhealth.fleet import views
 from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier, find_outliers
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
-from gpuhealth.quarantine import report_burnins as tested
-from tests.controller.test_outlier_publisher import said
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
+from gpuhealth.quarantine.report_burnins import burnin_of
 
 COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--json"]
 NO_LIMITS = {
@@ -35,7 +35,7 @@ def burnin(environment: dict[str, str], *options: str) -> Document:
     assert run.status is TestStatus.PASSED
     gpus = [result.gpu for result in run.results]
     run = msgspec.structs.replace(run, models=run.models or dict.fromkeys(gpus, "a processor"))
-    status: Document = json.loads(json.dumps(tested.status_of([run], gpus)))
+    status: Document = body(burnin_of([run], gpus))
     return status
 
 
@@ -53,7 +53,7 @@ def named(found: list[Outlier]) -> set[tuple[str, str, str]]:
 def test_a_device_with_the_same_wrong_result_each_time() -> None:
     """Alone it passes, since it repeats itself bit for bit; compared with three correct ones it is found."""
     faults = {"sick": '[{"kind": "result_bits"}]'}
-    options = ("--devices", "cpu", "--tests", "repeat", "--duration", "2s")
+    options = ("--devices", "cpu", "--tests", "repeat", "--duration", "200ms")
     burnins = {
         node: burnin({**os.environ, "GPUHEALTH_BURNIN__FAULTS": faults.get(node, "[]")}, *options)
         for node in ("one", "two", "three", "sick")

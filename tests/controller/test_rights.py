@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from kube import Document
+from testing.controller_steps import SILENT, ends, gone, in_seconds, runs, say_tested, stop_all
 from testing.managed_cluster import SINCE, Cluster, until
 from testing.rights import Right, granted, used
-
-from tests.controller.test_agent_liveness import SILENT
-from tests.controller.test_burnin_scheduler import ends, gone, runs, say_tested
-from tests.controller.test_drain import in_seconds, stop_all
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 

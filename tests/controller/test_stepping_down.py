@@ -17,16 +17,16 @@ from pathlib import Path
 import pytest
 import yaml
 from kube.proxy import FaultyProxy
+from testing.controller_steps import scrape
 from testing.managed_cluster import QUICK, Cluster, until
+from testing.waiting import wait_for
 
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler
 from gpuhealth.controller.http_app import serve
 from gpuhealth.kube.client import Client
-from tests.controller.test_process import wait_for
-from tests.fleet.test_fleet import scrape
 
-NODES = 300
+NODES = 100
 LOSSES = 3
 RENEW_WITHIN = 3.0
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
@@ -179,7 +179,7 @@ def test_sigterm_ends_a_process_that_is_stuck(cluster: Cluster, tmp_path: Path) 
     with log.open("wb") as stream:
         process = subprocess.Popen([sys.executable, "-c", STUCK, config], stderr=stream, env=environment)
     try:
-        wait_for(lambda: b'"became leader"' in log.read_bytes())
+        wait_for("a leader", lambda: b'"became leader"' in log.read_bytes())
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 3
     finally:

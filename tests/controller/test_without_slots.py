@@ -7,18 +7,16 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from testing.controller_steps import QB, drop, holders, outcome, status
 from testing.managed_cluster import QUICK, Cluster, until
-from testing.node_writing import HEALTHY
+from testing.node_writing import HEALTHY, SICK
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.budget import is_counted
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.controller.test_budget_status import QB
-from tests.controller.test_orphaned_slots import SICK, drop, holders
-from tests.fleet.test_fleet import outcome, status
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 

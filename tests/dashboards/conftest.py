@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from testing.prometheus import PROGRAM, Prometheus, free_port
+from kube.control_plane import free_port
+from testing.prometheus import PROGRAM, Prometheus
 from testing.simnode import SimulatedNode
 
 _NO_API_SERVER = {

@@ -6,8 +6,9 @@ import os
 import signal
 
 import pytest
-from testing.prometheus import Prometheus, until
+from testing.prometheus import EVERY, Prometheus
 from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from dashboards import rules
 
@@ -22,7 +23,7 @@ def test_every_expression_is_evaluated(node: SimulatedNode, prometheus: Promethe
         loaded = {rule["name"]: rule["health"] for rule in prometheus.api("rules")["groups"][0]["rules"]}
         return "" if loaded[alert.name] == "unknown" else str(loaded[alert.name])
 
-    assert until(health, "the rule is evaluated") == "ok"
+    assert wait_for("the rule is evaluated", health, every=EVERY) == "ok"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_a_bad_configuration_alerts_until_it_is_mended(healthy: SimulatedNode, p
 def test_lost_kernel_records_alert(healthy: SimulatedNode, prometheus: Prometheus) -> None:
     """A gap in the kernel log's numbers is told: an XID may have been in it."""
     healthy.kernel_says("something")
-    until(lambda: healthy.metric("gpuhealth_agent_kmsg_records_total"), "the record is read")
+    wait_for("the record is read", lambda: healthy.metric("gpuhealth_agent_kmsg_records_total"), every=EVERY)
     healthy._sequence += 7
     healthy.kernel_says("something else")
     prometheus.fires("GPUHealthKernelRecordsLost")

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 import pytest
-from testing.prometheus import Prometheus, until
+from testing.prometheus import EVERY, Prometheus
 from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from dashboards.generate import FOLDER
 
@@ -27,7 +28,7 @@ def _substituted(expr: str, node: SimulatedNode) -> str:
 
 def _rows(prometheus: Prometheus, expr: str) -> list[Any]:
     """What the expression gives; nothing for a moment where a scrape took longer than a second."""
-    return until(lambda: prometheus.query(expr), f"data for {expr}")
+    return wait_for(f"data for {expr}", lambda: prometheus.query(expr), every=EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def faulty(node: SimulatedNode, prometheus: Prometheus) -> SimulatedNode:
     node.driver.inject("ecc_uncorrectable", gpu=0)
     node.driver.inject("error", gpu=1, call="nvmlDeviceGetPcieReplayCounter", code=999)
     node.xid(79, gpu=2)
-    until(lambda: prometheus.query('gpuhealth_xid_errors_total{xid="79"}'), "the XID is scraped")
+    wait_for("the XID is scraped", lambda: prometheus.query('gpuhealth_xid_errors_total{xid="79"}'), every=EVERY)
     return node
 
 
@@ -46,9 +47,9 @@ def test_every_expression_returns_data(
 ) -> None:
     """Prometheus takes every expression, now and over a range, and its series have the labels of the legend."""
     expr = _substituted(target["expr"], faulty)
-    series = until(lambda: prometheus.query_range(expr), f"{panel}: data over time for {expr}")
+    series = wait_for(f"{panel}: data over time for {expr}", lambda: prometheus.query_range(expr), every=EVERY)
     if target.get("instant"):
-        series = until(lambda: prometheus.query(expr), f"{panel}: data for {expr}")
+        series = wait_for(f"{panel}: data for {expr}", lambda: prometheus.query(expr), every=EVERY)
     for label in re.findall(r"{{(\w+)}}", target.get("legendFormat", "")):
         assert all(label in one["metric"] for one in series)
 
@@ -79,8 +80,10 @@ def test_a_first_xid_is_counted(faulty: SimulatedNode, prometheus: Prometheus) -
     (target,) = (target for title, target in _TARGETS if title == "XIDs")
     faulty.xid(62, gpu=4)
     expr = _substituted(target["expr"], faulty)
-    (series,) = until(
-        lambda: [one for one in prometheus.query(expr) if one["metric"]["xid"] == "62"], "the XID is on the panel"
+    (series,) = wait_for(
+        "the XID on the panel",
+        lambda: [one for one in prometheus.query(expr) if one["metric"]["xid"] == "62"],
+        every=EVERY,
     )
     assert float(series["value"][1]) == 1
 

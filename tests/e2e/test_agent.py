@@ -8,22 +8,13 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import IMPATIENT, QUICK, ROUNDS, SimulatedNode, entries, healthy
+from testing.waiting import wait_for
 
 from gpuhealth import __version__
-from gpuhealth.runtime.journal import Journal
-
-# Rounds are quick. Only who hangs the driver is impatient with it: on a busy machine it may be slow without a fault.
-QUICK: dict[str, Any] = {
-    "interval": "200ms",
-    "unknown_after": "60s",
-    "nvml": {"warn_after": "60s", "critical_after": "120s", "reinit_interval": "200ms"},
-    "findings": {"*": {"clear_after": "400ms", "raise_after": 0}},
-}
-IMPATIENT = {"nvml": {"warn_after": "1s", "critical_after": "3s"}}
+from gpuhealth.monitors import MONITORS
 
 
 @pytest.fixture
@@ -33,20 +24,6 @@ def node(tmp_path: Path) -> Iterator[SimulatedNode]:
     yield made
     made.driver.release()
     made.stop()
-
-
-def healthy(node: SimulatedNode) -> bool:
-    """Whether the agent calls the node healthy."""
-    return node.metric("gpuhealth_node_healthy") == 1
-
-
-def entries(node: SimulatedNode) -> list[tuple[str, str]]:
-    """Kind and code of what the journal holds."""
-    journal = Journal(node.folder / "journal.sqlite", 1e9, 1000, read_only=True)
-    try:
-        return [(entry.kind, entry.code) for entry in journal.entries()]
-    finally:
-        journal.close()
 
 
 def test_a_fault_read_from_nvml_comes_and_goes(node: SimulatedNode) -> None:
@@ -93,9 +70,9 @@ def test_a_hang_blinds_nobody_else(node: SimulatedNode) -> None:
         node.driver.inject("hang")
         node.xid(79, gpu=3, text="GPU has fallen off the bus.")
         wait_for("the kernel-log fault", lambda: "xid.79" in node.findings())
-        unresponsive = 'gpuhealth_finding{code="driver.unresponsive",component="node",gpu="",severity="%s"}'
+        labels = 'code="driver.unresponsive",component="node",kind="node",parent=""'
         wait_for("the finding", lambda: "driver.unresponsive" in node.findings())  # a warning, and soon more
-        wait_for("the critical", lambda: node.metric(unresponsive % "critical"))
+        wait_for("the critical", lambda: node.metric(f'gpuhealth_finding{{{labels},severity="critical"}}'))
         assert node.get("/healthz")[0] == 200
         assert not [line for line in node.get("/metrics")[1].splitlines() if line.startswith("gpuhealth_gpu_power")]
         wait_for("another NVML process", lambda: node.metric("gpuhealth_agent_nvml_processes") == 2)
@@ -180,11 +157,12 @@ def test_a_latched_finding_survives_a_restart(node: SimulatedNode) -> None:
 
 
 def test_a_sound_node_is_healthy_from_its_first_round_on(node: SimulatedNode) -> None:
-    """All that is essential is measured in the very first round, the kernel log too: nobody waits for a second one."""
+    """All that is essential is measured in the very first rounds, the kernel log too: nobody waits for a second one."""
     node.configure({"interval": "1h"})
     with node:
         wait_for("healthy", lambda: healthy(node))
-        assert node.metric("gpuhealth_agent_rounds_total") == 1
+        for monitor in MONITORS:
+            assert node.metric(f'gpuhealth_agent_rounds_total{{monitor="{monitor}"}}') == 1
 
 
 def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
@@ -275,9 +253,9 @@ def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
         broken.replace(node.config)
         wait_for("the refusal", lambda: node.metric("gpuhealth_agent_config_valid") == 0)
         assert node.get("/healthz", seconds=20)[0] == 200
-        rounds = node.metric("gpuhealth_agent_rounds_total") or 0
-        wait_for("more rounds", lambda: (node.metric("gpuhealth_agent_rounds_total") or 0) > rounds)
-        assert node.metric('gpuhealth_loop_failures_total{loop="round"}') == 0
+        rounds = node.metric(ROUNDS) or 0
+        wait_for("more rounds", lambda: (node.metric(ROUNDS) or 0) > rounds)
+        assert node.metric('gpuhealth_loop_failures_total{loop="monitor_nvidia"}') == 0
         assert healthy(node)
         (refusal,) = [line for line in node.log() if line["event"] == "configuration rejected"]
         assert len(refusal["error"]) < 600

@@ -6,10 +6,10 @@ import asyncio
 from pathlib import Path
 
 from kube import ControlPlane
-from testing.simnode import wait_for
-
-from tests.e2e.test_marks import Marked, _rounds
-from tests.kube.test_answers import PAGE, in_the_way
+from testing.marked_node import Marked
+from testing.odd_server import PAGE, in_the_way
+from testing.simnode import rounds
+from testing.waiting import wait_for
 
 
 def test_a_page_in_the_way_stops_no_round(plane: ControlPlane, tmp_path: Path) -> None:
@@ -29,11 +29,11 @@ def test_a_page_in_the_way_stops_no_round(plane: ControlPlane, tmp_path: Path) -
                 await asyncio.to_thread(sim.stop)
 
     def measured() -> None:
-        began = _rounds(sim)
-        wait_for("rounds", lambda: _rounds(sim) > began + 5)
+        began = rounds(sim)
+        wait_for("rounds", lambda: rounds(sim) > began + 5)
         sim.driver.inject("remap_failed", gpu=2)
         wait_for("the finding", lambda: "gpu_memory.remap_failed" in sim.findings())
-        assert not sim.metric('gpuhealth_loop_failures_total{loop="round"}')
+        assert not sim.metric('gpuhealth_loop_failures_total{loop="monitor_nvidia"}')
         assert not sim.metric('gpuhealth_loop_failures_total{loop="mark_node"}')
 
     try:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from kube import ControlPlane
-from testing.simnode import SimulatedNode, wait_for
+from testing.marked_node import XID_95, Marked, leave_burnin
+from testing.simnode import SimulatedNode, entries, rounds
+from testing.waiting import wait_for
 
-from gpuhealth.monitors.burnin_results.readings import TestStatus
-from tests.e2e.test_agent import entries
-from tests.e2e.test_marks import XID_95, Marked, _annotate, _leave_burnin, _rounds
+from gpuhealth.model.burnin_run import TestStatus
 
 LOST = "quarantine.memory_lost"
 
@@ -36,7 +36,7 @@ def truncated(sim: SimulatedNode) -> None:
 def spoiled(sim: SimulatedNode, value: object = b'{"tracked": 7}') -> None:
     """A version that writes something else, or a flipped bit."""
     with sqlite3.connect(sim.folder / "journal.sqlite") as journal:
-        journal.execute("UPDATE memory SET value = ? WHERE key = 'findings'", (value,))
+        journal.execute("UPDATE state SET value = ? WHERE key = 'findings'", (value,))
     journal.close()
 
 
@@ -64,8 +64,8 @@ def marked(plane: ControlPlane, tmp_path: Path) -> Iterator[Marked]:
 def stays_out(marked: Marked) -> None:
     """The agent has judged the node many times, and it is out."""
     wait_for("the taint", lambda: marked.taint() == LOST)
-    began = _rounds(marked.sim)
-    wait_for("rounds", lambda: _rounds(marked.sim) > began + 30)
+    began = rounds(marked.sim)
+    wait_for("rounds", lambda: rounds(marked.sim) > began + 30)
     assert marked.taint() == LOST
     assert marked.condition() == ("False", "QuarantineMemoryLost")
 
@@ -81,7 +81,7 @@ def test_a_lost_journal_returns_no_node(marked: Marked, lose: Callable[[Simulate
         assert "xid.95" in finding["message"]
         assert finding["clearsWhen"] == "the node has rebooted, a later burn-in has passed, or a person says so"
         assert any("stored" in line["event"] or "set aside" in line["event"] for line in sim.log())
-        _annotate(marked, "gpuhealth.io/restored", datetime.now(UTC).isoformat())
+        marked.annotate("gpuhealth.io/restored", datetime.now(UTC).isoformat())
         wait_for("the taint to go", lambda: marked.taint() is None)
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
 
@@ -110,9 +110,9 @@ def test_a_burnin_returns_it(marked: Marked) -> None:
     deleted(marked.sim)
     with marked.sim as sim:
         wait_for("the taint", lambda: marked.taint() == LOST)
-        _leave_burnin(sim, 3, TestStatus.PASSED)
+        leave_burnin(sim, 3, TestStatus.PASSED)
         stays_out(marked)
-        _leave_burnin(sim, 2, TestStatus.PASSED)
+        leave_burnin(sim, 2, TestStatus.PASSED)
         wait_for("the taint to go", lambda: marked.taint() is None)
 
 
@@ -140,7 +140,7 @@ def test_a_record_of_an_older_version(marked: Marked) -> None:
     """It names neither boot nor GPU: the node stays out through a reboot that nobody can know of."""
     deleted(marked.sim)
     old = '{"code":"xid.95","since":"2026-03-01T12:00:00Z","cordoned":false}'
-    _annotate(marked, "gpuhealth.io/quarantine", old)
+    marked.annotate("gpuhealth.io/quarantine", old)
     (marked.sim.driver.root / "proc/sys/kernel/random/boot_id").write_text(f"{uuid.uuid4()}\n")
     with marked.sim:
         stays_out(marked)
@@ -150,10 +150,10 @@ def test_a_record_of_an_older_version(marked: Marked) -> None:
 def test_a_record_that_nobody_can_read(marked: Marked, text: str) -> None:
     """What is on the Node may be ours or not, so it stays, and so does the budget's slot."""
     deleted(marked.sim)
-    _annotate(marked, "gpuhealth.io/quarantine", text)
+    marked.annotate("gpuhealth.io/quarantine", text)
     with marked.sim as sim:
-        began = _rounds(sim)
-        wait_for("rounds", lambda: _rounds(sim) > began + 30)
+        began = rounds(sim)
+        wait_for("rounds", lambda: rounds(sim) > began + 30)
         assert marked.taint() == "xid.95"
         leases = marked.plane.request("GET", "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases")["items"]
         assert [each["metadata"]["name"] for each in leases if each["spec"]["holderIdentity"] == marked.name]

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import QUICK, ROUNDS, SimulatedNode, entries, healthy
+from testing.waiting import wait_for
 
 from gpuhealth.agent.agent import Agent
+from gpuhealth.monitors.monitor import RestartRequiredError
 from gpuhealth.monitors.nvidia.nvml import stale_library
-from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError
-from gpuhealth.runtime.settings_file import load
-from tests.e2e.test_agent import QUICK, entries, healthy
+from gpuhealth.monitors.settings import load
 
 QUARANTINING = 'gpuhealth_verdict{verdict="unhealthy"}'
 
@@ -65,8 +65,8 @@ def test_one_odd_return_code_is_a_warning_of_ours(node: SimulatedNode, call: str
     node.driver.inject("error", call=call, code=code)
     with node:
         wait_for("the finding", lambda: node.findings() == {"agent.unexpected_reading"})
-        rounds = node.metric("gpuhealth_agent_rounds_total") or 0
-        wait_for("ten rounds more", lambda: (node.metric("gpuhealth_agent_rounds_total") or 0) >= rounds + 10)
+        rounds = node.metric(ROUNDS) or 0
+        wait_for("ten rounds more", lambda: (node.metric(ROUNDS) or 0) >= rounds + 10)
         assert node.findings() == {"agent.unexpected_reading"}
         assert node.metric(QUARANTINING) == 0
 
@@ -89,16 +89,16 @@ def test_a_frozen_agent_is_no_driver_that_hangs(node: SimulatedNode) -> None:
         wait_for("healthy", lambda: healthy(node))
         pid = wait_for("the NVML process", lambda: child_of(node))
         node.driver.inject("slow", call="nvmlDeviceGetPowerUsage", ms=250)  # eight GPUs: two seconds a round
-        rounds = node.metric("gpuhealth_agent_rounds_total") or 0
-        wait_for("a slow round", lambda: (node.metric("gpuhealth_agent_rounds_total") or 0) > rounds)
+        rounds = node.metric(ROUNDS) or 0
+        wait_for("a slow round", lambda: (node.metric(ROUNDS) or 0) > rounds)
         for process in (node.pid, pid):
             os.kill(process, signal.SIGSTOP)
         frozen = _jiffies_of_boot()
         wait_for("the frozen time to pass", lambda: _jiffies_of_boot() - frozen > 9.0)
         for process in (node.pid, pid):
             os.kill(process, signal.SIGCONT)
-        rounds = node.metric("gpuhealth_agent_rounds_total") or 0
-        wait_for("two rounds more", lambda: (node.metric("gpuhealth_agent_rounds_total") or 0) >= rounds + 2)
+        rounds = node.metric(ROUNDS) or 0
+        wait_for("two rounds more", lambda: (node.metric(ROUNDS) or 0) >= rounds + 2)
     assert "driver.unresponsive" not in {code for _, code in entries(node)}
 
 
@@ -118,7 +118,7 @@ def test_an_agent_older_than_the_driver_ends_itself(node: SimulatedNode, monkeyp
         running = asyncio.create_task(agent.run())
         try:
             async with asyncio.timeout(120.0):
-                while not agent.counts.rounds:
+                while not agent.has_judged:
                     await asyncio.sleep(0.01)
                 node.driver.set({"node.driver_version": "570.86.15"})
                 node.driver.inject("driver_mismatch")

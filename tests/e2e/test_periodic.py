@@ -10,32 +10,28 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import yaml
 from kube import ControlPlane, Document
 from kube.control_plane import RequestError
 from testing.command import COMMAND
+from testing.controller_process import ControllerProcess
 from testing.managed_cluster import Cluster
-from testing.simnode import wait_for
+from testing.marked_node import Marked
+from testing.waiting import wait_for
 
-from gpuhealth.runtime.settings import Settings
-from tests.controller.test_process import Process
-from tests.e2e.test_marks import Marked
-
-T = TypeVar("T")
+from gpuhealth.monitors.settings import Settings
 
 GPUS = 2
 TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
 PODS = "/api/v1/namespaces/gpuhealth/pods"
 PATIENT = {"warn_after": "60s", "critical_after": "60s"}  # nothing hangs here, and the machine may be slow
 
-
-def until(what: str, ready: Callable[[], T | None]) -> T:
-    """Waits, with the patience that a busy machine needs, and asks seldom: each look is a new TLS connection."""
-    return wait_for(what, ready, seconds=300.0, every=0.2)
+until = partial(wait_for, seconds=300.0, every=0.2)  # seldom: each look is a new TLS connection
 
 
 class Idle(Marked):
@@ -157,7 +153,7 @@ def idle(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[], Idle]]:
 
 
 @pytest.fixture
-def controller(cluster: Cluster, tmp_path: Path) -> Iterator[Process]:
+def controller(cluster: Cluster, tmp_path: Path) -> Iterator[ControllerProcess]:
     """`gpuhealth controller` with periodic tests."""
     config = tmp_path / "controller.yaml"
     periodic = {"enabled": True, "level": "quick", "max_per_pool": 2}
@@ -166,13 +162,15 @@ def controller(cluster: Cluster, tmp_path: Path) -> Iterator[Process]:
         "controller": {"http": {"host": "127.0.0.1", "port": 0}, "periodic": periodic},
     }
     config.write_text(yaml.safe_dump(settings))
-    process = Process(config, tmp_path / "controller.log")
+    process = ControllerProcess(config, tmp_path / "controller.log")
     yield process
     assert process.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.timeout(900)
-def test_idle_nodes_are_tested_in_turn(cluster: Cluster, idle: Callable[[], Idle], controller: Process) -> None:
+def test_idle_nodes_are_tested_in_turn(
+    cluster: Cluster, idle: Callable[[], Idle], controller: ControllerProcess
+) -> None:
     """A sound node goes on as before and is left alone from then on; a sick one is out, in the budget's place."""
     sound, sick = idle(), idle()
     sick_gpu = sick.sim.driver.text("gpu1.uuid")
@@ -195,7 +193,8 @@ def test_idle_nodes_are_tested_in_turn(cluster: Cluster, idle: Callable[[], Idle
     until("the Event", lambda: "BurninFailed" in cluster.reasons(sick.name, "default"))
     until("the report", lambda: sick.tests().get(sick_gpu) == {"exact": "failed"})
     (finding,) = sick.report()["findings"]
-    assert (finding["code"], finding["component"], finding["severity"]) == ("burnin.exact", sick_gpu, "critical")
+    assert (finding["code"], finding["severity"]) == ("burnin.exact", "critical")
+    assert finding["component"] == {"kind": "gpu", "id": sick_gpu}
     lease = f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{sick.name}.0"
     assert cluster.plane.request("GET", lease)["spec"]["holderIdentity"] == sick.name
     path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{sick.name}"

@@ -1,7 +1,6 @@
 """A new node on a real API server: closed until its tests have passed, whatever happens meanwhile.
 
-Processors stand in for GPUs of a simulated node, for two of the eight where nothing else is said; agent, preflight and
-the tests' workers are real.
+Processors stand in for the two GPUs of a simulated node; agent, preflight and the tests' workers are real.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from typing import Any
 import msgspec
 import pytest
 from kube import ControlPlane
-from testing.simnode import wait_for
+from testing.marked_node import Marked
+from testing.waiting import wait_for
 
-from gpuhealth.monitors.burnin_results.readings import BurninRun, TestStatus
-from tests.e2e.test_marks import Marked
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
 
 KEY = "gpuhealth.io/preflight"
 PENDING = {"key": KEY, "value": "pending", "effect": "NoSchedule"}
@@ -33,14 +32,14 @@ QUICK = {"level": "quick", "tests": [TEST], "duration": "100ms", "retry": "200ms
 NO_LIMITS = {
     "floor_percent": 0,
     "min_percent_of_best_peer": 0,
-}  # a processor is no H100, and eight of them share its cores
+}  # a processor is no H100, and two of them share its cores
 
 
 class NewNode(Marked):
     """A node that has just joined, as its kubelet registers it."""
 
     def __init__(self, plane: ControlPlane, folder: Path) -> None:
-        super().__init__(plane, folder)
+        super().__init__(plane, folder, gpus=2)
         self.folder = folder
         self.budget(1)
         self.close()
@@ -96,7 +95,7 @@ class NewNode(Marked):
 
     def reported(self) -> set[tuple[str, str]]:
         """Code and GPU of the findings in the report."""
-        return {(each["code"], each.get("gpu", "")) for each in self.report().get("findings", [])}
+        return {(each["code"], each["component"]["id"]) for each in self.report().get("findings", [])}
 
     def runs(self) -> list[BurninRun]:
         """The results on the node, oldest first."""
@@ -126,8 +125,8 @@ def new(plane: ControlPlane, tmp_path: Path) -> Iterator[NewNode]:
 
 @pytest.mark.timeout(600)
 def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
-    """It waits for the driver, tests all eight GPUs and opens the node; the report tells of it; nothing is repeated."""
-    new.sim.configure({"burnin": {"devices": "cpu:0,1,2,3,4,5,6,7", "limits": NO_LIMITS}})
+    """It waits for the driver, tests all GPUs and opens the node; the report tells of it; nothing is repeated."""
+    new.sim.configure({"burnin": {"limits": NO_LIMITS}})
     new.sim.configure({"preflight": {**QUICK, "tests": [TEST, "bandwidth"], "duration": "1s"}})
     new.sim.driver.inject("init_failure")
     with new.sim as sim:
@@ -140,9 +139,9 @@ def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
         wait_for("the agent's own label", lambda: new.label() == "healthy")
         wait_for("the Event", lambda: new.told("PreflightPassed"))
         (run,) = new.runs()
-        assert (run.reason, run.status, len(run.results)) == ("preflight", TestStatus.PASSED, 16)
+        assert (run.reason, run.status, len(run.results)) == ("preflight", TestStatus.PASSED, 4)
         gpus = wait_for("the report", lambda: (new.report().get("burnin") or {}).get("gpus"))
-        assert gpus.keys() == {new.gpu(index) for index in range(8)}
+        assert gpus.keys() == {new.gpu(index) for index in range(2)}
         for gpu in gpus.values():
             assert {test: said["status"] for test, said in gpu["tests"].items()} == {
                 TEST: "passed",

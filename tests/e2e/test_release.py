@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from kube import ControlPlane
-from testing.simnode import wait_for
-
-from tests.e2e.test_agent import entries
-from tests.e2e.test_marks import XID_95, Marked
+from testing.marked_node import XID_95, Marked
+from testing.simnode import ROUNDS, entries
+from testing.waiting import wait_for
 
 UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
 ANNOTATION = "gpuhealth.io/release-gpus"
@@ -52,7 +51,7 @@ class Upgraded(Marked):
 
     def outlast(self, seconds: float) -> None:
         """Waits for a round that is so much later than the last one."""
-        last = "gpuhealth_agent_last_round_timestamp_seconds"
+        last = 'gpuhealth_agent_last_round_timestamp_seconds{monitor="nvidia"}'
         before = wait_for("a round", lambda: self.sim.metric(last))
         wait_for("a later round", lambda: (self.sim.metric(last) or 0.0) > before + seconds)
 
@@ -62,9 +61,8 @@ class Upgraded(Marked):
 
     def rounds(self, more: int) -> None:
         """Waits for so many rounds more."""
-        count = "gpuhealth_agent_rounds_total"
-        before = self.sim.metric(count) or 0.0
-        wait_for("rounds", lambda: (self.sim.metric(count) or 0.0) >= before + more)
+        before = self.sim.metric(ROUNDS) or 0.0
+        wait_for("rounds", lambda: (self.sim.metric(ROUNDS) or 0.0) >= before + more)
 
 
 @pytest.fixture
@@ -101,7 +99,7 @@ def test_an_upgrade_by_the_gpu_operator(upgraded: Upgraded) -> None:
         wait_for("the same condition", upgraded.is_released)
         wait_for("the same verdict", lambda: sim.metric("gpuhealth_node_healthy") == 1)
         assert sim.metric('gpuhealth_not_checked{check="gpu.lost",reason="released"}') == 1
-        wait_for("silence: a release costs one write, not one a round", lambda: upgraded.is_silent(rounds=10))
+        wait_for("silence: a release costs one write, not one a round", lambda: upgraded.is_silent(for_rounds=10))
         upgraded.says(labels={UPGRADE: "validation-required"})
         wait_for("the driver being asked again", lambda: sim.metric("gpuhealth_agent_driver_released") == 0)
         upgraded.rounds(3)

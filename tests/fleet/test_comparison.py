@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import msgspec
@@ -11,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from testing.burnin_results import result, run
 
+from gpuhealth.api.resource import body
 from gpuhealth.fleet import views
 from gpuhealth.fleet.comparison import MIN_SPEEDS, MISMATCH, SLOW, GpuResult, find_outliers
-from gpuhealth.quarantine import report_burnins as tested
+from gpuhealth.quarantine.report_burnins import burnin_of
 
 GPU = "GPU-0"
 RIGHT, WRONG, ODD = "a" * 64, "b" * 64, "c" * 64
@@ -93,7 +93,7 @@ def test_what_is_compared_is_what_the_agent_writes() -> None:
         result("p2p", figures={"to_GPU-1_gigabytes_per_second": 300.0}),
     )
     done = run(*results, software={"torch": "2.13", "cuda": "13.0"}, models={GPU: H100})
-    said = {"metadata": {"name": "n"}, "status": {"burnin": json.loads(json.dumps(tested.status_of([done], [GPU])))}}
+    said = {"metadata": {"name": "n"}, "status": {"burnin": body(burnin_of([done], [GPU]))}}
     (found,) = views.report_view(said).results
     assert (found.node, found.gpu, found.model, found.level) == ("n", GPU, H100, done.level)
     assert (found.software, found.digests) == ("cuda 13.0, torch 2.13", ((PRODUCT, RIGHT[:16]),))

@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
+from testing.controller_steps import outcome, samples, scrape, status
 from testing.managed_cluster import QUICK, Cluster, until
 
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.duties.budget_status import BudgetStatusWriter
 from gpuhealth.controller.http_app import serve
-from gpuhealth.kube.client import Client
-from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
+from gpuhealth.quarantine.slots.holder import Admitted, Blocked
 
 GPU = {"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}
-
-
-async def scrape(port: int, path: str = "/metrics") -> tuple[int, str]:
-    """Status and text of one of the controller's pages."""
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as answer:
-        return answer.status, await answer.text()
-
-
-def samples(text: str, pool: str) -> dict[tuple[str, ...], float]:
-    """The samples by name and label values, but those of other tests' pools."""
-    found = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.labels.get("pool", pool) == pool and sample.labels.get("budget", pool) == pool:
-                found[sample.name, *(v for k, v in sorted(sample.labels.items()) if k not in {"pool", "budget"})] = (
-                    sample.value
-                )
-    return found
-
-
-def status(cluster: Cluster) -> dict[str, Any]:
-    """The status of the test's budget."""
-    path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{cluster.name}"
-    found: dict[str, Any] = cluster.plane.request("GET", path).get("status", {})
-    return found
-
-
-async def outcome(cluster: Cluster, node: str) -> Any:
-    """What becomes of a node that asks for a place."""
-    async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
-        return await SlotHolder(client, "gpuhealth", node).acquire({"gpuhealth.io/pool": cluster.name}, "xid.79")
 
 
 def test_metrics(cluster: Cluster) -> None:

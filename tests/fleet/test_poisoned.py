@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from testing.controller_steps import samples, scrape
 from testing.managed_cluster import QUICK, SINCE, Cluster, until
 
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.http_app import serve
-from tests.fleet.test_fleet import samples, scrape
 
 ODD: list[dict[str, Any]] = [
     {"burnin": {"testedAt": "0000-01-01T00:00:00Z"}},

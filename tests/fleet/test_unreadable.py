@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import copy
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import yaml
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testing.odd_objects import META, SAMPLES, Json, mutants
 
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.duties.burnin_scheduler import BurninScheduler
@@ -26,131 +26,11 @@ from gpuhealth.fleet.fleet import Fleet
 from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import UnreadableError
-from gpuhealth.kube.kinds import BUDGETS, LEASES, NAMESPACES, NODES, PODS, REPORTS, Kind
+from gpuhealth.kube.kinds import BUDGETS, NODES, PODS, REPORTS, Kind
 from gpuhealth.kube.objects import read
-from gpuhealth.kube.pdb import guard, obstacle
-from gpuhealth.kube.watching import Changed, Listed, Unreadable
-from gpuhealth.runtime.settings import Settings
-
-Json = Any
-TIME = "2026-03-01T12:00:00Z"
-GPU_RUN = {
-    "model": "H100",
-    "level": "standard",
-    "tests": {
-        "gemm": {"digests": {"fp16": "abc"}, "software": {"cublas": "12.1"}},
-        "soak": {"figures": {"fp16_tflops": 600.0}},
-    },
-}
-META = {"name": "a", "uid": "u", "resourceVersion": "7", "generation": 1, "labels": {"gpuhealth.io/state": "healthy"}}
-SAMPLES: dict[Kind, Json] = {
-    NODES: {
-        "metadata": META | {"annotations": {"gpuhealth.io/fleet-findings": "[]", "gpuhealth.io/override": "healthy"}},
-        "spec": {"taints": [{"key": "gpuhealth.io/unhealthy", "effect": "NoSchedule"}], "unschedulable": True},
-        "status": {
-            "conditions": [
-                {"type": "Ready", "status": "True"},
-                {"type": "GPUHealthy", "status": "True", "reason": "Ok"},
-            ],
-            "allocatable": {"nvidia.com/gpu": "8"},
-        },
-    },
-    REPORTS: {
-        "metadata": META,
-        "status": {
-            "verdict": "healthy",
-            "inventory": {"gpus": [{"uuid": "GPU-1", "model": "H100", "verdict": "healthy"}]},
-            "quarantine": {"state": "quarantined", "code": "xid.79", "since": TIME, "drain": True, "budget": "b"},
-            "drain": {
-                "phase": "draining",
-                "quarantineSince": TIME,
-                "startedAt": TIME,
-                "deadline": TIME,
-                "remaining": 2,
-            },
-            "burnin": {"testedAt": TIME, "gpus": {"GPU-1": GPU_RUN}},
-        },
-    },
-    PODS: {
-        "metadata": META
-        | {
-            "namespace": "n",
-            "annotations": {"gpuhealth.io/node": "a"},
-            "ownerReferences": [{"kind": "Job", "controller": True}],
-            "deletionTimestamp": TIME,
-        },
-        "spec": {"nodeName": "a"},
-        "status": {
-            "phase": "Failed",
-            "reason": "Evicted",
-            "conditions": [{"type": "Ready", "status": "True"}],
-            "containerStatuses": [{"state": {"terminated": {"exitCode": 2, "reason": "Error"}}}],
-        },
-    },
-    BUDGETS: {
-        "metadata": META,
-        "spec": {
-            "nodeSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "a", "operator": "In"}]},
-            "maxUnavailable": "5%",
-            "maxPerWindow": 1,
-            "window": "1h",
-            "countUnavailable": True,
-        },
-        "status": {
-            "size": 1,
-            "conditions": [{"type": "FaultLimitReached", "status": "False", "lastTransitionTime": TIME}],
-        },
-    },
-    LEASES: {
-        "metadata": META | {"labels": {"gpuhealth.io/budget": "a"}},
-        "spec": {"holderIdentity": "a", "leaseDurationSeconds": 5, "renewTime": TIME},
-    },
-    NAMESPACES: {"metadata": META, "status": {"phase": "Active"}},
-}
-ODD_TIMES = st.sampled_from(
-    [
-        "0000-01-01T00:00:00Z",
-        "2026-01-01T00:00:00+99:99",
-        "9999-12-31T23:59:59-12:00",
-        "2026-01-01t00:00:00z",
-        "now",
-        "",
-    ]
-)
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text()
-    | ODD_TIMES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-def paths(value: Json, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of everything within an object."""
-    yield at
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from paths(inner, (*at, key))
-
-
-@st.composite
-def mutants(draw: st.DrawFn, sample: Json) -> Json:
-    """The object with anything in one or two of its places, or without them."""
-    item = copy.deepcopy(sample)
-    for _ in range(draw(st.integers(1, 2))):
-        at = draw(st.sampled_from([path for path in paths(item) if path]))
-        outer = item
-        for key in at[:-1]:
-            outer = outer[key]
-        if draw(st.booleans()):
-            outer[at[-1]] = draw(VALUES)
-        else:
-            del outer[at[-1]]
-    return item
+from gpuhealth.kube.pdb import blocking_reason, read_budget
+from gpuhealth.kube.watching import WatchChanged, WatchListed, WatchUnreadable
+from gpuhealth.monitors.settings import Settings
 
 
 @st.composite
@@ -259,9 +139,9 @@ def test_pods_on_a_drained_node(item: Json) -> None:
 
     async def events() -> Any:
         try:
-            yield Changed("ADDED", read("Pod", item, pod_view))
+            yield WatchChanged("ADDED", read("Pod", item, pod_view))
         except UnreadableError as error:
-            yield Unreadable("ADDED", error)
+            yield WatchUnreadable("ADDED", error)
 
     asyncio.run(table.follow(events(), lambda: None))
     kept = list(table.items.values())
@@ -281,8 +161,8 @@ GUARD = {
 def test_a_pod_disruption_budget(item: Json, version: str) -> None:
     """A budget is read and can be evaluated, or raises an ApiError, after which a drain retries."""
     with contextlib.suppress(UnreadableError):
-        found = read("PodDisruptionBudget", item, partial(guard, version=version))
-        assert isinstance(obstacle([found], [Pod(namespace="n", name="a", uid="u", labels={"a": "b"})]), str)
+        found = read("PodDisruptionBudget", item, partial(read_budget, version=version))
+        assert isinstance(blocking_reason([found], [Pod(namespace="n", name="a", uid="u", labels={"a": "b"})]), str)
 
 
 def taken(fleet: Fleet, kind: Kind, item: Json, slim_of: Any) -> None:
@@ -291,9 +171,9 @@ def taken(fleet: Fleet, kind: Kind, item: Json, slim_of: Any) -> None:
 
     async def events() -> Any:
         try:
-            yield Changed("MODIFIED", read(kind.kind, item, slim_of))
+            yield WatchChanged("MODIFIED", read(kind.kind, item, slim_of))
         except UnreadableError as error:
-            yield Unreadable("MODIFIED", error)
+            yield WatchUnreadable("MODIFIED", error)
 
     asyncio.run(table.follow(events(), lambda: None))  # type: ignore[attr-defined]
 
@@ -353,10 +233,34 @@ def test_a_deleted_object_is_removed(kind: Kind) -> None:
     error = UnreadableError(kind.kind, SAMPLES[kind], ValueError("odd"))
 
     async def events(last: Any) -> Any:
-        yield Unreadable("ADDED", error)
+        yield WatchUnreadable("ADDED", error)
         yield last
 
-    for last in (Unreadable("DELETED", error), Listed([])):
+    for last in (WatchUnreadable("DELETED", error), WatchListed([])):
         asyncio.run(table.follow(events(last), lambda: None))
         assert not table.items
         assert not table.unreadable
+
+
+def test_what_is_not_read_of_a_report_costs_nothing() -> None:
+    """Findings, counters and times of burn-ins may hold anything: the controller reads none of them."""
+    odd = copy.deepcopy(SAMPLES[REPORTS])
+    odd["status"] |= {"findings": [{"component": 5, "firstSeen": "0000-01-01T00:00:00Z"}], "counters": "many"}
+    odd["status"]["burnin"]["gpus"]["GPU-1"] |= {"history": 5, "endedAt": 5, "bootID": []}
+    assert views.report_view(odd) == views.report_view(SAMPLES[REPORTS])
+
+
+def test_what_only_people_read_is_not_kept() -> None:
+    """Of thousands of reports the controller keeps neither the reason of a quarantine nor the names of slots."""
+    told = poisoned(REPORTS, "status", "quarantine", "reason", value="a budget has no free slot")
+    told["status"]["quarantine"]["slots"] = ["b.0"]
+    assert views.report_view(told).quarantine == views.report_view(SAMPLES[REPORTS]).quarantine
+
+
+def test_a_state_of_another_version() -> None:
+    """A state, phase or verdict that this version does not know is read; nothing follows from it."""
+    newer = poisoned(REPORTS, "status", "quarantine", "state", value="resetting")
+    newer["status"]["drain"]["phase"] = "paused"
+    newer["status"]["inventory"]["gpus"][0]["verdict"] = "suspect"
+    read_ = views.report_view(newer)
+    assert (read_.quarantine.asks_for_drain, read_.drain.phase, read_.gpus) == (False, "paused", (("suspect", "H100"),))

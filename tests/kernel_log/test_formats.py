@@ -1,13 +1,16 @@
 """Kernel messages out of every format that logs come in."""
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuhealth.kernel_log.formats import classify, message, records
+from gpuhealth.monitors.registry import kernel_log_parser
 
 XID = "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, GPU has fallen off the bus."
 BOOTED = datetime(2026, 11, 22, tzinfo=UTC)
@@ -79,13 +82,18 @@ OTHERS = {
 }
 
 
+def classified(lines: Iterable[bytes | str]) -> list[dict[str, Any]]:
+    """The events of a log."""
+    return list(classify(lines, kernel_log_parser()))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("binary", [False, True], ids=["text", "bytes"])
 def test_every_format(name: str, binary: bool) -> None:
     """The same event comes out of every format, of text and of bytes, with the number of its line."""
     line = FORMATS[name]
     lines: list[bytes | str] = ["usb 1-1: new device\n", f"{line}\n"]
-    found = list(classify([each.encode() for each in lines if isinstance(each, str)] if binary else lines))
+    found = classified([each.encode() for each in lines if isinstance(each, str)] if binary else lines)
     assert found == [
         {
             "number": 2,
@@ -105,7 +113,7 @@ def test_every_format(name: str, binary: bool) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_the_kernel_did_not_write(name: str) -> None:
     """A program that mentions an XID is nothing."""
-    assert list(classify([OTHERS[name]])) == []
+    assert classified([OTHERS[name]]) == []
 
 
 @pytest.mark.parametrize(
@@ -144,7 +152,7 @@ def test_a_raw_record_in_full() -> None:
 
 def test_the_first_line_after_a_crash() -> None:
     """The zeros that a crash leaves in a log file do not hide the line behind them."""
-    (found,) = classify([b"\0" * 4096 + FORMATS["syslog"].encode() + b"\n"])
+    (found,) = classified([b"\0" * 4096 + FORMATS["syslog"].encode() + b"\n"])
     assert (found["finding"], found["line"]) == ("xid.79", FORMATS["syslog"])
 
 
@@ -155,14 +163,14 @@ def test_dmesg_lists_a_record_over_several_lines() -> None:
         "               NVRM: (PCI ID: 10de:26b5) installed in this system has",
         "               NVRM: fallen off the bus and is not responding to commands.",
     ]
-    (found,) = classify(lines)
+    (found,) = classified(lines)
     assert (found["number"], found["kind"], found["finding"], found["pci"]) == (3, "nvrm", "xid.79", "0000:b3:00")
 
 
 def test_journald_keeps_them_in_one_message() -> None:
     """The same record as one JSON message."""
     text = "NVRM: The NVIDIA GPU 0000:b3:00.0\nNVRM: (PCI ID: 1:2) installed in this system has\nNVRM: fallen off the bus and is not responding"  # noqa: E501 - one message
-    (found,) = classify([json.dumps({"_TRANSPORT": "kernel", "MESSAGE": text})])
+    (found,) = classified([json.dumps({"_TRANSPORT": "kernel", "MESSAGE": text})])
     assert found["pci"] == "0000:b3:00"
 
 
@@ -170,7 +178,7 @@ def test_details_of_an_sxid_are_not_events() -> None:
     """Three lines of one SXid are one event."""
     head = "[    1.000000] nvidia-nvswitch0: SXid (PCI:0000:a9:00.0): 12028, "
     lines = [f"{head}Non-fatal, Link 32 text", f"{head}Severity 0 Engine instance 32", f"{head}Data {{0x00000000}}"]
-    assert [found["number"] for found in classify(lines)] == [1]
+    assert [found["number"] for found in classified(lines)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -188,13 +196,13 @@ def test_details_of_an_sxid_are_not_events() -> None:
 )
 def test_hostile_lines(line: str) -> None:
     """Lines made to break a parser do not."""
-    assert list(classify([line])) == []
+    assert classified([line]) == []
 
 
 @given(st.lists(st.one_of(st.binary(max_size=80), st.text(max_size=80)), max_size=20))
 def test_no_input_is_too_much(lines: list[bytes | str]) -> None:
     """Whatever a file holds, reading it raises nothing."""
-    list(classify(lines))
+    classified(lines)
     list(records(lines, BOOTED))
 
 
@@ -207,6 +215,6 @@ PARTS = st.sampled_from(
 @given(st.lists(PARTS, max_size=8).map("".join))
 def test_no_mixture_is_too_much(line: str) -> None:
     """Prefixes of all formats in any order raise nothing."""
-    list(classify([line]))
+    classified([line])
     list(records([line], BOOTED))
     message(line)

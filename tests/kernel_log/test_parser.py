@@ -7,8 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from testing.kernel_lines import LINES, SXID
 
-from gpuhealth.kernel_log.parser import KernelLog, may_matter, nvml_xid_event
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
+from gpuhealth.monitors.nvidia.nvml.child import XidSeen
+from gpuhealth.monitors.nvidia.probe import event_of
+from gpuhealth.monitors.registry import kernel_log_parser
 
 NOTHING = [
     "",
@@ -38,7 +40,7 @@ NOTHING = [
 
 def fed(*lines: str) -> list[KernelEvent | None]:
     """What one log's parser makes of each line."""
-    log = KernelLog()
+    log = kernel_log_parser()
     return [log.feed(KernelRecord(line)) for line in lines]
 
 
@@ -51,6 +53,7 @@ def test_lines(line: str, kind: str, finding: str, severity: str, action: str, m
     assert {name: getattr(event, name) for name in more} == more
     assert event.meaning
     assert event.line == line
+    may_matter = kernel_log_parser().may_matter
     assert all(may_matter(prefix + line) for prefix in ("", "[  1.000000] ", "Nov 22 01:00:00 host kernel: "))
 
 
@@ -96,9 +99,11 @@ def test_other_lines_within_the_message_are_events_of_their_own() -> None:
 
 def test_nvml_events() -> None:
     """An XID that came through NVML without a text has its bucket's meaning."""
-    event = nvml_xid_event(79, "0000:3b:00")
+    event = event_of(XidSeen(79, "00000000:3B:00.0", "GPU-1", 0.0))
     assert (event.kind, event.finding, event.severity, event.line) == ("xid", "xid.79", "critical", "")
-    assert nvml_xid_event(154, None).severity == "warning"
+    assert event.pci == "0000:3b:00"
+    unplaced = event_of(XidSeen(154, "", "", 0.0))
+    assert (unplaced.severity, unplaced.pci) == ("warning", None)
 
 
 WORDS = st.sampled_from(
@@ -113,7 +118,7 @@ WORDS = st.sampled_from(
 @example("NVRM: Xid (PCI:0000:3b:00 GPU-I:9999): 999999, pid=99999999999999999999, name=")
 def test_no_text_is_too_much(text: str) -> None:
     """Whatever the kernel log holds, reading it raises nothing."""
-    KernelLog().feed(KernelRecord(text))
+    kernel_log_parser().feed(KernelRecord(text))
 
 
 @given(

@@ -13,9 +13,9 @@ from testing.kernel_lines import LINES
 
 from gpuhealth.kernel_log import user_text
 from gpuhealth.kernel_log.formats import classify, unescape
-from gpuhealth.kernel_log.parser import KernelLog
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
+from gpuhealth.monitors.registry import kernel_log_parser
 
 NAME_BYTES, FILE_BYTES = 15, 255
 REGISTERS = "ip 0 sp 0 error 4"
@@ -128,7 +128,7 @@ FORGERIES = [
 def fed(text: str) -> KernelEvent | None:
     """What the agent makes of a record, which the kernel escapes and the reader of /dev/kmsg takes apart."""
     raw = "".join(chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\x{byte:02x}" for byte in text.encode())
-    return KernelLog().feed(KernelRecord(unescape(raw)))
+    return kernel_log_parser().feed(KernelRecord(unescape(raw)))
 
 
 @pytest.mark.parametrize(("form", "name", "file"), FORGERIES)
@@ -236,7 +236,7 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
 def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, file: str, line: str) -> None:
     """In a log where a line break in a name begins a line, that line is no event of its own, and joins no other."""
     lines = WRITTEN[written](form.record(name, f"{file}{line}"))
-    found = list(classify(lines))
+    found = list(classify(lines, kernel_log_parser()))
     assert {each["kind"] for each in found} <= {form.kind}
     assert Severity.CRITICAL not in {each["severity"] for each in found}
 
@@ -253,4 +253,4 @@ def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, f
 )
 def test_a_record_after_a_crash_counts(lines: list[str]) -> None:
     """A fault after a crash, of another time or in a log without exact times, is not lost."""
-    assert list(classify(lines))[-1]["finding"] == "xid.79"
+    assert list(classify(lines, kernel_log_parser()))[-1]["finding"] == "xid.79"

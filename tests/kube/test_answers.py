@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from kube import ControlPlane
-from testing.cluster_objects import until
 from testing.node_writing import SICK, writer
+from testing.odd_server import PAGE, Page, in_the_way
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client, object_of
 from gpuhealth.kube.errors import AnswerError, ApiError
-from gpuhealth.kube.eviction import Evictor, Outcome
+from gpuhealth.kube.eviction import EvictionOutcome, Evictor
 from gpuhealth.kube.kinds import BUDGETS, LEASES, NODES
-from gpuhealth.kube.watching import Changed, Event, Listed, watch
+from gpuhealth.kube.watching import WatchChanged, WatchEvent, WatchListed, watch
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import SlotHolder
 
 METADATA = {"name": "n", "uid": "u", "resourceVersion": "1"}
 NODE = {"kind": "Node", "apiVersion": "v1", "metadata": METADATA}
-PAGE = b"<html><body>Please log in to use this network</body></html>"
 BODIES = [
     PAGE,
     b"",
@@ -62,45 +61,13 @@ LISTS = [
 ]
 
 
-class Page:
-    """A server that gives the same answer to everything."""
-
-    def __init__(self) -> None:
-        self.body = PAGE
-        self.asked = 0
-        self.port = 0
-
-    async def handle(self, _: web.Request) -> web.Response:
-        """One request."""
-        self.asked += 1
-        return web.Response(body=self.body)
-
-
-@asynccontextmanager
-async def in_the_way(plane: ControlPlane) -> AsyncIterator[tuple[Page, Client]]:
-    """Such a server, and a client that takes it for the API server."""
-    page, application = Page(), web.Application(client_max_size=2**24)
-    application.router.add_route("*", "/{path:.*}", page.handle)
-    runner = web.AppRunner(application, shutdown_timeout=1.0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    page.port = port
-    kubeconfig = plane.write_kubeconfig(f"page-{port}", "token", f"http://{host}:{port}")
-    try:
-        async with Client.from_kubeconfig(kubeconfig, attempts=1) as client:
-            yield page, client
-    finally:
-        await runner.cleanup()
-
-
 CALLS: list[Callable[[Client], Awaitable[Any]]] = [
     lambda client: client.get(NODES, "n"),
     lambda client: client.list(NODES),
     lambda client: client.create(NODES, {"metadata": {"name": "n"}}),
     lambda client: client.replace(NODES, "n", NODE),
     lambda client: client.patch(NODES, "n", {}),
-    lambda client: client.apply(NODES, "n", {}, manager="m"),
+    lambda client: client.patch(NODES, "n", {}, subresource="status"),
     lambda client: client.list(NODES, labels="a=b"),
 ]
 
@@ -151,7 +118,7 @@ def test_our_node_is_never_that(plane: ControlPlane) -> None:
 
 
 def test_a_watch_that_tells_nonsense(plane: ControlPlane, pool: Any) -> None:
-    """A line that is no event costs that line: the events before and after it are told, also after the next start."""
+    """A line that is no event affects that line alone: the events before and after it arrive, also after a restart."""
     good = json.dumps({"type": "MODIFIED", "object": NODE}).encode()
     lines = [PAGE, b"{}", b"7", b'{"type": 5, "object": {}}', b'{"type": "MODIFIED", "object": []}', b"[" * 100_000]
     lines += [b'{"type":"BOOKMARK","object":{}}', b'{"type":"ERROR","object":{"code":"x"}}', good[:-5]]
@@ -160,15 +127,15 @@ def test_a_watch_that_tells_nonsense(plane: ControlPlane, pool: Any) -> None:
     async def run() -> None:
         async with in_the_way(plane) as (page, client):
             page.body = json.dumps({"kind": "NodeList", "metadata": {"resourceVersion": "1"}, "items": [NODE]}).encode()
-            async with aclosing(watch(client, NODES, slim=partial(object_of, NODES))) as events:
-                assert isinstance(await anext(events), Listed)
+            async with aclosing(watch(client, NODES, parse=partial(object_of, NODES))) as events:
+                assert isinstance(await anext(events), WatchListed)
                 for line in lines:
                     page.body, asked = good + b"\n" + line + b"\n", page.asked
                     async with asyncio.timeout(120):
-                        event: Event = await anext(events)
+                        event: WatchEvent = await anext(events)
                         while page.asked < asked + 2:
                             event = await anext(events)
-                        while not isinstance(event, Changed):
+                        while not isinstance(event, WatchChanged):
                             event = await anext(events)
                     assert event.item == NODE
 
@@ -227,6 +194,6 @@ def test_any_answer(standing: tuple[asyncio.Runner, Page, Client], answer: Any, 
         for doing in (SlotHolder(client, "gpuhealth", "n").acquire({}, "xid.79"), writer(client, "n").apply(SICK)):
             with suppress(ApiError):
                 await doing
-        assert (await Evictor(client).evict("a", "b", "c")).outcome in set(Outcome)
+        assert (await Evictor(client).evict("a", "b", "c")).outcome in set(EvictionOutcome)
 
     runner.run(calls())

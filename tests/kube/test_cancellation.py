@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from testing.cluster_objects import until
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError, NotLeadingError, UnavailableError
@@ -90,7 +90,7 @@ async def persist(client: Client) -> object:
 
 
 async def follow(client: Client) -> object:
-    """A watch."""
+    """Watch nodes until cancelled."""
     async with aclosing(watch(client, NODES)) as events:
         return [event async for event in events]
 
@@ -175,7 +175,7 @@ def test_nothing_is_sent_by_one_that_does_not_lead(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
             leads = False
             for task in tasks:
-                with pytest.raises(NotLeadingError, match="does not lead: the request was not sent"):
+                with pytest.raises(NotLeadingError, match="request not sent: this process is not the leader"):
                     await task
             with pytest.raises(NotLeadingError):
                 await follow(client)

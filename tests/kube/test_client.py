@@ -14,7 +14,7 @@ from kube.control_plane import ADMIN_TOKEN
 from kube.proxy import FaultyProxy
 
 from gpuhealth.kube import errors
-from gpuhealth.kube.client import JSON_PATCH, LONGEST_DELAY, Client, patience
+from gpuhealth.kube.client import JSON_PATCH, MAX_DELAY, Client, retry_delay
 from gpuhealth.kube.connection import configuration
 from gpuhealth.kube.kinds import EVENTS, LEASES, NODES, Kind
 
@@ -22,7 +22,7 @@ CONFIG_MAPS = Kind("v1", "ConfigMap", "configmaps", namespaced=True)
 
 
 def test_objects_live_and_die(plane: ControlPlane) -> None:
-    """Create, read, replace, the four kinds of patches' basics, list and delete work with plain dicts."""
+    """Create, read, replace, merge and JSON patches, list and delete work with plain dicts."""
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
@@ -33,8 +33,8 @@ def test_objects_live_and_die(plane: ControlPlane) -> None:
             await client.patch(CONFIG_MAPS, "a", {"data": {"m": "3"}}, "default")
             operation = [{"op": "test", "path": "/data/m", "value": "3"}, {"op": "remove", "path": "/data/m"}]
             await client.patch(CONFIG_MAPS, "a", operation, "default", content_type=JSON_PATCH)
-            applied = await client.apply(CONFIG_MAPS, "a", {"data": {"s": "4"}}, "default", manager="test")
-            assert applied["data"] == {"k": "2", "s": "4"}
+            patched = await client.patch(CONFIG_MAPS, "a", {"data": {"s": "4"}}, "default")
+            assert patched["data"] == {"k": "2", "s": "4"}
             listed = await client.list(CONFIG_MAPS, "default", fields="metadata.name=a")
             assert [item["metadata"]["name"] for item in listed.items] == ["a"]
             await client.delete(CONFIG_MAPS, "a", "default", uid=made["metadata"]["uid"])
@@ -112,8 +112,8 @@ def test_what_can_be_repeated_is_repeated(plane: ControlPlane, fault: int | str)
     [
         (None, None),
         ("2", 2),
-        ("86400", errors.MOST_PATIENCE),
-        ("9" * 400, errors.MOST_PATIENCE),
+        ("86400", errors.MAX_RETRY_AFTER),
+        ("9" * 400, errors.MAX_RETRY_AFTER),
         ("²", None),
         ("-1", None),
         ("Wed, 21 Oct 2026 07:28:00 GMT", None),
@@ -125,13 +125,13 @@ def test_what_a_server_may_ask_for(said: str | None, seconds: float | None) -> N
 
 
 def test_a_fleet_comes_back_bit_by_bit() -> None:
-    """A thousand agents that are told the same seconds come after them, over as many again, and not at once."""
+    """A thousand agents with the same Retry-After come after it, spread over as much time again, and not at once."""
     error = errors.TooManyRequestsError("busy", status=429, retry_after=10)
-    waits = [patience(error, 1) for _ in range(1000)]
+    waits = [retry_delay(error, 1) for _ in range(1000)]
     assert {int(wait) for wait in waits} == set(range(10, 20))
     silent = errors.UnavailableError("no answer")
-    assert max(patience(silent, 20) for _ in range(1000)) <= LONGEST_DELAY
-    assert min(patience(silent, 20, longest=60.0) for _ in range(1000)) >= 30.0
+    assert max(retry_delay(silent, 20) for _ in range(1000)) <= MAX_DELAY
+    assert min(retry_delay(silent, 20, longest=60.0) for _ in range(1000)) >= 30.0
 
 
 def test_retry_after_is_obeyed(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_unusable_configuration(tmp_path: Path, text: str, monkeypatch: pytest.M
 
 
 def test_observer_and_two_identities(plane: ControlPlane) -> None:
-    """Every attempt is told to the observer, and a client without rights is Forbidden, not broken."""
+    """The observer is called for every attempt, and missing rights are a ForbiddenError."""
     told: list[tuple[str, int]] = []
     plane.request("POST", "/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "nobody"}})
     kubeconfig = plane.write_kubeconfig("nobody", plane.service_account_token("default", "nobody"))
@@ -275,7 +275,7 @@ def test_observer_and_two_identities(plane: ControlPlane) -> None:
     assert told == [("GET", 403)]
 
 
-def test_lean_import() -> None:
+def test_slim_import() -> None:
     """The client does without the library's models and synchronous half, and leaves the real package to others."""
     program = """
 import sys
@@ -284,8 +284,8 @@ assert not [name for name in sys.modules if name.startswith("kubernetes")]
 assert "websocket" not in sys.modules and "urllib3" not in sys.modules
 import kubernetes.aio.client
 assert kubernetes.aio.client.CoreV1Api and kubernetes.client.CoreV1Api
-from gpuhealth.kube import slim_import as lean
-assert lean.load().api_client is kubernetes.aio.client.ApiClient
+from gpuhealth.kube import slim_import
+assert slim_import.load().api_client is kubernetes.aio.client.ApiClient
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import until
 from testing.managed_cluster import Cluster
+from testing.waiting import until
 
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.duties.budget_status import BudgetStatusWriter
@@ -36,11 +36,11 @@ class Candidates:
         self.elections: dict[str, Election] = {}
 
     def enter(self, name: str, kubeconfig: Path) -> None:
-        """One more."""
+        """Start one more candidate."""
         self._tasks[name] = asyncio.create_task(self._run(name, kubeconfig))
 
     async def leave(self, *names: str) -> None:
-        """They are told to stop."""
+        """Stop all candidates."""
         for name in names:
             self._tasks[name].cancel()
         await asyncio.gather(*(self._tasks[name] for name in names), return_exceptions=True)
@@ -60,7 +60,7 @@ class Candidates:
 
 
 def test_one_of_three_leads_and_hands_over(cluster: Cluster) -> None:
-    """One acts at a time; one that is told to stop gives the Lease back, so the next need not wait for its end."""
+    """One leads at a time; one that is stopped releases the Lease, so that the next need not wait until it expires."""
 
     async def run() -> None:
         candidates = Candidates(cluster, SLOW)

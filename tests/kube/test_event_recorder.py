@@ -26,7 +26,7 @@ from gpuhealth.kube.event_recorder import (
 
 
 class Clock:
-    """The time, set by hand, as the wall clock and as the steady one."""
+    """The time, set by the test, as the wall clock and as the monotonic one."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -82,7 +82,7 @@ def test_event_about_a_pod(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_repeated_is_counted(plane: ControlPlane, pool: Pool) -> None:
-    """The same within the window is one Event with a count; later, or once it was forgotten, it is a new one."""
+    """Equal Events within the window are one with a count; later, or once the server has deleted it, a new one."""
     node = pool.node()
     clock = Clock()
 
@@ -109,8 +109,8 @@ def test_repeated_is_counted(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_repeated_without_the_right_to_count(plane: ControlPlane, pool: Pool) -> None:
-    """The same within the window is posted once; after that again, however often it came meanwhile. Another object's
-    is another one."""
+    """Equal Events within the window are posted once, and again after it. An Event about another object is another
+    one."""
     node, other = pool.nodes(2)
     clock = Clock()
 

@@ -10,7 +10,7 @@ from testing.managed_cluster import Cluster
 
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.eviction import Evictor, Outcome, Result
+from gpuhealth.kube.eviction import EvictionOutcome, EvictionResult, Evictor
 
 
 class Server(Client):
@@ -34,9 +34,9 @@ class Server(Client):
 
 @pytest.mark.parametrize("version", ["v1beta1", "v1"])
 def test_version(version: str) -> None:
-    """The Eviction is of the version that discovery tells, and for this pod only."""
+    """The Eviction has the version of the API discovery, and is for this pod only."""
     server = Server(version)
-    assert asyncio.run(Evictor(server).evict("ns", "p", "u")) == Result(Outcome.EVICTED)
+    assert asyncio.run(Evictor(server).evict("ns", "p", "u")) == EvictionResult(EvictionOutcome.EVICTED)
     ((path, body),) = server.sent
     assert path == "/api/v1/namespaces/ns/pods/p/eviction"
     assert (body["apiVersion"], body["kind"]) == (f"policy/{version}", "Eviction")
@@ -46,29 +46,29 @@ def test_version(version: str) -> None:
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
-        (errors.TooManyRequestsError("budget", status=429, retry_after=7), Outcome.REFUSED),
-        (errors.NotFoundError("no pod", status=404), Outcome.GONE),
-        (errors.ConflictError("another uid", status=409), Outcome.GONE),
-        (errors.ForbiddenError("no right", status=403), Outcome.FAILED),
-        (errors.UnavailableError("two budgets", status=500), Outcome.FAILED),
+        (errors.TooManyRequestsError("budget", status=429, retry_after=7), EvictionOutcome.REFUSED),
+        (errors.NotFoundError("no pod", status=404), EvictionOutcome.GONE),
+        (errors.ConflictError("another uid", status=409), EvictionOutcome.GONE),
+        (errors.ForbiddenError("no right", status=403), EvictionOutcome.FAILED),
+        (errors.UnavailableError("two budgets", status=500), EvictionOutcome.FAILED),
     ],
 )
-def test_answers(error: errors.ApiError, outcome: Outcome) -> None:
-    """A refusal is told from a pod that is gone, and both from what went wrong."""
+def test_answers(error: errors.ApiError, outcome: EvictionOutcome) -> None:
+    """A refusal, a pod that is gone and a failure are different outcomes."""
     result = asyncio.run(Evictor(Server("v1", error)).evict("ns", "p", "u"))
     assert (result.outcome, result.retry_after) == (outcome, error.retry_after or 0.0)
 
 
 def test_another_pod_of_the_name_is_left_alone(cluster: Cluster) -> None:
-    """A pod that was made anew under the same name is neither evicted nor deleted."""
+    """A new pod of the same name is neither evicted nor deleted."""
     pod = cluster.pod(cluster.node())
     name = pod.rpartition("/")[2]
 
     async def run() -> None:
         async with Client.from_kubeconfig(cluster.plane.kubeconfig) as client:
             evictor = Evictor(client)
-            assert (await evictor.evict(cluster.namespace, name, "old")).outcome is Outcome.GONE
-            assert (await evictor.delete(cluster.namespace, name, "old")).outcome is Outcome.GONE
+            assert (await evictor.evict(cluster.namespace, name, "old")).outcome is EvictionOutcome.GONE
+            assert (await evictor.delete(cluster.namespace, name, "old")).outcome is EvictionOutcome.GONE
 
     asyncio.run(run())
     assert not cluster.terminating(pod)

@@ -9,11 +9,9 @@ import pytest
 from kube import Document, MissingBinariesError, documents
 from kube.policy_plugin import PolicyPlugin, problems
 from testing.admission import NODE_CLAIM, POLICIES
-from testing.kubectl import built, shown_in
+from testing.kubectl import FOLLOW, built, shown_in
+from testing.paths import BASE
 
-from tests.conftest import BASE
-
-FOLLOW = BASE / "admission" / "follow" / "kustomization.yaml"
 LABELLED = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other", "labels": {"gpuhealth.io/state": "x"}}}
 UNLABELLED = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other"}}
 
@@ -24,7 +22,7 @@ def policies_of(objects: list[Document]) -> dict[str, Document]:
 
 
 def literals(policy: Document) -> dict[str, str]:
-    """A policy's variables."""
+    """The variables of an admission policy."""
     return {each["name"]: each["expression"] for each in policy["spec"]["variables"]}
 
 

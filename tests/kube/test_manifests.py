@@ -13,11 +13,11 @@ import yaml
 from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 from testing.cluster_objects import Pool
+from testing.paths import BASE
 
 from gpuhealth import __version__
 from gpuhealth.kube.kinds import BUDGETS, REPORTS
-from gpuhealth.runtime import settings_file as config_file
-from tests.conftest import BASE
+from gpuhealth.monitors.settings import load
 
 BUDGET = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": {"name": "valid"}}
 ALL = documents(BASE)
@@ -30,7 +30,7 @@ def identity(document: Document) -> str:
 
 
 def agent() -> Any:
-    """The agent's pod."""
+    """Spec of the agent's pod."""
     (daemon_set,) = [d for d in ALL if d["kind"] == "DaemonSet" and d["metadata"]["name"] == "gpuhealth-agent"]
     return daemon_set["spec"]["template"]["spec"]
 
@@ -57,7 +57,7 @@ def test_pods_of_all_kinds_are_looked_at() -> None:
 
 
 def test_the_agent_s_memory_is_enough_for_commands() -> None:
-    """The limit leaves room for two checks by hand beside the agent: 220 MiB, as measured with 8 GPUs, and more."""
+    """The limit leaves room for two manual checks in addition to the agent: 220 MiB, measured with 8 GPUs."""
     assert agent()["containers"][0]["resources"]["limits"] == {"memory": "400Mi"}
 
 
@@ -118,13 +118,13 @@ def test_definitions_are_structural(plane: ControlPlane) -> None:
     ],
 )
 def test_bad_budgets_are_refused(plane: ControlPlane, spec: Document) -> None:
-    """A budget that nobody could compute is refused by the API server."""
+    """The API server refuses a budget that cannot be computed."""
     with pytest.raises(RequestError, match=r"Invalid value|Unsupported value|Required value"):
         plane.apply([{**BUDGET, "spec": spec}])
 
 
 def test_budget_names_have_no_dots(plane: ControlPlane) -> None:
-    """The names of places are made of the budget's, so it must not look like one of them."""
+    """The names of slots are made of the budget's, so it must not look like one of them."""
     spec = {"nodeSelector": {}, "maxUnavailable": 1}
     with pytest.raises(RequestError, match=r"metadata\.name"):
         plane.apply([{**BUDGET, "metadata": {"name": "a.window"}, "spec": spec}])
@@ -158,7 +158,7 @@ def test_settings_are_valid(tmp_path: Path) -> None:
     (config_map,) = [d for d in ALL if d["kind"] == "ConfigMap" and d["metadata"]["name"] == "gpuhealth"]
     path = tmp_path / "gpuhealth.yaml"
     path.write_text(config_map["data"]["gpuhealth.yaml"])
-    settings = config_file.load(path)
+    settings = load(path)
     mounts = {mount["mountPath"] for mount in agent()["containers"][0]["volumeMounts"]}
     assert {str(settings.roots.sys), str(settings.roots.proc), str(settings.roots.kmsg)} <= mounts
     assert str(settings.journal.path.parent) in mounts
@@ -170,7 +170,7 @@ def test_agents_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in agent()["containers"][0]["env"]:
         if variable["name"] != "GPUHEALTH_CONFIG":
             monkeypatch.setenv(variable["name"], variable.get("value", "a-node"))
-    assert config_file.load().node_name == "a-node"
+    assert load().node_name == "a-node"
 
 
 @pytest.mark.parametrize("file", ["rbac.yaml", "preflight.yaml"])

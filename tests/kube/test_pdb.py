@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 
 from gpuhealth.controller.pods import Pod
-from gpuhealth.kube.pdb import Guard, guard, obstacle
+from gpuhealth.kube.pdb import PodDisruptionBudget, blocking_reason, read_budget
 
 APP = {"app": "training"}
 
 
-def limit(*, selector: Any = None, generation: int = 1, policy: str = "", version: str = "policy/v1") -> Guard:
+def limit(
+    *, selector: Any = None, generation: int = 1, policy: str = "", version: str = "policy/v1"
+) -> PodDisruptionBudget:
     """One that allows two pods of the app to go, unless something else is said."""
     spec = {"selector": {"matchLabels": APP} if selector is None else selector}
     spec |= {"unhealthyPodEvictionPolicy": policy} if policy else {}
     status = {"observedGeneration": 1, "disruptionsAllowed": 2}
-    return guard({"metadata": {"name": "b", "generation": generation}, "spec": spec, "status": status}, version)
+    return read_budget({"metadata": {"name": "b", "generation": generation}, "spec": spec, "status": status}, version)
 
 
 def member(number: int, *, labels: dict[str, str] = APP, pending: bool = False, ready: bool = True) -> Pod:
@@ -53,6 +55,6 @@ def member(number: int, *, labels: dict[str, str] = APP, pending: bool = False, 
         "empty selector, v1beta1",
     ],
 )
-def test_what_a_budget_allows(found: Guard, pods: list[Pod], may_go: bool) -> None:
+def test_what_a_budget_allows(found: PodDisruptionBudget, pods: list[Pod], may_go: bool) -> None:
     """Only the pods count that the server would ask the budget about."""
-    assert (obstacle([found], pods) == "") is may_go
+    assert (blocking_reason([found], pods) == "") is may_go

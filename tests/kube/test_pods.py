@@ -9,10 +9,10 @@ import kubernetes_validate  # type: ignore[import-untyped] # ships no type infor
 import pytest
 import yaml
 from kube import ControlPlane, Document, documents
+from testing.paths import BASE
 
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH
-from gpuhealth.runtime import settings_file as config_file
-from tests.conftest import BASE
+from gpuhealth.monitors.settings import load
 
 EXCEPTIONS = {
     ("gpuhealth-agent", "hostPID"): "gpu.leaked_memory, gpu.zombie_process: NVML shows no processes from elsewhere",
@@ -165,7 +165,7 @@ def test_secure_metrics(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, na
     for variable in container["env"]:
         if variable["name"] != "GPUHEALTH_CONFIG":
             monkeypatch.setenv(variable["name"], variable.get("value", "a-node"))
-    settings = config_file.load()
+    settings = load()
     http = settings.http if name == "agent" else settings.controller.http
     assert http.tls is not None
     assert http.authorization == "kubernetes"

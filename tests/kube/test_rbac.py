@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, finding, verdict
 from testing.rights import granted, used
+from testing.waiting import until
 
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 POD = {
     "apiVersion": "v1",
@@ -31,13 +32,13 @@ EVICTION = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"na
 
 @pytest.fixture
 def kubeconfig(plane: ControlPlane) -> Path:
-    """The agent's own."""
+    """With the rights of the agent."""
     return plane.write_kubeconfig("agent", plane.service_account_token("gpuhealth", "gpuhealth-agent"))
 
 
 @pytest.fixture
 def pod(plane: ControlPlane) -> Iterator[str]:
-    """Somebody's work."""
+    """A pod that belongs to somebody else."""
     path = plane.path_of(POD)
     plane.request("POST", "/api/v1/namespaces/default/pods", POD)
     yield path
@@ -45,7 +46,7 @@ def pod(plane: ControlPlane) -> Iterator[str]:
 
 
 def test_all_that_the_agent_does(plane: ControlPlane, pool: Pool, kubeconfig: Path) -> None:
-    """Watch, quarantine with every kind of place, take over, repeat an Event, recover: none of it is refused."""
+    """Watch, quarantine with every kind of slot, take over, repeat an Event, recover: none of it is refused."""
     node = pool.node()
     pool.budget("50%", maxPerWindow=1, maxPerFault=1, window="1s")
     sick = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
@@ -90,7 +91,7 @@ def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) 
             run_out = client.server_time()
             for desired in (sick, again, sick, again):  # out and back within the time in which Events are counted up
                 clock[0] += timedelta(seconds=2)
-                while client.server_time() < run_out:  # the place for the fault, which is then taken anew
+                while client.server_time() < run_out:  # the slot for the fault, which is then taken anew
                     await asyncio.sleep(0.05)
                 await writer.apply(desired)
                 run_out = client.server_time() + timedelta(seconds=2)

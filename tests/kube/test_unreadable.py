@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from kube import ControlPlane, MissingBinariesError
 from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
+from testing.paths import BASE
 
 from gpuhealth.kube.client import Client
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.budget import BudgetError, is_counted, selects, slot_sets
 from gpuhealth.quarantine.slots.lease import read_slot
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.conftest import BASE
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 BUDGETS = "/apis/gpuhealth.io/v1alpha1/quarantinebudgets"
@@ -44,7 +44,7 @@ def poison(pool: Pool, name: str, spec: dict[str, Any] | None, *, place_set: str
 @pytest.mark.parametrize("renewed", TIMES)
 @pytest.mark.parametrize("lasts", [None, 1, 2147483647])
 def test_a_poisoned_lease(plane: ControlPlane, pool: Pool, renewed: str, lasts: int | None) -> None:
-    """A Lease with a time that is none, in every set: another node goes out beside it, and the slot counts as taken."""
+    """A Lease with a time that is none, in every set: another node goes out, too, and the slot counts as taken."""
     node, other = pool.nodes(2)
     pool.budget(2, maxPerWindow=2, maxPerFault=2)
     spec = {"holderIdentity": "x", "renewTime": renewed} | ({} if lasts is None else {"leaseDurationSeconds": lasts})
@@ -73,7 +73,7 @@ def test_a_poisoned_lease(plane: ControlPlane, pool: Pool, renewed: str, lasts: 
 
 @pytest.mark.parametrize("spec", [None, {}, {"holderIdentity": ""}, {"leaseDurationSeconds": 5}], ids=str)
 def test_a_lease_that_names_nobody(plane: ControlPlane, pool: Pool, spec: dict[str, Any] | None) -> None:
-    """It is a taken slot that nobody gives back: told of once, and the others are used."""
+    """It counts as a taken slot that nobody releases: logged once, and the others are used."""
     node, other = pool.nodes(2)
     pool.budget(2, maxPerWindow=2)
     assert poison(pool, f"{pool.name}.0", spec)
@@ -107,9 +107,9 @@ def test_a_lease_of_our_own_that_somebody_has_spoiled(plane: ControlPlane, pool:
             write = writer(client, node)
             await write.apply(SICK)
             assert ours(pool, node) == ["xid.79"]
-            assert list(pool.places()) == [f"{pool.name}.0"]
+            assert list(pool.slots()) == [f"{pool.name}.0"]
             await write.apply(HEALTHY)
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())
 

@@ -15,9 +15,9 @@ from testing.cluster_objects import Pool
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import NODES, Kind
-from gpuhealth.kube.watching import Broken, Changed, Event, Listed, Resumed, watch
+from gpuhealth.kube.watching import WatchChanged, WatchEvent, WatchInterrupted, WatchListed, WatchResumed, watch
 
-Next = Callable[[type[Event]], Awaitable[Any]]
+Next = Callable[[type[WatchEvent]], Awaitable[Any]]
 
 
 @asynccontextmanager
@@ -25,7 +25,7 @@ async def following(client: Client, **options: Any) -> AsyncIterator[Next]:
     """A watch, and a function that waits for the next event of a type."""
     async with aclosing(watch(client, NODES, **options)) as events:
 
-        async def following_event(wanted: type[Event]) -> Any:
+        async def following_event(wanted: type[WatchEvent]) -> Any:
             async with asyncio.timeout(180):
                 async for event in events:
                     if isinstance(event, wanted):
@@ -46,16 +46,16 @@ def lists(proxy: FaultyProxy) -> int:
 
 
 def test_changes_are_told(plane: ControlPlane, pool: Pool) -> None:
-    """First what there is, then each change; `slim` is applied to all of it."""
+    """First what there is, then each change; `parse` is applied to all of it."""
 
     async def run() -> None:
         name = pool.node()
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            options = {"labels": f"pool={pool.name}", "slim": lambda node: node["metadata"].get("annotations", {})}
+            options = {"labels": f"pool={pool.name}", "parse": lambda node: node["metadata"].get("annotations", {})}
             async with following(client, **options) as event:
-                assert await event(Listed) == Listed([{}])
+                assert await event(WatchListed) == WatchListed([{}])
                 pool.patch(name, {"metadata": {"annotations": {"a": "b"}}})
-                assert await event(Changed) == Changed("MODIFIED", {"a": "b"})
+                assert await event(WatchChanged) == WatchChanged("MODIFIED", {"a": "b"})
 
     asyncio.run(run())
 
@@ -67,14 +67,14 @@ def test_resumes_without_a_list(plane: ControlPlane, pool: Pool) -> None:
         name = pool.node()
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
             async with following(client, fields=f"metadata.name={name}", paged=False) as event:
-                await event(Listed)
+                await event(WatchListed)
                 for k in range(3):
                     pool.patch(name, {"metadata": {"annotations": {"k": str(k)}}})
-                    changed = await event(Changed)
+                    changed = await event(WatchChanged)
                     assert changed.item["metadata"]["annotations"]["k"] == str(k)
                     proxy.break_streams()
                 pool.patch(name, {"metadata": {"annotations": {"k": "last"}}})
-                assert (await event(Changed)).item["metadata"]["annotations"]["k"] == "last"
+                assert (await event(WatchChanged)).item["metadata"]["annotations"]["k"] == "last"
             assert lists(proxy) == 1
             assert watches(proxy) >= 2
 
@@ -88,29 +88,29 @@ def test_outage_is_told_and_survived(plane: ControlPlane, pool: Pool) -> None:
         name = pool.node()
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig, attempts=1) as client:
             async with following(client, fields=f"metadata.name={name}", paged=False) as event:
-                await event(Listed)
+                await event(WatchListed)
                 proxy.fail(503, path="watch=true", times=3)
                 proxy.fail(429, path="watch=true", times=1)
-                assert isinstance((await event(Broken)).error, errors.UnavailableError)
-                await event(Resumed)
+                assert isinstance((await event(WatchInterrupted)).error, errors.UnavailableError)
+                await event(WatchResumed)
                 pool.patch(name, {"metadata": {"annotations": {"k": "1"}}})
-                assert (await event(Changed)).kind == "MODIFIED"
+                assert (await event(WatchChanged)).kind == "MODIFIED"
             assert lists(proxy) == 1
 
     asyncio.run(run())
 
 
 def test_too_old_lists_again(plane: ControlPlane, pool: Pool) -> None:
-    """A 410 is answered with a list, which tells what is gone."""
+    """After a 410 the objects are listed again, and deleted ones are missing in the list."""
 
     async def run() -> None:
         name = pool.node()
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
             async with following(client, labels=f"pool={pool.name}", paged=False) as event:
-                assert len((await event(Listed)).items) == 1
+                assert len((await event(WatchListed)).items) == 1
                 proxy.fail(410, path="watch=true")
                 pool.patch(name, {"metadata": {"labels": {"pool": "elsewhere"}}})
-                assert await event(Listed) == Listed([])
+                assert await event(WatchListed) == WatchListed([])
             cached = [path for _, path in proxy.seen if "resourceVersion=0" in path]
             assert (len(cached), lists(proxy)) == (1, 2), "the list after a gap is not from the cache"
 
@@ -118,21 +118,21 @@ def test_too_old_lists_again(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_servers_timeout_is_no_outage(plane: ControlPlane, pool: Pool) -> None:
-    """When the server ends a watch in time, the next one goes on from the same place without a word."""
+    """When the server ends a watch in time, the next one continues from the same version without an event."""
 
     async def run() -> None:
         name = pool.node()
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
             follow = watch(client, NODES, fields=f"metadata.name={name}", paged=False, seconds=1)
             async with aclosing(follow) as events:
-                told: list[Event] = [await anext(events)]
+                told: list[WatchEvent] = [await anext(events)]
                 waiting = asyncio.create_task(anext(events))
                 async with asyncio.timeout(180):
                     while watches(proxy) < 3:
                         await asyncio.sleep(0.02)
                 pool.patch(name, {"metadata": {"annotations": {"k": "1"}}})
                 told.append(await waiting)
-            assert [type(event) for event in told] == [Listed, Changed]
+            assert [type(event) for event in told] == [WatchListed, WatchChanged]
             assert lists(proxy) == 1
 
     asyncio.run(run())
@@ -148,10 +148,10 @@ def test_a_server_that_ends_every_watch(plane: ControlPlane, pool: Pool) -> None
             Client.from_kubeconfig(proxy.kubeconfig) as client,
             following(client, fields=f"metadata.name={name}", paged=False) as event,
         ):
-            await event(Listed)
+            await event(WatchListed)
             proxy.fail("end", path="watch=true", times=5)
             pool.patch(name, {"metadata": {"annotations": {"k": "1"}}})
-            assert (await event(Changed)).kind == "MODIFIED"
+            assert (await event(WatchChanged)).kind == "MODIFIED"
             assert watches(proxy) == 6
 
     asyncio.run(run())

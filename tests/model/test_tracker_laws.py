@@ -5,18 +5,18 @@ from __future__ import annotations
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from testing.findings import GPU, TIMEOUT, at, clean, found, readings
+from testing.findings import GPU, at, clean, facts, found, not_checked, tracker
 
-from gpuhealth import monitors as checks
-from gpuhealth.model.finding import NotChecked, Outcome, Severity
-from gpuhealth.model.history import History
-from gpuhealth.model.tracker import Findings, Ledger
+from gpuhealth.model.component import Component, Kind
+from gpuhealth.model.finding import Outcome, Severity
+from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.model.verdict import State
-from gpuhealth.monitors.nvidia.readings import GpuReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.registry import code_of
+from gpuhealth.monitors.settings import Settings
 
 ESSENTIAL, READ, DEBOUNCED, LATCHED = "gpu.lost", "gpu_memory.remap_failed", "gpu.straggler", "xid.79"
 SEVERITY = {ESSENTIAL: Severity.CRITICAL, READ: Severity.CRITICAL, DEBOUNCED: Severity.WARNING}
+MOUNT = Component(Kind.MOUNT, "/data")
 SAID = st.sampled_from(["found", "clean", "unread"])
 ROUNDS = st.lists(
     st.fixed_dictionaries(
@@ -24,6 +24,7 @@ ROUNDS = st.lists(
             "pause": st.sampled_from([1.0, 10.0, 31.0, 61.0, 121.0, 3600.0]),
             "said": st.fixed_dictionaries(dict.fromkeys(SEVERITY, SAID)),
             "xid": st.booleans(),
+            "mount": st.sampled_from(["clean", "unread", ""]),  # of another monitor; empty where it has no round
             "restarted": st.booleans(),
             "rebooted": st.sampled_from([False, False, False, True]),
         }
@@ -36,7 +37,7 @@ def outcome(code: str, said: str) -> Outcome:
     """What a check says of the GPU."""
     if said == "found":
         return found(code, SEVERITY[code])
-    return clean(code) if said == "clean" else NotChecked(code, GPU, TIMEOUT)
+    return clean(code) if said == "clean" else not_checked(code)
 
 
 class Told:
@@ -58,29 +59,45 @@ class Told:
             self.found_last = now
 
 
+def is_overdue(measured: float | None, now: float) -> bool:
+    """Whether what was measured then, or never, is unknown now."""
+    return measured is None or now - measured >= Settings().unknown_after
+
+
 @settings(max_examples=300, deadline=None)
 @given(ROUNDS)
 def test_the_laws(rounds: list[dict[str, object]]) -> None:
-    """Over any rounds, restarts and reboots a verdict is healthy only by measurement, and findings end by evidence."""
-    kept, now, boot, latched = Findings(Settings()), 0.0, 0, False
+    """Over any rounds, restarts and reboots a verdict is healthy only by measurement, and findings end by evidence.
+
+    Of two monitors, neither makes up for what the other has not measured.
+    """
+    tracked, now, boot, latched = tracker(), 0.0, 0, False
     told = {code: Told() for code in SEVERITY}
     measured: float | None = None  # when the essential check last was
+    mount_measured: float | None = None  # and that of the other monitor
+    mount_said = ""  # by the other monitor since the agent started
     active: set[str] = set()
     for each in rounds:
         now += each["pause"]  # type: ignore[operator]
         said: dict[str, str] = each["said"]  # type: ignore[assignment]
         boot += bool(each["rebooted"])
         if each["restarted"] or each["rebooted"]:
-            remembered = msgspec.json.decode(msgspec.json.encode(kept.ledger()), type=Ledger)
-            kept = Findings(Settings(), remembered)
+            remembered = msgspec.json.decode(msgspec.json.encode(tracked.state()), type=TrackerState)
+            tracked, mount_said = tracker(state=remembered), ""
         latched = bool(each["xid"]) or (latched and not each["rebooted"])
         if each["xid"]:
-            kept.take([found(LATCHED)], at(now), f"boot-{boot}")
-        kept.take_round([outcome(code, word) for code, word in said.items()], at(now), f"boot-{boot}")
-        before, active = active, {finding.code for finding in kept.active()}
+            tracked.apply([found(LATCHED)], at(now), f"boot-{boot}")
+        known = facts(GPU, MOUNT, time=at(now), boot_id=f"boot-{boot}")
+        tracked.apply_round("nvidia", [outcome(code, word) for code, word in said.items()], known)
+        if each["mount"]:
+            mount_said = str(each["mount"])
+            of_mount = clean(ESSENTIAL, MOUNT) if mount_said == "clean" else not_checked(ESSENTIAL, MOUNT)
+            tracked.apply_round("mounts", [of_mount], known)
+            mount_measured = now if mount_said == "clean" else mount_measured
+        before, active = active, {finding.code for finding in tracked.active()}
 
         for code, word in said.items():
-            rule = checks.code(code)
+            rule = code_of(code)
             told[code].take(word, now, rule.raise_after)
             began = told[code].found_since
             held = began is not None and now - began >= rule.raise_after
@@ -96,9 +113,9 @@ def test_the_laws(rounds: list[dict[str, object]]) -> None:
         assert (LATCHED in active) == latched
 
         measured = measured if said[ESSENTIAL] == "unread" else now
-        state = kept.verdict(readings(GpuReadings(0, uuid=GPU), time=at(now)), History(), at(now)).verdict
-        unknown = measured is None or now - measured >= Settings().unknown_after
-        critical = any(finding.severity is Severity.CRITICAL for finding in kept.active())
+        state = tracked.verdict(known).verdict
+        unknown = is_overdue(measured, now) or (mount_said == "unread" and is_overdue(mount_measured, now))
+        critical = any(finding.severity is Severity.CRITICAL for finding in tracked.active())
         assert state is (
             State.UNHEALTHY if critical else State.UNKNOWN if unknown else State.DEGRADED if active else State.HEALTHY
         )

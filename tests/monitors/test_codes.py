@@ -4,65 +4,91 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
 import pytest
-from testing.findings import found
+import yaml
+from testing.findings import at, clean, facts, found, tracker
 from testing.kernel_lines import LINES
-from testing.readings import START, gpu, node
+from testing.readings import START, gpu, node, uuid
 
-from gpuhealth import monitors as checks
+from gpuhealth.agent.agent import Agent
 from gpuhealth.cli import explain
 from gpuhealth.cli.output import CommandError
-from gpuhealth.kernel_log.codes import LogCode
-from gpuhealth.kernel_log.parser import KernelLog
-from gpuhealth.model.finding import Finding, Outcome, Severity
-from gpuhealth.model.history import History
-from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
-from gpuhealth.model.tracker import Findings
-from gpuhealth.model.tracker_state import Ledger, Tracked
-from gpuhealth.monitors.kernel_log import checks as kernel
-from gpuhealth.monitors.kernel_log import patterns as host_lines
-from gpuhealth.monitors.nvidia.catalog import log_lines as nvidia_lines
+from gpuhealth.model import component
+from gpuhealth.model.causes import Cause
+from gpuhealth.model.codes import CODES, Clears, Code, define
+from gpuhealth.model.component import NODE, Component, Kind
+from gpuhealth.model.finding import Action, Finding, Outcome, Severity
+from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus, KernelRecord
+from gpuhealth.model.tracker_state import TrackedFinding, TrackerState
+from gpuhealth.monitors.fleet_findings.monitor import MONITOR as FLEET_FINDINGS
+from gpuhealth.monitors.fleet_findings.readings import FleetFinding, FleetReadings
+from gpuhealth.monitors.judge import Judge
+from gpuhealth.monitors.kernel_log import codes as host_codes
+from gpuhealth.monitors.kernel_log import patterns as host_patterns
+from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
+from gpuhealth.monitors.nvidia import patterns as nvidia_patterns
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
+from gpuhealth.monitors.nvidia.checks import log_events as driver_codes
 from gpuhealth.monitors.nvidia.checks import pcie
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
+from gpuhealth.monitors.registry import code_of, kernel_log_parser, known_codes, monitors, unmatched_patterns
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.journal import Entry, Journal
+from tests.monitors.test_fire_and_clear import CASES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [line for line, *_ in LINES]
 NUMBERED = [f"NVRM: Xid (PCI:0000:01:00): {code}, pid=1, name=x, words" for code in (*xid.table(), 999)] + [
     f"nvidia-nvswitch0: SXid (PCI:0000:a9:00.0): {code:05d}, words" for code in (*sxid.table(), 99_999)
 ]
+COUNTED = {pcie.AER_CORRECTABLE_RATE.name, pcie.AER_UNCORRECTABLE.name}
+"""Codes that lines name and no line raises: the kernel counts these errors in /sys, and that is read."""
+KNOWN = known_codes()
 
 
 def event_of(line: str) -> KernelEvent:
     """The event of a line that has one."""
-    event = KernelLog().feed(KernelRecord(line, START))
+    event = kernel_log_parser().feed(KernelRecord(line, START))
     assert event is not None, line
     return event
 
 
-def judged(event: KernelEvent) -> list[Outcome]:
-    """What the agent makes of an event, as soon as it comes."""
-    return checks.judge_events(node(gpu(0), events=(event,)), Settings(), History())
+def judged(*events: KernelEvent) -> list[Outcome]:
+    """What the agent makes of events, as soon as they come."""
+    judge = Judge(Settings(), time=START)
+    judge.set_readings(NVIDIA, node(gpu(0)).nvidia, START)
+    return judge.judge_events(events, START)
+
+
+def raised(outcomes: Iterable[Outcome]) -> list[Finding]:
+    """The findings among outcomes."""
+    return [each for each in outcomes if isinstance(each, Finding)]
 
 
 def test_every_code_of_a_line_is_registered() -> None:
     """Each code that a line of the kernel log can name is raised from lines, or by the counters in /sys, and known."""
-    of_lines, counted = {code.name for code in kernel.EVENTS}, {code.value for code in kernel.COUNTED}
-    assert of_lines | counted == {code.value for code in LogCode}
-    assert not of_lines & counted
-    assert counted <= {code.name for code in pcie.CHECK.codes}
-    assert all(checks.exists(code.value) for code in LogCode)
+    of_lines = {code.name for code in (*host_codes.EVENTS, *driver_codes.CODES)}
+    named = {event_of(line).finding for line in EXAMPLES}
+    assert {name for name in named if not name.startswith(("xid.", "sxid."))} == of_lines | COUNTED
+    assert not of_lines & COUNTED
+    assert {code.name for code in pcie.CHECK.codes} >= COUNTED
+    assert all(CODES.exists(name) for name in named | of_lines)
 
 
 def test_no_code_is_registered_twice() -> None:
-    """Two checks never share a code: what one raises the other would clear."""
-    names = [code.name for check in checks.CHECKS for code in check.codes]
-    assert len(names) == len(set(names))
+    """Two checks never share a code: what one raises the other would clear. A name is defined once."""
+    codes = [code for monitor in monitors() for check in monitor.checks for code in check.codes]
+    assert len(codes) == len({code.name for code in codes})
+    assert all(CODES.get(code.name) is code for code in codes)
+    with pytest.raises(ValueError, match=r"gpu\.lost is defined twice"):
+        define("gpu.lost", Severity.INFO, Action.NONE, meaning="Another.", advice="None.")
+    with pytest.raises(ValueError, match="xid is defined twice"):
+        CODES.define_family("xid", lambda number, _severity=None, _action=None: CODES.get(f"xid.{number}"), list)
 
 
 def explained(text: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -75,23 +101,25 @@ def explained(text: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_every_pattern_has_an_example() -> None:
     """No pattern of the catalogue is without a line that shows what becomes of it."""
-    for kind, _, pattern, _ in host_lines.LINES:
-        assert any(pattern.match(line) for line in EXAMPLES), (kind, pattern.pattern)
-    for pattern, (_, _, _, meaning) in nvidia_lines.NVRM:
-        assert any(event_of(line).meaning == meaning for line in EXAMPLES), pattern.pattern
+    for pattern in (*host_patterns.LINES, *nvidia_patterns.PCIE_LINES):
+        assert any(pattern.expression.match(line) for line in EXAMPLES), (pattern.kind, pattern.expression.pattern)
+    for expression, (_, _, _, meaning) in nvidia_patterns.NVRM:
+        assert any(event_of(line).meaning == meaning for line in EXAMPLES), expression.pattern
+    forms = {form for monitor in monitors() if monitor.patterns for form in monitor.patterns.user_text}
+    assert {"hung_task", "soft_lockup", "oom", "segfault"} <= forms <= {event_of(line).kind for line in EXAMPLES}
 
 
 @pytest.mark.parametrize("line", EXAMPLES)
 def test_what_a_line_says_is_found(line: str) -> None:
     """A line that is a warning or worse becomes a finding of its code as soon as it comes, but for what is counted."""
     event = event_of(line)
-    raised = [each for each in judged(event) if isinstance(each, Finding)]
-    if event.finding in kernel.COUNTED:
-        assert raised == []
+    findings = raised(judged(event))
+    if event.finding in COUNTED:
+        assert findings == []
     elif event.severity is not Severity.INFO:
-        (found,) = (each for each in raised if each.code == event.finding)
+        (found,) = (each for each in findings if each.code == event.finding)
         assert found.severity is event.severity or event.kind == "xid"  # which may be the clean-up after another
-    assert all(checks.exists(each.code) for each in raised)
+    assert all(CODES.exists(each.code) for each in findings)
 
 
 def test_every_xid_and_sxid_is_found() -> None:
@@ -99,7 +127,7 @@ def test_every_xid_and_sxid_is_found() -> None:
     for line in NUMBERED:
         event = event_of(line)
         if event.severity is not Severity.INFO:
-            assert event.finding in {each.code for each in judged(event) if isinstance(each, Finding)}, line
+            assert event.finding in {each.code for each in raised(judged(event))}, line
 
 
 @pytest.mark.parametrize("line", EXAMPLES)
@@ -116,21 +144,47 @@ def test_every_number_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_code_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    """`gpuhealth explain` knows every code by its name."""
-    for name in checks.known_codes():
-        explain.command([name])
-        assert f"raise {name} as" in capsys.readouterr().out
+    """`gpuhealth explain` knows every code by its name, and says how its finding ends."""
+    for name in KNOWN:
+        said = explained(name, capsys)
+        assert f"finding {name}: {code_of(name).severity}" in said
+        assert f"clears when {code_of(name).clears_when}." in said
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_code_has_meaning_advice_and_an_end(name: str) -> None:
+    """Whatever can be raised says what it means, what to do about it, and what ends it."""
+    code = code_of(name)
+    assert code.name == name
+    for text in (code.meaning, code.advice):
+        assert text.endswith(".")
+        assert len(text.split()) > 1 or text == code.meaning
+    assert code.clears in Clears
+    assert code.clears_when
+    assert code.clear_after >= 0
+    if code.clears in (Clears.QUIET_PERIOD, Clears.LOGGED_END):
+        assert code.clear_after > 0, "it would end as soon as it is raised"
+
+
+def test_every_end_has_words() -> None:
+    """No way of ending is without a sentence of its own."""
+    words = [msgspec.structs.replace(code_of("gpu.lost"), clears=clears).clears_when for clears in Clears]
+    assert all(words)
+    assert len(set(words)) == len(words)
+
+
+MLX5_LOST = "mlx5_core 0000:9a:00.0: poll_health:800:(pid 0): device's health compromised - reached miss count"
+LINK_DOWN, LINK_UP = "mlx5_core 0000:9a:00.0 ens1f0np0: Link down", "mlx5_core 0000:9a:00.0 ens1f0np0: Link up"
 SAYS = {
     "pcieport 0000:00:1c.0: AER: Uncorrectable (Non-Fatal) error message received from 0000:3b:00.0": (
-        "raise nothing for this line: pcie.aer_uncorrectable comes from the counters that the kernel keeps in /sys."
+        "seen in /sys counters: these raise pcie.aer_uncorrectable, this line does not."
     ),
-    "mlx5_core 0000:9a:00.0 ens1f0np0: Link up": "end nic.down of this device, if it was raised.",
-    "e1000e: eth0 NIC Link is Up 1000 Mbps Full Duplex": "raise nothing for this line.",
+    "mlx5_core 0000:9a:00.0 ens1f0np0: Link up": "this line clears nic.down of this device, if it is active.",
+    "e1000e: eth0 NIC Link is Up 1000 Mbps Full Duplex": "finding none from this line.",
     "mlx5_core 0000:9a:00.0: device's health compromised - reached miss count": (
-        "raise infiniband.errors as critical for this line."
+        "this line raises infiniband.errors as critical."
     ),
+    MLX5_LOST: "this line raises infiniband.errors as critical.",
 }
 
 
@@ -140,20 +194,147 @@ def test_an_explanation_is_true(line: str, capsys: pytest.CaptureFixture[str]) -
     assert SAYS[line] in explained(line, capsys)
 
 
+@pytest.mark.parametrize("line", [MLX5_LOST, LINK_DOWN])
+def test_a_line_of_a_network_adapter_is_explained_with_its_code(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The explanation of a line about a network adapter says what its code means, what to do, and what ends it."""
+    said, code = explained(line, capsys), code_of(event_of(line).finding)
+    for text in (line, "PCI 0000:9a:00", code.name, code.meaning, code.advice, f"when {code.clears_when}."):
+        assert text in said
+
+
+def _agent(folder: Path) -> Agent:
+    """An agent of a node without a cluster, which has not been started."""
+    settings = {"journal": {"path": folder / "journal.sqlite"}, "kubernetes": {"enabled": False}}
+    return Agent(Settings.model_validate(settings))
+
+
+def _entries(folder: Path) -> list[Entry]:
+    journal = Journal(folder / "journal.sqlite", 86400.0, 1000, read_only=True)
+    try:
+        return list(journal.entries())
+    finally:
+        journal.close()
+
+
+def test_the_agent_keeps_a_critical_line_of_a_network_adapter(tmp_path: Path) -> None:
+    """The line is a critical finding of the adapter at once, it is in the journal, and a later agent remembers it."""
+    agent = _agent(tmp_path)
+    agent.node_state.apply_events([event_of(MLX5_LOST)])
+    (finding,) = agent.node_state.tracker.active()
+    agent.journal.close()
+    assert (finding.code, finding.severity) == ("infiniband.errors", Severity.CRITICAL)
+    assert finding.component == Component(Kind.PCI_DEVICE, "0000:9a:00")
+    assert finding.evidence.line == MLX5_LOST
+    assert agent.status().findings == (finding,)
+    assert agent.counts.findings["infiniband.errors"] == 1
+    assert {(entry.kind, entry.code, entry.severity) for entry in _entries(tmp_path)} == {
+        ("kernel", "infiniband.errors", "critical"),
+        ("raised", "infiniband.errors", "critical"),
+    }
+    again = _agent(tmp_path)
+    again.journal.close()
+    assert [each.code for each in again.node_state.tracker.active()] == ["infiniband.errors"]
+
+
+def test_the_agent_keeps_a_link_that_is_down_until_it_is_up(tmp_path: Path) -> None:
+    """A link that goes down is a finding of its interface, which the line that it is up again ends."""
+    agent = _agent(tmp_path)
+    agent.node_state.apply_events([event_of(LINK_DOWN)])
+    (finding,) = agent.node_state.tracker.active()
+    assert (finding.code, finding.severity) == ("nic.down", Severity.WARNING)
+    assert finding.component == Component(Kind.NIC, "ens1f0np0")
+    agent.node_state.apply_events([event_of(LINK_UP)])
+    assert agent.node_state.tracker.active() == ()
+    agent.journal.close()
+    assert [entry.kind for entry in _entries(tmp_path) if entry.kind != "kernel"] == ["raised", "cleared"]
+
+
 def test_a_crash_is_not_explained_as_what_it_names() -> None:
     """A line in which a program has hidden another is explained as neither."""
     line = "traps: x[1] trap int3 ip:0 sp:0 error:0 in NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off.[7f+1]"
-    with pytest.raises(CommandError, match="this line means nothing"):
+    with pytest.raises(CommandError, match="does not know this log line"):
         explain.command([line])
 
 
-SETTINGS_OF_OLD = Settings.model_validate({"findings": {"nic.of_old": {"quarantine": True}}})
+# --- every code can be raised -----------------------------------------------------------------------------------------
+
+
+def _by_readings(status: KernelLogStatus) -> list[Finding]:
+    return raised(Judge(Settings(), time=START).round(KERNEL_LOG, status, START))
+
+
+def _by_the_controller(code: str) -> list[Finding]:
+    judge = Judge(Settings(), time=START)
+    judge.set_readings(NVIDIA, node(gpu(0)).nvidia, START)
+    return raised(judge.round(FLEET_FINDINGS, FleetReadings((FleetFinding(code, uuid(0), "differs"),)), START))
+
+
+def _by_different_programs() -> list[Finding]:
+    lines = [f"NVRM: Xid (PCI:0000:01:00): {number}, pid={number}, name=x, words" for number in (13, 31, 69)]
+    return raised(judged(*map(event_of, lines)))
+
+
+def _in_place_of_a_cleared_fault() -> list[Finding]:
+    tracked = tracker(Settings.model_validate({"quarantine": {"test_before_return": True}}))
+    for seconds, outcome in ((0, found("gpu.lost")), (10, clean("gpu.lost")), (100, clean("gpu.lost"))):
+        tracked.apply_round("nvidia", [outcome], facts(component.gpu("GPU-1"), time=at(seconds)))
+    return list(tracked.active())
+
+
+def _by_the_record_on_the_node() -> list[Finding]:
+    tracked = tracker()
+    tracked.recall([Cause("gpu.lost", at(0), component.gpu("GPU-1"))], at(0), None, at(10), "boot-1")
+    return list(tracked.active())
+
+
+ELSEWHERE: dict[str, Callable[[], list[Finding]]] = {
+    "agent.kmsg_overrun": lambda: _by_readings(KernelLogStatus("kmsg", lost_records=1)),
+    "agent.kmsg_unavailable": lambda: _by_readings(KernelLogStatus("nvml")),
+    "gpu.repeated_app_faults": _by_different_programs,
+    "fleet.digest_mismatch": lambda: _by_the_controller("fleet.digest_mismatch"),
+    "fleet.slow_gpu": lambda: _by_the_controller("fleet.slow_gpu"),
+    "burnin.required": _in_place_of_a_cleared_fault,
+    "quarantine.memory_lost": _by_the_record_on_the_node,
+}
+"""Codes that neither a fault of the simulated node nor a single line of the kernel log raises, and what does."""
+COVERAGE_ONLY = {"xid"}
+"""Stands for all XIDs and SXids where it is said what is checked; a finding has the number of one."""
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_is_raised_elsewhere(name: str) -> None:
+    """The code is raised by what the table says."""
+    assert name in {finding.code for finding in ELSEWHERE[name]()}
+
+
+def test_every_code_can_be_raised() -> None:
+    """No code is dead: each is raised by a fault of the simulated node, by a line of the kernel log, or as the table
+    says; every XID and SXid by its line."""
+    by_line = {finding.code for line in EXAMPLES for finding in raised(judged(event_of(line)))}
+    by_number = {finding.code for line in NUMBERED for finding in raised(judged(event_of(line)))}
+    known = {name for name in KNOWN if not name.startswith(("xid.", "sxid."))}
+    assert known == {case.code for case in CASES} | (by_line & known) | set(ELSEWHERE) | COVERAGE_ONLY
+    assert set(KNOWN) - known <= by_number
+    assert not set(ELSEWHERE) & ({case.code for case in CASES} | by_line), "the table has what others raise"
+
 
 # --- what names codes -------------------------------------------------------------------------------------------------
 
-SUBJECTS = sorted({name.partition(".")[0] for name in checks.known_codes()})
+SETTINGS_OF_OLD = Settings.model_validate({"findings": {"nic.of_old": {"quarantine": True}}})
+SUBJECTS = sorted({name.partition(".")[0] for name in KNOWN})
 NAME = re.compile(rf"(?<![\w./$-])(?:{'|'.join(SUBJECTS)})\.(?:\*|[a-z][a-z0-9_]*|\d+)(?![\w.(/-])")
-FILES = (".py", ".csv", ".yaml", ".log", ".h")
+LABEL = re.compile(r'\bcode=~?\\?"([^"\\]+)\\?"')
+"""A code in a query of Prometheus, whatever its subject."""
+FILES = (".py", ".csv", ".yaml", ".log", ".h", ".c")
+PLACES = (
+    "README.md",
+    "daemonset/**/*.yaml",
+    "daemonset/reference.md",
+    "tools/*.md",
+    "gpuhealth/**/*.csv",
+    "dashboards/**/*.json",
+    "dashboards/**/*.y*ml",
+)
 
 
 def _texts() -> Iterator[tuple[Path, str]]:
@@ -162,8 +343,10 @@ def _texts() -> Iterator[tuple[Path, str]]:
             for part in ast.walk(ast.parse(path.read_text())):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     yield path, part.value
-    for pattern in ("README.md", "daemonset/**/*.yaml", "dashboards/**/*.json", "dashboards/**/*.y*ml"):
-        for path in sorted(ROOT.glob(pattern)):
+    for pattern in PLACES:
+        paths = sorted(ROOT.glob(pattern))
+        assert paths, pattern
+        for path in paths:
             yield path, path.read_text()
 
 
@@ -174,27 +357,68 @@ def _is_setting_or_module(name: str) -> bool:
     return key in known or (ROOT / "gpuhealth" / section / f"{key}.py").exists()
 
 
+def _exists(name: str) -> bool:
+    return CODES.exists(name) or any(fnmatchcase(code, name) for code in KNOWN)
+
+
 def test_every_name_of_a_code_exists() -> None:
-    """Source, dashboards, alerts, manifests and README name no finding code that does not exist."""
-    known = checks.known_codes()
+    """Source, dashboards, alerts, manifests, README and reference name no finding code that does not exist."""
     named = {(path.name, name) for path, text in _texts() for name in NAME.findall(text)}
-    assert {name for _, name in named} > {"driver.unresponsive", "ecc.uncorrectable"}
+    assert {name for _, name in named} > {"driver.unresponsive", "ecc.uncorrectable", "nic.down", "infiniband.errors"}
+    assert {"README.md", "rules.py", "rules.yaml", "reference.md"} <= {file for file, _ in named}
     unknown = {
         (path, name)
         for path, name in named
-        if not checks.exists(name)
-        and not any(fnmatchcase(code, name) for code in known)
-        and not name.endswith(FILES)
-        and not _is_setting_or_module(name)
+        if not _exists(name) and not name.endswith(FILES) and not _is_setting_or_module(name)
     }
     assert unknown == set()
+
+
+def test_every_label_of_a_query_is_a_code() -> None:
+    """An alert or a panel that asks for findings by their code asks for one that exists."""
+    asked = {name for _, text in _texts() for name in LABEL.findall(text)}
+    assert "driver.unresponsive" in asked
+    assert {name for name in asked if not _exists(name)} == set()
+
+
+def _settings() -> Iterator[tuple[Path, str]]:
+    """The texts of settings files that we publish."""
+    for path in (ROOT / "README.md", ROOT / "tools" / "README.md"):
+        for block in re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL):
+            yield path, block
+    for path in sorted((ROOT / "daemonset").rglob("*.yaml")):
+        for document in yaml.safe_load_all(path.read_text()):
+            if isinstance(document, dict) and document.get("kind") == "ConfigMap":
+                yield from ((path, text) for text in document["data"].values())
+
+
+def test_published_settings_change_codes_that_exist() -> None:
+    """Every policy for findings that README and manifests show is one for codes that exist."""
+    sections = [
+        (path, section)
+        for path, text in _settings()
+        if isinstance(section := yaml.safe_load(text), dict) and section.keys() <= Settings.model_fields.keys()
+    ]
+    assert {path.name for path, section in sections if "findings" in section} >= {"README.md"}
+    for path, section in sections:
+        assert unmatched_patterns(Settings.model_validate(section)) == [], path
 
 
 def test_a_code_of_another_version_does_no_harm() -> None:
     """What an older version remembers or was told of codes that no longer exist is left out and named, no more."""
     old = msgspec.structs.replace(found("ecc.uncorrectable"), code="nic.of_old")
-    findings = Findings(SETTINGS_OF_OLD, Ledger([Tracked(old, True, "boot")]))
-    assert findings.active() == ()
-    assert findings.quarantine().findings == ()
-    assert findings.take_round([], START, "boot") == []
-    assert checks.unmatched(SETTINGS_OF_OLD) == ["nic.of_old"]
+    state = TrackerState([TrackedFinding(old, raised=True, boot_id="boot")])
+    tracked = tracker(SETTINGS_OF_OLD, state)
+    assert tracked.active() == ()
+    assert tracked.quarantine().findings == ()
+    assert tracked.apply_round("nvidia", [], facts(time=START)) == []
+    assert unmatched_patterns(SETTINGS_OF_OLD) == ["nic.of_old"]
+
+
+def test_a_code_is_of_the_worst_case_until_its_finding_is_known() -> None:
+    """The registry gives the code as it is for a finding, and for its bare name the worst that it can be."""
+    grave: Code = CODES.get("xid.74")
+    assert (grave.quarantine, grave.clears) == (True, Clears.RECOVERY)
+    mild = found("xid.74", Severity.WARNING)
+    assert (CODES.of(mild).quarantine, CODES.of(mild).clears) == (False, Clears.QUIET_PERIOD)
+    assert NODE.name == "node"

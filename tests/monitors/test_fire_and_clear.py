@@ -18,22 +18,29 @@ import msgspec
 import pytest
 from nvmlsim.simulator import COMMAND, Simulator
 from testing.burnin_results import PASSED, result, run
+from testing.findings import tracker
 
-from gpuhealth import monitors as checks
-from gpuhealth.model.component import NODE
+from gpuhealth.model.burnin_run import TestStatus
+from gpuhealth.model.codes import CODES
+from gpuhealth.model.component import NODE, Component, Kind
 from gpuhealth.model.finding import Clean, Finding, NotChecked, Outcome, Severity
-from gpuhealth.model.history import History
-from gpuhealth.model.missing import Missing
-from gpuhealth.model.tracker import Findings
-from gpuhealth.monitors.burnin_results.readings import TestStatus
-from gpuhealth.monitors.kernel_log import checks as kernel
-from gpuhealth.monitors.kernel_log.readings import KernelLog
-from gpuhealth.monitors.node_probe import NodeProbe
+from gpuhealth.model.kernel_event import KernelLogStatus
+from gpuhealth.monitors.fleet_findings.monitor import MONITOR as FLEET_FINDINGS
+from gpuhealth.monitors.judge import Judge
+from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
+from gpuhealth.monitors.monitor import ProbeContext
 from gpuhealth.monitors.nvidia import devices
 from gpuhealth.monitors.nvidia.checks import xid
+from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.nvidia.nvml import process as nvml
-from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Burnin, Nvml, Roots, Settings
+from gpuhealth.monitors.nvidia.nvml import stale_library
+from gpuhealth.monitors.nvidia.probe import NvidiaProbe
+from gpuhealth.monitors.nvidia.readings import NvidiaReadings
+from gpuhealth.monitors.nvidia.settings import Nvml
+from gpuhealth.monitors.registry import AnyMonitor, code_of
+from gpuhealth.monitors.runner import MonitorRunner
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.settings import Burnin, Roots
 
 Change = Callable[[Simulator], None]
 
@@ -208,41 +215,73 @@ CASES = [
     *map(failing, ("exact", "repeat", "memory", "bandwidth", "p2p", "collectives", "soak")),
 ]
 
-EVENTS = {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}
-"""Codes of the kernel log, which fire and clear in test_kernel.py and test_xid.py."""
-FOLLOWS = {"burnin.required", "fleet.digest_mismatch", "fleet.slow_gpu", "quarantine.memory_lost"}
-"""Raised by another finding's clearing, by the controller, or from the record on the Node."""
+EVENTS = {code.name for codes in (xid.CHECK.codes, KERNEL_LOG.codes) for code in codes}
+"""Codes of the kernel log, which fire in test_codes.py, and clear in the tests of their checks."""
+FOLLOWS = {"burnin.required", "quarantine.memory_lost", *(code.name for code in FLEET_FINDINGS.codes)}
+"""Raised by another finding's clearing, from the record on the Node, or by the controller."""
 
 
 class Bench:
-    """A simulated node, its probe, and what the checks make of it over time."""
+    """A simulated node, the probes of all monitors, and what the checks make of it over time."""
 
     def __init__(self, node: Simulator, settings: Settings) -> None:
         self.node = node
-        self.probe = NodeProbe(settings)
-        self.history = History()
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.findings = Findings(settings)
+        self.judge = Judge(settings, boot_id="boot-1", time=self.now)
+        self.tracker = tracker(settings)
         self.outcomes: list[Outcome] = []
         self._settings = settings
+        self._runners = {monitor.name: self._runner(monitor) for monitor in self.judge.monitors}
 
-    async def round(self, seconds: float = ROUND) -> NodeReadings:
-        """One round, so much later."""
+    def _runner(self, monitor: AnyMonitor) -> MonitorRunner:
+        context: ProbeContext[Any, Any] = ProbeContext(
+            core=self._settings,
+            settings=self._settings,
+            baseline=self.judge.memory.baseline(monitor),
+            boot_id="boot-1",
+            now=lambda: self.now,
+            interval=PATIENT,
+            kernel_log=lambda: KernelLogStatus("kmsg"),
+        )
+        return MonitorRunner(monitor, monitor.probe(context), self._settings)
+
+    @property
+    def nvidia(self) -> NvidiaProbe:
+        """The probe of the GPUs."""
+        probe = self._runners[NVIDIA.name].probe
+        assert isinstance(probe, NvidiaProbe)
+        return probe
+
+    async def round(self, seconds: float = ROUND) -> None:
+        """One round of every monitor, so much later."""
         self.now += timedelta(seconds=seconds)
-        read = await self.probe.read(PATIENT, lambda: self.now)
-        readings = msgspec.structs.replace(read, kernel_log=KernelLog("kmsg"))
-        self.outcomes = checks.judge(readings, self._settings, self.history)
-        self.findings.take_round(self.outcomes, self.now, readings.boot_id)
-        return readings
+        self.outcomes = []
+        readings = {monitor.name: await self._runners[monitor.name].read() for monitor in self.judge.monitors}
+        for monitor in self.judge.monitors:
+            self.judge.set_readings(monitor, readings[monitor.name], self.now)
+        for monitor in self.judge.monitors:
+            said = self.judge.round(monitor, readings[monitor.name], self.now, failure=self._failure(monitor))
+            self.tracker.apply_round(monitor.name, said, self.judge.facts())
+            self.outcomes += said
 
-    def component(self, readings: NodeReadings) -> str:
-        """The uuid of the first GPU."""
-        assert not isinstance(readings.nvml, Missing)
+    def _failure(self, monitor: AnyMonitor) -> str:
+        return self._runners[monitor.name].failure
+
+    @property
+    def first_gpu(self) -> Component:
+        """The first GPU that NVML lists."""
+        readings = self.judge.readings.of(NVIDIA)
+        assert isinstance(readings, NvidiaReadings)
         return readings.nvml.gpus[0].component
 
     def raised(self, code: str) -> list[Finding]:
         """The active findings of a code."""
-        return [finding for finding in self.findings.active() if finding.code == code]
+        return [finding for finding in self.tracker.active() if finding.code == code]
+
+    def close(self) -> None:
+        """Ends the probes."""
+        for runner in self._runners.values():
+            runner.close()
 
 
 @asynccontextmanager
@@ -253,7 +292,7 @@ async def bench(node: Simulator, settings: Settings) -> AsyncIterator[Bench]:
         yield it
     finally:
         node.release()
-        it.probe.nvml.close()
+        it.close()
 
 
 @pytest.fixture
@@ -261,6 +300,7 @@ def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     """Nodes whose NVML this process' children see, with the processes that use them."""
     monkeypatch.setattr(devices, "_RESCAN_SECONDS", 0.0)
     monkeypatch.setattr(nvml, "_FIRST_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(stale_library, "_PATIENCE_SECONDS", 3600.0)  # the agent ends itself: a test of its own
 
     def make(model: str) -> Simulator:
         node = Simulator(tmp_path, model, GPUS)
@@ -295,20 +335,20 @@ async def _fires_and_clears(case: Case, node: Simulator) -> None:
         component = NODE
         if not case.at_start:
             await it.round()
-            readings = await it.round()
-            component = NODE if case.of_node else it.component(readings)
+            await it.round()
+            component = NODE if case.of_node else it.first_gpu
             assert Clean(case.code, component) in it.outcomes
-            assert it.findings.active() == ()
+            assert it.tracker.active() == ()
             case.inject(node)
         found = await _until_raised(it, case, component)
-        assert found.gpu == ("" if case.of_node else component)
+        assert found.component.gpu == ("" if case.of_node else component.id)
         assert found.evidence.source
         case.clear(node)
         await _until_cleared(it, case)
 
 
-async def _until_raised(it: Bench, case: Case, component: str) -> Finding:
-    seconds = max(ROUND, checks.code(case.code).raise_after / 6)
+async def _until_raised(it: Bench, case: Case, component: Component) -> Finding:
+    seconds = max(ROUND, code_of(case.code).raise_after / 6)
     for _ in range(12):
         case.every_round(it.node)
         await it.round(seconds)
@@ -329,19 +369,49 @@ async def _until_cleared(it: Bench, case: Case) -> None:
 
 def test_every_code_is_in_the_table() -> None:
     """A code without a fault that fires it and an end that clears it does not pass."""
-    ours = {code.name for check in checks.CHECKS for code in check.codes} - EVENTS - FOLLOWS
-    assert {case.code for case in CASES} == ours
+    fired = {case.code for case in CASES}
+    assert fired & (EVENTS | FOLLOWS) == set()
+    assert fired | EVENTS | FOLLOWS == {code.name for code in CODES.defined()}
+
+
+@pytest.mark.parametrize("monitor", ["nvidia", "burnin_results"])
+def test_a_monitor_that_fails(
+    monitor: str, make_node: Callable[[str], Simulator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe that raises is a finding about its own monitor, and clears once it works; the others go on."""
+    node = make_node("h100-sxm")
+
+    async def broken() -> None:
+        raise OSError("input/output error")
+
+    async def look() -> None:
+        async with bench(node, settings_of(node)) as it:
+            await it.round()
+            with monkeypatch.context() as patch:
+                patch.setattr(it._runners[monitor].probe, "read", broken)
+                await it.round()
+            (failed,) = it.raised("agent.monitor_failed")
+            assert failed.component == Component(Kind.MONITOR, monitor)
+            assert "OSError: input/output error" in failed.message
+            assert it.tracker.active() == (failed,)
+            assert it.tracker.quarantine().findings == ()
+            assert any(isinstance(each, Clean) for each in it.outcomes)
+            for _ in range(3):
+                await it.round(seconds=60)
+            assert it.tracker.active() == ()
+
+    asyncio.run(look())
 
 
 MODELS = COMMAND.parents[1] / "models"
 
 
-def _look(node: Simulator, rounds: int = 2) -> tuple[Bench, NodeReadings]:
-    async def look() -> tuple[Bench, NodeReadings]:
+def _look(node: Simulator, rounds: int = 2) -> Bench:
+    async def look() -> Bench:
         async with bench(node, settings_of(node)) as it:
-            for _ in range(rounds - 1):
+            for _ in range(rounds):
                 await it.round()
-            return it, await it.round()
+            return it
 
     return asyncio.run(look())
 
@@ -355,8 +425,8 @@ def test_healthy_models(model: str, load: str | None, make_node: Callable[[str],
     node = make_node(model)
     if load:
         node.inject(load)
-    it, _ = _look(node)
-    assert it.findings.active() == ()
+    it = _look(node)
+    assert it.tracker.active() == ()
     unchecked = {each.code for each in it.outcomes if isinstance(each, NotChecked)}
     assert unchecked <= (set() if load else {"gpu.straggler", "pcie.generation"})
 
@@ -365,16 +435,16 @@ def test_idle_link_is_no_fault(make_node: Callable[[str], Simulator]) -> None:
     """A PCI Express link that shifts down while the GPU is idle is no finding."""
     node = make_node("h100-sxm")
     node.inject("pcie_idle")
-    it, _ = _look(node)
-    assert it.findings.active() == ()
+    it = _look(node)
+    assert it.tracker.active() == ()
 
 
 def test_no_libnvidia_ml(make_node: Callable[[str], Simulator], monkeypatch: pytest.MonkeyPatch) -> None:
     """A node whose kernel module is loaded and whose library we do not find is not at fault: ours is the finding."""
     node = make_node("h100-sxm")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nonexistent")
-    it, _ = _look(node)
-    assert [finding.code for finding in it.findings.active()] == ["agent.nvml_library"]
+    it = _look(node)
+    assert [finding.code for finding in it.tracker.active()] == ["agent.nvml_library"]
     clean = {each.code for each in it.outcomes if isinstance(each, Clean)}
     assert clean <= EVENTS | {"fabric.manager_down", "driver.not_loaded"}
 
@@ -385,8 +455,8 @@ def test_no_library_and_no_gpu(make_node: Callable[[str], Simulator], monkeypatc
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nonexistent")
     shutil.rmtree(node.root / "sys")
     shutil.rmtree(node.root / "dev")
-    it, _ = _look(node)
-    assert it.findings.active() == ()
+    it = _look(node)
+    assert it.tracker.active() == ()
     assert {each.code for each in it.outcomes if isinstance(each, Clean)} <= EVENTS
 
 
@@ -395,8 +465,8 @@ def test_mig(make_node: Callable[[str], Simulator]) -> None:
     node = make_node("h100-sxm")
     node.inject("mig", gpu=0)
     node.inject("ecc_uncorrectable", gpu=0)
-    it, readings = _look(node)
-    assert [(each.code, each.gpu) for each in it.findings.active()] == [("ecc.uncorrectable", it.component(readings))]
+    it = _look(node)
+    assert [(each.code, each.component) for each in it.tracker.active()] == [("ecc.uncorrectable", it.first_gpu)]
 
 
 def test_several_faults_are_all_kept(make_node: Callable[[str], Simulator]) -> None:
@@ -406,8 +476,8 @@ def test_several_faults_are_all_kept(make_node: Callable[[str], Simulator]) -> N
     node.inject("remap_failed", gpu=1)
     node.inject("hw_thermal", gpu=1)
     node.inject("persistence_off", gpu=2)
-    it, _ = _look(node, rounds=1)
-    assert {finding.code for finding in it.findings.active()} == {
+    it = _look(node, rounds=1)
+    assert {finding.code for finding in it.tracker.active()} == {
         "gpu.lost",
         "gpu_memory.remap_failed",
         "clocks.hw_slowdown",
@@ -424,14 +494,14 @@ def test_release(make_node: Callable[[str], Simulator]) -> None:
     async def look() -> None:
         async with bench(node, settings_of(node)) as it:
             await it.round()
-            assert await it.probe.nvml.release()
+            assert await it.nvidia.nvml.release()
             node.clear()
             await it.round(seconds=3600)
-            assert [finding.code for finding in it.findings.active()] == ["gpu_memory.remap_failed"]
+            assert [finding.code for finding in it.tracker.active()] == ["gpu_memory.remap_failed"]
             assert all(isinstance(each, NotChecked) for each in it.outcomes if each.code not in EVENTS)
-            it.probe.nvml.acquire()
+            it.nvidia.nvml.acquire()
             for _ in range(2):
                 await it.round(seconds=30)
-            assert it.findings.active() == ()
+            assert it.tracker.active() == ()
 
     asyncio.run(look())

@@ -1,6 +1,5 @@
 """Simulated nodes, seen through the real pynvml in this process."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +7,7 @@ from typing import Any, Protocol
 import pynvml
 import pytest
 from nvmlsim.simulator import Simulator
+from testing.waiting import wait_for
 
 
 class MakeNode(Protocol):
@@ -75,13 +75,7 @@ def field() -> Callable[..., tuple[int, int]]:
 
 
 @pytest.fixture
-def until() -> Callable[[Callable[[], bool]], None]:
+def until() -> Callable[[Callable[[], bool]], bool]:
     """Wait for a state."""
 
-    def wait(reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 180
-        while not reached():
-            assert time.monotonic() < deadline, "the state was not reached in 180 s"
-            time.sleep(0.002)
-
-    return wait
+    return lambda reached: wait_for("the state", reached, every=0.002)

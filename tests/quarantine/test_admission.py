@@ -22,16 +22,17 @@ from testing.attacks import (
     Row,
     Scene,
 )
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, finding, verdict
+from testing.paths import BASE
+from testing.waiting import until
 
+from gpuhealth.api.names import OVERRIDE, STATE_LABEL, TAINT
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError, InvalidError
-from gpuhealth.kube.kinds import OVERRIDE, STATE_LABEL, TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from tests.conftest import BASE
 
 PREFLIGHT = "gpuhealth-preflight"
 REFUSED = (ForbiddenError, InvalidError)  # the latter where an expression cannot be evaluated, as with the year 0
@@ -155,7 +156,7 @@ def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["t
 
 
 async def _settled(write: NodeWriter, desired: Desired, *, acting: bool) -> None:
-    """The taint as it should be, also when a place has to run out first."""
+    """The taint as it should be, also when a slot has to run out first."""
     wanted = {desired.quarantine[0]} if desired.quarantine and acting else set()
     async with asyncio.timeout(180):
         while {taint.get("value") for taint in write.node.taints if taint["key"] == TAINT} != wanted:
@@ -247,7 +248,7 @@ def test_every_rule_is_needed(guarded: Guarded, scene: Scene) -> None:
 
 
 def test_what_a_person_did_stays(guarded: Guarded, pool: Pool) -> None:
-    """A taint of our key and a cordon without our record are somebody's; outside of mode cordon nobody cordons."""
+    """A taint of our key and a cordon without our record belong to a person; only mode cordon may cordon."""
     node = pool.node()
     pool.patch(node, {"spec": {"taints": [OUR_TAINT], "unschedulable": True}})
     path = f"/api/v1/nodes/{node}"

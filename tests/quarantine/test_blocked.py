@@ -1,12 +1,13 @@
-"""A node that should be out and has no place in a budget: what is said of it, and when it is admitted."""
+"""A node that should be out and has no slot in a budget: what is said of it, and when it is admitted."""
 
 from __future__ import annotations
 
 import asyncio
 
 from kube import ControlPlane
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.quarantine.slots.manager import FIRST_RETRY
@@ -14,7 +15,7 @@ from gpuhealth.quarantine.writer import NodeWriter
 
 
 def test_held_by_the_budget(plane: ControlPlane, pool: Pool) -> None:
-    """Without a place: condition False, no taint, an Event, the budget's name; admitted when a place is free."""
+    """Without a slot: condition False, no taint, an Event, the budget's name; admitted when a slot is free."""
     one, two = pool.nodes(2)
     pool.budget(1)
 

@@ -1,4 +1,4 @@
-"""Places and time: windows, clocks that are off, the API server's time, and requests that are done late."""
+"""Slots and time: windows, clocks that are off, the API server's time, and requests that are done late."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from testing.node_writing import HEALTHY, SICK
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import LEASES
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 NAMESPACE = "gpuhealth"
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.time = datetime.now(UTC)
@@ -33,7 +33,7 @@ class Clock:
 
 
 def test_written_anew_in_the_same_moment(plane: ControlPlane, pool: Pool) -> None:
-    """A place that is used again is another version of it, whatever the clock says: who is about to free the last one
+    """A slot that is used again is another version of it, whatever the clock says: who is about to free the last one
     fails."""
     pool.budget(1)
     clock = Clock()
@@ -51,7 +51,7 @@ def test_written_anew_in_the_same_moment(plane: ControlPlane, pool: Pool) -> Non
 
 
 def test_window(plane: ControlPlane, pool: Pool) -> None:
-    """Going out counts for the whole window, also when the node is back; then the place may be taken over."""
+    """Going out counts for the whole window, also when the node is back; then the slot may be taken over."""
     pool.budget(10, maxPerWindow=2, window="1h")
     clock = Clock()
 
@@ -64,7 +64,7 @@ def test_window(plane: ControlPlane, pool: Pool) -> None:
             held = await nodes[2].acquire(pool.labels, "xid.79")
             assert isinstance(held, Blocked)
             assert "within 3600 s" in held.reason
-            assert sorted(pool.places()) == [f"{pool.name}.window.0", f"{pool.name}.window.1"]
+            assert sorted(pool.slots()) == [f"{pool.name}.window.0", f"{pool.name}.window.1"]
             clock.time += timedelta(hours=1)
             outcomes = await asyncio.gather(*[node.acquire(pool.labels, "xid.79") for node in nodes])
             assert sum(isinstance(outcome, Admitted) for outcome in outcomes) == 2
@@ -74,7 +74,7 @@ def test_window(plane: ControlPlane, pool: Pool) -> None:
 
 @pytest.mark.parametrize("off", [timedelta(days=1), -timedelta(days=1)], ids=str)
 def test_a_node_whose_clock_is_off(plane: ControlPlane, pool: Pool, off: timedelta) -> None:
-    """It takes over no place that has not run out, and nobody takes over its own: the API server's time counts."""
+    """It takes over no slot that has not expired, and nobody takes over its own: the API server's time counts."""
     pool.budget(10, maxPerWindow=2, window="1h")
     fine, wrong, other = pool.nodes(3)
 
@@ -92,7 +92,7 @@ def test_a_node_whose_clock_is_off(plane: ControlPlane, pool: Pool, off: timedel
             assert await goes_out(wrong, off)
             assert not await goes_out(other, off)
             assert not await goes_out(other, timedelta())
-            window = {k: v for k, v in pool.places().items() if ".window." in k}
+            window = {k: v for k, v in pool.slots().items() if ".window." in k}
             assert sorted(window.values()) == sorted([fine, wrong])
             for node in (fine, wrong):
                 await NodeWriter(client, Settings(), OwnNode(client, node)).apply(HEALTHY)
@@ -108,10 +108,10 @@ def test_the_servers_time(plane: ControlPlane) -> None:
             assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
             await client.list(LEASES)
             assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
-            client._told_time = "Sun, 01 Mar 2026 12:00:00 GMT", time.monotonic() - 60.0
+            client._server_date = "Sun, 01 Mar 2026 12:00:00 GMT", time.monotonic() - 60.0
             told = client.server_time() - datetime(2026, 3, 1, 12, 1, tzinfo=UTC)
             assert timedelta() <= told < timedelta(seconds=30)
-            client._told_time = "yesterday", 0.0
+            client._server_date = "yesterday", 0.0
             assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
 
     asyncio.run(run())
@@ -120,7 +120,7 @@ def test_the_servers_time(plane: ControlPlane) -> None:
 def test_a_request_of_a_dead_agent_that_is_done_late(
     plane: ControlPlane, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second place, taken in our name after we had looked, is given back while we are out."""
+    """A second slot, taken in our name after we had looked, is given back while we are out."""
     node = pool.node()
     pool.budget(3)
     monkeypatch.setattr("gpuhealth.quarantine.slots.manager.LATE_SECONDS", 0.0)
@@ -135,17 +135,17 @@ def test_a_request_of_a_dead_agent_that_is_done_late(
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
             write = NodeWriter(client, Settings(), OwnNode(client, node))
             await write.apply(SICK)
-            (place,) = pool.places()
-            await late(client, place)
-            assert len(pool.places()) == 2
+            (slot,) = pool.slots()
+            await late(client, slot)
+            assert len(pool.slots()) == 2
             await write.apply(SICK)
-            assert list(pool.places().values()) == [node]
+            assert list(pool.slots().values()) == [node]
             calls = sum(client.calls.values())
             await write.apply(SICK)
             assert sum(client.calls.values()) - calls <= 1, (
                 "it is looked for once: what is left is the read of the Node"
             )
             await write.apply(HEALTHY)
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())

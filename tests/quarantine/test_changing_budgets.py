@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import Pool, until
-from testing.node_writing import HEALTHY, SICK, ours, watching, writer, writes
+from testing.cluster_objects import Pool, taints
+from testing.node_writing import HEALTHY, SICK, watching, writer, writes
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import BUDGETS, LEASES
@@ -30,7 +31,7 @@ def remove(pool: Pool, name: str = "") -> None:
 
 def out(pool: Pool, nodes: list[str]) -> list[str]:
     """Those that carry our taint."""
-    return [node for node in nodes if ours(pool, node)]
+    return [node["metadata"]["name"] for node in pool.all() if taints(node) and node["metadata"]["name"] in nodes]
 
 
 async def tried(write: NodeWriter, times: int = 3) -> None:
@@ -62,12 +63,12 @@ def test_a_budget_that_is_renamed(plane: ControlPlane, pool: Pool, looks: bool) 
             renamed = pool.budget(1, f"{pool.name}-renamed")
             if looks:
                 await first.apply(SICK)
-                assert list(pool.places(renamed).values()) == [one]
-                assert pool.places() == {}, "what it does not need any more is given back"
+                assert list(pool.slots(renamed).values()) == [one]
+                assert pool.slots() == {}, "what it does not need any more is given back"
             await tried(second)
             assert out(pool, [one, two]) == [one]
             await first.apply(SICK)
-            assert list(pool.places(renamed).values()) == [one]
+            assert list(pool.slots(renamed).values()) == [one]
             await first.apply(HEALTHY)
             await tried(second)
             assert out(pool, [one, two]) == [two]
@@ -94,7 +95,7 @@ def test_a_node_that_is_relabelled(plane: ControlPlane, pool: Pool, looks: bool)
                 if looks:
                     await until(lambda: one.node.labels["rack"] == racks[1]["rack"])
                     await one.apply(SICK)
-                    assert (pool.places(budgets[0]), list(pool.places(budgets[1]).values())) == ({}, [first])
+                    assert (pool.slots(budgets[0]), list(pool.slots(budgets[1]).values())) == ({}, [first])
                 await tried(two)
                 assert out(pool, [first, other]) == [first]
 
@@ -102,7 +103,7 @@ def test_a_node_that_is_relabelled(plane: ControlPlane, pool: Pool, looks: bool)
 
 
 def test_no_slot_in_the_new_budget(plane: ControlPlane, pool: Pool) -> None:
-    """A node that is out and finds the new budget full stays out, says so, keeps its old slot, and nobody follows."""
+    """A node that is out stays out when its new budget is full, reports that, and keeps its slot; no other goes out."""
     racks = [{"rack": f"{pool.name}-{name}"} for name in "ab"]
     first, other, third = (pool.node(labels=rack) for rack in (racks[0], racks[1], racks[1]))
     a, b = (
@@ -118,21 +119,21 @@ def test_no_slot_in_the_new_budget(plane: ControlPlane, pool: Pool) -> None:
             pool.patch(first, {"metadata": {"labels": racks[1]}})
             await one.apply(SICK)
             assert out(pool, [first, other]) == [first, other], "nothing is taken back"
-            assert list(pool.places(a).values()) == [first]
+            assert list(pool.slots(a).values()) == [first]
             assert "out already" in pool.report(first)["status"]["quarantine"]["reason"]
             await two.apply(HEALTHY)
             await tried(three)
             assert out(pool, [first, other, third]) == [first], "the one without a slot counts"
             await one.apply(SICK)
-            assert list(pool.places(b).values()) == [first]
-            assert pool.places(a) == {}
+            assert list(pool.slots(b).values()) == [first]
+            assert pool.slots(a) == {}
             assert pool.report(first)["status"]["quarantine"]["reason"] == ""
 
     asyncio.run(run())
 
 
 def test_a_second_budget(plane: ControlPlane, pool: Pool) -> None:
-    """One that is made beside the first counts who is out already; who is out holds a slot of both."""
+    """A second budget counts nodes that are out already; a node that is out holds a slot of both."""
     one, two = pool.nodes(2)
     pool.budget(2)
 
@@ -144,13 +145,13 @@ def test_a_second_budget(plane: ControlPlane, pool: Pool) -> None:
             await tried(second)
             assert out(pool, [one, two]) == [one]
             await first.apply(SICK)
-            assert list(pool.places().values()) == list(pool.places(beside).values()) == [one]
+            assert list(pool.slots().values()) == list(pool.slots(beside).values()) == [one]
 
     asyncio.run(run())
 
 
 def test_a_budget_that_is_away_for_a_while(plane: ControlPlane, pool: Pool) -> None:
-    """Without a budget who is out keeps its slot and nobody follows; made again, the budget finds the slot taken."""
+    """Without a budget a node that is out keeps its slot and no other goes out; a new budget finds the slot taken."""
     one, two = pool.nodes(2)
     pool.budget(1)
 
@@ -161,7 +162,7 @@ def test_a_budget_that_is_away_for_a_while(plane: ControlPlane, pool: Pool) -> N
             remove(pool)
             await first.apply(SICK)
             await tried(second)
-            assert list(pool.places().values()) == [one]
+            assert list(pool.slots().values()) == [one]
             pool.budget(1)
             await tried(second)
             assert out(pool, [one, two]) == [one]
@@ -170,7 +171,7 @@ def test_a_budget_that_is_away_for_a_while(plane: ControlPlane, pool: Pool) -> N
 
 
 def test_slots_that_were_deleted_under_a_running_agent(plane: ControlPlane, pool: Pool) -> None:
-    """A person deletes the Leases: nobody follows, and who is out takes a slot again without being restarted."""
+    """A person deletes the Leases: no other node goes out, and the one that is out takes a slot again."""
     one, two = pool.nodes(2)
     pool.budget(1)
 
@@ -182,7 +183,7 @@ def test_slots_that_were_deleted_under_a_running_agent(plane: ControlPlane, pool
             await tried(second)
             await first.apply(SICK)
             assert out(pool, [one, two]) == [one]
-            assert list(pool.places().values()) == [one]
+            assert list(pool.slots().values()) == [one]
 
     asyncio.run(run())
 
@@ -217,7 +218,7 @@ def test_agents_that_race_while_budgets_change(plane: ControlPlane, pool: Pool) 
                     most = max(most, len(await asyncio.to_thread(out, pool, nodes)))
                     await asyncio.sleep(0)
             held = f"{pool.name}-5"
-            await until(lambda: set(out(pool, nodes)) <= set(pool.places(held).values()))
+            await until(lambda: set(out(pool, nodes)) <= set(pool.slots(held).values()))
             done.set()
             await asyncio.gather(*agents)
             assert most <= limit
@@ -238,7 +239,7 @@ def test_budgets_that_came_after_the_slots(plane: ControlPlane, pool: Pool, monk
 
             async def taking(needed: object) -> str | None:
                 got = await take(needed)  # type: ignore[arg-type]
-                if not pool.places(late):
+                if not pool.slots(late):
                     pool.budget(1, late)
                     remove(pool)
                     assert isinstance(await quick.acquire(pool.labels, "x"), Admitted | Blocked)
@@ -246,7 +247,7 @@ def test_budgets_that_came_after_the_slots(plane: ControlPlane, pool: Pool, monk
 
             monkeypatch.setattr(slow, "_take", taking)
             outcome = await slow.acquire(pool.labels, "x")
-            holders = set(pool.places(late).values())
+            holders = set(pool.slots(late).values())
             assert len(holders) <= 1
             assert isinstance(outcome, Blocked) or holders == {slow._node}
             for each in (slow, quick):
@@ -289,7 +290,7 @@ def test_who_is_counted(plane: ControlPlane, pool: Pool) -> None:
             elsewhere = other.budget(1)
             assert isinstance(await SlotHolder(client, NAMESPACE, nodes[3]).acquire(other.labels, "x"), Admitted)
             other.budget(1)
-            for name, holder in pool.places().items():
+            for name, holder in pool.slots().items():
                 if holder in nodes[:2]:
                     plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{name}")
             pool.patch(nodes[1], {"spec": {"taints": None}})

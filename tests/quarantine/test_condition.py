@@ -8,13 +8,14 @@ import pytest
 from testing.cluster_objects import T0, finding, verdict
 from testing.node_writing import node_object
 
+from gpuhealth.api.names import CONDITION, Override
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import CONDITION
+from gpuhealth.model.component import NODE, gpu
 from gpuhealth.model.finding import Severity
+from gpuhealth.model.missing import MissingReason
 from gpuhealth.model.verdict import NotCovered, State
 from gpuhealth.monitors.nvidia.readings import Release
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, condition_patch, condition_reason, is_due, summary
-from gpuhealth.quarantine.marks import Override
 
 HEALTHY = Summary("True", "Healthy", "no fault found")
 SICK = Summary("False", "Xid79", "xid.79: gone")
@@ -70,8 +71,8 @@ def test_a_heartbeat_that_is_no_time(heartbeat: str | None) -> None:
 def test_message_is_complete_and_one_line() -> None:
     """All findings but the merely informative ones, the worst first, without line breaks."""
     found = verdict(
-        finding("pcie.width", Severity.WARNING, "GPU-1", "x8 of\n x16"),
-        finding("xid.79", component="GPU-0"),
+        finding("pcie.width", Severity.WARNING, gpu("GPU-1"), "x8 of\n x16"),
+        finding("xid.79", component=gpu("GPU-0")),
         finding("note.x", Severity.INFO),
     )
     status, reason, message = summary(found)
@@ -94,14 +95,14 @@ def test_message_says_what_it_leaves_out() -> None:
 )
 def test_status_without_findings(state: State, status: str, reason: str) -> None:
     """Healthy is True; unknown is Unknown and names what was not measured."""
-    found = verdict(state=state, not_checked=(NotCovered("ecc", "timeout"),))
+    found = verdict(state=state, not_checked=(NotCovered("ecc", gpu("GPU-0"), MissingReason.TIMEOUT),))
     assert summary(found)[:2] == (status, reason)
-    assert ("ecc (timeout)" in summary(found)[2]) is (state is State.UNKNOWN)
+    assert ("ecc (timeout (GPU-0))" in summary(found)[2]) is (state is State.UNKNOWN)
 
 
 def test_a_released_driver_is_in_the_condition() -> None:
     """The status is what was known before; reason and message say that it is not being measured."""
-    not_checked = (NotCovered("gpu.lost", "released: so long"),)
+    not_checked = (NotCovered("gpu.lost", gpu("GPU-0"), MissingReason.RELEASED, "so long"),)
     healthy = verdict(not_checked=not_checked)
     assert summary(healthy, release=RELEASE) == ("True", "DriverReleased", RELEASED_TEXT)
     status, reason, message = summary(verdict(finding(), not_checked=not_checked), release=RELEASE)
@@ -109,8 +110,10 @@ def test_a_released_driver_is_in_the_condition() -> None:
     assert message.startswith(f"{RELEASED_TEXT}; xid.79")
     too_long = verdict(state=State.UNKNOWN, not_checked=not_checked)
     assert summary(too_long, release=RELEASE) == ("Unknown", "DriverReleased", RELEASED_TEXT)
-    blind = verdict(state=State.UNKNOWN, not_checked=(*not_checked, NotCovered("xid", "error: no log")))
-    assert summary(blind, release=RELEASE)[2] == f"{RELEASED_TEXT}; not measured: xid (error: no log)"
+    blind = verdict(
+        state=State.UNKNOWN, not_checked=(*not_checked, NotCovered("xid", NODE, MissingReason.ERROR, "no log"))
+    )
+    assert summary(blind, release=RELEASE)[2] == f"{RELEASED_TEXT}; not measured: xid (error: no log (node))"
 
 
 def test_a_clock_that_was_ahead_keeps_no_wording() -> None:

@@ -1,4 +1,4 @@
-"""A fault that cannot be acted on is told all the same, whatever happens to the budgets."""
+"""A fault that cannot be acted on is reported all the same, whatever happens to the budgets."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 from gpuhealth.quarantine.slots.holder import SlotHolder
@@ -39,7 +40,7 @@ async def goes_out_later(pool: Pool, write: NodeWriter, node: str) -> None:
         while not ours(pool, node):
             await asyncio.sleep(write.retry_in or 0)
             await write.apply(SICK)
-    assert list(pool.places().values()) == [node]
+    assert list(pool.slots().values()) == [node]
 
 
 @pytest.mark.parametrize("following", [True, False])
@@ -48,8 +49,8 @@ async def goes_out_later(pool: Pool, write: NodeWriter, node: str) -> None:
 def test_slots_that_cannot_be_sought(
     plane: ControlPlane, pool: Pool, monkeypatch: pytest.MonkeyPatch, what: int | str, path: str, following: bool
 ) -> None:
-    """Rights that were revoked, a definition that is missing, a server that refuses, fails or is silent: it is told,
-    with the reason, and the node goes out when slots can be had."""
+    """Rights that were revoked, a definition that is missing, a server that refuses, fails or hangs: the fault is
+    reported with the reason, and the node goes out when slots can be had."""
     monkeypatch.setattr("gpuhealth.quarantine.slots.manager.REQUEST_TIMEOUT", 1.0)
     node = pool.node()
     pool.budget(3)
@@ -84,7 +85,7 @@ def test_slots_that_cannot_be_sought(
 def test_a_fault_of_our_own(
     plane: ControlPlane, pool: Pool, monkeypatch: pytest.MonkeyPatch, error: Exception, method: str
 ) -> None:
-    """An exception that nobody expects while slots are sought hides no fault either."""
+    """An unexpected exception while slots are requested hides no fault either."""
     node = pool.node()
     pool.budget(3)
 
@@ -125,14 +126,14 @@ def test_slots_that_cannot_be_looked_at(
             proxy.heal()
             write = writer(client, node)
             await write.apply(HEALTHY)
-            assert pool.places() == {}, "what it held is given back when that can be done"
+            assert pool.slots() == {}, "what it held is given back when that can be done"
             assert write.is_settled
 
     asyncio.run(run())
 
 
 def test_out_for_a_person_without_slots(plane: ControlPlane, pool: Pool) -> None:
-    """A person's wish needs no slot: it holds where none can be sought."""
+    """A manual quarantine needs no slot: it works where none can be requested."""
     node = pool.node()
     pool.patch(node, {"metadata": {"annotations": {"gpuhealth.io/out-of-service": "fan is loud"}}})
 

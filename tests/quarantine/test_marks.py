@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from testing.cluster_objects import T0
 from testing.node_writing import node_object
 
+from gpuhealth.api.names import OVERRIDE, QUARANTINE, TAINT, Override
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import OVERRIDE, QUARANTINE, TAINT
-from gpuhealth.quarantine.marks import Override, ended_manually, override, record, release_requests
+from gpuhealth.model.causes import Cause
+from gpuhealth.model.component import NODE
+from gpuhealth.quarantine.marks import ended_manually, override, record, release_requests
 
 OURS = '{"code":"xid.79","since":"2026-03-01T11:00:00Z","cordoned":%s}'
 UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
@@ -70,3 +75,14 @@ def test_the_operators_upgrade_asks_for_the_driver(state: str, requests: tuple[s
     both = node_object(labels={UPGRADE: state}, annotations={"gpuhealth.io/release-gpus": "true"})
     assert release_requests(both) == ("annotation", *requests)
     assert release_requests(node_object(annotations={"gpuhealth.io/release-gpus": "false"})) == ()
+
+
+def test_the_record_of_an_earlier_version_is_ours() -> None:
+    """Its causes name a GPU by a uuid alone: the node stays ours, and each of them may be about any component."""
+    old = {"code": "xid.95", "since": "2026-03-01T12:00:00Z", "gpu": "GPU-1", "boot_id": "boot-1"}
+    text = json.dumps({"code": "xid.95", "since": "2026-03-01T12:00:00Z", "causes": [old]})
+    taint = {"key": TAINT, "value": "xid.95", "effect": "NoSchedule"}
+    out = node_object(annotations={QUARANTINE: text}, spec={"taints": [taint]})
+    ours = record(out)
+    assert ours is not None
+    assert ours.causes == (Cause("xid.95", T0, NODE, "boot-1"),)

@@ -1,4 +1,4 @@
-"""A person's hand on a node: taints taken away, overrides, out of service by an annotation, and back."""
+"""What people do to a node: removed taints, overrides, and manual quarantines by annotation."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from kube import ControlPlane
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import HEALTHY, SICK, Mode, health, ours, watching, writer
+from testing.waiting import until
 
+from gpuhealth.api.names import DISMISSED, OUT_OF_SERVICE, OVERRIDE, Override
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.kinds import OUT_OF_SERVICE, OVERRIDE, RELEASED
 from gpuhealth.model.verdict import State
-from gpuhealth.quarantine.marks import Override, restored
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.quarantine.marks import restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
 
 WHY = "fan is loud (ann)"
 
@@ -39,7 +40,7 @@ def with_writer(pool: Pool, node: str, work: Callable[[NodeWriter], Awaitable[No
 
 @pytest.mark.parametrize("limit", [None, 0, 1])
 def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> None:
-    """A healthy node goes out whatever the budgets say, counts where there is a place, and says why; then back."""
+    """A healthy node goes out whatever the budgets say, counts where there is a slot, and says why; then back."""
     node = pool.node()
     if limit is not None:
         pool.budget(limit)
@@ -48,7 +49,7 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
     async def run(writer: NodeWriter) -> None:
         await writer.apply(HEALTHY)
         assert ours(pool, node) == ["manual"]
-        assert list(pool.places().values()) == [node] * (limit or 0)
+        assert list(pool.slots().values()) == [node] * (limit or 0)
         assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("True", "OutOfService")
         assert health(pool, node)["message"] == f"manually out of service: {WHY}; no fault found"
         assert pool.get(node)["metadata"]["labels"]["gpuhealth.io/state"] == "quarantined"
@@ -67,7 +68,7 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
 
     with_writer(pool, node, run)
     assert ours(pool, node) == []
-    assert pool.places() == {}
+    assert pool.slots() == {}
     assert health(pool, node)["message"] == "no fault found"
     told = {event["reason"]: event["message"] for event in pool.events(node)}
     assert WHY in told["Quarantined"]
@@ -76,7 +77,7 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
 
 @pytest.mark.parametrize("room", [False, True])
 def test_a_fault_outlasts_the_wish(plane: ControlPlane, pool: Pool, room: bool) -> None:
-    """A node that was out by a person's wish stays out for a finding where a budget has room, and only then."""
+    """After a manual quarantine a node stays out for a finding if a budget has a slot, and only then."""
     node = pool.node()
     budget = pool.budget(0)
     annotate(pool, node, OUT_OF_SERVICE, WHY)
@@ -97,11 +98,11 @@ def test_a_fault_outlasts_the_wish(plane: ControlPlane, pool: Pool, room: bool) 
     with_writer(pool, node, run)
     assert ours(pool, node) == (["xid.79"] if room else [])
     assert pool.report(node)["status"]["quarantine"]["state"] == ("quarantined" if room else "blocked")
-    assert list(pool.places().values()) == [node] * room
+    assert list(pool.slots().values()) == [node] * room
 
 
 def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
-    """`override healthy` and a taint that was removed by hand end it; a new wish, after the old one is over, counts."""
+    """`override healthy` and a manually removed taint end a manual quarantine; a later request starts a new one."""
     node = pool.node()
     annotate(pool, node, OUT_OF_SERVICE, WHY)
 
@@ -117,7 +118,7 @@ def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
         await writer.apply(HEALTHY)
         await writer.apply(HEALTHY)
         assert ours(pool, node) == []
-        assert pool.get(node)["metadata"]["annotations"][RELEASED] == "manual"
+        assert pool.get(node)["metadata"]["annotations"][DISMISSED] == "manual"
         annotate(pool, node, OUT_OF_SERVICE, None)
         await writer.apply(Desired(verdict=verdict(state=State.UNKNOWN)))
         annotate(pool, node, OUT_OF_SERVICE, "again")
@@ -128,7 +129,7 @@ def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_unknown_does_not_outlast_the_wish(plane: ControlPlane, pool: Pool) -> None:
-    """That a person's wish is over is seen on the Node itself: nothing has to be measured for that."""
+    """The end of a manual quarantine shows on the Node itself: nothing has to be measured for that."""
     node = pool.node()
     annotate(pool, node, OUT_OF_SERVICE, WHY)
 
@@ -173,12 +174,12 @@ def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
                 await writer(client, node, mode).apply(SICK)
                 assert ours(pool, node) == []
                 assert "unschedulable" not in pool.get(node)["spec"]
-            assert pool.places() == {}
+            assert pool.slots() == {}
             assert pool.report(node)["status"]["quarantine"]["state"] == "dismissed"
             await writer(client, node, mode).apply(other)
             assert ours(pool, node) == ["ecc.uncorrectable"]
             await writer(client, node, mode).apply(HEALTHY)
-            assert RELEASED not in pool.get(node)["metadata"].get("annotations", {})
+            assert DISMISSED not in pool.get(node)["metadata"].get("annotations", {})
             await writer(client, node, mode).apply(SICK)
             assert ours(pool, node) == ["xid.79"], "the finding was cleared in between: this is a new one"
 
@@ -186,7 +187,7 @@ def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
 
 
 def test_override_healthy(plane: ControlPlane, pool: Pool) -> None:
-    """A person's word lifts the quarantine at once and says so in the condition; without it, it is back."""
+    """An override ends the quarantine at once and shows in the condition; without it the quarantine returns."""
     node = pool.node()
     pool.budget(1)
 
@@ -200,7 +201,7 @@ def test_override_healthy(plane: ControlPlane, pool: Pool) -> None:
                 await write.apply(SICK)
                 assert ours(pool, node) == []
                 assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("True", "Override")
-                assert pool.places() == {}
+                assert pool.slots() == {}
                 pool.patch(node, {"metadata": {"annotations": {OVERRIDE: None}}})
                 await until(lambda: write.node.override is None)
                 await write.apply(SICK)
@@ -221,6 +222,6 @@ def test_override_unmanaged(plane: ControlPlane, pool: Pool) -> None:
             acts = await writer(client, node).apply(SICK)
             assert [act.kind for act in acts] == ["report"]
             assert pool.get(node)["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())

@@ -11,12 +11,12 @@ import pytest
 from kube import Document, MissingBinariesError, documents
 from kube.policy_plugin import PolicyPlugin, problems
 from testing.admission import ALL, CONTROLLERS, NODE_CLAIM, POLICIES, needed_rules, speaks_of
+from testing.paths import BASE
 
-from gpuhealth.kube.kinds import PREFLIGHT_TAINT, STATE_LABEL
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.slots.budget import slot_sets
 from gpuhealth.quarantine.slots.lease import slot_lease
-from gpuhealth.runtime.settings import Settings
-from tests.conftest import BASE
 
 AGENT = "system:serviceaccount:gpuhealth:gpuhealth-agent"
 
@@ -78,7 +78,7 @@ def test_policy_is_well_formed(document: Document) -> None:
 
 
 def _bare_requests(policy: Document) -> Iterator[Document]:
-    """Requests that the policy matches and that nobody whom it binds may make."""
+    """Requests that the policy matches, and that no account bound by it may make."""
     constraints = policy["spec"]["matchConstraints"]
     selected = constraints.get("objectSelector", {}).get("matchLabels", {})
     for rule in constraints["resourceRules"]:
@@ -103,7 +103,7 @@ def _bare_requests(policy: Document) -> Iterator[Document]:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=name_of)
 def test_policies_know_who_they_are_for(plugin: PolicyPlugin, policy: Document) -> None:
-    """They bind the accounts of the manifests, each as its name says, and nobody else in the cluster."""
+    """They bind the accounts of the manifests, each those in its name, and no other user of the cluster."""
     accounts = {name_of(d) for d in documents(BASE) if d["kind"] == "ServiceAccount"}
     users = {f"system:serviceaccount:gpuhealth:{each}" for each in accounts}
     others = {"admin", "system:node:n", "system:serviceaccount:default:default", "system:kube-scheduler"}
@@ -169,7 +169,7 @@ CODES = ["xid.79", "ecc.uncorrectable", "burnin." + "z" * 90, "x" + "." * 3 + "y
 @pytest.mark.parametrize("node", NAMES)
 @pytest.mark.parametrize("code", CODES)
 def test_every_place_is_allowed(plugin: PolicyPlugin, node: str, code: str) -> None:
-    """The places that an agent takes, whatever the names of node and fault, also those longer than a label's value."""
+    """The slots that an agent takes, whatever the names of node and fault, also those longer than a label's value."""
     spec = {"maxUnavailable": 5, "maxPerWindow": 2, "maxPerFault": 1, "window": "365d"}
     now = datetime.now(UTC).replace(microsecond=0)
     entry = {"time": now.isoformat(), "fieldsV1": {"f:spec": {"f:renewTime": {}}}}

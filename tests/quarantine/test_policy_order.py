@@ -9,10 +9,8 @@ import pytest
 from kube import ControlPlane, Document, MissingBinariesError, documents, find_binaries
 from kube.control_plane import RequestError
 from testing.admission import ALL, Admission
-from testing.kubectl import built, kubectl, shown_in
-
-from tests.conftest import BASE
-from tests.kube.test_kustomize import FOLLOW
+from testing.kubectl import FOLLOW, built, kubectl, shown_in
+from testing.paths import BASE
 
 MERGE = "application/strategic-merge-patch+json"
 UNREACHABLE = {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}
@@ -71,14 +69,14 @@ class Innocents:
         self.plane.request("PATCH", "/api/v1/nodes/n/status", {"status": status}, content_type=MERGE, token=self.token)
 
     def renew_a_lease(self) -> None:
-        """A kubelet's heartbeat."""
+        """Renew a Lease, as a kubelet does for its heartbeat."""
         metadata = {"name": "n", "namespace": "kube-system"}
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
         self.plane.apply([{**body, "spec": {"holderIdentity": "n", "renewTime": "2030-01-01T00:00:00.000000Z"}}])
         self.plane.request("DELETE", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/n")
 
     def write_an_event(self) -> None:
-        """A kubelet tells what happened."""
+        """Write an Event, as a kubelet does."""
         about = {"kind": "Node", "name": "n"}
         body = {"metadata": {"name": "n.1"}, "involvedObject": about, "reason": "R", "source": {"component": "kubelet"}}
         self.plane.request("POST", "/api/v1/namespaces/default/events", body)

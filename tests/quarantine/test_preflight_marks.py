@@ -9,15 +9,17 @@ import pytest
 from kube import ControlPlane
 from testing.cluster_objects import Pool, finding, verdict
 
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL
 from gpuhealth.kube.client import JSON_PATCH, Client
 from gpuhealth.kube.errors import InvalidError
-from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, STATE_LABEL
+from gpuhealth.kube.kinds import NODES
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine import preflight_taint as preflight
 from gpuhealth.quarantine.marks import taints
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Preflight, Settings
+from gpuhealth.runtime.settings import Preflight
 
 KEY = PREFLIGHT_TAINT
 THEIRS = {"key": "example.com/theirs", "value": "x", "effect": "NoSchedule"}
@@ -54,7 +56,7 @@ def test_passed_takes_off_ours_alone(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_failed_stays_and_says_so(plane: ControlPlane, pool: Pool) -> None:
-    """The taint keeps its effect and its place and says that the tests failed; the label stays."""
+    """The taint keeps its effect and its position and says that the tests failed; the label stays."""
     node = tainted(pool, THEIRS, OURS, labels=PREFLIGHT)
     assert preflight.value(pool.get(node), KEY) == "pending"
     sent(plane, node, preflight.failed(pool.get(node), KEY))
@@ -65,7 +67,7 @@ def test_failed_stays_and_says_so(plane: ControlPlane, pool: Pool) -> None:
 
 @pytest.mark.parametrize("patch_of", [preflight.passed, preflight.failed])
 def test_a_list_that_has_moved_is_not_touched(plane: ControlPlane, pool: Pool, patch_of: Any) -> None:
-    """When another taint goes meanwhile the places have moved: the patch is refused as a whole."""
+    """When another taint goes meanwhile the indexes have changed: the patch is refused as a whole."""
     node = tainted(pool, THEIRS, OURS, labels=PREFLIGHT)
     patch = patch_of(pool.get(node), KEY)
     pool.patch(node, {"spec": {"taints": [OURS, THEIRS]}})
@@ -127,7 +129,7 @@ def test_a_label_without_the_taint_means_nothing(plane: ControlPlane, pool: Pool
 def test_a_rebooted_node_is_closed_again(
     plane: ControlPlane, pool: Pool, mode: Literal["taint", "observe"], override: str | None, closed: bool
 ) -> None:
-    """The taint comes with the label, once, beside those of others; not in mode observe, nor against a person."""
+    """Taint and label are added once, and other taints stay; not in mode observe, and not against an override."""
     node = tainted(pool, THEIRS)
     if override:
         pool.patch(node, {"metadata": {"annotations": {"gpuhealth.io/override": override}}})

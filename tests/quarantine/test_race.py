@@ -1,4 +1,4 @@
-"""Many agents at once for few places, as the API server's own history tells it."""
+"""Many agents at once for few slots, checked against what a watch of the API server has seen."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import random
 
 from kube import ControlPlane
 from testing.cluster_objects import Pool
-from testing.half_agents import Half, History, SharedClient, most, running, until
+from testing.half_agents import Half, History, SharedClient, most, running
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 
 AGENTS = 60
-PLACES = 7
+SLOTS = 7
 KILLED = 20
 
 
@@ -25,8 +26,8 @@ async def killed_at_random(half: Half) -> None:
 
 
 def test_race_of_agents_that_die(plane: ControlPlane, pool: Pool) -> None:
-    """Sixty agents for seven places, some killed and started again: never more than seven out, and seven at the end."""
-    pool.budget(PLACES)
+    """Sixty agents for seven slots, some killed and started again: never more than seven out, and seven at the end."""
+    pool.budget(SLOTS)
     nodes = pool.nodes(AGENTS)
     history = History()
 
@@ -40,8 +41,8 @@ def test_race_of_agents_that_die(plane: ControlPlane, pool: Pool) -> None:
             for half in halves:
                 half.want(sick=True)
             await asyncio.gather(*[killed_at_random(half) for half in random.sample(halves, KILLED)])
-            await until(lambda: history.out[-1].count == history.places[-1].count == PLACES)
+            await until(lambda: history.out[-1].count == history.slots[-1].count == SLOTS)
 
     asyncio.run(run())
-    assert most(history.out) == most(history.places) == PLACES
-    assert len(set(pool.places().values())) == PLACES, "no node holds two"
+    assert most(history.out) == most(history.slots) == SLOTS
+    assert len(set(pool.slots().values())) == SLOTS, "no node holds two"

@@ -1,4 +1,4 @@
-"""The agent's hand in the cluster while the API server has too much to do."""
+"""The reconciler of the Node while the API server is overloaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import asyncio
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
 from testing.cluster_objects import Pool
-from testing.half_agents import Half, until
+from testing.half_agents import Half
+from testing.waiting import until
 
 from gpuhealth.kube.client import Client
 

@@ -9,16 +9,18 @@ from kube import ControlPlane
 from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import HEALTHY, SICK, writer
 
+from gpuhealth.api.report import Gpu, Inventory
 from gpuhealth.kube.client import Client
 from gpuhealth.model.finding import Severity
-from gpuhealth.quarantine.report import Facts, Gpu, Inventory
+from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.target import Desired
 
 
 def test_report_says_what_there_is(plane: ControlPlane, pool: Pool) -> None:
     """Inventory, findings, counters; owned by its Node; rewritten only for what matters."""
     node = pool.node()
-    facts = Facts(Inventory("570.1", (Gpu(0, "GPU-0", "0000:01:00.0", "H100", "S1"),)), "boot", {"xid.79": 1}, "0.1")
+    gpu = Gpu(index=0, uuid="GPU-0", pci="0000:01:00.0", model="H100", serial="S1")
+    facts = Facts(Inventory(driver="570.1", gpus=(gpu,)), "boot", {"xid.79": 1}, "0.1")
     clock = [datetime(2026, 3, 1, tzinfo=UTC)]
 
     def degraded(celsius: int, minute: int = 0) -> Desired:

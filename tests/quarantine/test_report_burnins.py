@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from kube import ControlPlane
 from testing.burnin_results import FAILED, PASSED, SKIPPED, STOPPED, result, run
 from testing.cluster_objects import Pool, verdict
 
+from gpuhealth.api.report import Gpu, Inventory
+from gpuhealth.api.resource import body
 from gpuhealth.kube.client import Client
-from gpuhealth.monitors.burnin_results.readings import TestStatus
+from gpuhealth.model.burnin_run import BurninRun, TestStatus
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
-from gpuhealth.quarantine.report import Facts, Gpu, Inventory
-from gpuhealth.quarantine.report_burnins import MAX_HISTORY, MAX_VALUES, status_of
+from gpuhealth.quarantine.report import Facts
+from gpuhealth.quarantine.report_burnins import MAX_HISTORY, MAX_VALUES, burnin_of
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
+
+
+def status_of(runs: Sequence[BurninRun], gpus: Sequence[str]) -> dict[str, Any]:
+    """The report's `burnin` as the API server holds it."""
+    return body(burnin_of(runs, gpus))
 
 
 def test_last_result_of_each_test() -> None:
@@ -76,7 +85,7 @@ def test_written_once_and_only_when_it_changes(plane: ControlPlane, pool: Pool) 
         reason="preflight",
     )
     second = run(result(status=FAILED), at=3600)
-    inventory = Inventory(gpus=(Gpu(0, "GPU-0", "0000:01:00.0", "H100"),))
+    inventory = Inventory(gpus=(Gpu(index=0, uuid="GPU-0", pci="0000:01:00.0", model="H100"),))
 
     async def run_all() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
@@ -107,5 +116,5 @@ def test_passed_is_not_the_default() -> None:
     """A run whose tests were all skipped has tested nothing."""
     found = status_of([run(result(status=SKIPPED))], ["GPU-0"])
     assert "testedAt" not in found
-    assert found["gpus"]["GPU-0"]["tests"] == {}
+    assert "tests" not in found["gpus"]["GPU-0"]
     assert PASSED not in found["gpus"]["GPU-0"].values()

@@ -9,10 +9,11 @@ import pytest
 from kube import ControlPlane
 from testing.cluster_objects import Pool
 
+from gpuhealth.api.names import RESERVED_SLOT_PREFIX
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
 from gpuhealth.quarantine.slots.budget import Limit, SlotSet
-from gpuhealth.quarantine.slots.lease import RESERVED_PREFIX, Slot, SlotStore
+from gpuhealth.quarantine.slots.lease import Slot, SlotStore
 
 NAMESPACE = "gpuhealth"
 GONE = (ConflictError, NotFoundError)  # which of them is a matter of the server's version
@@ -37,13 +38,13 @@ def test_slots_reserved_for_nodes(plane: ControlPlane, pool: Pool) -> None:
             assert not await store.reserve(slot_set, name, "n2")
             slot = await store.get(name)
             assert slot is not None
-            assert (slot.holder, slot.node, slot.prefix) == (f"{RESERVED_PREFIX}n1", "n1", pool.name)
+            assert (slot.holder, slot.node, slot.prefix) == (f"{RESERVED_SLOT_PREFIX}n1", "n1", pool.name)
             assert slot_set.free_names([name]) == [f"{pool.name}.1"]
             renewed = await store.renew(slot, datetime.now(UTC))
             assert not await store.free(name, **identity(slot)), "another version"
             assert await store.free(name, **identity(renewed))
             assert not await store.free(name, **identity(renewed))
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())
 

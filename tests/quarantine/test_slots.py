@@ -1,4 +1,4 @@
-"""Quarantine budgets: never more nodes out than places, and every place given back."""
+"""Quarantine budgets: never more nodes out than slots, and every slot given back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from testing.cluster_objects import Pool, finding, verdict
 
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.selectors import matches, written
+from gpuhealth.kube.selectors import matches, query_text
 from gpuhealth.quarantine.slots.budget import Limit, SlotSet, limit_of, slot_sets
 from gpuhealth.quarantine.slots.holder import NO_BUDGET, Admitted, Blocked, SlotHolder
 from gpuhealth.quarantine.target import Desired
@@ -41,7 +41,7 @@ def test_limit(amount: int | str, size: int, limit: int) -> None:
 
 
 def test_every_limit_is_a_set() -> None:
-    """Every limit of a budget is a set of places, the finding's code in the name of its own."""
+    """Every limit of a budget is a set of slots, the finding's code in the name of its own."""
     spec = {"maxUnavailable": "10%", "maxPerWindow": 5, "maxPerFault": 2, "window": "30m"}
     assert slot_sets({"metadata": {"name": "b"}, "spec": spec}, 100, "gpu.recovery_action") == [
         SlotSet(prefix="b", budget="b", kind=Limit.UNAVAILABLE, limit=10),
@@ -66,7 +66,7 @@ def test_every_limit_is_a_set() -> None:
 def test_selectors(plane: ControlPlane, pool: Pool, selector: dict[str, Any], chosen: bool, text: str) -> None:
     """We choose the nodes that the API server chooses for the same selector."""
     assert matches(selector, {"a": "1"}) is chosen
-    assert written(selector) == text
+    assert query_text(selector) == text
     pool.node(labels={"a": "1"})
     query = ",".join(filter(None, [f"pool={pool.name}", text])).replace(" ", "%20").replace("!", "%21")
     assert bool(plane.request("GET", f"/api/v1/nodes?labelSelector={query}")["items"]) is chosen
@@ -78,7 +78,7 @@ def test_no_selector_chooses_nothing() -> None:
 
 
 def test_without_a_budget_nobody_is_admitted(plane: ControlPlane, pool: Pool) -> None:
-    """No budget that selects the node: no place, and nothing written."""
+    """No budget that selects the node: no slot, and nothing written."""
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
@@ -91,26 +91,26 @@ def test_without_a_budget_nobody_is_admitted(plane: ControlPlane, pool: Pool) ->
 
 
 def test_one_call_when_there_is_room(plane: ControlPlane, pool: Pool) -> None:
-    """Where a controller has counted, a slot costs one request beside two lists of the budgets; giving it back one."""
+    """Where a controller has counted, a slot costs one request and two lists of the budgets; its release costs one."""
     pool.budget(5)
     pool.counted()
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            places = SlotHolder(client, NAMESPACE, "n")
-            assert await places.recall() == ()
+            holder = SlotHolder(client, NAMESPACE, "n")
+            assert await holder.recall() == ()
             client.calls.clear()
-            assert isinstance(await places.acquire(pool.labels, "xid.79"), Admitted)
+            assert isinstance(await holder.acquire(pool.labels, "xid.79"), Admitted)
             assert client.calls == {("GET", 200): 2, ("POST", 201): 1}
-            await places.release()
+            await holder.release()
             assert client.calls == {("GET", 200): 2, ("POST", 201): 1, ("DELETE", 200): 1}
-        assert pool.places() == {}
+        assert pool.slots() == {}
 
     asyncio.run(run())
 
 
 def test_never_more_than_the_limit(plane: ControlPlane, pool: Pool) -> None:
-    """Eighty agents at once for seven places: seven get one, whoever is first, and the rest are held."""
+    """Eighty agents request seven slots at once: seven get one, and the others are blocked."""
     pool.budget(7)
 
     async def run() -> None:
@@ -120,17 +120,17 @@ def test_never_more_than_the_limit(plane: ControlPlane, pool: Pool) -> None:
             admitted = [outcome for outcome in outcomes if isinstance(outcome, Admitted)]
             held = [outcome for outcome in outcomes if isinstance(outcome, Blocked)]
             assert (len(admitted), len(held)) == (7, 73)
-            assert sorted(pool.places()) == [f"{pool.name}.{k}" for k in range(7)]
+            assert sorted(pool.slots()) == [f"{pool.name}.{k}" for k in range(7)]
             await asyncio.gather(*[agent.release() for agent in agents])
-            assert pool.places() == {}
+            assert pool.slots() == {}
             second = await asyncio.gather(*[agent.acquire(pool.labels, "xid.79") for agent in agents[:7]])
-            assert all(isinstance(outcome, Admitted) for outcome in second), "all places can be taken again"
+            assert all(isinstance(outcome, Admitted) for outcome in second), "all slots can be taken again"
 
     asyncio.run(run())
 
 
 def test_race_under_errors(plane: ControlPlane, pool: Pool) -> None:
-    """Answers that get lost and servers that fail neither leak a place nor hand one out twice."""
+    """Lost responses and server errors neither leak a slot nor assign one twice."""
     pool.budget(5)
 
     async def run() -> None:
@@ -147,14 +147,14 @@ def test_race_under_errors(plane: ControlPlane, pool: Pool) -> None:
                         await asyncio.sleep(0.05)
 
             admitted = await asyncio.gather(*[persist(agent) for agent in agents])
-            holders = list(pool.places().values())
+            holders = list(pool.slots().values())
             assert sum(admitted) == len(holders) == len(set(holders)) == 5
 
     asyncio.run(run())
 
 
 def test_found_again_after_a_restart(plane: ControlPlane, pool: Pool) -> None:
-    """A place that this node holds is used, not a second one taken."""
+    """A slot that this node holds is used, not a second one taken."""
     pool.budget(50)
 
     async def run() -> None:
@@ -163,9 +163,9 @@ def test_found_again_after_a_restart(plane: ControlPlane, pool: Pool) -> None:
             assert isinstance(first, Admitted)
             again = SlotHolder(client, NAMESPACE, "n")
             assert await again.acquire(pool.labels, "ecc.uncorrectable") == Admitted(first.slots, taken=())
-            assert len(pool.places()) == 1
+            assert len(pool.slots()) == 1
             assert len(await again.release()) == 1
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())
 
@@ -184,7 +184,7 @@ def test_all_budgets_or_none(plane: ControlPlane, pool: Pool) -> None:
             assert isinstance(held, Blocked)
             assert held.budget == whole
             assert "at most 1 node out of service at once" in held.reason
-            assert list(pool.places(rack).values()) == ["one"]
+            assert list(pool.slots(rack).values()) == ["one"]
             await one.release()
             assert isinstance(await two.acquire(pool.labels, "xid.79"), Admitted)
 
@@ -192,7 +192,7 @@ def test_all_budgets_or_none(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_per_fault(plane: ControlPlane, pool: Pool) -> None:
-    """The same code on many nodes is a suspect driver: it is held, while another code is not."""
+    """One code on many nodes suggests a bad driver: it is blocked by maxPerFault, and another code is not."""
     pool.budget("100%", maxPerFault=1)
     pool.nodes(5)
 
@@ -202,7 +202,7 @@ def test_per_fault(plane: ControlPlane, pool: Pool) -> None:
             nodes = [SlotHolder(client, NAMESPACE, f"n{k}") for k in range(3)]
             outcomes = [await node.acquire(pool.labels, code) for node, code in zip(nodes, codes, strict=True)]
             assert [type(outcome) for outcome in outcomes] == [Admitted, Blocked, Admitted]
-            assert f"{pool.name}.fault.gpu.recovery-action.0" in pool.places()
+            assert f"{pool.name}.fault.gpu.recovery-action.0" in pool.slots()
 
     asyncio.run(run())
 
@@ -239,7 +239,7 @@ def test_a_place_taken_over_is_not_given_back(plane: ControlPlane, pool: Pool) -
             with pytest.raises(errors.ConflictError):
                 await node.release()
             assert await node.release() == ()
-            assert pool.places() == {f"{pool.name}.0": "other"}
+            assert pool.slots() == {f"{pool.name}.0": "other"}
 
     asyncio.run(run())
 
@@ -258,7 +258,7 @@ def test_places_beyond_the_limit_count(limit: int, held: str, size: int) -> None
 
 
 def test_a_lowered_limit_counts_who_is_out(plane: ControlPlane, pool: Pool) -> None:
-    """After the limit was lowered nobody goes out until fewer are out than it says, whatever names are free."""
+    """After the limit was lowered no node goes out until fewer are out than the limit, whatever names are free."""
     pool.budget(6)
 
     async def run() -> None:
@@ -274,13 +274,13 @@ def test_a_lowered_limit_counts_who_is_out(plane: ControlPlane, pool: Pool) -> N
             assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Blocked), "three are out yet"
             await lowest_first[3].release()
             assert isinstance(await waiting.acquire(pool.labels, "xid.79"), Admitted)
-            assert len(pool.places()) == 3
+            assert len(pool.slots()) == 3
 
     asyncio.run(run())
 
 
 def test_a_suspect_driver_takes_no_places_of_others(plane: ControlPlane, pool: Pool) -> None:
-    """Who is held by maxPerFault has taken no other place, writes nothing when it tries again, and says which limit."""
+    """A node blocked by maxPerFault has taken no other slot, writes nothing at its next try, and names the limit."""
     pool.budget(6, maxPerFault=1, maxPerWindow=4)
     pool.counted()
 
@@ -293,11 +293,11 @@ def test_a_suspect_driver_takes_no_places_of_others(plane: ControlPlane, pool: P
             held = await second.acquire(pool.labels, "xid.79")
             assert isinstance(held, Blocked)
             assert held.limit is Limit.PER_FAULT
-            assert client.calls == {("GET", 200): 2, ("POST", 409): 1}, "the budgets, a try, the places of the set"
+            assert client.calls == {("GET", 200): 2, ("POST", 409): 1}, "the budgets, a try, the slots of the set"
             client.calls.clear()
             assert await second.acquire(pool.labels, "xid.79") == held
-            assert client.calls == {("GET", 200): 2}, "the budgets, the places of the set"
-            assert set(pool.places().values()) == {"first"}
+            assert client.calls == {("GET", 200): 2}, "the budgets, the slots of the set"
+            assert set(pool.slots().values()) == {"first"}
 
     asyncio.run(run())
 

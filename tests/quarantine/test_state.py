@@ -7,13 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gpuhealth.kube.kinds import STATE_LABEL
+from gpuhealth.api.names import STATE_LABEL, NodeState
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine import state as state_module
 from gpuhealth.quarantine.state import (
     IN_SERVICE,
     TRANSITIONS,
-    NodeState,
     StateEvent,
     Writer,
     agent_event,
@@ -117,8 +116,8 @@ def test_the_writers_never_fight(
     controllers: list[StateEvent],
     agent_first: bool,
 ) -> None:
-    """Whatever was written in whatever order: once situation and wish of the controller stay as they are, each writer
-    has changed the label twice at the most when neither changes it any more."""
+    """Whatever was written in whatever order: once the node's situation and the controller's event do not change any
+    more, neither writer changes the label after two turns of each."""
     state = state_of(label)
     for event in before:
         state = next_state(state, event)

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from testing.cluster_objects import T0, finding, verdict
 from testing.node_writing import node_object
 
+from gpuhealth.api.names import DISMISSED, STATE_LABEL, TAINT, NodeState
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import RELEASED, STATE_LABEL, TAINT
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.condition import Summary
-from gpuhealth.quarantine.state import NodeState
 from gpuhealth.quarantine.target import Desired, NodeChange, NodeMarks, node_change, quarantine_codes
 
 SUMMARY = Summary("True", "Healthy", "no fault found")
@@ -81,8 +80,8 @@ def test_taint_of_our_key_by_a_person_stays() -> None:
 
 
 def test_dismissed_codes_do_not_quarantine_again_until_cleared() -> None:
-    """The same finding is not acted on again; another one is; unknown ends no dismissal, clearance does."""
-    dismissed = node_object(annotations={RELEASED: "xid.79"})
+    """A dismissed finding does not quarantine again, another one does; unknown ends no dismissal, clearance does."""
+    dismissed = node_object(annotations={DISMISSED: "xid.79"})
     both = Desired(verdict=verdict(finding()), quarantine=("xid.79", "ecc.uncorrectable"))
     assert quarantine_codes(dismissed, both) == (("ecc.uncorrectable",), ("xid.79",))
     assert quarantine_codes(dismissed, Desired(verdict=verdict(state=State.UNKNOWN))) == ((), ("xid.79",))

@@ -10,16 +10,16 @@ from kube import ControlPlane
 from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer, writes
 
+from gpuhealth.api.names import QUARANTINE, STATE_LABEL
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.kinds import QUARANTINE, STATE_LABEL
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import MAX_DEFERRAL, AppliedAction
 
 
 def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
-    """Place, taint, condition, Events and report, in this order; recovery takes all of it back but the condition."""
+    """Slot, taint, condition, Events and report, in this order; recovery takes all of it back but the condition."""
     node = pool.node()
     pool.budget(1)
     told: list[AppliedAction] = []
@@ -33,7 +33,7 @@ def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
             assert ours(pool, node) == ["xid.79"]
             assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("False", "Xid79")
             assert pool.get(node)["metadata"]["labels"][STATE_LABEL] == "quarantined"
-            assert pool.places() == {f"{pool.name}.0": node}
+            assert pool.slots() == {f"{pool.name}.0": node}
             assert [event["reason"] for event in pool.events(node)] == ["Quarantined"]
             status = pool.report(node)["status"]
             assert status["quarantine"] | {"since": ""} == {
@@ -51,13 +51,13 @@ def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
             assert ours(pool, node) == []
             assert QUARANTINE not in pool.get(node)["metadata"].get("annotations", {})
             assert health(pool, node)["status"] == "True"
-            assert pool.places() == {}
+            assert pool.slots() == {}
 
     asyncio.run(run())
 
 
 def test_cost_of_a_quarantine(plane: ControlPlane, pool: Pool) -> None:
-    """One write for the place, two for the Node, an Event, one for the report; two reads, of the budgets."""
+    """One write for the slot, two for the Node, an Event, one for the report; two reads, of the budgets."""
     node = pool.node()
     pool.budget(3)
     pool.counted()
@@ -202,7 +202,7 @@ def test_unknown_lifts_nothing(plane: ControlPlane, pool: Pool) -> None:
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_observe_and_dry_run_mark_nothing(plane: ControlPlane, pool: Pool, dry_run: bool) -> None:
-    """What would have been done is returned, told once, and in the report; the Node is as it was."""
+    """What would have been done is returned, reported once, and in the report; the Node is unchanged."""
     node = pool.node()
     pool.budget(1)
     before = pool.get(node)["metadata"]["resourceVersion"]
@@ -216,7 +216,7 @@ def test_observe_and_dry_run_mark_nothing(plane: ControlPlane, pool: Pool, dry_r
                 assert [act.kind for act in acts if not act.done] == ["taint", "label", "condition"]
             assert [act.kind for act in told if not act.done] == ["taint", "label", "condition"]
             assert pool.get(node)["metadata"]["resourceVersion"] == before
-            assert pool.places() == {}
+            assert pool.slots() == {}
             if dry_run:
                 assert writes(client) == 0
             else:
@@ -241,7 +241,7 @@ def test_worse_finding_changes_the_taint(plane: ControlPlane, pool: Pool) -> Non
             await write.apply(worse)
             assert ours(pool, node) == ["ecc.uncorrectable"]
             assert pool.report(node)["status"]["quarantine"]["since"] == since
-            assert len(pool.places()) == 1
+            assert len(pool.slots()) == 1
 
     asyncio.run(run())
 
@@ -261,7 +261,7 @@ def test_long_messages_are_whole(plane: ControlPlane, pool: Pool) -> None:
 
 
 def test_node_that_is_gone(plane: ControlPlane, pool: Pool) -> None:
-    """Without a Node there is nothing to mark, and the caller is told."""
+    """Without a Node there is nothing to mark, and the caller gets an error."""
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:

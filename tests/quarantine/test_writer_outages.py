@@ -9,12 +9,13 @@ from contextlib import suppress
 import pytest
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, until
+from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, watching, writer
+from testing.waiting import until
 
+from gpuhealth.api.names import TAINT
 from gpuhealth.kube import errors
 from gpuhealth.kube.client import Client
-from gpuhealth.kube.kinds import TAINT
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction
 
@@ -93,7 +94,7 @@ ALSO_WHEN_HELD = {"label", "condition", "report"}
 
 @pytest.mark.parametrize("step", range(len(STEPS)))
 def test_outage_at_every_step(plane: ControlPlane, pool: Pool, step: int) -> None:
-    """Wherever the API server goes away, a later call ends in the same state, with one place and no act twice."""
+    """Wherever the API server goes away, a later call ends in the same state, with one slot and no act twice."""
     node = pool.node()
     pool.budget(9)
     told: list[AppliedAction] = []
@@ -110,7 +111,7 @@ def test_outage_at_every_step(plane: ControlPlane, pool: Pool, step: int) -> Non
             assert await write.apply(SICK) == []
         assert ours(pool, node) == ["xid.79"]
         assert health(pool, node)["status"] == "False"
-        assert list(pool.places().values()) == [node]
+        assert list(pool.slots().values()) == [node]
         told_before = {"QuarantineBlocked", "Xid79"} if step == 1 else set()  # while no slot could be sought
         assert {event["reason"] for event in pool.events(node)} == {"Quarantined"} | told_before
         assert pool.report(node)["status"]["quarantine"]["state"] == "quarantined"
@@ -121,7 +122,7 @@ def test_outage_at_every_step(plane: ControlPlane, pool: Pool, step: int) -> Non
 
 
 def test_crash_between_place_and_taint(plane: ControlPlane, pool: Pool) -> None:
-    """A place that a crash left behind is used by the next agent, or given back if the fault is gone."""
+    """A slot that a crash left behind is used by the next agent, or given back if the fault is gone."""
     pool.budget(9)
     for desired, held in ((SICK, 1), (HEALTHY, 0)):
         node = pool.node()
@@ -131,26 +132,26 @@ def test_crash_between_place_and_taint(plane: ControlPlane, pool: Pool) -> None:
                 proxy.fail("reset", method="PATCH", times=-1)
                 with pytest.raises(errors.UnavailableError):
                     await writer(client, node).apply(SICK)
-                assert list(pool.places().values()).count(node) == 1
+                assert list(pool.slots().values()).count(node) == 1
                 proxy.heal()
                 await writer(client, node).apply(desired)
-                assert list(pool.places().values()).count(node) == held
+                assert list(pool.slots().values()).count(node) == held
 
         asyncio.run(run())
 
 
 def test_places_lost_are_taken_again(plane: ControlPlane, pool: Pool) -> None:
-    """If the Leases were deleted under a node that is out, its next agent takes a place again."""
+    """If the Leases were deleted under a node that is out, its next agent takes a slot again."""
     node = pool.node()
     pool.budget(9)
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
             await writer(client, node).apply(SICK)
-            for name in pool.places():
+            for name in pool.slots():
                 plane.request("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{name}")
             await writer(client, node).apply(SICK)
-            assert list(pool.places().values()) == [node]
+            assert list(pool.slots().values()) == [node]
 
     asyncio.run(run())
 

@@ -12,23 +12,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.core import Metric
 from structlog.testing import capture_logs
+from testing.agents import ShownStatus
 from testing.metric_samples import parsed, values
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.agent.http_app import serve
 from gpuhealth.agent.metrics import Exposition
+from gpuhealth.api.metrics import AGENT_METRICS_ERRORS, gauge
 from gpuhealth.runtime import http_server as server
 from gpuhealth.runtime.exposition import Rendering
 from gpuhealth.runtime.http_server import keep_serving
-from gpuhealth.runtime.metric_families import gauge
+from gpuhealth.runtime.metric_families import family
 
-ERRORS = "gpuhealth_agent_metrics_errors_total"
+ERRORS = AGENT_METRICS_ERRORS.name
 HOSTILE = [
     "\udcff",
     "\ud800 x",
@@ -48,7 +52,7 @@ def one(name: str, *rows: tuple[Any, ...]) -> Callable[[], Iterator[Metric]]:
     """A collector of one metric with these rows: a value, or a label and a value."""
 
     def collect() -> Iterator[Metric]:
-        yield gauge(name, "A metric", ["label"][: len(rows[0]) - 1], rows)
+        yield family(gauge(name, "A metric", *["label"][: len(rows[0]) - 1]), rows)
 
     return collect
 
@@ -57,7 +61,7 @@ def failing(error: Exception) -> Callable[[], Iterator[Metric]]:
     """A collector that gives one metric and then fails."""
 
     def collect() -> Iterator[Metric]:
-        yield gauge("before", "A metric", [], [(1,)])
+        yield family(gauge("before", "A metric"), [(1,)])
         raise error
 
     return collect
@@ -71,7 +75,7 @@ def errors(text: bytes) -> dict[str, float]:
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), ValueError("x"), RecursionError(), KeyError()])
 def test_a_collector_that_fails_costs_its_own_samples(error: Exception) -> None:
     """The others are served, the failure is counted under its name, and logged once while it stays the same."""
-    rendering = Rendering("agent", {"bad": failing(error), "good": one("good", (1,))})
+    rendering = Rendering(AGENT_METRICS_ERRORS, {"bad": failing(error), "good": one("good", (1,))})
     with capture_logs() as logged:
         for times in (1, 2, 3):
             text = rendering.text()
@@ -88,9 +92,9 @@ def test_an_error_that_comes_back_is_logged_again() -> None:
     def collect() -> Iterator[Metric]:
         if (error := outcomes.pop(0)) is not None:
             raise error
-        yield gauge("good", "A metric", [], [(1,)])
+        yield family(gauge("good", "A metric"), [(1,)])
 
-    rendering = Rendering("agent", {"flaky": collect})
+    rendering = Rendering(AGENT_METRICS_ERRORS, {"flaky": collect})
     with capture_logs() as logged:
         for _ in range(5):
             rendering.text()
@@ -100,7 +104,7 @@ def test_an_error_that_comes_back_is_logged_again() -> None:
 @pytest.mark.parametrize("value", ["high", None, object(), 1 << 2000, "\udcff"])
 def test_a_value_that_is_no_number(value: object) -> None:
     """Such a value costs its collector; the log line about it stays short."""
-    rendering = Rendering("agent", {"bad": one("bad", *[(str(n), 1) for n in range(2000)], ("x", value))})
+    rendering = Rendering(AGENT_METRICS_ERRORS, {"bad": one("bad", *[(str(n), 1) for n in range(2000)], ("x", value))})
     with capture_logs() as logged:
         assert errors(rendering.text()) == {"bad": 1}
     assert len(str(logged)) < 1000
@@ -109,7 +113,9 @@ def test_a_value_that_is_no_number(value: object) -> None:
 @given(st.lists(st.text(st.characters(exclude_categories=())), max_size=5, unique=True))
 def test_any_text_may_stand_in_a_label(labels: list[str]) -> None:
     """Whatever a label says, half surrogates too, the text is UTF-8 and holds that sample; no collector fails."""
-    text = Rendering("agent", {"labels": one("odd", *[(label, 1) for label in labels] or [("", 1)])}).text()
+    text = Rendering(
+        AGENT_METRICS_ERRORS, {"labels": one("odd", *[(label, 1) for label in labels] or [("", 1)])}
+    ).text()
     assert errors(text) == {"labels": 0}
     shown = values(parsed(text.decode()), "gpuhealth_odd", "label")
     assert shown.keys() >= {label for label in labels if label.isascii() and "\\" not in label}
@@ -118,12 +124,13 @@ def test_any_text_may_stand_in_a_label(labels: list[str]) -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian package prometheus)")
 def test_promtool_reads_hostile_labels(make_agent: Callable[[], Agent]) -> None:
     """An agent whose labels come from a hostile kernel log, and which has a value that is no number, is read."""
-    agent = make_agent()
+    shown = ShownStatus(make_agent().status())
     for label in HOSTILE:
-        agent.counts.xids[label, label] += 1
-        agent.counts.kernel_events[label] += 1
-    agent.round_seconds, agent.check_seconds = float("nan"), float("-inf")
-    text = Exposition(agent).text()
+        shown.status().counts.xids[label, label] += 1
+        shown.status().counts.kernel_events[label] += 1
+    odd = {"read_seconds": float("nan"), "judge_seconds": float("-inf")}
+    shown.change(monitors=tuple(msgspec.structs.replace(part, **odd) for part in shown.status().monitors))
+    text = Exposition(shown, 10.0).text()
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
     assert len(values(parsed(text.decode()), "gpuhealth_xid_errors_total", "xid")) == len(HOSTILE)

@@ -6,32 +6,49 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from structlog.testing import capture_logs
 from testing.certificates import Authority
 
-from gpuhealth.kube.access import Access
+from gpuhealth.monitors.settings import load
 from gpuhealth.runtime import http_server as server
-from gpuhealth.runtime.settings import Http, Kubernetes
-from gpuhealth.runtime.settings_file import ConfigError, load
+from gpuhealth.runtime.settings import Http
+from gpuhealth.runtime.settings_file import ConfigError
 
 ASK = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-async def page(_: web.Request) -> web.Response:
+async def page() -> server.Response:
     """Something to read."""
-    return web.Response(text="read\n")
+    return server.Response(b"read\n")
+
+
+class OneToken:
+    """An authorizer for one token, which counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.closed = False
+
+    async def check(self, token: str, path: str) -> HTTPStatus:
+        """Whether it is that token."""
+        self.paths.append(path)
+        return HTTPStatus.OK if token == "sesame" else HTTPStatus.FORBIDDEN
+
+    async def close(self) -> None:
+        """It is not asked any more."""
+        self.closed = True
 
 
 @asynccontextmanager
-async def served(**http: Any) -> AsyncIterator[int]:
+async def served(authorizer: server.Authorizer | None = None, **http: Any) -> AsyncIterator[int]:
     """A server with one page; its port."""
     settings = Http.model_validate({"host": "127.0.0.1", "port": 0, **http})
-    async with server.serving(settings, {"/page": page}, Access(settings, Kubernetes())) as port:
+    async with server.serving(settings, {"/page": page}, authorizer) as port:
         yield port
 
 
@@ -107,7 +124,7 @@ def test_idle_connections_make_room(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """However many connections somebody opens and leaves, no more than the limit live, and a probe is answered."""
     monkeypatch.setattr(server, "CONNECTIONS", 8)
     Authority(tmp_path).issue(tmp_path / "tls.crt", tmp_path / "tls.key", "server")
-    files = {"tls": {"cert": tmp_path / "tls.crt", "key": tmp_path / "tls.key"}} if tls else {}
+    files: dict[str, Any] = {"tls": {"cert": tmp_path / "tls.crt", "key": tmp_path / "tls.key"}} if tls else {}
 
     async def body() -> None:
         async with served(**files) as port:
@@ -241,6 +258,33 @@ def test_certificates_of_clients(tmp_path: Path) -> None:
             assert (await _get(port, context("reader")))[0] == 200
             with pytest.raises((OSError, IndexError)):  # refused in the handshake, or with no answer
                 await _get(port, context("stranger"))
+
+    run(body)
+
+
+@pytest.mark.parametrize("with_authorizer", [True, False])
+def test_tokens_are_shown_to_the_authorizer(tmp_path: Path, *, with_authorizer: bool) -> None:
+    """Its status is the answer; open pages and requests without a token do not reach it. Where the settings want tokens
+    and nobody can check them, nobody is let in."""
+    authority = Authority(tmp_path)
+    authority.issue(tmp_path / "tls.crt", tmp_path / "tls.key", "tls")
+    tls = {"cert": tmp_path / "tls.crt", "key": tmp_path / "tls.key"}
+    authorizer = OneToken() if with_authorizer else None
+
+    async def body() -> None:
+        async with served(authorizer, tls=tls, authorization="kubernetes") as port:
+            context = _trusting(authority.cert)
+
+            async def status(token: str, path: str = "/page") -> int:
+                return (await _get(port, context, path, token and f"Authorization: {token}\r\n"))[0]
+
+            assert await status("Bearer sesame") == (200 if with_authorizer else 401)
+            assert await status("bearer other") == (403 if with_authorizer else 401)
+            assert [await status(token) for token in ("", "Bearer ", "Basic sesame")] == [401] * 3
+            assert await status("", "/readyz") == 404, "open, and not one of this server's"
+        if authorizer is not None:
+            assert authorizer.paths == ["/page", "/page"]
+            assert authorizer.closed
 
     run(body)
 

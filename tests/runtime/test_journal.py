@@ -1,9 +1,13 @@
-"""The journal: what is written is found again, it stays bounded, and damage costs no more than the damaged file."""
+"""The journal: what is written is found again, it stays bounded, and damage costs no more than the damaged file.
+
+A journal of schema version 1 is upgraded: its entries stay, and what that version stored for its next start does not.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,9 +16,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from gpuhealth.agent.state import open_journal
+from gpuhealth.agent.state import AgentState, open_journal, restore
+from gpuhealth.model.component import NODE, Component, Kind, gpu
 from gpuhealth.runtime import settings as config
+from gpuhealth.runtime.clock import SteadyClock
 from gpuhealth.runtime.journal import Entry, Journal, JournalError, JournalWriter
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -23,7 +30,14 @@ DAY = 86400.0
 
 def entry(age_seconds: float = 0.0, code: str = "xid.79", message: str = "lost") -> Entry:
     """An entry of that age."""
-    return Entry(NOW - timedelta(seconds=age_seconds), "raised", code, "GPU-1", message, "critical")
+    return Entry(
+        time=NOW - timedelta(seconds=age_seconds),
+        kind="raised",
+        code=code,
+        component=gpu("GPU-1"),
+        message=message,
+        severity="critical",
+    )
 
 
 def journal(path: Path, keep: float = 14 * DAY, most: int = 100) -> Journal:
@@ -32,14 +46,14 @@ def journal(path: Path, keep: float = 14 * DAY, most: int = 100) -> Journal:
 
 
 def test_remembers_over_a_restart(tmp_path: Path) -> None:
-    """Entries and memory written by one process are there for the next."""
+    """Entries and state written by one process are there for the next."""
     first = journal(tmp_path)
     first.write([entry()], {"kmsg": b"17"})
     first.close()
     second = journal(tmp_path)
     assert list(second.entries()) == [entry()]
-    assert second.recall("kmsg") == b"17"
-    assert second.recall("other") is None
+    assert second.stored("kmsg") == b"17"
+    assert second.stored("other") is None
     second.close()
 
 
@@ -68,7 +82,7 @@ def test_pruning_bounds_age_and_number(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
-    """Entries and memory are one transaction: if the memory cannot be written, neither is the entry."""
+    """Entries and state are one transaction: if the state cannot be written, neither is the entry."""
     kept = journal(tmp_path)
     with pytest.raises(JournalError, match="cannot write journal"):
         kept.write([entry()], {"kmsg": object()})  # type: ignore[dict-item]  # SQLite refuses it
@@ -130,7 +144,7 @@ def test_a_disk_that_has_become_read_only(tmp_path: Path, disk: Path) -> None:
     again = open_journal(config.Journal(path=disk / "journal.sqlite"))
     assert again is not None
     with closing(again):
-        assert again.recall("findings") == b"latched"
+        assert again.stored("findings") == b"latched"
         assert len(list(again.entries())) == 1
         with pytest.raises(JournalError, match="cannot write journal"):
             again.write((), {"findings": b"other"})
@@ -149,25 +163,25 @@ def test_the_writer_tries_again_what_the_disk_refused(tmp_path: Path, monkeypatc
     kept = journal(tmp_path)
     full = True
 
-    def write(entries: list[Entry], memory: dict[str, bytes]) -> None:
+    def write(entries: list[Entry], state: dict[str, bytes]) -> None:
         if full:
             raise JournalError("database or disk is full")
-        Journal.write(kept, entries, memory)
+        Journal.write(kept, entries, state)
 
     monkeypatch.setattr(kept, "write", write)
 
     async def run() -> None:
         nonlocal full
         writer = JournalWriter(kept, lambda: {"kmsg": b"1"}, lambda: NOW)
-        writer.note(entry(code="first"))
+        writer.append(entry(code="first"))
         await writer.run_once()
-        writer.note(entry(code="second"))
+        writer.append(entry(code="second"))
         await writer.run_once()
         assert writer.errors == 2
         full = False
         await writer.run_once()
         assert [e.code for e in kept.entries()] == ["first", "second"]
-        assert kept.recall("kmsg") == b"1"
+        assert kept.stored("kmsg") == b"1"
         writer.close()
 
     asyncio.run(run())
@@ -179,23 +193,23 @@ def test_closed_while_the_thread_writes(tmp_path: Path, monkeypatch: pytest.Monk
     kept = journal(tmp_path)
     begun, may_go_on = threading.Event(), threading.Event()
 
-    def write(entries: list[Entry], memory: dict[str, bytes]) -> None:
+    def write(entries: list[Entry], state: dict[str, bytes]) -> None:
         if threading.current_thread() is not threading.main_thread():
             begun.set()
             assert may_go_on.wait(30)
             if refused:
                 raise JournalError("database or disk is full")
-        Journal.write(kept, entries, memory)
+        Journal.write(kept, entries, state)
 
     monkeypatch.setattr(kept, "write", write)
 
     async def run() -> None:
         writer = JournalWriter(kept, lambda: {"kmsg": b"2"}, lambda: NOW)
-        writer.note(entry(code="first"))
+        writer.append(entry(code="first"))
         writing = asyncio.create_task(writer.run_once())
         while not begun.is_set():
             await asyncio.sleep(0.01)
-        writer.note(entry(code="second"))
+        writer.append(entry(code="second"))
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
         threading.Timer(0.1, may_go_on.set).start()
@@ -205,7 +219,7 @@ def test_closed_while_the_thread_writes(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     again = journal(tmp_path)
     assert [e.code for e in again.entries()] == ["first", "second"]
-    assert again.recall("kmsg") == b"2"
+    assert again.stored("kmsg") == b"2"
     again.close()
 
 
@@ -216,3 +230,198 @@ def test_a_clock_that_is_far_ahead_does_not_empty_the_journal(tmp_path: Path) ->
     kept.prune(NOW + timedelta(days=365))
     assert [e.code for e in kept.entries(limit=5000)] == [f"xid.{number}" for number in range(200, 1200)]
     kept.close()
+
+
+VERSION_1 = """
+CREATE TABLE entries (
+    id INTEGER PRIMARY KEY,
+    time REAL NOT NULL,
+    kind TEXT NOT NULL,
+    code TEXT NOT NULL,
+    component TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    message TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE INDEX entries_by_time ON entries (time);
+CREATE TABLE memory (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+PRAGMA user_version=1;
+"""
+OLD_COMPONENTS: dict[str | bytes, Component] = {
+    "node": NODE,
+    "GPU-1": gpu("GPU-1"),
+    "MIG-2": Component(Kind.MIG, "MIG-2"),
+    "0000:3b:00": Component(Kind.PCI_DEVICE, "0000:3b:00"),
+    "0000:3b:00.0": Component(Kind.PCI_DEVICE, "0000:3b:00.0"),
+    "ens1f0": Component(Kind.NIC, "ens1f0"),
+    'a"b\\c\n': Component(Kind.NIC, 'a"b\\c\n'),
+    b"GPU-3": gpu("GPU-3"),  # a spoiled value, which a column of text may have
+}
+"""Components as version 1 wrote them, and what they are now."""
+
+
+def old_journal(path: Path, schema: str = VERSION_1) -> Path:
+    """A journal of version 1 in the folder, with an entry for each component and stored state."""
+    file = path / "journal.sqlite"
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.executescript(schema)
+        database.executemany(
+            "INSERT INTO entries (time, kind, code, component, severity, message, detail)"
+            " VALUES (?, 'raised', 'xid.79', ?, 'critical', 'lost', '{}')",
+            [(NOW.timestamp(), component) for component in OLD_COMPONENTS],
+        )
+        database.executemany(
+            "INSERT INTO memory VALUES (?, ?)",
+            [("findings", b'{"tracked":[]}'), ("history", b"{}"), ("kmsg", b'{"boot_id":"b","sequence":17}')],
+        )
+    return file
+
+
+def opened(file: Path) -> tuple[Journal | None, list[str]]:
+    """The journal as an agent opens it, and the lines that this logs."""
+    with capture_logs() as logged:
+        kept = open_journal(config.Journal(path=file))
+    return kept, [line["event"] for line in logged]
+
+
+def test_a_journal_of_version_1_is_upgraded(tmp_path: Path) -> None:
+    """Its entries are read with their components, what it stored is gone, one line says so, and the next start none."""
+    file = old_journal(tmp_path)
+    kept, logged = opened(file)
+    assert kept is not None
+    assert logged == ["journal upgraded: stored findings discarded"]
+    assert kept.set_aside is None
+    assert [e.component for e in kept.entries()] == list(OLD_COMPONENTS.values())
+    assert {(e.time, e.kind, e.code, e.severity, e.message, e.detail) for e in kept.entries()} == {
+        (NOW, "raised", "xid.79", "critical", "lost", "{}")
+    }
+    assert [kept.stored(key) for key in ("findings", "checks", "history", "kmsg")] == [None] * 4
+    kept.write([entry()], {"findings": b"new"})
+    kept.close()
+    again, logged = opened(file)
+    assert again is not None
+    assert logged == []
+    assert [e.component for e in again.entries()] == [*OLD_COMPONENTS.values(), gpu("GPU-1")]
+    assert again.stored("findings") == b"new"
+    again.close()
+
+
+def test_an_agent_starts_afresh_from_a_journal_of_version_1(tmp_path: Path) -> None:
+    """Nothing of the old state is taken for the new one, and nothing of it is an error."""
+    kept, _ = opened(old_journal(tmp_path))
+    assert kept is not None
+    with capture_logs() as logged, closing(kept):
+        assert restore(kept, SteadyClock(), "boot") == AgentState()
+    assert [line["log_level"] for line in logged] == ["info"]
+
+
+def test_an_update_that_was_taken_back_and_made_again(tmp_path: Path) -> None:
+    """Entries of both versions are read, and what this version stored before the other one ran counts no more."""
+    with closing(journal(tmp_path)) as first:
+        first.write([entry()], {"findings": b"outdated", "kmsg": b"1"})
+    with closing(sqlite3.connect(first.path, isolation_level=None)) as database:
+        older = VERSION_1.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS").replace("INDEX", "INDEX IF NOT EXISTS")
+        database.executescript(older)
+        database.execute("INSERT INTO entries VALUES (NULL, 1.0, 'raised', 'xid.79', 'GPU-2', 'critical', 'lost', '')")
+    kept, logged = opened(first.path)
+    assert kept is not None
+    assert logged == ["journal upgraded: stored findings discarded"]
+    assert [e.component for e in kept.entries()] == [gpu("GPU-1"), gpu("GPU-2")]
+    assert kept.stored("findings") is None
+    assert kept.stored("kmsg") is None
+    kept.close()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        VERSION_1.replace("component TEXT NOT NULL,", "").replace("detail TEXT", "component_name TEXT"),
+        VERSION_1.replace("CREATE TABLE memory", "CREATE VIEW memory AS SELECT 1; CREATE TABLE other"),
+        "CREATE VIEW entries AS SELECT 1 AS time; CREATE TABLE memory (key, value)",
+    ],
+    ids=["no component", "memory is a view", "entries is a view"],
+)
+def test_an_old_journal_with_other_tables_is_set_aside(tmp_path: Path, schema: str) -> None:
+    """A file of version 1 that lacks what the upgrade needs is kept under another name, and a new journal begins."""
+    file = tmp_path / "journal.sqlite"
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.executescript(schema)
+    before = file.read_bytes()
+    kept, logged = opened(file)
+    assert kept is not None
+    assert logged == ["damaged journal set aside"]
+    assert kept.set_aside is not None
+    assert kept.set_aside.stat().st_size >= len(before)
+    kept.write([entry()], {"findings": b"new"})
+    assert list(kept.entries()) == [entry()]
+    kept.close()
+
+
+def test_an_old_journal_without_entries_goes_on(tmp_path: Path) -> None:
+    """What an agent of version 1 left that was killed in its first start, a part of the tables, is completed."""
+    file = tmp_path / "journal.sqlite"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE memory (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
+    kept, logged = opened(file)
+    assert kept is not None
+    assert kept.set_aside is None
+    assert len(logged) == 1
+    kept.write([entry()])
+    assert list(kept.entries()) == [entry()]
+    kept.close()
+
+
+@pytest.mark.parametrize("at", [100, 4096 + 8, 2 * 4096 + 8, 3 * 4096 + 8, -4096])
+def test_an_old_journal_that_is_half_broken(tmp_path: Path, at: int) -> None:
+    """Whichever page of an old file is overwritten, it is set aside, and there is a journal that can be written."""
+    file = old_journal(tmp_path)
+    content = bytearray(file.read_bytes())
+    start = at % len(content)
+    content[start : start + 2000] = b"\xff" * len(content[start : start + 2000])
+    file.write_bytes(content)
+    kept, logged = opened(file)
+    assert kept is not None
+    assert logged == ["damaged journal set aside"]
+    assert kept.set_aside is not None
+    with capture_logs():
+        kept.write([entry()], {"findings": b"new"})
+        assert list(kept.entries()) == [entry()]
+    assert kept.stored("findings") == b"new"
+    kept.close()
+
+
+def test_half_of_an_old_journal_is_set_aside(tmp_path: Path) -> None:
+    """A file that was cut in the middle is kept under another name, and a new journal begins."""
+    file = old_journal(tmp_path)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    kept, logged = opened(file)
+    assert kept is not None
+    assert logged == ["damaged journal set aside"]
+    assert kept.set_aside is not None
+    assert list(kept.entries()) == []
+    kept.close()
+
+
+def test_an_old_journal_is_read_as_it_is(tmp_path: Path) -> None:
+    """A reader, such as `gpuhealth events`, sees the entries of an old journal and changes nothing of the file."""
+    file = old_journal(tmp_path)
+    before = file.read_bytes()
+    with closing(Journal(file, DAY, 100, read_only=True)) as reader:
+        assert [e.component for e in reader.entries()] == list(OLD_COMPONENTS.values())
+        assert reader.stored("findings") is None
+        with pytest.raises(JournalError, match="cannot write journal"):
+            reader.write([entry()])
+    assert file.read_bytes() == before
+
+
+def test_an_old_journal_on_a_disk_that_is_read_only(tmp_path: Path, disk: Path) -> None:
+    """An agent that cannot upgrade it reads its entries, and starts with nothing stored."""
+    shutil.copy(old_journal(tmp_path), disk)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    kept, logged = opened(disk / "journal.sqlite")
+    assert kept is not None
+    assert logged == ["journal unavailable: findings will not survive a restart"]
+    with capture_logs(), closing(kept):
+        assert [e.component for e in kept.entries()] == list(OLD_COMPONENTS.values())
+        assert restore(kept, SteadyClock(), "boot") == AgentState()

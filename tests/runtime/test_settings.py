@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuhealth.model.finding import Severity
-from gpuhealth.runtime.settings import FindingPolicy, Settings, seconds
+from gpuhealth.model.policy import FindingPolicy
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.settings import seconds
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from gpuhealth.monitors.settings import Settings, load
 from gpuhealth.runtime import settings_text as config_text
-from gpuhealth.runtime.settings import FindingPolicy, Settings
-from gpuhealth.runtime.settings_file import ConfigError, load
+from gpuhealth.runtime.settings import FindingSettings
+from gpuhealth.runtime.settings_file import ConfigError
 
 
 def written(path: Path, text: str) -> Path:
@@ -51,7 +52,7 @@ def test_the_environment_holds_text_lists_and_mappings(monkeypatch: pytest.Monke
     monkeypatch.setenv("GPUHEALTH_FINDINGS", "{xid.94: {quarantine: true}}")
     settings = load()
     assert (settings.node_name, settings.expected_gpus) == ("0017", 8)
-    assert settings.findings == {"xid.94": FindingPolicy(quarantine=True)}
+    assert settings.findings == {"xid.94": FindingSettings(quarantine=True)}
 
 
 def test_overrides_win_over_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +191,8 @@ def test_aliases_of_reasonable_size_are_fine(tmp_path: Path) -> None:
     """An anchor, an alias and a merge key in settings mean what they mean in YAML."""
     text = "findings:\n  xid.94: &q {quarantine: true}\n  xid.95: *q\n  xid.48: {<<: *q, drain: true}\n"
     findings = load(written(tmp_path, text)).findings
-    assert findings["xid.94"] == findings["xid.95"] == FindingPolicy(quarantine=True)
-    assert findings["xid.48"] == FindingPolicy(quarantine=True, drain=True)
+    assert findings["xid.94"] == findings["xid.95"] == FindingSettings(quarantine=True)
+    assert findings["xid.48"] == FindingSettings(quarantine=True, drain=True)
 
 
 @given(st.text(st.sampled_from("ab:,&*<[]{}-?!|>'\"#%@` \n\t~0123456789.eE+_x\\\0\ud800é"), max_size=60))

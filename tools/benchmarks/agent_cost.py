@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 from kube import MissingBinariesError
+from testing.plane_with_node import plane_with_node
 from testing.simnode import REAL_KMSG, SimulatedNode
 
 from benchmarks import Figures, Settings
-from benchmarks.cluster import plane_with_node
 
 _SCRAPE_SECONDS = 15.0
 _WARM_UP_SECONDS = 30.0

@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 
 from kube import ControlPlane
-from testing.half_agents import Half, calls, first, fleet, most, plane_with_budget, quiet, until
+from testing.half_agents import Half, calls, first, fleet, most, plane_with_budget, quiet
+from testing.waiting import until
 
 from benchmarks import Figures, Settings
 
 _AGENTS = 1000
-_PLACES = 25
+_SLOTS = 25
 _KILLED = _AGENTS // 10
 _RACE_SECONDS = 2.0  # within which the first agents are killed
 _RESTART_SECONDS = 0.3
@@ -27,7 +28,7 @@ _RESTART_SECONDS = 0.3
 def run(seconds: float) -> tuple[Figures, Settings]:
     """The race, and recoveries for so long."""
     quiet()
-    with plane_with_budget(_PLACES) as (plane, kubeconfig):
+    with plane_with_budget(_SLOTS) as (plane, kubeconfig):
         return asyncio.run(_measure(plane, kubeconfig, seconds))
 
 
@@ -38,20 +39,20 @@ async def _measure(plane: ControlPlane, kubeconfig: Path, seconds: float) -> tup
         for half in halves:
             half.want(sick=True)
         kills = asyncio.gather(*[_kill(half, _RACE_SECONDS) for half in random.sample(halves, _KILLED)])
-        await until(lambda: most(history.out) >= _PLACES and all(half.told or half.killed for half in halves))
+        await until(lambda: most(history.out) >= _SLOTS and all(half.told or half.killed for half in halves))
         await kills
-        last = first(history.places, _PLACES) - began
+        last = first(history.slots, _SLOTS) - began
         spent = calls(client) - before
         killed = await _recoveries(halves, seconds)
-        await until(lambda: history.out[-1].count == _PLACES, seconds=300.0)  # the held try once a minute
+        await until(lambda: history.out[-1].count == _SLOTS, seconds=300.0)  # the held try once a minute
     figures = {
         "max_out": most(history.out),
-        "max_places": most(history.places),
+        "max_places": most(history.slots),
         "last_place_s": last,
-        "last_taint_s": first(history.out, _PLACES) - began,
+        "last_taint_s": first(history.out, _SLOTS) - began,
         "calls": spent,
     }
-    return figures, {"agents": _AGENTS, "places": _PLACES, "killed": _KILLED + killed, "recovering_s": seconds}
+    return figures, {"agents": _AGENTS, "slots": _SLOTS, "killed": _KILLED + killed, "recovering_s": seconds}
 
 
 async def _kill(half: Half, within: float) -> None:
@@ -69,8 +70,8 @@ async def _recoveries(halves: list[Half], seconds: float) -> int:
         chosen = random.sample(halves, _KILLED)
         for half in chosen:
             half.want(sick=not half.sick)
-        await asyncio.gather(*[_kill(half, _RACE_SECONDS) for half in chosen[:_PLACES]])
-        killed += _PLACES
+        await asyncio.gather(*[_kill(half, _RACE_SECONDS) for half in chosen[:_SLOTS]])
+        killed += _SLOTS
     for half in halves:
         half.want(sick=True)
     return killed

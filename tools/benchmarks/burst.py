@@ -1,6 +1,6 @@
-"""A thousand nodes faulted at once, with a place for each: how long until the last of them is tainted.
+"""A thousand nodes faulted at once, with a slot for each: how long until the last of them is tainted.
 
-The agents' cluster halves are in the loop, with the rights and all the writes of real ones: place, taint, condition,
+The agents' cluster halves are in the loop, with the rights and all the writes of real ones: slot, taint, condition,
 Events and report.
 """
 
@@ -11,18 +11,19 @@ import time
 from pathlib import Path
 
 from kube import ControlPlane
-from testing.half_agents import calls, first, fleet, most, plane_with_budget, quiet, until
+from testing.half_agents import calls, first, fleet, most, plane_with_budget, quiet
+from testing.waiting import until
 
 from benchmarks import Figures, Settings
 
 _AGENTS = 1000
-_PLACES = 10_000  # a budget that does not bind; of its last places most would be found taken at first
+_SLOTS = 10_000  # a budget that does not bind; of its last slots most would be found taken at first
 
 
 def run(seconds: float) -> tuple[Figures, Settings]:
     """One burst, given up after so long."""
     quiet()
-    with plane_with_budget(_PLACES) as (plane, kubeconfig):
+    with plane_with_budget(_SLOTS) as (plane, kubeconfig):
         return asyncio.run(_measure(plane, kubeconfig, seconds))
 
 
@@ -42,4 +43,4 @@ async def _measure(plane: ControlPlane, kubeconfig: Path, seconds: float) -> tup
             "calls_until_tainted": until_tainted,
             "calls": calls(client) - before,
         }
-    return figures, {"agents": _AGENTS, "places": _PLACES}
+    return figures, {"agents": _AGENTS, "slots": _SLOTS}

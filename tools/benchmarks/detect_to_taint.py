@@ -13,10 +13,11 @@ from typing import Any
 
 from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN
-from testing.simnode import REAL_KMSG, SimulatedNode, wait_for
+from testing.plane_with_node import NODE, plane_with_node
+from testing.simnode import REAL_KMSG, SimulatedNode
+from testing.waiting import wait_for
 
 from benchmarks import Figures, Settings, percentile
-from benchmarks.cluster import NODE, plane_with_node
 
 _TAINT = "gpuhealth.io/unhealthy"
 _MOST = 200

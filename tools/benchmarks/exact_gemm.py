@@ -1,192 +1,28 @@
-"""Exact arithmetic: what proving costs, which flips it catches beside other methods, and whether it ever cries wolf."""
+"""Exact arithmetic: the cost of proofs, the flips that it and other methods catch, and false positives."""
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from rich.table import Table
-from torch import Tensor
+from testing.exact_gemm import METHODS, PROCESSOR, caught, caught_in_inputs, false_positives, overhead
 
-from gpuhealth.burnin.device import Device, compute_the_same_every_time
-from gpuhealth.burnin.exact import PRODUCTS_PER_PAIR, same
-from gpuhealth.burnin.faults import flip
-from gpuhealth.burnin.gemm import FORMATS, Format, Shape, available, by_columns, multiply
-from gpuhealth.burnin.operands import Pair, Scaled, draw
+from gpuhealth.burnin.device import enable_deterministic_mode
+from gpuhealth.burnin.exact import PRODUCTS_PER_PAIR
+from gpuhealth.burnin.gemm import FORMATS, unavailable_reason
 
-_PROCESSOR = Device("cpu", "cpu")
 _LARGE = {"fp64": 2048, "fp32": 4096, "bf16": 4096, "int8": 8192}  # formats with a fast kernel on a processor
-_TIMED = 4  # products
 _TRIALS = 100  # for each format and kind of flip
 _CLEAN = 10_000
 
 
-def _allclose(relative: float, absolute: float) -> Callable[[Tensor, Tensor], bool]:
-    return lambda result, right: not torch.allclose(result, right, rtol=relative, atol=absolute)
-
-
-def _gpu_burn(result: Tensor, right: Tensor) -> bool:
-    """|C_i - C_0| > 1e-3, in which a NaN never counts: gpu-burn's compare.cu for fp32, here for every format."""
-    return bool(((result - right).abs() > 1e-3).any())
-
-
-# Each is given a wrong result and the right one it is compared with, in fp64 (exact for every format here).
-METHODS: dict[str, Callable[[Tensor, Tensor], bool]] = {
-    "allclose_1e-5": _allclose(1e-5, 1e-8),  # torch's and numpy's own tolerances
-    "allclose_1e-3": _allclose(1e-3, 1e-3),
-    "gpu_burn": _gpu_burn,
-    "gpu_burn_first_wrong": lambda result, _: _gpu_burn(result, result),  # the fault is in C_0 as well
-    "nan_scan": lambda result, _: not bool(result.isfinite().all()),
-}
-
-
-def _kinds(form: Format) -> dict[str, Callable[[random.Random], int]]:
-    """Kinds of flips of one element: a mask for each."""
-    width = 8 * torch.empty(0, dtype=form.output).element_size()
-    stored = form.output_bits - 1 if form.output.is_floating_point else 31
-    kinds: dict[str, Callable[[random.Random], int]] = {
-        "low_mantissa": lambda chance: 1 << chance.randrange(stored // 2),
-        "high_mantissa": lambda chance: 1 << chance.randrange(stored // 2, stored),
-        "sign": lambda _: 1 << (width - 1),
-        "multi_bit": lambda chance: sum(1 << bit for bit in chance.sample(range(width), chance.randint(2, width // 2))),
-    }
-    if stored < width - 1:
-        kinds["exponent"] = lambda chance: 1 << chance.randrange(stored, width - 1)
-    return kinds
-
-
-def _patterns(shape: Shape) -> dict[str, Callable[[random.Random], list[int]]]:
-    """Kinds of damage that many elements take, as faults of a row, a tile, or one lane of every warp."""
-
-    def tile(chance: random.Random) -> list[int]:
-        top, side = chance.randrange(shape.m - 15), chance.randrange(shape.n - 15)
-        return [(top + row) * shape.n + side + column for row in range(16) for column in range(16)]
-
-    def row(chance: random.Random) -> list[int]:
-        start = chance.randrange(shape.m) * shape.n
-        return list(range(start, start + shape.n))
-
-    def lane(chance: random.Random) -> list[int]:
-        return list(range(chance.randrange(32), shape.m * shape.n, 32))
-
-    return {"row": row, "tile": tile, "lane": lane}
-
-
-def _damages(form: Format, shape: Shape, trials: int, chance: random.Random) -> Iterator[tuple[str, list[int], int]]:
-    """Kind, elements and mask of every flip to try."""
-    kinds = _kinds(form)
-    for _ in range(trials):
-        for kind, mask in kinds.items():
-            yield kind, [chance.randrange(shape.m * shape.n)], mask(chance)
-        for kind, indices in _patterns(shape).items():
-            yield kind, indices(chance), chance.choice(list(kinds.values()))(chance)
-
-
-def _ordinary(form: Format, shape: Shape, seed: int) -> Tensor:
-    """A product of the operands that others use: standard normal."""
-    generator = torch.Generator().manual_seed(seed)
-    scale = 32 if form.name == "int8" else 1
-    left = (torch.randn(shape.m, shape.k, generator=generator) * scale).to(form.left)
-    right = (torch.randn(shape.k, shape.n, generator=generator) * scale).to(form.right)
-    return multiply(form, left, by_columns(form, right))
-
-
-def caught(forms: Sequence[Format], trials: int, seed: int = 1) -> dict[str, float]:
-    """Per cent of flips in results that are found: ours in the product alone, others against a right one."""
-    chance = random.Random(seed)
-    shape = Shape(48, 64, 48)
-    found: dict[str, list[int]] = {}
-    for form in forms:
-        pair, right = draw(form, shape, seed), _ordinary(form, shape, seed).to(torch.float64)
-        ours, theirs = (multiply(form, pair.left.values, pair.right.values), _ordinary(form, shape, seed))
-        for number, (kind, indices, mask) in enumerate(_damages(form, shape, trials, chance)):
-            if number % 50 == 49:
-                pair = draw(form, shape, chance.getrandbits(32))
-                ours = multiply(form, pair.left.values, pair.right.values)
-            wrong, ordinary = ours.clone(), theirs.clone()
-            flip(wrong, indices, mask)
-            flip(ordinary, indices, mask)
-            found.setdefault(f"{form.name}/{kind}/exact", []).append(len(pair.wrong_rows(wrong)) > 0)
-            for method, finds in METHODS.items():
-                found.setdefault(f"{form.name}/{kind}/{method}", []).append(finds(ordinary.to(torch.float64), right))
-    return {name: 100 * sum(each) / len(each) for name, each in found.items()}
-
-
-def caught_in_inputs(forms: Sequence[Format], trials: int, seed: int = 2) -> dict[str, float]:
-    """Per cent of flips in one operand that are found in it, and of those that change the result, found in that."""
-    chance = random.Random(seed)
-    in_operands, in_results = [], []
-    for form in forms:
-        for _ in range(trials):
-            pair = draw(form, Shape(48, 64, 48), chance.getrandbits(32))
-            right = multiply(form, pair.left.values, pair.right.values)
-            values = chance.choice([pair.left.values, pair.right.values])
-            drawn = values.clone()
-            flip(values, [chance.randrange(values.numel())], 1 << chance.randrange(8 * values.element_size()))
-            in_operands.append(not same(values, drawn))
-            result = multiply(form, pair.left.values, pair.right.values)
-            if not same(result, right):
-                in_results.append(len(pair.wrong_rows(result)) > 0)
-    return {
-        "input_flips_caught_percent": 100 * sum(in_operands) / len(in_operands),
-        "input_flips_that_change_a_result": float(len(in_results)),
-        "input_flips_caught_in_results_percent": 100 * sum(in_results) / len(in_results),
-    }
-
-
-def false_positives(forms: Sequence[Format], products: int, seed: int = 3) -> dict[str, float]:
-    """Clean products of fresh operands, of all formats in turn and random shapes, that are called wrong."""
-    chance = random.Random(seed)
-    wrong = 0
-    for number in range(products):
-        form = forms[number % len(forms)]
-        largest = 32 if form.processor_size < 100 else 64
-        step = form.multiple_of
-        m, k, n = (-(-chance.randint(1, largest) // step) * step for _ in range(3))
-        pair = draw(form, Shape(m, 2 * k, n), chance.getrandbits(40))
-        result = multiply(form, pair.left.values, pair.right.values)
-        bad = len(pair.wrong_rows(result)) > 0
-        wrong += bad or not same(result, multiply(form, pair.left.values, pair.right.values))
-    return {"false_positives": float(wrong), "clean_products": float(products)}
-
-
-def overhead(form: Format, size: int) -> float:
-    """What a pair's proofs and comparisons take, in per cent of its products' own time, as `exact` works.
-
-    Per pair: its operands compared twice, its first product proven on the device and on the host, the
-    last compared on the host; per product: one comparison on the device. All measured in turn, on one device.
-    """
-    pair = draw(form, Shape(size, size, size), 4)
-    left, right = pair.left.to(_PROCESSOR), pair.right.to(_PROCESSOR)
-    results = [multiply(form, pair.left.values, pair.right.values)]
-
-    def again() -> None:
-        results[1:] = [multiply(form, pair.left.values, pair.right.values)]
-
-    product, compare, proof = 0.0, 0.0, 0.0
-    for _ in range(_TIMED):
-        product += _PROCESSOR.seconds(again)
-        compare += _PROCESSOR.seconds(lambda: same(*results))
-        proof += _PROCESSOR.seconds(lambda: _prove(pair, left, right, results[0]))
-    once = 2 * proof + compare
-    return 100 * (compare * PRODUCTS_PER_PAIR + once) / (product * PRODUCTS_PER_PAIR)
-
-
-def _prove(pair: Pair, left: Scaled, right: Scaled, result: Tensor) -> None:
-    """Half of what is done once for a pair: the operands compared, and the first product proven."""
-    assert same(pair.left.values, left.values)
-    assert same(pair.right.values, right.values)
-    assert not len(pair.wrong_rows(result))
-
-
 def run(seconds: float) -> tuple[dict[str, float], dict[str, object]]:
     """`seconds` shortens the counts where it is below the default; the figures say how many there were."""
-    compute_the_same_every_time()
+    enable_deterministic_mode()
     began = time.monotonic()
     share = min(1.0, seconds / 600)
-    forms = [form for form in FORMATS if not available(form, _PROCESSOR)]
+    forms = [form for form in FORMATS if not unavailable_reason(form, PROCESSOR)]
     costs = {form.name: overhead(form, _LARGE[form.name]) for form in forms if form.name in _LARGE}
     trials = max(5, int(_TRIALS * share))
     rates = caught(forms, trials)

@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 from kube import ControlPlane
-from testing.half_agents import BASE
-from testing.simnode import SimulatedNode, wait_for
+from testing.cluster_objects import budget
+from testing.paths import BASE
+from testing.plane_with_node import LABELS, NODE
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from benchmarks import Figures, Settings
-from benchmarks.cluster import NODE, budget
 
 _INTERVAL = 0.2
 _ROUNDS_PER_HOUR = 360
@@ -27,7 +29,7 @@ def run(seconds: float) -> tuple[Figures, Settings]:
     """Count for so long, and at least the rounds of an hour."""
     with tempfile.TemporaryDirectory() as folder, ControlPlane(audit=True) as plane:
         plane.apply(BASE)
-        plane.apply([budget(1)])
+        plane.apply([budget("gpu-nodes", LABELS, 1)])
         plane.create_node(NODE, {"nvidia.com/gpu.present": "true"})
         token = plane.service_account_token("gpuhealth", "gpuhealth-agent", seconds=7200)
         kubeconfig = plane.write_kubeconfig("agent", token)

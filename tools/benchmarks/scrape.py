@@ -7,7 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
 from benchmarks import Figures, Settings, percentile
 

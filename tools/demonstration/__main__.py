@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.cluster import NODE, plane_with_node
 from kube import MissingBinariesError
+from testing.plane_with_node import NODE, plane_with_node
 from testing.simnode import SimulatedNode
 
 from demonstration.marks import Applied, Marks, Printed

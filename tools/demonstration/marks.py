@@ -13,25 +13,27 @@ from contextlib import closing
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 from kube import ControlPlane
 from kube.control_plane import ADMIN_TOKEN, RequestError
-from testing.simnode import SimulatedNode, wait_for
+from testing.simnode import SimulatedNode
+from testing.waiting import wait_for
 
-from gpuhealth.kube.kinds import NODES, PREFLIGHT_TAINT, REPORTS, TAINT, Kind
-from gpuhealth.model.history import History
-from gpuhealth.model.tracker import Findings, Ledger
-from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.agent.state import CHECKS, FINDINGS
+from gpuhealth.api.names import PREFLIGHT_TAINT, TAINT
+from gpuhealth.kube.kinds import NODES, REPORTS, Kind
+from gpuhealth.model.tracker import FindingTracker
+from gpuhealth.model.tracker_state import TrackerState
+from gpuhealth.monitors.judge import Judge, decode_memory, tracker_rules
+from gpuhealth.monitors.settings import load
 from gpuhealth.quarantine import marks as marking
 from gpuhealth.quarantine.condition import condition_patch, is_due
 from gpuhealth.quarantine.marks import Object
 from gpuhealth.quarantine.target import Desired, node_change, target_marks
-from gpuhealth.runtime import settings_file as config_file
 from gpuhealth.runtime.journal import Journal
 
-T = TypeVar("T")
 GPU_LABEL = {"nvidia.com/gpu.present": "true"}
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 
@@ -151,16 +153,20 @@ class Printed:
 
     def _desired(self) -> Desired:
         """What the agent has journalled of its findings, judged as the agent does."""
-        settings = config_file.load(self._simulated.config)
-        where, now = settings.journal, datetime.now(UTC)
+        settings = load(self._simulated.config)
+        where = settings.journal
         with closing(Journal(where.path, where.retention, where.max_entries, read_only=True)) as journal:
-            ledger = _decoded(journal.recall("findings"), Ledger)
-            history = _decoded(journal.recall("history"), History)
-        findings = Findings(settings, ledger, marking.labels(self._node))
-        quarantine = findings.quarantine()
-        verdict = findings.verdict(NodeReadings(settings.node_name, now, ""), history, now)
-        codes = tuple(finding.code for finding in quarantine.findings)
-        return Desired(verdict=verdict, quarantine=codes, drain=quarantine.drain)
+            findings, checks = journal.stored(FINDINGS), journal.stored(CHECKS)
+        state = msgspec.json.decode(findings, type=TrackerState) if findings else TrackerState()
+        tracker = FindingTracker(tracker_rules(settings, marking.labels(self._node)), state)
+        # The GPUs are those that the checks remember.
+        judge = Judge(settings, decode_memory(checks) if checks else None, time=datetime.now(UTC))
+        verdict, quarantine = tracker.verdict(judge.facts()), tracker.quarantine()
+        return Desired(
+            verdict=verdict,
+            quarantine=tuple(finding.code for finding in quarantine.findings),
+            drain=quarantine.drain,
+        )
 
 
 def taint(node: Object) -> str | None:
@@ -200,7 +206,3 @@ def _merge(target: Object, patch: Object) -> None:
             _merge(target.setdefault(key, {}), value)
         else:
             target[key] = value
-
-
-def _decoded(value: bytes | None, kind: type[T]) -> T:
-    return kind() if value is None else msgspec.json.decode(value, type=kind)

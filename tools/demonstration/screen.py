@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from gpuhealth.cli.output import columns
+from gpuhealth.cli.output import align_columns
 
 _MOST_COLUMNS = 100
 _PIPE_COLUMNS = 80
@@ -68,7 +68,7 @@ class Screen:
 
     def table(self, rows: Sequence[Sequence[str]]) -> list[str]:
         """The rows with their cells in columns; the last columns are left out where there is no room."""
-        lines = [line.plain for line in columns([[Text(cell) for cell in row] for row in rows])]
+        lines = [line.plain for line in align_columns([[Text(cell) for cell in row] for row in rows])]
         fits = max(map(len, lines)) <= self._console.width - _INDENT
         return lines if fits else self.table([row[:-1] for row in rows])
 

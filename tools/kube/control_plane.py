@@ -10,9 +10,11 @@ from 1.20 to today's know are used, or they are chosen by the server's version.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -20,9 +22,10 @@ import ssl
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
+from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,6 +60,55 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class _Connections:
+    """Connections to the API server that are kept for the next request, from any thread.
+
+    Most requests of tests ask again for what is not there yet, and a TLS handshake takes several times the CPU of the
+    request itself, on both sides.
+    """
+
+    def __init__(self, port: int, ca: Path) -> None:
+        self._port = port
+        self._ca = ca
+        self._context: ssl.SSLContext | None = None
+        self._idle: list[HTTPSConnection] = []
+
+    def request(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, str]:
+        """Status and text of the answer; OSError where there is none."""
+        connection = self._connection()
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            text = answer.read().decode(errors="replace")
+        except HTTPException as error:
+            connection.close()
+            raise OSError(f"no answer: {error!r}") from error
+        except BaseException:
+            connection.close()
+            raise
+        if answer.will_close:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        return answer.status, text
+
+    def _connection(self) -> HTTPSConnection:
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                connection = self._idle.pop()
+                if not select.select([connection.sock], [], [], 0)[0]:
+                    return connection
+                connection.close()  # the server has ended it
+        if self._context is None:
+            self._context = ssl.create_default_context(cafile=str(self._ca))
+        return HTTPSConnection("127.0.0.1", self._port, context=self._context, timeout=30)
+
+    def close(self) -> None:
+        """Closes those that no request uses."""
+        while self._idle:
+            self._idle.pop().close()
 
 
 class RequestError(RuntimeError):
@@ -118,6 +170,8 @@ class ControlPlane:
 
     def stop(self) -> None:
         """Stop everything, API clients before the API server before etcd, and remove the folder."""
+        if hasattr(self, "_connections"):
+            self._connections.close()
         for name in reversed(list(self._processes)):
             process = self._processes.pop(name)
             process.terminate()
@@ -140,6 +194,7 @@ class ControlPlane:
 
     def stop_api_server(self) -> None:
         """Take the API server away; etcd keeps what was written."""
+        self._connections.close()
         process = self._processes.pop("kube-apiserver")
         process.terminate()
         process.wait(STOP_SECONDS)
@@ -186,6 +241,7 @@ class ControlPlane:
             self.port = free_port()
             self.server = f"https://127.0.0.1:{self.port}"
             self.certificates = self.folder / "certificates"
+            self._connections = _Connections(self.port, self.ca)
             self._prepare_api_server()
         keys = self.folder / "service-accounts.key"
         flags = [
@@ -317,16 +373,11 @@ class ControlPlane:
         token: str = ADMIN_TOKEN,
     ) -> Any:
         """One request as administrator (or with `token`): the decoded answer; RequestError on a refusal."""
-        context = ssl.create_default_context(cafile=str(self.ca))
         headers = {"Authorization": f"Bearer {token}", "Content-Type": content_type}
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.server + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, context=context, timeout=30) as answer:
-                text = answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                raise RequestError(error.code, error.read().decode(errors="replace")) from None
+        status, text = self._connections.request(method, path, data, headers)
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise RequestError(status, text)
         return json.loads(text) if text.startswith(("{", "[")) else text
 
     def apply(self, what: Path | Iterable[Document]) -> list[Document]:

@@ -1,4 +1,4 @@
-"""ValidatingAdmissionPolicies in front of an API server that has none yet: a webhook that asks kube-apiserver's code.
+"""ValidatingAdmissionPolicies for an API server that has none yet: a webhook that runs kube-apiserver's own code.
 
 The server (1.20) sends every request that a policy's `resourceRules` match, with `object` and `oldObject` as they are
 after patches, defaults and the strategies, which is what a newer server gives to the policy itself. The plugin
@@ -22,7 +22,7 @@ from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 from kube.policy_plugin import PolicyPlugin
 
-from tests.conftest import BASE
+from testing.paths import BASE
 
 POD_CLAIM = "authentication.kubernetes.io/pod-name"
 NODE_CLAIM = "authentication.kubernetes.io/node-name"
@@ -42,7 +42,7 @@ OF_CONTROLLER = [d for d in ALL if d["metadata"]["name"] in CONTROLLERS]
 
 
 def with_variable(objects: list[Document], name: str, expression: str) -> list[Document]:
-    """The same policies with another expression for a variable, as a kustomization would patch it."""
+    """A copy of policies in which a variable has another expression, as after a patch by a kustomization."""
     changed = deepcopy(objects)
     found = [
         each
@@ -68,7 +68,7 @@ def speaks_of(policy: Document, request: Document) -> bool:
 
 
 class Admission:
-    """The webhook, as a context manager."""
+    """The webhook in front of a control plane, as a context manager that installs and removes it."""
 
     def __init__(self, plane: ControlPlane, objects: list[Document]) -> None:
         self.plane = plane
@@ -98,7 +98,7 @@ class Admission:
         self.plugin.__exit__(None, None, None)
 
     def renew(self) -> None:
-        """As if the policies had been deleted and applied again."""
+        """Restarts the plugin, as if the policies had been deleted and applied again."""
         self.plugin.__exit__(None, None, None)
         self.plugin = PolicyPlugin().__enter__()
         self.plugin.put(self.objects)
@@ -160,7 +160,7 @@ class Admission:
         return {"apiVersion": review["apiVersion"], "kind": review["kind"], "response": self.plugin.review(request)}
 
     def _add_node_claims(self, user: Document) -> None:
-        """What servers since 1.30 know of a token that is bound to a pod."""
+        """Adds to the user what servers since 1.30 know about a token that is bound to a pod."""
         for pod in user.get("extra", {}).get(POD_CLAIM, []):
             if pod not in self._claims:
                 self._claims[pod] = self._node_of(pod)

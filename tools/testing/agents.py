@@ -1,15 +1,24 @@
-"""Fixtures: a simulated node with a real agent, and an agent in the test's own process that never runs."""
+"""Fixtures: a simulated node with a real agent, and an agent in the test's own process that never runs.
+
+What such an agent sees is given to it round by round; what metrics are made of may also be a status of the test's own.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gpuhealth.agent.agent import Agent
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.agent.status import AgentStatus
+from gpuhealth.model.kernel_event import KernelLogStatus
+from gpuhealth.monitors.judge import KERNEL_LOG
+from gpuhealth.monitors.settings import Settings
+from testing import readings as given
 from testing.simnode import SimulatedNode
 
 # Patient with the driver: on a busy machine it may be slow without a fault.
@@ -19,6 +28,9 @@ SETTINGS: dict[str, Any] = {
     "nvml": {"warn_after": "60s", "critical_after": "120s"},
     "findings": {"*": {"clear_after": "0s"}},
 }
+
+WELL = given.node(*given.gpus(2), kernel_log=KernelLogStatus("kmsg"))
+"""A round of a healthy node with two GPUs."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +42,7 @@ def module_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedN
 
 @pytest.fixture
 def node(module_node: SimulatedNode) -> Iterator[SimulatedNode]:
-    """The same, healed after the test; what is remembered stays."""
+    """The node of the module; its faults are cleared after the test, and the agent's memory stays."""
     yield module_node
     module_node.driver.clear()
     module_node.driver.release()
@@ -58,3 +70,28 @@ def make_agent(tmp_path: Path) -> Iterator[Callable[[], Agent]]:
     yield make
     for agent in made:
         agent.journal.close()
+
+
+def give_round(agent: Agent, round_: given.Round | None = None) -> None:
+    """Gives the agent one round of every monitor, of the kernel log first; by default of a healthy node."""
+    readings = (round_ or WELL).readings()
+    for monitor in sorted(agent.node_state.judge.monitors, key=lambda monitor: monitor.name != KERNEL_LOG):
+        agent.node_state.apply_round(monitor, readings.of(monitor))
+
+
+class ShownStatus:
+    """What metrics are made from, in place of an agent: a status that the test changes."""
+
+    def __init__(self, status: AgentStatus) -> None:
+        self.version = 0
+        self.changed = asyncio.Event()
+        self._status = status
+
+    def status(self) -> AgentStatus:
+        """The status as it was last set."""
+        return self._status
+
+    def change(self, **fields: Any) -> None:
+        """Changes fields of the status."""
+        self._status = msgspec.structs.replace(self._status, **fields)
+        self.version += 1

@@ -1,4 +1,4 @@
-"""What a stolen agent's token could send, and what is honest: tables, and the cluster that they are about."""
+"""Requests that a stolen token of an agent could send, and honest ones: tables, and the cluster they refer to."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from kube import ControlPlane, Document
 
+from gpuhealth.api.names import OVERRIDE, PREFLIGHT_TAINT, QUARANTINE, STATE_LABEL, TAINT
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
-from gpuhealth.kube.kinds import OVERRIDE, PREFLIGHT_TAINT, QUARANTINE, STATE_LABEL, TAINT
 from testing.cluster_objects import Pool
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
@@ -46,7 +46,7 @@ def _time(age: float) -> str:
 
 
 def with_times(text: str) -> str:
-    """The text with a time in the place of each "N s ago"."""
+    """The text in which each "N s ago" is replaced by that time."""
     return _AGO.sub(lambda found: _time(int(found[1])), text)
 
 
@@ -62,8 +62,8 @@ def lease(
     time: str = "",
     **metadata: Any,
 ) -> Document:
-    """A place, renewed `age` seconds before it is sent (see `with_times`); `node` and `of_set` are what its labels say,
-    if not what they should."""
+    """A budget slot, renewed `age` seconds before it is sent (see `with_times`); `node` and `of_set` replace the right
+    values of its labels."""
     middle = name.removeprefix(budget).strip(".").rpartition(".")[0]
     labels = {
         "gpuhealth.io/budget": budget,
@@ -79,7 +79,7 @@ def lease(
 
 
 def event(name: str, about: Document, component: str = "gpuhealth-agent", **fields: Any) -> Document:
-    """An Event in the namespace default."""
+    """An Event of a component in the namespace default."""
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -95,17 +95,17 @@ def event(name: str, about: Document, component: str = "gpuhealth-agent", **fiel
 
 
 def taints(*added: Document, kept: tuple[Document, ...] = (THEIR_TAINT, NEW_NODE), **metadata: Any) -> Document:
-    """A change of a Node's taints."""
+    """The body of a patch that sets a Node's taints."""
     return {"spec": {"taints": [*kept, *added]}, "metadata": metadata}
 
 
 def noted(**metadata: Any) -> Document:
-    """A change of an object's metadata."""
+    """The body of a patch that changes an object's metadata."""
     return {"metadata": metadata}
 
 
 class Row(NamedTuple):
-    """A request: by whom it is refused, how, and what the refusal says. It comes from an agent on the node `who`."""
+    """A request of an agent on the node `who`: the policy that refuses it, and a part of the refusal's text."""
 
     policy: str  # empty: it is allowed
     method: str
@@ -274,7 +274,7 @@ ALLOWED = [
 
 
 class Scene:
-    """Four nodes with everything about them: the thief's, another, one that a person took out, and one that we did."""
+    """Four nodes with all objects about them: the thief's, another, one cordoned by a person, and one quarantined."""
 
     def __init__(self, plane: ControlPlane, pool: Pool) -> None:
         self.plane, self.name = plane, pool.name
@@ -317,11 +317,11 @@ class Scene:
         return json.loads(with_times(text))
 
     def node(self, who: str) -> str:
-        """The node of a row's agent."""
+        """The name of the node whose agent sends a row."""
         return {"MINE": self.mine, "PERSONS": self.persons, "OUT": self.out}[who]
 
     async def send(self, client: Client, row: Row, *, dry_run: bool = False) -> None:
-        """Send a row's request; strategic merge patches to a status, merge patches elsewhere."""
+        """Sends a row's request; strategic merge patches to a status, merge patches elsewhere."""
         path, body = self.filled([row.path, row.body])
         content = "application/json"
         if row.method == "PATCH":

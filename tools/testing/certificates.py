@@ -1,4 +1,4 @@
-"""Certificates of throwaway authorities, made with openssl."""
+"""Certificate authorities for tests, made with openssl."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
 class Authority:
-    """An authority of the test's own."""
+    """A certificate authority in a folder of the test."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self.cert, self._key = folder / f"{name}.crt", folder / f"{name}.key"
         _openssl("req", "-x509", *_NEW_KEY, "-subj", f"/CN={name}", "-keyout", self._key, "-out", self.cert)
 
     def issue(self, cert: Path, key: Path, name: str) -> None:
-        """A certificate for 127.0.0.1 and for clients, in the place of one that is there already."""
+        """Issues a certificate for 127.0.0.1 and for clients; replaces files that exist."""
         request, extensions = cert.with_suffix(".csr"), cert.with_suffix(".ext")
         extensions.write_text("subjectAltName=IP:127.0.0.1\n")
         new_cert, new_key = cert.with_suffix(".new"), key.with_suffix(".newkey")

@@ -1,4 +1,4 @@
-"""The command as a user runs it: a process of its own, on a node made of files, with or without a simulated driver."""
+"""The command as a user runs it: a process of its own on a simulated node, with or without a driver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OURS = ("GPUHEALTH_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "NVMLSIM", "LD_LIBR
 
 
 class Said(NamedTuple):
-    """What a run of the command left behind."""
+    """Exit code and output of a run of the command."""
 
     code: int
     out: str
@@ -31,7 +31,7 @@ class Said(NamedTuple):
 
 
 class Node:
-    """A node whose trees, kernel log, journal and settings are files of a test's own."""
+    """A simulated node for commands: its trees, kernel log, journal and settings are files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Node:
         return self
 
     def configure(self, more: str = "") -> None:
-        """Writes the settings; `more` is YAML."""
+        """Writes the settings file; `more` is YAML that is appended."""
         roots = {name: str(self.root / name) for name in ("dev", "sys", "proc")} | {"kmsg": str(self.kmsg)}
         self.config.write_text(
             f"node_name: gpu-node-17\nroots: {json.dumps(roots)}\njournal: {{path: {self.journal}}}\n{more}\n"

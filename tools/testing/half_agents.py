@@ -18,50 +18,35 @@ from typing import Any
 
 import msgspec
 import structlog
-from benchmarks.cluster import budget
 from kube import ControlPlane
 
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.connection import Query, configuration
 from gpuhealth.kube.errors import AlreadyExistsError
 from gpuhealth.kube.kinds import LEASES, NODES
-from gpuhealth.kube.selectors import written
-from gpuhealth.kube.watching import Changed, Event, Listed, watch
-from gpuhealth.model.component import NODE
-from gpuhealth.model.finding import Action, Evidence, Finding, Severity
-from gpuhealth.model.verdict import Coverage, State, Verdict
+from gpuhealth.kube.selectors import query_text
+from gpuhealth.kube.watching import WatchChanged, WatchEvent, WatchListed, watch
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import record, taints
 from gpuhealth.quarantine.reconciler import NodeReconciler
 from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import AppliedAction
-from gpuhealth.runtime.settings import Settings
+from testing.cluster_objects import budget, finding, verdict
+from testing.paths import BASE
+from testing.plane_with_node import LABELS
+from testing.waiting import until
 
-BASE = Path(__file__).parents[2] / "daemonset"
 NAMESPACE = "gpuhealth"
 BUDGET = "gpu-nodes"
-LABELS = {"nvidia.com/gpu.present": "true"}
 CODE = "xid.79"
 _CONNECTIONS = 100
-_T0 = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
-_FAULT = Finding(
-    CODE,
-    Severity.CRITICAL,
-    NODE,
-    "GPU has fallen off the bus",
-    Action.REBOOT_NODE,
-    Evidence("benchmark", time=_T0),
-    _T0,
-    _T0,
-    clears_when="a new boot id",
-)
+_FAULT = finding(CODE)
 
 
 def wanted(*, sick: bool) -> Desired:
     """What the agent of a node wants that has lost a GPU, or is healthy."""
-    state = State.UNHEALTHY if sick else State.HEALTHY
-    verdict = Verdict("node", _T0, state, (), (_FAULT,) if sick else (), Coverage((CODE,), ()))
-    return Desired(verdict=verdict, quarantine=(CODE,) if sick else ())
+    return Desired(verdict=verdict(_FAULT), quarantine=(CODE,)) if sick else Desired(verdict=verdict())
 
 
 class SharedClient(Client):
@@ -162,7 +147,7 @@ def plane_with_budget(most: int | str) -> Iterator[tuple[ControlPlane, Path]]:
     """
     with ControlPlane() as plane:
         plane.apply(BASE)
-        plane.apply([budget(most)])
+        plane.apply([budget(BUDGET, LABELS, most)])
         path = f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{BUDGET}/status"
         status = {"status": {"observedGeneration": 1, "counted": True}}
         plane.request("PATCH", path, status, content_type="application/merge-patch+json")
@@ -201,7 +186,7 @@ async def fleet(plane: ControlPlane, kubeconfig: Path, count: int, *, in_turn: b
     ):
         nodes = await make_nodes(plane, count)
         async with (
-            history.following(observer, written({"matchLabels": LABELS}), BUDGET),
+            history.following(observer, query_text({"matchLabels": LABELS}), BUDGET),
             running(client, nodes) as halves,
         ):
             yield Fleet(client, halves, history)
@@ -220,23 +205,23 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 class History:
-    """All that a watch has seen of the nodes that are out by our hand, and of the places that are held."""
+    """All that a watch has seen of the nodes that are out by our hand, and of the slots that are held."""
 
     def __init__(self) -> None:
         self.out: list[Moment] = []
-        self.places: list[Moment] = []
+        self.slots: list[Moment] = []
 
     @asynccontextmanager
     async def following(self, client: Client, labels: str, name: str) -> AsyncIterator[None]:
-        """Follow the nodes with these labels and the places of the budget of this name meanwhile."""
+        """Follow the nodes with these labels and the slots of the budget of this name meanwhile."""
         tasks = [
             asyncio.create_task(_follow(watch(client, NODES, labels=labels), is_out, self.out)),
             asyncio.create_task(
-                _follow(watch(client, LEASES, NAMESPACE, labels=f"gpuhealth.io/budget={name}"), _exists, self.places)
+                _follow(watch(client, LEASES, NAMESPACE, labels=f"gpuhealth.io/budget={name}"), _exists, self.slots)
             ),
         ]
         try:
-            await until(lambda: self.out and self.places)
+            await until(lambda: self.out and self.slots)
             yield
         finally:
             for task in tasks:
@@ -263,23 +248,16 @@ def _exists(_: Object) -> bool:
     return True
 
 
-async def _follow(events: AsyncGenerator[Event], counts: Callable[[Object], bool], history: list[Moment]) -> None:
+async def _follow(events: AsyncGenerator[WatchEvent], counts: Callable[[Object], bool], history: list[Moment]) -> None:
     members: set[str] = set()
     async with aclosing(events) as following:
         async for event in following:
             match event:
-                case Listed(items):
+                case WatchListed(items):
                     members = {item["metadata"]["name"] for item in items if counts(item)}
-                case Changed(kind, item):
+                case WatchChanged(kind, item):
                     name = item["metadata"]["name"]
                     (members.add if kind != "DELETED" and counts(item) else members.discard)(name)
                 case _:
                     continue
             history.append(Moment(time.monotonic(), len(members)))
-
-
-async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    """Wait until the condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)

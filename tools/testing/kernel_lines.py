@@ -1,4 +1,4 @@
-"""Lines of the kernel log that mean something, with what they mean."""
+"""Lines of the kernel log, each with the event that it stands for."""
 
 LOST = "GPU has fallen off the bus."
 SXID = "nvidia-nvswitch0: SXid (PCI:0000:a9:00.0): "

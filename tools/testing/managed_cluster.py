@@ -1,4 +1,4 @@
-"""Plays kubelets and agents: nodes with pods on them, and what the agents say of the nodes."""
+"""Nodes, pods and reports on a control plane with a scheduler; the tests act as kubelets and agents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from kube.control_plane import RequestError
 
 from gpuhealth.controller.controller import Controller
 from gpuhealth.controller.timing import Timing
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
+from testing import waiting
+from testing.cluster_objects import budget
 
 MERGE = "application/merge-patch+json"
 SINCE = "2026-03-01T12:00:00Z"
@@ -29,16 +31,13 @@ QUICK = Timing(
 _names = itertools.count(1)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
-    """What the condition returns once it is true. It is asked in a thread, so that the controller goes on."""
-    async with asyncio.timeout(seconds):
-        while not (value := await asyncio.to_thread(condition)):
-            await asyncio.sleep(0.02)
-    return value
+async def until(condition: Callable[[], Any], seconds: float = waiting.PATIENCE) -> Any:
+    """Waits for a condition that asks the API server: it is evaluated in a thread."""
+    return await waiting.until(condition, seconds, in_thread=True)
 
 
 class Cluster:
-    """The objects of one test."""
+    """The objects of one test, and a controller for them."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
@@ -49,7 +48,7 @@ class Cluster:
         self._create("/api/v1/namespaces", {"metadata": {"name": self.name}})
 
     def settings(self, **options: Any) -> Settings:
-        """A controller's, of this control plane."""
+        """Settings of a controller on this control plane, with short pauses."""
         election = {"enabled": False, **options.pop("election", {})}
         where = {"kubeconfig": str(options.pop("kubeconfig", None) or self.kubeconfig())}
         quick = {"drain_retry": 0.1, "evictions_per_second": 1000, "http": {"host": "127.0.0.1", "port": 0}, **options}
@@ -59,16 +58,16 @@ class Cluster:
         )
 
     def kubeconfig(self) -> Any:
-        """The controller's own: it has no rights but those of the manifests."""
+        """A kubeconfig of the controller's account, which has the rights of the manifests."""
         return self.plane.write_kubeconfig("controller", self.token())
 
     def token(self) -> str:
-        """Of the controller's account."""
+        """A token of the controller's service account."""
         return self.plane.service_account_token("gpuhealth", "gpuhealth-controller")
 
     @asynccontextmanager
     async def controller(self, timing: Timing = QUICK, /, **options: Any) -> AsyncIterator[Controller]:
-        """A controller at work; at the end it is cut off, as if it were killed."""
+        """A running controller; at the end it is cancelled, as if it were killed."""
         controller = Controller(self.settings(**options), timing=timing)
         working = asyncio.create_task(controller.work())
         try:
@@ -83,7 +82,7 @@ class Cluster:
     def node(
         self, *, labels: dict[str, str] | None = None, state: str = "healthy", gpus: int = 0, agent: bool = True
     ) -> str:
-        """A GPU node in service; with `gpus`, one that the scheduler gives pods to."""
+        """Creates a GPU node in service, to which the scheduler assigns pods if it has `gpus`; returns its name."""
         name = f"{self.name}-{next(_names)}"
         marks = {"gpuhealth.io/state": state, "gpuhealth.io/pool": self.name}
         self.plane.create_node(name, {**marks, **(labels or {})})
@@ -100,41 +99,41 @@ class Cluster:
         return name
 
     def quarantine(self, node: str, *, drain: bool = True, since: str = SINCE) -> None:
-        """What the agent does: taint and label, then the report."""
+        """Quarantines a node as its agent does: taint and label, then the report."""
         taint = {"key": "gpuhealth.io/unhealthy", "value": "xid.79", "effect": "NoSchedule"}
         body = {"metadata": {"labels": {"gpuhealth.io/state": "quarantined"}}, "spec": {"taints": [taint]}}
         self.patch(f"/api/v1/nodes/{node}", body)
         self.say(node, {"quarantine": {"state": "quarantined", "code": "xid.79", "since": since, "drain": drain}})
 
     def recover(self, node: str) -> None:
-        """The same the other way."""
+        """Ends the quarantine of a node as its agent does."""
         body = {"metadata": {"labels": {"gpuhealth.io/state": "healthy"}}, "spec": {"taints": None}}
         self.patch(f"/api/v1/nodes/{node}", body)
         self.say(node, {"quarantine": {"state": "none", "drain": False}})
 
     def say(self, node: str, status: Document) -> None:
-        """Part of the node's report."""
+        """Merges fields into the status of the node's report, as the agent does."""
         self.patch(f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}/status", {"status": status})
 
     def report(self, node: str) -> Document:
-        """The status of the node's report."""
+        """The status of the node's report; empty while there is none."""
         found = self.plane.request("GET", f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{node}")
         status: Document = found.get("status", {})
         return status
 
     def health(self, node: str) -> tuple[str, str]:
-        """Status and reason of our condition."""
+        """Status and reason of our condition; empty while there is none."""
         conditions = self.plane.request("GET", f"/api/v1/nodes/{node}")["status"].get("conditions", [])
         return next(((c["status"], c["reason"]) for c in conditions if c["type"] == "GPUHealthy"), ("", ""))
 
     def set_condition(self, node: str, kind: str, status: str, reason: str = "Played") -> None:
-        """What kubelet or agent say of a Node."""
+        """Sets a condition of a Node, as its kubelet or agent does."""
         new = {"type": kind, "status": status, "reason": reason, "message": "played by a test"}
         path, body = f"/api/v1/nodes/{node}/status", {"status": {"conditions": [new]}}
         self.plane.request("PATCH", path, body, content_type="application/strategic-merge-patch+json")
 
     def agent(self, node: str) -> str:
-        """An agent's pod that is ready, and stays in a drain as a DaemonSet's do; its path."""
+        """Creates a ready pod of an agent, which a drain leaves alone; returns its path."""
         labels = {
             "app.kubernetes.io/name": "gpuhealth",
             "app.kubernetes.io/component": "agent",
@@ -143,29 +142,29 @@ class Cluster:
         return self.pod(node, "gpuhealth", labels=labels)
 
     def unready(self, pod: str) -> None:
-        """The pod's probe fails."""
+        """Sets a pod's condition Ready to False."""
         self.patch(f"{pod}/status", {"status": {"conditions": [{"type": "Ready", "status": "False"}]}})
 
     def writes(self, path: str) -> int:
-        """How often the controller has written to a path."""
+        """How many writes to a path the controller has sent."""
         ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
         reads = {"get", "list", "watch"}
         events = [e for e in self.plane.audit(path, self._since) if e["requestURI"] == path and e["verb"] not in reads]
         return sum(event["user"]["username"] == ours for event in events)
 
     def drain(self, node: str) -> Document:
-        """How far the node's drain is."""
+        """The drain in the status of the node's report."""
         found: Document = self.report(node).get("drain", {})
         return found
 
     def state(self, node: str) -> str:
-        """The node's label."""
+        """The value of the node's state label."""
         return str(self.plane.request("GET", f"/api/v1/nodes/{node}")["metadata"]["labels"].get("gpuhealth.io/state"))
 
     # --- pods ---------------------------------------------------------------------------------------------------------
 
     def pod(self, node: str, namespace: str = "", phase: str = "Running", **metadata: Any) -> str:
-        """A pod that runs there and is ready; its path."""
+        """Creates a pod that runs on a node and is ready; returns its path."""
         namespace = namespace or self.namespace
         name = f"work-{next(_names)}"
         body = {
@@ -183,7 +182,7 @@ class Cluster:
         return path
 
     def gpu_work(self, gpus: int, node: str = "") -> str:
-        """A pod that asks for GPUs, on a node or wherever the scheduler puts it; its path."""
+        """Creates a pod that requests GPUs, on a node or where the scheduler puts it; returns its path."""
         name = f"work-{next(_names)}"
         resources = {"limits": {"nvidia.com/gpu": str(gpus)}}
         spec = {
@@ -197,52 +196,50 @@ class Cluster:
         )
 
     def guard(self, labels: dict[str, str], available: int, name: str = "guard") -> str:
-        """A PodDisruptionBudget, once it has been computed; its path."""
+        """Creates a PodDisruptionBudget for pods with these labels; returns its path."""
         spec = {"minAvailable": available, "selector": {"matchLabels": labels}}
         path = f"/apis/policy/v1beta1/namespaces/{self.namespace}/poddisruptionbudgets"
         return self._create(path, {"metadata": {"name": name}, "spec": spec})
 
     def is_guarding(self, path: str, healthy: int) -> bool:
-        """Whether the budget has been computed for that many pods."""
+        """Whether a PodDisruptionBudget has been computed for so many healthy pods."""
         status = self.plane.request("GET", path).get("status", {})
         return bool(status.get("currentHealthy") == healthy and status.get("observedGeneration"))
 
     def terminating(self, path: str) -> bool:
-        """Whether the pod is on its way."""
+        """Whether the pod has a deletion timestamp."""
         return bool(self.plane.request("GET", path)["metadata"].get("deletionTimestamp"))
 
     def stop(self, path: str) -> None:
-        """The kubelet has stopped the pod: it is gone."""
+        """Deletes a pod without grace, as its kubelet does once it has stopped."""
         self.plane.request("DELETE", f"{path}?gracePeriodSeconds=0")
 
     def evictions(self, path: str) -> Counter[int]:
-        """The answers to evictions of the pod, by status."""
+        """The number of answers to evictions of a pod, by HTTP status."""
         events = [e for e in self.plane.audit(path, self._since) if e["requestURI"] == f"{path}/eviction"]
         return Counter(event["responseStatus"]["code"] for event in events)
 
     def deletions(self, path: str) -> list[Document]:
-        """The options of the controller's deletions of the pod."""
+        """The options of each deletion of a pod by the controller."""
         ours = "system:serviceaccount:gpuhealth:gpuhealth-controller"
         events = [e for e in self.plane.audit(path, self._since) if e["requestURI"] == path and e["verb"] == "delete"]
         return [event["requestObject"] for event in events if event["user"]["username"] == ours]
 
     def reasons(self, name: str, namespace: str = "") -> list[str]:
-        """The reasons of the Events about an object."""
+        """The reasons of all Events about an object."""
         path = f"/api/v1/namespaces/{namespace or self.namespace}/events?fieldSelector=involvedObject.name={name}"
         return [event["reason"] for event in self.plane.request("GET", path)["items"]]
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def patch(self, path: str, body: Document) -> Document:
-        """A merge patch."""
+        """Sends a merge patch; returns the changed object."""
         patched: Document = self.plane.request("PATCH", path, body, content_type=MERGE)
         return patched
 
     def budget(self, amount: int | str, **spec: Any) -> str:
-        """A QuarantineBudget for the test's nodes."""
-        spec = {"nodeSelector": {"matchLabels": {"gpuhealth.io/pool": self.name}}, "maxUnavailable": amount, **spec}
-        metadata = {"name": self.name}
-        body = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": metadata, "spec": spec}
+        """Creates a QuarantineBudget for the test's nodes; returns its path."""
+        body = budget(self.name, {"gpuhealth.io/pool": self.name}, amount, **spec)
         return self._create("/apis/gpuhealth.io/v1alpha1/quarantinebudgets", body)
 
     def _create(self, path: str, body: Document) -> str:
@@ -252,7 +249,7 @@ class Cluster:
         return made
 
     def _create_when_possible(self, path: str, body: Document) -> str:
-        """A new namespace has no service account yet, and without one the server takes no pod."""
+        """Creates an object once the server accepts it: a new namespace has no service account yet, which pods need."""
         for _ in range(10_000):
             with contextlib.suppress(RequestError):
                 return self._create(path, body)
@@ -260,7 +257,7 @@ class Cluster:
         raise AssertionError(json.dumps(body))
 
     def remove(self) -> None:
-        """Take it all away again."""
+        """Deletes everything that the test has created here."""
         for path in reversed(self._paths):
             with contextlib.suppress(RequestError):  # gone already
                 self.plane.request("DELETE", path + ("?gracePeriodSeconds=0" if re.search("/pods/", path) else ""))

@@ -1,4 +1,4 @@
-"""Reading an exposition as Prometheus does."""
+"""Parses an exposition as Prometheus does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 
 def parsed(text: str) -> Samples:
-    """Every sample; one that comes twice fails the test."""
+    """All samples of an exposition; fails for a sample that occurs twice."""
     samples: Samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -22,14 +22,14 @@ def parsed(text: str) -> Samples:
 
 
 def scraped(node: SimulatedNode) -> Samples:
-    """What the agent shows now."""
+    """The samples that the agent exposes now."""
     status, text = node.get("/metrics")
     assert status == 200
     return parsed(text)
 
 
 def values(samples: Samples, name: str, label: str = "gpu", **wanted: str) -> dict[str, float]:
-    """A metric's values by one label, of those samples that have the wanted labels."""
+    """The values of a metric by one label, of the samples that have the wanted labels."""
     found = {}
     for labels, value in samples.get(name, {}).items():
         have = dict(labels)

@@ -1,4 +1,4 @@
-"""What the tests of the writer share: what is wanted, who writes, and what stands on the Node then."""
+"""Desired marks, node writers, and the marks on a Node afterwards."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
+from gpuhealth.api.names import QUARANTINE
 from gpuhealth.kube.client import Client, Object
-from gpuhealth.kube.kinds import TAINT
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from gpuhealth.runtime.settings import Settings
-from testing.cluster_objects import Pool, finding, until, verdict
+from testing.cluster_objects import Pool, condition, finding, taints, verdict
+from testing.waiting import until
 
 HEALTHY = Desired(verdict=verdict())
 SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",), drain=True)
@@ -30,34 +31,33 @@ def node_object(
 
 
 def settings(mode: Mode = "taint") -> Settings:
-    """Settings in which only the mode matters."""
+    """Settings with a mode and defaults."""
     return Settings(mode=mode)
 
 
 def writer(client: Client, node: str, mode: Mode = "taint", **options: Any) -> NodeWriter:
-    """A writer for the node."""
+    """A writer of a node's marks in a mode."""
     return NodeWriter(client, settings(mode), OwnNode(client, node), **options)
 
 
 def writes(client: Client) -> int:
-    """How many attempts were not reads."""
+    """How many requests of a client were no reads."""
     return sum(count for (method, _), count in client.calls.items() if method not in {"GET", "WATCH"})
 
 
 def ours(pool: Pool, node: str) -> list[str]:
-    """The values of our taint on the node."""
-    return [taint["value"] for taint in pool.get(node)["spec"].get("taints", []) if taint["key"] == TAINT]
+    """The values of our taint on a node."""
+    return taints(pool.get(node))
 
 
 def health(pool: Pool, node: str) -> dict[str, str]:
-    """Our condition on the node."""
-    conditions = pool.get(node)["status"]["conditions"]
-    return next(condition for condition in conditions if condition["type"] == "GPUHealthy")
+    """Our condition on a node; empty while there is none."""
+    return condition(pool.get(node))
 
 
 @asynccontextmanager
 async def watching(writing: NodeWriter) -> AsyncIterator[None]:
-    """Follow the Node meanwhile, as the agent does."""
+    """Follows the Node meanwhile, as the agent does."""
     task = asyncio.create_task(writing.node.follow())
     try:
         await until(lambda: writing.node.labels)
@@ -66,3 +66,11 @@ async def watching(writing: NodeWriter) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+def marks(pool: Pool, node: str) -> tuple[list[str], str, str]:
+    """Values of our taint, status of our condition, and state of the quarantine in the report."""
+    found = pool.get(node)
+    values = taints(found)
+    assert (QUARANTINE in found["metadata"].get("annotations", {})) is bool(values)
+    return values, condition(found).get("status", ""), pool.report(node)["status"]["quarantine"]["state"]

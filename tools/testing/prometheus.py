@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from kube.control_plane import free_port
 
 from dashboards.generate import FOLDER
-from testing.simnode import T, wait_for
+from testing.waiting import wait_for
 
 PROGRAM = shutil.which("prometheus")
+EVERY = 0.1  # seconds between looks: everything happens once a second
 _HOLD = "2s"  # in the place of what the rules say: that is tested with promtool, which need not wait for it
 
 
-def until(ready: Callable[[], T | None], what: str) -> T:
-    """What `ready` gives once it gives something; all happens once a second."""
-    return wait_for(what, ready, every=0.1)
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody has at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 class Prometheus:
-    """Runs from the start on, with the project's rules; `hold` of every alert is cut short."""
+    """A process of Prometheus with the project's rules; every alert's `for` is two seconds."""
 
     def __init__(self, folder: Path, target: str) -> None:
         assert PROGRAM
@@ -60,7 +48,7 @@ class Prometheus:
         command = [PROGRAM, *(f"--{name}={value}" for name, value in options.items())]
         with (folder / "prometheus.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        until(self._scraping, f"the first scrape, see {folder}/prometheus.log")
+        wait_for(f"the first scrape, see {folder}/prometheus.log", self._scraping, every=EVERY)
 
     def _scraping(self) -> bool:
         assert self._process.poll() is None, "Prometheus has ended"
@@ -70,12 +58,12 @@ class Prometheus:
             return False
 
     def stop(self) -> None:
-        """Ends it."""
+        """Ends the process, and waits for that."""
         self._process.terminate()
         self._process.wait(120)
 
     def api(self, call: str, **parameters: object) -> Any:
-        """Calls the HTTP API; an error or a warning fails the test with Prometheus' own words."""
+        """Calls the HTTP API; AssertionError with Prometheus' message for an error or a warning."""
         url = f"http://{self._address}/api/v1/{call}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
@@ -89,25 +77,25 @@ class Prometheus:
         return answer["data"]
 
     def query(self, expr: str) -> list[Any]:
-        """The expression now."""
+        """The value of an expression at this time."""
         result: list[Any] = self.api("query", query=expr)["result"]
         return result
 
     def query_range(self, expr: str) -> list[Any]:
-        """The expression over the last half minute."""
+        """The values of an expression over the last 30 seconds."""
         now = time.time()
         result: list[Any] = self.api("query_range", query=expr, start=now - 30, end=now, step=1)["result"]
         return result
 
     def alerts(self, name: str, state: str = "") -> list[dict[str, Any]]:
-        """The alerts of that name that are pending or firing."""
+        """The alerts of a name that are pending or firing."""
         alerts: list[dict[str, Any]] = self.api("alerts")["alerts"]
         return [alert for alert in alerts if alert["labels"]["alertname"] == name and state in (alert["state"], "")]
 
     def fires(self, name: str) -> dict[str, Any]:
         """Waits until an alert fires, and returns it."""
-        return until(lambda: self.alerts(name, "firing"), f"{name} fires")[0]
+        return wait_for(f"{name} fires", lambda: self.alerts(name, "firing"), every=EVERY)[0]
 
     def clears(self, name: str) -> None:
-        """Waits until an alert is over."""
-        until(lambda: not self.alerts(name), f"{name} clears")
+        """Waits until an alert is neither pending nor firing."""
+        wait_for(f"{name} clears", lambda: not self.alerts(name), every=EVERY)

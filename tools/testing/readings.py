@@ -7,14 +7,27 @@ from typing import Any
 
 import msgspec
 
-from gpuhealth.model.code import Check
+from gpuhealth.model.component import Component
+from gpuhealth.model.context import Check
 from gpuhealth.model.finding import Clean, Finding, NotChecked, Outcome, Severity
-from gpuhealth.model.history import History
-from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
+from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus
+from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, MissingReason, Reading
+from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.burnin_results.readings import BurninReadings
-from gpuhealth.monitors.nvidia.readings import Fabric, GpuReadings, KernelModule, NvLink, NvmlReadings, PciDevice
+from gpuhealth.monitors.fleet_findings.readings import FleetReadings
+from gpuhealth.monitors.judge import Judge, Memory
+from gpuhealth.monitors.nvidia.baseline import Baseline
+from gpuhealth.monitors.nvidia.readings import (
+    Fabric,
+    GpuReadings,
+    KernelModule,
+    NvidiaReadings,
+    NvLink,
+    NvmlReadings,
+    PciDevice,
+)
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.settings import Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LOST = Missing(MissingReason.GPU_LOST, "nvmlDeviceGetTemperature: GPU is lost (15)")
@@ -28,9 +41,13 @@ def uuid(index: int) -> str:
     return f"GPU-{index}"
 
 
-def pci(index: int) -> str:
-    """Its PCI address."""
-    return f"0000:{index + 1:02x}:00.0"
+FIRST = uuid(0)
+"""The GPU that is meant where none is named."""
+
+
+def pci(index: int) -> PciAddress:
+    """The PCI address of the GPU at an index."""
+    return PciAddress(f"0000:{index + 1:02x}:00.0")
 
 
 def gpu(index: int = 0, **changes: Any) -> GpuReadings:
@@ -103,68 +120,124 @@ def device(index: int, **changes: Any) -> PciDevice:
     return msgspec.structs.replace(function, **changes)
 
 
-SWITCH = PciDevice("0000:aa:00.0", 0x068000, 0x22A3, NOT_SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED)
+SWITCH = PciDevice(PciAddress("0000:aa:00.0"), 0x068000, 0x22A3, NOT_SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED)
 
 
-def node(*listed: GpuReadings, at: float = 0.0, **changes: Any) -> NodeReadings:
+def node(*listed: GpuReadings, at: float = 0.0, **changes: Any) -> Round:
     """A node with these GPUs on all its trees, `at` seconds after the start."""
-    healthy = NodeReadings(
-        node="node-1",
-        time=START + timedelta(seconds=at),
-        boot_id="boot-1",
+    healthy = NvidiaReadings(
         nvml=nvml(*listed),
         pci=tuple(device(each.index) for each in listed),
         device_nodes=tuple(each.index for each in listed),
         kernel_module=LOADED,
         live_pids=(),
         fabric_manager_running=True,
-        burnin=BurninReadings(),
     )
-    return msgspec.structs.replace(healthy, **changes)
+    rest = {name: changes.pop(name) for name in ("kernel_log", "burnin", "fleet", "events") if name in changes}
+    return Round(
+        time=START + timedelta(seconds=at),
+        nvidia=msgspec.structs.replace(healthy, **changes),
+        **rest,
+    )
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """One round of a node, as the monitors read it."""
+
+    time: datetime
+    nvidia: NvidiaReadings
+    kernel_log: Reading[KernelLogStatus] = UNREAD
+    burnin: Reading[BurninReadings] = BurninReadings()
+    fleet: Reading[FleetReadings] = NOT_SUPPORTED
+    events: tuple[KernelEvent, ...] = ()
+
+    def readings(self) -> NodeReadings:
+        """The readings of the whole node."""
+        return NodeReadings(
+            node="node-1",
+            time=self.time,
+            boot_id="boot-1",
+            monitors={
+                "nvidia": self.nvidia,
+                "kernel_log": self.kernel_log,
+                "burnin_results": self.burnin,
+                "fleet_findings": self.fleet,
+            },
+        )
 
 
 class Judged(dict[tuple[str, str], Outcome]):
-    """Outcomes by code and component, each of which may have but one."""
+    """Outcomes by code and id of the component, each of which may have but one."""
 
     def add(self, outcome: Outcome) -> None:
-        """Takes an outcome."""
-        key = (outcome.code, outcome.component)
+        """Adds an outcome; fails for a second one of its code and component."""
+        key = (outcome.code, outcome.component.id)
         assert key not in self, f"two outcomes for {key}"
         self[key] = outcome
 
-    def finding(self, code: str, component: str = uuid(0)) -> Finding:
+    def of(self, code: str, component: Component | str) -> Outcome | None:
+        """The outcome for a component, or for the one with this id."""
+        if isinstance(component, str):
+            return self.get((code, component))
+        outcome = self.get((code, component.id))
+        assert outcome is None or outcome.component == component, outcome
+        return outcome
+
+    def finding(self, code: str, component: Component | str = FIRST) -> Finding:
         """The finding, which must be there."""
-        outcome = self.get((code, component))
+        outcome = self.of(code, component)
         assert isinstance(outcome, Finding), outcome
         return outcome
 
-    def severity(self, code: str, component: str = uuid(0)) -> Severity:
+    def severity(self, code: str, component: Component | str = FIRST) -> Severity:
         """How bad it is."""
         return self.finding(code, component).severity
 
-    def is_clean(self, code: str, component: str = uuid(0)) -> bool:
+    def is_clean(self, code: str, component: Component | str = FIRST) -> bool:
         """Whether it was looked for and not there."""
-        return isinstance(self.get((code, component)), Clean)
+        return isinstance(self.of(code, component), Clean)
 
-    def why_not(self, code: str, component: str = uuid(0)) -> MissingReason:
+    def why_not(self, code: str, component: Component | str = FIRST) -> MissingReason:
         """Why it could not be looked for."""
-        outcome = self.get((code, component))
+        outcome = self.of(code, component)
         assert isinstance(outcome, NotChecked), outcome
         return outcome.reason.reason
 
-    def says_nothing(self, code: str, component: str = uuid(0)) -> bool:
+    def says_nothing(self, code: str, component: Component | str = FIRST) -> bool:
         """Whether there is no outcome at all."""
-        return (code, component) not in self
+        return self.of(code, component) is None
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings."""
+        """All findings among the outcomes."""
         return [outcome for outcome in self.values() if isinstance(outcome, Finding)]
 
 
-def judged(check: Check, readings: NodeReadings, history: History | None = None, **settings: Any) -> Judged:
-    """What a check says of a round."""
+def remembering(**baseline: Any) -> Memory:
+    """The memory of a node whose GPUs have shown this so far: fields of the monitor's baseline."""
+    return Memory(baselines={"nvidia": Baseline(**baseline)})
+
+
+def judged(check: Check[Any], round_: Round, memory: Memory | None = None, **settings: Any) -> Judged:
+    """The outcomes of one check of a round."""
+    judge = Judge(Settings(**settings), memory or Memory(), boot_id="boot-1", time=round_.time)
+    readings = round_.readings()
+    for monitor in judge.monitors:
+        judge.set_readings(monitor, readings.of(monitor), round_.time)
+    (owner,) = (monitor for monitor in judge.monitors if any(own is check for own in monitor.checks))
     result = Judged()
-    for outcome in check.run(readings, Settings(**settings), history or History()):
+    for outcome in check.run(judge.context(owner, round_.events)):
         result.add(outcome)
     return result
+
+
+def outcomes(judge: Judge, round_: Round) -> list[Outcome]:
+    """The outcomes of a whole round of every monitor, all of which were read at the same time."""
+    readings = round_.readings()
+    for monitor in judge.monitors:
+        judge.set_readings(monitor, readings.of(monitor), round_.time)
+    return [
+        outcome
+        for monitor in judge.monitors
+        for outcome in judge.round(monitor, readings.of(monitor), round_.time, round_.events)
+    ]

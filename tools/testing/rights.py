@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 
 from kube import ControlPlane, Document, documents
 
-from tests.conftest import BASE
+from testing.paths import BASE
 
 Right = tuple[str, str, str]
 """API group, resource (with a subresource), verb."""
 
 
 def granted(account: str) -> set[Right]:
-    """By all roles that the base binds to a service account of the namespace gpuhealth."""
+    """The rights by all roles that the base binds to a service account of the namespace gpuhealth."""
     all_documents = documents(BASE)
     roles = {(d["kind"], d["metadata"]["name"]): d for d in all_documents if d["kind"] in {"Role", "ClusterRole"}}
     found: set[Right] = set()
@@ -32,7 +32,7 @@ def _rights(rules: Iterable[Document]) -> Iterator[Right]:
 
 
 def used(plane: ControlPlane, account: str) -> set[Right]:
-    """By the account's requests so far that were not refused."""
+    """The rights behind all requests of a service account so far that were not refused."""
     user = f"system:serviceaccount:gpuhealth:{account}"
     found: set[Right] = set()
     for event in plane.audit():

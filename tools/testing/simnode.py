@@ -14,30 +14,28 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from nvmlsim.simulator import Simulator
 
-T = TypeVar("T")
+from gpuhealth.runtime.journal import Journal
+from testing.waiting import wait_for
 
 REAL_KMSG = Path("/dev/kmsg")
 _GPUHEALTH = Path(sys.executable).with_name("gpuhealth")
 
 
-def wait_for(what: str, ready: Callable[[], T | None], seconds: float = 180.0, every: float = 0.02) -> T:
-    """Waits until `ready` gives something true, and returns it; TimeoutError names what did not come.
-
-    It comes at once, or on a machine that is busy with other things much later: so the limit is long.
-    """
-    deadline = time.monotonic() + seconds
-    while not (value := ready()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come within {seconds:g} s")
-        time.sleep(every)
-    return value
+# Rounds are quick. Only who hangs the driver is impatient with it: on a busy machine it may be slow without a fault.
+QUICK: dict[str, Any] = {
+    "interval": "200ms",
+    "unknown_after": "60s",
+    "nvml": {"warn_after": "60s", "critical_after": "120s", "reinit_interval": "200ms"},
+    "findings": {"*": {"clear_after": "400ms", "raise_after": 0}},
+}
+IMPATIENT = {"nvml": {"warn_after": "1s", "critical_after": "3s"}}
 
 
 class SimulatedNode:
@@ -55,7 +53,7 @@ class SimulatedNode:
         settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`kmsg` is REAL_KMSG, or None for a file; `settings` are laid over those that make the node work here."""
+        """`kmsg` is REAL_KMSG, or None for a file; `settings` are merged into those that the node needs here."""
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.folder = folder
@@ -85,7 +83,7 @@ class SimulatedNode:
         self.configure(settings or {})
 
     def _make_proc(self) -> None:
-        """What is read of /proc: this boot, and the service that programs NVSwitches."""
+        """Writes the parts of /proc that are read: the boot id, and the process of the fabric manager."""
         proc = self.driver.root / "proc"
         texts = {"self/comm": "agent\n", "900/comm": "nv-fabricmanage\n"}
         for name, text in (texts | {"sys/kernel/random/boot_id": f"{uuid.uuid4()}\n"}).items():
@@ -93,7 +91,7 @@ class SimulatedNode:
             (proc / name).write_text(text)
 
     def configure(self, settings: Mapping[str, Any]) -> None:
-        """Changes the configuration file; a running agent takes it up by itself."""
+        """Changes settings in the file, which a running agent reads again by itself."""
         for key, value in settings.items():
             section = self.settings.get(key)
             self.settings[key] = {**section, **value} if isinstance(section, dict) else value
@@ -207,5 +205,28 @@ class SimulatedNode:
         return f"{domain:04x}:{bus:02x}:{device:02x}"
 
     def xid(self, code: int, gpu: int = 0, text: str = "pid=1234, name=python", level: int = 3) -> None:
-        """Has the driver print an XID."""
+        """Adds the record of an XID to the kernel log."""
         self.kernel_says(f"NVRM: Xid (PCI:{self.pci(gpu)}): {code}, {text}", level)
+
+
+def healthy(node: SimulatedNode) -> bool:
+    """Whether the verdict of the agent is healthy."""
+    return node.metric("gpuhealth_node_healthy") == 1
+
+
+def entries(node: SimulatedNode) -> list[tuple[str, str]]:
+    """Kind and code of the entries of the node's journal."""
+    journal = Journal(node.folder / "journal.sqlite", 1e9, 1000, read_only=True)
+    try:
+        return [(entry.kind, entry.code) for entry in journal.entries()]
+    finally:
+        journal.close()
+
+
+ROUNDS = 'gpuhealth_agent_rounds_total{monitor="nvidia"}'
+"""The sample that counts the rounds of the GPUs."""
+
+
+def rounds(node: SimulatedNode) -> float:
+    """How many rounds the agent has completed since its start."""
+    return node.metric(ROUNDS) or 0.0

@@ -14,17 +14,19 @@ from datetime import timedelta
 
 import structlog
 
+from gpuhealth.api import metrics as names
+from gpuhealth.api.names import AGENT_PODS, ConditionReason
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.unknown_condition import set_condition_unknown
 from gpuhealth.fleet import views
-from gpuhealth.fleet.fleet import AGENT_LABELS
 from gpuhealth.kube.client import listing
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import NODES, PODS
-from gpuhealth.kube.objects import format_time, read
-from gpuhealth.quarantine.marks import AGENT_UNREACHABLE, is_ready, override
-from gpuhealth.runtime.metric_families import Metric, gauge
+from gpuhealth.kube.objects import read
+from gpuhealth.model.time import format_time
+from gpuhealth.quarantine.marks import is_ready, override
+from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -75,7 +77,7 @@ class AgentLiveness(Duty):
 
     def _needs_mark(self, name: str) -> bool:
         node = self._fleet.nodes.items.get(name)
-        if node is not None and node.condition_reason == AGENT_UNREACHABLE:
+        if node is not None and node.condition_reason == ConditionReason.AGENT_SILENT:
             self._marked[name] = self._fleet.silent_nodes[name]  # by an earlier leader
             return False
         return node is not None and not node.overridden and node.readable
@@ -93,15 +95,15 @@ class AgentLiveness(Duty):
         message = f"no agent has been ready on this node since {began}: its GPUs are not being checked"
         await set_condition_unknown(self._client, node, message, self._clock())
         log.warning("agent silent", node=name, since=began)
-        await self._recorder.post(node_subject(name), AGENT_UNREACHABLE, message, warning=True)
+        await self._recorder.post(node_subject(name), ConditionReason.AGENT_SILENT, message, warning=True)
         return True
 
     async def _has_ready_agent(self, node: str) -> bool:
         # From the server's cache, which has an index of pods by node, instead of a list of all agents for each node.
-        query = {"labelSelector": AGENT_LABELS, "fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
+        query = {"labelSelector": AGENT_PODS, "fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
         pods = await self._client.request("GET", PODS.path(namespace=self._fleet.namespace), query=query)
         return any(read(PODS.kind, pod, views.agent_pod).ready for pod in listing(PODS, pods).items)
 
     def gauges(self) -> Iterator[Metric]:
         """The number of nodes without a ready agent."""
-        yield gauge("agents_silent", "GPU nodes without a ready agent", [], [(len(self._fleet.silent_nodes),)])
+        yield family(names.AGENTS_SILENT, [(len(self._fleet.silent_nodes),)])

@@ -10,27 +10,27 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 
-import msgspec
 import structlog
 
+from gpuhealth.api import metrics as names
+from gpuhealth.api.budget import BudgetCondition, BudgetStatus
+from gpuhealth.api.names import FAULT_LIMIT_REACHED
+from gpuhealth.api.resource import body
 from gpuhealth.controller.budget_nodes import BudgetNodes, nodes_of
-from gpuhealth.controller.duty import BudgetStatus, Duty, DutyContext
+from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.fleet.views import BudgetView
-from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.kinds import BUDGETS
-from gpuhealth.kube.objects import format_time
+from gpuhealth.model.time import format_time
 from gpuhealth.quarantine.condition import condition_reason
 from gpuhealth.quarantine.report import merge_patch
 from gpuhealth.quarantine.slots.budget import BudgetError, Limit, slot_sets
 from gpuhealth.quarantine.slots.lease import SlotStore
-from gpuhealth.runtime.metric_families import Metric, gauge
+from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
 
-FAULT_LIMIT_REACHED = "FaultLimitReached"
-"""Condition of a budget: nodes stay in service because as many as maxPerFault allows went out for the same fault."""
 NAMES = 100
 """Nodes that a status names at most: it is for people, and the size of an object is limited."""
 
@@ -76,41 +76,38 @@ class BudgetStatusWriter(Duty):
     async def _update(self, budget: BudgetView) -> float | None:
         """Count and write one budget's status; seconds until that is due again without any change."""
         nodes = await nodes_of(budget, self._fleet)
-        blocked = self._fleet.blocked_nodes.get(budget.key, set())
-        self.status[budget.key] = BudgetStatus(
-            size=nodes.size,
-            limit=slot_sets(budget.body, nodes.size, "")[0].limit,
-            used=len(nodes.slots),
-            blocked=len(blocked),
-            unavailable=len(nodes.unavailable),
-            uncounted=len(nodes.uncounted),
-        )
         settles_in = self._settles_in(budget)
-        counted = settles_in <= 0 and not nodes.uncounted
-        status = self._status(budget, nodes, blocked, counted=counted)
-        if patch := merge_patch(budget.body.get("status"), status):
+        status = self._status(budget, nodes, counted=settles_in <= 0 and not nodes.uncounted)
+        self.status[budget.key] = status
+        if patch := merge_patch(budget.body.get("status"), body(status)):
             try:
                 await self._client.patch(BUDGETS, budget.key, {"status": patch}, subresource="status")
             except NotFoundError:
                 log.debug("budget deleted", budget=budget.key)
         return settles_in if settles_in > 0 else None
 
-    def _status(self, budget: BudgetView, nodes: BudgetNodes, blocked: set[str], *, counted: bool) -> Object:
+    def _status(self, budget: BudgetView, nodes: BudgetNodes, *, counted: bool) -> BudgetStatus:
         """The whole status as the API server should have it."""
         holders = sorted({slot.holder for slot in nodes.slots if not slot.reserved_for})
+        blocked = self._fleet.blocked_nodes.get(budget.key, set())
         blocked_by_code = {
             quarantine.code: count
             for quarantine, count in self._fleet.blocked.items()
             if quarantine.budget == budget.key and quarantine.limit == Limit.PER_FAULT
         }
-        return {
-            **msgspec.to_builtins(self.status[budget.key]),
-            "observedGeneration": budget.body["metadata"]["generation"],
-            "counted": counted,
-            "blockedNodes": sorted(blocked)[:NAMES],
-            "nodes": holders[:NAMES],
-            "conditions": [_fault_limit(blocked_by_code, budget.body, self._clock())],
-        }
+        return BudgetStatus(
+            observed_generation=budget.body["metadata"]["generation"],
+            size=nodes.size,
+            limit=slot_sets(budget.body, nodes.size, "")[0].limit,
+            used=len(nodes.slots),
+            unavailable=len(nodes.unavailable),
+            uncounted=len(nodes.uncounted),
+            counted=counted,
+            blocked=len(blocked),
+            blocked_nodes=tuple(sorted(blocked)[:NAMES]),
+            conditions=(_fault_limit(blocked_by_code, budget, self._clock()),),
+            nodes=tuple(holders[:NAMES]),
+        )
 
     def _settles_in(self, budget: BudgetView) -> float:
         """Seconds until the budget has been unchanged for long enough; not above 0 if it has."""
@@ -123,20 +120,17 @@ class BudgetStatusWriter(Duty):
     def gauges(self) -> Iterator[Metric]:
         """Slots and nodes of each budget."""
         used = [(name, status.used) for name, status in self.status.items()]
-        yield gauge("budget_used", "Slots of a budget that are taken", ["budget"], used)
+        yield family(names.BUDGET_USED, used)
         limits = [(name, status.limit) for name, status in self.status.items()]
-        yield gauge("budget_limit", "Nodes that a budget allows out of service at a time", ["budget"], limits)
+        yield family(names.BUDGET_LIMIT, limits)
         uncounted = [(name, status.uncounted) for name, status in self.status.items()]
-        text = "Nodes out of service for which a budget that selects them has no slot"
-        yield gauge("budget_uncounted_nodes", text, ["budget"], uncounted)
+        yield family(names.BUDGET_UNCOUNTED_NODES, uncounted)
         blocked = [(*quarantine, count) for quarantine, count in self._fleet.blocked.items()]
-        text = "Nodes that should be out of service and are blocked by a limit of a budget"
-        yield gauge("quarantine_blocked_nodes", text, ["budget", "limit", "code"], blocked)
+        yield family(names.QUARANTINE_BLOCKED_NODES, blocked)
 
 
-def _fault_limit(blocked: dict[str, int], budget: Object, now: datetime) -> Object:
+def _fault_limit(blocked: dict[str, int], budget: BudgetView, now: datetime) -> BudgetCondition:
     """Make the condition FaultLimitReached. `blocked`: nodes that maxPerFault keeps in service, by finding code."""
-    known: Object = next(iter(budget.get("status", {}).get("conditions") or []), {})  # a budget has no other
     status = "True" if blocked else "False"
     reason, message = "BelowLimit", "no node is blocked by maxPerFault"
     if blocked:
@@ -144,13 +138,13 @@ def _fault_limit(blocked: dict[str, int], budget: Object, now: datetime) -> Obje
         nodes = ", ".join(f"{code} on {count}" for code, count in sorted(blocked.items()))
         reason = condition_reason(worst)
         message = f"more nodes than maxPerFault allows have the same fault: suspect a driver or check; blocked: {nodes}"
-    since = known["lastTransitionTime"] if known.get("status") == status else format_time(now)
-    generation = budget["metadata"]["generation"]
-    return {
-        "type": FAULT_LIMIT_REACHED,
-        "status": status,
-        "observedGeneration": generation,
-        "lastTransitionTime": since,
-        "reason": reason,
-        "message": message,
-    }
+    known = budget.condition
+    unchanged = known is not None and known.status == status
+    return BudgetCondition(
+        type=FAULT_LIMIT_REACHED,
+        status=status,
+        observed_generation=budget.body["metadata"]["generation"],
+        last_transition_time=known.last_transition_time if known and unchanged else format_time(now),
+        reason=reason,
+        message=message,
+    )

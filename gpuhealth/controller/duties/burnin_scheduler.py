@@ -17,32 +17,34 @@ from functools import partial
 import msgspec
 import structlog
 
-from gpuhealth.controller.burnin_plan import PERIODIC, RETURN, BurninCandidate, BurninCapacity, by_urgency
+from gpuhealth.api import metrics as names
+from gpuhealth.api.names import (
+    BURNIN_NODE,
+    BURNIN_REASON_LABEL,
+    BURNIN_TEMPLATE,
+    GPU_RESOURCE,
+    TAINT,
+    UNSCHEDULABLE_TAINT,
+    NodeState,
+)
+from gpuhealth.api.report import BurninReason, QuarantineState
+from gpuhealth.controller.burnin_plan import BurninCandidate, BurninCapacity, by_urgency
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.fleet import views
-from gpuhealth.fleet.views import GPU, REASON_LABEL, TESTED_NODE
 from gpuhealth.kube.client import Object, listing
-from gpuhealth.kube.errors import (
-    AlreadyExistsError,
-    ApiError,
-    ConflictError,
-    NotFoundError,
-    UnreadableError,
-)
+from gpuhealth.kube.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError, UnreadableError
 from gpuhealth.kube.event_recorder import node_subject
-from gpuhealth.kube.kinds import POD_TEMPLATES, PODS, TAINT
+from gpuhealth.kube.kinds import POD_TEMPLATES, PODS
 from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
 from gpuhealth.quarantine.slots.budget import limit_of
-from gpuhealth.quarantine.state import NodeState, StateEvent, burnin_ended
+from gpuhealth.quarantine.state import StateEvent, burnin_ended
 from gpuhealth.quarantine.state_label import change_label
-from gpuhealth.runtime.metric_families import Metric, counter, gauge
+from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
 
-TEMPLATE = "gpuhealth-burnin"
-"""Name of the PodTemplate of burn-ins. The deployment chooses its image, volumes and limits."""
 _MAX_NODE_CHECKS = 20  # in a round; in a busy fleet each is a request without effect
 _BY_EXIT_CODE = {0: "passed", 2: "failed", 3: "stopped"}
 OUTCOMES = {
@@ -192,9 +194,9 @@ class BurninScheduler(Duty):
         if report is None or node.overridden or not node.ready or not node.gpus or node.key in self._fleet.silent_nodes:
             return None
         pool = self._fleet.pool(node)
-        if report.quarantine.state == "awaiting_test":
-            return BurninCandidate(node=node.key, pool=pool, reason=RETURN, tested_at=report.tested_at)
-        if node.tainted or node.preflight or node.cordoned or report.quarantine.state != "none":
+        if report.quarantine.state == QuarantineState.AWAITING_TEST:
+            return BurninCandidate(node=node.key, pool=pool, reason=BurninReason.RETURN, tested_at=report.tested_at)
+        if node.tainted or node.preflight or node.cordoned or report.quarantine.state != QuarantineState.NONE:
             return None
         age = (self._clock() - report.tested_at).total_seconds() if report.tested_at else None
         if not self._settings.enabled or (age is not None and age < self._settings.every):
@@ -202,7 +204,7 @@ class BurninScheduler(Duty):
         return BurninCandidate(
             node=node.key,
             pool=pool,
-            reason=PERIODIC,
+            reason=BurninReason.PERIODIC,
             tested_at=report.tested_at,
             budgets=self._budgets_of(node),
         )
@@ -215,7 +217,7 @@ class BurninScheduler(Duty):
         nodes = self._fleet.nodes.items
         sizes = Counter(self._fleet.pool(node) for node in nodes.values() if node.gpus)
         limits = {pool: limit_of(self._settings.max_per_pool, size) for pool, size in sizes.items()}
-        free_slots = {name: status.free for name, status in self._budgets.items()}
+        free_slots = {name: status.limit - status.used for name, status in self._budgets.items()}
         running = [
             BurninCandidate(
                 node=burnin.node, pool=self._fleet.pool(node), reason=burnin.reason, budgets=self._budgets_of(node)
@@ -237,9 +239,9 @@ class BurninScheduler(Duty):
         if node is None:
             return False
         try:
-            template = await self._client.get(POD_TEMPLATES, TEMPLATE, self._fleet.namespace)
+            template = await self._client.get(POD_TEMPLATES, BURNIN_TEMPLATE, self._fleet.namespace)
         except NotFoundError:
-            log.error("burn-in impossible: PodTemplate missing", name=TEMPLATE)  # noqa: TRY400 - one sentence
+            log.error("burn-in impossible: PodTemplate missing", name=BURNIN_TEMPLATE)  # noqa: TRY400 - one sentence
             return False
         make_pod = partial(burnin_pod, candidate=candidate, gpus=node.gpus, level=self._settings.level)
         body = read(POD_TEMPLATES.kind, template, lambda template: make_pod(template["template"]))
@@ -249,7 +251,7 @@ class BurninScheduler(Duty):
             return False
         self._burnins[created.uid] = created
         log.info("burn-in started", node=node.key, reason=candidate.reason, level=self._settings.level)
-        if candidate.reason == PERIODIC:
+        if candidate.reason == BurninReason.PERIODIC:
             await self._mark(node, StateEvent.BURNIN_STARTED)
         await self._recorder.post(node_subject(node.key), "BurninStarted", f"burn-in, level {self._settings.level}")
         return True
@@ -264,12 +266,12 @@ class BurninScheduler(Duty):
     def counters(self) -> Iterator[Metric]:
         """Burn-ins by outcome; each outcome from the start, since a rate needs its zero."""
         outcomes = [(outcome, self.status.outcomes[outcome]) for outcome in OUTCOMES]
-        yield counter("burnin_tests", "Burn-ins of nodes in service that have ended", ["outcome"], outcomes)
+        yield family(names.BURNIN_TESTS, outcomes)
 
     def gauges(self) -> Iterator[Metric]:
         """Burn-ins that have not ended, by reason."""
         running = Counter(burnin.reason for burnin in self._fleet.burnins.items.values() if not burnin.finished)
-        yield gauge("burnin_running", "Burn-ins that run or wait to be scheduled", ["reason"], running.items())
+        yield family(names.BURNIN_RUNNING, running.items())
 
 
 def _may_use_gpus(pod: Object) -> bool:
@@ -300,21 +302,21 @@ def burnin_pod(template: Object, candidate: BurninCandidate, gpus: int, level: s
     metadata, spec = template.get("metadata") or {}, template["spec"]
     first, *others = spec["containers"]
     resources = first.get("resources") or {}
-    limits = {**(resources.get("limits") or {}), GPU: str(gpus)}
+    limits = {**(resources.get("limits") or {}), GPU_RESOURCE: str(gpus)}
     args = [*(first.get("args") or []), "--level", level, "--reason", candidate.reason]
     tolerations = list(spec.get("tolerations") or [])
-    if candidate.reason == RETURN:
+    if candidate.reason == BurninReason.RETURN:
         tolerations += [
             {"key": TAINT, "operator": "Exists"},
-            {"key": "node.kubernetes.io/unschedulable", "operator": "Exists"},  # mode cordon
+            {"key": UNSCHEDULABLE_TAINT, "operator": "Exists"},  # mode cordon
         ]
     on_node = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [candidate.node]}]}
     return {
         "metadata": {
             **metadata,
             "name": f"burnin-{candidate.node}"[:253],
-            "labels": {**(metadata.get("labels") or {}), REASON_LABEL: candidate.reason},
-            "annotations": {**(metadata.get("annotations") or {}), TESTED_NODE: candidate.node},
+            "labels": {**(metadata.get("labels") or {}), BURNIN_REASON_LABEL: candidate.reason},
+            "annotations": {**(metadata.get("annotations") or {}), BURNIN_NODE: candidate.node},
         },
         "spec": {
             **spec,

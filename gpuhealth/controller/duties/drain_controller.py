@@ -9,16 +9,17 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
+from gpuhealth.api import metrics as names
+from gpuhealth.api.report import Drain, DrainPhase, QuarantineState
 from gpuhealth.controller.drain import DrainContext, DrainStatus, NodeDrain, change_state, write_drain
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.controller.gangs import Gangs
-from gpuhealth.fleet import views
-from gpuhealth.kube.client import backoff, patience
+from gpuhealth.kube.client import backoff, retry_delay
 from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
-from gpuhealth.kube.eviction import Evictor, Outcome
+from gpuhealth.kube.eviction import EvictionOutcome, Evictor
 from gpuhealth.quarantine.state import StateEvent
-from gpuhealth.runtime.metric_families import Metric, counter, gauge
+from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.rate_limiter import RateLimiter
 from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 
@@ -51,7 +52,7 @@ class DrainController(Duty):
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by node
         self._since: dict[str, datetime | None] = {}  # by node: start of the quarantine that its task is for
-        self._ended: dict[str, views.Drain] = {}  # by node, as it was before: the watch may not show the end yet
+        self._ended: dict[str, Drain] = {}  # by node, as it was before: the watch may not show the end yet
 
     async def run(self) -> None:
         """Start and end drains after each change, until cancelled. The next leader resumes unfinished drains."""
@@ -85,7 +86,7 @@ class DrainController(Duty):
             try:
                 return await NodeDrain(node, self._drain_context).run()
             except ApiError as error:
-                pause = max(_MIN_RETRY_SECONDS, patience(error, failures, longest=_MAX_RETRY_SECONDS))
+                pause = max(_MIN_RETRY_SECONDS, retry_delay(error, failures, longest=_MAX_RETRY_SECONDS))
                 log.warning("drain failed, retrying", node=node, error=str(error), retry_in=round(pause, 1))
             except Exception:  # an error in one drain must not end the others; it is logged
                 pause = max(_MIN_RETRY_SECONDS, backoff(failures, longest=_MAX_RETRY_SECONDS))
@@ -103,16 +104,16 @@ class DrainController(Duty):
         if report is None or self._ended.get(node) == report.drain:
             return True
         drain = report.drain
-        cancelled = drain.phase == "draining"
+        cancelled = drain.phase == DrainPhase.DRAINING
         now = self._clock().astimezone(UTC).replace(microsecond=0)
         ended = msgspec.structs.replace(
             drain,
-            phase="cancelled" if cancelled else "ended",
+            phase=DrainPhase.CANCELLED if cancelled else DrainPhase.ENDED,
             ended_at=now if cancelled else drain.ended_at,
             message=f"{drain.remaining} pods were left" if cancelled else drain.message,
         )
         try:
-            quarantined = report.quarantine.state == "quarantined"
+            quarantined = report.quarantine.state == QuarantineState.QUARANTINED
             if quarantined and not await change_state(self._drain_context, node, StateEvent.DRAIN_CANCELLED):
                 return False
             await write_drain(self._client, node, drain, ended)
@@ -131,11 +132,11 @@ class DrainController(Duty):
 
     def counters(self) -> Iterator[Metric]:
         """Evictions and deletions by outcome; each outcome from the start, since a rate needs its zero."""
-        results = [(outcome, self.status.evictions[outcome]) for outcome in Outcome]
-        text = "Evictions and deletions of pods that drains have tried"
-        yield counter("drain_evictions", text, ["result"], results)
+        results = [(outcome, self.status.evictions[outcome]) for outcome in EvictionOutcome]
+        yield family(names.DRAIN_EVICTIONS, results)
 
     def gauges(self) -> Iterator[Metric]:
         """Nodes whose drain is wanted, by its phase."""
-        phases = [(phase, self._fleet.drains_by_phase[phase]) for phase in ("pending", "draining", "drained")]
-        yield gauge("drain_nodes", "Nodes whose drain is wanted", ["phase"], phases)
+        shown = ("pending", DrainPhase.DRAINING, DrainPhase.DRAINED)
+        phases = [(phase, self._fleet.drains_by_phase[phase]) for phase in shown]
+        yield family(names.DRAIN_NODES, phases)

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 import msgspec
 import structlog
 
+from gpuhealth.api import metrics as names
+from gpuhealth.api.names import FLEET_FINDINGS
 from gpuhealth.controller.duty import Duty, DutyContext
 from gpuhealth.fleet.comparison import Outlier, find_outliers
 from gpuhealth.kube.errors import ApiError, NotFoundError
-from gpuhealth.kube.kinds import FLEET_FINDINGS, NODES
-from gpuhealth.runtime.metric_families import Metric, gauge
+from gpuhealth.kube.kinds import NODES
+from gpuhealth.runtime.metric_families import Metric, family
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 log = structlog.get_logger()
@@ -84,8 +86,7 @@ class OutlierPublisher(Duty):
     def gauges(self) -> Iterator[Metric]:
         """One sample for each GPU that differs."""
         found = [(outlier.code, outlier.node, outlier.gpu, 1) for outlier in self.status.outliers]
-        text = "GPUs that differ from the others of their model"
-        yield gauge("fleet_finding", text, ["code", "node", "gpu"], found)
+        yield family(names.FLEET_FINDING, found)
 
 
 def annotation(outliers: list[Outlier]) -> str:

@@ -1,4 +1,4 @@
-"""The results of active tests that lie on the node. Whoever runs the tests leaves them there as files."""
+"""Reads burn-in results from the folder where every run leaves one file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from gpuhealth.model.burnin_run import BurninRun, TestResult
 from gpuhealth.model.missing import Missing, MissingReason, Reading
-from gpuhealth.monitors.burnin_results.readings import BurninReadings, BurninRun, TestResult
-from gpuhealth.monitors.nvidia.pci import file_missing
+from gpuhealth.monitors.burnin_results.readings import BurninReadings
+from gpuhealth.runtime.files import file_missing
 
 MAX_RUNS = 64
 """The newest files that are looked at."""
@@ -42,6 +43,12 @@ class BurninProbe:
             return Missing(MissingReason.TIMEOUT, f"{self._folder} has not been read yet")
         reading, self._reading = self._reading, None
         return reading.result()
+
+    def configure(self, _settings: object) -> None:
+        """Does nothing: the folder is taken at the start."""
+
+    def close(self) -> None:
+        """Does nothing: a thread that hangs ends with the process."""
 
     def _read(self) -> Reading[BurninReadings]:
         try:
@@ -86,12 +93,12 @@ def _readings(files: dict[_Name, BurninRun | str]) -> BurninReadings:
 
 
 def _slim(runs: list[BurninRun]) -> tuple[BurninRun, ...]:
-    """Only the last word of each test on each GPU is kept whole, without its curves: these live as long as we do."""
+    """Keeps in full only the last conclusive result of each test and GPU, and no curves: all this stays in memory."""
     seen: set[tuple[str, str]] = set()
 
     def kept(result: TestResult) -> TestResult:
         key = (result.test, result.gpu)
-        if key in seen or not result.status.says_something:
+        if key in seen or not result.status.is_conclusive:
             return TestResult(*key, result.status, "", result.started, result.seconds)
         seen.add(key)
         evidence, miscompares = result.evidence[-_EVIDENCE_LIMIT:], result.miscompares[:_MISCOMPARES]

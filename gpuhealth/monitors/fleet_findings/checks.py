@@ -1,16 +1,21 @@
-"""What only a comparison with the whole fleet shows; the controller makes it and tells the node."""
+"""Rules on the controller's comparison of this node's GPUs with all others of their model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import TypeAlias
 
-from gpuhealth.model.code import Code
-from gpuhealth.model.finding import Action, Severity
-from gpuhealth.model.missing import Missing
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu
-from gpuhealth.monitors.nvidia.readings import GpuReadings
+from gpuhealth.model.codes import Code, define
+from gpuhealth.model.component import ComponentInfo
+from gpuhealth.model.context import Check, CheckContext, outcome_of
+from gpuhealth.model.finding import Action, Outcome, Severity
+from gpuhealth.model.missing import Missing, Reading
+from gpuhealth.monitors.fleet_findings.readings import FleetReadings
+from gpuhealth.monitors.monitor import NoBaseline, NoSettings
 
-MISMATCH = Code(
+Context: TypeAlias = CheckContext[Reading[FleetReadings], NoSettings, NoBaseline]
+
+MISMATCH = define(
     "fleet.digest_mismatch",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
@@ -19,9 +24,9 @@ MISMATCH = Code(
     advice="Run gpuhealth burnin --tests repeat,exact on the node; if the digest differs again, have the GPU replaced.",
     quarantine=True,
     drain=True,
-    clear_after=0.0,  # the controller's word is about a whole burn-in: there is nothing to wait for
+    clear_after=0.0,  # the controller compares whole burn-ins: there is nothing to wait for
 )
-SLOW = Code(
+SLOW = define(
     "fleet.slow_gpu",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
@@ -31,17 +36,25 @@ SLOW = Code(
 )
 
 
-def _said(code: Code) -> tuple[Code, Callable[[GpuReadings, Look], Judgement]]:
-    def judge(gpu: GpuReadings, look: Look) -> Judgement:
-        said = look.readings.fleet
-        if isinstance(said, Missing):
-            return said
-        messages = [each.message for each in said if (each.code, each.gpu) == (code.name, gpu.component)]
-        return (
-            look.found(code, gpu, messages[0], source="the controller's comparison of burn-ins") if messages else None
-        )
-
-    return code, judge
+CODES = (MISMATCH, SLOW)
 
 
-CHECK = per_gpu(_said(MISMATCH), _said(SLOW), broken_too=True)
+def _run(context: Context) -> Iterator[Outcome]:
+    readings = context.readings
+    for gpu in context.gpus:
+        for code in CODES:
+            if isinstance(readings, Missing):
+                yield from outcome_of(code, gpu.component, readings)
+            else:
+                yield _outcome(code, gpu, readings, context)
+
+
+def _outcome(code: Code, gpu: ComponentInfo, readings: FleetReadings, context: Context) -> Outcome:
+    own = [finding for finding in readings.findings if (finding.code, finding.gpu) == (code.name, gpu.component.id)]
+    if not own:
+        return code.clean(gpu.component)
+    message = f"{gpu.label}: {own[0].message}"
+    return code.found(gpu.component, message, now=context.time, source="the controller's comparison of burn-ins")
+
+
+CHECK = Check(CODES, _run)

@@ -1,4 +1,4 @@
-"""Readings."""
+"""Readings of what the controller found by comparing GPUs of the whole fleet."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import msgspec
 
 
 class FleetFinding(msgspec.Struct, frozen=True):
-    """What the controller says of one GPU of the node, from comparing it with all others of its kind."""
+    """What the controller reports of one GPU of the node, from comparing it with all others of its model."""
 
     code: str
     gpu: str
     message: str
+
+
+class FleetReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The controller's findings about this node."""
+
+    findings: tuple[FleetFinding, ...] = ()

@@ -1,4 +1,4 @@
-"""What the kernel itself and the network drivers write to the kernel log, of those things that matter to a GPU node.
+"""Kernel-log messages of the kernel itself and of network drivers that matter to a GPU node.
 
 Every expression is anchored at the start of the kernel message, and none skips text before the words that count:
 what it skips could be text of a user. Records with such text are recognised by `user_text`, before any of these.
@@ -6,183 +6,176 @@ what it skips could be text of a user. Records with such text are recognised by 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from typing import TypeAlias
-
-import msgspec
-
-from gpuhealth.kernel_log.codes import LogCode
-from gpuhealth.kernel_log.user_text import BYTE, NAME_BYTES, UserText
+from gpuhealth.kernel_log.pattern import BDF, Groups, LineMeaning, LogPatterns, line_pattern, match, number, pci_slot
+from gpuhealth.kernel_log.user_text import BYTE, NAME_BYTES
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
-from gpuhealth.monitors.nvidia.catalog.log_lines import address
+from gpuhealth.monitors.kernel_log import codes
 
 _INFO, _WARNING, _CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 
 
-class Found(msgspec.Struct, frozen=True):
-    """What a line says, beside the line itself."""
-
-    finding: LogCode
-    severity: Severity
-    action: Action
-    meaning: str
-    pci: str | None = None
-    pid: int | None = None
-    process: str | None = None
-    interface: str = ""  # the network interface, where the line names its device too
-
-
-Groups: TypeAlias = dict[str, str]
-Reader: TypeAlias = Callable[[Groups], Found]
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and len(text) < 12 else None
-
-
-def _pci(text: str | None) -> str | None:
-    parts = text.partition(".")[0].split(":") if text else []
-    return address(*parts) if len(parts) == 3 else None
-
-
-def _aer(g: Groups) -> Found:
-    pci = _pci(g.get("source") or g["device"])
-    word = g["severity"].lower()
-    if word.startswith("correct"):
-        return Found(LogCode.PCIE_CORRECTABLE, _INFO, Action.NONE, "PCIe corrected an error", pci)
-    meaning = f"PCIe error that was not corrected ({word})"
-    return Found(LogCode.PCIE_UNCORRECTABLE, _CRITICAL, Action.INSPECT_HARDWARE, meaning, pci)
-
-
-def _dpc(g: Groups) -> Found:
-    meaning = "The PCIe port cut off the device below it after an error that was not corrected"
-    return Found(LogCode.PCIE_UNCORRECTABLE, _CRITICAL, Action.INSPECT_HARDWARE, meaning, _pci(g["device"]))
-
-
-def _edac(g: Groups) -> Found:
-    if g["what"] == "UE":
+def _edac(groups: Groups) -> LineMeaning:
+    if groups["what"] == "UE":
         meaning = "Uncorrectable error in the host's memory"
-        return Found(LogCode.MEMORY_EDAC, _CRITICAL, Action.INSPECT_HARDWARE, meaning)
-    return Found(LogCode.MEMORY_EDAC, _INFO, Action.NONE, "Corrected error in the host's memory")
+        return LineMeaning(
+            finding=codes.MEMORY_EDAC, severity=_CRITICAL, action=Action.INSPECT_HARDWARE, meaning=meaning
+        )
+    return LineMeaning(
+        finding=codes.MEMORY_EDAC, severity=_INFO, action=Action.NONE, meaning="Corrected error in the host's memory"
+    )
 
 
-def _memory_failure(g: Groups) -> Found:
-    pid, process = _number(g["pid"]), g["process"] or None
+def _memory_failure(groups: Groups) -> LineMeaning:
+    pid, process = number(groups["pid"]), groups["process"] or None
     meaning = "A page of the host's memory has failed"
-    return Found(LogCode.MEMORY_EDAC, _CRITICAL, Action.INSPECT_HARDWARE, meaning, None, pid, process)
+    return LineMeaning(
+        finding=codes.MEMORY_EDAC,
+        severity=_CRITICAL,
+        action=Action.INSPECT_HARDWARE,
+        meaning=meaning,
+        pid=pid,
+        process=process,
+    )
 
 
-def _mce(g: Groups) -> Found:
-    if g["logged"]:
-        return Found(LogCode.MCE, _WARNING, Action.NONE, "The processor logged machine-check events")
-    if g["exception"]:
-        return Found(LogCode.MCE, _CRITICAL, Action.INSPECT_HARDWARE, "The processor raised a machine-check exception")
-    return Found(LogCode.MCE, _WARNING, Action.INSPECT_HARDWARE, "The processor reported a machine check")
+def _mce(groups: Groups) -> LineMeaning:
+    if groups["logged"]:
+        return LineMeaning(
+            finding=codes.MCE,
+            severity=_WARNING,
+            action=Action.NONE,
+            meaning="The processor logged machine-check events",
+        )
+    if groups["exception"]:
+        return LineMeaning(
+            finding=codes.MCE,
+            severity=_CRITICAL,
+            action=Action.INSPECT_HARDWARE,
+            meaning="The processor raised a machine-check exception",
+        )
+    return LineMeaning(
+        finding=codes.MCE,
+        severity=_WARNING,
+        action=Action.INSPECT_HARDWARE,
+        meaning="The processor reported a machine check",
+    )
 
 
-def _ghes(g: Groups) -> Found:
-    word = g["severity"].lower()
+def _ghes(groups: Groups) -> LineMeaning:
+    word = groups["severity"].lower()
     meaning = f"The firmware reported a hardware error ({word})"
     if word in ("corrected", "info", "informational"):
-        return Found(LogCode.MCE, _INFO, Action.NONE, meaning)
+        return LineMeaning(finding=codes.MCE, severity=_INFO, action=Action.NONE, meaning=meaning)
     severity = _CRITICAL if word in ("fatal", "panic") else _WARNING
-    return Found(LogCode.MCE, severity, Action.INSPECT_HARDWARE, meaning)
+    return LineMeaning(finding=codes.MCE, severity=severity, action=Action.INSPECT_HARDWARE, meaning=meaning)
 
 
-def _hung_task(g: Groups) -> Found:
-    pid, process = _number(g["pid"]), g["process"] or None
-    meaning = f"{process} has waited in the kernel for more than {g['seconds']} s"
-    return Found(LogCode.HUNG_TASK, _WARNING, Action.NONE, meaning, None, pid, process)
+def _hung_task(groups: Groups) -> LineMeaning:
+    pid, process = number(groups["pid"]), groups["process"] or None
+    meaning = f"{process} has waited in the kernel for more than {groups['seconds']} s"
+    return LineMeaning(
+        finding=codes.HUNG_TASK, severity=_WARNING, action=Action.NONE, meaning=meaning, pid=pid, process=process
+    )
 
 
-def _soft_lockup(g: Groups) -> Found:
-    pid, process = _number(g["pid"]), g["process"] or None
-    meaning = f"CPU {g['cpu']} has been stuck in the kernel for {g['seconds']} s"
-    return Found(LogCode.CPU_LOCKUP, _WARNING, Action.NONE, meaning, None, pid, process)
+def _soft_lockup(groups: Groups) -> LineMeaning:
+    pid, process = number(groups["pid"]), groups["process"] or None
+    meaning = f"CPU {groups['cpu']} has been stuck in the kernel for {groups['seconds']} s"
+    return LineMeaning(
+        finding=codes.CPU_LOCKUP, severity=_WARNING, action=Action.NONE, meaning=meaning, pid=pid, process=process
+    )
 
 
-def _hard_lockup(g: Groups) -> Found:
-    meaning = f"CPU {g['cpu']} is stuck with interrupts off"
-    return Found(LogCode.CPU_LOCKUP, _CRITICAL, Action.REBOOT_NODE, meaning)
+def _hard_lockup(groups: Groups) -> LineMeaning:
+    meaning = f"CPU {groups['cpu']} is stuck with interrupts off"
+    return LineMeaning(finding=codes.CPU_LOCKUP, severity=_CRITICAL, action=Action.REBOOT_NODE, meaning=meaning)
 
 
-def _rcu_stall(_g: Groups) -> Found:
-    return Found(LogCode.CPU_LOCKUP, _WARNING, Action.NONE, "A CPU has kept the kernel waiting (RCU stall)")
+def _rcu_stall(_: Groups) -> LineMeaning:
+    return LineMeaning(
+        finding=codes.CPU_LOCKUP,
+        severity=_WARNING,
+        action=Action.NONE,
+        meaning="A CPU has kept the kernel waiting (RCU stall)",
+    )
 
 
-def _oom(g: Groups) -> Found:
-    pid, process = _number(g["pid"]), g["process"] or None
-    if g["cgroup"]:  # the limit of the program's own container: a fault of the program
+def _oom(groups: Groups) -> LineMeaning:
+    pid, process = number(groups["pid"]), groups["process"] or None
+    if groups["cgroup"]:  # the limit of the program's own container: a fault of the program
         meaning = f"{process} was ended at the memory limit of its group"
-        return Found(LogCode.OOM, _INFO, Action.NONE, meaning, None, pid, process)
+        return LineMeaning(
+            finding=codes.OOM, severity=_INFO, action=Action.NONE, meaning=meaning, pid=pid, process=process
+        )
     meaning = f"{process} was ended because the host had run out of memory"
-    return Found(LogCode.OOM, _WARNING, Action.RESTART_WORKLOAD, meaning, None, pid, process)
+    return LineMeaning(
+        finding=codes.OOM, severity=_WARNING, action=Action.RESTART_WORKLOAD, meaning=meaning, pid=pid, process=process
+    )
 
 
-def _readonly(g: Groups) -> Found:
-    meaning = f"The kernel gave up writing to the filesystem on {g['device'] or 'a disk'} after errors"
-    return Found(LogCode.DISK_READONLY, _CRITICAL, Action.INSPECT_HARDWARE, meaning)
+def _readonly(groups: Groups) -> LineMeaning:
+    meaning = f"The kernel gave up writing to the filesystem on {groups['device'] or 'a disk'} after errors"
+    return LineMeaning(finding=codes.DISK_READONLY, severity=_CRITICAL, action=Action.INSPECT_HARDWARE, meaning=meaning)
 
 
-def _io_error(g: Groups) -> Found:
-    meaning = f"Input or output errors of {g['device'] or 'a disk'}"
-    return Found(LogCode.IO_ERRORS, _WARNING, Action.INSPECT_HARDWARE, meaning)
+def _io_error(groups: Groups) -> LineMeaning:
+    meaning = f"Input or output errors of {groups['device'] or 'a disk'}"
+    return LineMeaning(finding=codes.IO_ERRORS, severity=_WARNING, action=Action.INSPECT_HARDWARE, meaning=meaning)
 
 
-def _mlx5(g: Groups) -> Found:
+def _mlx5(groups: Groups) -> LineMeaning:
     severity, meaning = (
         (_CRITICAL, "The network adapter reports a fatal error of itself")
-        if g["grave"]
+        if groups["grave"]
         else (_WARNING, "The network adapter or its cable reports an error")
     )
-    return Found(LogCode.INFINIBAND_ERRORS, severity, Action.INSPECT_HARDWARE, meaning, _pci(g["device"]))
+    return LineMeaning(
+        finding=codes.INFINIBAND_ERRORS,
+        severity=severity,
+        action=Action.INSPECT_HARDWARE,
+        meaning=meaning,
+        pci=pci_slot(groups["device"]),
+    )
 
 
-def _segfault(g: Groups) -> Found:
-    pid, process = _number(g["pid"]), g["process"] or None
-    meaning = f"{process} crashed in {g['library']}" if g["library"] else f"{process} crashed"
-    return Found(LogCode.SEGFAULT, _INFO, Action.NONE, meaning, None, pid, process)
+def _segfault(groups: Groups) -> LineMeaning:
+    pid, process = number(groups["pid"]), groups["process"] or None
+    meaning = f"{process} crashed in {groups['library']}" if groups["library"] else f"{process} crashed"
+    return LineMeaning(
+        finding=codes.SEGFAULT, severity=_INFO, action=Action.NONE, meaning=meaning, pid=pid, process=process
+    )
 
 
-def _link(g: Groups) -> Found:
-    name, pci = g.get("slave") or g["name"], _pci(g.get("device"))
-    finding = LogCode.INFINIBAND_DOWN if name.startswith("ib") else LogCode.NIC_DOWN
+def _link(groups: Groups) -> LineMeaning:
+    name, pci = groups.get("slave") or groups["name"], pci_slot(groups.get("device"))
+    finding = codes.INFINIBAND_DOWN if name.startswith("ib") else codes.NIC_DOWN
     interface = name if pci else ""  # without a device it may be one that a user made in a network namespace
-    if g["state"].lower() == "down":
+    if groups["state"].lower() == "down":
         meaning = f"Link of {name} went down"
-        return Found(finding, _WARNING, Action.INSPECT_HARDWARE, meaning, pci, interface=interface)
-    return Found(finding, _INFO, Action.NONE, f"Link of {name} came up", pci, interface=interface)
+        return LineMeaning(
+            finding=finding,
+            severity=_WARNING,
+            action=Action.INSPECT_HARDWARE,
+            meaning=meaning,
+            pci=pci,
+            interface=interface,
+        )
+    return LineMeaning(
+        finding=finding,
+        severity=_INFO,
+        action=Action.NONE,
+        meaning=f"Link of {name} came up",
+        pci=pci,
+        interface=interface,
+    )
 
 
-_BDF = r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]"
-_DEVICE = rf"(?:[\w-]{{1,32}} (?P<device>{_BDF}): )"
 _NAME = rf"(?P<process>{BYTE}{{1,{NAME_BYTES}}}?)"
 _DISK = r"(?P<device>[\w.!@+-]{1,64})(?::? state \w{1,16})?"
-_PRINTER = r"(?:(?:aer|AER): )?"
-_SEVERITY = (
-    r"(?P<severity>Correct(?:ed|able)|Uncorrect(?:ed|able) \((?:Non-)?Fatal\)|Uncorrect(?:ed|able)|(?:Non-)?Fatal)"
-)
-
-# kind, words of which one is in every such line, expression, reader. The first that fits counts.
-LINES: tuple[tuple[str, tuple[str, ...], re.Pattern[str], Reader], ...] = tuple(
-    (kind, words, re.compile(pattern, re.ASCII | re.DOTALL), reader)
-    for kind, words, pattern, reader in (
-        (
-            "aer",
-            ("PCIe Bus Error",),
-            rf"{_DEVICE}{_PRINTER}PCIe Bus Error: severity={_SEVERITY}",
-            _aer,
-        ),
-        (
-            "aer",
-            (" received",),
-            rf"{_DEVICE}{_PRINTER}(?:Multiple )?{_SEVERITY} error (?:message )?received(?:: | from )"
-            rf"(?P<source>{_BDF})?",
-            _aer,
-        ),
-        ("aer", ("DPC: ",), rf"{_DEVICE}DPC: containment event", _dpc),
+LINES = tuple(
+    line_pattern(kind, words, expression, read)
+    for kind, words, expression, read in (
         (
             "edac",
             ("EDAC",),
@@ -275,7 +268,7 @@ LINES: tuple[tuple[str, tuple[str, ...], re.Pattern[str], Reader], ...] = tuple(
         (
             "link",
             ("ink is ", "ink up", "ink Up", "ink UP", "ink down", "ink Down", "ink DOWN"),
-            rf"(?:[\w-]{{1,32}}:? )?(?:(?P<device>{_BDF}):? |\w+\.\w+:? )?"
+            rf"(?:[\w-]{{1,32}}:? )?(?:(?P<device>{BDF}):? |\w+\.\w+:? )?"
             r"(?=[\w.-]*\d)(?P<name>[\w.-]{1,32}):? (?:\w{1,32}: [\w.-]{1,32} )?"
             r"(?:NIC )?[Ll]ink (?:is )?(?P<state>[Uu][Pp]|[Dd]own|DOWN)\b(?! ?(?:\[|\(\d))",
             _link,
@@ -290,7 +283,7 @@ LINES: tuple[tuple[str, tuple[str, ...], re.Pattern[str], Reader], ...] = tuple(
         (
             "mlx5",
             ("mlx5_core",),
-            rf"mlx5_core (?P<device>{_BDF})(?: [\w.-]{{1,32}})?: (?:[\w()\[\],.:'-]{{1,64}} ){{0,16}}?(?:"
+            rf"mlx5_core (?P<device>{BDF})(?: [\w.-]{{1,32}})?: (?:[\w()\[\],.:'-]{{1,64}} ){{0,16}}?(?:"
             r"(?P<grave>device's health compromised|[Ff]atal error)|"
             r"Port module event\[error\]|[Cc]able error|insufficient power|[Hh]igh [Tt]emperature|assert_var\[\d+\]|"
             r"assert_exit_ptr|TX timeout|[Tt]imeout|syndrome|ACCESS_REG\(0x\w+\) (?:\w+\(\w+\) ){0,3}failed)",
@@ -300,44 +293,34 @@ LINES: tuple[tuple[str, tuple[str, ...], re.Pattern[str], Reader], ...] = tuple(
 )
 
 
-_OF_USER_TEXT: dict[str, Reader] = {
-    "hung_task": _hung_task,
-    "soft_lockup": _soft_lockup,
-    "oom": _oom,
-    "segfault": _segfault,
-}
+_WORDS = (
+    "rror",  # [Hardware Error], I/O error, EXT4-fs error, medium error, mlx5
+    "mlx5_core",
+    "ink ",  # Link is Down, link status
+    "EDAC",
+    "nvme",
+    "blocked ",
+    "lockup",
+    "LOCKUP",
+    "segfault",
+    "process ",  # Killed process
+    "ead-only",
+    "eadonly",
+    "hut down",
+    "hutting down",
+    "stall",
+    "Memory failure",
+    "Aborting journal",
+    "Disk failure",
+)
 
 
-def user_event(record: KernelRecord, found: UserText) -> KernelEvent | None:
-    """The event of a record with text of a user: that of its form, or none."""
-    reader = _OF_USER_TEXT.get(found.form)
-    return _event(record, found.form, reader(found.parts)) if reader else None
+def _read(record: KernelRecord, _driver: int | None) -> KernelEvent | None:
+    return match(LINES, record)
 
 
-def host_event(record: KernelRecord) -> KernelEvent | None:
-    """The event of a record that is not NVIDIA's and has no text of a user; None for one that means nothing."""
-    text = record.text
-    for kind, words, pattern, reader in LINES:
-        for word in words:
-            if word in text:
-                if match := pattern.match(text):
-                    return _event(record, kind, reader(match.groupdict(default="")))
-                break
-    return None
-
-
-def _event(record: KernelRecord, kind: str, found: Found) -> KernelEvent:
-    return KernelEvent(
-        kind=kind,
-        line=record.text,
-        finding=found.finding.value,
-        severity=found.severity,
-        action=found.action,
-        time=record.time,
-        pci=found.pci,
-        pid=found.pid,
-        process=found.process,
-        interface=found.interface,
-        meaning=found.meaning,
-        sequence=record.sequence,
-    )
+PATTERNS = LogPatterns(
+    words=_WORDS,
+    read=_read,
+    user_text={"hung_task": _hung_task, "soft_lockup": _soft_lockup, "oom": _oom, "segfault": _segfault},
+)

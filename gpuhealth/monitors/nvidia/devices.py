@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpuhealth.model.missing import Missing, MissingReason, Reading
-from gpuhealth.monitors.nvidia.pci import file_missing
 from gpuhealth.monitors.nvidia.readings import KernelModule
+from gpuhealth.runtime.files import file_missing
 
 _DEVICE_NODE = re.compile(r"nvidia(\d+)")
 _FABRIC_MANAGER = "nv-fabricmanage"  # the kernel cuts a process' name to 15 characters

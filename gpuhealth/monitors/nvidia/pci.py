@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason, Reading
+from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.nvidia.readings import PciDevice
+from gpuhealth.runtime.files import file_missing
 
 _NVIDIA = 0x10DE
-
-
-def file_missing(error: OSError) -> Missing:
-    """Why a file of /sys or /proc could not be read."""
-    if isinstance(error, FileNotFoundError):
-        return Missing(MissingReason.NOT_INSTALLED, f"{error.filename} does not exist")
-    if isinstance(error, PermissionError):
-        return Missing(MissingReason.NO_PERMISSION, f"{error.filename} may not be read")
-    return Missing(MissingReason.ERROR, f"{error.filename}: {error.strerror}")
 
 
 class PciProbe:
@@ -44,7 +37,9 @@ class PciProbe:
                 )
             except (OSError, ValueError):
                 return None  # it went while we looked, or is no function at all; the next round sees
-            self._known[address] = PciDevice(address.lower(), device_class, device) if vendor == _NVIDIA else None
+            self._known[address] = (
+                PciDevice(PciAddress(address.lower()), device_class, device) if vendor == _NVIDIA else None
+            )
         device_known = self._known[address]
         if device_known is None:
             return None

@@ -1,4 +1,8 @@
-"""Readings."""
+"""Readings of NVIDIA GPUs, their driver and their PCI devices.
+
+A field that could not be read holds a `Missing`. Units stand in the names; NVML's own units are kept where it has one.
+These structures are also what the NVML child process sends, and what a capture stores.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, Reading
+from gpuhealth.model.component import Component, Kind
+from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, MissingReason, Reading
+from gpuhealth.model.pci import PciAddress
 
 
 class NvLink(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -51,7 +57,7 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
 
     index: int
     uuid: Reading[str] = UNREAD
-    pci: Reading[str] = UNREAD  # dddd:bb:dd.f, lower case
+    pci: Reading[PciAddress] = UNREAD
     error: Missing | None = None
     calls: int = 0  # different NVML calls made in this round
     failed_calls: dict[str, Missing] = {}  # NVML call -> what was seen instead of an answer that can be used
@@ -107,15 +113,20 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     mig_devices: tuple[MigDevice, ...] = ()
 
     @property
-    def component(self) -> str:
-        """The name findings carry: the uuid, or what else is known while the GPU does not tell it."""
+    def id(self) -> str:
+        """The uuid; while it cannot be read the PCI address, and without that the index."""
         if isinstance(self.uuid, str):
             return self.uuid
         return self.pci if isinstance(self.pci, str) else f"gpu{self.index}"
 
+    @property
+    def component(self) -> Component:
+        """The component that findings on this GPU carry."""
+        return Component(Kind.GPU, self.id)
+
 
 class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """One round of NVML, as complete as it came before the deadline."""
+    """One round of NVML, as far as it came before the deadline."""
 
     problem: Missing | None = None  # why NVML as a whole does not answer
     waiting_seconds: float = 0.0  # how long the outstanding or the slowest finished round has taken
@@ -127,11 +138,16 @@ class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     count: Reading[int] = UNREAD
     gpus: tuple[GpuReadings, ...] = ()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether NVML works and has answered every call of the round."""
+        return self.answered and self.problem is None
+
 
 class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     """One NVIDIA function on the PCI bus, from sysfs. AER counters count since boot."""
 
-    address: str  # dddd:bb:dd.f, lower case
+    address: PciAddress
     device_class: int  # 0x030200 is a 3D controller, 0x030000 VGA, 0x068000 a bridge (NVSwitch)
     device_id: int
     aer_correctable: Reading[int] = UNREAD  # the kernel's own totals
@@ -167,7 +183,7 @@ class KernelModule(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Release(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The driver was let go of on request, so that others can work on it."""
+    """A request to close the driver, so that others can reset GPUs or replace it."""
 
     reasons: tuple[str, ...]  # annotation, signal, driver_upgrade
     since: datetime
@@ -179,6 +195,30 @@ class Release(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
         return text if self.until is None else f"{text}, and not back since {self.until:%H:%M:%SZ}"
 
     def shifted(self, seconds: float) -> Release:
-        """The same with its times moved."""
+        """A copy with its times moved by so many seconds."""
         step = timedelta(seconds=seconds)
-        return msgspec.structs.replace(self, since=self.since + step, until=self.until and self.until + step)
+        until = None if self.until is None else self.until + step
+        return msgspec.structs.replace(self, since=self.since + step, until=until)
+
+
+class NvidiaReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
+    """One round of everything that the monitor of NVIDIA GPUs reads."""
+
+    nvml: NvmlReadings = NvmlReadings(problem=UNREAD)
+    pci: Reading[tuple[PciDevice, ...]] = UNREAD
+    device_nodes: Reading[tuple[int, ...]] = UNREAD  # N of every /dev/nvidiaN
+    kernel_module: Reading[KernelModule] = UNREAD
+    live_pids: Reading[tuple[int, ...]] = UNREAD  # of the processes that hold a GPU, those that exist
+    fabric_manager_running: Reading[bool] = UNREAD
+    release: Release | None = None  # of the driver, now
+
+    @property
+    def working_nvml(self) -> Reading[NvmlReadings]:
+        """NVML's readings, or why NVML as a whole does not answer."""
+        return self.nvml.problem or self.nvml
+
+    @property
+    def released(self) -> Missing | None:
+        """Set while the driver is released on request: nothing can be found until it is opened again."""
+        problem = self.nvml.problem
+        return problem if problem and problem.reason is MissingReason.RELEASED else None

@@ -1,4 +1,4 @@
-"""QuarantineBudgets as agent and controller read them: whom they select, and the sets of slots that they have. Pure."""
+"""Reads QuarantineBudgets: the nodes they select, and their sets of slots. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
+from gpuhealth.api.budget import Amount
+from gpuhealth.api.names import BUDGET_LABEL, FAULT_SLOTS, SLOT_SET_LABEL, UNAVAILABLE_SLOTS, WINDOW_SLOTS
 from gpuhealth.kube.client import Object
-from gpuhealth.kube.kinds import GROUP
 from gpuhealth.kube.selectors import matches
 from gpuhealth.runtime.settings import seconds
 
 MAX_WINDOW = 365 * 86400
 """Seconds. A Lease cannot last much longer, and no window of use is longer."""
-BUDGET_LABEL = f"{GROUP}/budget"
-SET_LABEL = f"{GROUP}/slot-set"
 
 
 class Limit(enum.StrEnum):
-    """What a set of slots bounds, by the name of its field in the budget."""
+    """The limits of a budget, by the names of their fields; each has a set of slots."""
 
     UNAVAILABLE = "maxUnavailable"
     PER_WINDOW = "maxPerWindow"
@@ -72,8 +71,8 @@ class SlotSet(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def labels(self) -> dict[str, str]:
         """The labels by which the Leases of the set are found."""
-        within = self.prefix.removeprefix(self.budget).strip(".") or "unavailable"
-        return {BUDGET_LABEL: self.budget, SET_LABEL: label_value(within)}
+        within = self.prefix.removeprefix(self.budget).strip(".") or UNAVAILABLE_SLOTS
+        return {BUDGET_LABEL: self.budget, SLOT_SET_LABEL: label_value(within)}
 
     @property
     def full_message(self) -> str:
@@ -117,18 +116,47 @@ def limit_of(amount: int | str, size: int) -> int:
 def has_percentage(budget: Object) -> bool:
     """Whether the number of nodes that the budget selects has to be known. Raises BudgetError."""
     try:
-        spec = budget["spec"]
-        return any(isinstance(spec.get(limit), str) for limit in Limit)
+        limits = msgspec.convert(budget["spec"], _Limits)
+        return any(
+            isinstance(limit, str) for limit in (limits.max_unavailable, limits.max_per_window, limits.max_per_fault)
+        )
     except _MALFORMED as error:
         raise BudgetError(f"its spec cannot be read: {error!r}") from None
 
 
 def is_counted(budget: Object) -> bool:
     """Whether the controller has found that every node that is out and that the budget now selects holds a slot."""
-    status = budget.get("status")
-    if not isinstance(status, dict) or (generation := budget["metadata"].get("generation")) is None:
-        return False
-    return status.get("observedGeneration") == generation and status.get("counted") is True
+    status, generation = _status(budget), budget["metadata"].get("generation")
+    return status.counted and generation is not None and status.observed_generation == generation
+
+
+def counted_size(budget: Object) -> int | None:
+    """The number of nodes that the budget selects, as the controller has counted; None where it has not."""
+    return _status(budget).size
+
+
+class _Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a budget's status that are read: an odd value in another one costs nothing here."""
+
+    observed_generation: int | None = None
+    counted: bool = False
+    size: int | None = None
+
+
+def _status(budget: Object) -> _Status:
+    try:
+        return msgspec.convert(budget.get("status") or {}, _Status)
+    except msgspec.ValidationError:  # as if the controller had not counted
+        return _Status()
+
+
+class _Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a budget's spec that bound slots: an odd value in another one costs nothing here."""
+
+    max_unavailable: Amount
+    max_per_window: Amount | None = None
+    max_per_fault: Amount | None = None
+    window: str = "1h"
 
 
 def slot_sets(budget: Object, size: int, code: str) -> list[SlotSet]:
@@ -145,24 +173,24 @@ def slot_sets(budget: Object, size: int, code: str) -> list[SlotSet]:
 
 
 def _slot_sets(name: str, budget: Object, size: int, code: str) -> Iterator[SlotSet]:
-    spec = budget["spec"]
+    limits = msgspec.convert(budget["spec"], _Limits)
     changed = budget["metadata"].get("generation", 1) != 1
-    limit = limit_of(spec["maxUnavailable"], size)
+    limit = limit_of(limits.max_unavailable, size)
     yield SlotSet(prefix=name, budget=name, kind=Limit.UNAVAILABLE, limit=limit, changed=changed)
-    per_window, per_fault = spec.get("maxPerWindow"), spec.get("maxPerFault")
+    per_window, per_fault = limits.max_per_window, limits.max_per_fault
     if per_window is None and per_fault is None:
         return
-    window = float(str(seconds(spec.get("window", "1h"))))
+    window = float(str(seconds(limits.window)))
     if not 0 < window <= MAX_WINDOW:
-        raise BudgetError(f"its window is {spec['window']}, and has to be more than 0 and at most 365d")
+        raise BudgetError(f"its window is {limits.window}, and has to be more than 0 and at most 365d")
     lasting = {"budget": name, "seconds": math.ceil(window), "changed": changed}
     if per_window is not None:
         limit = limit_of(per_window, size)
-        yield SlotSet(prefix=f"{name}.window", kind=Limit.PER_WINDOW, limit=limit, **lasting)
+        yield SlotSet(prefix=f"{name}.{WINDOW_SLOTS}", kind=Limit.PER_WINDOW, limit=limit, **lasting)
     if per_fault is not None:
         word = re.sub(r"[^a-z0-9.]+", "-", code.lower()).strip("-.")
         limit = limit_of(per_fault, size)
-        yield SlotSet(prefix=f"{name}.fault.{word}", kind=Limit.PER_FAULT, limit=limit, **lasting)
+        yield SlotSet(prefix=f"{name}.{FAULT_SLOTS}.{word}", kind=Limit.PER_FAULT, limit=limit, **lasting)
 
 
 def label_value(text: str) -> str:

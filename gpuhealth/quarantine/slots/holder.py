@@ -11,22 +11,23 @@ from typing import TypeAlias
 
 import msgspec
 
+from gpuhealth.api.names import BUDGET_LABEL, SLOT_NODE_LABEL
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
 from gpuhealth.kube.kinds import BUDGETS
 from gpuhealth.quarantine.slots import node_counts
 from gpuhealth.quarantine.slots.budget import (
-    BUDGET_LABEL,
     BudgetError,
     Limit,
     SlotSet,
+    counted_size,
     has_percentage,
     is_counted,
     label_value,
     selects,
     slot_sets,
 )
-from gpuhealth.quarantine.slots.lease import HOLDER_LABEL, Slot, SlotStore, selector
+from gpuhealth.quarantine.slots.lease import Slot, SlotStore, selector
 
 MAX_TRIES = 4  # at slots that were free in the list and that others took first; and at budgets that change meanwhile
 MAX_BLIND_TRIES = 6  # before the slots are listed: the more there are, the more expensive is the list
@@ -47,7 +48,7 @@ class Admitted(msgspec.Struct, frozen=True):
 class Blocked(msgspec.Struct, frozen=True):
     """The node stays in service: it gets no slot."""
 
-    code: str  # of the finding that wants it out
+    code: str  # of the finding that requires the quarantine, or MANUAL
     budget: str  # empty where no budget's limit blocks it
     limit: str  # a Limit; or UNREADABLE, NO_BUDGET, ERROR
     reason: str
@@ -68,7 +69,7 @@ class Knowledge(enum.Enum):
     """How much is known of the slots that the node holds."""
 
     UNKNOWN = "unknown"  # never listed
-    STALE = "stale"  # a request may have been done without an answer, or somebody may have changed them
+    STALE = "stale"  # a response was lost, or somebody may have changed the Leases
     CURRENT = "current"
 
 
@@ -104,10 +105,10 @@ class SlotHolder:
         return tuple(sorted(self._slots)) if self._knowledge is Knowledge.CURRENT else ()
 
     async def recall(self) -> tuple[str, ...]:
-        """The slots that this node holds, listed after a restart or an answer that was lost."""
+        """The slots that this node holds; listed after a restart or a lost response."""
         if self._knowledge is not Knowledge.CURRENT:
             # A Node's name may be longer than a label's value: the label finds, the holder decides.
-            found = await self._store.list_slots(selector({HOLDER_LABEL: label_value(self._node)}))
+            found = await self._store.list_slots(selector({SLOT_NODE_LABEL: label_value(self._node)}))
             self._slots = {slot.name: slot for slot in found if slot.holder == self._node}
             self._knowledge = Knowledge.CURRENT
         return tuple(sorted(self._slots))
@@ -123,7 +124,7 @@ class SlotHolder:
                 result = await self._acquire(budgets, code, new)
                 if isinstance(result, Blocked):
                     break
-                # Nobody may have counted us for a budget that was created after they were listed (see `slots`).
+                # A budget created after the list may not have been counted with our slots (see `slots`).
                 before, budgets = budgets, await self._budgets(labels)
                 if _versions(before) == _versions(budgets):
                     break
@@ -263,27 +264,26 @@ class SlotHolder:
         """How many nodes the budget selects; counted only where a percentage needs it and no status has it."""
         if not has_percentage(budget):
             return 0
-        status = budget.get("status")
-        size = status.get("size") if isinstance(status, dict) else None
-        return size if isinstance(size, int) else await node_counts.size(self._client, budget)
+        size = counted_size(budget)
+        return await node_counts.size(self._client, budget) if size is None else size
 
     # --- one slot -----------------------------------------------------------------------------------------------------
 
     async def _renew(self, name: str) -> bool:
-        """Whether a slot that is remembered is still ours, now that it is needed.
+        """Renew a slot that is needed now; whether it is still ours.
 
-        The controller frees slots that nobody seems to need. So this one is written again: a deletion that is under way
-        is for its last version, and fails.
+        The controller frees slots that seem to be orphaned. So this one is written again: a deletion that is under way
+        is for the previous version, and fails.
         """
         slot = self._slots.pop(name)
-        if slot.seconds:  # it expires by itself, and nobody frees it
+        if slot.seconds:  # it expires by itself, and the controller does not free it
             self._slots[name] = slot
             return True
         try:
             self._slots[name] = await self._store.renew(slot, self._now())
         except NotFoundError:
             return False
-        except ConflictError:  # also when the answer to our own request was lost
+        except ConflictError:  # also when the response to our own request was lost
             return await self._is_ours_now(name)
         return True
 
@@ -303,7 +303,7 @@ class SlotHolder:
             slots = {slot.name: slot for slot in found if slot_set.has_name(slot.name)}
             held = [name for name, slot in slots.items() if not slot.has_expired(now)]
             for name in held:
-                if slots[name].holder == self._node:  # the answer to a take-over was lost
+                if slots[name].holder == self._node:  # the response to a take-over was lost
                     self._slots[name] = slots[name]
                     return name
             if not (free := slot_set.free_names(held)):
@@ -321,7 +321,7 @@ class SlotHolder:
         return True
 
     async def _is_ours_now(self, name: str) -> bool:
-        """Whether it was we who took the slot, and the answer was lost."""
+        """Whether we took the slot, and the response was lost."""
         slot = await self._store.get(name)
         if slot is None or slot.holder != self._node or slot.has_expired(self._now()):
             return False
@@ -343,7 +343,7 @@ class SlotHolder:
                 await self._store.release(name, uid=metadata["uid"], version=metadata["resourceVersion"])
             except NotFoundError:
                 pass
-            except ConflictError:  # somebody changed it: list again, and try again if it is still ours
+            except ConflictError:  # somebody changed it: list the slots again before the next try
                 self._knowledge = Knowledge.STALE
                 raise
             self._slots.pop(name, None)

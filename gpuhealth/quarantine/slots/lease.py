@@ -1,4 +1,4 @@
-"""The Leases that budget slots are: read whatever somebody has written in one, and the requests that change them."""
+"""The Leases of budget slots: how they are read, and the requests that take, renew and release them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from typing import Any
 
 import msgspec
 
+from gpuhealth.api.names import BUDGET_LABEL, RESERVED_SLOT_PREFIX, SLOT_NODE_LABEL
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
-from gpuhealth.kube.kinds import GROUP, LEASES
-from gpuhealth.quarantine.slots.budget import BUDGET_LABEL, SlotSet, label_value
-
-RESERVED_PREFIX = "gpuhealth-controller/"
-"""Precedes the node's name in the holder of a slot that the controller has reserved. No node's name has a slash."""
-HOLDER_LABEL = f"{GROUP}/node"
+from gpuhealth.kube.kinds import LEASES
+from gpuhealth.quarantine.slots.budget import SlotSet, label_value
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot that is held, as its Lease says."""
+    """A slot that is held, by its Lease."""
 
     name: str
     budget: str
@@ -38,7 +35,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def node(self) -> str:
         """The node that holds it, or for which the controller has reserved it."""
-        return self.holder.removeprefix(RESERVED_PREFIX)
+        return self.holder.removeprefix(RESERVED_SLOT_PREFIX)
 
     def has_expired(self, now: datetime) -> bool:
         """Whether it may be taken over."""
@@ -46,14 +43,14 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_slot(lease: Object) -> Slot:
-    """Read the Lease of a slot, whatever somebody has written in it."""
+    """Read the Lease of a slot. Never raises: what cannot be read makes it a slot that is taken, with a `fault`."""
     metadata = lease["metadata"]
     spec, labels = _dict(lease.get("spec")), _dict(metadata.get("labels"))
     budget = str(labels.get(BUDGET_LABEL) or metadata["name"].partition(".")[0])
     holder, lasts, expires, fault = spec.get("holderIdentity"), spec.get("leaseDurationSeconds") or 0, None, ""
     if not isinstance(holder, str) or not holder:
         holder, fault = "", "it names no holder"
-    if "." not in metadata["name"].rpartition(".")[0]:  # one of maxUnavailable: somebody else has given it a duration
+    if "." not in metadata["name"].rpartition(".")[0]:  # of maxUnavailable: somebody else has set a duration
         lasts = 0
     elif not isinstance(lasts, int) or lasts < 0:
         lasts, fault = 0, f"its duration is {lasts!r}"
@@ -61,7 +58,7 @@ def read_slot(lease: Object) -> Slot:
         try:
             expires = _renew_time(lease) + timedelta(seconds=lasts)
         except (ValueError, OverflowError) as error:
-            fault = f"it is not known when it expires: {error}"
+            fault = f"its expiry is unknown: {error}"
     return Slot(
         name=metadata["name"], budget=budget, holder=holder, seconds=lasts, expires=expires, fault=fault, lease=lease
     )
@@ -76,7 +73,7 @@ def _renew_time(lease: Object) -> datetime:
     try:
         time = datetime.fromisoformat(str(text))
     except ValueError:
-        raise ValueError(f"renewTime {text!r} is no time") from None
+        raise ValueError(f"renewTime {text!r} is no valid time") from None
     if time.tzinfo is None:
         raise ValueError(f"renewTime {text!r} has no time zone")
     return time
@@ -84,7 +81,7 @@ def _renew_time(lease: Object) -> datetime:
 
 def slot_lease(slot_set: SlotSet, name: str, holder: str, now: datetime) -> Object:
     """The Lease of a slot that `holder` takes now."""
-    labels = slot_set.labels | {HOLDER_LABEL: label_value(holder)}
+    labels = slot_set.labels | {SLOT_NODE_LABEL: label_value(holder)}
     return {"metadata": {"name": name, "labels": labels}, "spec": _spec(slot_set, holder, now)}
 
 
@@ -135,7 +132,7 @@ class SlotStore:
     async def take_over(self, slot_set: SlotSet, slot: Slot, holder: str, now: datetime) -> Slot:
         """Take a slot that has expired. Raises ConflictError or NotFoundError where it was changed or is gone."""
         metadata = slot.lease["metadata"]
-        labels = (metadata.get("labels") or {}) | {HOLDER_LABEL: label_value(holder)}
+        labels = (metadata.get("labels") or {}) | {SLOT_NODE_LABEL: label_value(holder)}
         lease = {**slot.lease, "metadata": {**metadata, "labels": labels}, "spec": _spec(slot_set, holder, now)}
         return read_slot(await self._client.replace(LEASES, slot.name, lease, self._namespace))
 
@@ -150,18 +147,18 @@ class SlotStore:
         return read_slot(await self._client.replace(LEASES, slot.name, lease, self._namespace))
 
     async def release(self, name: str, *, uid: str, version: str) -> None:
-        """Release a slot by deleting this version of its Lease: a slot that somebody took over meanwhile stays.
+        """Release a slot by deleting this version of its Lease: a slot taken over meanwhile stays.
 
         Raises ConflictError where it was changed, NotFoundError where it is gone.
         """
         await self._client.delete(LEASES, name, self._namespace, uid=uid, resource_version=version)
 
-    # --- for nodes whose agent does not do it itself ------------------------------------------------------------------
+    # --- by the controller, in the name of nodes ----------------------------------------------------------------------
 
     async def reserve(self, slot_set: SlotSet, name: str, node: str) -> bool:
-        """Take a free slot in the name of a node; False where somebody else was quicker."""
+        """Take a free slot in the name of a node; False if it was taken meanwhile."""
         try:
-            await self.take(slot_set, name, f"{RESERVED_PREFIX}{node}", datetime.now(UTC))
+            await self.take(slot_set, name, f"{RESERVED_SLOT_PREFIX}{node}", datetime.now(UTC))
         except AlreadyExistsError:
             return False
         return True

@@ -14,10 +14,9 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from gpuhealth.kube.client import backoff, patience
+from gpuhealth.api.names import MANUAL, STATE_LABEL
+from gpuhealth.kube.client import backoff, retry_delay
 from gpuhealth.kube.errors import ApiError
-from gpuhealth.kube.kinds import STATE_LABEL
-from gpuhealth.quarantine.marks import MANUAL
 from gpuhealth.quarantine.slots.holder import ERROR, NO_BUDGET, AcquireResult, Admitted, Blocked, SlotCheck, SlotHolder
 
 log = structlog.get_logger()
@@ -78,7 +77,7 @@ class RetriedOperation:
         self._failures += 1
         expected = error is None or isinstance(error, ApiError)
         if isinstance(error, ApiError):
-            wait = patience(error, self._failures, LONGEST_RETRY)
+            wait = retry_delay(error, self._failures, LONGEST_RETRY)
         else:
             wait = backoff(self._failures, LONGEST_RETRY)
         self.retry_at = asyncio.get_running_loop().time() + wait
@@ -88,10 +87,10 @@ class RetriedOperation:
 
 
 class Phase(enum.Enum):
-    """Where our node is between service and quarantine, as far as its slots are concerned."""
+    """State of our node with regard to its slots."""
 
     IN_SERVICE = "in_service"
-    BLOCKED = "blocked"  # wants out, and gets no slot
+    BLOCKED = "blocked"  # to be quarantined, but without slots
     OUT = "out"
 
 
@@ -135,11 +134,11 @@ class SlotManager:
         return min(due, default=None)
 
     def set_in_service(self) -> None:
-        """Nothing wants the node out."""
+        """The node is in service, and no finding requires a quarantine."""
         self._phase, self.blocked, self.missing, self._check_at = Phase.IN_SERVICE, None, (), 0.0
 
     def suspend(self) -> None:
-        """The node is not to be touched: nothing is due."""
+        """The node must not be changed: nothing is due."""
         self.set_in_service()
         self._releasing.reset()
 
@@ -154,7 +153,7 @@ class SlotManager:
         if self._requesting.error:
             result = Blocked(code, "", ERROR, f"no budget slot can be requested: {self._requesting.error}")
         if code == MANUAL and isinstance(result, Blocked):
-            result = Admitted((), ())  # budgets bound what we do by ourselves; a person's request takes a free slot
+            result = Admitted((), ())  # a manual quarantine is not limited by budgets; it takes a slot if one is free
         if isinstance(result, Blocked):
             self._block(result)
             return False
@@ -224,10 +223,10 @@ def _after(seconds: float) -> float:
 
 
 def _cause(blocked: Blocked) -> str:
-    """What blocks a node. Of the limits of its budgets it may be one now and another later."""
+    """What blocks a node; all limits of budgets are one cause, since they may alternate."""
     return blocked.limit if blocked.limit in (ERROR, NO_BUDGET) else "limit"
 
 
 def _relevant(labels: dict[str, str]) -> dict[str, str]:
-    """The labels by which budgets select; our own changes with the node's state."""
+    """The labels by which budgets select, without our own, which changes with the node's state."""
     return {key: value for key, value in labels.items() if key != STATE_LABEL}

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpuhealth.api.names import STATE_LABEL
 from gpuhealth.kube.client import Client, Object
-from gpuhealth.kube.kinds import NODES, STATE_LABEL
-from gpuhealth.kube.selectors import written
+from gpuhealth.kube.kinds import NODES
+from gpuhealth.kube.selectors import query_text
 from gpuhealth.quarantine.marks import has_taint, is_out, unreadable_record
 from gpuhealth.quarantine.slots.lease import Slot
 from gpuhealth.quarantine.state import IN_SERVICE
@@ -18,13 +19,13 @@ _MAY_BE_OUT = f"{STATE_LABEL} notin ({','.join(IN_SERVICE)})"
 
 async def size(client: Client, budget: Object) -> int:
     """How many nodes the budget selects."""
-    pages = client.pages(NODES, labels=written(budget["spec"]["nodeSelector"]), metadata_only=True)
+    pages = client.pages(NODES, labels=query_text(budget["spec"]["nodeSelector"]), metadata_only=True)
     return sum([len(page.items) async for page in pages])
 
 
 async def out(client: Client, budget: Object) -> set[str]:
-    """The nodes that the budget selects and that are out by our hand, or may be."""
-    selector = ",".join(filter(None, [written(budget["spec"]["nodeSelector"]), _MAY_BE_OUT]))
+    """The nodes that the budget selects and that are out by our action, or may be."""
+    selector = ",".join(filter(None, [query_text(budget["spec"]["nodeSelector"]), _MAY_BE_OUT]))
     return {
         node["metadata"]["name"]
         async for page in client.pages(NODES, labels=selector)
@@ -43,6 +44,6 @@ async def uncounted(client: Client, budget: Object, nodes: set[str], slots: Sequ
     counted = {slot.node for slot in slots if slot.prefix == name}
     going = {slot.node for slot in slots} - counted
     if going - nodes:
-        pages = client.pages(NODES, labels=written(budget["spec"]["nodeSelector"]), metadata_only=True)
+        pages = client.pages(NODES, labels=query_text(budget["spec"]["nodeSelector"]), metadata_only=True)
         nodes = nodes | going & {node["metadata"]["name"] async for page in pages for node in page.items}
     return nodes - counted

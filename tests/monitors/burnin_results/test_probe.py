@@ -12,10 +12,11 @@ import msgspec
 import pytest
 from testing.burnin_results import FAILED, STOPPED, result, run
 
+from gpuhealth.model.burnin_run import BurninRun, Span
 from gpuhealth.model.missing import Missing, MissingReason, Reading
 from gpuhealth.monitors.burnin_results import probe as burnin
 from gpuhealth.monitors.burnin_results.probe import MAX_BYTES, MAX_RUNS, BurninProbe
-from gpuhealth.monitors.burnin_results.readings import BurninReadings, BurninRun, Span
+from gpuhealth.monitors.burnin_results.readings import BurninReadings
 
 
 def leave(folder: Path, *runs: BurninRun) -> None:

@@ -1,42 +1,47 @@
 """What the kernel log tells beside XIDs."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 import pytest
-from testing.readings import START, gpu, uuid
+from testing.findings import tracker
+from testing.readings import START, gpu, node, outcomes, uuid
 
-from gpuhealth import monitors as checks
-from gpuhealth.kernel_log.parser import KernelLog as Parser
-from gpuhealth.model.code import Clears
-from gpuhealth.model.component import NODE
+from gpuhealth.model.codes import Clears
+from gpuhealth.model.component import NODE, Component, Kind
+from gpuhealth.model.component import gpu as gpu_component
 from gpuhealth.model.finding import Clean, Finding, NotChecked, Outcome, Severity
-from gpuhealth.model.history import History
-from gpuhealth.model.kernel_event import KernelRecord
-from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.model.tracker import ChangeKind, Findings
-from gpuhealth.monitors.kernel_log.checks import CHECK, EVENTS
-from gpuhealth.monitors.kernel_log.readings import KernelLog
-from gpuhealth.monitors.nvidia.readings import NvmlReadings
-from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus, KernelRecord
+from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.model.tracker import ChangeKind
+from gpuhealth.monitors.judge import Judge
+from gpuhealth.monitors.kernel_log.codes import EVENTS, OVERRUN, UNAVAILABLE
+from gpuhealth.monitors.nvidia.checks.log_events import CODES as OF_DRIVER
+from gpuhealth.monitors.registry import code_of, kernel_log_parser
+from gpuhealth.monitors.settings import Settings
 
-SETTINGS = Settings()
 MLX5 = "mlx5_core 0000:9a:00.0"
+CODES = (*EVENTS, *OF_DRIVER)
+"""Of every line that by itself is all there is to know, whichever monitor it belongs to."""
+OF_LOG = {code.name for code in (*CODES, OVERRUN, UNAVAILABLE)}
 
 
-def outcomes(*lines: str, log: KernelLog | Missing = KernelLog("kmsg")) -> list[Outcome]:  # noqa: B008 - immutable
-    """What is made of lines of the kernel, on a node with one GPU."""
-    parser = Parser()
-    events = tuple(event for line in lines if (event := parser.feed(KernelRecord(line, START))))
-    nvml = NvmlReadings(answered=True, gpus=(gpu(0),))
-    readings = NodeReadings("n", START, "boot", nvml=nvml, kernel_log=log, events=events)
-    return list(CHECK.run(readings, SETTINGS, History()))
+def events(*lines: str) -> tuple[KernelEvent, ...]:
+    """What lines of the kernel mean."""
+    parser = kernel_log_parser()
+    return tuple(event for line in lines if (event := parser.feed(KernelRecord(line, START))))
+
+
+def judged(*lines: str, log: Reading[KernelLogStatus] = KernelLogStatus("kmsg")) -> list[Outcome]:  # noqa: B008 - immutable
+    """What all monitors make of lines of the kernel in a round, on a node with one GPU."""
+    return outcomes(
+        Judge(Settings(), boot_id="boot-1", time=START), node(gpu(0), kernel_log=log, events=events(*lines))
+    )
 
 
 def findings(*lines: str) -> list[Finding]:
     """The findings among them."""
-    return [each for each in outcomes(*lines) if isinstance(each, Finding)]
+    return [each for each in judged(*lines) if isinstance(each, Finding)]
 
 
 CASES = {
@@ -59,13 +64,17 @@ CASES = {
     "infiniband.down": (f"{MLX5} ibp154s0: Link down", Severity.WARNING),
     "nic.down": (f"{MLX5} ens1f0np0: Link down", Severity.WARNING),
 }
-COMPONENTS = {"infiniband.errors": "0000:9a:00", "infiniband.down": "ibp154s0", "nic.down": "ens1f0np0"}
+COMPONENTS = {
+    "infiniband.errors": Component(Kind.PCI_DEVICE, "0000:9a:00"),
+    "infiniband.down": Component(Kind.NIC, "ibp154s0"),
+    "nic.down": Component(Kind.NIC, "ens1f0np0"),
+}
 """Of the codes that are not about the node as a whole."""
 
 
 def test_every_code_has_a_case() -> None:
     """No code of this file is left without a line that raises it."""
-    assert set(CASES) == {code.name for code in EVENTS}
+    assert set(CASES) == {code.name for code in CODES}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -74,7 +83,7 @@ def test_fires(name: str) -> None:
     line, severity = CASES[name]
     (found,) = findings(line)
     assert (found.code, found.severity, found.component) == (name, severity, COMPONENTS.get(name, NODE))
-    assert found.gpu == ""
+    assert found.component.gpu == ""
     assert found.evidence.line == line
     assert found.message
 
@@ -82,52 +91,63 @@ def test_fires(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_ends(name: str) -> None:
     """A passing event ends when it does not come back, a lasting one with the reboot."""
-    code = next(code for code in EVENTS if code.name == name)
+    code = next(code for code in CODES if code.name == name)
     lasting = code.quarantine and code.clear_after == 30.0
-    assert code.clears in ((Clears.REBOOT,) if lasting else (Clears.EXPIRY, Clears.LOGGED))
+    assert code.clears in ((Clears.REBOOT,) if lasting else (Clears.QUIET_PERIOD, Clears.LOGGED_END))
     assert code.clears is Clears.REBOOT or code.clear_after >= 600.0
 
 
-def taken(tracker: Findings, *lines: str, seconds: float = 0.0, boot: str = "boot") -> list[tuple[ChangeKind, str]]:
-    """What lines that come so much later change in the findings."""
-    judged = [each for each in outcomes(*lines) if isinstance(each, Finding | Clean) and each.code in CASES]
-    changes = tracker.take(judged, START + timedelta(seconds=seconds), boot)
-    return [(change.kind, change.finding.code) for change in changes]
+class Told:
+    """A node whose kernel log is judged as it comes, line by line."""
+
+    def __init__(self) -> None:
+        self.tracker = tracker()
+        self._judge = Judge(Settings(), boot_id="boot-1", time=START)
+        readings = node(gpu(0)).readings()
+        for monitor in self._judge.monitors:
+            self._judge.set_readings(monitor, readings.of(monitor), START)
+
+    def take(self, *lines: str, seconds: float = 0.0, boot: str = "boot-1") -> list[tuple[ChangeKind, str]]:
+        """What lines that come so much later change in the findings."""
+        now: datetime = START + timedelta(seconds=seconds)
+        said = self._judge.judge_events(events(*lines), now)
+        changes = self.tracker.apply([each for each in said if each.code in CASES], now, boot)
+        return [(change.kind, change.finding.code) for change in changes]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_fires_and_clears(name: str) -> None:
     """The line raises the finding at once, and only its own rule ends it."""
-    tracker, code = Findings(SETTINGS), checks.code(name)
-    assert taken(tracker, CASES[name][0]) == [(ChangeKind.RAISED, name)]
-    assert taken(tracker, seconds=code.clear_after - 1) == []
+    told, code = Told(), code_of(name)
+    assert told.take(CASES[name][0]) == [(ChangeKind.RAISED, name)]
+    assert told.take(seconds=code.clear_after - 1) == []
     if code.clears is Clears.REBOOT:
-        assert taken(tracker, seconds=1e6) == []
-        assert taken(tracker, seconds=1e6, boot="another") == [(ChangeKind.CLEARED, name)]
+        assert told.take(seconds=1e6) == []
+        assert told.take(seconds=1e6, boot="boot-2") == [(ChangeKind.CLEARED, name)]
     else:
-        assert taken(tracker, seconds=code.clear_after) == [(ChangeKind.CLEARED, name)]
+        assert told.take(seconds=code.clear_after) == [(ChangeKind.CLEARED, name)]
 
 
 @pytest.mark.parametrize("name", ["infiniband.down", "nic.down"])
 def test_a_link_that_comes_up_again(name: str) -> None:
     """The line that reports the same link up ends the finding; that of another link does not."""
-    tracker, down = Findings(SETTINGS), CASES[name][0]
+    told, down = Told(), CASES[name][0]
     up = down.replace("Link down", "Link up")
-    assert taken(tracker, up) == []
-    assert taken(tracker, down) == [(ChangeKind.RAISED, name)]
-    assert taken(tracker, up.replace(COMPONENTS[name], "ib9s9"), up.replace(COMPONENTS[name], "eth9")) == []
-    assert taken(tracker, "bond0: (slave eth7): link status definitely up, 100 Mbps") == []
-    assert taken(tracker, up, seconds=1) == [(ChangeKind.CLEARED, name)]
-    assert taken(tracker, down, up, seconds=2) == []
-    assert taken(tracker, up, down, seconds=3) == [(ChangeKind.RAISED, name)]
+    assert told.take(up) == []
+    assert told.take(down) == [(ChangeKind.RAISED, name)]
+    assert told.take(up.replace(COMPONENTS[name].id, "ib9s9"), up.replace(COMPONENTS[name].id, "eth9")) == []
+    assert told.take("bond0: (slave eth7): link status definitely up, 100 Mbps") == []
+    assert told.take(up, seconds=1) == [(ChangeKind.CLEARED, name)]
+    assert told.take(down, up, seconds=2) == []
+    assert told.take(up, down, seconds=3) == [(ChangeKind.RAISED, name)]
 
 
 def test_no_link_line_takes_a_node_out() -> None:
     """Links flap, and adapters report what programs do: one line of theirs degrades the node and no more."""
-    tracker = Findings(SETTINGS)
-    taken(tracker, *(CASES[name][0] for name in COMPONENTS), f"{MLX5}: device's health compromised - reached miss")
-    assert {each.code for each in tracker.active()} == set(COMPONENTS)
-    assert tracker.quarantine().findings == ()
+    told = Told()
+    told.take(*(CASES[name][0] for name in COMPONENTS), f"{MLX5}: device's health compromised - reached miss")
+    assert {each.code for each in told.tracker.active()} == set(COMPONENTS)
+    assert told.tracker.quarantine().findings == ()
 
 
 def test_a_link_without_a_device_is_of_the_node() -> None:
@@ -155,9 +175,9 @@ def test_the_line_decides_how_bad_it_is(line: str, severity: Severity) -> None:
 def test_a_line_about_a_gpu_is_a_finding_of_that_gpu() -> None:
     """Where the driver names a GPU the finding is its, known to NVML or not."""
     (known,) = findings("NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x62:0x55:1860)")
-    assert (known.component, known.gpu) == (uuid(0), uuid(0))
+    assert (known.component, known.component.gpu) == (gpu_component(uuid(0)), uuid(0))
     (unknown,) = findings("NVRM: GPU 0000:77:00.0: RmInitAdapter failed! (0x62:0x55:1860)")
-    assert unknown.component == "0000:77:00"
+    assert unknown.component == gpu_component("0000:77:00.0"), "as an XID of it is"
 
 
 def test_a_cascade_is_one_finding() -> None:
@@ -170,30 +190,37 @@ def test_a_cascade_is_one_finding() -> None:
 
 def test_lines_that_others_judge_are_left_to_them() -> None:
     """XIDs and PCIe errors raise nothing here."""
-    assert not findings(
+    found = findings(
         "NVRM: Xid (PCI:0000:01:00): 79, text",
         "nvidia 0000:01:00.0: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer",
     )
+    assert [each.code for each in found] == ["xid.79"]
+    assert "xid.79" not in OF_LOG
+
+
+def of_log(log: Reading[KernelLogStatus] = KernelLogStatus("kmsg")) -> list[Outcome]:  # noqa: B008 - immutable
+    """What the monitor of the kernel log says of the log itself."""
+    return [outcome for outcome in judged(log=log) if outcome.code in OF_LOG]
 
 
 def test_lost_records() -> None:
     """Records that were overwritten are a warning of the agent's own, which ends when none is lost any more."""
-    lost = [each for each in outcomes(log=KernelLog("kmsg", lost_records=7)) if isinstance(each, Finding)]
+    lost = [each for each in of_log(log=KernelLogStatus("kmsg", lost_records=7)) if isinstance(each, Finding)]
     assert [(each.code, each.severity, each.evidence.reading) for each in lost] == [
         ("agent.kmsg_overrun", Severity.WARNING, "7")
     ]
-    assert outcomes() == [Clean("agent.kmsg_unavailable", NODE), Clean("agent.kmsg_overrun", NODE)]
+    assert of_log() == [Clean("agent.kmsg_unavailable", NODE), Clean("agent.kmsg_overrun", NODE)]
 
 
 def test_the_log_cannot_be_read() -> None:
     """With NVML's events in its place that is a warning; with nothing in its place nothing was checked."""
-    fallback = outcomes(log=KernelLog("nvml"))
+    fallback = of_log(log=KernelLogStatus("nvml"))
     assert [(type(each), each.code) for each in fallback] == [
         (NotChecked, "agent.kmsg_overrun"),
         (Finding, "agent.kmsg_unavailable"),
     ]
     absent = Missing(MissingReason.NO_PERMISSION)
-    assert outcomes(log=absent) == [
+    assert of_log(log=absent) == [
         NotChecked("agent.kmsg_overrun", NODE, absent),
         NotChecked("agent.kmsg_unavailable", NODE, absent),
     ]

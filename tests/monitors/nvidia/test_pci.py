@@ -64,7 +64,7 @@ def test_no_counters_and_bad_counters(node: Simulator) -> None:
     (second / "aer_dev_fatal").write_text("Undefined 0\n")
     found = PciProbe(node.root / "sys").read()
     assert not isinstance(found, Missing)
-    fatal = {device.address: device.aer_fatal for device in found}
+    fatal = {str(device.address): device.aer_fatal for device in found}
     assert [_reason(fatal[path.name]) for path in (first, second)] == [MissingReason.NOT_SUPPORTED, MissingReason.ERROR]
 
 

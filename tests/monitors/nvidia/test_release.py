@@ -9,10 +9,9 @@ import pytest
 
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
-from gpuhealth.monitors.nvidia.readings import NvmlReadings, Release
-from gpuhealth.monitors.nvidia.release import DriverRelease
-from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Nvml
+from gpuhealth.monitors.nvidia.readings import NvidiaReadings, NvmlReadings, Release
+from gpuhealth.monitors.nvidia.release import DriverRelease, excused
+from gpuhealth.monitors.nvidia.settings import Nvml
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GRACE = 60.0
@@ -51,10 +50,10 @@ class Requests:
         """A request, or its end."""
         self.release.ask(reason, wanted=wanted, known=True)
 
-    def judged(self, nvml: NvmlReadings, seconds: float = 0.0) -> NodeReadings:
+    def masked(self, nvml: NvmlReadings, seconds: float = 0.0) -> NvidiaReadings:
         """A round so many seconds later, of a node with eight GPUs."""
         self.clock.now += timedelta(seconds=seconds)
-        return self.release.judged(NodeReadings("node", self.clock.now, "boot", nvml), 8, GRACE)
+        return self.release.mask(NvidiaReadings(nvml=nvml), self.clock.now, 8, GRACE)
 
 
 def answer(gpus: int) -> NvmlReadings:
@@ -81,10 +80,10 @@ def test_the_driver_is_let_go_until_the_last_request_is_gone() -> None:
         assert not it.is_released()
         assert it.reasons() == ()
         assert [text.partition(":")[0] for text in it.said] == [
-            "the driver is let go on request",
+            "driver released on request",
             "the driver stays released",
             "the driver stays released",
-            "the driver is taken again",
+            "driver opened again",
         ]
 
     asyncio.run(run())
@@ -95,11 +94,10 @@ def test_nothing_of_nvml_is_judged_while_it_stands() -> None:
 
     async def run() -> None:
         it = Requests()
-        assert it.judged(AWAY).nvml == AWAY
+        assert it.masked(AWAY).nvml == AWAY
         it.ask("signal")
         for nvml in (AWAY, answer(8)):
-            readings = it.judged(nvml, 3600.0)
-            assert isinstance(readings.nvml, NvmlReadings)
+            readings = it.masked(nvml, 3600.0)
             assert readings.nvml.problem == Missing(
                 MissingReason.RELEASED, "the driver is released (signal) since 2026-03-01T12:00:00Z"
             )
@@ -117,17 +115,16 @@ def test_after_the_end_the_driver_may_take_its_time(coming: NvmlReadings) -> Non
         it.ask("annotation")
         it.clock.now += timedelta(hours=1)
         it.ask("annotation", wanted=False)
-        readings = it.judged(coming, GRACE - 1)
+        readings = it.masked(coming, GRACE - 1)
         assert readings.release
         assert "and not back since 13:00:00Z" in str(readings.release)
-        assert isinstance(readings.nvml, NvmlReadings)
         assert readings.nvml.problem
         assert readings.nvml.problem.reason is MissingReason.RELEASED
-        assert it.judged(answer(8)).release is None
-        assert it.judged(AWAY).nvml == AWAY
+        assert it.masked(answer(8)).release is None
+        assert it.masked(AWAY).nvml == AWAY
         it.ask("annotation")
         it.ask("annotation", wanted=False)
-        readings = it.judged(coming, GRACE)
+        readings = it.masked(coming, GRACE)
         assert (readings.nvml, readings.release) == (coming, None)
 
     asyncio.run(run())
@@ -152,12 +149,31 @@ def test_taken_up_after_a_restart() -> None:
 
     async def run() -> None:
         it = Requests()
-        it.release.take_up(Release(("driver_upgrade",), START))
+        it.release.resume(Release(("driver_upgrade",), START))
         problem = (await it.nvml.read(1.0)).problem
         assert problem
         assert problem.reason is MissingReason.RELEASED
         assert it.nvml.starts == 0
         it.ask("driver_upgrade", wanted=False)
         assert not it.is_released()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("known", "reason"), [(True, MissingReason.RELEASED), (False, None)])
+def test_a_release_excuses_what_was_known_before_it(known: bool, reason: MissingReason | None) -> None:
+    """Missing readings make nothing unknown while the driver is released, if the state was known, up to a limit."""
+    assert excused(None, START, 7200.0) is None
+    release = Release(("annotation",), START, known=known)
+    assert excused(release, START + timedelta(seconds=7199), 7200.0) is reason
+    assert excused(release, START + timedelta(seconds=7200), 7200.0) is None
+
+    async def run() -> None:
+        it = Requests()
+        it.release.ask("annotation", wanted=True, known=known)
+        assert it.release.excused(START, 7200.0) is reason
+        it.release.shift(-3600.0)
+        assert it.release.excused(START + timedelta(seconds=3599), 7200.0) is reason
+        assert it.release.excused(START + timedelta(seconds=3600), 7200.0) is None
 
     asyncio.run(run())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import define
 from gpuhealth.model.component import NODE
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Finding, Severity
+from gpuhealth.model.history import key as history_key
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu, per_node, together
+from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, per_node, together
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
-UNRESPONSIVE = Code(
+UNRESPONSIVE = define(
     "driver.unresponsive",
     Severity.CRITICAL,
     Action.REBOOT_NODE,
@@ -22,7 +24,7 @@ UNRESPONSIVE = Code(
     essential=True,
     clear_after=60.0,
 )
-NOT_LOADED = Code(
+NOT_LOADED = define(
     "driver.not_loaded",
     Severity.CRITICAL,
     Action.UPDATE_SOFTWARE,
@@ -31,7 +33,7 @@ NOT_LOADED = Code(
     quarantine=True,
     raise_after=600.0,  # after a boot, or during an upgrade, the module is loaded within minutes
 )
-MISMATCH = Code(
+MISMATCH = define(
     "driver.version_mismatch",
     Severity.CRITICAL,
     Action.REBOOT_NODE,
@@ -40,7 +42,7 @@ MISMATCH = Code(
     advice="Drain the node and reboot it, or unload and reload the kernel modules; hold back unattended upgrades.",
     quarantine=True,
 )
-NVML_ERROR = Code(
+NVML_ERROR = define(
     "nvml.error",
     Severity.WARNING,
     Action.REBOOT_NODE,
@@ -53,15 +55,15 @@ NVML_ERROR = Code(
 )
 
 
-def _unresponsive(look: Look) -> Judgement:
-    nvml, limits = look.readings.nvml, look.settings.nvml
+def _unresponsive(context: GpuContext) -> RuleResult:
+    nvml, limits = context.readings.nvml, context.settings.nvml
     if isinstance(nvml, Missing):
         return nvml
     waited = nvml.waiting_seconds
     if waited >= min(limits.warn_after, limits.critical_after):
         critical = waited >= limits.critical_after
         call = nvml.waiting_for or "a round of calls"
-        return look.found(
+        return context.found(
             UNRESPONSIVE,
             None,
             f"the driver took {waited:.0f} s to answer" if nvml.answered else f"no answer for {waited:.0f} s to {call}",
@@ -75,31 +77,31 @@ def _unresponsive(look: Look) -> Judgement:
     return Missing(MissingReason.TIMEOUT, f"still waiting for {nvml.waiting_for or 'NVML'}")
 
 
-def _not_loaded(look: Look) -> Judgement:
-    nvml = look.nvml
+def _not_loaded(context: GpuContext) -> RuleResult:
+    nvml = context.nvml
     if not isinstance(nvml, Missing):
         return None
     if nvml.reason not in (MissingReason.NOT_LOADED, MissingReason.NOT_INSTALLED):
         # A mismatch is reported by a loaded module; from any other reason nothing follows.
         return None if nvml.reason is MissingReason.MISMATCH else nvml
-    module = look.readings.kernel_module
+    module = context.readings.kernel_module
     if isinstance(module, Missing):
         return module  # the library may be missing in our container only
     if module.is_loaded:
         return None  # agent.nvml_library: the node has its driver, our container does not reach it
-    pci = look.readings.pci
+    pci = context.readings.pci
     on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
-    expected = len(look.history.baseline.gpus) if look.settings.expected_gpus is None else look.settings.expected_gpus
+    expected = len(context.baseline.gpus) if context.settings.expected_gpus is None else context.settings.expected_gpus
     if not on_bus and not expected:
         return nvml  # no GPU is known of: not a fault, and not known to be none either
-    gpus = f"GPUs on the PCI bus: {', '.join(on_bus)}" if on_bus else f"the node ought to have {expected} GPUs"
-    return look.found(
+    gpus = f"GPUs on the PCI bus: {', '.join(on_bus)}" if on_bus else f"the node should have {expected} GPUs"
+    return context.found(
         NOT_LOADED, None, f"kernel module nvidia is not loaded; {gpus}", source="nvmlInit_v2, /sys/module", reading=nvml
     )
 
 
-def _mismatch(look: Look) -> Judgement:
-    nvml, module = look.nvml, look.readings.kernel_module
+def _mismatch(context: GpuContext) -> RuleResult:
+    nvml, module = context.nvml, context.readings.kernel_module
     if not isinstance(nvml, Missing) or nvml.reason is not MissingReason.MISMATCH:
         return nvml if isinstance(nvml, Missing) else None
     if isinstance(module, Missing):
@@ -107,26 +109,26 @@ def _mismatch(look: Look) -> Judgement:
     if module.has_changed:
         return None  # agent.nvml_library: our library is the older one, what starts now gets the right one
     message = f"driver library and kernel module ({module.version}) are of different versions"
-    return look.found(MISMATCH, None, message, source="nvmlInit_v2", reading=nvml)
+    return context.found(MISMATCH, None, message, source="nvmlInit_v2", reading=nvml)
 
 
-def _node_error(look: Look) -> Judgement:
-    nvml = look.readings.nvml
-    if isinstance(nvml, Missing):
-        return nvml
+def _node_error(context: GpuContext) -> RuleResult:
+    nvml = context.readings.nvml
     reason = nvml.problem or nvml.count
     if not isinstance(reason, Missing):
         return None
     if reason.reason is not MissingReason.DRIVER_ERROR:
         return reason
-    return _repeating(look, None, "NVML does not work" if nvml.problem else "NVML cannot count the GPUs", reason.detail)
+    return _repeating(
+        context, None, "NVML does not work" if nvml.problem else "NVML cannot count the GPUs", reason.detail
+    )
 
 
-def _gpu_error(gpu: GpuReadings, look: Look) -> Judgement:
+def _gpu_error(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if gpu.error and gpu.error.reason is MissingReason.DRIVER_ERROR:
-        return _broken(look, gpu, "NVML cannot open it", gpu.error.detail, Severity.CRITICAL)
+        return _broken(context, gpu, "NVML cannot open it", gpu.error.detail, Severity.CRITICAL)
     if fails_most_calls(gpu):
-        return _repeating(look, gpu, "most NVML calls failed", "; ".join(map(_detail, gpu.failed_calls.values())))
+        return _repeating(context, gpu, "most NVML calls failed", "; ".join(map(_detail, gpu.failed_calls.values())))
     return gpu.error
 
 
@@ -140,17 +142,17 @@ def _detail(reason: Missing) -> str:
     return reason.detail
 
 
-def _repeating(look: Look, gpu: GpuReadings | None, message: str, detail: str) -> Finding:
-    limits = look.settings.nvml
-    key = f"{NVML_ERROR.name}/{gpu.component if gpu else NODE}"
-    rounds = len(look.history.mark(key, look.now, limits.error_window))
+def _repeating(context: GpuContext, gpu: GpuReadings | None, message: str, detail: str) -> Finding:
+    limits = context.settings.nvml
+    key = history_key(NVML_ERROR.name, gpu.component if gpu else NODE)
+    rounds = len(context.history.record_event(key, context.now, limits.error_window))
     severity = Severity.CRITICAL if rounds >= limits.errors_critical else Severity.WARNING
-    return _broken(look, gpu, f"{message}{f' in {rounds} rounds' if rounds > 1 else ''}", detail, severity)
+    return _broken(context, gpu, f"{message}{f' in {rounds} rounds' if rounds > 1 else ''}", detail, severity)
 
 
-def _broken(look: Look, gpu: GpuReadings | None, message: str, detail: str, severity: Severity) -> Finding:
-    limits = look.settings.nvml
-    return look.found(
+def _broken(context: GpuContext, gpu: GpuReadings | None, message: str, detail: str, severity: Severity) -> Finding:
+    limits = context.settings.nvml
+    return context.found(
         NVML_ERROR,
         gpu,
         f"{message}: {detail}",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.history import key as history_key
 from gpuhealth.model.missing import Missing, MissingReason, Reading
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, flag, per_gpu, split
+from gpuhealth.monitors.nvidia.context import GpuContext, flag, per_gpu, split
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
-UNCORRECTABLE = Code(
+UNCORRECTABLE = define(
     "ecc.uncorrectable",
     Severity.CRITICAL,
     Action.RESET_GPU,
@@ -19,7 +21,7 @@ UNCORRECTABLE = Code(
     drain=True,
     essential=True,
 )
-CORRECTED_RATE = Code(
+CORRECTED_RATE = define(
     "ecc.corrected_rate",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
@@ -27,7 +29,7 @@ CORRECTED_RATE = Code(
     advice="Watch for uncorrectable errors and row remappings; run a memory burn-in when the node is free.",
     clear_after=300.0,
 )
-SRAM_THRESHOLD = Code(
+SRAM_THRESHOLD = define(
     "ecc.sram_threshold",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
@@ -36,7 +38,7 @@ SRAM_THRESHOLD = Code(
     quarantine=True,
     drain=True,
 )
-DISABLED = Code(
+DISABLED = define(
     "ecc.disabled",
     Severity.WARNING,
     Action.RESET_GPU,
@@ -56,18 +58,18 @@ def _counts(gpu: GpuReadings, kind: str) -> dict[str, Reading[int]]:
     return places if split(places)[0] else counts
 
 
-def _uncorrectable(gpu: GpuReadings, look: Look) -> Judgement:
+def _uncorrectable(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     counts, unread = split(_counts(gpu, "volatile_uncorrected"))
-    window = look.settings.ecc.recent_window
+    window = context.settings.ecc.recent_window
     grown = 0
     for place, count in counts.items():
-        key = f"{UNCORRECTABLE.name}/{gpu.component}/{place}"
-        grown += look.history.increase(key, count, look.now, window, first=0).amount
+        key = history_key(UNCORRECTABLE.name, gpu.component, place)
+        grown += context.history.counter_increase(key, count, context.now, window, first=0).amount
     if not any(counts.values()):
         return unread
     listing = ", ".join(f"{place} {count}" for place, count in sorted(counts.items()) if count)
     news = "" if grown else f", none new within {window / _HOUR:g} h"
-    return look.found(
+    return context.found(
         UNCORRECTABLE,
         gpu,
         f"uncorrectable ECC errors since the last reset: {listing}{news}",
@@ -78,37 +80,39 @@ def _uncorrectable(gpu: GpuReadings, look: Look) -> Judgement:
     )
 
 
-def _corrected_rate(gpu: GpuReadings, look: Look) -> Judgement:
+def _corrected_rate(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     counts, unread = split(_counts(gpu, "volatile_corrected"))
     if unread:
         return unread
-    limit = look.settings.ecc.corrected_per_hour
-    keys = {place: f"{CORRECTED_RATE.name}/{gpu.component}/{place}" for place in counts}
-    grown = [look.history.increase(keys[place], count, look.now, _HOUR) for place, count in counts.items()]
+    limit = context.settings.ecc.corrected_per_hour
+    keys = {place: history_key(CORRECTED_RATE.name, gpu.component, place) for place in counts}
+    grown = [
+        context.history.counter_increase(keys[place], count, context.now, _HOUR) for place, count in counts.items()
+    ]
     amount = sum(each.amount for each in grown)
     if amount > limit:
         message = f"{amount} ECC errors corrected within an hour"
         source = "nvmlDeviceGetMemoryErrorCounter (volatile, corrected)"
-        return look.found(CORRECTED_RATE, gpu, message, source=source, reading=amount, threshold=f"{limit} an hour")
+        return context.found(CORRECTED_RATE, gpu, message, source=source, reading=amount, threshold=f"{limit} an hour")
     return None if all(each.seconds for each in grown) else Missing(MissingReason.NO_HISTORY)
 
 
-def _disabled(gpu: GpuReadings, look: Look) -> Judgement:
+def _disabled(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if isinstance(gpu.ecc_enabled, Missing):
         return gpu.ecc_enabled
     if gpu.ecc_enabled:
         return None
-    baseline = look.history.baseline.ecc
-    if baseline.get(gpu.component):
+    baseline = context.baseline.ecc
+    if baseline.get(gpu.id):
         why = "it was on before"
-    elif any(peer.ecc_enabled is True for peer in look.peers(gpu)):
+    elif any(peer.ecc_enabled is True for peer in context.peers(gpu)):
         why = "GPUs of the same model on this node have it on"
     elif not isinstance(gpu.memory_bus_bits, Missing) and gpu.memory_bus_bits >= _HBM_BUS_BITS:
         why = "the GPU has HBM"
     else:
         return None
     after = "; it comes on with the next reset" if gpu.ecc_pending is True else ""
-    return look.found(
+    return context.found(
         DISABLED, gpu, f"ECC is off although {why}{after}", source="nvmlDeviceGetEccMode", reading="off", threshold="on"
     )
 

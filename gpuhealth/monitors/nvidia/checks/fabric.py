@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu, per_node, together
+from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, per_node, together
 from gpuhealth.monitors.nvidia.readings import Fabric, GpuReadings
 
-INCOMPLETE = Code(
+INCOMPLETE = define(
     "fabric.incomplete",
     Severity.CRITICAL,
     Action.RESET_GPU,
@@ -18,7 +19,7 @@ INCOMPLETE = Code(
     quarantine=True,
     raise_after=60.0,  # joining takes up to a minute after a boot or a reset
 )
-UNHEALTHY = Code(
+UNHEALTHY = define(
     "fabric.unhealthy",
     Severity.CRITICAL,
     Action.RESET_GPU,
@@ -27,7 +28,7 @@ UNHEALTHY = Code(
     quarantine=True,
     drain=True,
 )
-MANAGER_DOWN = Code(
+MANAGER_DOWN = define(
     "fabric.manager_down",
     Severity.CRITICAL,
     Action.UPDATE_SOFTWARE,
@@ -62,7 +63,7 @@ _CONFIGURATION = {
 }
 
 
-def _incomplete(gpu: GpuReadings, look: Look) -> Judgement:
+def _incomplete(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     fabric = gpu.fabric
     if isinstance(fabric, Missing):
         return fabric
@@ -71,7 +72,7 @@ def _incomplete(gpu: GpuReadings, look: Look) -> Judgement:
     if fabric.state == _COMPLETED and fabric.status == 0:
         return None
     state = _STATES.get(fabric.state, str(fabric.state))
-    return look.found(
+    return context.found(
         INCOMPLETE,
         gpu,
         f"joining the NVLink fabric: {state}, status {fabric.status}",
@@ -81,7 +82,7 @@ def _incomplete(gpu: GpuReadings, look: Look) -> Judgement:
     )
 
 
-def _unhealthy(gpu: GpuReadings, look: Look) -> Judgement:
+def _unhealthy(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     fabric = gpu.fabric
     if isinstance(fabric, Missing):
         return fabric
@@ -90,7 +91,7 @@ def _unhealthy(gpu: GpuReadings, look: Look) -> Judgement:
     faults = _faults(fabric)
     if not faults:
         return None
-    return look.found(
+    return context.found(
         UNHEALTHY,
         gpu,
         f"NVLink fabric: {', '.join(text for _, text in faults)}",
@@ -114,8 +115,8 @@ def _faults(fabric: Fabric) -> list[tuple[Severity, str]]:
     return faults
 
 
-def _manager_down(look: Look) -> Judgement:
-    running, pci = look.readings.fabric_manager_running, look.readings.pci
+def _manager_down(context: GpuContext) -> RuleResult:
+    running, pci = context.readings.fabric_manager_running, context.readings.pci
     if isinstance(running, Missing):
         return running
     if isinstance(pci, Missing):
@@ -126,7 +127,7 @@ def _manager_down(look: Look) -> Judgement:
     if running:
         return None
     message = f"nv-fabricmanager does not run; NVSwitches: {', '.join(switches)}"
-    return look.found(MANAGER_DOWN, None, message, source="/proc", reading="not running", threshold="running")
+    return context.found(MANAGER_DOWN, None, message, source="/proc", reading="not running", threshold="running")
 
 
 CHECK = together(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.catalog.recovery import recovery_action
 from gpuhealth.monitors.nvidia.checks.inventory import MISSING_CHECK
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu, split, together
+from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, split, together
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
-LOST = Code(
+LOST = define(
     "gpu.lost",
     Severity.CRITICAL,
     Action.REBOOT_NODE,
@@ -23,7 +24,7 @@ LOST = Code(
     drain=True,
     essential=True,
 )
-RESET_REQUIRED = Code(
+RESET_REQUIRED = define(
     "gpu.reset_required",
     Severity.CRITICAL,
     Action.RESET_GPU,
@@ -31,8 +32,9 @@ RESET_REQUIRED = Code(
     advice="Stop what uses the GPU and run `nvidia-smi --gpu-reset -i INDEX`, or reboot the node.",
     quarantine=True,
     drain=True,
+    asks_for_recovery=True,
 )
-RECOVERY_ACTION = Code(
+RECOVERY_ACTION = define(
     "gpu.recovery_action",
     Severity.CRITICAL,
     Action.RESET_GPU,
@@ -40,8 +42,9 @@ RECOVERY_ACTION = Code(
     advice="Do what the finding's action says. The finding ends when the driver reports no more need for it.",
     quarantine=True,
     drain=True,
+    asks_for_recovery=True,
 )
-STRAGGLER = Code(
+STRAGGLER = define(
     "gpu.straggler",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
@@ -52,7 +55,7 @@ STRAGGLER = Code(
     raise_after=60.0,  # clocks swing while a program starts
     clear_after=120.0,
 )
-LEAKED_MEMORY = Code(
+LEAKED_MEMORY = define(
     "gpu.leaked_memory",
     Severity.WARNING,
     Action.RESET_GPU,
@@ -60,7 +63,7 @@ LEAKED_MEMORY = Code(
     advice="Look for processes stuck in exit (state D or Z) with open /dev/nvidia* files; reset the GPU when idle.",
     raise_after=60.0,  # memory of a process that has just ended is freed with a delay
 )
-ZOMBIE_PROCESS = Code(
+ZOMBIE_PROCESS = define(
     "gpu.zombie_process",
     Severity.WARNING,
     Action.RESET_GPU,
@@ -73,29 +76,31 @@ _FEWEST_TO_COMPARE = 3  # with two, nothing tells which of them is the odd one
 _IDLE = Missing(MissingReason.NO_HISTORY, "the GPU has no load to judge by")
 
 
-def _lost(gpu: GpuReadings, look: Look) -> Judgement:
+def _lost(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if gpu.error and gpu.error.reason is MissingReason.GPU_LOST:
-        return look.found(LOST, gpu, "lost: the driver can no longer reach it", source="NVML", reading=gpu.error.detail)
+        return context.found(
+            LOST, gpu, "lost: the driver can no longer reach it", source="NVML", reading=gpu.error.detail
+        )
     # A GPU that wants a reset, or whose InfoROM is corrupt, is there and answers.
     answers = (MissingReason.RESET_REQUIRED, MissingReason.CORRUPTED_INFOROM)
     return None if gpu.error and gpu.error.reason in answers else gpu.error
 
 
-def _reset_required(gpu: GpuReadings, look: Look) -> Judgement:
+def _reset_required(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if gpu.error and gpu.error.reason is MissingReason.RESET_REQUIRED:
         message = "unusable until it is reset"
-        return look.found(RESET_REQUIRED, gpu, message, source="NVML", reading=gpu.error.detail)
+        return context.found(RESET_REQUIRED, gpu, message, source="NVML", reading=gpu.error.detail)
     return gpu.error
 
 
-def _recovery_action(gpu: GpuReadings, look: Look) -> Judgement:
+def _recovery_action(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     value = gpu.recovery_action
     if isinstance(value, Missing):
         return value
     if value == 0:
         return None
     wanted = recovery_action(value)
-    return look.found(
+    return context.found(
         RECOVERY_ACTION,
         gpu,
         f"the driver asks for recovery: {wanted.meaning}",
@@ -107,22 +112,22 @@ def _recovery_action(gpu: GpuReadings, look: Look) -> Judgement:
     )
 
 
-def _straggler(gpu: GpuReadings, look: Look) -> Judgement:
-    peers = look.peers(gpu)
+def _straggler(gpu: GpuReadings, context: GpuContext) -> RuleResult:
+    peers = context.peers(gpu)
     if len(peers) + 1 < _FEWEST_TO_COMPARE:
         return Missing(MissingReason.NOT_SUPPORTED, "no peers on this node to compare with")
     for reading in (gpu.utilization_percent, gpu.sm_clock_mhz):
         if isinstance(reading, Missing):
             return reading
-    busy = [clock for each in (gpu, *peers) if (clock := _busy_clock(each, look)) is not None]
-    own = _busy_clock(gpu, look)
+    busy = [clock for each in (gpu, *peers) if (clock := _busy_clock(each, context)) is not None]
+    own = _busy_clock(gpu, context)
     if own is None or len(busy) < _FEWEST_TO_COMPARE:
         return _IDLE
     median = statistics.median(busy)
-    percent = look.settings.clocks.straggler_percent
+    percent = context.settings.clocks.straggler_percent
     if own >= median * percent / 100:
         return None
-    return look.found(
+    return context.found(
         STRAGGLER,
         gpu,
         f"busy at {own} MHz where the {len(busy)} busy GPUs of its model have a median of {median:g} MHz",
@@ -132,15 +137,15 @@ def _straggler(gpu: GpuReadings, look: Look) -> Judgement:
     )
 
 
-def _busy_clock(gpu: GpuReadings, look: Look) -> int | None:
+def _busy_clock(gpu: GpuReadings, context: GpuContext) -> int | None:
     load, clock = gpu.utilization_percent, gpu.sm_clock_mhz
-    if isinstance(load, Missing) or isinstance(clock, Missing) or load < look.settings.clocks.busy_percent:
+    if isinstance(load, Missing) or isinstance(clock, Missing) or load < context.settings.clocks.busy_percent:
         return None
     return clock
 
 
-def _leaked_memory(gpu: GpuReadings, look: Look) -> Judgement:
-    used, limit = gpu.memory_used_bytes, look.settings.gpu_memory.leaked_bytes
+def _leaked_memory(gpu: GpuReadings, context: GpuContext) -> RuleResult:
+    used, limit = gpu.memory_used_bytes, context.settings.gpu_memory.leaked_bytes
     if isinstance(used, Missing):
         return used
     if used <= limit:
@@ -152,14 +157,14 @@ def _leaked_memory(gpu: GpuReadings, look: Look) -> Judgement:
         return None
     if unread:
         return unread
-    if isinstance(look.readings.live_pids, Missing):
-        return look.readings.live_pids  # that NVML lists no process says nothing then
+    if isinstance(context.readings.live_pids, Missing):
+        return context.readings.live_pids  # that NVML lists no process says nothing then
     message = f"{used / 2**20:.0f} MiB in use and no process holds the GPU"
-    return look.found(LEAKED_MEMORY, gpu, message, source="nvmlDeviceGetMemoryInfo", reading=used, threshold=limit)
+    return context.found(LEAKED_MEMORY, gpu, message, source="nvmlDeviceGetMemoryInfo", reading=used, threshold=limit)
 
 
-def _zombie_process(gpu: GpuReadings, look: Look) -> Judgement:
-    processes, live = gpu.compute_processes, look.readings.live_pids
+def _zombie_process(gpu: GpuReadings, context: GpuContext) -> RuleResult:
+    processes, live = gpu.compute_processes, context.readings.live_pids
     if isinstance(processes, Missing):
         return processes
     if isinstance(live, Missing):
@@ -171,7 +176,7 @@ def _zombie_process(gpu: GpuReadings, look: Look) -> Judgement:
         return None
     pids = ", ".join(map(str, gone))
     message = f"held by processes that no longer exist: {pids}"
-    return look.found(ZOMBIE_PROCESS, gpu, message, source="nvmlDeviceGetComputeRunningProcesses", reading=pids)
+    return context.found(ZOMBIE_PROCESS, gpu, message, source="nvmlDeviceGetComputeRunningProcesses", reading=pids)
 
 
 CHECK = together(

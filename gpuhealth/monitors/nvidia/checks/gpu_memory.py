@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import msgspec
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.history import key as history_key
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, flag, per_gpu, split, together
+from gpuhealth.monitors.nvidia.context import GpuContext, flag, per_gpu, split, together
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
-REMAP_PENDING = Code(
+REMAP_PENDING = define(
     "gpu_memory.remap_pending",
     Severity.WARNING,
     Action.RESET_GPU,
     meaning="A bad row of GPU memory is to be replaced by a spare one at the next reset; until then it is not used.",
     advice="Reset the GPU (or reboot the node) when it is free.",
 )
-REMAP_FAILED = Code(
+REMAP_FAILED = define(
     "gpu_memory.remap_failed",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
@@ -29,14 +31,14 @@ REMAP_FAILED = Code(
     quarantine=True,
     drain=True,
 )
-REMAP_RESERVE = Code(
+REMAP_RESERVE = define(
     "gpu_memory.remap_reserve",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
     meaning="A bank of GPU memory has no spare row left: its next bad row cannot be replaced.",
     advice="Nothing is broken yet. Plan a replacement, and keep long jobs off the GPU.",
 )
-RETIRED_PAGES = Code(
+RETIRED_PAGES = define(
     "gpu_memory.retired_pages",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
@@ -46,21 +48,21 @@ RETIRED_PAGES = Code(
     quarantine=True,
     drain=True,
 )
-RETIREMENT_PENDING = Code(
+RETIREMENT_PENDING = define(
     "gpu_memory.retirement_pending",
     Severity.WARNING,
     Action.RESET_GPU,
     meaning="A bad page of GPU memory is to be given up at the next reset; until then programs may still be given it.",
     advice="Reset the GPU (or reboot the node) soon.",
 )
-REPAIR_PENDING = Code(
+REPAIR_PENDING = define(
     "gpu_memory.repair_pending",
     Severity.WARNING,
     Action.RESET_GPU,
     meaning="The GPU has a repair of a memory channel or a compute unit ready, to be made at the next reset.",
     advice="Reset the GPU (or reboot the node) when it is free.",
 )
-UNREPAIRABLE = Code(
+UNREPAIRABLE = define(
     "gpu_memory.unrepairable",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
@@ -69,7 +71,7 @@ UNREPAIRABLE = Code(
     quarantine=True,
     drain=True,
 )
-INFOROM_CORRUPTED = Code(
+INFOROM_CORRUPTED = define(
     "inforom.corrupted",
     Severity.CRITICAL,
     Action.CONTACT_SUPPORT,
@@ -87,7 +89,7 @@ _DOUBLE_BIT_PAGES_A_WEEK = 1
 _WEEK = 7 * 86400.0
 
 
-def _remap_reserve(gpu: GpuReadings, look: Look) -> Judgement:
+def _remap_reserve(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if not gpu.remap_histogram:
         return split(gpu.remap_histogram)[1]
     banks = gpu.remap_histogram.get("none", 0)
@@ -97,21 +99,21 @@ def _remap_reserve(gpu: GpuReadings, look: Look) -> Judgement:
         return None
     message = f"memory banks without a spare row: {banks}"
     source = "nvmlDeviceGetRowRemapperHistogram none"
-    return look.found(REMAP_RESERVE, gpu, message, source=source, reading=banks, threshold=0)
+    return context.found(REMAP_RESERVE, gpu, message, source=source, reading=banks, threshold=0)
 
 
-def _retired_pages(gpu: GpuReadings, look: Look) -> Judgement:
+def _retired_pages(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     pages, unread = split(gpu.retired_pages)
     total, double_bit = sum(pages.values()), pages.get("double_bit", 0)
     week = 0
     if "double_bit" in pages:
-        key = f"{RETIRED_PAGES.name}/{gpu.component}/double_bit"
-        week = look.history.increase(key, double_bit, look.now, _WEEK).amount
+        key = history_key(RETIRED_PAGES.name, gpu.component, "double_bit")
+        week = context.history.counter_increase(key, double_bit, context.now, _WEEK).amount
     failing = double_bit > _DOUBLE_BIT_PAGES and week > _DOUBLE_BIT_PAGES_A_WEEK
-    limit = look.settings.gpu_memory.retired_pages
+    limit = context.settings.gpu_memory.retired_pages
     if total < limit and not failing:
         return unread
-    return look.found(
+    return context.found(
         RETIRED_PAGES,
         gpu,
         f"{total} memory pages retired, {double_bit} of them for double-bit errors, {week} of those within a week",
@@ -122,23 +124,23 @@ def _retired_pages(gpu: GpuReadings, look: Look) -> Judgement:
     )
 
 
-def _repair_pending(gpu: GpuReadings, look: Look) -> Judgement:
+def _repair_pending(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     pending, unread = split(gpu.repair_pending)
     kinds = ", ".join(kind for kind, waits in pending.items() if waits)
     if not kinds:
         return unread
     message = f"repair waits for a reset: {kinds}"
-    return look.found(REPAIR_PENDING, gpu, message, source="nvmlDeviceGetRepairStatus", reading=kinds)
+    return context.found(REPAIR_PENDING, gpu, message, source="nvmlDeviceGetRepairStatus", reading=kinds)
 
 
-def _inforom(gpu: GpuReadings, look: Look) -> Judgement:
+def _inforom(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     for reading in (gpu.error, *msgspec.structs.asdict(gpu).values()):
         if isinstance(reading, Missing) and reading.reason is MissingReason.CORRUPTED_INFOROM:
             message = "InfoROM corrupt"
-            return look.found(INFOROM_CORRUPTED, gpu, message, source="NVML", reading=reading.detail)
+            return context.found(INFOROM_CORRUPTED, gpu, message, source="NVML", reading=reading.detail)
     for call, reason in gpu.failed_calls.items():
         if reason.reason is MissingReason.CORRUPTED_INFOROM:
-            return look.found(INFOROM_CORRUPTED, gpu, "InfoROM corrupt", source=call, reading=reason.detail)
+            return context.found(INFOROM_CORRUPTED, gpu, "InfoROM corrupt", source=call, reading=reason.detail)
     checksum = gpu.inforom_checksum
     return gpu.error or (checksum if isinstance(checksum, Missing) else None)
 

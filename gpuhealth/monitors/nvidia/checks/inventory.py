@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
-from gpuhealth.model.history import History
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_node
-from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.model.pci import PciAddress
+from gpuhealth.monitors.nvidia.baseline import Baseline
+from gpuhealth.monitors.nvidia.context import GpuContext, per_node
 
-MISSING = Code(
+MISSING = define(
     "gpu.missing",
     Severity.CRITICAL,
     Action.REBOOT_NODE,
@@ -26,10 +26,12 @@ MISSING = Code(
 _NVML_AWAY = Missing(MissingReason.ERROR, "NVML has not counted the GPUs")
 
 
-def _missing(look: Look) -> Judgement:
-    readings, expected, remembered = look.readings, look.settings.expected_gpus, look.history.baseline.gpus
-    nvml = look.nvml
-    on_bus = set() if isinstance(readings.pci, Missing) else {each.address for each in readings.pci if each.is_gpu}
+def _missing(context: GpuContext) -> RuleResult:
+    readings, expected, remembered = context.readings, context.settings.expected_gpus, context.baseline.gpus
+    nvml = context.nvml
+    on_bus: set[PciAddress] = (
+        set() if isinstance(readings.pci, Missing) else {each.address for each in readings.pci if each.is_gpu}
+    )
     nodes = () if isinstance(readings.device_nodes, Missing) else readings.device_nodes
 
     counts: dict[str, int] = {}
@@ -40,16 +42,16 @@ def _missing(look: Look) -> Judgement:
         counts["/dev/nvidiaN"] = len(nodes)
     if not isinstance(nvml, Missing) and not isinstance(nvml.count, Missing):
         counts["NVML"] = nvml.count
-    known = max(len(remembered), look.history.baseline.counted) if expected is None else expected
+    known = max(len(remembered), context.baseline.counted) if expected is None else expected
     wanted = max([known, *counts.values()])
     short = {source: count for source, count in counts.items() if count < wanted}
     if short:
         listing = ", ".join(f"{source} shows {count}" for source, count in short.items())
-        return look.found(
+        return context.found(
             MISSING,
             None,
             "; ".join(
-                [f"{wanted} GPUs expected, {listing}", *_gone(look, on_bus, wanted - counts.get("NVML", wanted))]
+                [f"{wanted} GPUs expected, {listing}", *_gone(context, on_bus, wanted - counts.get("NVML", wanted))]
             ),
             source="sysfs PCI, /dev, nvmlDeviceGetCount" + ("" if expected is None else ", expected_gpus"),
             reading=", ".join(f"{source} {count}" for source, count in counts.items()),
@@ -61,17 +63,17 @@ def _missing(look: Look) -> Judgement:
     return None if wanted else Missing(MissingReason.NOT_INSTALLED, "no GPU is known of anywhere")
 
 
-def _gone(look: Look, on_bus: set[str], lacking: int) -> list[str]:
+def _gone(context: GpuContext, on_bus: set[PciAddress], lacking: int) -> list[str]:
     """Each GPU that is known from one place and absent from another, by address and, where remembered, uuid.
 
     NVML lacks so many; those that left the bus are among them, and only if that does not explain all are others named.
     """
-    nvml = look.nvml
+    nvml = context.nvml
     listed = () if isinstance(nvml, Missing) else nvml.gpus
     addresses = {gpu.pci for gpu in listed if isinstance(gpu.pci, str)}
-    uuids = {pci: uuid for uuid, pci in look.history.baseline.gpus.items()}
+    uuids = {pci: uuid for uuid, pci in context.baseline.gpus.items()}
 
-    def named(pci: str) -> str:
+    def named(pci: PciAddress) -> str:
         return f"{pci} ({uuids[pci]})" if pci in uuids else pci
 
     off_bus = sorted((set(uuids) | addresses) - on_bus) if on_bus else []
@@ -87,19 +89,18 @@ def _gone(look: Look, on_bus: set[str], lacking: int) -> list[str]:
 MISSING_CHECK = per_node((MISSING, _missing))
 
 
-def remember(readings: NodeReadings, settings: Settings, history: History) -> None:
-    """Grows the baseline by what has answered in this round. A GPU that is lost or gone stays in it, until another
+def remember(context: GpuContext) -> None:
+    """Adds to the baseline what has answered in this round. A GPU that is lost or gone stays in it, until another
     sits in its place or `expected_gpus` says that those which are there are all."""
-    nvml = readings.nvml
-    if isinstance(nvml, Missing) or nvml.problem:
+    nvml, baseline = context.nvml, context.baseline
+    if isinstance(nvml, Missing):
         return
-    baseline = history.baseline
     for gpu in nvml.gpus:
         uuid, pci = gpu.uuid, gpu.pci
         if gpu.error or not isinstance(uuid, str) or not isinstance(pci, str):
             continue
         for other in [other for other, place in baseline.gpus.items() if place == pci and other != uuid]:
-            _forget(history, other)
+            _forget(baseline, other)
         baseline.gpus[uuid] = pci
         if isinstance(gpu.name, str):
             baseline.models[uuid] = gpu.name
@@ -110,13 +111,13 @@ def remember(readings: NodeReadings, settings: Settings, history: History) -> No
             baseline.active_links[uuid] = sorted(up | set(baseline.active_links.get(uuid, [])))
     present = {gpu.uuid for gpu in nvml.gpus if isinstance(gpu.uuid, str)}
     baseline.counted = max(baseline.counted, len(nvml.gpus))
-    if nvml.answered and settings.expected_gpus == len(present) == len(nvml.gpus):
+    expected = context.settings.expected_gpus
+    if nvml.answered and expected == len(present) and len(present) == len(nvml.gpus):
         baseline.counted = len(present)
         for uuid in set(baseline.gpus) - present:
-            _forget(history, uuid)
+            _forget(baseline, uuid)
 
 
-def _forget(history: History, uuid: str) -> None:
-    baseline = history.baseline
+def _forget(baseline: Baseline, uuid: str) -> None:
     for remembered in (baseline.gpus, baseline.models, baseline.ecc, baseline.active_links):
         remembered.pop(uuid, None)

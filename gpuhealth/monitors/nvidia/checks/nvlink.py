@@ -6,13 +6,15 @@ GPU's peers have no more, and no NVSwitch is there for them to lead to.
 
 from __future__ import annotations
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.history import key as history_key
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu
+from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvLink
 
-DOWN = Code(
+DOWN = define(
     "nvlink.down",
     Severity.CRITICAL,
     Action.RESET_GPU,
@@ -23,7 +25,7 @@ DOWN = Code(
     quarantine=True,
     drain=True,
 )
-ERRORS = Code(
+ERRORS = define(
     "nvlink.errors",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
@@ -31,7 +33,7 @@ ERRORS = Code(
     advice="Run a burn-in with collectives; reset the GPU, and have the link's two ends inspected if it comes back.",
     clear_after=600.0,
 )
-BER = Code(
+BER = define(
     "nvlink.ber",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
@@ -55,9 +57,9 @@ def _up(gpu: GpuReadings) -> set[int] | Missing:
     return {link.link for link in gpu.nvlinks if _is_up(link)}
 
 
-def _down(gpu: GpuReadings, look: Look) -> Judgement:
+def _down(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     up = _up(gpu)
-    before = set(look.history.baseline.active_links.get(gpu.component, []))
+    before = set(context.baseline.active_links.get(gpu.id, []))
     if isinstance(up, Missing):
         if up.reason is not MissingReason.NOT_SUPPORTED or not before:
             return up
@@ -65,43 +67,45 @@ def _down(gpu: GpuReadings, look: Look) -> Judgement:
     if gpu.mig_enabled is True and not up:
         return Missing(MissingReason.NOT_SUPPORTED, "some models use no NVLink while MIG is on")
     if lost := before - up:
-        return _links_down(gpu, look, lost, "up before")
-    peers = [len(links) for peer in look.peers(gpu) if not isinstance(links := _up(peer), Missing)]
+        return _links_down(gpu, context, lost, "up before")
+    peers = [len(links) for peer in context.peers(gpu) if not isinstance(links := _up(peer), Missing)]
     more = [count for count in peers if count > len(up)]
     if 2 * len(more) > len(peers) + 1:  # most GPUs of the model, itself counted among them
         down = {} if isinstance(gpu.nvlinks, Missing) else {link.link for link in gpu.nvlinks if not _is_up(link)}
-        return _links_down(gpu, look, set(down), f"most GPUs of its model have at least {min(more)} up")
-    pci = look.readings.pci
+        return _links_down(gpu, context, set(down), f"most GPUs of its model have at least {min(more)} up")
+    pci = context.readings.pci
     switches = not isinstance(pci, Missing) and any(device.is_nvswitch for device in pci)
     if switches and not up and not isinstance(gpu.nvlinks, Missing):
-        return _links_down(gpu, look, {link.link for link in gpu.nvlinks}, "the node has NVSwitches")
+        return _links_down(gpu, context, {link.link for link in gpu.nvlinks}, "the node has NVSwitches")
     return None
 
 
-def _links_down(gpu: GpuReadings, look: Look, links: set[int], why: str) -> Judgement:
+def _links_down(gpu: GpuReadings, context: GpuContext, links: set[int], why: str) -> RuleResult:
     every = not isinstance(gpu.nvlinks, Missing) and len(links) == len(gpu.nvlinks)
     listing = f"all {len(links)}" if every else ", ".join(map(str, sorted(links)))
     message = f"NVLinks down: {listing} ({why})"
-    return look.found(DOWN, gpu, message, source="nvmlDeviceGetNvLinkState", reading=f"down: {listing}", threshold=why)
+    return context.found(
+        DOWN, gpu, message, source="nvmlDeviceGetNvLinkState", reading=f"down: {listing}", threshold=why
+    )
 
 
-def _errors(gpu: GpuReadings, look: Look) -> Judgement:
+def _errors(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if isinstance(gpu.nvlinks, Missing):
         return gpu.nvlinks
-    settings = look.settings.nvlink
+    settings = context.settings.nvlink
     bad, first_look = [], False
     for link in gpu.nvlinks:
         if not link.errors:
             continue
-        key = f"{ERRORS.name}/{gpu.component}/{link.link}"
-        grown = look.history.increase(key, sum(link.errors.values()), look.now, settings.window)
+        key = history_key(ERRORS.name, gpu.component, link.link)
+        grown = context.history.counter_increase(key, sum(link.errors.values()), context.now, settings.window)
         first_look |= not grown.seconds
         if grown.amount > settings.errors:
             kinds = ", ".join(f"{name} {count}" for name, count in link.errors.items() if count)
             bad.append(f"link {link.link}: {grown.amount} (since the driver was loaded: {kinds})")
     if bad:
         listing = "; ".join(bad)
-        return look.found(
+        return context.found(
             ERRORS,
             gpu,
             f"NVLink errors within {settings.window / 60:g} min: {listing}",
@@ -114,17 +118,17 @@ def _errors(gpu: GpuReadings, look: Look) -> Judgement:
     return Missing(MissingReason.NO_HISTORY) if first_look else None
 
 
-def _ber(gpu: GpuReadings, look: Look) -> Judgement:
+def _ber(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if isinstance(gpu.nvlinks, Missing):
         return gpu.nvlinks
-    limit = look.settings.nvlink.effective_ber
+    limit = context.settings.nvlink.effective_ber
     rates = {link.link: link.effective_ber for link in gpu.nvlinks if _is_up(link)}
     bad = {link: rate for link, rate in rates.items() if not isinstance(rate, Missing) and rate > limit}
     if not bad:
         unread = [rate for rate in rates.values() if isinstance(rate, Missing)]
         return unread[0] if unread else None
     listing = ", ".join(f"link {link} {rate:.1e}" for link, rate in bad.items())
-    return look.found(
+    return context.found(
         BER,
         gpu,
         f"effective bit error rate too high: {listing}",

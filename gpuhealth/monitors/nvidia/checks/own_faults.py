@@ -1,4 +1,4 @@
-"""The agent's own faults: what our container, permissions, library or bug keep us from reading.
+"""Faults of the agent itself: what our container, permissions, library or a bug keep us from reading of the GPUs.
 
 They make the node unknown where nothing else measures it, and never take it out of service: the node may be fine.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import Code, define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.checks.driver import fails_most_calls
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu, per_node, together
+from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, per_node, together
 from gpuhealth.monitors.nvidia.readings import GpuReadings, KernelModule
+from gpuhealth.monitors.own_faults import MONITOR_FAILED
 
-_NodeRule: TypeAlias = Callable[[Look], Judgement]
+_NodeRule: TypeAlias = Callable[[GpuContext], RuleResult]
 
-NVML_LIBRARY = Code(
+NVML_LIBRARY = define(
     "agent.nvml_library",
     Severity.WARNING,
     Action.UPDATE_SOFTWARE,
@@ -26,7 +28,7 @@ NVML_LIBRARY = Code(
     advice="An agent whose library is older than the kernel module ends itself and gets the present one with its new"
     " container. If that does not help, check that the agent's pod runs with the NVIDIA runtime (runtimeClassName).",
 )
-UNEXPECTED_READING = Code(
+UNEXPECTED_READING = define(
     "agent.unexpected_reading",
     Severity.WARNING,
     Action.UPDATE_SOFTWARE,
@@ -34,16 +36,7 @@ UNEXPECTED_READING = Code(
     " missing; all others are taken.",
     advice="Compare with nvidia-smi -q. If nvidia-smi shows the value, report the driver version and this message.",
 )
-MONITOR_FAILED = Code(
-    "agent.monitor_failed",
-    Severity.WARNING,
-    Action.CONTACT_SUPPORT,
-    meaning="The agent's own process that reads NVML died, could not be started or gave an answer that cannot be read."
-    " It is started again with growing pauses.",
-    advice="Look at the agent's log and memory limit, and for a crash of the process in the kernel log.",
-    clear_after=60.0,
-)
-PERMISSION = Code(
+PERMISSION = define(
     "agent.permission",
     Severity.WARNING,
     Action.UPDATE_SOFTWARE,
@@ -52,8 +45,8 @@ PERMISSION = Code(
 )
 
 
-def _nvml_library(look: Look) -> Judgement:
-    nvml, module = look.nvml, look.readings.kernel_module
+def _nvml_library(context: GpuContext) -> RuleResult:
+    nvml, module = context.nvml, context.readings.kernel_module
     if not isinstance(nvml, Missing):
         return None
     what = _LIBRARY_FAULTS.get(nvml.reason)
@@ -62,7 +55,7 @@ def _nvml_library(look: Look) -> Judgement:
     if not module.is_loaded or (nvml.reason is MissingReason.MISMATCH and not module.has_changed):
         return nvml  # driver.not_loaded, driver.version_mismatch: the node itself is like that
     message = f"{what} although kernel module {module.version} is loaded{_since_start(module)}"
-    return look.found(NVML_LIBRARY, None, message, source="nvmlInit_v2, /sys/module", reading=nvml)
+    return context.found(NVML_LIBRARY, None, message, source="nvmlInit_v2, /sys/module", reading=nvml)
 
 
 _LIBRARY_FAULTS = {
@@ -80,27 +73,27 @@ def _since_start(module: KernelModule) -> str:
 
 
 def _of_node(reason: MissingReason, code: Code, what: str) -> tuple[Code, _NodeRule]:
-    def judge(look: Look) -> Judgement:
-        nvml = look.readings.nvml
-        if isinstance(nvml, Missing):
-            return nvml
+    def judge(context: GpuContext) -> RuleResult:
+        if isinstance(context.round.readings, Missing):
+            return context.round.readings  # NVML has answered nothing: the monitor itself was late, or failed
+        nvml = context.readings.nvml
         problem = nvml.problem or nvml.count
         if not isinstance(problem, Missing):
             return None
         if problem.reason is not reason:
             return problem
-        return look.found(code, None, f"{what}: {problem.detail}", source="NVML", reading=problem)
+        return context.found(code, None, f"{what}: {problem.detail}", source="NVML", reading=problem)
 
     return code, judge
 
 
-def _failed_for_gpu(gpu: GpuReadings, look: Look) -> Judgement:
+def _failed_for_gpu(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if gpu.error and gpu.error.reason is MissingReason.AGENT_FAULT:
-        return look.found(MONITOR_FAILED, gpu, gpu.error.detail, source="agent", reading=gpu.error)
+        return context.found(MONITOR_FAILED, gpu, gpu.error.detail, source="agent", reading=gpu.error)
     return gpu.error
 
 
-def _unexpected(gpu: GpuReadings, look: Look) -> Judgement:
+def _unexpected(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     remembered_only = gpu.index < 0  # its error stands for all of NVML, and is found on the node
     if gpu.error and (remembered_only or gpu.error.reason is not MissingReason.ERROR):
         return gpu.error
@@ -112,7 +105,7 @@ def _unexpected(gpu: GpuReadings, look: Look) -> Judgement:
         return None
     shown, more = odd[:_SHOWN], len(odd) - _SHOWN
     message = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
-    return look.found(UNEXPECTED_READING, gpu, f"unexpected answers: {message}", source="NVML", reading=message)
+    return context.found(UNEXPECTED_READING, gpu, f"unexpected answers: {message}", source="NVML", reading=message)
 
 
 _SHOWN = 3

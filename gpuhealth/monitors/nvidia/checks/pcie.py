@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from gpuhealth.kernel_log.codes import LogCode
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import Code, define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Finding, Severity
+from gpuhealth.model.history import key as history_key
 from gpuhealth.model.missing import Missing, MissingReason, Reading
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu, split
+from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, split
 from gpuhealth.monitors.nvidia.readings import GpuReadings, PciDevice
 
-WIDTH = Code(
+WIDTH = define(
     "pcie.width",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
     meaning="The GPU's PCI Express link uses fewer lanes than GPU and slot can: copies from and to it are slow.",
     advice="Reseat the GPU or its riser and cable, and look for AER lines in the kernel log.",
 )
-GENERATION = Code(
+GENERATION = define(
     "pcie.generation",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
@@ -24,7 +25,7 @@ GENERATION = Code(
     advice="Look for AER lines in the kernel log and for speed limits in the firmware's setup; reseat the GPU.",
     raise_after=60.0,  # the link takes a moment to speed up when load comes
 )
-REPLAY_RATE = Code(
+REPLAY_RATE = define(
     "pcie.replay_rate",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
@@ -32,16 +33,16 @@ REPLAY_RATE = Code(
     advice="Reseat the GPU, its riser or cable; if it goes on, replace them one after another.",
     clear_after=300.0,
 )
-AER_CORRECTABLE_RATE = Code(
-    LogCode.PCIE_CORRECTABLE.value,
+AER_CORRECTABLE_RATE = define(
+    "pcie.aer_correctable_rate",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
     meaning="The kernel counts many corrected errors on the GPU's PCI Express link: its signal is poor.",
     advice="Reseat the GPU, its riser or cable; `lspci -vvv` names the kinds of error.",
     clear_after=300.0,
 )
-AER_UNCORRECTABLE = Code(
-    LogCode.PCIE_UNCORRECTABLE.value,
+AER_UNCORRECTABLE = define(
+    "pcie.aer_uncorrectable",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
     meaning="The kernel has counted PCI Express errors of the GPU that could not be corrected: transfers were lost.",
@@ -52,28 +53,28 @@ AER_UNCORRECTABLE = Code(
 _MINUTE = 60.0
 
 
-def _width(gpu: GpuReadings, look: Look) -> Judgement:
+def _width(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     source = "nvmlDeviceGetCurrPcieLinkWidth"
-    return _below(WIDTH, gpu, look, source, "lanes", gpu.pcie_width, gpu.pcie_width_max)
+    return _below(WIDTH, gpu, context, source, "lanes", gpu.pcie_width, gpu.pcie_width_max)
 
 
-def _generation(gpu: GpuReadings, look: Look) -> Judgement:
+def _generation(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     source = "nvmlDeviceGetCurrPcieLinkGeneration"
-    slow = _below(GENERATION, gpu, look, source, "generation", gpu.pcie_generation, gpu.pcie_generation_max)
+    slow = _below(GENERATION, gpu, context, source, "generation", gpu.pcie_generation, gpu.pcie_generation_max)
     if not isinstance(slow, Finding):
         return slow
     load = gpu.utilization_percent
     if isinstance(load, Missing):
         return load
-    if load < look.settings.clocks.busy_percent:
+    if load < context.settings.clocks.busy_percent:
         # An idle link shifts down to save power: not a fault, and it tells nothing of the speed under load.
         return Missing(MissingReason.NO_HISTORY, "the GPU has no load, and an idle link shifts down")
     return slow
 
 
 def _below(
-    code: Code, gpu: GpuReadings, look: Look, source: str, unit: str, value: Reading[int], most: Reading[int]
-) -> Judgement:
+    code: Code, gpu: GpuReadings, context: GpuContext, source: str, unit: str, value: Reading[int], most: Reading[int]
+) -> RuleResult:
     if isinstance(value, Missing):
         return value
     if isinstance(most, Missing):
@@ -81,56 +82,60 @@ def _below(
     if value >= most:
         return None
     message = f"PCIe link {unit}: {value} where GPU and slot can do {most}"
-    return look.found(code, gpu, message, source=source, reading=value, threshold=most)
+    return context.found(code, gpu, message, source=source, reading=value, threshold=most)
 
 
-def _replay_rate(gpu: GpuReadings, look: Look) -> Judgement:
-    limit = look.settings.pcie.replays_per_minute
-    return _rate(REPLAY_RATE, gpu, look, "nvmlDeviceGetPcieReplayCounter", "PCIe replays", gpu.pcie_replays, limit)
+def _replay_rate(gpu: GpuReadings, context: GpuContext) -> RuleResult:
+    limit = context.settings.pcie.replays_per_minute
+    return _rate(REPLAY_RATE, gpu, context, "nvmlDeviceGetPcieReplayCounter", "PCIe replays", gpu.pcie_replays, limit)
 
 
-def _aer_correctable_rate(gpu: GpuReadings, look: Look) -> Judgement:
-    device = _device(gpu, look)
+def _aer_correctable_rate(gpu: GpuReadings, context: GpuContext) -> RuleResult:
+    device = _device(gpu, context)
     if isinstance(device, Missing):
         return device
-    limit = look.settings.pcie.correctable_per_minute
+    limit = context.settings.pcie.correctable_per_minute
     source, unit = "sysfs aer_dev_correctable", "corrected PCIe errors"
-    return _rate(AER_CORRECTABLE_RATE, gpu, look, source, unit, device.aer_correctable, limit)
+    return _rate(AER_CORRECTABLE_RATE, gpu, context, source, unit, device.aer_correctable, limit)
 
 
 def _rate(
-    code: Code, gpu: GpuReadings, look: Look, source: str, unit: str, value: Reading[int], per_minute: int
-) -> Judgement:
+    code: Code, gpu: GpuReadings, context: GpuContext, source: str, unit: str, value: Reading[int], per_minute: int
+) -> RuleResult:
     if isinstance(value, Missing):
         return value
-    window = look.settings.pcie.window
-    grown = look.history.increase(f"{code.name}/{gpu.component}", value, look.now, window)
+    window = context.settings.pcie.window
+    grown = context.history.counter_increase(history_key(code.name, gpu.component), value, context.now, window)
     if grown.amount > per_minute * window / _MINUTE:
         message = f"{grown.amount} {unit} within {window:g} s"
-        return look.found(code, gpu, message, source=source, reading=grown.amount, threshold=f"{per_minute} a minute")
+        return context.found(
+            code, gpu, message, source=source, reading=grown.amount, threshold=f"{per_minute} a minute"
+        )
     return None if grown.seconds else Missing(MissingReason.NO_HISTORY)
 
 
-def _aer_uncorrectable(gpu: GpuReadings, look: Look) -> Judgement:
-    device = _device(gpu, look)
+def _aer_uncorrectable(gpu: GpuReadings, context: GpuContext) -> RuleResult:
+    device = _device(gpu, context)
     if isinstance(device, Missing):
         return device
     counts, unread = split({"nonfatal": device.aer_nonfatal, "fatal": device.aer_fatal})
-    window = look.settings.pcie.uncorrectable_window
-    keys = {kind: f"{AER_UNCORRECTABLE.name}/{gpu.component}/{kind}" for kind in counts}
-    grown = {kind: look.history.increase(keys[kind], count, look.now, window) for kind, count in counts.items()}
+    window = context.settings.pcie.uncorrectable_window
+    keys = {kind: history_key(AER_UNCORRECTABLE.name, gpu.component, kind) for kind in counts}
+    grown = {
+        kind: context.history.counter_increase(keys[kind], count, context.now, window) for kind, count in counts.items()
+    }
     listing = ", ".join(f"{kind} {each.amount}" for kind, each in grown.items() if each.amount)
     if listing:
         message = f"uncorrectable PCIe errors within {window / _MINUTE:g} min: {listing}"
-        return look.found(AER_UNCORRECTABLE, gpu, message, source="sysfs aer_dev_*", reading=listing, threshold=0)
-    # What was counted before the first look may be as old as the boot, when probing for devices makes such errors.
+        return context.found(AER_UNCORRECTABLE, gpu, message, source="sysfs aer_dev_*", reading=listing, threshold=0)
+    # What was counted before the first round may be as old as the boot, when probing for devices makes such errors.
     return unread or (None if all(each.seconds for each in grown.values()) else Missing(MissingReason.NO_HISTORY))
 
 
-def _device(gpu: GpuReadings, look: Look) -> Reading[PciDevice]:
+def _device(gpu: GpuReadings, context: GpuContext) -> Reading[PciDevice]:
     if isinstance(gpu.pci, Missing):
         return gpu.pci
-    devices = look.readings.pci
+    devices = context.readings.pci
     if isinstance(devices, Missing):
         return devices
     found = next((device for device in devices if device.address == gpu.pci), None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import Missing
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu
+from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
-OFF = Code(
+OFF = define(
     "persistence.off",
     Severity.WARNING,
     Action.UPDATE_SOFTWARE,
@@ -18,14 +19,14 @@ OFF = Code(
 )
 
 
-def _off(gpu: GpuReadings, look: Look) -> Judgement:
+def _off(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     mode = gpu.persistence_mode
     if isinstance(mode, Missing):
         return mode
     if mode:
         return None
     source = "nvmlDeviceGetPersistenceMode"
-    return look.found(OFF, gpu, "persistence mode is off", source=source, reading="off", threshold="on")
+    return context.found(OFF, gpu, "persistence mode is off", source=source, reading="off", threshold="on")
 
 
 CHECK = per_gpu((OFF, _off))

@@ -5,13 +5,15 @@ Each card names its own limits, and recent ones only the distance to them: no fi
 
 from __future__ import annotations
 
-from gpuhealth.model.code import Code
+from gpuhealth.model.codes import Code, define
+from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.history import key as history_key
 from gpuhealth.model.missing import Missing, MissingReason, Reading
-from gpuhealth.monitors.nvidia.checks.rule import Judgement, Look, per_gpu
+from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
-GPU = Code(
+GPU = define(
     "thermal.gpu",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
@@ -20,7 +22,7 @@ GPU = Code(
     quarantine=True,  # once it is critical
     clear_after=60.0,
 )
-MEMORY = Code(
+MEMORY = define(
     "thermal.memory",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
@@ -31,30 +33,30 @@ MEMORY = Code(
 )
 
 
-def _gpu(gpu: GpuReadings, look: Look) -> Judgement:
+def _gpu(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     margin, source = gpu.temperature_margin_celsius, "nvmlDeviceGetMarginTemperature"
     if _unsupported(margin):
         limit, source = gpu.slowdown_celsius, "nvmlDeviceGetTemperature, its slowdown threshold"
         if _unsupported(limit):
             limit, source = gpu.gpu_max_celsius, "nvmlDeviceGetTemperature, its maximum operating threshold"
         margin = _distance(limit, gpu.temperature_celsius)
-    return _judge(GPU, gpu, look, margin, source)
+    return _judge(GPU, gpu, context, margin, source)
 
 
-def _memory(gpu: GpuReadings, look: Look) -> Judgement:
+def _memory(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     margin = _distance(gpu.memory_max_celsius, gpu.memory_celsius)
-    return _judge(MEMORY, gpu, look, margin, "NVML field 82 (memory temperature), its maximum threshold")
+    return _judge(MEMORY, gpu, context, margin, "NVML field 82 (memory temperature), its maximum threshold")
 
 
-def _judge(code: Code, gpu: GpuReadings, look: Look, margin: Reading[int], source: str) -> Judgement:
+def _judge(code: Code, gpu: GpuReadings, context: GpuContext, margin: Reading[int], source: str) -> RuleResult:
     if isinstance(margin, Missing):
         return margin
-    settings = look.settings.thermal
-    key = f"{code.name}/{gpu.component}"
-    critical = look.history.lasts(key, margin <= 0, look.now, settings.critical_after)
+    settings = context.settings.thermal
+    key = history_key(code.name, gpu.component)
+    critical = context.history.held_for(key, margin <= 0, context.now, settings.critical_after)
     if margin > settings.margin_warning_celsius:
         return None
-    return look.found(
+    return context.found(
         code,
         gpu,
         f"{margin} °C below its limit" if margin > 0 else f"at its temperature limit (margin {margin} °C)",

@@ -13,21 +13,24 @@ from datetime import datetime
 
 import msgspec
 
-from gpuhealth.model.code import Check, Clears, Code
+from gpuhealth.model.codes import CODES, Clears, Code, define
+from gpuhealth.model.component import NODE, Component, Kind
+from gpuhealth.model.context import Check
 from gpuhealth.model.finding import Action, Finding, Outcome, Severity
-from gpuhealth.model.history import History
+from gpuhealth.model.history import key as history_key
 from gpuhealth.model.kernel_event import KernelEvent
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing
+from gpuhealth.model.pci import function_zero, slot_of
+from gpuhealth.monitors import log_events
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
 from gpuhealth.monitors.nvidia.catalog.xid import CONSEQUENCES, NVLINK, RECOVERY_ACTION
 from gpuhealth.monitors.nvidia.checks import gpu as gpu_checks
-from gpuhealth.monitors.nvidia.checks.rule import known_gpus, label
+from gpuhealth.monitors.nvidia.checks.log_events import CODES as DRIVER_LINES
+from gpuhealth.monitors.nvidia.context import GpuContext, NvidiaContext, label
 from gpuhealth.monitors.nvidia.readings import GpuReadings
-from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
-from gpuhealth.runtime.settings import Xid as XidSettings
+from gpuhealth.monitors.nvidia.settings import Xid as XidSettings
 
-COVERAGE = Code(
+COVERAGE = define(
     "xid",
     Severity.WARNING,
     Action.NONE,
@@ -35,49 +38,54 @@ COVERAGE = Code(
     advice="Let the agent read /dev/kmsg: privileged, or with CAP_SYSLOG and the device mounted.",
     essential=True,
 )
-REPEATED_APP_FAULTS = Code(
+REPEATED_APP_FAULTS = define(
     "gpu.repeated_app_faults",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
     meaning="Different programs have failed on the same GPU with errors that are usually a program's own fault.",
     advice="Run `gpuhealth burnin` on this GPU: where every program fails, the GPU may be what fails.",
-    clears=Clears.EXPIRY,
+    clears=Clears.QUIET_PERIOD,
     clear_after=86400.0,
 )
 _ESCALATING_ACTIONS = (Action.CONTACT_SUPPORT, Action.INSPECT_HARDWARE)
 _KEPT_PROCESSES = 64
+EXPIRE_AFTER_SECONDS = 600.0
+"""Default of the setting xid.expire_after."""
 _NAMED_CAUSE = re.compile(r"caused by previous Xid (\d+)")
 
 
 @functools.lru_cache(maxsize=2048)
-def code_for(
-    name: str, severity: Severity | None = None, action: Action | None = None, expire_after: float = 600.0
-) -> Code:
-    """The code of "xid.N" or "sxid.N", as it is for a finding of this severity and action; KeyError for another name.
+def _code_for(kind: str, number: int, severity: Severity | None = None, action: Action | None = None) -> Code:
+    """The code of an XID or SXid, as it is for a finding of this severity and action.
 
     A critical fault ends with the reset or the reboot that it asks for; what leaves nothing to read again ends when it
-    has not come back for `expire_after` seconds. Without a severity the code is that of the worst it can be.
+    has not come back for a while (setting xid.expire_after). Without a severity the code is that of the worst case.
     """
-    kind, _, number = name.partition(".")
-    if kind not in ("xid", "sxid") or not (number.isascii() and number.isdecimal()) or len(number) > 9:
-        raise KeyError(name)
-    facts = xid.lookup(int(number)) if kind == "xid" else sxid.lookup(int(number))
+    facts = xid.lookup(number) if kind == "xid" else sxid.lookup(number)
     usual, remedy = _usual(facts)
     by_words = isinstance(facts, xid.XidFacts) and (facts.code in NVLINK or facts.code == RECOVERY_ACTION)
     worst = Severity.CRITICAL if by_words or facts.escalates else usual
     critical = (severity or worst) is Severity.CRITICAL
     asked = action or (Action.RESET_GPU if by_words else remedy)
+    ends = Clears.RECOVERY if asked is Action.RESET_GPU else Clears.REBOOT
+    is_recovery = kind == "xid" and number == RECOVERY_ACTION
     return Code(
-        name,
+        f"{kind}.{number}",
         severity or usual,
         action or remedy,
         meaning=f"{facts.meaning}.",
         advice=facts.advice,
         quarantine=critical and not facts.program,
         drain=critical and not facts.program and asked in (Action.RESET_GPU, Action.REBOOT_NODE),
-        clears=Clears.EXPIRY if not critical else Clears.RECOVERY if asked is Action.RESET_GPU else Clears.REBOOT,
-        clear_after=expire_after,
+        clears=ends if critical else Clears.QUIET_PERIOD,
+        clear_after=EXPIRE_AFTER_SECONDS,
+        asks_for_recovery=is_recovery,
+        ends_by_log=is_recovery,
     )
+
+
+CODES.define_family("xid", functools.partial(_code_for, "xid"), xid.table)
+CODES.define_family("sxid", functools.partial(_code_for, "sxid"), sxid.table)
 
 
 def _usual(facts: xid.XidFacts | sxid.SxidFacts) -> tuple[Severity, Action]:
@@ -87,17 +95,15 @@ def _usual(facts: xid.XidFacts | sxid.SxidFacts) -> tuple[Severity, Action]:
     return facts.severity, facts.action
 
 
-class _Judge:
-    """Judges the events of one round or batch, in their order."""
+class _EventRules:
+    """Judges the XID and SXid events of one round or batch, in their order."""
 
-    def __init__(self, readings: NodeReadings, settings: XidSettings, history: History) -> None:
-        self._time = readings.time
-        self._released = readings.release is not None
-        self._settings = settings
-        self._history = history
-        self._gpus = {
-            gpu.pci.partition(".")[0]: gpu for gpu in known_gpus(readings, history) if isinstance(gpu.pci, str)
-        }
+    def __init__(self, context: GpuContext) -> None:
+        self._time = context.time
+        self._released = context.readings.release is not None
+        self._settings = context.settings.xid
+        self._history = context.history
+        self._gpus = {slot_of(gpu.pci): gpu for gpu in context.gpus if isinstance(gpu.pci, str)}
 
     def outcomes(self, event: KernelEvent) -> Iterator[Outcome]:
         """What follows from one event."""
@@ -105,7 +111,7 @@ class _Judge:
         if kind not in ("xid", "sxid") or not number.isdecimal():
             return
         code, gpu = int(number), self._gpu(event) if kind == "xid" else None
-        component = gpu.component if gpu else event.pci or "node"
+        component = _component(gpu, event)
         when = event.time or self._time
         if kind == "xid" and code == RECOVERY_ACTION:
             yield from self._recovery(event, gpu, when)
@@ -123,33 +129,39 @@ class _Judge:
         """The GPU with the event's whole address; one that is not known is named by the address."""
         if event.pci is None:
             return None
-        return self._gpus.get(event.pci) or GpuReadings(-1, pci=event.pci)
+        return self._gpus.get(event.pci) or GpuReadings(-1, pci=function_zero(event.pci))
 
-    def _follows(self, event: KernelEvent, code: int, component: str, at: float) -> str:
+    def _follows(self, event: KernelEvent, code: int, component: Component, at: float) -> str:
         """The XID whose clean-up this one is, in words. Notes XIDs that others may follow."""
-        key = f"xid@{component}"
+        key = history_key("xid", _owner(component))
         if code not in CONSEQUENCES:
-            self._history.mark(key, at, self._settings.secondary_window, detail=str(code), keep=1)
+            self._history.record_event(key, at, self._settings.secondary_window, detail=str(code), keep=1)
             return ""
         if self._released:  # whose work on the driver begins with ending what uses it
             return ", while the driver was released on request"
         if named := _NAMED_CAUSE.search(event.line):  # newer drivers say so themselves
             return f", a consequence of XID {named[1]}"
-        before = self._history.recent(key, at, self._settings.secondary_window)
+        before = self._history.events_within(key, at, self._settings.secondary_window)
         return f", a consequence of XID {before[-1][1]}" if before else ""
 
-    def _count(self, event: KernelEvent, component: str, at: float) -> int:
+    def _count(self, event: KernelEvent, component: Component, at: float) -> int:
         """How often the fault has come within the repeat window; 0 for a line of a fault that was counted already."""
-        instance = "" if event.gpu_instance is None else f"/{event.gpu_instance}"
-        key = f"{event.finding}:{event.severity}@{component}{instance}"
+        instance = "" if event.gpu_instance is None else event.gpu_instance
+        key = history_key(f"{event.finding}:{event.severity}", _owner(component), instance)
         window = self._settings.repeat_window
-        before = self._history.recent(key, at, window)
+        before = self._history.events_within(key, at, window)
         if before and at - before[-1][0] < self._settings.coalesce:
             return 0
-        return len(self._history.mark(key, at, window, keep=self._settings.repeats_critical))
+        return len(self._history.record_event(key, at, window, keep=self._settings.repeats_critical))
 
     def _finding(
-        self, event: KernelEvent, gpu: GpuReadings | None, component: str, when: datetime, count: int, follows: str
+        self,
+        event: KernelEvent,
+        gpu: GpuReadings | None,
+        component: Component,
+        when: datetime,
+        count: int,
+        follows: str,
     ) -> Finding:
         severity, threshold = event.severity, ""
         kind, _, number = event.finding.partition(".")
@@ -158,35 +170,37 @@ class _Judge:
         if repeats and count >= self._settings.repeats_critical:
             severity = Severity.CRITICAL
             threshold = f"{self._settings.repeats_critical} in {self._settings.repeat_window:g} s"
-        code = code_for(event.finding, severity, event.action, self._settings.expire_after)
+        code = self._code(kind, int(number), severity, event.action)
         name = "XID" if kind == "xid" else "SXid"
-        place = label(gpu) if gpu else f"NVSwitch {component}" if kind == "sxid" else component
+        place = _label(gpu, event)
         return code.found(
-            gpu,
+            component,
             f"{place}: {name} {number}: {event.meaning}{follows}{_process(event)}",
             now=when,
             source="kernel log" if event.line else "NVML event",
             reading=f"{name} {number}" + (f", {count} times" if threshold else ""),
             threshold=threshold,
             line=event.line,
-            component=component,
-            mig_instance=_mig_instance(gpu, event),
         )
+
+    def _code(self, kind: str, number: int, severity: Severity | None = None, action: Action | None = None) -> Code:
+        return with_expiry(_code_for(kind, number, severity, action), self._settings)
 
     def _recovery(self, event: KernelEvent, gpu: GpuReadings | None, when: datetime) -> Iterator[Outcome]:
         """XID 154 says what NVML field 230 reads: a change back to none is the evidence of a recovery."""
-        code = code_for(event.finding)
+        code = self._code("xid", RECOVERY_ACTION)
         wanted = gpu_checks.RECOVERY_ACTION
+        component = gpu.component if gpu else NODE
         if event.severity is Severity.INFO:
-            yield wanted.clean(gpu)
-            yield code.clean(gpu)
+            yield wanted.clean(component)
+            yield code.clean(component)
             return
         place = label(gpu) if gpu else "node"
         # Where field 230 is not supported no round could read that it is over: the XID stands alone.
         polled = gpu is not None and gpu.recovery_action != NOT_SUPPORTED
-        for each in (code, wanted) if event.action is not Action.NONE and polled else (code,):
-            yield each.found(
-                gpu,
+        for raised in (code, wanted) if event.action is not Action.NONE and polled else (code,):
+            yield raised.found(
+                component,
                 f"{place}: XID {RECOVERY_ACTION}: {event.meaning}",
                 now=when,
                 source="kernel log" if event.line else "NVML event",
@@ -202,22 +216,22 @@ class _Judge:
         """A program's fault again and again on one GPU, but of different programs, casts doubt on the GPU."""
         if event.pid is None or code in CONSEQUENCES or xid.lookup(code).action is not Action.RESTART_WORKLOAD:
             return
-        key, at, window = f"app_faults@{gpu.component}", when.timestamp(), self._settings.repeat_window
-        faults = self._history.recent(key, at, window)
+        key, at = history_key("app_faults", gpu.component), when.timestamp()
+        window = self._settings.repeat_window
+        faults = self._history.events_within(key, at, window)
         if str(event.pid) not in {pid for _, pid in faults}:
-            faults = self._history.mark(
+            faults = self._history.record_event(
                 key, at, window, str(event.pid), max(_KEPT_PROCESSES, self._settings.app_fault_threshold)
             )
         if len(faults) >= self._settings.app_fault_threshold:
             yield REPEATED_APP_FAULTS.found(
-                gpu,
+                _component(gpu, event),
                 f"{label(gpu)}: faults of {len(faults)} different processes, the last one XID {code}",
                 now=when,
                 source="kernel log" if event.line else "NVML event",
                 reading=f"{len(faults)} processes",
                 threshold=f"{self._settings.app_fault_threshold} in {window:g} s",
                 line=event.line,
-                mig_instance=_mig_instance(gpu, event),
             )
 
 
@@ -227,29 +241,52 @@ def _process(event: KernelEvent) -> str:
     return f" (process {event.process or 'unknown'}{f', pid {event.pid}' if event.pid is not None else ''})"
 
 
-def _mig_instance(gpu: GpuReadings | None, event: KernelEvent) -> str:
-    """The uuid of the MIG device that the event names, where it names exactly one."""
-    if gpu is None or event.gpu_instance is None:
-        return ""
+def _component(gpu: GpuReadings | None, event: KernelEvent) -> Component:
+    """The MIG device that the event names, where it names exactly one; else the GPU, the NVSwitch or the node."""
+    if gpu is None:
+        return Component(Kind.NVSWITCH, event.pci) if event.pci else NODE
+    if event.gpu_instance is None:
+        return gpu.component
     named = [
         device.uuid
         for device in gpu.mig_devices
         if device.gpu_instance == event.gpu_instance and event.compute_instance in (None, device.compute_instance)
     ]
-    return named[0] if len(named) == 1 else ""
+    return Component(Kind.MIG, named[0], gpu.id) if len(named) == 1 else gpu.component
 
 
-def judge(readings: NodeReadings, settings: Settings, history: History) -> Iterator[Outcome]:
-    """What follows from the events alone."""
-    judged = _Judge(readings, settings.xid, history)
-    for event in readings.events:
-        yield from judged.outcomes(event)
+def _owner(component: Component) -> Component:
+    """The GPU of a MIG device; any other component itself."""
+    return Component(Kind.GPU, component.parent) if component.kind is Kind.MIG else component
 
 
-def _run(readings: NodeReadings, settings: Settings, history: History) -> Iterator[Outcome]:
-    log = readings.kernel_log
-    yield COVERAGE.not_checked(None, log) if isinstance(log, Missing) else COVERAGE.clean(None)
-    yield from judge(readings, settings, history)
+def _label(gpu: GpuReadings | None, event: KernelEvent) -> str:
+    if gpu:
+        return label(gpu)
+    return f"NVSwitch {event.pci}" if event.pci and event.kind == "sxid" else event.pci or "node"
 
 
-CHECK = Check((COVERAGE, REPEATED_APP_FAULTS), _run)
+def with_expiry(code: Code, settings: XidSettings) -> Code:
+    """The code with the time from the settings after which it ends when it is not repeated."""
+    if settings.expire_after == code.clear_after:
+        return code
+    return msgspec.structs.replace(code, clear_after=settings.expire_after)
+
+
+def judge_events(round_context: NvidiaContext) -> Iterator[Outcome]:
+    """The findings of XID and SXid events, and of other lines of the driver, as soon as they come."""
+    if not round_context.events:
+        return
+    rules = _EventRules(GpuContext(round_context))
+    for event in round_context.events:
+        yield from rules.outcomes(event)
+    yield from log_events.judge(round_context, DRIVER_LINES)
+
+
+def _run(round_context: NvidiaContext) -> Iterator[Outcome]:
+    log = round_context.kernel_log
+    yield COVERAGE.not_checked(log) if isinstance(log, Missing) else COVERAGE.clean()
+    yield from judge_events(round_context)
+
+
+CHECK = Check((COVERAGE, REPEATED_APP_FAULTS, *DRIVER_LINES), _run)

@@ -23,7 +23,7 @@ import structlog
 from gpuhealth.model.missing import UNREAD, Missing, MissingReason
 from gpuhealth.monitors.nvidia.nvml import child as nvml_child
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
-from gpuhealth.runtime.settings import Nvml
+from gpuhealth.monitors.nvidia.settings import Nvml
 from gpuhealth.runtime.stopwatch import Stopwatch
 
 log = structlog.get_logger()

@@ -11,35 +11,30 @@ import time
 from collections.abc import Callable
 
 from gpuhealth.model.missing import Missing, MissingReason, Reading
-from gpuhealth.monitors.nvidia.readings import KernelModule
-from gpuhealth.monitors.readings import NodeReadings
+from gpuhealth.monitors.monitor import RestartRequiredError
+from gpuhealth.monitors.nvidia.readings import KernelModule, NvidiaReadings
 
 _LIBRARY_PROBLEMS = (MissingReason.NOT_INSTALLED, MissingReason.MISMATCH, MissingReason.NOT_LOADED)
 _PATIENCE_SECONDS = 30.0  # an installation loads the module before all of its libraries are in place
 
 
-class RestartRequiredError(Exception):
-    """The process ends itself, since only a new one, in a new container, can go on. The text says why."""
-
-
 class StaleLibrary:
-    """Looks at every round, and raises once a new container has been the only help for 30 s."""
+    """Checks every round, and raises once only a new container has been able to help for 30 s."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: float | None = None
 
-    def look(self, readings: NodeReadings) -> None:
+    def check(self, readings: NvidiaReadings) -> None:
         """Raises RestartRequiredError when NVML does not work with a module that was loaded after our start.
 
         A module that was loaded before is no reason: a new container would get the same library.
         """
-        nvml = readings.nvml
-        problem = nvml if isinstance(nvml, Missing) else nvml.problem
+        problem = readings.nvml.problem
         self.judge(readings.kernel_module, fails=problem is not None and problem.reason in _LIBRARY_PROBLEMS)
 
     def judge(self, module: Reading[KernelModule], *, fails: bool) -> None:
-        """The same for a caller that knows whether the library fails. Raises RestartRequiredError."""
+        """Takes whether the library fails with this module. Raises RestartRequiredError as `check` does."""
         if isinstance(module, Missing) or not module.has_changed or not fails:
             self._since = None
             return

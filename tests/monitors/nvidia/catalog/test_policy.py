@@ -2,10 +2,10 @@
 
 import pytest
 
-from gpuhealth.kernel_log.parser import KernelLog
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
+from gpuhealth.monitors.registry import kernel_log_parser
 
 INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 EXPECTED = {
@@ -38,7 +38,7 @@ EXPECTED = {
 
 def event(line: str) -> KernelEvent:
     """The event of a line that has one."""
-    found = KernelLog().feed(KernelRecord(line))
+    found = kernel_log_parser().feed(KernelRecord(line))
     assert found is not None, line
     return found
 

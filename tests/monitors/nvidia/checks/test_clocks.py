@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from testing.readings import Judged, gpu, judged, node
 
 from gpuhealth.model.finding import Severity
-from gpuhealth.model.history import History
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
+from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import clocks as subject
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
@@ -19,9 +19,9 @@ CODES = {"clocks.hw_slowdown": 0x08, "clocks.thermal": 0x20 | 0x40, "power.brake
 NO_COUNTERS = dict.fromkeys(("sw_thermal", "hw_thermal", "power_brake"), NOT_SUPPORTED)
 
 
-def look(history: Any = None, at: Any = 0.0, **changes: Any) -> Judged:
+def look(memory: Any = None, at: Any = 0.0, **changes: Any) -> Judged:
     """The check over a node with one GPU."""
-    return judged(subject.CHECK, node(gpu(**changes), at=at), history)
+    return judged(subject.CHECK, node(gpu(**changes), at=at), memory)
 
 
 def throttled(**seconds: float) -> dict[str, dict[str, int]]:
@@ -53,9 +53,9 @@ def test_one_look_does_not_claim_a_minute() -> None:
     """Of bits it is told how often they were seen; of counters, for how much of the time they ran."""
     (seen,) = look(clocks_event_reasons=0x20).findings
     assert "at 1 of 1 looks within 60 s" in seen.message
-    history = History()
-    look(history, **throttled())
-    (counted,) = look(history, at=60.0, **throttled(sw_thermal=45)).findings
+    memory = Memory()
+    look(memory, **throttled())
+    (counted,) = look(memory, at=60.0, **throttled(sw_thermal=45)).findings
     assert "for 75.0 % of the last 60 s" in counted.message
 
 
@@ -74,27 +74,27 @@ def test_harmless_reasons() -> None:
 )
 def test_counters_see_between_the_looks(counter: str, code: str, severity: Severity) -> None:
     """More than half of the last 60 s is found though no look ever saw the bit; exactly half is clean."""
-    history = History()
-    look(history, 0, **throttled())
-    assert look(history, 60, **throttled(**{counter: 30.0})).is_clean(code)
-    assert look(history, 120, **throttled(**{counter: 60.1})).severity(code) is severity
-    assert look(history, 180, **throttled(**{counter: 60.1})).is_clean(code)
+    memory = Memory()
+    look(memory, 0, **throttled())
+    assert look(memory, 60, **throttled(**{counter: 30.0})).is_clean(code)
+    assert look(memory, 120, **throttled(**{counter: 60.1})).severity(code) is severity
+    assert look(memory, 180, **throttled(**{counter: 60.1})).is_clean(code)
 
 
 def test_bit_of_a_moment() -> None:
     """With counters a bit that happens to be set now is no fault after the first look."""
-    history = History()
-    look(history, 0)
-    assert look(history, 10, clocks_event_reasons=0x40, **throttled(hw_thermal=1.0)).is_clean("clocks.thermal")
+    memory = Memory()
+    look(memory, 0)
+    assert look(memory, 10, clocks_event_reasons=0x40, **throttled(hw_thermal=1.0)).is_clean("clocks.thermal")
 
 
 def test_bits_over_rounds() -> None:
     """Without counters more than half of the rounds of the last 60 s must have the bit."""
-    history = History()
+    memory = Memory()
 
     def now(at: float, reasons: int) -> bool:
         changes = {"throttle_nanoseconds": NO_COUNTERS, "clocks_event_reasons": reasons}
-        return "clocks.thermal" in found(look(history, at, **changes))
+        return "clocks.thermal" in found(look(memory, at, **changes))
 
     assert [now(at, 0x40 if at >= 30 else 0) for at in range(0, 70, 10)] == [False] * 6 + [True]
     assert [now(at, 0) for at in (70, 80, 90)] == [True, True, False]
@@ -112,7 +112,7 @@ def test_unread() -> None:
 def test_first_look_without_bits() -> None:
     """Counters without bits need a second look."""
     without: GpuReadings = gpu(clocks_event_reasons=NOT_SUPPORTED)
-    history = History()
-    first = judged(subject.CHECK, node(without), history)
+    memory = Memory()
+    first = judged(subject.CHECK, node(without), memory)
     assert first.why_not("clocks.thermal") is MissingReason.NO_HISTORY
-    assert judged(subject.CHECK, node(without, at=10), history).is_clean("clocks.thermal")
+    assert judged(subject.CHECK, node(without, at=10), memory).is_clean("clocks.thermal")

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from testing.readings import LOADED, NOT_LOADED, Judged, device, gpu, judged, node, nvml, pci, uuid
+from testing.readings import LOADED, NOT_LOADED, Judged, device, gpu, judged, node, nvml, pci, remembering, uuid
 
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Action, Severity
-from gpuhealth.model.history import Baseline, History
 from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import driver as subject
 from gpuhealth.monitors.nvidia.readings import KernelModule, NvmlReadings
 
 HANGING = "nvmlDeviceGetEccMode on GPU 3"
 
 
-def look(answer: NvmlReadings | Missing, history: History | None = None, **changes: Any) -> Judged:
+def look(answer: NvmlReadings, memory: Memory | None = None, **changes: Any) -> Judged:
     """The check over a node whose NVML answers so."""
     settings = {"expected_gpus": changes.pop("expected_gpus", None)}
-    return judged(subject.CHECK, node(gpu(0), nvml=answer, **changes), history, **settings)
+    return judged(subject.CHECK, node(gpu(0), nvml=answer, **changes), memory, **settings)
 
 
 def problem(reason: MissingReason, detail: str = "") -> NvmlReadings:
@@ -76,10 +76,10 @@ def test_no_library() -> None:
 
 def test_no_library_and_hidden_bus() -> None:
     """Where the bus is hidden, the remembered and the expected GPUs tell that a driver ought to be there."""
-    history = History(baseline=Baseline(gpus={uuid(0): pci(0)}))
+    memory = remembering(gpus={uuid(0): pci(0)})
     absent = problem(MissingReason.NOT_INSTALLED)
     hidden: dict[str, Any] = {"pci": (), "kernel_module": NOT_LOADED}
-    assert look(absent, history, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
+    assert look(absent, memory, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
     assert look(absent, expected_gpus=8, **hidden).severity("driver.not_loaded", NODE) is Severity.CRITICAL
 
 
@@ -132,11 +132,11 @@ def test_healthy() -> None:
 
 def test_error_of_the_whole() -> None:
     """NVML that fails to start is a warning, and critical in the third round within ten minutes."""
-    history, broken = History(), problem(MissingReason.DRIVER_ERROR, "nvmlInit_v2: Unknown Error (999)")
-    rounds = [look(broken, history, at=at).severity("nvml.error", NODE) for at in (0, 10, 20)]
+    memory, broken = Memory(), problem(MissingReason.DRIVER_ERROR, "nvmlInit_v2: Unknown Error (999)")
+    rounds = [look(broken, memory, at=at).severity("nvml.error", NODE) for at in (0, 10, 20)]
     assert rounds == [Severity.WARNING, Severity.WARNING, Severity.CRITICAL]
-    assert look(broken, history, at=3600).severity("nvml.error", NODE) is Severity.WARNING
-    assert look(nvml(gpu(0)), history, at=3610).is_clean("nvml.error", NODE)
+    assert look(broken, memory, at=3600).severity("nvml.error", NODE) is Severity.WARNING
+    assert look(nvml(gpu(0)), memory, at=3610).is_clean("nvml.error", NODE)
 
 
 def failed(count: int, code: int = 999) -> dict[str, Missing]:
@@ -147,21 +147,21 @@ def failed(count: int, code: int = 999) -> dict[str, Missing]:
 
 def test_a_gpu_that_fails_most_calls() -> None:
     """A GPU on which more than half of the calls fail is at fault, and critical when it repeats."""
-    failing, history = gpu(0, calls=40, failed_calls=failed(21)), History()
+    failing, memory = gpu(0, calls=40, failed_calls=failed(21)), Memory()
     for at, severity in ((0, Severity.WARNING), (10, Severity.WARNING), (20, Severity.CRITICAL)):
-        result = look(nvml(failing), history, at=at)
+        result = look(nvml(failing), memory, at=at)
         assert result.severity("nvml.error") is severity
         assert "nvmlCall20" in result.finding("nvml.error").message
         assert result.is_clean("nvml.error", NODE)
-    assert look(nvml(gpu(0)), history, at=30).is_clean("nvml.error")
+    assert look(nvml(gpu(0)), memory, at=30).is_clean("nvml.error")
 
 
 @pytest.mark.parametrize("calls", [failed(1), failed(20), failed(40, code=26)])
 def test_single_calls_do_not_stand_for_a_gpu(calls: dict[str, Missing]) -> None:
     """Up to half of the calls, or all with a code that says nothing about hardware, are no fault of the GPU."""
-    history = History()
+    memory = Memory()
     for at in range(0, 100, 10):
-        assert look(nvml(gpu(0, calls=40, failed_calls=calls)), history, at=at).is_clean("nvml.error")
+        assert look(nvml(gpu(0, calls=40, failed_calls=calls)), memory, at=at).is_clean("nvml.error")
 
 
 def test_a_gpu_that_cannot_be_opened() -> None:

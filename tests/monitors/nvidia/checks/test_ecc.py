@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from testing.readings import Judged, gpu, judged, node, uuid
+from testing.readings import Judged, gpu, judged, node, remembering, uuid
 
 from gpuhealth.model.finding import Severity
-from gpuhealth.model.history import Baseline, History
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason, Reading
+from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import ecc as subject
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
@@ -21,9 +21,9 @@ def counting(**counts: Reading[int]) -> GpuReadings:
     return gpu(ecc_errors=gpu().ecc_errors | errors)
 
 
-def look(*listed: GpuReadings, history: History | None = None, at: float = 0.0) -> Judged:
+def look(*listed: GpuReadings, memory: Memory | None = None, at: float = 0.0) -> Judged:
     """The check over a node with these GPUs."""
-    return judged(subject.CHECK, node(*listed, at=at), history)
+    return judged(subject.CHECK, node(*listed, at=at), memory)
 
 
 def test_uncorrectable_at_first_sight() -> None:
@@ -35,34 +35,34 @@ def test_uncorrectable_at_first_sight() -> None:
 
 def test_uncorrectable_over_time() -> None:
     """Critical for 24 h after the count grew, a warning after that, critical again when it grows, clean at 0."""
-    history = History()
+    memory = Memory()
 
     def severity(count: int, at: float) -> Severity:
-        return look(counting(uncorrected_dram=count), history=history, at=at).severity("ecc.uncorrectable")
+        return look(counting(uncorrected_dram=count), memory=memory, at=at).severity("ecc.uncorrectable")
 
-    assert look(gpu(), history=history).is_clean("ecc.uncorrectable")
+    assert look(gpu(), memory=memory).is_clean("ecc.uncorrectable")
     assert severity(1, 10) is Severity.CRITICAL
     assert severity(1, 10 + DAY - 1) is Severity.CRITICAL
     assert severity(1, 10 + DAY) is Severity.WARNING
     assert severity(2, 10 + 2 * DAY) is Severity.CRITICAL
-    assert look(gpu(), history=history, at=3 * DAY).is_clean("ecc.uncorrectable")
+    assert look(gpu(), memory=memory, at=3 * DAY).is_clean("ecc.uncorrectable")
 
 
 def test_uncorrectable_after_a_restart_of_the_agent() -> None:
     """An error that was seen at first sight stays critical in the rounds that follow."""
-    history = History()
+    memory = Memory()
     for at in (0, 10, 20):
-        result = look(counting(uncorrected_dram=1), history=history, at=at)
+        result = look(counting(uncorrected_dram=1), memory=memory, at=at)
         assert result.severity("ecc.uncorrectable") is Severity.CRITICAL
 
 
 def test_counter_that_cannot_be_read_for_a_while() -> None:
     """A counter that is missing in one round makes an old error neither new nor clean."""
-    history, unread = History(), Missing(MissingReason.ERROR, "Unknown Error (999)")
+    memory, unread = Memory(), Missing(MissingReason.ERROR, "Unknown Error (999)")
     both = counting(uncorrected_dram=1, uncorrected_sram=5)
-    look(both, history=history)
-    look(counting(uncorrected_dram=1, uncorrected_sram=unread), history=history, at=2 * DAY)
-    result = look(both, history=history, at=2 * DAY + 10)
+    look(both, memory=memory)
+    look(counting(uncorrected_dram=1, uncorrected_sram=unread), memory=memory, at=2 * DAY)
+    result = look(both, memory=memory, at=2 * DAY + 10)
     assert result.severity("ecc.uncorrectable") is Severity.WARNING
 
 
@@ -95,12 +95,12 @@ def test_nothing_read() -> None:
 @pytest.mark.parametrize(("count", "found"), [(10_000, False), (10_001, True)])
 def test_corrected_rate(count: int, found: bool) -> None:
     """More than 10,000 corrected errors within an hour are a warning; a large old count is not."""
-    history = History()
-    first = look(counting(corrected_dram=10**9), history=history)
+    memory = Memory()
+    first = look(counting(corrected_dram=10**9), memory=memory)
     assert first.why_not("ecc.corrected_rate") is MissingReason.NO_HISTORY
-    result = look(counting(corrected_dram=10**9 + count, corrected_total=10**9 + count), history=history, at=60)
+    result = look(counting(corrected_dram=10**9 + count, corrected_total=10**9 + count), memory=memory, at=60)
     assert result.is_clean("ecc.corrected_rate") is not found
-    later = look(counting(corrected_dram=10**9 + count), history=history, at=60 + HOUR)
+    later = look(counting(corrected_dram=10**9 + count), memory=memory, at=60 + HOUR)
     assert later.is_clean("ecc.corrected_rate")
 
 
@@ -119,8 +119,8 @@ def test_disabled_among_peers() -> None:
 
 def test_disabled_since_it_was_on() -> None:
     """ECC off on a GPU that had it on is a warning."""
-    history = History(baseline=Baseline(ecc={uuid(0): True}))
-    assert look(gpu(ecc_enabled=False, ecc_pending=False), history=history).severity("ecc.disabled")
+    memory = remembering(ecc={uuid(0): True})
+    assert look(gpu(ecc_enabled=False, ecc_pending=False), memory=memory).severity("ecc.disabled")
 
 
 @pytest.mark.parametrize(("bits", "found"), [(5120, True), (384, False), (NOT_SUPPORTED, False)])
@@ -132,6 +132,6 @@ def test_disabled_with_hbm(bits: Reading[int], found: bool) -> None:
 
 def test_disabled_until_the_next_reset() -> None:
     """ECC that has been turned on and waits for a reset says so."""
-    history = History(baseline=Baseline(ecc={uuid(0): True}))
-    finding = look(gpu(ecc_enabled=False, ecc_pending=True), history=history).finding("ecc.disabled")
+    memory = remembering(ecc={uuid(0): True})
+    finding = look(gpu(ecc_enabled=False, ecc_pending=True), memory=memory).finding("ecc.disabled")
     assert "next reset" in finding.message

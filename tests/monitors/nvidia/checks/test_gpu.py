@@ -7,27 +7,32 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testing.readings import LOST, Judged, device, gpu, gpus, judged, node, nvml, pci, uuid
+from testing.readings import LOST, Judged, device, gpu, gpus, judged, node, nvml, pci, remembering, uuid
 
+from gpuhealth.model import component
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Action, Severity
-from gpuhealth.model.history import Baseline, History
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
+from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import gpu as subject
 from gpuhealth.monitors.nvidia.readings import GpuProcess, GpuReadings, NvmlReadings
 
 PROCESS = GpuProcess(4711, 1 << 30)
 
 
-def look(*listed: GpuReadings, history: History | None = None, **changes: Any) -> Judged:
+def look(*listed: GpuReadings, memory: Memory | None = None, **changes: Any) -> Judged:
     """The check over a node with these GPUs."""
-    return judged(subject.CHECK, node(*listed, **changes), history)
+    return judged(subject.CHECK, node(*listed, **changes), memory)
 
 
 def test_lost() -> None:
     """A GPU that every call finds lost is critical and takes a reboot."""
     finding = look(gpu(error=LOST)).finding("gpu.lost")
-    assert (finding.severity, finding.action, finding.gpu) == (Severity.CRITICAL, Action.REBOOT_NODE, uuid(0))
+    assert (finding.severity, finding.action, finding.component) == (
+        Severity.CRITICAL,
+        Action.REBOOT_NODE,
+        component.gpu(uuid(0)),
+    )
     assert look(gpu()).is_clean("gpu.lost")
 
 
@@ -72,7 +77,7 @@ def busy(count: int, slow: int | None = None, clock: int = 1000) -> tuple[GpuRea
 def test_straggler() -> None:
     """Of eight busy GPUs the slow one is found, and only that."""
     result = look(*busy(8, slow=5))
-    assert [(each.code, each.component) for each in result.findings] == [("gpu.straggler", uuid(5))]
+    assert [(each.code, each.component) for each in result.findings] == [("gpu.straggler", component.gpu(uuid(5)))]
     assert result.is_clean("gpu.straggler", uuid(0))
 
 
@@ -127,10 +132,10 @@ def test_zombie_process() -> None:
     assert look(held, live_pids=unread).why_not("gpu.zombie_process") is MissingReason.NO_PERMISSION
 
 
-def missing(history: History | None = None, listed: tuple[GpuReadings, ...] = (), **changes: Any) -> Judged:
+def missing(memory: Memory | None = None, listed: tuple[GpuReadings, ...] = (), **changes: Any) -> Judged:
     """The count of GPUs on a node."""
     expected = changes.pop("expected_gpus", None)
-    return judged(subject.CHECK, node(*listed, **changes), history, expected_gpus=expected)
+    return judged(subject.CHECK, node(*listed, **changes), memory, expected_gpus=expected)
 
 
 def test_missing_from_nvml() -> None:
@@ -143,24 +148,24 @@ def test_missing_from_nvml() -> None:
 
 def test_missing_from_the_bus() -> None:
     """A GPU that was there before and is gone everywhere is named by address and uuid; hardware is to be looked at."""
-    history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(8)}))
-    finding = missing(history, gpus(7)).finding("gpu.missing", NODE)
+    memory = remembering(gpus={uuid(index): pci(index) for index in range(8)})
+    finding = missing(memory, gpus(7)).finding("gpu.missing", NODE)
     assert f"{pci(7)} ({uuid(7)}) is not on the PCI bus" in finding.message
     assert finding.action is Action.INSPECT_HARDWARE
 
 
 def test_one_off_the_bus_and_one_off_the_driver() -> None:
     """Of two missing GPUs each is named with the place that lacks it."""
-    history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(4)}))
-    message = missing(history, gpus(2), pci=tuple(device(i) for i in (0, 1, 2))).finding("gpu.missing", NODE).message
+    memory = remembering(gpus={uuid(index): pci(index) for index in range(4)})
+    message = missing(memory, gpus(2), pci=tuple(device(i) for i in (0, 1, 2))).finding("gpu.missing", NODE).message
     assert f"{pci(3)} ({uuid(3)}) is not on the PCI bus" in message
     assert f"{pci(2)} ({uuid(2)}) is not in NVML" in message
 
 
 def test_stale_list_names_nobody() -> None:
     """While NVML still lists a lost GPU, its list does not tell which other is missing from it."""
-    history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(3)}))
-    finding = missing(history, (gpu(0, error=LOST), gpu(1)), pci=tuple(device(i) for i in range(3)))
+    memory = remembering(gpus={uuid(index): pci(index) for index in range(3)})
+    finding = missing(memory, (gpu(0, error=LOST), gpu(1)), pci=tuple(device(i) for i in range(3)))
     assert pci(2) not in finding.finding("gpu.missing", NODE).message
 
 
@@ -185,8 +190,8 @@ def test_nvml_zero_is_a_count() -> None:
 
 def test_expected_number_wins_over_the_baseline() -> None:
     """With `expected_gpus` the remembered GPUs do not count, and fewer than expected are missing at the first look."""
-    history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(8)}))
-    assert missing(history, gpus(7), expected_gpus=7).is_clean("gpu.missing", NODE)
+    memory = remembering(gpus={uuid(index): pci(index) for index in range(8)})
+    assert missing(memory, gpus(7), expected_gpus=7).is_clean("gpu.missing", NODE)
     assert missing(None, gpus(7), expected_gpus=8).severity("gpu.missing", NODE) is Severity.CRITICAL
 
 
@@ -204,8 +209,8 @@ def test_count_without_nvml() -> None:
     """Without NVML's count nothing is clean, but the bus can already show what is missing."""
     hung = NvmlReadings(problem=Missing(MissingReason.TIMEOUT, "no answer for 25 s to nvmlInit_v2"))
     assert missing(listed=gpus(8), nvml=hung).why_not("gpu.missing", NODE) is MissingReason.TIMEOUT
-    history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(8)}))
-    assert missing(history, gpus(7), nvml=hung).severity("gpu.missing", NODE) is Severity.CRITICAL
+    memory = remembering(gpus={uuid(index): pci(index) for index in range(8)})
+    assert missing(memory, gpus(7), nvml=hung).severity("gpu.missing", NODE) is Severity.CRITICAL
 
 
 def test_round_under_way() -> None:
@@ -217,9 +222,9 @@ def test_round_under_way() -> None:
 @given(st.integers(0, 8), st.integers(0, 8), st.integers(0, 8), st.integers(0, 8), st.none() | st.integers(0, 8))
 def test_counts_agree_or_are_found(bus: int, nodes: int, counted: int, before: int, expected: int | None) -> None:
     """Whatever is counted: it is clean exactly where nobody shows fewer than another, the memory or the setting."""
-    history = History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(before)}))
+    memory = remembering(gpus={uuid(index): pci(index) for index in range(before)})
     result = missing(
-        history,
+        memory,
         gpus(counted),
         pci=tuple(device(index) for index in range(bus)),
         device_nodes=tuple(range(nodes)),

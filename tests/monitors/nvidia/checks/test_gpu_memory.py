@@ -8,8 +8,8 @@ import pytest
 from testing.readings import Judged, gpu, judged, node
 
 from gpuhealth.model.finding import Action, Severity
-from gpuhealth.model.history import History
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
+from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import gpu_memory as subject
 
 DAY = 86400.0
@@ -22,9 +22,9 @@ FLAGS = [
 ]
 
 
-def look(history: Any = None, at: Any = 0.0, **changes: Any) -> Judged:
+def look(memory: Any = None, at: Any = 0.0, **changes: Any) -> Judged:
     """The check over a node with one GPU."""
-    return judged(subject.CHECK, node(gpu(**changes), at=at), history)
+    return judged(subject.CHECK, node(gpu(**changes), at=at), memory)
 
 
 @pytest.mark.parametrize(("code", "field", "severity", "action"), FLAGS)
@@ -63,13 +63,13 @@ def test_retired_pages(single: int, double: int, severity: Severity | None) -> N
 
 def test_retired_pages_that_keep_coming() -> None:
     """More than 15 double-bit pages and two new ones within a week are critical; old ones alone are clean."""
-    history = History()
+    memory = Memory()
     pages = {"single_bit": 0, "double_bit": 15}
-    assert look(history, retired_pages=pages).is_clean("gpu_memory.retired_pages")
-    assert look(history, DAY, retired_pages=pages | {"double_bit": 16}).is_clean("gpu_memory.retired_pages")
+    assert look(memory, retired_pages=pages).is_clean("gpu_memory.retired_pages")
+    assert look(memory, DAY, retired_pages=pages | {"double_bit": 16}).is_clean("gpu_memory.retired_pages")
     growing = pages | {"double_bit": 17}
-    assert look(history, 2 * DAY, retired_pages=growing).severity("gpu_memory.retired_pages") is Severity.CRITICAL
-    assert look(history, 9 * DAY, retired_pages=growing).is_clean("gpu_memory.retired_pages")
+    assert look(memory, 2 * DAY, retired_pages=growing).severity("gpu_memory.retired_pages") is Severity.CRITICAL
+    assert look(memory, 9 * DAY, retired_pages=growing).is_clean("gpu_memory.retired_pages")
 
 
 def test_retired_pages_unread() -> None:

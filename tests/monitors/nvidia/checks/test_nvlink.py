@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from testing.readings import SWITCH, Judged, device, gpu, judged, node, uuid
+from testing.readings import SWITCH, Judged, device, gpu, judged, node, remembering, uuid
 
 from gpuhealth.model.finding import Severity
-from gpuhealth.model.history import Baseline, History
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason, Reading
+from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import nvlink as subject
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvLink
 
@@ -22,24 +22,24 @@ def linked(index: int, *states: Reading[int], **changes: Any) -> GpuReadings:
     return gpu(index, nvlinks=tuple(NvLink(link, state) for link, state in enumerate(states)), **changes)
 
 
-def remembering(*counts: int) -> History:
+def had_up(*counts: int) -> Memory:
     """The memory of GPUs with so many links up."""
-    return History(baseline=Baseline(active_links={uuid(i): list(range(count)) for i, count in enumerate(counts)}))
+    return remembering(active_links={uuid(i): list(range(count)) for i, count in enumerate(counts)})
 
 
-def look(*listed: GpuReadings, history: History | None = None, **changes: Any) -> Judged:
+def look(*listed: GpuReadings, memory: Memory | None = None, **changes: Any) -> Judged:
     """The check over a node with these GPUs."""
-    return judged(subject.CHECK, node(*listed, **changes), history)
+    return judged(subject.CHECK, node(*listed, **changes), memory)
 
 
 def down(result: Judged) -> dict[str, str]:
     """The messages of nvlink.down by GPU."""
-    return {each.component: each.message for each in result.findings if each.code == "nvlink.down"}
+    return {each.component.id: each.message for each in result.findings if each.code == "nvlink.down"}
 
 
 def test_link_that_was_up() -> None:
     """A link that was up before is critical when it is down, and is named."""
-    result = look(linked(0, 1, 0, 1), linked(1, 1, 1, 1), history=remembering(3, 3))
+    result = look(linked(0, 1, 0, 1), linked(1, 1, 1, 1), memory=had_up(3, 3))
     assert list(down(result)) == [uuid(0)]
     assert "NVLinks down: 1 (up before)" in down(result)[uuid(0)]
     assert result.severity("nvlink.down") is Severity.CRITICAL
@@ -49,12 +49,12 @@ def test_link_that_was_up() -> None:
 @pytest.mark.parametrize("state", [1, 2, 3])
 def test_states_that_are_up(state: int) -> None:
     """Active, asleep and active without traffic are up."""
-    assert look(linked(0, state), history=remembering(1)).is_clean("nvlink.down")
+    assert look(linked(0, state), memory=had_up(1)).is_clean("nvlink.down")
 
 
 def test_all_links_down() -> None:
     """All links down on all GPUs is found on every GPU, though no peer has more."""
-    result = look(*(linked(index, 0, 0, 0) for index in range(8)), history=remembering(*[3] * 8))
+    result = look(*(linked(index, 0, 0, 0) for index in range(8)), memory=had_up(*[3] * 8))
     assert set(down(result)) == {uuid(index) for index in range(8)}
     assert "NVLinks down: all 3" in down(result)[uuid(0)]
 
@@ -75,7 +75,7 @@ def test_fewer_than_its_peers() -> None:
 def test_inactive_by_design() -> None:
     """Links that nobody has up and nobody ever saw up are inactive by design, as on a card without its bridge."""
     listed = [linked(index, 0, 0, 0) for index in range(4)]
-    result = look(*listed, history=remembering(0, 0, 0, 0))
+    result = look(*listed, memory=had_up(0, 0, 0, 0))
     assert down(result) == {}
     assert result.is_clean("nvlink.down")
 
@@ -100,20 +100,20 @@ def test_no_nvlink_at_all() -> None:
 
 def test_links_that_are_denied() -> None:
     """A GPU that had links and now denies having any has lost them."""
-    result = look(gpu(0, nvlinks=NOT_SUPPORTED), history=remembering(2))
+    result = look(gpu(0, nvlinks=NOT_SUPPORTED), memory=had_up(2))
     assert "0, 1" in down(result)[uuid(0)]
 
 
 def test_mig_may_turn_links_off() -> None:
     """With MIG on and no link up there is nothing to check; its peers are not measured by it."""
-    result = look(linked(0, 0, 0, mig_enabled=True), linked(1, 1, 1), history=remembering(2, 2))
+    result = look(linked(0, 0, 0, mig_enabled=True), linked(1, 1, 1), memory=had_up(2, 2))
     assert result.says_nothing("nvlink.down", uuid(0))
     assert result.is_clean("nvlink.down", uuid(1))
 
 
 def test_unread_link() -> None:
     """A link whose state cannot be read is not up and not down."""
-    assert look(linked(0, 1, UNREAD), history=remembering(2)).why_not("nvlink.down") is MissingReason.ERROR
+    assert look(linked(0, 1, UNREAD), memory=had_up(2)).why_not("nvlink.down") is MissingReason.ERROR
 
 
 def counting(*counts: dict[str, int]) -> GpuReadings:
@@ -123,15 +123,15 @@ def counting(*counts: dict[str, int]) -> GpuReadings:
 
 def test_errors() -> None:
     """More than 100 errors of a link within ten minutes are a warning that names it; old ones do not count."""
-    history, old = History(), {"crc_flit": 10**6, "replay": 0}
-    first = look(counting(old, old), history=history)
+    memory, old = Memory(), {"crc_flit": 10**6, "replay": 0}
+    first = look(counting(old, old), memory=memory)
     assert first.why_not("nvlink.errors") is MissingReason.NO_HISTORY
     at_limit = old | {"crc_flit": 10**6 + 60, "replay": 40}
-    assert look(counting(old, at_limit), history=history, at=10).is_clean("nvlink.errors")
+    assert look(counting(old, at_limit), memory=memory, at=10).is_clean("nvlink.errors")
     above = at_limit | {"replay": 41}
-    finding = look(counting(old, above), history=history, at=20).finding("nvlink.errors")
+    finding = look(counting(old, above), memory=memory, at=20).finding("nvlink.errors")
     assert "link 1: 101 (since the driver was loaded: crc_flit 1000060, replay 41)" in finding.message
-    assert look(counting(old, above), history=history, at=620).is_clean("nvlink.errors")
+    assert look(counting(old, above), memory=memory, at=620).is_clean("nvlink.errors")
 
 
 def test_links_that_count_nothing() -> None:

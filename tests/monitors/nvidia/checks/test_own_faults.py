@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from testing.readings import LOADED, NOT_LOADED, Judged, gpu, judged, node, nvml
 
-from gpuhealth import monitors as checks
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.checks import own_faults as subject
 from gpuhealth.monitors.nvidia.readings import KernelModule, NvmlReadings
+from gpuhealth.monitors.registry import code_of, known_codes
 
 
 def look(answer: NvmlReadings, **changes: Any) -> Judged:
@@ -27,7 +27,7 @@ def problem(reason: MissingReason) -> NvmlReadings:
 
 def test_none_takes_a_node_out_or_asks_for_a_reboot() -> None:
     """No code agent.* quarantines, drains or asks for a reboot: the fault is ours."""
-    codes = [checks.code(name) for name in checks.known_codes() if name.startswith("agent.")]
+    codes = [code_of(name) for name in known_codes() if name.startswith("agent.")]
     assert len(codes) >= 4
     for code in codes:
         assert (code.quarantine, code.drain) == (False, False)

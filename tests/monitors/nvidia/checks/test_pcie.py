@@ -8,16 +8,16 @@ import pytest
 from testing.readings import Judged, device, gpu, judged, node
 
 from gpuhealth.model.finding import Severity
-from gpuhealth.model.history import History
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
+from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import pcie as subject
 
 UNREAD = Missing(MissingReason.ERROR, "Unknown Error (999)")
 
 
-def look(history: Any = None, at: Any = 0.0, function: Any = None, **changes: Any) -> Judged:
+def look(memory: Any = None, at: Any = 0.0, function: Any = None, **changes: Any) -> Judged:
     """The check over a node with one GPU and its function in sysfs."""
-    return judged(subject.CHECK, node(gpu(**changes), at=at, pci=(function or device(0),)), history)
+    return judged(subject.CHECK, node(gpu(**changes), at=at, pci=(function or device(0),)), memory)
 
 
 @pytest.mark.parametrize("load", [0, 100])
@@ -56,36 +56,36 @@ def test_link_unread() -> None:
 @pytest.mark.parametrize(("replays", "found"), [(30, False), (31, True)])
 def test_replay_rate(replays: int, found: bool) -> None:
     """More than 30 replays within a minute are a warning, until a minute passes without; old ones do not count."""
-    history = History()
-    assert look(history, pcie_replays=10**6).why_not("pcie.replay_rate") is MissingReason.NO_HISTORY
-    result = look(history, 10, pcie_replays=10**6 + replays)
+    memory = Memory()
+    assert look(memory, pcie_replays=10**6).why_not("pcie.replay_rate") is MissingReason.NO_HISTORY
+    result = look(memory, 10, pcie_replays=10**6 + replays)
     assert result.is_clean("pcie.replay_rate") is not found
-    assert look(history, 70, pcie_replays=10**6 + replays).is_clean("pcie.replay_rate")
+    assert look(memory, 70, pcie_replays=10**6 + replays).is_clean("pcie.replay_rate")
 
 
 @pytest.mark.parametrize(("errors", "found"), [(32, False), (33, True)])
 def test_aer_correctable_rate(errors: int, found: bool) -> None:
     """More than 32 corrected errors within a minute are a warning."""
-    history = History()
+    memory = Memory()
     code = "pcie.aer_correctable_rate"
-    assert look(history, function=device(0, aer_correctable=5)).why_not(code) is MissingReason.NO_HISTORY
-    assert look(history, 10, device(0, aer_correctable=5 + errors)).is_clean(code) is not found
-    assert look(history, 70, device(0, aer_correctable=5 + errors)).is_clean(code)
+    assert look(memory, function=device(0, aer_correctable=5)).why_not(code) is MissingReason.NO_HISTORY
+    assert look(memory, 10, device(0, aer_correctable=5 + errors)).is_clean(code) is not found
+    assert look(memory, 70, device(0, aer_correctable=5 + errors)).is_clean(code)
 
 
 @pytest.mark.parametrize("kind", ["nonfatal", "fatal"])
 def test_aer_uncorrectable(kind: str) -> None:
     """An uncorrectable error is critical for an hour; those from before the first look are not held against it."""
-    history = History()
+    memory = Memory()
     code, old = "pcie.aer_uncorrectable", device(0, **{f"aer_{kind}": 3})
     new = device(0, **{f"aer_{kind}": 4})
-    assert look(history, function=old).why_not(code) is MissingReason.NO_HISTORY
-    assert look(history, 10, old).is_clean(code)
-    finding = look(history, 20, new).finding(code)
+    assert look(memory, function=old).why_not(code) is MissingReason.NO_HISTORY
+    assert look(memory, 10, old).is_clean(code)
+    finding = look(memory, 20, new).finding(code)
     assert finding.severity is Severity.CRITICAL
     assert f"{kind} 1" in finding.message
-    assert look(history, 20 + 3599, new).severity(code) is Severity.CRITICAL
-    assert look(history, 20 + 3600, new).is_clean(code)
+    assert look(memory, 20 + 3599, new).severity(code) is Severity.CRITICAL
+    assert look(memory, 20 + 3600, new).is_clean(code)
 
 
 def test_no_aer() -> None:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import pytest
-from testing.readings import BROKEN, LOST, Judged, device, gpu, gpus, node, nvml, pci, uuid
+from testing.readings import (
+    BROKEN,
+    LOST,
+    Judged,
+    Round,
+    device,
+    gpu,
+    gpus,
+    node,
+    nvml,
+    outcomes,
+    pci,
+    remembering,
+    uuid,
+)
 
-from gpuhealth import monitors as checks
-from gpuhealth.model import lost_memory as quarantine
+from gpuhealth.model import component
+from gpuhealth.model.codes import CODES
 from gpuhealth.model.component import NODE
-from gpuhealth.model.finding import Action, NotChecked, Outcome, Severity
-from gpuhealth.model.history import Baseline, History
+from gpuhealth.model.finding import Action, NotChecked, Severity
 from gpuhealth.model.kernel_event import KernelEvent
 from gpuhealth.model.missing import UNREAD, Missing, MissingReason
-from gpuhealth.monitors.burnin_results import checks as burnin
-from gpuhealth.monitors.fleet_findings import checks as fleet
-from gpuhealth.monitors.kernel_log import checks as kernel
+from gpuhealth.model.pci import PciSlot
+from gpuhealth.monitors.judge import Judge, Memory
 from gpuhealth.monitors.nvidia.checks import xid
+from gpuhealth.monitors.nvidia.monitor import MONITOR
 from gpuhealth.monitors.nvidia.readings import NvmlReadings
-from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.registry import code_of, monitors
+from gpuhealth.monitors.settings import Settings
 
 # What is said of the node, and what is said of a GPU that does not answer.
 NODE_CODES = {
@@ -30,27 +43,32 @@ NODE_CODES = {
     "agent.nvml_library",
     "agent.permission",
 }
-ALL_CODES = {code.name for check in checks.CHECKS for code in check.codes}
-TOLD_CODES = {code.name for check in (burnin.CHECK, fleet.CHECK, quarantine.CHECK) for code in check.codes}
-"""What was found out elsewhere and holds whether the GPU answers now or not."""
-GPU_CODES = (
-    ALL_CODES - NODE_CODES - TOLD_CODES - {code.name for check in (xid.CHECK, kernel.CHECK) for code in check.codes}
-)
+GPU_CODES = {code.name for code in MONITOR.codes} - NODE_CODES - {code.name for code in xid.CHECK.codes}
+"""What events report holds whether the GPU answers now or not; all else has to be read."""
+monitors()
+ALL_CODES = {code.name for code in CODES.defined()}
 
 
-def judge(readings: NodeReadings, history: History | None = None, **settings: object) -> Judged:
-    """Everything that the whole list of checks says, of the codes at hand."""
+def judge(looked: Round, memory: Memory | None = None, **settings: object) -> Judged:
+    """Everything that all checks say of a round, of the codes at hand."""
     result = Judged()
-    outcomes: list[Outcome] = checks.judge(readings, Settings(**settings), history or History())  # type: ignore[arg-type]
-    for outcome in outcomes:
+    for outcome in outcomes(Judge(Settings(**settings), memory, time=looked.time), looked):  # type: ignore[arg-type]
         if outcome.code in NODE_CODES | GPU_CODES:
             result.add(outcome)
     return result
 
 
-def remembering(count: int) -> History:
+def having(count: int) -> Memory:
     """The memory of a node that had this many GPUs."""
-    return History(baseline=Baseline(gpus={uuid(index): pci(index) for index in range(count)}))
+    return remembering(gpus={uuid(index): pci(index) for index in range(count)})
+
+
+def unread(reason: Missing, memory: Memory | None = None) -> Judged:
+    """What the monitor's own checks say where it could not be read at all."""
+    result, now = Judged(), node().time
+    for outcome in Judge(Settings(), memory, time=now).round(MONITOR, reason, now):
+        result.add(outcome)
+    return result
 
 
 def test_healthy_node() -> None:
@@ -63,9 +81,9 @@ def test_healthy_node() -> None:
 
 def test_second_look_has_history() -> None:
     """After a second look only what needs load remains unchecked."""
-    history = History()
-    judge(node(*gpus(8)), history)
-    judged = judge(node(*gpus(8), at=10), history)
+    memory = Memory()
+    judge(node(*gpus(8)), memory)
+    judged = judge(node(*gpus(8), at=10), memory)
     assert {"gpu.straggler"} == {code for (code, _), each in judged.items() if isinstance(each, NotChecked)}
 
 
@@ -81,12 +99,12 @@ def test_nothing_read_is_not_healthy() -> None:
 
 def test_one_lost_among_eight() -> None:
     """A lost GPU is found lost and nothing else is said of it; the other seven are judged as ever."""
-    history = remembering(8)
-    judge(node(*gpus(8)), history)
-    judged = judge(node(*gpus(8, changed=3, error=LOST), at=10), history)
+    memory = having(8)
+    judge(node(*gpus(8)), memory)
+    judged = judge(node(*gpus(8, changed=3, error=LOST), at=10), memory)
     assert [finding.code for finding in judged.findings] == ["gpu.lost"]
-    assert uuid(3) == judged.findings[0].gpu
-    others = {code: outcome for (code, component), outcome in judged.items() if component == uuid(3)}
+    assert judged.findings[0].component == component.gpu(uuid(3))
+    others = {code: outcome for (code, where), outcome in judged.items() if where == uuid(3)}
     assert GPU_CODES - {"gpu.lost"} <= {code for code, outcome in others.items() if isinstance(outcome, NotChecked)}
     for index in (0, 1, 2, 4, 5, 6, 7):
         assert judged.is_clean("ecc.uncorrectable", uuid(index))
@@ -104,14 +122,14 @@ def test_reset_required() -> None:
 @pytest.mark.parametrize(
     "away",
     [
-        UNREAD,
+        NvmlReadings(problem=UNREAD),
         NvmlReadings(problem=Missing(MissingReason.NOT_LOADED, "nvmlInit_v2: Driver Not Loaded (9)")),
         NvmlReadings(waiting_seconds=5.0, waiting_for="nvmlDeviceGetEccMode on GPU 0"),
     ],
 )
-def test_nvml_away(away: Missing | NvmlReadings) -> None:
+def test_nvml_away(away: NvmlReadings) -> None:
     """While NVML does not answer, every code of every remembered GPU is unchecked and none is clean."""
-    judged = judge(node(*gpus(2), nvml=away), remembering(2))
+    judged = judge(node(*gpus(2), nvml=away), having(2))
     for index in range(2):
         for code in GPU_CODES:
             judged.why_not(code, uuid(index))
@@ -119,16 +137,28 @@ def test_nvml_away(away: Missing | NvmlReadings) -> None:
 
 def test_nvml_away_and_nothing_remembered() -> None:
     """Where no GPU is known, the codes of GPUs are unchecked for the node."""
-    judged = judge(node(nvml=UNREAD, pci=(), device_nodes=()))
-    assert judged.findings == []
-    for code in GPU_CODES:
-        judged.why_not(code, NODE)
+    away = NvmlReadings(problem=Missing(MissingReason.TIMEOUT, "no answer"))
+    for judged in (unread(UNREAD), judge(node(nvml=away, pci=(), device_nodes=()))):
+        assert judged.findings == []
+        for code in GPU_CODES:
+            judged.why_not(code, NODE)
+
+
+def test_no_readings_of_the_monitor_at_all() -> None:
+    """A monitor that failed or was late as a whole leaves everything unchecked, on the node and on remembered GPUs."""
+    for reason in (MissingReason.TIMEOUT, MissingReason.ERROR):
+        said = unread(Missing(reason, "nvidia was not read"), having(2))
+        assert said.findings == []
+        for code in NODE_CODES:
+            assert said.why_not(code, NODE) is reason
+        for code in GPU_CODES:
+            assert {said.why_not(code, uuid(index)) for index in range(2)} == {reason}
 
 
 def test_half_a_round() -> None:
     """GPUs that answered before the driver hung are judged, the remembered others are not checked."""
     half = nvml(gpu(0), answered=False, count=2, waiting_seconds=70.0, waiting_for="nvmlDeviceGetEccMode on GPU 1")
-    judged = judge(node(*gpus(2), nvml=half), remembering(2))
+    judged = judge(node(*gpus(2), nvml=half), having(2))
     assert judged.is_clean("ecc.uncorrectable", uuid(0))
     assert MissingReason.TIMEOUT is judged.why_not("ecc.uncorrectable", uuid(1))
     assert [finding.code for finding in judged.findings] == ["driver.unresponsive"]
@@ -137,7 +167,7 @@ def test_half_a_round() -> None:
 def test_released() -> None:
     """While the driver is let go on purpose nothing is found, whatever the trees show."""
     released = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was let go on request"))
-    judged = judge(node(gpu(0), nvml=released, fabric_manager_running=False), remembering(8), expected_gpus=8)
+    judged = judge(node(gpu(0), nvml=released, fabric_manager_running=False), having(8), expected_gpus=8)
     assert judged.findings == []
     assert {MissingReason.RELEASED} == {each.reason.reason for each in judged.values() if isinstance(each, NotChecked)}
     assert {code for code, _ in judged} == NODE_CODES | GPU_CODES
@@ -148,8 +178,10 @@ def test_lost_gpu_without_a_name() -> None:
     by_address = gpu(1, uuid=LOST, error=LOST)
     nameless = gpu(1, uuid=LOST, pci=LOST, error=LOST)
     for broken in (by_address, nameless):
-        judged = judge(node(gpu(0), broken, nvml=nvml(gpu(0), broken)), remembering(2))
-        assert [("gpu.lost", uuid(1))] == [(finding.code, finding.component) for finding in judged.findings]
+        judged = judge(node(gpu(0), broken, nvml=nvml(gpu(0), broken)), having(2))
+        assert [("gpu.lost", component.gpu(uuid(1)))] == [
+            (finding.code, finding.component) for finding in judged.findings
+        ]
 
 
 def test_lost_before_anybody_looked() -> None:
@@ -157,17 +189,19 @@ def test_lost_before_anybody_looked() -> None:
     broken = gpu(1, uuid=LOST, pci=LOST, error=LOST)
     listed = (gpu(0), broken, gpu(2))
     judged = judge(node(*gpus(3), nvml=nvml(*listed)))
-    assert [("gpu.lost", pci(1))] == [(finding.code, finding.component) for finding in judged.findings]
+    assert [("gpu.lost", component.gpu(pci(1)))] == [(finding.code, finding.component) for finding in judged.findings]
     for others in ((device(0), device(2)), tuple(device(index) for index in range(4))):  # hidden, or not the driver's
         judged = judge(node(*gpus(3), nvml=nvml(*listed), pci=others))
-        assert "gpu1" in {finding.component for finding in judged.findings if finding.code == "gpu.lost"}
+        assert component.gpu("gpu1") in {finding.component for finding in judged.findings if finding.code == "gpu.lost"}
 
 
 def test_two_nameless_gpus_are_not_guessed() -> None:
     """Two GPUs that tell nothing of themselves are not given each other's uuid."""
     broken = [gpu(index, uuid=LOST, pci=LOST, error=LOST) for index in (1, 2)]
-    judged = judge(node(*gpus(3), nvml=nvml(gpu(0), *broken)), remembering(3))
-    assert {"gpu1", "gpu2"} == {finding.component for finding in judged.findings if finding.code == "gpu.lost"}
+    judged = judge(node(*gpus(3), nvml=nvml(gpu(0), *broken)), having(3))
+    assert {component.gpu("gpu1"), component.gpu("gpu2")} == {
+        finding.component for finding in judged.findings if finding.code == "gpu.lost"
+    }
 
 
 def test_several_findings_are_all_kept() -> None:
@@ -175,10 +209,10 @@ def test_several_findings_are_all_kept() -> None:
     broken = gpu(0, remap_failed=True, persistence_mode=False, recovery_action=2)
     judged = judge(node(broken, gpu(1, pcie_width=8)))
     assert {
-        ("gpu_memory.remap_failed", uuid(0)),
-        ("persistence.off", uuid(0)),
-        ("gpu.recovery_action", uuid(0)),
-        ("pcie.width", uuid(1)),
+        ("gpu_memory.remap_failed", component.gpu(uuid(0))),
+        ("persistence.off", component.gpu(uuid(0))),
+        ("gpu.recovery_action", component.gpu(uuid(0))),
+        ("pcie.width", component.gpu(uuid(1))),
     } == {(finding.code, finding.component) for finding in judged.findings}
 
 
@@ -202,7 +236,7 @@ def test_findings_can_be_explained() -> None:
 @pytest.mark.parametrize("name", sorted(ALL_CODES))
 def test_codes_explain_themselves(name: str) -> None:
     """Every code can be looked up, says what it means and what to do, and drains only what it quarantines."""
-    code = checks.code(name)
+    code = code_of(name)
     assert code.name == name
     assert code.meaning.endswith(".")
     assert code.advice.endswith(".")
@@ -213,22 +247,31 @@ def test_unknown_code() -> None:
     """A code that does not exist is refused."""
     for name in ("gpu.nonsense", "xid.", "xid.x", "nonsense.79", ""):
         with pytest.raises(KeyError):
-            checks.code(name)
+            code_of(name)
 
 
 def test_codes_of_xids() -> None:
     """XIDs and SXids have a code each, by their number."""
-    assert checks.code("xid.79").name == "xid.79"
-    assert checks.code("sxid.20034").name == "sxid.20034"
+    assert code_of("xid.79").name == "xid.79"
+    assert code_of("sxid.20034").name == "sxid.20034"
 
 
 def test_events_alone() -> None:
     """Events are judged without a word about anything else, and in a whole round beside everything else."""
-    event = KernelEvent("xid", "NVRM: Xid ...", "xid.79", Severity.CRITICAL, Action.REBOOT_NODE, pci="0000:01:00")
-    readings = node(gpu(0), events=(event,))
-    alone = checks.judge_events(readings, Settings(), remembering(1))
-    assert [(outcome.code, outcome.component) for outcome in alone] == [("xid.79", uuid(0))]
-    assert alone[0] in checks.judge(readings, Settings(), remembering(1))
+    event = KernelEvent(
+        kind="xid",
+        line="NVRM: Xid ...",
+        finding="xid.79",
+        severity=Severity.CRITICAL,
+        action=Action.REBOOT_NODE,
+        pci=PciSlot("0000:01:00"),
+    )
+    looked = node(gpu(0), events=(event,))
+    judge = Judge(Settings(), having(1), time=looked.time)
+    judge.set_readings(MONITOR, looked.nvidia, looked.time)
+    alone = judge.judge_events([event], looked.time)
+    assert [(outcome.code, outcome.component) for outcome in alone] == [("xid.79", component.gpu(uuid(0)))]
+    assert alone[0] in outcomes(Judge(Settings(), having(1), time=looked.time), looked)
 
 
 def test_error_of_the_whole_gpu() -> None:

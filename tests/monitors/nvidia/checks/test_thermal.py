@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from testing.readings import Judged, gpu, judged, node
 
 from gpuhealth.model.finding import Severity
-from gpuhealth.model.history import History
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
+from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import thermal as subject
 
 
-def look(history: History | None = None, at: float = 0.0, **changes: Any) -> Judged:
+def look(memory: Memory | None = None, at: float = 0.0, **changes: Any) -> Judged:
     """The check over a node with one GPU."""
-    return judged(subject.CHECK, node(gpu(**changes), at=at), history)
+    return judged(subject.CHECK, node(gpu(**changes), at=at), memory)
 
 
 OLD = {"temperature_margin_celsius": NOT_SUPPORTED, "slowdown_celsius": 90, "gpu_max_celsius": 85}
@@ -50,15 +50,15 @@ OLDER = OLD | {"slowdown_celsius": NOT_SUPPORTED}
 )
 def test_thresholds(code: str, hot: dict[str, Any], warm: dict[str, Any], cool: dict[str, Any]) -> None:
     """Within 5 degrees is a warning, at the limit critical after 30 s; by margin or by the card's own threshold."""
-    history = History()
-    assert look(history, 0, **cool).is_clean(code)
-    assert look(history, 10, **warm).severity(code) is Severity.WARNING
-    assert look(history, 100, **hot).severity(code) is Severity.WARNING
-    assert look(history, 129, **hot).severity(code) is Severity.WARNING
-    assert look(history, 130, **hot).severity(code) is Severity.CRITICAL
-    assert look(history, 140, **warm).severity(code) is Severity.WARNING
-    assert look(history, 150, **hot).severity(code) is Severity.WARNING
-    assert look(history, 160, **cool).is_clean(code)
+    memory = Memory()
+    assert look(memory, 0, **cool).is_clean(code)
+    assert look(memory, 10, **warm).severity(code) is Severity.WARNING
+    assert look(memory, 100, **hot).severity(code) is Severity.WARNING
+    assert look(memory, 129, **hot).severity(code) is Severity.WARNING
+    assert look(memory, 130, **hot).severity(code) is Severity.CRITICAL
+    assert look(memory, 140, **warm).severity(code) is Severity.WARNING
+    assert look(memory, 150, **hot).severity(code) is Severity.WARNING
+    assert look(memory, 160, **cool).is_clean(code)
 
 
 def test_single_look() -> None:

@@ -1,54 +1,70 @@
 """XIDs and SXids over time: attribution, consequences, repetition, recovery."""
 
+from __future__ import annotations
+
 from datetime import datetime, timedelta
 
 import msgspec
 import pytest
 from testing.readings import START, gpu, uuid
 
-from gpuhealth.kernel_log.parser import KernelLog as Parser
-from gpuhealth.kernel_log.parser import nvml_xid_event
-from gpuhealth.model.code import Clears
+from gpuhealth.model import component
+from gpuhealth.model.codes import CODES, Clears, Code
+from gpuhealth.model.component import NODE, Component, Kind
 from gpuhealth.model.finding import Action, Clean, Finding, NotChecked, Outcome, Severity
-from gpuhealth.model.history import Baseline, History
-from gpuhealth.model.kernel_event import KernelRecord
-from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
-from gpuhealth.monitors.kernel_log.readings import KernelLog
+from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus, KernelRecord
+from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, MissingReason, Reading
+from gpuhealth.model.pci import PciAddress
+from gpuhealth.monitors.judge import Judge, Memory
+from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
+from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
-from gpuhealth.monitors.nvidia.checks.xid import CHECK, code_for
-from gpuhealth.monitors.nvidia.readings import MigDevice, NvmlReadings
-from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.runtime.settings import Settings
+from gpuhealth.monitors.nvidia.checks.xid import CHECK, COVERAGE, with_expiry
+from gpuhealth.monitors.nvidia.monitor import MONITOR
+from gpuhealth.monitors.nvidia.nvml.child import XidSeen
+from gpuhealth.monitors.nvidia.probe import event_of
+from gpuhealth.monitors.nvidia.readings import MigDevice, NvidiaReadings, NvmlReadings, Release
+from gpuhealth.monitors.nvidia.settings import Xid
+from gpuhealth.monitors.registry import code_of, kernel_log_parser
+from gpuhealth.monitors.settings import Settings
 
-READ = KernelLog("kmsg")
+READ = KernelLogStatus("kmsg")
 SETTINGS = Settings()
 
 
 class Node:
     """A node with GPUs at 0000:01:00 and on, whose kernel writes lines."""
 
-    def __init__(self, **changes: object) -> None:
+    def __init__(self, log: Reading[KernelLogStatus] = READ) -> None:
         self.gpus = [gpu(0), gpu(1)]
-        self.history = History()
-        self.parser = Parser()
-        self.readings = NodeReadings("n", START, "boot", nvml=NvmlReadings(answered=True), kernel_log=READ)
-        self.readings = msgspec.structs.replace(self.readings, **changes)
+        self.away: Missing | None = None  # why NVML does not answer
+        self.release: Release | None = None
+        self.memory = Memory()
+        self._parser = kernel_log_parser()
+        self._log = log
 
     def says(self, *lines: str, after: float = 0.0) -> list[Outcome]:
         """What is made of lines that are logged together, so many seconds after the start."""
         when = START + timedelta(seconds=after)
-        events = [event for line in lines if (event := self.parser.feed(KernelRecord(line, when)))]
-        readings = self.readings
-        if isinstance(readings.nvml, NvmlReadings):
-            readings = msgspec.structs.replace(
-                readings, nvml=msgspec.structs.replace(readings.nvml, gpus=tuple(self.gpus))
-            )
-        readings = msgspec.structs.replace(readings, events=tuple(events), time=when)
-        return [each for each in CHECK.run(readings, SETTINGS, self.history) if each.code != "xid"]
+        events = [event for line in lines if (event := self._parser.feed(KernelRecord(line, when)))]
+        return [each for each in self.judged(*events, when=when) if each.code != "xid"]
+
+    def judged(self, *events: KernelEvent, when: datetime = START) -> list[Outcome]:
+        """What is made of events."""
+        judge = Judge(SETTINGS, self.memory, boot_id="boot", time=when)
+        judge.set_readings(KERNEL_LOG, self._log, when)
+        nvml = NvmlReadings(answered=True, problem=self.away, gpus=() if self.away else tuple(self.gpus))
+        judge.set_readings(MONITOR, NvidiaReadings(nvml=nvml, release=self.release), when)
+        return list(CHECK.run(judge.context(MONITOR, events)))
 
     def finds(self, *lines: str, after: float = 0.0) -> list[Finding]:
         """The findings among them."""
         return [each for each in self.says(*lines, after=after) if isinstance(each, Finding)]
+
+
+def nvml_event(code: int) -> KernelEvent:
+    """An XID of the first GPU that NVML reports."""
+    return event_of(XidSeen(xid=code, pci="0000:01:00", uuid=uuid(0), time=0.0))
 
 
 def line(code: int, bus: int = 1, pid: int = 100, text: str = "text", domain: int = 0, instance: str = "") -> str:
@@ -59,24 +75,26 @@ def line(code: int, bus: int = 1, pid: int = 100, text: str = "text", domain: in
 def test_a_fault_is_attributed_by_the_whole_address() -> None:
     """Two GPUs that differ in the domain alone are told apart."""
     node = Node()
-    node.gpus = [gpu(0, pci="0000:3b:00.0"), gpu(1, pci="0001:3b:00.0"), gpu(2, pci="10000:3b:00.0")]
+    places = ("0000:3b:00.0", "0001:3b:00.0", "10000:3b:00.0")
+    node.gpus = [gpu(index, pci=PciAddress(place)) for index, place in enumerate(places)]
     for index, domain in enumerate((0, 1, 0x10000)):
         (found,) = node.finds(line(79, 0x3B, domain=domain))
-        assert (found.code, found.component, found.gpu) == ("xid.79", uuid(index), uuid(index))
+        assert (found.code, found.component) == ("xid.79", component.gpu(uuid(index)))
     (elsewhere,) = node.finds(line(79, 0x3C))
-    assert elsewhere.component == "0000:3c:00"
+    assert elsewhere.component == component.gpu("0000:3c:00.0")
 
 
 def test_a_gpu_that_nvml_has_lost_is_known_by_the_baseline() -> None:
     """A GPU that fell off the bus keeps its uuid."""
     node = Node()
     node.gpus = [gpu(1)]
-    node.history.baseline = Baseline(gpus={uuid(0): "0000:01:00.0", uuid(1): "0000:02:00.0"})
+    remembered = {uuid(0): PciAddress("0000:01:00.0"), uuid(1): PciAddress("0000:02:00.0")}
+    node.memory = Memory(baselines={"nvidia": Baseline(gpus=remembered)})
     (found,) = node.finds(line(79))
-    assert (found.component, found.gpu, found.severity) == (uuid(0), uuid(0), Severity.CRITICAL)
-    node.readings = msgspec.structs.replace(node.readings, nvml=Missing(MissingReason.NOT_LOADED))
+    assert (found.component, found.severity) == (component.gpu(uuid(0)), Severity.CRITICAL)
+    node.away = Missing(MissingReason.NOT_LOADED)
     (again,) = node.finds(line(48))
-    assert again.component == uuid(0)
+    assert again.component == component.gpu(uuid(0))
 
 
 def test_evidence() -> None:
@@ -95,7 +113,7 @@ def test_fallen_off_the_bus_without_a_number_is_a_79() -> None:
     bare = "NVRM: GPU 0000:01:00.0: GPU has fallen off the bus."
     found = Node().finds(bare, line(79))
     assert [each.code for each in found] == ["xid.79"]
-    assert found[0].component == uuid(0)
+    assert found[0].component == component.gpu(uuid(0))
 
 
 def test_lines_of_one_fault_count_once() -> None:
@@ -135,6 +153,17 @@ def test_a_line_that_names_its_cause_is_a_consequence() -> None:
     assert "consequence of XID 149" in named.message
 
 
+def test_clean_up_while_the_driver_is_released() -> None:
+    """What is done to a released driver begins with ending what uses it: that is no fault, and says so."""
+    node = Node()
+    node.away, node.release = Missing(MissingReason.RELEASED), Release(("annotation",), START)
+    (ended,) = node.finds(line(45))
+    assert (ended.severity, ended.action) == (Severity.INFO, Action.NONE)
+    assert "while the driver was released on request" in ended.message
+    (other,) = node.finds(line(48))
+    assert other.severity is Severity.CRITICAL
+
+
 def test_a_storm_of_teardowns_is_no_hardware_fault() -> None:
     """168,924 lines of XID 45 from as many processes leave no critical, no quarantine and little memory."""
     node, worst, findings = Node(), Severity.INFO, 0
@@ -144,10 +173,10 @@ def test_a_storm_of_teardowns_is_no_hardware_fault() -> None:
             worst = max(worst, found.severity, key=lambda each: each.rank)
             findings += 1
             assert found.code == "xid.45"
-            assert not code_for(found.code, found.severity, found.action).quarantine
+            assert not CODES.of(found).quarantine
     assert worst is Severity.WARNING
     assert findings < 2 * 168
-    assert len(msgspec.json.encode(node.history)) < 10_000
+    assert len(msgspec.json.encode(node.memory)) < 10_000
 
 
 def test_repetition_of_what_only_the_vendor_knows_is_critical() -> None:
@@ -174,7 +203,7 @@ def test_faults_of_different_programs_cast_doubt_on_the_gpu() -> None:
     found = node.finds(line(13, pid=3), after=1200)
     assert [each.code for each in found] == ["xid.13", "gpu.repeated_app_faults"]
     repeated = next(each for each in CHECK.codes if each.name == "gpu.repeated_app_faults")
-    assert (found[1].severity, found[1].component) == (Severity.WARNING, uuid(0))
+    assert (found[1].severity, found[1].component) == (Severity.WARNING, component.gpu(uuid(0)))
     assert not repeated.quarantine
     assert "burnin" in repeated.advice
 
@@ -212,7 +241,8 @@ def test_recovery_action_by_value() -> None:
         ("gpu.recovery_action", Severity.CRITICAL, Action.REBOOT_NODE),
     }
     cleared = node.says(line(154, text="GPU recovery action changed from 0x2 (OS Reboot) to 0x0 (None)"), after=1)
-    assert cleared == [Clean("gpu.recovery_action", uuid(0)), Clean("xid.154", uuid(0))]
+    first = component.gpu(uuid(0))
+    assert cleared == [Clean("gpu.recovery_action", first), Clean("xid.154", first)]
 
 
 def test_a_recovery_action_that_is_not_polled() -> None:
@@ -226,9 +256,7 @@ def test_a_recovery_action_that_is_not_polled() -> None:
 def test_a_recovery_action_without_text() -> None:
     """A 154 that came through NVML does not say which action: field 230 does."""
     node = Node()
-    event = nvml_xid_event(154, "0000:01:00")
-    readings = msgspec.structs.replace(node.readings, events=(event,))
-    found = [each for each in CHECK.run(readings, SETTINGS, node.history) if isinstance(each, Finding)]
+    found = [each for each in node.judged(nvml_event(154)) if isinstance(each, Finding)]
     assert [(each.code, each.severity) for each in found] == [("xid.154", Severity.WARNING)]
     assert found[0].evidence.source == "NVML event"
 
@@ -241,7 +269,9 @@ def test_mig_instances() -> None:
     cases = {" GPU-I:05": "MIG-a", " GPU-I:09 GPU-CI:01": "MIG-c", " GPU-I:09": "", " GPU-I:02": "", "": ""}
     for number, (instance, named) in enumerate(cases.items()):
         (found,) = node.finds(line(94, instance=instance, pid=1), after=60 * number)
-        assert (found.component, found.mig_instance) == (uuid(0), named), instance
+        expected = Component(Kind.MIG, named, uuid(0)) if named else component.gpu(uuid(0))
+        assert found.component == expected, instance
+        assert found.component.gpu == uuid(0)
 
 
 def test_two_mig_instances_at_once() -> None:
@@ -250,7 +280,7 @@ def test_two_mig_instances_at_once() -> None:
     devices = (MigDevice("MIG-a", 5, 0), MigDevice("MIG-b", 9, 0))
     node.gpus = [gpu(0, mig_enabled=True, mig_devices=devices)]
     found = node.finds(line(94, instance=" GPU-I:05"), line(94, instance=" GPU-I:09"))
-    assert [each.mig_instance for each in found] == ["MIG-a", "MIG-b"]
+    assert [each.component for each in found] == [Component(Kind.MIG, name, uuid(0)) for name in ("MIG-a", "MIG-b")]
 
 
 def test_sxids_belong_to_their_switch() -> None:
@@ -259,21 +289,22 @@ def test_sxids_belong_to_their_switch() -> None:
     found = Node().finds(
         f"{head}23001, Fatal, Link 07 text", f"{head}23001, Severity 1 Engine instance 7", f"{head}26006, SOE HALTED"
     )
-    assert [(each.code, each.component, each.gpu, each.severity) for each in found] == [
-        ("sxid.23001", "0000:a9:00", "", Severity.CRITICAL),
-        ("sxid.26006", "0000:a9:00", "", Severity.CRITICAL),
+    switch = Component(Kind.NVSWITCH, "0000:a9:00")
+    assert [(each.code, each.component, each.component.gpu, each.severity) for each in found] == [
+        ("sxid.23001", switch, "", Severity.CRITICAL),
+        ("sxid.26006", switch, "", Severity.CRITICAL),
     ]
 
 
 def test_coverage() -> None:
     """Whether XIDs reach us is itself a check, and an essential one: not read is not clean."""
     for log, expected in (
-        (READ, Clean("xid", "node")),
-        (KernelLog("nvml"), Clean("xid", "node")),
-        (absent := Missing(MissingReason.NO_PERMISSION), NotChecked("xid", "node", absent)),
+        (READ, Clean("xid", NODE)),
+        (KernelLogStatus("nvml"), Clean("xid", NODE)),
+        (absent := Missing(MissingReason.NO_PERMISSION), NotChecked("xid", NODE, absent)),
+        (UNREAD, NotChecked("xid", NODE, UNREAD)),
     ):
-        readings = NodeReadings("n", START, "boot", kernel_log=log)
-        assert list(CHECK.run(readings, SETTINGS, History())) == [expected]
+        assert Node(log).judged() == [expected]
     assert next(code for code in CHECK.codes if code.name == "xid").essential
 
 
@@ -292,21 +323,21 @@ def test_coverage() -> None:
         ("xid.154", True, True, Clears.RECOVERY),
         ("xid.109", False, False, Clears.RECOVERY),
         ("xid.142", False, False, Clears.REBOOT),
-        ("xid.13", False, False, Clears.EXPIRY),
-        ("xid.31", False, False, Clears.EXPIRY),
-        ("xid.43", False, False, Clears.EXPIRY),
-        ("xid.45", False, False, Clears.EXPIRY),
-        ("xid.94", False, False, Clears.EXPIRY),
-        ("xid.1", False, False, Clears.EXPIRY),
-        ("xid.999", False, False, Clears.EXPIRY),
+        ("xid.13", False, False, Clears.QUIET_PERIOD),
+        ("xid.31", False, False, Clears.QUIET_PERIOD),
+        ("xid.43", False, False, Clears.QUIET_PERIOD),
+        ("xid.45", False, False, Clears.QUIET_PERIOD),
+        ("xid.94", False, False, Clears.QUIET_PERIOD),
+        ("xid.1", False, False, Clears.QUIET_PERIOD),
+        ("xid.999", False, False, Clears.QUIET_PERIOD),
         ("sxid.23001", True, True, Clears.RECOVERY),
-        ("sxid.10001", False, False, Clears.EXPIRY),
-        ("sxid.12028", False, False, Clears.EXPIRY),
+        ("sxid.10001", False, False, Clears.QUIET_PERIOD),
+        ("sxid.12028", False, False, Clears.QUIET_PERIOD),
     ],
 )
 def test_code_for(name: str, quarantine: bool, drain: bool, clears: Clears) -> None:
     """A code's defaults are those of the worst it can be, and what a program can cause never quarantines."""
-    code = code_for(name)
+    code = code_of(name)
     assert (code.name, code.quarantine, code.drain, code.clears) == (name, quarantine, drain, clears)
     assert code.meaning
     assert code.advice
@@ -315,39 +346,57 @@ def test_code_for(name: str, quarantine: bool, drain: bool, clears: Clears) -> N
 def test_a_code_is_as_its_word_is_printed() -> None:
     """The table asks for a reset, the driver prints Non-fatal: the code is a warning."""
     assert sxid.lookup(12028).severity is Severity.CRITICAL
-    assert (code_for("sxid.12028").severity, code_for("sxid.12028").action) == (Severity.WARNING, Action.NONE)
+    code = code_of("sxid.12028")
+    assert (code.severity, code.action) == (Severity.WARNING, Action.NONE)
 
 
 def test_every_code() -> None:
     """All codes of both catalogues have defaults, and no warning takes a node out of service."""
     for name in [f"xid.{code}" for code in xid.table()] + [f"sxid.{code}" for code in sxid.table()]:
-        assert code_for(name).name == name
+        assert code_of(name).name == name
         for severity in (Severity.INFO, Severity.WARNING):
-            mild = code_for(name, severity)
-            assert (mild.quarantine, mild.drain, mild.clears) == (False, False, Clears.EXPIRY)
+            mild = CODES.get(name, severity)
+            assert (mild.quarantine, mild.drain, mild.clears) == (False, False, Clears.QUIET_PERIOD)
 
 
 def test_a_code_as_its_finding_has_it() -> None:
     """The way a code ends follows from how bad it was and what it asks for."""
-    assert code_for("xid.145", Severity.CRITICAL, Action.RESET_GPU).clears is Clears.RECOVERY
-    assert code_for("xid.74", Severity.CRITICAL, Action.INSPECT_HARDWARE).clears is Clears.REBOOT
-    assert code_for("xid.145", Severity.WARNING, Action.CONTACT_SUPPORT).clears is Clears.EXPIRY
-    assert code_for("xid.13", expire_after=60.0).clear_after == 60.0
+    assert CODES.get("xid.145", Severity.CRITICAL, Action.RESET_GPU).clears is Clears.RECOVERY
+    assert CODES.get("xid.74", Severity.CRITICAL, Action.INSPECT_HARDWARE).clears is Clears.REBOOT
+    assert CODES.get("xid.145", Severity.WARNING, Action.CONTACT_SUPPORT).clears is Clears.QUIET_PERIOD
+    assert with_expiry(code_of("xid.13"), Xid(expire_after=60.0)).clear_after == 60.0
 
 
-@pytest.mark.parametrize("name", ["xid", "xid.", "xid.x", "xid.²", "gpu.lost", "sxid.-1", "xid.9999999999"])
+def test_the_expiry_is_a_setting_of_xids_alone() -> None:
+    """The setting xid.expire_after holds for XIDs and SXids, on a finding too, and for no other code."""
+    adjust, settings = MONITOR.adjust_code, Settings(xid=Xid(expire_after=60.0))
+    assert adjust is not None
+    assert {adjust(code_of(name), settings).clear_after for name in ("xid.13", "xid.48", "sxid.10001")} == {60.0}
+    for other in ("gpu.lost", "xid", "gpu.repeated_app_faults", "driver.errors"):
+        assert adjust(code_of(other), settings) is code_of(other)
+    node = Node()
+    judge = Judge(settings, node.memory, time=START)
+    event = kernel_log_parser().feed(KernelRecord(line(13), START))
+    assert event is not None
+    (found,) = (each for each in judge.judge_events([event], START) if isinstance(each, Finding))
+    assert found.clears_when == "not repeated for 60 s"
+
+
+@pytest.mark.parametrize("name", ["xid.", "xid.x", "xid.²", "gpu.79", "sxid.-1", "xid.9999999999", "79", "yxid.79"])
 def test_names_that_are_no_codes(name: str) -> None:
-    """A name of another kind is refused."""
+    """A name of another kind is refused, and none that is taken otherwise is a number's."""
     with pytest.raises(KeyError):
-        code_for(name)
+        code_of(name)
+    assert not CODES.exists(name)
+    named: list[Code] = [code_of("xid"), code_of("gpu.lost")]
+    assert named == [COVERAGE, next(code for code in MONITOR.codes if code.name == "gpu.lost")]
 
 
 def test_events_in_any_order_of_time() -> None:
     """Lines without a time count as of now."""
     node = Node()
-    event = nvml_xid_event(79, "0000:01:00")
+    event = nvml_event(79)
     assert event.time is None
-    readings = msgspec.structs.replace(node.readings, events=(event,))
-    (found,) = [each for each in CHECK.run(readings, SETTINGS, node.history) if isinstance(each, Finding)]
+    (found,) = [each for each in node.judged(event) if isinstance(each, Finding)]
     assert found.first_seen == START
     assert isinstance(found.first_seen, datetime)

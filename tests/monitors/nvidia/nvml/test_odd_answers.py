@@ -16,16 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nvmlsim.simulator import Simulator
 from testing.readings import node as node_of
+from testing.readings import outcomes
 
-from gpuhealth import monitors as checks
-from gpuhealth.model.finding import Severity
-from gpuhealth.model.history import History
+from gpuhealth.model.finding import Finding, Outcome, Severity
 from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.judge import Judge
 from gpuhealth.monitors.nvidia.nvml import driver as nvml_driver
 from gpuhealth.monitors.nvidia.nvml import value as nvml_value
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
-from gpuhealth.runtime.settings import Nvml, Settings
+from gpuhealth.monitors.nvidia.settings import Nvml
+from gpuhealth.monitors.settings import Settings
 
 # Of two models, so that the calls of NVLink 4 and of NVLink 5 are both made.
 MODELS = ("h100-sxm", "b200")
@@ -166,14 +167,11 @@ def test_a_lie_costs_the_readings_of_its_call_alone(
 
 
 def _assert_no_quarantine(other: GpuReadings, gpu: GpuReadings, what: object) -> None:
-    history, outcomes = History(), []
+    judge, found = Judge(Settings(), time=node_of().time), list[Outcome]()
     for round_number in range(5):
-        readings = node_of(other, gpu, at=10.0 * round_number)
-        readings = msgspec.structs.replace(
-            readings, nvml=NvmlReadings(answered=True, count=2, gpus=(other, gpu)), pci=(), device_nodes=()
-        )
-        outcomes = checks.judge(readings, Settings(), history)
-    faults = [each for each in outcomes if getattr(each, "severity", None) is Severity.CRITICAL]
+        nvml = NvmlReadings(answered=True, count=2, gpus=(other, gpu))
+        found = outcomes(judge, node_of(other, gpu, at=10.0 * round_number, nvml=nvml, pci=(), device_nodes=()))
+    faults = [each for each in found if isinstance(each, Finding) and each.severity is Severity.CRITICAL]
     assert faults == [] or {each.code for each in faults} <= LEGITIMATE, (what, faults)
 
 
@@ -192,8 +190,8 @@ def test_a_gpu_that_cannot_be_opened_is_never_clean(
     gpu = _read(LYING)
     assert gpu.error
     assert gpu.error.reason in (MissingReason.ERROR, MissingReason.DRIVER_ERROR)
-    outcomes = checks.judge(node_of(gpu), Settings(), History())
-    of_gpu = [each for each in outcomes if each.component == gpu.component]
+    found = outcomes(Judge(Settings(), time=node_of().time), node_of(gpu))
+    of_gpu = [each for each in found if each.component == gpu.component]
     clean = {each.code for each in of_gpu if type(each).__name__ == "Clean"}
     assert clean <= {"agent.monitor_failed", "agent.unexpected_reading", "nvml.error"}
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from nvmlsim.simulator import Simulator
+from testing.waiting import until
 
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.nvml import process as nvml
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.readings import NvmlReadings
-from gpuhealth.runtime.settings import Nvml
+from gpuhealth.monitors.nvidia.settings import Nvml
 
 PATIENT = 60.0
 CALM = Nvml(warn_after=PATIENT, critical_after=2 * PATIENT, reinit_interval=0.0)
@@ -55,14 +56,6 @@ def _gone(pid: int) -> bool:
         return os.waitpid(pid, os.WNOHANG) != (0, 0)
     except ChildProcessError:
         return True
-
-
-async def until(condition: Callable[[], object], seconds: float = 180.0) -> None:
-    """Waits for a condition; fails when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition has not come"
-        await asyncio.sleep(0.01)
 
 
 def _left(probe: NvmlProbe) -> int:
@@ -349,7 +342,7 @@ def test_the_child_ends_with_its_parent(node: Simulator) -> None:
     """A parent that is killed leaves no process behind that holds the driver."""
     code = (
         "import asyncio\n"
-        "from gpuhealth.runtime.settings import Nvml\n"
+        "from gpuhealth.monitors.nvidia.settings import Nvml\n"
         "from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe\n"
         "async def main():\n"
         "    probe = NvmlProbe(Nvml())\n"

@@ -15,19 +15,21 @@ from typing import Any
 import msgspec
 import pytest
 from nvmlsim.simulator import Simulator
-from testing.readings import gpu, gpus, node
+from testing.readings import gpu, gpus, node, outcomes, remembering
 
-from gpuhealth import monitors as checks
-from gpuhealth.model.coverage import Measured
+from gpuhealth.model.component import Kind
+from gpuhealth.model.coverage import CoverageTracker
 from gpuhealth.model.finding import NotChecked
-from gpuhealth.model.history import Baseline, History
 from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.judge import Judge, Memory
 from gpuhealth.monitors.nvidia.nvml import child as nvml_child
 from gpuhealth.monitors.nvidia.nvml import process as nvml
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
+from gpuhealth.monitors.nvidia.settings import Nvml
+from gpuhealth.monitors.registry import code_of
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime import stopwatch
-from gpuhealth.runtime.settings import Nvml, Settings
 from gpuhealth.runtime.stopwatch import Stopwatch
 
 PATIENT = 60.0
@@ -118,17 +120,17 @@ def test_a_line_that_cannot_be_read_costs_that_line(answering: Callable[[bytes],
     run(body)
 
 
-def _assert_unknown(readings: NvmlReadings, history: History | None = None) -> None:
+def _assert_unknown(readings: NvmlReadings, memory: Memory | None = None) -> None:
     """Something essential of a GPU is not checked, so that it is never called healthy."""
-    outcomes = checks.judge(node(*gpus(3), nvml=readings), Settings(), history or History())
-    essential = [each for each in outcomes if isinstance(each, NotChecked) and checks.code(each.code).essential]
-    assert essential
-    measured = Measured()
     now = node().time
-    measured.begin_round(outcomes, now)
-    for outcome in outcomes:
-        measured.take(outcome, now)
-    assert measured.unknown(now, 120.0, None)
+    said = outcomes(Judge(Settings(), memory, time=now), node(*gpus(3), nvml=readings))
+    essential = [each for each in said if isinstance(each, NotChecked) and code_of(each.code).essential]
+    assert any(each.component.kind is Kind.GPU for each in essential)
+    coverage = CoverageTracker()
+    coverage.begin_round("nvidia", said, now)
+    for outcome in said:
+        coverage.add(outcome, now)
+    assert any(component.kind is Kind.GPU for component in coverage.unknown(now, 120.0, None))
 
 
 def test_a_round_without_its_first_line(answering: Callable[[bytes], None]) -> None:
@@ -151,7 +153,7 @@ def test_a_gpu_that_did_not_come_is_not_left_out(answering: Callable[[bytes], No
         readings = await probe.read(PATIENT)
         assert [(each.index, each.error is None) for each in readings.gpus] == [(0, True), (1, False), (2, True)]
         _assert_unknown(readings)
-        _assert_unknown(readings, History(baseline=Baseline(gpus={f"GPU-{index}": "" for index in range(3)})))
+        _assert_unknown(readings, remembering(gpus={f"GPU-{index}": "" for index in range(3)}))
 
     run(body)
 

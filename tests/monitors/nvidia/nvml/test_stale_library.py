@@ -9,8 +9,9 @@ import pytest
 from testing.readings import LOADED, NOT_LOADED, gpu, node, nvml
 
 from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.monitor import RestartRequiredError
 from gpuhealth.monitors.nvidia.devices import KernelModuleProbe
-from gpuhealth.monitors.nvidia.nvml.stale_library import RestartRequiredError, StaleLibrary
+from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.monitors.nvidia.readings import KernelModule, NvmlReadings
 
 UPGRADED = KernelModule("570.86.15", version_at_start="550.54.15")
@@ -37,10 +38,10 @@ def test_a_module_that_came_after_us(module: KernelModule, reason: MissingReason
     """A library that fails for more than 30 s with a module that was loaded after the start asks for a restart."""
     seconds = iter([0.0, 0.0, 29.0, 30.0])
     watch = StaleLibrary(lambda: next(seconds))
-    watch.look(node(gpu(0), nvml=problem(reason), kernel_module=module))
-    watch.look(node(gpu(0), nvml=problem(reason), kernel_module=module))
+    watch.check(node(gpu(0), nvml=problem(reason), kernel_module=module).nvidia)
+    watch.check(node(gpu(0), nvml=problem(reason), kernel_module=module).nvidia)
     with pytest.raises(RestartRequiredError, match=module.version):
-        watch.look(node(gpu(0), nvml=problem(reason), kernel_module=module))
+        watch.check(node(gpu(0), nvml=problem(reason), kernel_module=module).nvidia)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_where_a_new_container_would_not_help(answer: NvmlReadings, module: Kern
     seconds = clock(60.0)
     watch = StaleLibrary(lambda: next(seconds))
     for _ in range(100):
-        watch.look(node(gpu(0), nvml=answer, kernel_module=module))
+        watch.check(node(gpu(0), nvml=answer, kernel_module=module).nvidia)
 
 
 def test_the_wait_begins_again_when_it_works(tmp_path: Path) -> None:

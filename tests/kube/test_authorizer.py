@@ -9,18 +9,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientSession, TCPConnector, web
+from aiohttp import ClientSession, TCPConnector
 from kube import ControlPlane, documents
 from kube.proxy import FaultyProxy
 from testing.certificates import Authority
+from testing.paths import BASE
 
 from gpuhealth.controller import http_app as controller
 from gpuhealth.controller.controller import Controller
-from gpuhealth.kube import access
-from gpuhealth.kube.access import Access
-from gpuhealth.runtime.http_server import Handler, serving
-from gpuhealth.runtime.settings import Http, Kubernetes, Settings
-from tests.conftest import BASE
+from gpuhealth.kube import authorizer
+from gpuhealth.kube.authorizer import authorizer_for
+from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.http_server import OPEN_PATHS, Page, Response, serving
+from gpuhealth.runtime.settings import Http, Kubernetes
 
 ACCESS = documents(BASE / "secure-metrics" / "access.yaml")
 READER = {"kind": "ServiceAccount", "name": "reader", "namespace": "default"}
@@ -29,8 +30,8 @@ READER = {"kind": "ServiceAccount", "name": "reader", "namespace": "default"}
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may take long to answer, and the tests long to ask again."""
-    monkeypatch.setattr(access, "TIMEOUT_SECONDS", 60.0)
-    monkeypatch.setattr(access, "REMEMBER_SECONDS", 3600.0)
+    monkeypatch.setattr(authorizer, "TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(authorizer, "CACHE_SECONDS", 3600.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +47,12 @@ def rights(plane: ControlPlane) -> Iterator[ControlPlane]:
         plane.request("DELETE", plane.path_of(document))
 
 
-async def page(_: web.Request) -> web.Response:
-    """Something to read."""
-    return web.Response(text="read\n")
+async def page() -> Response:
+    """A page with one word."""
+    return Response(b"read\n")
 
 
-PAGES: dict[str, Handler] = {"/metrics": page, "/other": page, "/healthz": page, "/readyz": page}
+PAGES: dict[str, Page] = {"/metrics": page, "/other": page, "/healthz": page, "/readyz": page}
 
 
 class Reader:
@@ -61,14 +62,14 @@ class Reader:
         self._session = session
 
     async def status(self, path: str, token: str | None = None, method: str = "GET") -> int:
-        """Of the answer."""
+        """Status of the response to a request."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         async with self._session.request(method, path, headers=headers) as answer:
             return answer.status
 
 
 @asynccontextmanager
-async def served(folder: Path, kubeconfig: Path, pages: dict[str, Handler] = PAGES) -> AsyncIterator[Reader]:
+async def served(folder: Path, kubeconfig: Path, pages: dict[str, Page] = PAGES) -> AsyncIterator[Reader]:
     """The pages, for those who may read them."""
     authority, cert, key = Authority(folder), folder / "tls.crt", folder / "tls.key"
     authority.issue(cert, key, "server")
@@ -76,7 +77,7 @@ async def served(folder: Path, kubeconfig: Path, pages: dict[str, Handler] = PAG
     http = Http.model_validate({"host": "127.0.0.1", "port": 0, "tls": tls, "authorization": "kubernetes"})
     connector = TCPConnector(ssl=ssl.create_default_context(cafile=str(authority.cert)))
     async with (
-        serving(http, pages, Access(http, Kubernetes(kubeconfig=kubeconfig))) as port,
+        serving(http, pages, authorizer_for(http, Kubernetes(kubeconfig=kubeconfig))) as port,
         ClientSession(f"https://127.0.0.1:{port}", connector=connector) as session,
     ):
         yield Reader(session)
@@ -101,7 +102,7 @@ def test_tokens(rights: ControlPlane, tmp_path: Path, account: str) -> None:
             assert await read.status("/metrics", other_audience) == 401
             assert await read.status("/metrics", "") == 401
             assert await read.status("/metrics") == 401
-            for path in access.OPEN:
+            for path in OPEN_PATHS:
                 assert await read.status(path) == 200
 
     asyncio.run(body())
@@ -112,7 +113,7 @@ def test_answers_are_remembered_for_a_while(
 ) -> None:
     """One question for many scrapes, yes or no; asked again when the time is over; no more answers than the limit."""
     reader = rights.service_account_token("default", "reader")
-    monkeypatch.setattr(access, "REMEMBER", 3)
+    monkeypatch.setattr(authorizer, "CACHE_SIZE", 3)
 
     async def body() -> None:
         async with FaultyProxy(rights) as proxy, served(tmp_path, proxy.kubeconfig) as read:
@@ -129,7 +130,7 @@ def test_answers_are_remembered_for_a_while(
             proxy.seen.clear()
             assert await read.status("/metrics", reader) == 200
             assert len(proxy.seen) == 2, "it had to make room"
-            monkeypatch.setattr(access, "REMEMBER_SECONDS", -1.0)
+            monkeypatch.setattr(authorizer, "CACHE_SECONDS", -1.0)
             assert await read.status("/other", reader) == 403
             assert await read.status("/other", reader) == 403
             assert len(proxy.seen) == 6
@@ -157,7 +158,7 @@ def test_nobody_is_let_in_without_an_answer(
             assert await read.status("/metrics", reader) == 200, "a failure is not remembered"
             proxy.fail("hang", times=-1)
             with monkeypatch.context() as impatient:
-                impatient.setattr(access, "TIMEOUT_SECONDS", 0.5)
+                impatient.setattr(authorizer, "TIMEOUT_SECONDS", 0.5)
                 async with served(tmp_path, proxy.kubeconfig) as read:
                     assert await read.status("/metrics", reader) == 503
                     assert await read.status("/healthz") == 200
@@ -178,7 +179,7 @@ def test_the_controllers_pages(tmp_path: Path) -> None:
         assert set(pages) == {"/metrics", "/healthz", "/readyz"}
         http = Http(host="127.0.0.1", port=0)
         async with (
-            serving(http, pages, Access(http, settings.kubernetes)) as port,
+            serving(http, pages) as port,
             ClientSession(f"http://127.0.0.1:{port}") as session,
         ):
             read = Reader(session)

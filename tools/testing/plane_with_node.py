@@ -8,29 +8,19 @@ from pathlib import Path
 
 from kube import ControlPlane
 
-_BASE = Path(__file__).parents[2] / "daemonset"
+from testing.cluster_objects import budget
+from testing.paths import BASE
+
 NODE = "gpu-node-1"
+LABELS = {"nvidia.com/gpu.present": "true"}
 
 
 @contextmanager
 def plane_with_node(max_unavailable: int | str = 1) -> Iterator[tuple[ControlPlane, Path]]:
     """The control plane, and a kubeconfig with the token of the agent's service account."""
     with ControlPlane() as plane:
-        plane.apply(_BASE)
-        plane.create_node(NODE, {"nvidia.com/gpu.present": "true"})
-        plane.apply([budget(max_unavailable)])
+        plane.apply(BASE)
+        plane.create_node(NODE, LABELS)
+        plane.apply([budget("gpu-nodes", LABELS, max_unavailable)])
         token = plane.service_account_token("gpuhealth", "gpuhealth-agent", seconds=7200)
         yield plane, plane.write_kubeconfig("agent", token)
-
-
-def budget(max_unavailable: int | str) -> dict[str, object]:
-    """A QuarantineBudget for every GPU node."""
-    return {
-        "apiVersion": "gpuhealth.io/v1alpha1",
-        "kind": "QuarantineBudget",
-        "metadata": {"name": "gpu-nodes"},
-        "spec": {
-            "nodeSelector": {"matchLabels": {"nvidia.com/gpu.present": "true"}},
-            "maxUnavailable": max_unavailable,
-        },
-    }

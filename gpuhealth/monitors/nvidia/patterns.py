@@ -1,4 +1,4 @@
-"""What the NVIDIA driver writes to the kernel log: XIDs, SXids and the NVRM lines that matter.
+"""Kernel-log messages about NVIDIA GPUs: XIDs, SXids, other NVRM lines of the driver, and PCIe errors (AER, DPC).
 
 Every expression is anchored at the start of the kernel message: a line that merely quotes one of these is nothing. None
 skips text that could be a user's before the words that count. Of an XID the name of the process is such text.
@@ -6,14 +6,28 @@ skips text that could be a user's before the words that count. Of an XID the nam
 
 from __future__ import annotations
 
-import functools
 import re
+from functools import partial
 
-from gpuhealth.kernel_log.codes import LogCode
+from gpuhealth.kernel_log.pattern import (
+    BDF,
+    DEVICE,
+    Groups,
+    LineMeaning,
+    LogPatterns,
+    PartialMessage,
+    line_pattern,
+    pci_slot,
+)
+from gpuhealth.kernel_log.pattern import match as match_lines
 from gpuhealth.kernel_log.user_text import BYTE, NAME_BYTES
+from gpuhealth.model.codes import Code
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
+from gpuhealth.model.pci import PciSlot, slot
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
+from gpuhealth.monitors.nvidia.checks import log_events as codes
+from gpuhealth.monitors.nvidia.checks import pcie
 
 _PCI = r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.[0-7])?"
 # The driver prints the MIG instance ids in decimal ("GPU-I:%02u GPU-CI:%02u"); very old drivers print no "PCI:".
@@ -45,16 +59,16 @@ _OF_GPU = re.compile(rf"NVRM: GPU (?:at )?(?:PCI:)?{_PCI}: ", re.ASCII)
 NVRM = (
     (
         re.compile(r"(?:RmInitAdapter failed|rm_init_adapter failed|The NVIDIA probe routine failed)"),
-        (LogCode.DRIVER_INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise a GPU"),
+        (codes.INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise a GPU"),
     ),
     (
         re.compile(r"None of the NVIDIA (?:devices|graphics adapters) were initialized"),
-        (LogCode.DRIVER_INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise any GPU"),
+        (codes.INIT_FAILED, Severity.CRITICAL, Action.REBOOT_NODE, "The driver could not initialise any GPU"),
     ),
     (
         re.compile(r"API mismatch: "),
         (
-            LogCode.DRIVER_CLIENT_MISMATCH,
+            codes.CLIENT_MISMATCH,
             Severity.WARNING,
             Action.UPDATE_SOFTWARE,
             "A program came with a driver library of another version than the kernel module",
@@ -63,7 +77,7 @@ NVRM = (
     (
         re.compile(r"(?:GPU\d+ )?(?:\w{1,64}: )?uvm encountered global fatal error 0x[0-9a-f]+, requiring os reboot"),
         (
-            LogCode.DRIVER_NEEDS_REBOOT,
+            codes.NEEDS_REBOOT,
             Severity.CRITICAL,
             Action.REBOOT_NODE,
             "Unified memory met an error that only a reboot ends",
@@ -77,7 +91,7 @@ NVRM = (
             re.IGNORECASE,
         ),
         (
-            LogCode.DRIVER_ERRORS,
+            codes.ERRORS,
             Severity.WARNING,
             Action.CONTACT_SUPPORT,
             "The driver's calls to the GPU or its firmware fail",
@@ -85,18 +99,12 @@ NVRM = (
     ),
     (
         re.compile(rf"(?:GPU\d+ )?knvlink\w{{1,64}}: {_WORDS}fail", re.IGNORECASE),
-        (LogCode.DRIVER_ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The driver could not set up NVLink"),
+        (codes.ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, "The driver could not set up NVLink"),
     ),
 )
 _NVLINK = re.compile(
     rf"(?:nvidia-nvlink\d*: {_WORDS}|nvidia-nvswitch\d+: [^\"'\n]{{0,200}}?)(?:fail|timed out|error)", re.IGNORECASE
 )
-
-
-@functools.lru_cache(maxsize=256)  # a node has few addresses, and a storm names one of them in every line
-def address(domain: str | None, bus: str, device: str) -> str:
-    """`dddd:bb:dd` in lower case. Domains are printed with 4 to 8 digits; a long one keeps what is above zero."""
-    return f"{int(domain or '0', 16):04x}:{bus.lower()}:{device.lower()}"
 
 
 def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
@@ -116,7 +124,7 @@ def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
         action=found.action,
         time=record.time,
         code=code,
-        pci=address(domain, bus, device),
+        pci=slot(domain, bus, device),
         gpu_instance=int(gpu_instance) if gpu_instance else None,
         compute_instance=int(compute_instance) if compute_instance else None,
         pid=pid,
@@ -163,22 +171,22 @@ def sxid_event(record: KernelRecord) -> KernelEvent | None:
         action=action,
         time=record.time,
         code=code,
-        pci=address(domain, bus, device),
+        pci=slot(domain, bus, device),
         link=int(link) if link and not link.startswith("-") else None,
         meaning=sxid.lookup(code).meaning,
         sequence=record.sequence,
     )
 
 
-def lost_head(text: str) -> str | None:
-    """The address in the first line of the three that say that a GPU does not respond, when the rest is missing."""
-    match = _LOST_HEAD.match(text)
-    return address(match[1], match[2], match[3]) if match else None
+def _lost_head(text: str) -> PartialMessage | None:
+    """The first of the three lines that report a GPU that does not respond, where the rest is not in it."""
+    found = _LOST_HEAD.match(text)
+    return PartialMessage(partial(_lost_tail, slot(found[1], found[2], found[3]))) if found else None
 
 
-def is_lost_tail(text: str) -> bool:
-    """Whether this is the last of those three lines."""
-    return _LOST_TAIL.match(text) is not None
+def _lost_tail(pci: PciSlot, record: KernelRecord) -> KernelEvent | None:
+    """The event of a GPU that does not respond, once the last of the three lines has come."""
+    return lost_event(record, pci) if _LOST_TAIL.match(record.text) else None
 
 
 def nvrm_event(record: KernelRecord) -> KernelEvent | None:
@@ -186,33 +194,33 @@ def nvrm_event(record: KernelRecord) -> KernelEvent | None:
     text = record.text
     if "allen off the bus" in text:
         match = _LOST.match(text) or _LOST_WHOLE.match(text)
-        return lost_event(record, address(match[1], match[2], match[3])) if match else None
+        return lost_event(record, slot(match[1], match[2], match[3])) if match else None
     if text.startswith("NVRM: "):
         of_gpu = _OF_GPU.match(text)
         start = of_gpu.end() if of_gpu else len("NVRM: ")
-        pci = address(of_gpu[1], of_gpu[2], of_gpu[3]) if of_gpu else None
+        pci = slot(of_gpu[1], of_gpu[2], of_gpu[3]) if of_gpu else None
         for pattern, facts in NVRM:
             if pattern.match(text, start):
                 return _nvrm(record, pci, *facts)
     elif _NVLINK.match(text):
         meaning = "The NVLink driver reports errors"
-        return _nvrm(record, None, LogCode.DRIVER_ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, meaning)
+        return _nvrm(record, None, codes.ERRORS, Severity.WARNING, Action.CONTACT_SUPPORT, meaning)
     return None
 
 
-def lost_event(record: KernelRecord, pci: str) -> KernelEvent:
+def lost_event(record: KernelRecord, pci: PciSlot) -> KernelEvent:
     """A GPU that fell off the bus without an XID: the same as XID 79."""
     facts = xid.lookup(xid.FELL_OFF_THE_BUS)
     return _nvrm(record, pci, f"xid.{facts.code}", facts.severity, facts.action, facts.meaning)
 
 
 def _nvrm(
-    record: KernelRecord, pci: str | None, finding: str, severity: Severity, action: Action, meaning: str
+    record: KernelRecord, pci: PciSlot | None, finding: Code | str, severity: Severity, action: Action, meaning: str
 ) -> KernelEvent:
     return KernelEvent(
         kind="nvrm",
         line=record.text,
-        finding=str(finding),
+        finding=finding if isinstance(finding, str) else finding.name,
         severity=severity,
         action=action,
         time=record.time,
@@ -220,3 +228,77 @@ def _nvrm(
         meaning=meaning,
         sequence=record.sequence,
     )
+
+
+def _aer(groups: Groups) -> LineMeaning:
+    pci = pci_slot(groups.get("source") or groups["device"])
+    word = groups["severity"].lower()
+    if word.startswith("correct"):
+        return LineMeaning(
+            finding=pcie.AER_CORRECTABLE_RATE,
+            severity=Severity.INFO,
+            action=Action.NONE,
+            meaning="PCIe corrected an error",
+            pci=pci,
+        )
+    return _uncorrectable(f"PCIe error that was not corrected ({word})", pci)
+
+
+def _dpc(groups: Groups) -> LineMeaning:
+    meaning = "The PCIe port cut off the device below it after an error that was not corrected"
+    return _uncorrectable(meaning, pci_slot(groups["device"]))
+
+
+def _uncorrectable(meaning: str, pci: PciSlot | None) -> LineMeaning:
+    return LineMeaning(
+        finding=pcie.AER_UNCORRECTABLE,
+        severity=Severity.CRITICAL,
+        action=Action.INSPECT_HARDWARE,
+        meaning=meaning,
+        pci=pci,
+    )
+
+
+_PRINTER = r"(?:(?:aer|AER): )?"
+_SEVERITY = (
+    r"(?P<severity>Correct(?:ed|able)|Uncorrect(?:ed|able) \((?:Non-)?Fatal\)|Uncorrect(?:ed|able)|(?:Non-)?Fatal)"
+)
+
+PCIE_LINES = (
+    line_pattern("aer", ("PCIe Bus Error",), rf"{DEVICE}{_PRINTER}PCIe Bus Error: severity={_SEVERITY}", _aer),
+    line_pattern(
+        "aer",
+        (" received",),
+        rf"{DEVICE}{_PRINTER}(?:Multiple )?{_SEVERITY} error (?:message )?received(?:: | from )(?P<source>{BDF})?",
+        _aer,
+    ),
+    line_pattern("aer", ("DPC: ",), rf"{DEVICE}DPC: containment event", _dpc),
+)
+
+
+_WORDS_OF_LINES = (
+    "NVRM",
+    "vidia-nv",
+    "PCIe Bus Error",
+    "error received",
+    "error message received",
+    "fallen off",
+    "DPC: ",
+)
+
+
+def _read_first(record: KernelRecord, driver: int | None) -> KernelEvent | None:
+    """An XID line: its head is longer than the name of a program, and the name in it is recognised there."""
+    return xid_event(record, driver) if record.text.startswith("NVRM: Xid (") else None
+
+
+def _read(record: KernelRecord, _driver: int | None) -> KernelEvent | PartialMessage | None:
+    text = record.text
+    if not text.startswith(("NVRM: ", "nvidia-nv")):
+        return match_lines(PCIE_LINES, record)
+    if text.startswith("nvidia-nvswitch") and ": SXid (" in text:
+        return sxid_event(record)
+    return nvrm_event(record) or _lost_head(text)
+
+
+PATTERNS = LogPatterns(words=_WORDS_OF_LINES, read=_read, read_first=_read_first)

@@ -1,0 +1,152 @@
+"""The state of the node: judges readings and events as they come, tracks findings, and publishes every change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import structlog
+
+from gpuhealth.agent.status import Counts
+from gpuhealth.model.component import NODE, Component, Kind
+from gpuhealth.model.finding import Finding, Outcome
+from gpuhealth.model.kernel_event import KernelEvent
+from gpuhealth.model.pci import slot_of
+from gpuhealth.model.tracker import Change, ChangeKind, FindingTracker
+from gpuhealth.model.verdict import State, Verdict
+from gpuhealth.monitors.judge import Judge
+from gpuhealth.monitors.registry import AnyMonitor
+from gpuhealth.runtime.clock import SteadyClock
+from gpuhealth.runtime.journal import Entry, JournalWriter, RepeatFilter, entry_of
+
+log = structlog.get_logger()
+
+
+class NodeState:
+    """Judge and tracker of one node. `on_change` is called whenever the verdict may have changed."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        tracker: FindingTracker,
+        journal: JournalWriter,
+        clock: SteadyClock,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.judge = judge
+        self.tracker = tracker
+        self.counts = Counts()
+        self.verdict: Verdict | None = None  # None until every monitor has had a round
+        self.judge_seconds: dict[str, float] = {}  # by monitor, of the last round
+        self.last_round: dict[str, datetime] = {}  # by monitor
+        self._journal = journal
+        self._clock = clock
+        self._on_change = on_change
+        self._repeats = RepeatFilter()
+
+    def apply_round(self, monitor: AnyMonitor, readings: Any, failure: str = "") -> None:
+        """Judges one monitor's round and publishes what follows from it."""
+        now = self._clock()
+        began = time.monotonic()
+        outcomes = self.judge.round(monitor, readings, now, failure=failure)
+        self.tracker.set_gpu_aliases(self._gpu_aliases())
+        changes = self.tracker.apply_round(monitor.name, outcomes, self.judge.facts())
+        self.judge_seconds[monitor.name] = time.monotonic() - began
+        self.last_round[monitor.name] = now
+        self.counts.rounds[monitor.name] += 1
+        self.publish(changes)
+
+    def apply_events(self, events: Sequence[KernelEvent]) -> None:
+        """Judges kernel events at once and publishes what follows from them."""
+        now = self._clock()
+        outcomes: list[Outcome] = self.judge.judge_events(events, now)
+        changes = self.tracker.apply(outcomes, now, self.judge.readings.boot_id)
+        for event in events:
+            self.counts.kernel_events[event.kind] += 1
+            if event.kind == "xid":
+                self.counts.xids[str(event.code), self._component_of(event).id if event.pci else ""] += 1
+            self._journal_event(event, now)
+        self.publish(changes)
+
+    def publish(self, changes: list[Change]) -> None:
+        """Makes known what has changed: log, journal, metrics, marks on the Node."""
+        for change in changes:
+            if change.kind is ChangeKind.RAISED:
+                self.counts.findings[change.finding.code] += 1
+            _log_change(change)
+        if all(monitor.name in self.last_round for monitor in self.judge.monitors):
+            self.verdict = self.tracker.verdict(self.judge.facts())
+        self._on_change()
+        if changes:
+            self._journal.append(*(entry_of(change) for change in changes))
+
+    def is_current(self, within_seconds: float) -> bool:
+        """Whether every monitor's last round was recent enough to say something about now."""
+        now = self._clock()
+        return bool(self.last_round) and all(
+            monitor.name in self.last_round and (now - self.last_round[monitor.name]).total_seconds() < within_seconds
+            for monitor in self.judge.monitors
+        )
+
+    def shift(self, seconds: float) -> None:
+        """Moves every time along after the wall clock was set by so many seconds."""
+        self.tracker.shift(seconds)
+        self.judge.shift(seconds)
+        step = timedelta(seconds=seconds)
+        self.last_round = {name: when + step for name, when in self.last_round.items()}
+        if self.verdict is not None:
+            self.verdict = msgspec.structs.replace(self.verdict, time=self.verdict.time + step)
+
+    def state(self) -> State:
+        """The state of the node as last judged; unknown before the first round."""
+        return self.verdict.verdict if self.verdict else State.UNKNOWN
+
+    def _gpu_aliases(self) -> dict[str, str]:
+        """The ids of the GPUs that are listed now, by what they may have been called before: address, slot, number."""
+        listed = [info for info in self.judge.components if info.component.kind is Kind.GPU and info.index >= 0]
+        aliases = {f"gpu{info.index}": info.component.id for info in listed}
+        for info in listed:
+            if info.pci is not None:
+                aliases |= dict.fromkeys((info.pci, slot_of(info.pci)), info.component.id)
+        return {name: known for name, known in aliases.items() if name != known}
+
+    def _component_of(self, event: KernelEvent) -> Component:
+        """The GPU in the event's PCI slot; a device where the slot is not a known GPU's; else the node."""
+        if event.pci is None:
+            return NODE
+        known = next((info for info in self.judge.components if info.is_in(event.pci)), None)
+        return known.component if known else Component(Kind.PCI_DEVICE, event.pci)
+
+    def _journal_event(self, event: KernelEvent, now: datetime) -> None:
+        """Journals a kernel event; of one that goes on, fewer and fewer, with how often it came."""
+        repeats = self._repeats.suppressed((event.finding, event.pci or ""), time.monotonic())
+        if repeats is None:
+            return
+        message = event.meaning + (f" ({repeats} more since the last entry)" if repeats else "")
+        entry = Entry(
+            time=event.time or now,
+            kind="kernel",
+            code=event.finding,
+            component=self._component_of(event),
+            message=message,
+            severity=str(event.severity),
+            detail=event.line,
+        )
+        self._journal.append(entry)
+
+
+def _log_change(change: Change) -> None:
+    finding: Finding = change.finding
+    level = log.info if change.kind is ChangeKind.CLEARED else log.warning
+    level(
+        f"finding {change.kind}",
+        code=finding.code,
+        severity=str(finding.severity),
+        component=finding.component.name,
+        message=finding.message,
+        action=str(finding.action),
+        reason=change.reason,
+    )

@@ -1,0 +1,112 @@
+"""Follows the node's kernel log: its events as they come, and how completely it was read since the last round."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from gpuhealth.kernel_log.kmsg import KmsgReader, Position
+from gpuhealth.kernel_log.parser import KernelLogParser
+from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus, KernelRecord
+from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.runtime.clock import Now
+
+log = structlog.get_logger()
+
+_RETRY_SECONDS = 60.0  # between two tries to open a log that could not be opened
+
+
+class FallbackEvents(Protocol):
+    """Another source of XID events, for nodes whose kernel log cannot be read."""
+
+    def want_events(self, on_event: Callable[[KernelEvent], None]) -> None:
+        """Starts reporting events."""
+
+    @property
+    def events_missing(self) -> Missing | None:
+        """Why it reports none, where it does not."""
+
+
+class KernelLogFollower:
+    """One task follows the log; any task may read the figures. `on_events` is called after `position` has moved."""
+
+    def __init__(
+        self,
+        parser: KernelLogParser,
+        fallback: FallbackEvents,
+        on_events: Callable[[list[KernelEvent]], None],
+        *,
+        boot_id: str,
+        position: Position | None,
+        now: Now,
+    ) -> None:
+        """`position` is that of the last record that was handled, by us or by an agent before us."""
+        self.position = position
+        self.records = 0
+        self.lost_records = 0
+        self.lag_seconds = 0.0
+        self._parser = parser
+        self._fallback = fallback
+        self._on_events = on_events
+        self._boot_id = boot_id
+        self._now = now
+        self._reader: KmsgReader | None = None
+        self._problem = Missing(MissingReason.ERROR, "the kernel log has not been opened yet")
+        self._uses_fallback = False
+
+    def set_driver_branch(self, branch: int) -> None:
+        """Takes the branch of the NVIDIA driver (570, 575 …), on which the meaning of some lines depends."""
+        self._parser.driver_branch = branch
+
+    async def follow(self, kmsg: Path, lookback: float, after: asyncio.Event) -> None:
+        """Opens the log at once, reads it as it comes once `after` is set, and returns when it should be tried again.
+
+        Raises KmsgError when reading fails.
+        """
+        reader = KmsgReader(kmsg, self._boot_id, self.position, lookback, self._now)
+        problem = reader.open()
+        if problem is not None:
+            if self._problem != problem:
+                log.warning("kernel log unreadable: XIDs come from NVML, without their text", reason=str(problem))
+            self._problem, self._uses_fallback = problem, True
+            self._fallback.want_events(lambda event: self._on_events([event]))
+            await asyncio.sleep(_RETRY_SECONDS)
+            return
+        self._reader = reader
+        try:
+            await after.wait()
+            async for records in reader:
+                self._take_records(records, reader.position)
+        finally:
+            self._reader = None
+            reader.close()
+
+    def take_status(self) -> Reading[KernelLogStatus]:
+        """How completely the log was read since the last call."""
+        lost = self._reader.take_lost_records() if self._reader else 0
+        self.lost_records += lost
+        return self._status(lost)
+
+    def _status(self, lost: int) -> Reading[KernelLogStatus]:
+        if self._reader is None:
+            return self._fallback_status() if self._uses_fallback else self._problem
+        self.lag_seconds = self._reader.lag_seconds
+        return KernelLogStatus("kmsg", self._reader.records, lost, self._reader.lag_seconds)
+
+    def _fallback_status(self) -> Reading[KernelLogStatus]:
+        missing = self._fallback.events_missing
+        if missing is None or missing.reason is MissingReason.RELEASED:
+            return missing or KernelLogStatus("nvml")
+        detail = f"{self._problem.detail}; NVML does not report XIDs either: {missing.detail}"
+        return Missing(self._problem.reason, detail)
+
+    def _take_records(self, records: Sequence[KernelRecord], position: Position | None) -> None:
+        self.records += len(records)
+        events = [event for record in records if (event := self._parser.feed(record))]
+        self.position = position
+        if events:
+            self._on_events(events)

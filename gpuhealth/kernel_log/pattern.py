@@ -1,0 +1,116 @@
+"""Kernel-log patterns: how a monitor recognises its messages, and what they mean.
+
+Every expression is anchored at the start of the kernel message, and none skips text before the words that count: what
+it skips could be text of a user.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from gpuhealth.model.codes import Code
+from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
+from gpuhealth.model.pci import PciSlot, slot
+
+BDF = r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]"
+"""A PCI address as the kernel prints it."""
+DEVICE = rf"(?:[\w-]{{1,32}} (?P<device>{BDF}): )"
+"""The head of a message about a PCI device: driver and address."""
+
+
+class LineMeaning(msgspec.Struct, frozen=True, kw_only=True):
+    """The meaning of one line."""
+
+    finding: Code
+    severity: Severity
+    action: Action
+    meaning: str
+    pci: PciSlot | None = None
+    pid: int | None = None
+    process: str | None = None
+    interface: str = ""  # the network interface, where the line names its device too
+
+
+Groups: TypeAlias = Mapping[str, str]
+"""The named groups of an expression that matched; empty text for a group that took no part."""
+
+
+class LinePattern(msgspec.Struct, frozen=True):
+    """One form of message."""
+
+    kind: str  # of the event
+    words: tuple[str, ...]  # one of which is in every such line: a test that is cheaper than the expression
+    expression: re.Pattern[str]
+    read: Callable[[Groups], LineMeaning]
+
+
+def line_pattern(
+    kind: str, words: tuple[str, ...], expression: str, read: Callable[[Groups], LineMeaning]
+) -> LinePattern:
+    """A pattern from the text of its expression."""
+    return LinePattern(kind, words, re.compile(expression, re.ASCII | re.DOTALL), read)
+
+
+class PartialMessage(msgspec.Struct, frozen=True):
+    """The first line of a message of several lines; `finish` makes the event when it is given the last one."""
+
+    finish: Callable[[KernelRecord], KernelEvent | None]
+
+
+class LogPatterns(msgspec.Struct, frozen=True, kw_only=True):
+    """How one monitor reads the kernel log."""
+
+    words: tuple[str, ...]
+    """One of these is in every line that can mean anything, with or without a log's prefix. Case matters."""
+    read: Callable[[KernelRecord, int | None], KernelEvent | PartialMessage | None]
+    """The event of a record, given the driver branch where it is known. Never raises, whatever the text."""
+    read_first: Callable[[KernelRecord, int | None], KernelEvent | None] | None = None
+    """Tried before records with text of a user are recognised: for lines that begin with more than a user can write."""
+    user_text: Mapping[str, Callable[[Groups], LineMeaning]] = {}
+    """By form: the meaning of records that carry text of a user."""
+
+
+def match(lines: tuple[LinePattern, ...], record: KernelRecord) -> KernelEvent | None:
+    """The event of the first pattern that fits the record; None where none does."""
+    text = record.text
+    for pattern in lines:
+        for word in pattern.words:
+            if word in text:
+                if found := pattern.expression.match(text):
+                    return event_of(record, pattern.kind, pattern.read(found.groupdict(default="")))
+                break
+    return None
+
+
+def event_of(record: KernelRecord, kind: str, meaning: LineMeaning) -> KernelEvent:
+    """The event of a record with this meaning."""
+    return KernelEvent(
+        kind=kind,
+        line=record.text,
+        finding=meaning.finding.name,
+        severity=meaning.severity,
+        action=meaning.action,
+        time=record.time,
+        pci=meaning.pci,
+        pid=meaning.pid,
+        process=meaning.process,
+        interface=meaning.interface,
+        meaning=meaning.meaning,
+        sequence=record.sequence,
+    )
+
+
+def pci_slot(text: str | None) -> PciSlot | None:
+    """The slot in the text of a BDF group."""
+    parts = text.partition(".")[0].split(":") if text else []
+    return slot(*parts) if len(parts) == 3 else None
+
+
+def number(text: str | None) -> int | None:
+    """The number in the text of a group; None for one that no process id can have."""
+    return int(text) if text and len(text) < 12 else None

@@ -1,0 +1,70 @@
+"""What a monitor's checks see of one round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from gpuhealth.model.codes import Code
+from gpuhealth.model.component import Component, ComponentInfo, Kind
+from gpuhealth.model.finding import Finding, Outcome
+from gpuhealth.model.history import History
+from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus
+from gpuhealth.model.missing import UNREAD, Missing, Reading
+from gpuhealth.model.pci import PciSlot
+
+ReadingsT = TypeVar("ReadingsT")
+SettingsT = TypeVar("SettingsT")
+BaselineT = TypeVar("BaselineT")
+ContextT = TypeVar("ContextT", contravariant=True)
+
+RuleResult: TypeAlias = Finding | Missing | None
+"""What a rule returns: a finding, the reading that kept it from judging, or None for clean."""
+
+
+class CheckContext(msgspec.Struct, Generic[ReadingsT, SettingsT, BaselineT], kw_only=True, dict=True):
+    """One round of one monitor: its readings and settings, what is remembered, and the components of the node."""
+
+    node: str
+    time: datetime
+    boot_id: str
+    readings: ReadingsT
+    settings: SettingsT
+    baseline: BaselineT  # what the monitor remembers of the node; its checks may change it
+    history: History
+    components: tuple[ComponentInfo, ...] = ()  # of all monitors, as far as they are known
+    kernel_log: Reading[KernelLogStatus] = UNREAD
+    events: tuple[KernelEvent, ...] = ()  # of the kernel log, since the last round
+
+    @property
+    def now(self) -> float:
+        """When the readings were taken, in seconds since the epoch."""
+        return self.time.timestamp()
+
+    @property
+    def gpus(self) -> tuple[ComponentInfo, ...]:
+        """The GPUs of the node, present or remembered."""
+        return tuple(info for info in self.components if info.component.kind is Kind.GPU)
+
+    def at(self, slot: PciSlot | None) -> ComponentInfo | None:
+        """The GPU in a PCI slot; None where it is not known."""
+        return next((info for info in self.gpus if info.is_in(slot)), None)
+
+
+class Check(msgspec.Struct, Generic[ContextT], frozen=True):
+    """Finding codes, and the pure function that looks for them in a round."""
+
+    codes: tuple[Code, ...]
+    run: Callable[[ContextT], Iterable[Outcome]]
+
+
+def outcome_of(code: Code, component: Component, result: RuleResult) -> Iterable[Outcome]:
+    """The outcomes for what a rule returned. Missing for want of support is nothing to check and leaves none."""
+    if result is None:
+        return [code.clean(component)]
+    if isinstance(result, Finding):
+        return [result]
+    return [] if result.is_unsupported else [code.not_checked(result, component)]

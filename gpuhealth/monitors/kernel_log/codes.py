@@ -1,0 +1,139 @@
+"""Faults of the host and its network adapters that their lines in the kernel log report, and gaps in the log."""
+
+from __future__ import annotations
+
+from gpuhealth.model.codes import Clears, define
+from gpuhealth.model.finding import Action, Severity
+
+_HOUR, _DAY = 3600.0, 86400.0
+
+OVERRUN = define(
+    "agent.kmsg_overrun",
+    Severity.WARNING,
+    Action.NONE,
+    meaning="The kernel wrote faster than the agent could read: records of the kernel log are lost.",
+    advice="Find what floods the log, or boot with a larger log_buf_len.",
+    clear_after=60.0,
+)
+UNAVAILABLE = define(
+    "agent.kmsg_unavailable",
+    Severity.WARNING,
+    Action.UPDATE_SOFTWARE,
+    meaning="The kernel log cannot be read: XIDs come from NVML alone, without their text, and SXids not at all.",
+    advice="Let the agent read /dev/kmsg: privileged, or with CAP_SYSLOG and the device mounted.",
+)
+MEMORY_EDAC = define(
+    "host.memory_edac",
+    Severity.CRITICAL,
+    Action.INSPECT_HARDWARE,
+    meaning="The host's memory had an error that could not be corrected. A corrected one is only information.",
+    advice="Drain the node and replace the memory module that the line names.",
+    quarantine=True,
+    drain=True,
+    clears=Clears.REBOOT,
+)
+DISK_READONLY = define(
+    "host.disk_readonly",
+    Severity.CRITICAL,
+    Action.INSPECT_HARDWARE,
+    meaning="The kernel stopped writing to a filesystem after errors.",
+    advice="Drain the node, look at its disks, repair the filesystem and reboot.",
+    quarantine=True,
+    drain=True,
+    clears=Clears.REBOOT,
+)
+MCE = define(
+    "host.mce",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="The processor or the firmware reported a hardware error of the host.",
+    advice="Look at the decoded events (rasdaemon, the BMC's event log).",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=_DAY,
+)
+HUNG_TASK = define(
+    "host.hung_task",
+    Severity.WARNING,
+    Action.NONE,
+    meaning="A task has waited in the kernel for minutes, often for a disk, a filesystem or the GPU driver.",
+    advice="Read the stack that follows the line; a task that hangs in the GPU driver needs a reboot.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=600.0,
+)
+CPU_LOCKUP = define(
+    "host.cpu_lockup",
+    Severity.WARNING,
+    Action.REBOOT_NODE,
+    meaning="A CPU was stuck in the kernel.",
+    advice="Read the stack that follows the line; reboot the node if it goes on.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=_HOUR,
+)
+OOM = define(
+    "host.oom",
+    Severity.WARNING,
+    Action.RESTART_WORKLOAD,
+    meaning="A process was ended for want of memory: of the host (a warning), or of its own group (information).",
+    advice="Give programs memory limits that fit the host.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=600.0,
+)
+IO_ERRORS = define(
+    "host.io_errors",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="A disk had input or output errors.",
+    advice="Look at the disk's own health data (smartctl, nvme smart-log) and replace it if they go on.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=_HOUR,
+)
+SEGFAULT = define(
+    "host.segfault",
+    Severity.INFO,
+    Action.NONE,
+    meaning="A program crashed.",
+    advice="Nothing is to be done; in a library of NVIDIA's it may explain what follows.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=600.0,
+)
+INFINIBAND_ERRORS = define(
+    "infiniband.errors",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="A network adapter of NVIDIA's (mlx5) reported an error of itself, its firmware or its cable.",
+    advice="Look at the adapter (mlxlink, ethtool -m) and its cable; one that reports a fatal error needs a reboot.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=_HOUR,
+)
+INFINIBAND_DOWN = define(
+    "infiniband.down",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="The link of an InfiniBand interface went down.",
+    advice="Look at the port (ibstat, mlxlink), its cable and the switch.",
+    clears=Clears.LOGGED_END,  # it may come up by itself: one line takes no node out of service
+    clear_after=600.0,
+)
+NIC_DOWN = define(
+    "nic.down",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="The link of a network interface went down.",
+    advice="Look at the interface (ip link, ethtool), its cable and the switch.",
+    clears=Clears.LOGGED_END,  # it may come up by itself: one line takes no node out of service
+    clear_after=600.0,
+)
+
+EVENTS = (
+    MEMORY_EDAC,
+    DISK_READONLY,
+    MCE,
+    HUNG_TASK,
+    CPU_LOCKUP,
+    OOM,
+    IO_ERRORS,
+    SEGFAULT,
+    INFINIBAND_ERRORS,
+    INFINIBAND_DOWN,
+    NIC_DOWN,
+)

@@ -1,0 +1,40 @@
+"""The monitor of the kernel log: faults of the host that its lines report, and gaps in the log itself.
+
+The log is followed all the time by `gpuhealth.kernel_log`; what is read here is only how completely that works.
+"""
+
+from __future__ import annotations
+
+from gpuhealth.model.kernel_event import KernelLogStatus
+from gpuhealth.model.missing import Missing
+from gpuhealth.monitors.kernel_log.checks import CHECKS, judge_events
+from gpuhealth.monitors.kernel_log.patterns import PATTERNS
+from gpuhealth.monitors.kernel_log.settings import KernelLogSettings
+from gpuhealth.monitors.monitor import Monitor, NoBaseline, ProbeContext
+
+
+class _StatusProbe:
+    def __init__(self, context: ProbeContext[KernelLogSettings, NoBaseline]) -> None:
+        self._status = context.kernel_log
+
+    async def read(self) -> KernelLogStatus | Missing:
+        return self._status()
+
+    def configure(self, _settings: KernelLogSettings) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+MONITOR = Monitor(
+    name="kernel_log",
+    summary="Faults of the host and its network adapters that the kernel log reports, and gaps in the log.",
+    readings=KernelLogStatus,
+    settings=KernelLogSettings,
+    baseline=NoBaseline,
+    probe=_StatusProbe,
+    checks=CHECKS,
+    patterns=PATTERNS,
+    judge_events=judge_events,
+)

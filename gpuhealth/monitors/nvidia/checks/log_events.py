@@ -1,0 +1,47 @@
+"""Faults that only the driver's own lines in the kernel log report, XIDs and SXids aside."""
+
+from __future__ import annotations
+
+from gpuhealth.model.codes import Clears, define
+from gpuhealth.model.finding import Action, Severity
+
+INIT_FAILED = define(
+    "driver.init_failed",
+    Severity.CRITICAL,
+    Action.REBOOT_NODE,
+    meaning="The driver could not initialise a GPU.",
+    advice="Reboot the node; if it comes back, look at power and seating of the GPU, then replace it.",
+    quarantine=True,
+    clears=Clears.QUIET_PERIOD,  # the driver tries and logs it again whenever the GPU is opened, which we do ourselves
+    clear_after=600.0,
+)
+NEEDS_REBOOT = define(
+    "driver.needs_reboot",
+    Severity.CRITICAL,
+    Action.REBOOT_NODE,
+    meaning="Unified memory met an error after which the driver works again only when the node has rebooted.",
+    advice="Drain the node and reboot it.",
+    quarantine=True,
+    drain=True,
+    clears=Clears.REBOOT,
+)
+CLIENT_MISMATCH = define(
+    "driver.client_mismatch",
+    Severity.WARNING,
+    Action.UPDATE_SOFTWARE,
+    meaning="A program came with a driver library of another version than the kernel module: it cannot use the GPUs.",
+    advice="Rebuild the program's image without driver libraries, or restart it after a driver upgrade.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=600.0,
+)
+ERRORS = define(
+    "driver.errors",
+    Severity.WARNING,
+    Action.CONTACT_SUPPORT,
+    meaning="The driver reports failing calls to a GPU, its firmware or its NVLinks.",
+    advice="Look for XIDs at the same time; without any, collect nvidia-bug-report.sh.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=600.0,
+)
+
+CODES = (INIT_FAILED, NEEDS_REBOOT, CLIENT_MISMATCH, ERRORS)

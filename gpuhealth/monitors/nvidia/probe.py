@@ -1,0 +1,140 @@
+"""Reads everything about NVIDIA GPUs: NVML through its child process, PCI devices, device nodes, kernel module."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gpuhealth.model.kernel_event import KernelEvent
+from gpuhealth.model.missing import NOT_SUPPORTED, Missing
+from gpuhealth.model.pci import parse_address, slot_of
+from gpuhealth.monitors.monitor import ProbeContext
+from gpuhealth.monitors.nvidia.baseline import Baseline
+from gpuhealth.monitors.nvidia.catalog import xid
+from gpuhealth.monitors.nvidia.devices import FabricManagerProbe, KernelModuleProbe, device_nodes, live_pids
+from gpuhealth.monitors.nvidia.nvml.child import XidSeen
+from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
+from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
+from gpuhealth.monitors.nvidia.pci import PciProbe
+from gpuhealth.monitors.nvidia.readings import NvidiaReadings, NvmlReadings
+from gpuhealth.monitors.nvidia.release import DriverRelease
+from gpuhealth.monitors.nvidia.settings import NvidiaSettings
+
+_MIN_WAIT_SECONDS = (
+    2.0  # for a round of NVML, however short the interval: a busy node answers late, and that is no news
+)
+
+
+class NvidiaProbe:
+    """Reads the NVIDIA GPUs of the node. A driver that hangs or was released costs only NVML's readings."""
+
+    def __init__(self, context: ProbeContext[NvidiaSettings, Baseline]) -> None:
+        roots = context.core.roots
+        self._context = context
+        self._dev, self._proc = roots.dev, roots.proc
+        self.nvml = NvmlProbe(context.settings.nvml)
+        self._pci = PciProbe(roots.sys)
+        self._kernel_module = KernelModuleProbe(roots.sys)
+        self._fabric_manager = FabricManagerProbe(roots.proc)
+        self._stale_library = StaleLibrary()
+        self._ping: asyncio.TimerHandle | None = None
+        self.on_release_change: Callable[[str], None] = lambda _: None
+        self.release = DriverRelease(self.nvml, context.now, lambda sentence: self.on_release_change(sentence))
+
+    def configure(self, settings: NvidiaSettings) -> None:
+        """Takes new settings; they hold from the next round on."""
+        self._context.settings = settings
+        self.nvml.configure(settings.nvml)
+
+    async def read(self) -> NvidiaReadings:
+        """One round.
+
+        Waits for NVML no longer than a deadline, and returns what has come until then. Raises RestartRequiredError when
+        the driver's library in our container is outdated.
+        """
+        interval, settings = self._context.interval, self._context.settings
+        wait = settings.nvml.critical_after if interval is None else max(interval, _MIN_WAIT_SECONDS)
+        nvml = await self._read_nvml(wait, until_answered=interval is None)
+        pci = self._pci.read()
+        has_switches = not isinstance(pci, Missing) and any(device.is_nvswitch for device in pci)
+        readings = NvidiaReadings(
+            nvml=nvml,
+            pci=pci,
+            device_nodes=device_nodes(self._dev),
+            kernel_module=self._kernel_module.read(),
+            live_pids=live_pids(self._proc, _pids(nvml)),
+            fabric_manager_running=self._fabric_manager.read() if has_switches else NOT_SUPPORTED,
+        )
+        if interval is None:
+            return readings
+        self._stale_library.check(readings)
+        self._plan_ping(interval / 2)
+        known_gpus, grace = len(self._context.baseline.gpus), settings.driver_release.reacquire_grace
+        return self.release.mask(readings, self._context.now(), known_gpus, grace)
+
+    async def _read_nvml(self, wait: float, *, until_answered: bool) -> NvmlReadings:
+        """NVML's readings. A read returns early when a deadline is crossed: a single look at the node goes on then."""
+        while True:
+            nvml = await self.nvml.read(wait)
+            waited = 0.0 if nvml.answered else nvml.waiting_seconds
+            if not until_answered or not 0 < waited < wait:
+                return nvml
+
+    def _plan_ping(self, seconds: float) -> None:
+        """Asks the driver for a sign of life between two rounds, so that a hang is known that much earlier."""
+        if self._ping is not None:
+            self._ping.cancel()
+        self._ping = asyncio.get_running_loop().call_later(seconds, self.nvml.ping)
+
+    def want_events(self, on_event: Callable[[KernelEvent], None]) -> None:
+        """Asks for XID events of NVML from now on: without their text, but better than no XIDs at all."""
+        self.nvml.on_xid = lambda seen: on_event(event_of(seen))
+        self.nvml.want_events()
+
+    @property
+    def events_missing(self) -> Missing | None:
+        """Why NVML reports no XIDs, where it was asked to."""
+        return self.nvml.deaf
+
+    @property
+    def pids(self) -> list[int]:
+        """The NVML processes, hung ones included."""
+        return self.nvml.pids
+
+    def close(self) -> None:
+        """Ends the NVML process as soon as its call returns, and does not wait for it."""
+        if self._ping is not None:
+            self._ping.cancel()
+        self.nvml.close()
+
+
+def event_of(seen: XidSeen) -> KernelEvent:
+    """The event of an XID that NVML reports, which comes without text; for nodes whose kernel log cannot be read."""
+    found = xid.assess(seen.xid, "")
+    address = parse_address(seen.pci)
+    return KernelEvent(
+        kind="xid",
+        line="",
+        finding=f"xid.{seen.xid}",
+        severity=found.severity,
+        action=found.action,
+        code=seen.xid,
+        pci=slot_of(address) if address else None,
+        meaning=found.meaning,
+    )
+
+
+def is_waiting(readings: NvidiaReadings) -> bool:
+    """Whether the driver still owes the answer of this round."""
+    return not readings.nvml.answered and readings.nvml.waiting_seconds > 0
+
+
+def driver_branch(version: str) -> int | None:
+    """The branch of a driver version: 570 of 570.86.15. None for a text that is no version."""
+    branch = version.partition(".")[0]
+    return int(branch) if branch.isdecimal() else None
+
+
+def _pids(nvml: NvmlReadings) -> list[int]:
+    holders = (gpu.compute_processes for gpu in nvml.gpus)
+    return [process.pid for held in holders if not isinstance(held, Missing) for process in held]

@@ -1,0 +1,71 @@
+"""Reads monitors, each within its own deadline: one that is late or fails costs no other anything."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import structlog
+
+from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.monitor import Probe, RestartRequiredError
+from gpuhealth.monitors.registry import AnyMonitor
+from gpuhealth.runtime.settings import CoreSettings
+
+log = structlog.get_logger()
+
+
+class MonitorRunner:
+    """Reads one monitor. A read that is late goes on: it is never cancelled, and no second one is started beside it."""
+
+    def __init__(self, monitor: AnyMonitor, probe: Probe[Any], settings: CoreSettings) -> None:
+        self.monitor = monitor
+        self.probe = probe
+        self.timeouts = 0
+        self.errors = 0
+        self.failure = ""  # the error of the last round, where it raised one
+        self.read_seconds = 0.0  # that the last round took
+        self._reading: asyncio.Task[Any] | None = None
+        self.configure(settings)
+
+    def configure(self, settings: CoreSettings) -> None:
+        """Takes new settings; they hold from the next round on."""
+        schedule = settings.schedule(self.monitor.name)
+        self.interval = schedule.interval or settings.interval
+        self.deadline = schedule.deadline or self.monitor.deadline
+        self.probe.configure(settings)
+
+    async def read(self) -> Any:
+        """The readings of one round, or why there are none. Raises RestartRequiredError, and nothing else."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        began = time.monotonic()
+        await asyncio.wait([self._reading], timeout=self.deadline)
+        self.read_seconds = time.monotonic() - began
+        self.failure = ""
+        if not self._reading.done():
+            self.timeouts += 1
+            return Missing(MissingReason.TIMEOUT, f"{self.monitor.name} was not read within {self.deadline:g} s")
+        reading, self._reading = self._reading, None
+        try:
+            return reading.result()
+        except RestartRequiredError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever one probe raises, the others go on
+            return self._failed(error)
+
+    async def _read(self) -> Any:
+        return await self.probe.read()
+
+    def _failed(self, error: Exception) -> Missing:
+        self.errors += 1
+        self.failure = f"{type(error).__name__}: {error}"
+        log.error("monitor failed", monitor=self.monitor.name, error=self.failure, exc_info=error)
+        return Missing(MissingReason.ERROR, f"{self.monitor.name} failed: {self.failure}")
+
+    def close(self) -> None:
+        """Frees what the probe holds; a read that has not returned is abandoned."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self.probe.close()

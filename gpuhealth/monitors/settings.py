@@ -1,0 +1,35 @@
+"""All settings: those of the core, and those of every monitor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import create_model
+
+from gpuhealth.monitors.registry import monitors
+from gpuhealth.runtime import settings_file
+from gpuhealth.runtime.settings import CoreSettings
+
+_OF_MONITORS = tuple(dict.fromkeys(monitor.settings for monitor in monitors()))
+
+if TYPE_CHECKING:
+    from gpuhealth.monitors.kernel_log.settings import KernelLogSettings
+    from gpuhealth.monitors.nvidia.settings import NvidiaSettings
+
+    class Settings(CoreSettings, KernelLogSettings, NvidiaSettings):
+        """All settings and their defaults, as far as code outside the monitors reads them by name."""
+else:
+    Settings = create_model(
+        "Settings",
+        __base__=(*reversed(_OF_MONITORS), CoreSettings),  # pydantic lists the fields of the last base first
+        __doc__="All settings and their defaults.",
+    )
+
+
+def load(path: Path | None = None, **overrides: Any) -> Settings:
+    """Settings from the file (or the one that GPUHEALTH_CONFIG names), then the environment, then `overrides`.
+
+    Raises ConfigError with one sentence for a file that cannot be read, a key that is not known, a bad value.
+    """
+    return settings_file.load(Settings, path, **overrides)

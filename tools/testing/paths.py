@@ -1,0 +1,9 @@
+"""Folders of the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "daemonset"
+"""The kustomization that is applied to control planes."""
