@@ -179,7 +179,7 @@ class Sampler:
         """Take a sample of all GPUs; whether NVML answered in time. A late answer is taken by the next call."""
         try:
             async with asyncio.timeout(timeout_seconds), self._nvml_lock:
-                readings = await read_full_round(self._probe.read, lambda nvml: nvml, timeout_seconds)
+                readings = await read_full_round(self._probe.read, timeout_seconds)
         except TimeoutError:
             return False
         if not (readings.answered or readings.problem):

@@ -13,6 +13,7 @@ from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.monitors.nvidia.catalog import xid
 from gpuhealth.monitors.nvidia.devices import FabricManagerProbe, KernelModuleProbe, device_nodes, live_pids
 from gpuhealth.monitors.nvidia.nvml.child import XidSeen
+from gpuhealth.monitors.nvidia.nvml.full_round import read_full_round
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.monitors.nvidia.pci import PciProbe
@@ -20,9 +21,7 @@ from gpuhealth.monitors.nvidia.readings import NvidiaReadings, NvmlReadings
 from gpuhealth.monitors.nvidia.release import DriverRelease
 from gpuhealth.monitors.nvidia.settings import NvidiaSettings
 
-_MIN_WAIT_SECONDS = (
-    2.0  # for a round of NVML, however short the interval: a busy node answers late, and that is no news
-)
+_MIN_WAIT_SECONDS = 2.0  # for a round of NVML, also with a shorter interval: on a busy node an answer may be late
 
 
 class NvidiaProbe:
@@ -53,8 +52,10 @@ class NvidiaProbe:
         the driver's library in our container is outdated.
         """
         interval, settings = self._context.interval, self._context.settings
-        wait = settings.nvml.critical_after if interval is None else max(interval, _MIN_WAIT_SECONDS)
-        nvml = await self._read_nvml(wait, until_answered=interval is None)
+        if interval is None:
+            nvml = await read_full_round(self.nvml.read, settings.nvml.critical_after)
+        else:
+            nvml = await self.nvml.read(max(interval, _MIN_WAIT_SECONDS))
         pci = self._pci.read()
         has_switches = not isinstance(pci, Missing) and any(device.is_nvswitch for device in pci)
         readings = NvidiaReadings(
@@ -71,14 +72,6 @@ class NvidiaProbe:
         self._plan_ping(interval / 2)
         known_gpus, grace = len(self._context.baseline.gpus), settings.driver_release.reacquire_grace
         return self.release.mask(readings, self._context.now(), known_gpus, grace)
-
-    async def _read_nvml(self, wait: float, *, until_answered: bool) -> NvmlReadings:
-        """NVML's readings. A read returns early when a deadline is crossed: a single look at the node goes on then."""
-        while True:
-            nvml = await self.nvml.read(wait)
-            waited = 0.0 if nvml.answered else nvml.waiting_seconds
-            if not until_answered or not 0 < waited < wait:
-                return nvml
 
     def _plan_ping(self, seconds: float) -> None:
         """Asks the driver for a sign of life between two rounds, so that a hang is known that much earlier."""
@@ -126,7 +119,7 @@ def event_of(seen: XidSeen) -> KernelEvent:
 
 def is_waiting(readings: NvidiaReadings) -> bool:
     """Whether the driver still owes the answer of this round."""
-    return not readings.nvml.answered and readings.nvml.waiting_seconds > 0
+    return readings.nvml.overdue_seconds > 0
 
 
 def driver_branch(version: str) -> int | None:

@@ -143,6 +143,11 @@ class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
         """Whether NVML works and has answered every call of the round."""
         return self.answered and self.problem is None
 
+    @property
+    def overdue_seconds(self) -> float:
+        """For how many seconds NVML has owed its answer; 0 once it has answered or failed."""
+        return 0.0 if self.answered else self.waiting_seconds
+
 
 class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     """One NVIDIA function on the PCI bus, from sysfs. AER counters count since boot."""

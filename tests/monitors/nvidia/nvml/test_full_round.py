@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from gpuhealth.model.missing import Missing, MissingReason
-from gpuhealth.monitors.nvidia.nvml.full_round import overdue_seconds, read_full_round
+from gpuhealth.monitors.nvidia.nvml.full_round import read_full_round
 from gpuhealth.monitors.nvidia.readings import NvmlReadings
 
 DEADLINE = 20.0
@@ -39,13 +39,13 @@ def test_it_reads_until_there_is_an_answer_or_the_deadline(rounds: list[NvmlRead
         waits.append(wait_seconds)
         return rounds[len(waits) - 1]
 
-    last = asyncio.run(read_full_round(read, lambda readings: readings, DEADLINE))
+    last = asyncio.run(read_full_round(read, DEADLINE))
     assert last is rounds[reads - 1]
     assert waits == [DEADLINE] * reads
 
 
 def test_only_an_outstanding_answer_is_overdue() -> None:
-    """Neither missing readings nor a round that took long and was answered are overdue."""
-    assert overdue_seconds(Missing(MissingReason.TIMEOUT)) == 0
-    assert overdue_seconds(ANSWERED) == 0
-    assert overdue_seconds(late(3.0)) == 3
+    """Neither a failure nor a round that took long and was answered is overdue."""
+    assert FAILED.overdue_seconds == 0
+    assert ANSWERED.overdue_seconds == 0
+    assert late(3.0).overdue_seconds == 3
