@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import create_model, field_validator
 
-from gpuhealth.monitors.registry import monitors
+from gpuhealth.monitors import registry
 from gpuhealth.runtime import settings_file
 from gpuhealth.runtime.settings import CoreSettings, Schedule
 
-_OF_MONITORS = tuple(dict.fromkeys(monitor.settings for monitor in monitors()))
+_OF_MONITORS = tuple(dict.fromkeys(monitor.settings for monitor in registry.monitors()))
 
 
 def _known_monitors(schedules: dict[str, Schedule]) -> dict[str, Schedule]:
-    names = [monitor.name for monitor in monitors()]
+    names = [monitor.name for monitor in registry.monitors()]
     if unknown := [name for name in schedules if name not in names]:
         raise ValueError(f"{unknown[0][:100]} is no monitor; there are {', '.join(names)}")
     return schedules

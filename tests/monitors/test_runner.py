@@ -24,6 +24,7 @@ from gpuhealth.monitors.judge import Judge, Memory, decode_memory
 from gpuhealth.monitors.monitor import FunctionProbe, Monitor, NoBaseline, NoSettings
 from gpuhealth.monitors.runner import MonitorRunner
 from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.settings import Schedule
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 EXAMPLE = Code("host.example", Severity.WARNING, Action.NONE, "An example.", "Nothing is to be done.")
@@ -64,9 +65,9 @@ def example(read: Callable[[], Value | Missing], run: Callable[[Any], Any] | Non
     )
 
 
-def runner(monitor: Any, deadline: str = "60s") -> MonitorRunner:
+def runner(monitor: Any, deadline: float = 60.0) -> MonitorRunner:
     """The monitor's runner, with a deadline of its own."""
-    settings = Settings.model_validate({"monitors": {monitor.name: {"deadline": deadline}}})
+    settings = Settings().model_copy(update={"monitors": {monitor.name: Schedule(deadline=deadline)}})
     probe = monitor.probe(type("Context", (), {"settings": settings}))
     return MonitorRunner(monitor, probe, settings)
 
@@ -107,7 +108,7 @@ def test_a_probe_that_is_late_is_missing_and_never_read_twice_at_once() -> None:
             release.wait()
             return Value(7)
 
-        reading = runner(example(hanging), deadline="50ms")
+        reading = runner(example(hanging), deadline=0.05)
         try:
             for late in (1, 2, 3):
                 missing = await reading.read()
