@@ -53,7 +53,7 @@ def test_no_part_of_a_gang_is_evicted(cluster: Cluster, label: str, allowed: int
             await until(lambda: controller.duty(DrainController).status.evictions["refused"] > 3)
             assert asked(cluster, pods) == [{}] * 4
             assert not any(cluster.terminating(pod) for pod in pods)
-            reason = f"PodDisruptionBudget guard allows {allowed} of 4 to go"
+            reason = f"PodDisruptionBudget guard allows {allowed} of 4 evictions"
             await until(lambda: reason in cluster.drain(node)["message"])
             assert cluster.drain(node)["message"].startswith("eviction refused for 4 pods, such as ")
             for name in names(pods):
@@ -104,9 +104,9 @@ def test_a_gang_on_several_nodes(cluster: Cluster) -> None:
         async with cluster.controller():
             for node in nodes:
                 cluster.quarantine(node)
-            await until(lambda: told("allows 1 of 4 to go"))
+            await until(lambda: told("allows 1 of 4 evictions"))
             cluster.patch(budget, {"spec": {"minAvailable": 2}})
-            await until(lambda: told("allows 3 of 4 to go"))
+            await until(lambda: told("allows 3 of 4 evictions"))
             assert asked(cluster, pods) == [{}] * 4
             cluster.patch(budget, {"spec": {"minAvailable": 1}})
             await stop_all(cluster, *pods)

@@ -255,6 +255,7 @@ def test_a_child_that_is_stopped_is_no_driver_that_hangs(simulated: Simulator) -
         while not (await probe.read(PATIENT)).answered:
             pass
         (pid,) = probe.pids
+        probe.configure(Nvml(warn_after=0.5, critical_after=1.0))
         os.kill(pid, signal.SIGSTOP)
         try:
             for _ in range(10):
@@ -264,13 +265,14 @@ def test_a_child_that_is_stopped_is_no_driver_that_hangs(simulated: Simulator) -
                 assert "stopped" in readings.problem.detail
                 assert readings.waiting_seconds == 0.0
         finally:
+            probe.configure(CALM)
             os.kill(pid, signal.SIGCONT)
         readings = await probe.read(PATIENT)
         assert readings.answered
         assert len(readings.gpus) == 2
         assert probe.pids == [pid]
 
-    run(body, Nvml(warn_after=0.5, critical_after=1.0))
+    run(body)
 
 
 def test_a_new_process_looks_for_the_library_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
