@@ -85,7 +85,11 @@ def variables() -> list[dashboard_builders.QueryVariable | dashboard_builders.Da
 def verdict(board: dashboard_builders.Dashboard) -> None:
     """Add the panels with the verdict of the node and the findings behind it."""
     finding = metric("finding")
-    named = f"{finding} * on (instance, gpu) group_left (index, pci) {metric('gpu_info')}"
+    # The label gpu, to join on: the GPU itself, or the one that the component is a part of.
+    own, part = metric("finding", 'kind="gpu"'), metric("finding", 'parent=~"GPU-.*"')
+    own = f'label_replace({own}, "gpu", "$1", "component", "(.*)")'
+    part = f'label_replace({part}, "gpu", "$1", "parent", "(.*)")'
+    named = f"({own} or {part}) * on (instance, gpu) group_left (index, pci) {metric('gpu_info')}"
     board.with_panel(
         number(
             "Verdict",

@@ -10,12 +10,13 @@ from pathlib import Path
 import prometheus_client.parser
 import pytest
 import reference
+from testing.paths import ROOT
+from testing.sources import literals
 
 from gpuhealth.api import metrics
 from gpuhealth.api.metrics import Metric, MetricType, counter, gauge
 from gpuhealth.runtime.exposition import Rendering
 from gpuhealth.runtime.metric_families import family
-from tests.api.test_names import ROOT, literals
 
 CODE = ROOT / "gpuhealth"
 TABLES = [CODE / "api" / "metrics.py", *sorted(CODE.glob("monitors/*/metric_names.py"))]

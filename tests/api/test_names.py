@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 import enum
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from testing.paths import ROOT
+from testing.sources import literals
 
 from gpuhealth.api import names
 
-ROOT = Path(__file__).parents[2]
 CODE = ROOT / "gpuhealth"
 NAMES = CODE / "api" / "names.py"
 _OURS = re.compile(r"gpuhealth\.io/([\w.-]*\w)")
@@ -28,15 +28,6 @@ def marks() -> set[str]:
     """The part behind the group of every name that is ours, and the version of our kinds."""
     values = (value for value in vars(names).values() if type(value) is str)
     return {value.removeprefix("gpuhealth.io/") for value in values if value.startswith("gpuhealth.io/")}
-
-
-def literals(source: str) -> Iterator[tuple[int, str]]:
-    """Line and text of each string in a Python source, parts of f-strings included, docstrings not."""
-    tree = ast.parse(source)
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            yield node.lineno, node.value
 
 
 def test_no_name_is_written_elsewhere() -> None:

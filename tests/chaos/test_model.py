@@ -124,7 +124,6 @@ class OneNode(RuleBasedStateMachine):
     def no_room(self) -> None:
         """The budget is taken away; what is out stays out."""
         self.plane.request("DELETE", f"/apis/gpuhealth.io/v1alpha1/quarantinebudgets/{self.budget}")
-        self.pool._paths.pop()
         self.room = False
 
     # -- people --------------------------------------------------------------------------------------------------------

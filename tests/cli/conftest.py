@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import structlog
-from testing.command import Node, Said
+from testing.command import Node, Run, Said
 
 from gpuhealth.cli import logs, main, streams
 
@@ -24,9 +23,6 @@ def node(tmp_path: Path) -> Node:
 def gpu_node(tmp_path: Path) -> Node:
     """A healthy node with eight GPUs."""
     return Node(tmp_path).with_gpus()
-
-
-Run = Callable[..., Said]
 
 
 @pytest.fixture

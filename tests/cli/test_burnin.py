@@ -15,11 +15,10 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from testing.command import COMMAND, Node
+from testing.command import COMMAND, Node, Run
 from testing.waiting import wait_for
 
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
-from tests.cli.conftest import Run
 
 _ALL = "cpu:0,1,2,3,4,5,6,7"
 _SHORT = ("--tests", "memory", "--duration", "100ms")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from testing.command import Node, Said
+from testing.command import Node, Run, Said
 
 from gpuhealth.agent import capture
 from gpuhealth.model.component import NODE
@@ -19,7 +19,6 @@ from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.runtime.journal import Entry, Journal
-from tests.cli.conftest import Run
 
 GONE = "GPU-99999999-8888-7777-6666-555555555555"
 MANIFEST = {"format": 2, "node": "n", "time": "2026-01-01T00:00:00Z", "boot_id": "b", "versions": {}}

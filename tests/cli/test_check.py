@@ -7,14 +7,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from testing.command import BOOT_ID, COMMAND, Node
+from testing.command import BOOT_ID, COMMAND, Node, Run
 from testing.waiting import wait_for
 
 from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.runtime.journal import Journal
-from tests.cli.conftest import Run
 
 XID_79 = "NVRM: Xid (PCI:0000:61:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 GONE = "GPU-99999999-8888-7777-6666-555555555555"

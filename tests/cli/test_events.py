@@ -4,11 +4,10 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from testing.command import Node
+from testing.command import Node, Run
 
 from gpuhealth.model.component import NODE, Component, gpu
 from gpuhealth.runtime.journal import Entry, Journal
-from tests.cli.conftest import Run
 
 GPU = gpu("GPU-5f3c8e1d-0a1b-2c3d-4e5f-60718293a4b5")
 

@@ -1,11 +1,10 @@
 """`gpuhealth explain`: whatever is pasted is explained, or the near words are named."""
 
 import pytest
-from testing.command import Node
+from testing.command import Node, Run
 
 from gpuhealth.model.codes import CODES
 from gpuhealth.monitors.registry import code_of, monitors
-from tests.cli.conftest import Run
 
 LINE = (
     "Jan  5 03:12:44 node kernel: NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python3, GPU has fallen off the bus."

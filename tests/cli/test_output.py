@@ -9,9 +9,7 @@ import termios
 from fcntl import ioctl
 
 import pytest
-from testing.command import COMMAND, Node
-
-from tests.cli.conftest import Run
+from testing.command import COMMAND, Node, Run
 
 
 @pytest.fixture

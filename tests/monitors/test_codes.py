@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
+from testing.fault_cases import CASES
 from testing.findings import at, clean, facts, found, tracker
 from testing.kernel_lines import LINES
 from testing.readings import START, gpu, node, uuid
@@ -39,7 +40,6 @@ from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.registry import code_of, kernel_log_parser, known_codes, monitors, unmatched_patterns
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.journal import Entry, Journal
-from tests.monitors.test_fire_and_clear import CASES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [line for line, *_ in LINES]

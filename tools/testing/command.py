@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,10 @@ class Said(NamedTuple):
     def json(self) -> Any:
         """Standard output as one JSON value."""
         return json.loads(self.out)
+
+
+Run = Callable[..., Said]
+"""Runs a command with arguments and environment variables, and returns what it printed."""
 
 
 class Node:
