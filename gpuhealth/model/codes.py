@@ -56,7 +56,7 @@ class Code(msgspec.Struct, frozen=True):
         span = f"{self.clear_after:g} s"
         return {
             Clears.CLEAN_READING: f"read clean for {span}",
-            Clears.RECOVERY: "the GPU's recovery action is back to none, the node has rebooted, or a person restores it",
+            Clears.RECOVERY: "the GPU's recovery action is none, the node has rebooted, or a person restores it",
             Clears.REBOOT: "the node has rebooted, or a person restores the node",
             Clears.TEST_PASSED: "the test has passed in a later burn-in, or the GPU is replaced",
             Clears.BURNIN_PASSED: "a later burn-in has passed, or a person restores the node",

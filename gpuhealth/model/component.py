@@ -34,14 +34,14 @@ class Component(msgspec.Struct, frozen=True, omit_defaults=True, order=True):
 
     @property
     def gpu(self) -> str:
-    """The id of the GPU that this component is or belongs to; empty if none."""
+        """The id of the GPU that this component is or belongs to; empty if none."""
         if self.kind is Kind.GPU:
             return self.id
         return self.parent if self.kind is Kind.MIG else ""
 
     @property
     def name(self) -> str:
-    """Kind and id as text, such as `gpu GPU-5f3c…`; `node` for the node."""
+        """Kind and id as text, such as `gpu GPU-5f3c…`; `node` for the node."""
         return self.id if self.kind is Kind.NODE else f"{self.kind} {self.id}"
 
 

@@ -37,7 +37,7 @@ class Missing(msgspec.Struct, frozen=True, tag="missing"):
 
     @property
     def is_unsupported(self) -> bool:
-    """Whether there is nothing to check because the device does not have it."""
+        """Whether there is nothing to check because the device does not have it."""
         return self.reason is MissingReason.NOT_SUPPORTED
 
     def __str__(self) -> str:

@@ -35,14 +35,14 @@ class TrackerState(msgspec.Struct):
     ended: list[Ended] = []  # newest last
 
     def is_sound(self) -> bool:
-    """Whether all its times have a zone, which a manually edited journal may lack."""
+        """Whether all its times have a zone, which a manually edited journal may lack."""
         times = [self.restored, *self.last_complete.values(), *(ended.time for ended in self.ended)]
         for tracked in self.tracked:
             times += [tracked.finding.first_seen, tracked.finding.last_seen, tracked.clean_since]
         return all(time is None or time.tzinfo is not None for time in times)
 
     def shift(self, seconds: float) -> None:
-    """Shifts every time after the wall clock was set, so that durations stay the same."""
+        """Shifts every time after the wall clock was set, so that durations stay the same."""
         step = timedelta(seconds=seconds)
         for tracked in self.tracked:
             finding = tracked.finding

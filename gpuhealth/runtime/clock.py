@@ -30,8 +30,8 @@ class Instant(msgspec.Struct, frozen=True):
 class SteadyClock:
     """Wall-clock time that never steps unnoticed: the wall clock at the start plus the monotonic time since then.
 
-    If the wall clock has been set, `catch_up` follows it and returns the offset, so that callers can shift stored times:
-    a condition that has lasted for a minute then still has lasted for a minute.
+    If the wall clock has been set, `catch_up` follows it and returns the offset, so that callers can shift stored
+    times: a condition that has lasted for a minute then still has lasted for a minute.
     """
 
     def __init__(self, wall: Now = wall_clock) -> None:

@@ -79,8 +79,8 @@ class ServingError(OSError):
 async def serving(http: Http, pages: Mapping[str, Page], authorizer: Authorizer | None = None) -> AsyncGenerator[int]:
     """Serves the pages by path, for GET and HEAD, at http's address; yields the port. Raises ServingError if it cannot.
 
-    The authorizer is for `http.authorization: kubernetes`; it is closed at the end. If the server itself fails, the body
-    is cancelled and the error raised in a group.
+    The authorizer is for `http.authorization: kubernetes`; it is closed at the end. If the server itself fails, the
+    body is cancelled and the error raised in a group.
     """
     connections, authorization = _Connections(http.tls), _Authorization(http, authorizer)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[connections.count, authorization.check])

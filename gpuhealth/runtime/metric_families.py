@@ -27,5 +27,5 @@ def family(metric: names.Metric, rows: Rows) -> Metric:
 
 
 def _label(value: object) -> str:
-    """A label's text. Unpaired surrogates, from bytes that are not UTF-8, cannot be encoded and are escaped: \\udcff."""
+    """A label's text. Unpaired surrogates, left by bytes that are not UTF-8, are escaped: \\udcff."""
     return str(value).encode(errors="backslashreplace").decode()

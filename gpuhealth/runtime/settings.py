@@ -126,7 +126,7 @@ class Burnin(Section):
     level: Literal["quick", "standard", "long"] = "standard"
     devices: str = "all"  # GPUs visible to CUDA; else cuda:0,1, or cpu:0,1 for a run without GPU
     limits: BurninLimits = BurninLimits()
-    faults: tuple[dict[str, Any], ...] = ()  # injected faults, to test their detection: burnin.faults.Fault
+    faults: tuple[dict[str, Any], ...] = ()  # injected faults, to test their detection: burnin.protocol.Fault
 
 
 class Preflight(Section):
@@ -156,7 +156,7 @@ class Election(Section):
 
     enabled: bool = True
     lease: str = Field(default=CONTROLLER_LEASE, min_length=1)
-    duration: Duration = Field(default=15.0, ge=1)  # after which another candidate may take the Lease from a silent holder
+    duration: Duration = Field(default=15.0, ge=1)  # after which another candidate may take the Lease
     renew_within: Duration = Field(default=10.0, gt=0)  # or it stops acting, before another candidate begins
     retry: Duration = Field(default=2.0, gt=0)
 

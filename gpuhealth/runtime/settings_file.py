@@ -134,7 +134,7 @@ def _file_values(path: Path) -> dict[str, Any]:
 
 
 def _refuse_what_is_no_text(value: object, path: Path | None, where: str = "") -> None:
-    """Raises ConfigError for text with NUL or unpaired surrogates, which are invalid in file names, hosts and labels."""
+    """Raises ConfigError for text with NUL or unpaired surrogates, which file names, hosts and labels cannot hold."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _refuse_what_is_no_text(key, path, where)
