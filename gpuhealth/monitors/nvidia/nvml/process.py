@@ -28,7 +28,7 @@ from gpuhealth.runtime.stopwatch import Stopwatch
 
 log = structlog.get_logger()
 
-RELEASED = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was let go on request"))
+RELEASED = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was released on request"))
 _NO_FIRST_LINE = Missing(MissingReason.AGENT_FAULT, "the first line of the NVML process's answer could not be read")
 _UNREADABLE = Missing(MissingReason.AGENT_FAULT, "the NVML process's line for this GPU could not be read")
 _NOT_SAID = Missing(MissingReason.ERROR, "it has not said whether it does")
