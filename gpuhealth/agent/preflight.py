@@ -113,7 +113,7 @@ class Preflight:
         return await self._client.get(NODES, self._settings.node_name)
 
     async def _is_due(self, node: Object) -> bool:
-        """Whether the node must be tested. After a failure, only if the value was reset manually or the node rebooted."""
+        """Whether the node must be tested. After a failure, only if the value was reset manually or after a reboot."""
         value = marks.value(node, self._key)
         return value is not None and (value != FAILED or await self._last_result() is not TestStatus.FAILED)
 

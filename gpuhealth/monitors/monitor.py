@@ -50,8 +50,8 @@ class Probe(Protocol[R_co]):
     async def read(self) -> R_co | Missing:
         """One round of readings.
 
-        An unreadable value is a Missing in its field. An exception, or no answer within the monitor's deadline, costs the
-        whole round of this monitor, but of no other.
+        An unreadable value is a Missing in its field. An exception, or no answer within the deadline of the monitor,
+        costs the whole round of this monitor, but of no other.
         """
 
     def configure(self, settings: Any) -> None:

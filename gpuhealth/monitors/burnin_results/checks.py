@@ -40,8 +40,8 @@ CODES = (
     _define(
         "exact",
         Action.INSPECT_HARDWARE,
-        meaning="The GPU computed a wrong result where the right one is known to the last bit: it corrupts everything that is"
-        " computed on it, without any error.",
+        meaning="The GPU computed a wrong result where the right one is known to the last bit: it corrupts everything"
+        " that is computed on it, without any error.",
         advice="Have the GPU replaced; the evidence names type, shape, seed and bits for the vendor.",
     ),
     _define(

@@ -1,4 +1,4 @@
-"""Waits for a whole round of NVML readings, for callers that have no next round in which a late answer could come."""
+"""Waits for a whole round of NVML readings, for callers without a next round in which a late answer could arrive."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 async def read_full_round(
     read: Callable[[float], Awaitable[T]], nvml_of: Callable[[T], Reading[NvmlReadings]], deadline_seconds: float
 ) -> T:
-    """Read until NVML has answered, has failed, or has owed its answer for the deadline; returns the last readings.
+    """Read until NVML has answered, has failed, or has exceeded the deadline; returns the last readings.
 
-    `read` waits for NVML as long as it is told, and returns early when it crosses one of the NVML deadlines of the
-    settings: the round goes on, and the next call waits for it again. `nvml_of` picks NVML's part of what `read` gave.
+    `read` waits for NVML for the given seconds, and returns early when it crosses one of the NVML deadlines of the
+    settings: the round continues, and the next call waits for it again. `nvml_of` extracts NVML's part of its result.
     """
     while True:
         readings = await read(deadline_seconds)
@@ -26,5 +26,5 @@ async def read_full_round(
 
 
 def overdue_seconds(nvml: Reading[NvmlReadings]) -> float:
-    """For how many seconds NVML has owed its answer; 0 once it has answered or failed."""
+    """Seconds for which NVML's answer has been outstanding; 0 once it has answered or failed."""
     return 0.0 if isinstance(nvml, Missing) or nvml.answered else nvml.waiting_seconds
