@@ -154,7 +154,7 @@ class _Child:
         return line
 
     def _restart_if_due(self) -> None:
-        """Starts NVML, again after a failure or if a GPU is lost; not in every round, since a start can hang as well."""
+        """Starts NVML, again after a failure or if a GPU is lost; not in every round, since a start can hang, too."""
         if self._driver is not None and not self._lost:
             return
         if time.monotonic() - self._started_at < self._reinit_interval:
