@@ -33,7 +33,7 @@ class Transfer(NamedTuple):
 
     figure: str
     what: str
-    target: Tensor  # int64, where the result is to be
+    target: Tensor  # int64, destination of the result
     work: Callable[[], object]
     expected: Callable[[], Tensor | int]  # what `target` must then hold
     counted_bytes: int

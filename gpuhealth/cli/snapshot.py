@@ -42,7 +42,7 @@ class AgentJournal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_journal(settings: Settings, with_entries: bool = False) -> AgentJournal:
-    """Read the agent's journal without changing it. Never raises: `problem` says what went wrong."""
+    """Read the agent's journal without changing it. Never raises: `problem` has the error."""
     path = settings.journal.path
     try:
         if not path.exists():

@@ -22,7 +22,7 @@ _MAX_DIGITS = 4  # of a terminal's width or height
 
 
 class OutputError(CommandError):
-    """Standard output cannot be written; the text is one sentence that says why."""
+    """Standard output cannot be written; the text is one sentence with the reason."""
 
 
 class _ResultFile(io.FileIO):
@@ -38,7 +38,7 @@ class _ResultFile(io.FileIO):
 
 
 class _ErrorFile(io.FileIO):
-    """Standard error, ignoring write errors: nobody reads it then, and the command must not behave differently."""
+    """Standard error, ignoring write errors: there is no reader then, and the command must not behave differently."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:

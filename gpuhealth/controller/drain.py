@@ -302,7 +302,7 @@ class NodeDrain:
         await self._post_removal(pod, result)
 
     async def _postpone(self, pods: list[Pod], result: EvictionResult) -> None:
-        """Have the pods tried again together after the retry interval, or later if the API server asks for it."""
+        """Schedule a joint retry of the pods after the retry interval, or later if the API server requests it."""
         self._count(pods[0], result)
         delay = max(self._context.settings.drain_retry, result.retry_after)
         refusal = EvictionRefusal(result.detail, asyncio.get_running_loop().time() + delay)

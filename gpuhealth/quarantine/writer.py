@@ -295,7 +295,7 @@ class NodeWriter:
     # --- condition, Events and report ---------------------------------------------------------------------------------
 
     async def _write_status(self, node: Object, target: NodeMarks) -> None:
-        """Write condition and Events; they say what was found, whatever a budget allows."""
+        """Write condition and Events; they show the findings, regardless of budgets."""
         wanted = target.condition
         if self.blocked is not None:
             message = f"{wanted.message}; stays in service: {self.blocked.reason}"[:MESSAGE_LIMIT]

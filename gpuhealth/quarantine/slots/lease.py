@@ -50,7 +50,7 @@ def read_slot(lease: Object) -> Slot:
     holder, lasts, expires, fault = spec.get("holderIdentity"), spec.get("leaseDurationSeconds") or 0, None, ""
     if not isinstance(holder, str) or not holder:
         holder, fault = "", "it names no holder"
-    if "." not in metadata["name"].rpartition(".")[0]:  # of maxUnavailable: somebody else has set a duration
+    if "." not in metadata["name"].rpartition(".")[0]:  # of maxUnavailable: another client has set a duration
         lasts = 0
     elif not isinstance(lasts, int) or lasts < 0:
         lasts, fault = 0, f"its duration is {lasts!r}"

@@ -112,7 +112,7 @@ class XidEvents:
         self._seen = seen
         self._stopping = threading.Event()
         self._set = pynvml.nvmlEventSetCreate()
-        self._gpus: dict[int | None, tuple[str, str]] = {}  # handle -> PCI address, uuid, which a lost GPU no longer reports
+        self._gpus: dict[int | None, tuple[str, str]] = {}  # handle -> PCI address, uuid; a lost GPU reports neither
         for index in range(nvml_value.count(pynvml.nvmlDeviceGetCount(), _MOST_GPUS)):
             # A GPU that is lost, too old or returns garbage delivers none; the others do.
             with contextlib.suppress(Exception):
