@@ -11,7 +11,7 @@ from gpuhealth.runtime.http_server import Page, Response, keep_serving, serving
 
 
 def pages(agent: Agent, exposition: Exposition) -> dict[str, Page]:
-    """The agent's pages."""
+    """The HTTP pages of an agent."""
 
     async def metrics() -> Response:
         return Response(exposition.text(), content_type=exposition.content_type)

@@ -100,9 +100,9 @@ RESTORED = f"{GROUP}/restored"
 RELEASE_GPUS = f"{GROUP}/release-gpus"
 """Annotation: "true" while the driver should be closed. Set by people; the agent closes NVML until it is removed."""
 QUARANTINE = f"{GROUP}/quarantine"
-"""Annotation: JSON record of what the agent added to the Node, written in the request that adds it.
+"""Annotation: JSON record of the agent's changes to the Node, written in the request that makes them.
 
-Only what is recorded is ours to remove. Written and read by the agent, read by controller and commands.
+Only recorded changes may be removed by the agent. Written and read by the agent, read by controller and commands.
 """
 DISMISSED = f"{GROUP}/dismissed"
 """Annotation: finding codes, comma-separated, whose quarantine a person ended by removing our taint or cordon.

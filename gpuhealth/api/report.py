@@ -202,7 +202,7 @@ class BurninTest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     """Measurements with four digits; units are in the names."""
     digests: dict[str, str] = {}
     """
-    Of repeated products, what was computed: the first 16 hex digits of the result's SHA-256. Comparable between GPUs
+    For repeated products: product -> the first 16 hex digits of the result's SHA-256. Comparable between GPUs
     of a model with the same software.
     """
     software: dict[str, str] = {}

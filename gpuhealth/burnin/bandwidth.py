@@ -29,7 +29,7 @@ _FILL = 0x5555_5555_5555_5555
 
 
 class Transfer(NamedTuple):
-    """One operation to time, and what it must produce."""
+    """One operation to time, and its expected result."""
 
     figure: str
     what: str

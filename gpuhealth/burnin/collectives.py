@@ -38,7 +38,7 @@ _SETUP = timedelta(seconds=120)  # every rank loads its libraries first
 
 
 class Collective(NamedTuple):
-    """One operation, and what it must produce."""
+    """One operation, and its expected result."""
 
     figure: str
     name: str
@@ -103,7 +103,7 @@ class _Rank:
         )
 
     def _all_continue(self, rounds: int) -> bool:
-        """Whether all ranks continue with another round: if one left alone, the others would wait in the next operation."""
+        """Whether all ranks do another round: if one left alone, the others would wait in the next operation."""
         proceed = rounds < _MIN_ROUNDS or not self._timer.expired
         try:
             self._timer.step()

@@ -79,5 +79,5 @@ def integer_product(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch raised an error because the device is out of memory; on a processor the error text is the only evidence."""
+    """Whether torch raised an error for lack of device memory; on a processor, recognised by the error text."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -180,7 +180,7 @@ def _slot_share(model: GpuModel, window: TelemetryWindow | None) -> float:
 
 
 def _power(window: TelemetryWindow, model: GpuModel | None, limits: BurninLimits) -> Iterator[str]:
-    """A GPU that draws little power under full load is not working fully, regardless of what it reports."""
+    """A GPU that draws little power under full load is not working fully, even if it reports no fault."""
     if model is None:
         return
     limit = window.after.power_limit_milliwatts

@@ -87,7 +87,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
 
 
 class DeviceResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a test measured on one device, before the parent applies limits that need the model or other GPUs."""
+    """Measurements of a test on one device, before the parent applies limits that need the model or other GPUs."""
 
     gpu: str
     failure: str = ""  # one sentence; empty if the test itself found no fault

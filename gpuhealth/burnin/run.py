@@ -46,7 +46,7 @@ Curves: TypeAlias = dict[str, dict[str, list[tuple[float, float]]]]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is to do."""
+    """The plan of a run: tests, targets, limits."""
 
     level: str
     tests: Mapping[str, float]  # test -> seconds, in the order to run them

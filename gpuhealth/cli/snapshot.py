@@ -32,7 +32,7 @@ _MAX_ENTRIES = 100_000  # of the journal
 
 
 class AgentJournal(msgspec.Struct, frozen=True, kw_only=True):
-    """What the journal of this node's agent holds, as far as it can be read."""
+    """Readable content of the journal of this node's agent."""
 
     checks: bytes | None = None  # the memory of its checks, JSON
     entries: tuple[Entry, ...] | None = None  # None: not read

@@ -1,7 +1,7 @@
 """The standard streams: results on standard output, everything else on standard error, even if one is closed or full.
 
-With `--json` only the result may reach standard output, whoever writes. So the result gets a descriptor of its own, and
-whatever a library or a child process writes to descriptor 1 goes to standard error.
+With `--json` only the result may reach standard output. So the result gets a descriptor of its own, and all output of
+libraries and child processes to descriptor 1 goes to standard error.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ _STATE_EVENTS: dict[str, StateEvent] = {
 
 
 class DrainStatus(msgspec.Struct):
-    """What the drains of this process have done."""
+    """Counters of the drains of this process."""
 
     evictions: Counter[str] = msgspec.field(default_factory=Counter)  # and deletions of pods, by outcome
 
@@ -283,7 +283,7 @@ class NodeDrain:
             await asyncio.gather(*(self._remove(pod) for pod in others))
 
     async def _remove(self, pod: Pod) -> None:
-        """Evict a pod, or delete it after the deadline; record what became of it."""
+        """Evict a pod, or delete it after the deadline; record the outcome."""
         context = self._context
         remove = context.evictor.delete if self._is_overdue() else context.evictor.evict
         result = await remove(pod.namespace, pod.name, pod.uid)

@@ -44,7 +44,7 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def group(self) -> tuple[str, str]:
-        """What it shares with the pods that are evicted with it: its gang, or nothing."""
+        """The key shared with pods that are evicted together: its gang, or none."""
         return self.namespace, self.gang or f"/{self.uid}"  # no label value has a slash
 
 

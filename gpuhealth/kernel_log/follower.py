@@ -24,7 +24,7 @@ class FallbackEvents(Protocol):
     """Another source of XID events, for nodes whose kernel log cannot be read."""
 
     def want_events(self, on_event: Callable[[KernelEvent], None]) -> None:
-        """Starts reporting events."""
+        """Starts the reporting of events."""
 
     @property
     def events_missing(self) -> Missing | None:

@@ -176,7 +176,7 @@ def _with_priority(line: str) -> Message | None:
 
 
 def _of_kernel(rest: str, stamp: Stamp, *, bare: bool, since_boot: str = "") -> Message | None:
-    """What follows a time: "host kernel: text"; where `bare`, also a text alone."""
+    """The message after a time: "host kernel: text"; if `bare`, also a text alone."""
     if match := _OF_KERNEL.match(rest):
         text = match[1]
         if inner := _SECONDS.match(text):  # syslog keeps the kernel's own time before the text

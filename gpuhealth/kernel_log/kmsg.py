@@ -76,7 +76,7 @@ class KmsgReader:
         return None
 
     def close(self) -> None:
-        """Closes the log."""
+        """Closes the log, if it is open."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

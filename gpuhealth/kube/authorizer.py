@@ -1,7 +1,7 @@
 """Decides, through the API server, who may read the pages of agent and controller, as kube-rbac-proxy does.
 
-The API server identifies the user of a bearer token (TokenReview), and whether that user may get the path (SubjectAccessReview
-of a non-resource URL). Without its answer every request is denied.
+The API server identifies the user of a bearer token (TokenReview), and decides whether that user may get the path
+(SubjectAccessReview of a non-resource URL). Without its answer every request is denied.
 """
 
 from __future__ import annotations

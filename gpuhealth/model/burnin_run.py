@@ -42,7 +42,7 @@ class Miscompare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     index: int  # position of the first wrong value, counted in `unit`
     unit: Literal["element", "byte"] = "element"  # of a matrix, row by row; or of memory that is compared word by word
     wrong: int  # number of wrong elements, or of wrong 64-bit words
-    xor: str = ""  # the bits that differ, in hex; empty where the right value is not known
+    xor: str = ""  # the bits that differ, in hex; empty if the right value is unknown
     got: str = ""  # bits in hex
     expected: str = ""
     kind: str = ""  # transient, repeatable, data_dependent, hot_only
@@ -50,7 +50,7 @@ class Miscompare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     temperature_celsius: float | None = None
 
     def describe(self, *, details: bool = False) -> str:
-        """What differs: `pattern 0xaa: 2 wrong 64-bit words, first at byte 0x1000, bits 0x01, repeatable`.
+        """The difference in words: `pattern 0xaa: 2 wrong 64-bit words, first at byte 0x1000, bits 0x01, repeatable`.
 
         `details` adds the first wrong value, how often the fault happened again, and the temperature in °C.
         """

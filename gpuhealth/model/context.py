@@ -50,7 +50,7 @@ class CheckContext(msgspec.Struct, Generic[ReadingsT, SettingsT, BaselineT], kw_
         return tuple(info for info in self.components if info.component.kind is Kind.GPU)
 
     def at(self, slot: PciSlot | None) -> ComponentInfo | None:
-        """The GPU in a PCI slot; None where it is not known."""
+        """The GPU in a PCI slot; None if there is no known one."""
         return next((info for info in self.gpus if info.is_in(slot)), None)
 
 

@@ -53,7 +53,7 @@ class CoverageTracker:
 
     @property
     def unmeasured(self) -> dict[Key, Missing]:
-        """What could not be checked in the last rounds, and why."""
+        """Checks that could not be made in the last rounds, and why."""
         return dict(self._unmeasured)
 
     def last_measured(self) -> dict[str, datetime]:
@@ -91,7 +91,7 @@ class CoverageTracker:
         }
 
     def coverage(self) -> Coverage:
-        """What was checked in the last rounds, and what could not be."""
+        """Checks that were made in the last rounds, and those that could not be."""
         return Coverage(
             checked=tuple(sorted(set().union(*self._checked.values()))),
             not_checked=tuple(

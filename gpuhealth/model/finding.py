@@ -29,7 +29,7 @@ _SEVERITY_RANK = {Severity.INFO: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
 
 
 class Action(enum.StrEnum):
-    """What an operator should do about a finding."""
+    """Recommended action of an operator for a finding."""
 
     NONE = "none"
     RESTART_WORKLOAD = "restart_workload"

@@ -34,7 +34,7 @@ _READ_AGAIN = (Clears.CLEAN_READING, Clears.TEST_PASSED)
 
 
 class ChangeKind(enum.StrEnum):
-    """What happened to a finding."""
+    """Kind of change of a finding."""
 
     RAISED = "raised"
     CHANGED = "changed"  # its severity
@@ -492,7 +492,7 @@ def _gpu_verdict(info: ComponentInfo, facts: NodeFacts, states: dict[Component, 
 
 
 def _gpu_or_node(component: Component) -> Component:
-    """The GPU that a component is or belongs to, else the node: what a burn-in can test."""
+    """The GPU that a component is or belongs to, else the node: the target of a burn-in."""
     return Component(Kind.GPU, component.gpu) if component.gpu else NODE
 
 

@@ -45,7 +45,7 @@ _YEARS = (1970, 9990)  # in which times can be calculated with, in any time zone
 
 
 class QuarantineRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The annotation that records what we added to the Node.
+    """The annotation that records our changes to the Node.
 
     It also records why, so that an agent that has lost its memory does not mistake that for the end of a fault.
     """
@@ -142,7 +142,7 @@ def release_requests(node: Object) -> tuple[str, ...]:
 
 
 def record(node: Object) -> QuarantineRecord | None:
-    """The record of what we added to the Node; None without one that can be read."""
+    """The record of our changes to the Node; None without one that can be read."""
     try:
         found = msgspec.json.decode(annotations_of(node)[QUARANTINE], type=QuarantineRecord)
     except (

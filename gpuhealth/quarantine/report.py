@@ -1,7 +1,7 @@
 """The GPUHealthReport of our node: details that do not fit in the marks, written only on changes.
 
 The agent owns the fields that it writes and leaves the others of the status to the controller, so it sends merge
-patches of the difference. What changes in every round without saying anything new (when a finding was last seen) is
+patches of the difference. Data that changes in every round without new information (when a finding was last seen) is
 written along with the next real change, and a mere change of wording at most once in `REFRESH`.
 """
 

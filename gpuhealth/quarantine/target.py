@@ -41,7 +41,7 @@ from gpuhealth.quarantine.state import agent_event, next_state, state_of
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
-    """What the findings require of the Node."""
+    """Requirements of the findings for the Node."""
 
     verdict: Verdict
     quarantine: tuple[str, ...] = ()  # codes of the findings that require a quarantine, worst first
@@ -77,7 +77,7 @@ class NodeChange(NamedTuple):
     """A patch of the Node that applies marks."""
 
     body: Object | None  # None if the Node has the marks already
-    actions: tuple[Action, ...]  # what the request does
+    actions: tuple[Action, ...]  # actions of the request
 
 
 # --- the target -------------------------------------------------------------------------------------------------------

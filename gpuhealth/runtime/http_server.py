@@ -310,7 +310,7 @@ class _Connections:
         self._by_inner: dict[object, _Connection] = {}
 
     async def accept(self, listener: socket.socket, server: web.Server) -> None:
-        """Accepts connections forever."""
+        """Accepts connections until it is cancelled."""
         loop = asyncio.get_running_loop()
         failing = ""
         while True:

@@ -1,7 +1,7 @@
 """The journal of observations and actions on this node: SQLite on a local disk, bounded in time and size.
 
 Two tables: `entries` for people (`gpuhealth events`), `state` for the agent's next start. Both are written in one
-transaction, so that after a crash the stored kernel-log position never runs ahead of what was recorded.
+transaction, so that after a crash the stored kernel-log position never runs ahead of the entries.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ CODES = (
     _define(
         "memory",
         Action.RESET_GPU,
-        meaning="What was written to the GPU's memory was not what was read back, at the address that the evidence"
+        meaning="Data read back from the GPU's memory differed from the data written, at the address that the evidence"
         " names.",
         advice="Reset the GPU, so that bad rows can be replaced, and test again; have it replaced if it comes back.",
     ),

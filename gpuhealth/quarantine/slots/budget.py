@@ -52,8 +52,7 @@ class SlotSet(msgspec.Struct, frozen=True, kw_only=True):
         """The names that may be taken or are, given the slots that are held, some perhaps beyond the limit.
 
         For each slot that is held beyond the names that are left, one name fewer is open: so there are never more
-        holders than the limit, whichever of these names others take concurrently after seeing the same or fewer
-        held.
+        holders than the limit, whichever of these names others take concurrently after seeing the same or fewer held.
         """
         numbers = sorted((int(name.rpartition(".")[2]) for name in held), reverse=True)
         size = self.room

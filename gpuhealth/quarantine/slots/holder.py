@@ -58,7 +58,7 @@ AcquireResult: TypeAlias = Admitted | Blocked
 
 
 class SlotCheck(msgspec.Struct, frozen=True):
-    """What a check of the slots of a node that is out has changed."""
+    """Changes made by a check of the slots of a node that is out."""
 
     taken: tuple[str, ...] = ()
     released: tuple[str, ...] = ()
@@ -133,12 +133,12 @@ class SlotHolder:
             if isinstance(result, Blocked):
                 await self._release(new)
         except BaseException:
-            self._knowledge = Knowledge.STALE  # what was taken is found again, and used or released
+            self._knowledge = Knowledge.STALE  # slots already taken are found again, and used or released
             raise
         return result
 
     async def _acquire(self, budgets: Sequence[Object], code: str, new: list[str]) -> AcquireResult:
-        """Take a slot in every set of these budgets. What is taken is added to `new`, also where not all can be had."""
+        """Take a slot in every set of these budgets. Slots taken are added to `new`, even if some are not available."""
         if not budgets:
             return Blocked(code, "", NO_BUDGET, "no QuarantineBudget selects this node")
         sets: list[SlotSet] = []

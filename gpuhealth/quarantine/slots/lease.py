@@ -43,7 +43,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_slot(lease: Object) -> Slot:
-    """Read the Lease of a slot. Never raises: what cannot be read makes it a slot that is taken, with a `fault`."""
+    """Read the Lease of a slot. Never raises: an unreadable Lease is a slot that is taken, with a `fault`."""
     metadata = lease["metadata"]
     spec, labels = _dict(lease.get("spec")), _dict(metadata.get("labels"))
     budget = str(labels.get(BUDGET_LABEL) or metadata["name"].partition(".")[0])

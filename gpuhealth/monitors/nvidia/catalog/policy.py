@@ -28,11 +28,11 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 IGNORE = Policy(Severity.INFO, Action.NONE, "No action needed.")
-RESTART = Policy(Severity.WARNING, Action.RESTART_WORKLOAD, "Restart the program; the GPU can go on.")
-RESET = Policy(Severity.CRITICAL, Action.RESET_GPU, "Stop what uses the GPU and reset it.")
+RESTART = Policy(Severity.WARNING, Action.RESTART_WORKLOAD, "Restart the program; the GPU can continue.")
+RESET = Policy(Severity.CRITICAL, Action.RESET_GPU, "Stop all processes that use the GPU and reset it.")
 REBOOT = Policy(Severity.CRITICAL, Action.REBOOT_NODE, "Drain the node and reboot it.")
 INSPECT = Policy(Severity.CRITICAL, Action.INSPECT_HARDWARE, "Take the node out of service and look at its hardware.")
-UPDATE = Policy(Severity.CRITICAL, Action.UPDATE_SOFTWARE, "Bring driver, firmware and services to fitting versions.")
+UPDATE = Policy(Severity.CRITICAL, Action.UPDATE_SOFTWARE, "Bring driver, firmware and services to matching versions.")
 REPORT = Policy(
     Severity.WARNING, Action.CONTACT_SUPPORT, "Collect nvidia-bug-report.sh and ask the vendor.", escalates=True
 )

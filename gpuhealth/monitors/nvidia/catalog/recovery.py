@@ -12,7 +12,7 @@ from gpuhealth.monitors.nvidia.catalog.table import rows
 
 
 class RecoveryAction(msgspec.Struct, frozen=True):
-    """One recovery action."""
+    """One recovery action of the driver."""
 
     value: int
     name: str

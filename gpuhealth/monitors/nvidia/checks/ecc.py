@@ -42,7 +42,7 @@ DISABLED = define(
     "ecc.disabled",
     Severity.WARNING,
     Action.RESET_GPU,
-    meaning="ECC is off on a GPU that ought to have it on: bad memory corrupts results without a trace.",
+    meaning="ECC is off on a GPU that should have it on: bad memory corrupts results without a trace.",
     advice="Turn it on with `nvidia-smi -i INDEX -e 1` and reset the GPU (or reboot) for it to take effect.",
 )
 

@@ -29,7 +29,7 @@ RESET_REQUIRED = define(
     Severity.CRITICAL,
     Action.RESET_GPU,
     meaning="The GPU refuses work until it has been reset, usually after an uncontained memory or firmware error.",
-    advice="Stop what uses the GPU and run `nvidia-smi --gpu-reset -i INDEX`, or reboot the node.",
+    advice="Stop all processes that use the GPU and run `nvidia-smi --gpu-reset -i INDEX`, or reboot the node.",
     quarantine=True,
     drain=True,
     asks_for_recovery=True,
