@@ -3,9 +3,9 @@
 `apply` compares the Node as it is with how it should look, and writes the difference: budget slots, then taint, cordon
 and label in one request, then condition, Events and report. If the API server is away it raises, and the caller calls
 again later with the marks desired then; completed steps are recognised. In a steady state the watch of our own Node
-(`own_node`) is all the traffic there is.
+(`own_node`) is the only traffic.
 
-The taint is what keeps work off a bad node; the rest is informational. When many nodes fail at once, status writes for
+The taint keeps work off a bad node; the rest is informational. When many nodes fail at once, status writes for
 the first ones would delay the taints of the last: with `defer_status` they come later, the later the slower the API
 server is.
 """

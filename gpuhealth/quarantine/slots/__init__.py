@@ -1,7 +1,7 @@
 """Budget slots: how many nodes may be out of service by our action at once, bounded by the API server itself.
 
 A slot of a QuarantineBudget is a Lease in our namespace. The names of a budget's slots are fixed: `<budget>.<k>` for
-0 <= k < limit. A name exists once, so there are never more holders than names, whatever crashes or races. A node takes
+0 <= k < limit. A name exists once, so there are never more holders than names, despite crashes and races. A node takes
 a slot by creating the Lease, at a random k first: one request when there is room, and no object that all nodes write.
 
 A budget has up to three sets of slots:
