@@ -170,7 +170,7 @@ class Election(Section):
 class Periodic(Section):
     """Periodic burn-in of nodes that are in service and idle."""
 
-    enabled: bool = False  # note that idle GPUs then draw their full power
+    enabled: bool = False  # idle GPUs then draw their full power
     every: Duration = 7 * 86400.0  # a node is tested again after this
     level: Literal["quick", "standard", "long"] = "standard"
     max_per_pool: Amount = 1  # at once; a count, or a percentage of the pool
