@@ -1,6 +1,6 @@
 """Prometheus alert rules for GPU nodes and their agents.
 
-Critical: jobs fail now or soon; page somebody. Warning: look at it in working hours. Every alert has the node's name as
+Critical: jobs fail now or soon; page someone. Warning: look at it in working hours. Every alert has the node's name as
 label `node`, also where Prometheus knows the target by an address only; the alert on a suspect driver has the label
 `budget` instead.
 """
@@ -18,7 +18,7 @@ _LATELY = "[15m]"
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert. `advice`: what to do, for somebody who was just woken by it."""
+    """One alert. `advice` is for the person on call who was just paged."""
 
     name: str
     expr: str

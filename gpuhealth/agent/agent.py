@@ -1,9 +1,8 @@
 """The agent of one node: wires monitors, kernel log, journal and the Node in the cluster together.
 
-One event loop, one task for each monitor and each other loop, each of them supervised: an error in one is logged and
-counted and does not touch the others. Kernel-log records are judged as they come, readings once a round of their
-monitor. Journal and API server are served by loops of their own, so that neither a slow disk nor an outage delays what
-is found.
+One event loop, with one supervised task for each monitor and each other loop: an error in one is logged and counted and
+does not affect the others. Kernel-log records are judged as they arrive, readings once per round of their monitor.
+Journal and API server have loops of their own, so that neither a slow disk nor an outage delays findings.
 """
 
 from __future__ import annotations
@@ -54,18 +53,18 @@ from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
 
 log = structlog.get_logger()
 
-_STATE_SECONDS = 60.0  # between two writes of what changes in every round, such as counters
-_NODE_WAIT_SECONDS = 10.0  # for our Node to show whether the driver may be opened, before it is for the first time
-_CLOCK_SECONDS = 1.0  # between two looks at the wall clock and the settings file
+_STATE_SECONDS = 60.0  # between two writes of state that changes in every round, such as counters
+_NODE_WAIT_SECONDS = 10.0  # to read from our Node whether the driver may be opened, before the first time
+_CLOCK_SECONDS = 1.0  # between two checks of the wall clock and the settings file
 _FIXED_SETTINGS = ("node_name", "log_level", "roots", "http", "journal", "monitors")
 _NODE_UNKNOWN = Missing(MissingReason.ERROR, "our Node has not been seen yet")
 
 Service = Callable[["Agent"], Awaitable[None]]
-"""A coroutine that runs beside the agent and reads its status, such as the HTTP server."""
+"""A coroutine that runs concurrently with the agent and reads its status, such as the HTTP server."""
 
 
 class Agent:
-    """The agent of one node. `status()` is what the HTTP server shows of it."""
+    """The agent of one node. `status()` is what the HTTP server shows."""
 
     def __init__(
         self,
@@ -74,21 +73,21 @@ class Agent:
         services: Sequence[Service] = (),
         wall: Now = wall_clock,
     ) -> None:
-        """`services` run beside the agent's own loops. Never raises: checks report what is missing on the node."""
+        """`services` run in addition to the agent's own loops. Never raises: checks report what is missing."""
         self.settings = settings
         self.clock = SteadyClock(wall)
-        self.changed = asyncio.Event()  # set with every change of the status; whoever shows it clears it
-        self.version = 0  # of the status; grows with every change
+        self.changed = asyncio.Event()  # set with every change of the status; the reader clears it
+        self.version = 0  # of the status; increases with every change
         self.http_port = 0
         self._config_valid = True
         self._file = SettingsFile(Settings, config_path)
         self._services = services
         self._boot_id = boot_id(settings.roots.proc)
         self._node_labels: dict[str, str] = {}
-        self._first_round = asyncio.Event()  # is over: GPUs are known by their addresses
-        self._log_state_known = asyncio.Event()  # whether the kernel log can be read: without that there is no verdict
+        self._first_round = asyncio.Event()  # set after it: GPUs are known by their addresses
+        self._log_state_known = asyncio.Event()  # whether the log can be read; no verdict before
         self._settings_changed = asyncio.Event()
-        self._node_seen = asyncio.Event()  # our Node shows whether we may open the driver, or cannot be read
+        self._node_seen = asyncio.Event()  # set once our Node shows whether we may open the driver, or cannot be read
         self._restart: RestartRequiredError | None = None
         self._end: Callable[[], object] = lambda: None
         self._stored_at = -_STATE_SECONDS
@@ -96,7 +95,7 @@ class Agent:
         journal = stored.open_journal(settings.journal)
         state = stored.restore(journal, self.clock, self._boot_id)
         self.journal = JournalWriter(journal, self._state, self.clock)
-        # A node that is seen for the first time has the taint from where it comes from, or is to have none.
+        # A node seen for the first time got the taint at registration, or must not have it.
         self._preflight_due = state.preflight_due or (state.rebooted and settings.preflight.after_reboot)
         judge = Judge(settings, state.memory, boot_id=self._boot_id, time=self.clock())
         tracker = FindingTracker(tracker_rules(settings), state.tracker)
@@ -105,7 +104,7 @@ class Agent:
         self._nvidia = self._nvidia_probe()
         self._nvidia.on_release_change = self._release_changed
         if NVIDIA.name not in self.runners:
-            self._first_round.set()  # there will be none
+            self._first_round.set()  # there will be no round
         if KERNEL_LOG not in self.runners:
             self._log_state_known.set()
         if state.release:
@@ -141,7 +140,7 @@ class Agent:
         return MonitorRunner(monitor, monitor.probe(context), self.settings)
 
     def _nvidia_probe(self) -> NvidiaProbe:
-        """The probe of the monitor of NVIDIA GPUs; one that is not read where that monitor is switched off."""
+        """The probe of the NVIDIA monitor; an unused one if that monitor is disabled."""
         if runner := self.runners.get(NVIDIA.name):
             assert isinstance(runner.probe, NvidiaProbe), "the probe of this monitor"
             return runner.probe
@@ -151,7 +150,7 @@ class Agent:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Runs until SIGTERM or SIGINT; then everything is written down and closed.
+        """Runs until SIGTERM or SIGINT; then stores the state and closes everything.
 
         Raises RestartRequiredError when only a new process, in a new container, can measure the node.
         """
@@ -183,7 +182,7 @@ class Agent:
 
     def _count_failure(self, loop: str) -> None:
         self.counts.failures[loop] += 1
-        self._has_changed()  # after enough failed rounds the node is unknown
+        self._has_changed()  # after enough failed rounds the node becomes unknown
 
     def _close(self) -> None:
         for runner in self.runners.values():
@@ -193,7 +192,7 @@ class Agent:
 
     @property
     def counts(self) -> Counts:
-        """What happened since the agent started."""
+        """Counters of events since the agent started."""
         return self.node_state.counts
 
     @property
@@ -202,7 +201,7 @@ class Agent:
         return self.node_state.verdict is not None
 
     def is_current(self) -> bool:
-        """Whether the last rounds were recent enough to say something about now."""
+        """Whether the last rounds are recent enough for a current verdict."""
         enough = self.settings.unknown_after
         limits = {name: max(enough, 3 * runner.interval) for name, runner in self.runners.items()}
         return self.node_state.is_current(limits)
@@ -218,7 +217,7 @@ class Agent:
         """One round of one monitor: read, judge, publish; then wait until the next is due."""
         began = time.monotonic()
         if self.settings.kubernetes.enabled and not self.counts.rounds:
-            with contextlib.suppress(TimeoutError):  # a restart in mid-upgrade must not open the driver for a moment
+            with contextlib.suppress(TimeoutError):  # a restart during an upgrade must not open the driver
                 async with asyncio.timeout(_NODE_WAIT_SECONDS):
                     await self._node_seen.wait()
         if runner.monitor.name != KERNEL_LOG:
@@ -250,7 +249,7 @@ class Agent:
         self._end()
 
     async def _housekeeping(self) -> None:
-        """Takes changed settings, follows steps of the wall clock, and has the state stored from time to time."""
+        """Applies changed settings, follows steps of the wall clock, and stores the state from time to time."""
         self._reload_if_changed()
         self._follow_clock()
         if self.has_judged and time.monotonic() - self._stored_at > _STATE_SECONDS:
@@ -264,10 +263,10 @@ class Agent:
     # -- the cluster ---------------------------------------------------------------------------------------------------
 
     async def _mark_node(self) -> None:
-        """Keeps our Node marked while there is a cluster; without one the node is watched all the same."""
+        """Keeps our Node marked if there is a cluster; without one the node is checked all the same."""
         self._settings_changed.clear()
         if not self.settings.kubernetes.enabled:
-            for reason in RELEASE_REQUESTS:  # of an agent before us, on a Node that is not read any more
+            for reason in RELEASE_REQUESTS:  # left by an earlier agent, on a Node that is no longer read
                 self._request_release(reason, wanted=False)
             await self._settings_changed.wait()
             return
@@ -301,7 +300,7 @@ class Agent:
         return desired, self._report_facts()
 
     def _node_changed(self, node: OwnNode) -> None:
-        """Obeys what people have written on our Node."""
+        """Applies manual requests found on our Node."""
         if node.labels != self._node_labels:
             self._node_labels = node.labels
             self.node_state.tracker.configure(tracker_rules(self.settings, self._node_labels))
@@ -317,14 +316,14 @@ class Agent:
                 self._request_release(reason, wanted=reason in requests)
 
     def _annotations(self) -> Reading[Mapping[str, str]]:
-        """The annotations of our Node, among them the controller's findings about its GPUs."""
+        """The annotations of our Node, which include the controller's findings about its GPUs."""
         if not self.settings.kubernetes.enabled:
             return Missing(MissingReason.NOT_SUPPORTED)
         node = self.reconciler.node
         return node.annotations if node and node.known else _NODE_UNKNOWN
 
     def _recalled(self, node: OwnNode) -> list[Change]:
-        """Findings for which the node is out by its own record, where nobody remembers what became of them."""
+        """Changes for causes in the Node's record whose outcome is not in the agent's memory."""
         if node.record is None or not node.causes:
             return []
         tracker, when = self.node_state.tracker, restored(node.annotations)
@@ -332,7 +331,7 @@ class Agent:
         return changes + (tracker.resolve(self.node_state.judge.facts()) if changes else [])
 
     def _ended_by_person(self, node: OwnNode) -> list[Change]:
-        """Ends findings when a person restores the node, or returns it without the burn-in that was asked for."""
+        """Ends findings when a person restores the node, or returns it without the required burn-in."""
         tracker, now, when = self.node_state.tracker, self.clock(), restored(node.annotations)
         trusted = {BURNIN_REQUIRED.name, MEMORY_LOST.name}
         if node.override is not Override.HEALTHY:
@@ -390,7 +389,7 @@ class Agent:
         log.info("driver release changed", status=sentence)
         self._journal("agent", "release", sentence)
         readings = self.node_state.judge.readings.of(NVIDIA)
-        if not isinstance(readings, Missing):  # kernel events that come now are judged with the release in mind
+        if not isinstance(readings, Missing):  # kernel events from now on are judged with the release in mind
             now = msgspec.structs.replace(readings, release=self._nvidia.release.current)
             self.node_state.judge.set_readings(NVIDIA, now, self.clock())
 
@@ -422,12 +421,12 @@ class Agent:
             self._journal("agent", "clock", f"the clock was set by {seconds:.0f} s")
 
     def _reload_if_changed(self) -> None:
-        """Takes a changed settings file. One that cannot be used changes nothing and is reported once."""
+        """Applies a changed settings file. An invalid file changes nothing and is reported once."""
         try:
             settings = self._file.changed()
         except ConfigError as error:
             self._config_valid = False
-            log.error("configuration rejected", error=str(error))  # noqa: TRY400 - one sentence says it
+            log.error("configuration rejected", error=str(error))  # noqa: TRY400 - no traceback needed
             return
         if settings is None:
             return
@@ -448,7 +447,7 @@ class Agent:
     # -- status --------------------------------------------------------------------------------------------------------
 
     def status(self) -> AgentStatus:
-        """The agent as of now, for metrics and pages."""
+        """The agent's current status, for metrics and pages."""
         current = self.is_current()
         tracker, quarantine = self.node_state.tracker, self.reconciler.status
         blocked = quarantine.blocked

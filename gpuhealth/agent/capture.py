@@ -1,7 +1,7 @@
-"""Captures: what a node told of itself, in one file, to be judged elsewhere.
+"""Captures: readings, kernel log and journal of a node in one file, for checking elsewhere.
 
-A capture is a tar.gz of a manifest and a few JSON files, one object a line where there are many. It is written whole
-or not at all, and read without unpacking anything to disk: it may come from anyone.
+A capture is a tar.gz of a manifest and a few JSON files, with one object per line for lists. It is written completely
+or not at all, and read without unpacking to disk, because its source is not trusted.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ T = TypeVar("T")
 
 
 class CaptureError(Exception):
-    """The capture cannot be written or read; the text is one sentence that says why."""
+    """The capture cannot be written or read; the text is one sentence with the reason."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What the capture is."""
+    """Description of a capture."""
 
     format: int
     node: str
     time: datetime
     boot_id: str
     versions: dict[str, str]
-    notes: tuple[str, ...] = ()  # what could not be captured, one sentence each
+    notes: tuple[str, ...] = ()  # parts that could not be captured, one sentence each
 
 
 class Capture(msgspec.Struct, frozen=True):
-    """The contents. What is absent is None, and `notes` says so."""
+    """The contents of a capture. Absent parts are None and mentioned in `notes`."""
 
     manifest: Manifest
     rounds: tuple[NodeReadings, ...]
     kernel_log: tuple[KernelRecord, ...] | None = None
-    settings: dict[str, Any] | None = None  # in force on the node
-    memory: bytes | None = None  # what the agent's checks remember of earlier rounds, JSON
+    settings: dict[str, Any] | None = None  # active settings of the node
+    memory: bytes | None = None  # stored state of the agent's checks, JSON
     journal: tuple[msgspec.Raw, ...] | None = None  # the agent's journal, one JSON object an entry
-    notes: tuple[str, ...] = ()  # what a reader should know: the manifest's notes, and what is not in the file
+    notes: tuple[str, ...] = ()  # for the reader: the manifest's notes, and parts missing from the file
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def save(capture: Capture, path: Path, *, overwrite: bool = False) -> int:
-    """Writes the capture; returns its size in bytes. The file is there whole or not at all. Raises CaptureError."""
+    """Writes the capture; returns its size in bytes. The file appears complete or not at all. Raises CaptureError."""
     try:
         if path.exists() and not overwrite:
             raise CaptureError(f"{path} exists already")
@@ -75,7 +75,7 @@ def save(capture: Capture, path: Path, *, overwrite: bool = False) -> int:
                 size = file.tell()
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)  # noqa: PTH105 - beside the other calls of os
+            os.replace(temporary, path)  # noqa: PTH105 - in line with the other calls of os
         except BaseException:
             os.unlink(temporary)  # noqa: PTH108 - as above
             raise
@@ -95,7 +95,7 @@ def write(capture: Capture, file: IO[bytes]) -> None:
 
 
 def newest(records: list[KernelRecord], limit_bytes: int = MAX_KERNEL_LOG_BYTES) -> tuple[KernelRecord, ...]:
-    """The newest records whose texts fit the limit."""
+    """The newest records whose texts fit within the limit."""
     size = 0
     for place in range(len(records) - 1, -1, -1):
         size += len(records[place].text)
@@ -126,7 +126,7 @@ class _Readable(Protocol):
 
 
 class _Bounded:
-    """A decompressed stream that ends in an error where it is longer than any capture: a small file can hold much."""
+    """A decompressed stream that raises an error beyond the maximum size: a small file can expand to a huge one."""
 
     def __init__(self, file: _Readable) -> None:
         self._file = file
@@ -141,7 +141,7 @@ class _Bounded:
 
 
 def load(path: Path) -> Capture:
-    """Reads a capture. What is absent is told in `notes`. Raises CaptureError for what is none or cannot be trusted."""
+    """Reads a capture; absent parts are mentioned in `notes`. Raises CaptureError for an invalid or unsafe file."""
     try:
         with path.open("rb") as file, gzip.GzipFile(fileobj=file) as unpacked:
             members = _read_members(_Bounded(unpacked))
@@ -158,9 +158,9 @@ def load(path: Path) -> Capture:
 
 
 def _read_members(file: _Bounded) -> dict[str, bytes]:
-    """The regular files of the archive, in memory; links, devices and odd names are not looked at."""
+    """The regular files of the archive, in memory; links, devices and unexpected names are ignored."""
     members: dict[str, bytes] = {}
-    # A stream reads forward only: nothing in the archive can send the reader elsewhere.
+    # A stream reads forward only: nothing in the archive can redirect the reader.
     with tarfile.open(fileobj=file, mode="r|") as archive:  # type: ignore[call-overload]
         for count, member in enumerate(archive):
             if count >= _MAX_MEMBERS:

@@ -1,4 +1,4 @@
-"""What an agent serves: /metrics, /healthz, /readyz. Everything comes from memory; nothing here waits on a probe."""
+"""HTTP pages of the agent: /metrics, /healthz, /readyz. Everything comes from memory; no page waits for a probe."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gpuhealth.runtime.http_server import Page, Response, keep_serving, serving
 
 
 def pages(agent: Agent, exposition: Exposition) -> dict[str, Page]:
-    """The agent's pages."""
+    """The HTTP pages of an agent."""
 
     async def metrics() -> Response:
         return Response(exposition.text(), content_type=exposition.content_type)
 
     async def healthz() -> Response:
-        # That this is answered at all is the proof: the agent's own loop runs. The driver's health is not asked,
-        # or a hung GPU would have the kubelet kill the agent that reports it.
+        # Any answer proves that the agent's event loop runs. The driver's health is not part of it: with a hung GPU
+        # the kubelet would kill the agent that reports it.
         return Response(b"ok\n")
 
     async def readyz() -> Response:
@@ -30,7 +30,7 @@ def pages(agent: Agent, exposition: Exposition) -> dict[str, Page]:
 
 
 async def serve(agent: Agent) -> None:
-    """Serves until cancelled. Raises ServingError where, at the start, the address or the TLS files cannot be had."""
+    """Serves until cancelled. Raises ServingError if, at the start, the address or the TLS files are unusable."""
     exposition = Exposition(agent, agent.settings.interval)
 
     async def once() -> None:

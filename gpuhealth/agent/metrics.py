@@ -1,8 +1,8 @@
-"""The agent's metrics, made from its status once a round and on every change: no scrape waits on a probe.
+"""The agent's metrics, rendered from its status once a round and on every change: no scrape waits for a probe.
 
 A value that could not be read has no sample: a frozen number would look like a healthy one. `gpuhealth_not_checked`
-shows what is missing and why. For the same reason an agent whose rounds have stopped shows unknown, whatever its last
-verdict was. What a monitor reads is shown by the metrics in its own folder.
+has the missing ones and their reasons. For the same reason an agent whose rounds have stopped shows unknown, regardless
+of its last verdict. The metrics of a monitor's readings are in the monitor's folder.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ _LOOPS = (
     "write_journal",
     "mark_node",
     "serve",
-)  # shown from the start: a rate needs its zero
+)  # present from the start: a rate needs its zero
 
 
 class StatusSource(Protocol):
-    """What metrics are made from: an agent."""
+    """Source of the metrics: an agent."""
 
     version: int
     changed: asyncio.Event
 
     def status(self) -> AgentStatus:
-        """The agent as of now."""
+        """The agent's current status."""
 
 
 class Exposition:
-    """The text that Prometheus scrapes."""
+    """The metrics text for Prometheus."""
 
     content_type = CONTENT_TYPE
 
     def __init__(self, agent: StatusSource, max_age_seconds: float) -> None:
-        """The text is made again on every change, and when it is older than `max_age_seconds`."""
+        """The text is rendered on every change, and when it is older than `max_age_seconds`."""
         self._agent = agent
         self._max_age = max_age_seconds
         self._status = agent.status()
         self._rendering = Rendering(names.AGENT_METRICS_ERRORS, self._collectors())
-        self._made: tuple[int, float] = (-1, 0.0)  # of which version of the status, when
+        self._made: tuple[int, float] = (-1, 0.0)  # version of the status, and time
         self._text = b""
 
     def text(self) -> bytes:
-        """The metrics as of the agent's last round or change; never older than a round, though rounds may fail."""
+        """The metrics of the agent's last round or change; never older than a round, even if rounds fail."""
         version, made_at = self._made
         if version != self._agent.version or time.monotonic() - made_at >= self._max_age:
             self._made = self._agent.version, time.monotonic()
@@ -72,15 +72,15 @@ class Exposition:
         return self._text
 
     async def keep(self) -> None:
-        """Renders ahead of the scrapes, for ever: with eight GPUs it takes milliseconds, which no scrape then waits."""
+        """Renders before the scrapes, forever: with eight GPUs a scrape would wait some milliseconds for it."""
         while True:
             self._agent.changed.clear()
             self.text()
-            await asyncio.sleep(_PAUSE_SECONDS)  # a storm of events is not a storm of renderings
+            await asyncio.sleep(_PAUSE_SECONDS)  # limits the rate of renderings in an event storm
             await self._agent.changed.wait()
 
     def _collectors(self) -> dict[str, Collect]:
-        """By name; each fails alone."""
+        """Collectors by name; each fails independently."""
         core = {"verdict": _verdict, "findings": _findings, "checks": _checks, "agent": _agent, "monitors": _monitors}
         collectors: dict[str, Collect] = {name: partial(self._collect, collect) for name, collect in core.items()}
         for monitor in monitors():

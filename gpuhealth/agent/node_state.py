@@ -1,4 +1,4 @@
-"""The state of the node: judges readings and events as they come, tracks findings, and publishes every change."""
+"""The state of the node: judges readings and events as they arrive, tracks findings, and publishes every change."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class NodeState:
         self._repeats = RepeatFilter()
 
     def apply_round(self, monitor: AnyMonitor, readings: Any, failure: str = "") -> None:
-        """Judges one monitor's round and publishes what follows from it."""
+        """Judges one monitor's round and publishes the changes."""
         now = self._clock()
         began = time.monotonic()
         outcomes = self.judge.round(monitor, readings, now, failure=failure)
@@ -60,7 +60,7 @@ class NodeState:
         self.publish(changes)
 
     def apply_events(self, events: Sequence[KernelEvent]) -> None:
-        """Judges kernel events at once and publishes what follows from them."""
+        """Judges kernel events at once and publishes the changes."""
         now = self._clock()
         outcomes: list[Outcome] = self.judge.judge_events(events, now)
         changes = self.tracker.apply(outcomes, now, self.judge.readings.boot_id)
@@ -72,7 +72,7 @@ class NodeState:
         self.publish(changes)
 
     def publish(self, changes: list[Change]) -> None:
-        """Makes known what has changed: log, journal, metrics, marks on the Node."""
+        """Publishes changes: log, journal, metrics, marks on the Node."""
         for change in changes:
             if change.kind is ChangeKind.RAISED:
                 self.counts.findings[change.finding.code] += 1
@@ -84,7 +84,7 @@ class NodeState:
             self._journal.append(*(entry_of(change) for change in changes))
 
     def is_current(self, within_seconds: Mapping[str, float]) -> bool:
-        """Whether the last round of every monitor, by name, is no older than that."""
+        """Whether the last round of every monitor is within its maximum age, given by name."""
         now = self._clock()
         return bool(self.last_round) and all(
             name in self.last_round and (now - self.last_round[name]).total_seconds() < seconds
@@ -92,7 +92,7 @@ class NodeState:
         )
 
     def shift(self, seconds: float) -> None:
-        """Moves every time along after the wall clock was set by so many seconds."""
+        """Shifts every time by the seconds by which the wall clock was set."""
         self.tracker.shift(seconds)
         self.judge.shift(seconds)
         step = timedelta(seconds=seconds)
@@ -105,7 +105,7 @@ class NodeState:
         return self.verdict.verdict if self.verdict else State.UNKNOWN
 
     def _gpu_aliases(self) -> dict[str, str]:
-        """The ids of the GPUs that are listed now, by what they may have been called before: address, slot, number."""
+        """Ids of the GPUs listed now, by their possible earlier names: address, slot, index."""
         listed = [info for info in self.judge.components if info.component.kind is Kind.GPU and info.index >= 0]
         aliases = {f"gpu{info.index}": info.component.id for info in listed}
         for info in listed:
@@ -114,14 +114,14 @@ class NodeState:
         return {name: known for name, known in aliases.items() if name != known}
 
     def _component_of(self, event: KernelEvent) -> Component:
-        """The GPU in the event's PCI slot; a device where the slot is not a known GPU's; else the node."""
+        """The GPU in the event's PCI slot; a PCI device if the slot is not that of a known GPU; else the node."""
         if event.pci is None:
             return NODE
         known = next((info for info in self.judge.components if info.is_in(event.pci)), None)
         return known.component if known else Component(Kind.PCI_DEVICE, event.pci)
 
     def _journal_event(self, event: KernelEvent, now: datetime) -> None:
-        """Journals a kernel event; of one that goes on, fewer and fewer, with how often it came."""
+        """Journals a kernel event; a recurring one more and more rarely, with the number of repetitions."""
         repeats = self._repeats.suppressed((event.finding, event.pci or ""), time.monotonic())
         if repeats is None:
             return

@@ -1,9 +1,9 @@
-"""Preflight: tests a new node, and removes the preflight taint with which it joined when everything has passed.
+"""Preflight: tests a new node, and removes its preflight taint after everything has passed.
 
-Whatever happens, the node stays tainted until its tests have passed: it has the taint before this process starts, and
-one patch removes it at the very end. If this process is killed, the next one starts over; a burn-in that has passed in
-this boot is not repeated. Checks and tests run as `gpuhealth check` and `gpuhealth burnin` in child processes, so that
-neither a driver that hangs nor a crash in a library can hold up the deadline of the preflight.
+The node stays tainted until its tests have passed, in every case: the taint exists before this process starts, and one
+patch removes it at the very end. If this process is killed, the next one starts over; a burn-in that has passed in this
+boot is not repeated. Checks and tests run as `gpuhealth check` and `gpuhealth burnin` in child processes, so that
+neither a hung driver nor a crash in a library can delay the preflight beyond its deadline.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _ACCEPTED = (State.HEALTHY, State.DEGRADED)  # a warning does not keep a node ou
 
 
 class PreflightError(Exception):
-    """The node has not passed its preflight; the text says why."""
+    """The node has not passed its preflight; the text has the reason."""
 
 
 class Preflight:
@@ -66,7 +66,7 @@ class Preflight:
         self._events = EventRecorder(client, AGENT, node, host=node, now=now)
         self._module = KernelModuleProbe(settings.roots.sys)
         self._stale_library = StaleLibrary()
-        self._last_status = ""  # what was going on last, for the error message of a timeout
+        self._last_status = ""  # latest progress, for the error message of a timeout
 
     async def run(self) -> None:
         """Test the node whenever it has the taint, until SIGTERM or SIGINT.
@@ -93,7 +93,7 @@ class Preflight:
                 await asyncio.sleep(pause)
 
     async def test_if_tainted(self) -> None:
-        """Test the node if its taint asks for it, and mark the outcome on the Node. Raises ApiError."""
+        """Test the node if its taint requires it, and mark the outcome on the Node. Raises ApiError."""
         if not await self._is_due(await self._node()):
             log.info("preflight waiting", node=self._settings.node_name)
             return
@@ -102,7 +102,7 @@ class Preflight:
             await self._test()
         except PreflightError as error:
             reason = str(error)[:_REASON_LIMIT]
-            log.error("preflight failed", reason=reason)  # noqa: TRY400 - the sentence is enough, without a traceback
+            log.error("preflight failed", reason=reason)  # noqa: TRY400 - no traceback needed
             await self._mark(marks.failed, "PreflightFailed", f"the node stays tainted: {reason}", warning=True)
         else:
             log.info("preflight passed")
@@ -113,7 +113,7 @@ class Preflight:
         return await self._client.get(NODES, self._settings.node_name)
 
     async def _is_due(self, node: Object) -> bool:
-        """Whether the node has the taint. After a failure, only if its value was reset by hand or the node rebooted."""
+        """Whether the node must be tested. After a failure, only if the value was reset manually or after a reboot."""
         value = marks.value(node, self._key)
         return value is not None and (value != FAILED or await self._last_result() is not TestStatus.FAILED)
 
@@ -241,7 +241,7 @@ def _command_line(*arguments: str) -> list[str]:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Stop a command; it gets time to end its own workers first."""
+    """Stop a command, with time to end its own workers first."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:

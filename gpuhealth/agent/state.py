@@ -1,6 +1,6 @@
-"""What an agent keeps over its restarts, in the journal: findings, check memory, kernel-log position, driver release.
+"""State that the agent keeps across restarts in the journal: findings, check state, log position, driver release.
 
-Times are stored as the wall clock showed them; if it was set while no agent ran, they are moved along.
+Times are stored in wall-clock time; if the clock was set while no agent ran, they are shifted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 _T = TypeVar("_T")
 
 FINDINGS, CHECKS = "findings", "checks"
-"""Keys in the journal that other processes read: the tracker's state, and the memory of the checks."""
+"""Keys in the journal that other processes read: the tracker's state, and the state of the checks."""
 
 
 class AgentState(msgspec.Struct):
@@ -35,8 +35,8 @@ class AgentState(msgspec.Struct):
     memory: Memory = msgspec.field(default_factory=Memory)
     position: Position | None = None
     release: Release | None = None  # of the driver, in this boot
-    preflight_due: bool = False  # the node has to pass its first tests once more, and is not closed yet
-    rebooted: bool = False  # since this was stored
+    preflight_due: bool = False  # the node must repeat its first tests, and has no taint yet
+    rebooted: bool = False  # since the state was stored
 
     def encoded(self, clock: SteadyClock, boot_id: str) -> dict[str, bytes]:
         """The values for the journal, by key."""
@@ -51,9 +51,9 @@ class AgentState(msgspec.Struct):
 
 
 def open_journal(settings: JournalSettings) -> Journal | None:
-    """The node's journal; None where there can be none, which is logged.
+    """The node's journal; None if it is unavailable, which is logged.
 
-    One that cannot be written is read all the same: a disk that fails must not take along what was found.
+    A read-only journal is still read: a failing disk must not lose earlier findings.
     """
     try:
         journal = Journal(settings.path, settings.retention, settings.max_entries)
@@ -68,7 +68,7 @@ def open_journal(settings: JournalSettings) -> Journal | None:
 
 
 def restore(journal: Journal | None, clock: SteadyClock, boot_id: str) -> AgentState:
-    """The state that an earlier agent on this node has stored."""
+    """The state stored by an earlier agent on this node."""
     state = AgentState()
     if journal is None:
         return state
@@ -83,10 +83,10 @@ def restore(journal: Journal | None, clock: SteadyClock, boot_id: str) -> AgentS
         state.preflight_due = _stored(journal, "preflight_due", bool) or False
         written = _stored(journal, "written", Instant)
         state.rebooted = written is not None and written.boot_id != boot_id and bool(written.boot_id and boot_id)
-        if written and written.boot_id == boot_id:  # a reboot ends what the driver was released for
+        if written and written.boot_id == boot_id:  # a reboot ends every release
             state.release = _stored(journal, "release", Release | None)
     except JournalError as error:
-        log.error("journal partly unreadable", error=str(error))  # noqa: TRY400 - one sentence says it
+        log.error("journal partly unreadable", error=str(error))  # noqa: TRY400 - no traceback needed
         return state
     if written and (seconds := clock.set_since(written, boot_id)):
         log.warning("clock stepped while no agent ran", seconds=round(seconds))
@@ -100,7 +100,7 @@ def restore(journal: Journal | None, clock: SteadyClock, boot_id: str) -> AgentS
 def _stored(
     journal: Journal, key: str, kind: type[_T] | UnionType, decode: Callable[[bytes], Any] | None = None
 ) -> _T | None:
-    """The stored value of a key; None for one that cannot be read, which is logged."""
+    """The stored value of a key; None if it cannot be read, which is logged."""
     try:
         value = journal.stored(key)
     except DamagedValueError as error:

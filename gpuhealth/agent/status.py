@@ -1,4 +1,4 @@
-"""What the agent shows of itself: everything that metrics and HTTP pages read, in one place."""
+"""The agent's status: everything that metrics and HTTP pages read, in one place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpuhealth.monitors.registry import AnyMonitor
 
 
 class Counts(msgspec.Struct):
-    """What happened since the agent started."""
+    """Counters of events since the agent started."""
 
     findings: Counter[str] = msgspec.field(default_factory=Counter)  # by code
     xids: Counter[tuple[str, str]] = msgspec.field(default_factory=Counter)  # by XID and GPU
@@ -27,13 +27,13 @@ class Counts(msgspec.Struct):
 
 
 class MonitorStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One monitor: its rounds so far, and what its own metrics are made of."""
+    """One monitor: its number of rounds, and the input of its metrics."""
 
     monitor: AnyMonitor
     context: MetricsContext  # type: ignore[type-arg]  # of the monitor's own types
     rounds: int
-    read_seconds: float  # that reading the last round took
-    judge_seconds: float  # that its checks took
+    read_seconds: float  # duration of the last read
+    judge_seconds: float  # duration of the last checks
     last_round: datetime | None  # when it ended
     timeouts: int
     errors: int
@@ -41,18 +41,18 @@ class MonitorStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BlockedStatus(msgspec.Struct, frozen=True):
-    """A budget that leaves no slot for this node."""
+    """A budget without a free slot for this node."""
 
     budget: str
     limit: str
-    code: str  # the finding for which a slot is sought
+    code: str  # the finding that needs the slot
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The agent at one time."""
+    """The agent's status at a point in time."""
 
     node: str
-    verdict: Verdict | None  # None before the first round, and once it is too old to be believed
+    verdict: Verdict | None  # None before the first round, and once it is outdated
     findings: tuple[Finding, ...]
     not_checked: dict[tuple[str, Component], Missing]
     last_measured: dict[str, datetime]  # by finding code

@@ -1,1 +1,1 @@
-"""What others rely on: custom resources, and the names of marks and metrics."""
+"""The interface to other programs: custom resources, and the names of marks and metrics."""

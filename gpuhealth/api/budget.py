@@ -35,7 +35,7 @@ Window = Annotated[
     msgspec.Meta(
         extra_json_schema={
             "not": {"pattern": "^[^1-9]*$"},
-            "anyOf": [  # by the largest unit: 365 days, or fewer
+            "anyOf": [  # by the largest unit: 365 days or less
                 {"pattern": "^(365d|8760h|525600m|31536000s)$"},
                 _window("([0-9]{1,2}|[12][0-9]{2}|3[0-5][0-9]|36[0-4])", "d", _HOURS + _MINUTES + _SECONDS),
                 _window("([0-9]{1,3}|[1-7][0-9]{3}|8[0-6][0-9]{2}|87[0-5][0-9])", "h", _MINUTES + _SECONDS),
@@ -61,27 +61,27 @@ class SelectorTerm(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class LabelSelector(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A label selector as Kubernetes has it."""
+    """A label selector as in Kubernetes."""
 
     match_labels: dict[str, str] | None = None
     match_expressions: tuple[SelectorTerm, ...] | None = None
 
 
 class BudgetMetadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What is restricted of a budget's metadata."""
+    """Restrictions of a budget's metadata."""
 
     name: Annotated[
         str, msgspec.Meta(extra_json_schema={"maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"})
     ] = ""
-    """Without dots: the names of its slots are this name, a dot and more."""
+    """Without dots: a slot's name is this name, a dot and a suffix."""
 
 
 class BudgetSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Which nodes the budget is for, and how many of them may be out of service."""
+    """The nodes of the budget, and how many of them may be out of service."""
 
     node_selector: LabelSelector
     """
-    The nodes that this budget is for: a pool, a rack, an NVLink domain. Empty: all nodes. A node that several budgets
+    The nodes of this budget: a pool, a rack, an NVLink domain. Empty: all nodes. A node that several budgets
     select needs a slot in each of them.
     """
     max_unavailable: Amount
@@ -90,7 +90,7 @@ class BudgetSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     it is 0%.
     """
     max_per_window: Amount | None = None
-    """Nodes that may go out within the window, whether or not they came back. Absent: no limit."""
+    """Nodes that may go out within the window, including those that came back. Absent: no limit."""
     max_per_fault: Amount | None = None
     """
     Nodes that may go out for one finding code within the window: more of the same means a suspect driver or a suspect
@@ -98,7 +98,7 @@ class BudgetSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """
     count_unavailable: bool = False
     """
-    Whether nodes that people have cordoned or that are not ready count as out: each of them takes a slot while there is
+    Whether nodes that are cordoned by people or not ready count as out: each of them takes a slot while there is
     a free one.
     """
     window: Window = "1h"
@@ -109,7 +109,7 @@ class BudgetSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class BudgetCondition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A condition as Kubernetes has it."""
+    """A condition as in Kubernetes."""
 
     type: str
     status: Annotated[str, one_of(("True", "False", "Unknown"))]
@@ -133,8 +133,8 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """With countUnavailable, nodes that are cordoned or not ready and not quarantined."""
     uncounted: Count = 0
     """
-    Quarantined nodes that the budget selects by now and that hold no slot because none is free: they stay out beside
-    those that hold the slots, and no other node goes out meanwhile.
+    Quarantined nodes that the budget selects now and that hold no slot because none is free: they stay out in
+    addition to those that hold the slots, and no other node goes out meanwhile.
     """
     counted: bool = False
     """
@@ -142,7 +142,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     agents count the quarantined nodes themselves before they take a slot.
     """
     blocked: Count = 0
-    """Nodes that should be out and find no free slot."""
+    """Nodes that should be out and have no free slot."""
     blocked_nodes: tuple[str, ...] = ()
     conditions: Annotated[
         tuple[BudgetCondition, ...],
@@ -151,7 +151,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         ),
     ] = ()
     """
-    FaultLimitReached is True while nodes stay in service because as many as maxPerFault allows went out for the same
+    FaultLimitReached is True while nodes stay in service because as many as maxPerFault allows went out for one
     fault: suspect the driver or the check before the nodes.
     """
     nodes: tuple[str, ...] = ()
@@ -159,7 +159,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class QuarantineBudget(msgspec.Struct, frozen=True, kw_only=True):
-    """For nodes what a PodDisruptionBudget is for pods: how many may be out of service at once by gpuhealth."""
+    """Like a PodDisruptionBudget, for nodes: how many gpuhealth may take out of service at once."""
 
     metadata: BudgetMetadata | None = None
     spec: BudgetSpec

@@ -1,7 +1,7 @@
 """CustomResourceDefinitions from the structs of `report` and `budget`: structural schemas, valid from Kubernetes 1.20.
 
-Pure: nothing is read but the structs and their source. The text below a field is its description, else the docstring
-of its struct. A default in a spec is what the API server fills in; in a status a default is only what readers assume.
+Pure: the only input is the structs and their source. The text below a field is its description, else the docstring of
+its struct. A default in a spec is filled in by the API server; in a status a default is only assumed by readers.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _object(struct: types.StructType, *, defaults: bool) -> Schema:
         if defaults and field.default not in (NODEFAULT, None):
             part["default"] = field.default
         if field.name == "metadata":
-            del part["description"]  # the API server allows nothing there but restrictions of the name
+            del part["description"]  # the API server allows only restrictions of the name there
         properties[field.encode_name] = part
     found: Schema = {"description": _one_line(struct.cls.__doc__ or ""), "type": "object"}
     if required := [field.encode_name for field in struct.fields if field.required]:

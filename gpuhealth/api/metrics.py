@@ -1,7 +1,7 @@
-"""Metrics that dashboards, alerts and people rely on: name, type, help and labels of each, written once.
+"""Metrics used by dashboards, alerts and people: name, type, help and labels of each.
 
-Those of one monitor stand beside it, in `gpuhealth/monitors/*/metric_names.py`. No label has a value taken from the
-text of a log.
+The metrics of a monitor are defined in `gpuhealth/monitors/*/metric_names.py`. No label has a value taken from the text
+of a log.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import msgspec
 
 
 class MetricType(enum.StrEnum):
-    """Type of a metric as Prometheus has it."""
+    """Type of a metric in Prometheus."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
-    """A metric as Prometheus shows it."""
+    """Declaration of a metric."""
 
-    name: str  # with prefix, and for a counter with _total
+    name: str  # with prefix, and with _total for a counter
     type: MetricType
     help: str
     labels: tuple[str, ...]

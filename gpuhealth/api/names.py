@@ -1,6 +1,6 @@
-"""Names and values that other programs rely on: conditions, taints, labels, annotations, Lease and pod names.
+"""Names and values used by other programs: conditions, taints, labels, annotations, Lease and pod names.
 
-Each is written here once, with who writes it and who obeys it. Kinds of objects and their paths are in
+Each is defined only here, with its writer and its readers. Kinds of objects and their paths are in
 `gpuhealth.kube.kinds`, the fields of our own kinds in `report` and `budget`.
 """
 
@@ -28,7 +28,7 @@ class ConditionReason(enum.StrEnum):
     NOT_MEASURED = "NotMeasured"  # by the agent: no finding, and an essential check could not be made
     DRIVER_RELEASED = "DriverReleased"  # by the agent: no finding, and NVML is closed on request
     OVERRIDE = "Override"  # by the agent: a person declared the node healthy
-    OUT_OF_SERVICE = "OutOfService"  # by the agent: a person wants the node out of service
+    OUT_OF_SERVICE = "OutOfService"  # by the agent: manual quarantine by a person
     AGENT_SILENT = "AgentSilent"  # by the controller: no agent is ready on the node; read by the commands
 
 
@@ -37,7 +37,7 @@ class ConditionReason(enum.StrEnum):
 TAINT = f"{GROUP}/unhealthy"
 """Taint of a quarantined Node; its value is a finding's code or MANUAL. Written by the agent, obeyed by schedulers."""
 PREFLIGHT_TAINT = f"{GROUP}/preflight"
-"""Taint of a Node to be tested before work may come; its value is PENDING or FAILED. Default of `preflight.taint`.
+"""Taint of a Node to be tested before it gets work; its value is PENDING or FAILED. Default of `preflight.taint`.
 
 Written by kubelet when a node registers, or by the agent after a reboot; removed by a preflight that passed.
 """
@@ -46,7 +46,7 @@ PENDING = "pending"
 FAILED = "failed"
 """Value of the preflight taint after a test failed. Written by the preflight."""
 MANUAL = "manual"
-"""In place of a finding's code, in the taint and in the quarantine record: a person wants the node out of service."""
+"""Replaces a finding's code in the taint and in the quarantine record: manual quarantine by a person."""
 UNSCHEDULABLE_TAINT = "node.kubernetes.io/unschedulable"
 """Taint of a cordoned Node. Written by Kubernetes; tolerated by burn-ins of nodes that are out of service."""
 
@@ -76,33 +76,33 @@ class NodeState(enum.StrEnum):
 POOL_LABEL = f"{GROUP}/pool"
 """Label of a Node: its pool. Set by people, and the first of the default `controller.pool_labels`."""
 AGENT_LABEL = f"{GROUP}/agent"
-"""Label of a Node: "true" puts an agent on it though no label of NVIDIA's is there. Set by people."""
+"""Label of a Node: "true" runs an agent on it even without a label of NVIDIA's. Set by people."""
 DRIVER_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
 """Label of a Node: stage of a driver upgrade. Written by the NVIDIA GPU operator; the agent closes NVML in time."""
 
 # --- annotations of Nodes ---------------------------------------------------------------------------------------------
 
 OVERRIDE = f"{GROUP}/override"
-"""Annotation: an Override that overrules the findings. Set by people; obeyed by agent and controller."""
+"""Annotation: an Override that takes precedence over the findings. Set by people; applied by agent and controller."""
 
 
 class Override(enum.StrEnum):
     """Values of the annotation gpuhealth.io/override."""
 
-    HEALTHY = "healthy"  # marked healthy, whatever is found
+    HEALTHY = "healthy"  # marked healthy, regardless of findings
     UNMANAGED = "unmanaged"  # not marked at all
 
 
 OUT_OF_SERVICE = f"{GROUP}/out-of-service"
 """Annotation: why the node should be out of service. Set by people, obeyed by the agent until it is removed."""
 RESTORED = f"{GROUP}/restored"
-"""Annotation: time at which the node was declared healthy. Set by people; the agent clears what it saw before that."""
+"""Annotation: time at which the node was declared healthy. Set by people; the agent clears earlier findings."""
 RELEASE_GPUS = f"{GROUP}/release-gpus"
 """Annotation: "true" while the driver should be closed. Set by people; the agent closes NVML until it is removed."""
 QUARANTINE = f"{GROUP}/quarantine"
-"""Annotation: JSON record of what the agent added to the Node, written in the request that adds it.
+"""Annotation: JSON record of the agent's changes to the Node, written in the request that makes them.
 
-Only what is recorded is ours to remove. Written and read by the agent, read by controller and commands.
+Only recorded changes may be removed by the agent. Written and read by the agent, read by controller and commands.
 """
 DISMISSED = f"{GROUP}/dismissed"
 """Annotation: finding codes, comma-separated, whose quarantine a person ended by removing our taint or cordon.
@@ -137,11 +137,11 @@ BURNIN_NODE = f"{GROUP}/node"
 CONTROLLER_LEASE = "gpuhealth-controller"
 """Name of the Lease of the leading controller. Default of `controller.election.lease`."""
 BUDGET_LABEL = f"{GROUP}/budget"
-"""Label of a budget slot: its QuarantineBudget. Written by who takes the slot; agents and controller select by it."""
+"""Label of a budget slot: its QuarantineBudget. Written by the client that takes it; selected by agents, controller."""
 SLOT_SET_LABEL = f"{GROUP}/slot-set"
-"""Label of a budget slot: its set within the budget. Written by who takes the slot; agents select by it."""
+"""Label of a budget slot: its set within the budget. Written by the client that takes it; agents select by it."""
 SLOT_NODE_LABEL = f"{GROUP}/node"
-"""Label of a budget slot: the node that holds it. Written by who takes the slot; agents find their slots by it."""
+"""Label of a budget slot: the node that holds it. Written by the client that takes it; agents find slots by it."""
 UNAVAILABLE_SLOTS = "unavailable"
 """Set of maxUnavailable: slots are named `<budget>.<k>`, and held while a node is out."""
 WINDOW_SLOTS = "window"
@@ -158,4 +158,4 @@ AGENT = "gpuhealth-agent"
 CONTROLLER = "gpuhealth-controller"
 """Source of the controller's Events."""
 RESERVED_SLOT_PREFIX = f"{CONTROLLER}/"
-"""Precedes the node's name in the holder of a slot that the controller took for it; node names have no slash."""
+"""Prefix of the node's name in the holder of a slot that the controller took for it; node names have no slash."""

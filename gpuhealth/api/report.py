@@ -18,18 +18,18 @@ _TEXT_LIMIT = 2048
 
 
 class QuarantineState(enum.StrEnum):
-    """Whether the node is out of service by the agent's hand, and if not, why not."""
+    """Quarantine state of the node: taken out of service by the agent, or the reason why not."""
 
     NONE = "none"
     QUARANTINED = "quarantined"
-    BLOCKED = "blocked"  # a budget has no free slot, or none could be sought: the node stays in service
+    BLOCKED = "blocked"  # a budget has no free slot, or slots cannot be requested: the node stays in service
     AWAITING_TEST = "awaiting_test"  # the fault has cleared; the node stays out until a burn-in has passed
     DISMISSED = "dismissed"  # a person ended the quarantine
     WOULD_QUARANTINE = "would_quarantine"  # mode observe
 
 
 class DrainPhase(enum.StrEnum):
-    """How far a drain is."""
+    """Progress of a drain."""
 
     DRAINING = "draining"
     DRAINED = "drained"  # no pod is left to evict
@@ -38,7 +38,7 @@ class DrainPhase(enum.StrEnum):
 
 
 class BurninLevel(enum.StrEnum):
-    """How long a burn-in takes."""
+    """Duration class of a burn-in."""
 
     QUICK = "quick"
     STANDARD = "standard"
@@ -46,7 +46,7 @@ class BurninLevel(enum.StrEnum):
 
 
 class BurninReason(enum.StrEnum):
-    """Why a burn-in ran."""
+    """Reason of a burn-in."""
 
     MANUAL = "manual"
     PREFLIGHT = "preflight"
@@ -81,7 +81,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """Why the finding was raised: enough to judge it without the node."""
+    """Evidence for the finding, complete enough to judge it without access to the node."""
 
     source: str = ""
     """The NVML call, file or log that was read."""
@@ -99,33 +99,33 @@ class Component(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     id: NonEmpty
     """"node", the uuid of a GPU (its PCI address while the uuid cannot be read), a mount point, and so on."""
     parent: str = ""
-    """Id of the component that this one is a part of. Absent for a direct part of the node."""
+    """Id of the component that contains this one. Absent if that is the node."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """One fault on one component."""
 
     code: NonEmpty
-    """What is wrong, as subject.what: `gpuhealth explain CODE` explains it."""
+    """Code of the fault, subject.what: `gpuhealth explain CODE` explains it."""
     severity: Annotated[str, one_of(model.Severity)]
     component: Component
-    """What the finding is about."""
+    """The faulty component."""
     message: str
     action: Annotated[str, one_of(model.Action)]
-    """What an operator should do."""
+    """Recommended action for an operator."""
     evidence: Evidence = Evidence()
     first_seen: Time = ""
     last_seen: Time = ""
     """Written along with the next change, so it may be older than the last reading."""
     clears_when: str = ""
-    """What ends the finding."""
+    """Evidence that ends the finding."""
 
 
 class NotChecked(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A check that could not be made."""
 
     check: str = ""
-    """The finding code that was not looked for."""
+    """The finding code that was not checked."""
     reason: str = ""
 
 
@@ -140,7 +140,7 @@ class DriverReleased(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
 
 
 class Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Whether the node is out of service by the agent's hand, and why."""
+    """Quarantine of the node by the agent: state and reason."""
 
     state: Annotated[str, one_of(QuarantineState)] = QuarantineState.NONE
     """
@@ -149,28 +149,28 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     marks nothing.
     """
     code: str = ""
-    """Code of the finding, or `manual` for a person's request."""
+    """Code of the finding, or `manual` for a manual request."""
     since: ZonedTime | None = None
     drain: bool = False
     """Whether the node's pods should be evicted."""
     budget: str = ""
     """The QuarantineBudget that has no free slot."""
     limit: str = ""
-    """The limit of that budget that is reached. maxPerFault means a suspect driver."""
+    """The limit of that budget that has been reached. maxPerFault means a suspect driver."""
     reason: str = ""
     slots: tuple[str, ...] = ()
     """The budget slots (Leases) that the node holds."""
 
     @property
     def asks_for_drain(self) -> bool:
-        """Whether the agent wants the node's pods to be evicted now."""
+        """Whether the agent requests that the node's pods be evicted now."""
         return self.state == QuarantineState.QUARANTINED and self.drain
 
 
 class Drain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Eviction of the node's pods. Written by the controller, which continues from here after a restart.
 
-    The deadline may be changed by hand while the drain lasts.
+    The deadline may be edited manually during the drain.
     """
 
     phase: Annotated[str, one_of(DrainPhase)] = ""
@@ -182,10 +182,10 @@ class Drain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The quarantine that this drain belongs to, by its time."""
     started_at: ZonedTime | None = None
     deadline: ZonedTime | None = None
-    """From then on pods are deleted, whatever their disruption budgets allow."""
+    """After this time pods are deleted, regardless of their disruption budgets."""
     ended_at: ZonedTime | None = None
     remaining: Count = 0
-    """Pods that should go and are still there."""
+    """Pods still to be evicted."""
     evicted: Count = 0
     deleted: Count = 0
     """Pods deleted at the deadline."""
@@ -199,10 +199,10 @@ class BurninTest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     message: str = ""
     started_at: Time = ""
     figures: dict[str, float] = {}
-    """What was measured, with four digits; units are in the names."""
+    """Measurements with four digits; units are in the names."""
     digests: dict[str, str] = {}
     """
-    Of repeated products, what was computed: the first 16 hex digits of the result's SHA-256. Comparable between GPUs
+    For repeated products: product -> the first 16 hex digits of the result's SHA-256. Comparable between GPUs
     of a model with the same software.
     """
     software: dict[str, str] = {}
@@ -233,7 +233,7 @@ class GpuBurnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     ended_at: Time = ""
     boot_id: str = msgspec.field(name="bootID", default="")
     tests: dict[str, BurninTest] = {}
-    """By name: of each test the last result that is passed or failed."""
+    """By name: the last conclusive result (passed or failed) of each test."""
     history: Annotated[tuple[BurninRun, ...], msgspec.Meta(extra_json_schema={"maxItems": 10})] = ()
     """The newest first."""
 
@@ -250,7 +250,7 @@ class Burnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The node's health in full. The agent writes all fields but `drain`, and writes only what has changed."""
+    """The node's full health status. The agent writes all fields except `drain`, and only changed ones."""
 
     verdict: Annotated[str, one_of(State)] = State.UNKNOWN
     worst: str = ""
@@ -261,20 +261,20 @@ class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     findings: tuple[Finding, ...] = ()
     """The worst first."""
     findings_omitted: Count = 0
-    """Findings that the report has no room for."""
+    """Number of findings omitted for lack of space."""
     not_checked: tuple[NotChecked, ...] = ()
     driver_released: DriverReleased = DriverReleased()
     quarantine: Quarantine = Quarantine()
     counters: dict[str, Int64] = {}
     """Findings raised since the node's journal began, by code, for the fleet's statistics."""
     would_do: tuple[str, ...] = ()
-    """In mode observe, what would have been done."""
+    """In mode observe, actions that would have been taken."""
     drain: Drain | None = None
     burnin: Burnin | None = None
 
 
 class GPUHealthReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The health of one node's GPUs: what the marks on the Node have no room for. Written only when it changes."""
+    """Details of the health of one node's GPUs that do not fit in the marks on the Node. Written only on changes."""
 
     status: ReportStatus | None = None
 
@@ -301,7 +301,7 @@ DEFINITION = Definition(
 
 
 def finding_of(found: model.Finding) -> Finding:
-    """A finding as the report has it. The only place that knows the fields of both."""
+    """Convert a finding to its form in the report. The only place that uses the fields of both."""
     evidence = found.evidence
     return Finding(
         code=found.code,
@@ -325,5 +325,5 @@ def finding_of(found: model.Finding) -> Finding:
 
 
 def not_checked(check: str, reason: str) -> NotChecked:
-    """A check that could not be made, as the report has it."""
+    """Convert a check that could not be made to its form in the report."""
     return NotChecked(check=check, reason=reason[:_TEXT_LIMIT])

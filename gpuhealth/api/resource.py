@@ -1,8 +1,8 @@
-"""What custom resources are declared with: types of fields, printer columns, definitions.
+"""Building blocks of custom resources: types of fields, printer columns, definitions.
 
-A struct is written and read as JSON by msgspec, and `crd` makes its schema. Bounds, formats and allowed values stand in
-the schema alone, so that the API server enforces them on writers: a reader of another version must be able to read a
-state that it does not know. Readers check types only, and read no more fields than they need.
+A struct is written and read as JSON by msgspec, and `crd` makes its schema. Bounds, formats and allowed values are only
+in the schema, so that the API server enforces them on writers: a reader of another version must be able to read a state
+unknown to it. Readers check types only, and read no more fields than they need.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import msgspec
 
 Time = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
-"""A time that only people read, as text: one that Python cannot hold must not cost the fields around it."""
+"""A time for display, as text: a value that Python cannot represent must not invalidate the fields around it."""
 NonEmpty = Annotated[str, msgspec.Meta(extra_json_schema={"minLength": 1})]
 """A text of at least one character."""
 Count = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 0})]
-"""A number of things."""
+"""A number of items."""
 Int64 = Annotated[int, msgspec.Meta(extra_json_schema={"format": "int64"})]
 """A number that may grow beyond 32 bits."""
 
@@ -38,7 +38,7 @@ class Column(msgspec.Struct, frozen=True):
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
-    """A kind of ours: cluster-scoped, with the subresource status."""
+    """One of our kinds: cluster-scoped, with the subresource status."""
 
     kind: str
     plural: str
@@ -48,7 +48,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def body(part: msgspec.Struct) -> dict[str, Any]:
-    """A struct as the JSON object that the API server returns: lists for tuples, and nothing for a field of None."""
+    """A struct as the JSON object that the API server returns: tuples become lists, fields of None are omitted."""
     found: dict[str, Any] = _without_nulls(msgspec.json.decode(msgspec.json.encode(part)))
     return found
 

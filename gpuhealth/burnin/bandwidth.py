@@ -29,11 +29,11 @@ _FILL = 0x5555_5555_5555_5555
 
 
 class Transfer(NamedTuple):
-    """One operation to time, and what it must produce."""
+    """One operation to time, and its expected result."""
 
     figure: str
     what: str
-    target: Tensor  # int64, where the result is to be
+    target: Tensor  # int64, destination of the result
     work: Callable[[], object]
     expected: Callable[[], Tensor | int]  # what `target` must then hold
     counted_bytes: int

@@ -1,7 +1,7 @@
 """All-reduce, all-gather and reduce-scatter over all GPUs of the node, one process per GPU: NCCL on CUDA, else gloo.
 
 Rank r contributes 2^r times a number that differs per element, so that a wrong sum shows which rank's part is missing
-or was added twice. Sums of integers are exact, in whatever order the ring adds them.
+or was added twice. Sums of integers are exact, in any order of addition.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _MIN_ROUNDS = 3
 _MAX_LISTED = 4
 _ELEMENT_BITS = 12  # of the numbers that distinguish elements: with them, sums of up to 48 ranks fit an int64
 _MAX_RANKS = 48
-_ODD = 2_654_435_761  # 2^32 / golden ratio: neighbours get numbers far apart
+_ODD = 2_654_435_761  # 2^32 / golden ratio: neighbours get distant numbers
 _SETUP = timedelta(seconds=120)  # every rank loads its libraries first
 
 
 class Collective(NamedTuple):
-    """One operation, and what it must produce."""
+    """One operation, and its expected result."""
 
     figure: str
     name: str
@@ -103,7 +103,7 @@ class _Rank:
         )
 
     def _all_continue(self, rounds: int) -> bool:
-        """Whether all ranks want another round: if one left alone, the others would wait in the next operation."""
+        """Whether all ranks do another round: if one left alone, the others would wait in the next operation."""
         proceed = rounds < _MIN_ROUNDS or not self._timer.expired
         try:
             self._timer.step()

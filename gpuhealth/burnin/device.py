@@ -22,7 +22,7 @@ class Device:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether it is a GPU, and not a processor that stands in for one."""
+        """Whether it is a GPU, not a processor in place of one."""
         return self.torch.type == "cuda"
 
     def synchronize(self) -> None:
@@ -79,5 +79,5 @@ def integer_product(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch raised an error because the device is out of memory; on a processor only the text tells."""
+    """Whether torch raised an error for lack of device memory; on a processor, recognised by the error text."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

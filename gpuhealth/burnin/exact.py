@@ -3,7 +3,7 @@
 The first product of an operand pair is proven right on the device and on the host (see `operands`: integers, and
 Freivalds' check). All later products must equal it bit for bit; the last one is compared on the host once more. Before
 the first product and after the last, the operands on the device are compared with those on the host. So no result is
-trusted only because the device says so, and all products of a pair share the cost of its proofs.
+trusted on the word of the device alone, and all products of a pair share the cost of its proofs.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _REPEATS = 3
 
 
 class Pattern(NamedTuple):
-    """What the memory is filled with."""
+    """The data with which memory is filled."""
 
     name: str
     words: Callable[[int, int], Tensor | int]  # (index of the first word, number of words) -> the words, or one for all

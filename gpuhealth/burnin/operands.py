@@ -2,7 +2,7 @@
 
 A and B are integers, scaled by powers of two: A[i,t] = a[i,t] · s[i] · e[t] and B[t,j] = b[t,j] / e[t] · z[j], where
 s, e and z are ± powers of two. The factors e cancel, so that every product and every partial sum of C[i,j] is an
-integer times s[i]·z[j], in whatever order a kernel adds.
+integer times s[i]·z[j], in any order of addition.
 
 **The bound.** Column t of a and row t of b have widths u[t] and v[t]: |a[i,t]| ≤ 2^u[t], |b[t,j]| ≤ 2^v[t]. Then for
 every i, j and every set T of indices |Σ_T a[i,t]·b[t,j]| ≤ Σ_t 2^(u[t]+v[t]). The sum of all 2^(u[t]+v[t]) is kept

@@ -2,7 +2,7 @@
 
 A wrong bit always fails. Throughput is compared with the floor of the GPU's model, which finds a node that is slow as
 a whole, and with the best GPU of the same model on the node, which finds one slow GPU among others. Where the model is
-not known, or the node has no other GPU of that model, the message says so.
+not known, or the node has no other GPU of that model, the message mentions it.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _slot_share(model: GpuModel, window: TelemetryWindow | None) -> float:
 
 
 def _power(window: TelemetryWindow, model: GpuModel | None, limits: BurninLimits) -> Iterator[str]:
-    """A GPU that draws little power under full load is not working fully, whatever it reports."""
+    """A GPU that draws little power under full load is not working fully, even if it reports no fault."""
     if model is None:
         return
     limit = window.after.power_limit_milliwatts

@@ -72,7 +72,7 @@ class DeviceList(msgspec.Struct, frozen=True, omit_defaults=True, tag="devices")
 
 
 class Unsupported(msgspec.Struct, frozen=True, omit_defaults=True, tag="unsupported"):
-    """No job can run here: torch is absent or broken, or sees no GPU. This says nothing about any GPU's health."""
+    """No job can run here: torch is absent or broken, or sees no GPU. This has no bearing on any GPU's health."""
 
     reason: str  # one sentence
 
@@ -87,7 +87,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
 
 
 class DeviceResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a test measured on one device, before the parent applies limits that need the model or other GPUs."""
+    """Measurements of a test on one device, before the parent applies limits that need the model or other GPUs."""
 
     gpu: str
     failure: str = ""  # one sentence; empty if the test itself found no fault
@@ -107,7 +107,7 @@ class JobResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
 WorkerMessage: TypeAlias = Ready | Progress | JobResult | DeviceList | Unsupported
 
 OnProgress: TypeAlias = Callable[[Progress], None]
-"""Sends a test's progress to the parent; raises `StopRequested` when the parent wants the test to stop."""
+"""Sends a test's progress to the parent; raises `StopRequested` when the parent requests a stop."""
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error

@@ -127,7 +127,7 @@ def run(
 
 
 class _Product(NamedTuple):
-    """What is computed again and again."""
+    """The operation that is computed repeatedly."""
 
     fmt: GemmFormat
     shape: GemmShape

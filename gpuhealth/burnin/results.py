@@ -29,7 +29,7 @@ def save(run: BurninRun, folder: Path) -> Path:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:  # whatever interrupts it, no partial file is left behind
+    except BaseException:  # after any interruption, no partial file is left behind
         Path(temporary).unlink(missing_ok=True)
         raise
     for old in sorted(folder.glob("*.json"))[:-MAX_FILES]:

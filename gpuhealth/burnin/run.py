@@ -39,14 +39,14 @@ from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.files import boot_id
 
 _GRACE_SECONDS = 60.0  # beyond twice a test's time: a last pass over the memory, a first compilation of kernels
-_PROCESSOR_BYTES = 16 << 20  # memory to test where a processor stands in for a GPU
+_PROCESSOR_BYTES = 16 << 20  # memory to test if a processor replaces a GPU
 
 Curves: TypeAlias = dict[str, dict[str, list[tuple[float, float]]]]
 """GPU -> quantity -> (seconds since the run started, value)."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is to do."""
+    """The plan of a run: tests, targets, limits."""
 
     level: str
     tests: Mapping[str, float]  # test -> seconds, in the order to run them
@@ -226,7 +226,7 @@ class Run:
         return tuple(DeviceResult(gpu=gpu) for gpu in job.gpus)
 
     def _last_activity(self, job: Job) -> str:
-        """The activity that a failed worker last reported: one process for several GPUs does not say which is bad."""
+        """The activity that a failed worker last reported: a process for several GPUs does not show which is bad."""
         latest = [progress for gpu, progress in self.progress.items() if gpu in job.gpus][-1:]
         if not latest or (len(job.gpus) == 1 and not latest[0].activity):
             return ""
@@ -243,7 +243,7 @@ class Run:
         self.rates.setdefault(progress.gpu, []).extend((now, *rate) for rate in progress.rates.items())
 
     def _with_temperature(self, result: DeviceResult) -> DeviceResult:
-        """Add the GPU's temperature to its miscompares, which the worker does not know."""
+        """Add the GPU's temperature to its miscompares, which the worker cannot read."""
         sample = self.sampler.latest(result.gpu)
         celsius = sample.values.get("temperature_celsius") if sample else None
         if celsius is None:

@@ -1,4 +1,4 @@
-"""Which devices a run tests: the devices that CUDA shows, matched with the GPUs that NVML knows."""
+"""Which devices a run tests: the devices visible to CUDA, matched with the GPUs listed by NVML."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _GRAMMAR = "write all, cuda:0,1, cpu, or cpu:0,1"
 
 
 class BurninError(Exception):
-    """No test can run; the text is one sentence that says why. It says nothing about any GPU's health."""
+    """No test can run; the text is one sentence with the reason. This has no bearing on any GPU's health."""
 
 
 class Target(msgspec.Struct, frozen=True):
     """A device to test."""
 
     device: str  # as torch names it: cuda:0, cpu
-    gpu: str  # its name in results: NVML's uuid, or the name of a device that NVML does not know
+    gpu: str  # its name in results: NVML's uuid, or the name of a device not listed by NVML
     model: str = ""  # as NVML or torch names it; empty for a processor
 
     @property
     def is_processor(self) -> bool:
-        """Whether a processor stands in for a GPU."""
+        """Whether it is a processor in place of a GPU."""
         return self.device == "cpu"
 
 
@@ -40,7 +40,7 @@ def targets(spec: str, cuda: Iterable[CudaDevice], gpus: Mapping[str, GpuReading
     """The devices that a spec such as `cuda:0,1` names; `gpus` are NVML's, by uuid. Raises BurninError.
 
     `all` means those that CUDA shows, which respects CUDA_VISIBLE_DEVICES and a container's share of the GPUs.
-    `cpu:1` is a processor that stands in for NVML's GPU 1 and has its telemetry, for tests on a simulated node.
+    `cpu:1` is a processor in place of NVML's GPU 1, with its telemetry, for tests on a simulated node.
     """
     visible = {device.name: device for device in cuda}
     chosen: list[Target] = []

@@ -1,4 +1,4 @@
-"""Faults that telemetry shows during a test: each one fails the test, whatever the test itself measured."""
+"""Faults that telemetry shows during a test: each one fails the test, regardless of its own measurements."""
 
 from __future__ import annotations
 

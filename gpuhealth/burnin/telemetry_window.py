@@ -1,4 +1,4 @@
-"""What NVML, sysfs and the kernel log showed of a GPU during one test: input of the pass rules."""
+"""Telemetry of a GPU from NVML, sysfs and the kernel log during one test: input of the pass rules."""
 
 from __future__ import annotations
 

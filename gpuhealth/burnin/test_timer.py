@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from gpuhealth.burnin.protocol import OnProgress, Progress
 
-_PROGRESS_SECONDS = 0.25  # between two progress messages; nobody reads them faster
+_PROGRESS_SECONDS = 0.25  # between two progress messages, at reading speed
 
 
 class TestTimer:
@@ -32,7 +32,7 @@ class TestTimer:
         return self.fraction >= 1.0
 
     def step(self, activity: str = "", rates: dict[str, float] | None = None) -> None:
-        """Send progress to the parent. Raises StopRequested when the parent wants the test to stop."""
+        """Send progress to the parent. Raises StopRequested when the parent requests a stop."""
         self._on_progress(Progress(self._gpu, self.fraction, dict(rates or {}), activity))
 
 
@@ -56,7 +56,7 @@ class SharedTestTimer:
         return time.monotonic() - self._started
 
     def step(self) -> None:
-        """Send progress of all devices to the parent. Raises StopRequested when the parent wants the test to stop."""
+        """Send progress of all devices to the parent. Raises StopRequested when the parent requests a stop."""
         if time.monotonic() - self._last_sent >= _PROGRESS_SECONDS:
             self._last_sent = time.monotonic()
             fraction = min(1.0, self.elapsed / self._seconds)

@@ -69,14 +69,14 @@ class ParentChannel:
             raise StopRequested
         now = time.monotonic()
         last_sent, activity = self._last_sent.get(progress.gpu, (-_PROGRESS_SECONDS, ""))
-        # A new activity is sent at once: if it hangs, the parent must know which one it is.
+        # A new activity is sent at once: if it hangs, the parent needs to show it.
         if now - last_sent >= _PROGRESS_SECONDS or activity != progress.activity:
             self._last_sent[progress.gpu] = now, progress.activity
             self.send(msgspec.structs.replace(progress, rates=_finite(progress.rates)))
 
 
 def _exit_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the parent exits, for whatever reason: no test may run on unseen."""
+    """Have the kernel kill this process when the parent exits, for any reason: no test may continue unsupervised."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent exited before the call above
         os._exit(1)
@@ -133,7 +133,7 @@ def _run_job(job: Job, parent: ParentChannel) -> JobResult | Unsupported:
         results: tuple[DeviceResult, ...] = test.run(job, devices, parent.report_progress, faults)
     except StopRequested:
         return JobResult(())
-    except Exception as error:  # noqa: BLE001 - whatever a library or a device raises is this test's failure
+    except Exception as error:  # noqa: BLE001 - any error of a library or a device is this test's failure
         exhausted = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
         problem = "out of memory" if exhausted else type(error).__name__
         failure, evidence = f"{problem}: {_first_line(error)}", traceback.format_exc()

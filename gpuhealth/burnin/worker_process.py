@@ -103,7 +103,7 @@ class Worker:
             except TimeoutError:
                 overdue = f"sent no result within {timeout_seconds:.0f} s" if self.software else "did not start"
         except asyncio.CancelledError:
-            self._stop_requested = True  # nobody waits for its results
+            self._stop_requested = True  # its results are not awaited
             raise
         finally:
             try:

@@ -109,7 +109,7 @@ def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
 
 
 def _findings(out: Console, group: list[Finding], settings: Settings, verbose: bool) -> None:
-    """Print a group: what differs between its findings for each of them, what is the same once."""
+    """Print a group: differing parts once per finding, common parts once."""
     first = group[0]
     heading = Text.assemble((first.severity.upper(), STYLE[first.severity]))
     heading.append(f"  {printable(first.code)}", style="bold")

@@ -15,7 +15,7 @@ from gpuhealth.cli.streams import standard
 if TYPE_CHECKING:
     from gpuhealth.runtime.journal import Entry
 
-_WIDE = 160  # columns from which on messages fit beside the other columns
+_WIDE = 160  # minimum columns for messages on the same line as the other columns
 _FOREVER = 400 * 86400.0  # seconds; longer than any journal is retained
 
 

@@ -117,7 +117,7 @@ def _listing(codes: list[str]) -> None:
 
 
 class _Explainer:
-    """Prints explanations, with what the settings change."""
+    """Prints explanations, with changes by the settings."""
 
     def __init__(self, config: Path | None) -> None:
         self._out = console()
@@ -259,7 +259,7 @@ def _effect_of_line(event: KernelEvent) -> tuple[str, str]:
 
 
 def _changes(policy: FindingPolicy | None) -> dict[str, object]:
-    """What a policy changes of the defaults, by the name of the setting."""
+    """Changes of a policy to the defaults, by the name of the setting."""
     import msgspec
 
     if policy is None:
@@ -269,7 +269,7 @@ def _changes(policy: FindingPolicy | None) -> dict[str, object]:
 
 
 def _effects(code: Code) -> str:
-    """Severity of a code, and what follows from it, by default."""
+    """Default severity of a code, and its consequences."""
     severity = str(code.severity)
     if code.raise_after:
         severity += f" once it has lasted {code.raise_after:g} s"

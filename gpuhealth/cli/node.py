@@ -1,4 +1,4 @@
-"""`gpuhealth node NODE`: everything that the cluster knows about one node."""
+"""`gpuhealth node NODE`: all of the cluster's data about one node."""
 
 from __future__ import annotations
 

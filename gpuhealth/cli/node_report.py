@@ -82,7 +82,7 @@ class _BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 async def read_node(client: Client, name: str) -> NodeDetails:
-    """Read the node, its report, budgets and Events. Raises CommandError where gpuhealth knows nothing about it."""
+    """Read the node, its report, budgets and Events. Raises CommandError if gpuhealth has no data about it."""
     node = await cluster_access.get_node(client, name)
     try:
         report = (await client.get(REPORTS, name)).get("status") or {}
@@ -191,7 +191,7 @@ def _findings(out: Console, findings: list[dict[str, Any]]) -> None:
 
 
 def _section(out: Console, label: str, print_section: Callable[[], None]) -> None:
-    """Print a section, or a line that says why it cannot be read."""
+    """Print a section, or a line with the reason why it cannot be read."""
     try:
         print_section()
     except OSError:  # of the terminal

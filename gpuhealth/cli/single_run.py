@@ -35,12 +35,12 @@ _NEVER_LOADED = (MissingReason.NOT_INSTALLED, MissingReason.NOT_LOADED)
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict of a single run, and what it was derived from."""
+    """The verdict of a single run, and the data from which it was derived."""
 
     verdict: Verdict
     readings: NodeReadings  # of the last round
     settings: Settings
-    quarantine: Quarantine = Quarantine()  # what the agent would do
+    quarantine: Quarantine = Quarantine()  # the agent's action for this verdict
     nothing_to_check: str = ""  # one sentence, where the machine has no GPU and no driver
 
 

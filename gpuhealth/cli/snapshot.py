@@ -32,7 +32,7 @@ _MAX_ENTRIES = 100_000  # of the journal
 
 
 class AgentJournal(msgspec.Struct, frozen=True, kw_only=True):
-    """What the journal of this node's agent holds, as far as it can be read."""
+    """Readable content of the journal of this node's agent."""
 
     checks: bytes | None = None  # the memory of its checks, JSON
     entries: tuple[Entry, ...] | None = None  # None: not read
@@ -42,7 +42,7 @@ class AgentJournal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_journal(settings: Settings, with_entries: bool = False) -> AgentJournal:
-    """Read the agent's journal without changing it. Never raises: `problem` says what went wrong."""
+    """Read the agent's journal without changing it. Never raises: `problem` has the error."""
     path = settings.journal.path
     try:
         if not path.exists():

@@ -1,7 +1,7 @@
 """The standard streams: results on standard output, everything else on standard error, even if one is closed or full.
 
-With `--json` only the result may reach standard output, whoever writes. So the result gets a descriptor of its own, and
-whatever a library or a child process writes to descriptor 1 goes to standard error.
+With `--json` only the result may reach standard output. So the result gets a descriptor of its own, and all output of
+libraries and child processes to descriptor 1 goes to standard error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_DIGITS = 4  # of a terminal's width or height
 
 
 class OutputError(CommandError):
-    """Standard output cannot be written; the text is one sentence that says why."""
+    """Standard output cannot be written; the text is one sentence with the reason."""
 
 
 class _ResultFile(io.FileIO):
@@ -38,7 +38,7 @@ class _ResultFile(io.FileIO):
 
 
 class _ErrorFile(io.FileIO):
-    """Standard error, ignoring write errors: nobody reads it then, and the command must not behave differently."""
+    """Standard error, ignoring write errors: there is no reader then, and the command must not behave differently."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:

@@ -50,7 +50,7 @@ _STATE_EVENTS: dict[str, StateEvent] = {
 
 
 class DrainStatus(msgspec.Struct):
-    """What the drains of this process have done."""
+    """Counters of the drains of this process."""
 
     evictions: Counter[str] = msgspec.field(default_factory=Counter)  # and deletions of pods, by outcome
 
@@ -283,7 +283,7 @@ class NodeDrain:
             await asyncio.gather(*(self._remove(pod) for pod in others))
 
     async def _remove(self, pod: Pod) -> None:
-        """Evict a pod, or delete it after the deadline; record what became of it."""
+        """Evict a pod, or delete it after the deadline; record the outcome."""
         context = self._context
         remove = context.evictor.delete if self._is_overdue() else context.evictor.evict
         result = await remove(pod.namespace, pod.name, pod.uid)
@@ -302,7 +302,7 @@ class NodeDrain:
         await self._post_removal(pod, result)
 
     async def _postpone(self, pods: list[Pod], result: EvictionResult) -> None:
-        """Have the pods tried again together after the retry interval, or later if the API server asks for it."""
+        """Schedule a joint retry of the pods after the retry interval, or later if the API server requests it."""
         self._count(pods[0], result)
         delay = max(self._context.settings.drain_retry, result.retry_after)
         refusal = EvictionRefusal(result.detail, asyncio.get_running_loop().time() + delay)

@@ -1,4 +1,4 @@
-"""The contract of a controller duty: what it is given, and what the controller asks of it.
+"""The contract of a controller duty: its input, and its obligations to the controller.
 
 A duty is one subject that only the leader works on, such as drains or the status of budgets. To add one, write a module
 in gpuhealth/controller/duties/ and name its class in DUTIES there. Duties do not import each other: what one needs from

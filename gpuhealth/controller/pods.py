@@ -14,11 +14,11 @@ from gpuhealth.kube.objects import parse_time, text_of
 
 MIRROR = "kubernetes.io/config.mirror"
 GANG_LABELS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
-"""Labels by which gang schedulers know the pods that run all or not at all."""
+"""Labels by which gang schedulers identify pods that run together or not at all."""
 
 
 class Pod(msgspec.Struct, frozen=True, kw_only=True):
-    """A pod with what a drain needs to know of it."""
+    """A pod with the properties that a drain needs."""
 
     namespace: str
     name: str
@@ -44,7 +44,7 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def group(self) -> tuple[str, str]:
-        """What it shares with the pods that are evicted with it: its gang, or nothing."""
+        """The key shared with pods that are evicted together: its gang, or none."""
         return self.namespace, self.gang or f"/{self.uid}"  # no label value has a slash
 
 

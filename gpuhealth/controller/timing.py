@@ -17,7 +17,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     drain_pause: float = 0.2
     """After each step of a node's drain: pods that end within it are one write of the report."""
     drain_label_retry: float = 1.0
-    """Until a drained node's label is written again that somebody else has changed at that moment."""
+    """Until a retry to write a drained node's label that was changed concurrently."""
     burnin_interval: float = 60.0
     """Between rounds of the burn-in scheduler without any change: nodes become due by time alone."""
     burnin_backoff: float = 600.0

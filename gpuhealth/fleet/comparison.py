@@ -26,7 +26,7 @@ SLOW = fleet.SLOW.name
 
 
 class GpuResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the comparison needs of the last burn-in of one GPU."""
+    """The last burn-in of one GPU, reduced to the data that the comparison needs."""
 
     node: str
     gpu: str  # UUID

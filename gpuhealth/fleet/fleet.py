@@ -225,7 +225,7 @@ class Fleet:
             _add(self.blocked, counts.blocked, change)
 
     def _counts_of(self, name: str) -> NodeCounts | None:
-        """Return what a node contributes to the counts; None if it is deleted or no GPU node."""
+        """Return a node's contribution to the counts; None if it is deleted or not a GPU node."""
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
         if node is None or not (report or name in self._agents or node.state or node.tainted or node.preflight):
             return None

@@ -13,7 +13,7 @@ _BATCH = 500  # objects of a list that are stored before other tasks get a turn
 
 
 class HasKey(Protocol):
-    """A view of an object that knows its own key."""
+    """A view of an object that has its own key."""
 
     @property
     def key(self) -> str:
@@ -77,7 +77,7 @@ class ObjectStore(Generic[_T]):
         return error.uid if self._by_uid else error.name
 
     def _keep(self, error: UnreadableError) -> None:
-        if key := self._key(error):  # without a key it cannot be told apart from others
+        if key := self._key(error):  # without a key it cannot be distinguished from others
             self._put(key, self._unreadable(self.items.get(key), error))
             self.unreadable.add(key)
 

@@ -60,7 +60,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     out: bool = False  # of service by our action, as its record shows
     ready: bool = True  # as its kubelet reports
     condition_reason: str = ""  # of the condition GPUHealthy
-    cordoned: bool = False  # by anybody
+    cordoned: bool = False  # by any client
     gpus: int = 0  # whole GPUs that the device plugin offers
     fleet_findings: str = ""  # the annotation of that name
     preflight: bool = False

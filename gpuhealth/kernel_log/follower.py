@@ -1,4 +1,4 @@
-"""Follows the node's kernel log: its events as they come, and how completely it was read since the last round."""
+"""Follows the node's kernel log: parses its events immediately, and reports how completely it was read."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from gpuhealth.runtime.clock import Now
 
 log = structlog.get_logger()
 
-_RETRY_SECONDS = 60.0  # between two tries to open a log that could not be opened
+_RETRY_SECONDS = 60.0  # between two attempts to open an unreadable log
 
 
 class FallbackEvents(Protocol):
     """Another source of XID events, for nodes whose kernel log cannot be read."""
 
     def want_events(self, on_event: Callable[[KernelEvent], None]) -> None:
-        """Starts reporting events."""
+        """Starts the reporting of events."""
 
     @property
     def events_missing(self) -> Missing | None:
-        """Why it reports none, where it does not."""
+        """Why the source reports no events, if it does not."""
 
 
 class KernelLogFollower:
-    """One task follows the log; any task may read the figures. `on_events` is called after `position` has moved."""
+    """One task follows the log; any task may read the counters. `on_events` is called after `position` has moved."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class KernelLogFollower:
         position: Position | None,
         now: Now,
     ) -> None:
-        """`position` is that of the last record that was handled, by us or by an agent before us."""
+        """`position` is that of the last record handled by this or an earlier agent."""
         self.position = position
         self.records = 0
         self.lost_records = 0
@@ -59,11 +59,11 @@ class KernelLogFollower:
         self._uses_fallback = False
 
     def set_driver_branch(self, branch: int) -> None:
-        """Takes the branch of the NVIDIA driver (570, 575 …), on which the meaning of some lines depends."""
+        """Sets the branch of the NVIDIA driver (570, 575 …), on which the meaning of some lines depends."""
         self._parser.driver_branch = branch
 
     async def follow(self, kmsg: Path, lookback: float, after: asyncio.Event) -> None:
-        """Opens the log at once, reads it as it comes once `after` is set, and returns when it should be tried again.
+        """Opens the log at once and reads it continuously once `after` is set; returns when it should be called again.
 
         Raises KmsgError when reading fails.
         """

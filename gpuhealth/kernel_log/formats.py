@@ -1,8 +1,8 @@
 """Kernel messages from text: raw /dev/kmsg records, dmesg in its time formats, syslog, journalctl, journald's JSON.
 
-The format is told from each line by itself, so that files that mix them are read too. Only what the kernel wrote
-counts: of syslog and the journal the entries of the kernel, of raw records those of the facilities kern and user. The
-latter is what /dev/kmsg gives to a writer, and so how a fault is injected for a test.
+The format is detected for each line separately, so files that mix formats are read, too. Only messages of the kernel
+count: in syslog and the journal the kernel's entries, in raw records the facilities kern and user. The latter is what
+a record written to /dev/kmsg gets, and so how a fault is injected for a test.
 
 /dev/kmsg escapes a line break within a record. Other formats break the line there, and the rest looks like a record of
 its own: text of a user (a file's name in a crash) could look like one. Where the kernel's time or the indentation shows
@@ -25,14 +25,14 @@ from gpuhealth.model.kernel_event import KernelRecord
 
 
 class Stamp(NamedTuple):
-    """A time as it is written: the clock says how it is read."""
+    """A time as written, with the clock it refers to."""
 
-    clock: str  # kmsg (µs since boot), boot (s since boot), unix (s), iso, ctime; empty where no time can be told
+    clock: str  # kmsg (µs since boot), boot (s since boot), unix (s), iso, ctime; empty if unknown
     text: str
 
 
 class Message(NamedTuple):
-    """One kernel message out of its wrapping."""
+    """One kernel message without the prefix of its format."""
 
     text: str
     priority: int = 6
@@ -81,7 +81,7 @@ _journal_entry = msgspec.json.Decoder(_JournalEntry)
 
 
 def message(line: str) -> Message | None:
-    """The kernel message in a line of any format; None for what the kernel did not write."""
+    """The kernel message in a line of any format; None for a line that is not from the kernel."""
     if "\x1b" in line:
         line = _COLOUR.sub("", line)
     first = line[:1]
@@ -89,7 +89,7 @@ def message(line: str) -> Message | None:
         return _dmesg(line)
     if first.isdigit():
         return _kmsg(line) or _iso(line) or _unix(line) or Message(line)
-    if first == "{":  # JSON, or the number that the kernel gives to an error of the firmware: {1}[Hardware Error]
+    if first == "{":  # JSON, or the number that the kernel prefixes to a firmware error: {1}[Hardware Error]
         return Message(line) if line[1:2].isdigit() else _journald(line)
     if first == "<":
         return _with_priority(line)
@@ -112,7 +112,7 @@ def _kmsg(line: str) -> Message | None:
 
 
 def unescape(text: str) -> str:
-    r"""The text of a raw record, in which the kernel writes what is not printable as `\x0a`."""
+    r"""The text of a raw record, in which the kernel escapes unprintable characters as `\x0a`."""
     raw = text.encode("utf-8", "surrogatepass")
     return _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), raw).decode("utf-8", "replace")
 
@@ -169,14 +169,14 @@ def _with_priority(line: str) -> Message | None:
     if structured := _RFC5424.match(rest):
         stamp = Stamp("iso", structured[1])
         return Message(structured[3], level, stamp) if structured[2] == "kernel" else None
-    if rest[:1] == "<":  # no log nests this; a line of many of them must not nest our calls
+    if rest[:1] == "<":  # no log nests this; a line of many of them must not cause deep recursion
         return None
     inner = message(rest)
     return inner._replace(priority=level) if inner else None
 
 
 def _of_kernel(rest: str, stamp: Stamp, *, bare: bool, since_boot: str = "") -> Message | None:
-    """What follows a time: "host kernel: text"; where `bare`, also a text alone."""
+    """The message after a time: "host kernel: text"; if `bare`, also a text alone."""
     if match := _OF_KERNEL.match(rest):
         text = match[1]
         if inner := _SECONDS.match(text):  # syslog keeps the kernel's own time before the text
@@ -193,7 +193,7 @@ def _journald(line: str) -> Message | None:
     if (entry.transport or entry.identifier) != "kernel":
         return None
     text = entry.message
-    if isinstance(text, list):  # a message that is no valid UTF-8 comes as its bytes
+    if isinstance(text, list):  # a message that is not valid UTF-8 is a list of its bytes
         try:
             text = bytes(text).decode("utf-8", "replace")
         except (TypeError, ValueError):
@@ -210,8 +210,7 @@ def _journald(line: str) -> Message | None:
 def records(lines: Iterable[bytes | str], booted: datetime | None = None, zone: tzinfo = UTC) -> Iterator[KernelRecord]:
     """The kernel's records in the lines of a log.
 
-    `booted` gives times to records that count from the boot, `zone` is that of local times; what names no year has no
-    time.
+    `booted` is the reference for times since boot, `zone` that of local times; a time without a year is dropped.
     """
     earlier = _Earlier()
     for number, raw in enumerate(lines):
@@ -223,14 +222,14 @@ def records(lines: Iterable[bytes | str], booted: datetime | None = None, zone: 
 
 
 class _Earlier:
-    """The lines before the one at hand: they show whether it is the rest of a record with text of a user."""
+    """The lines before the current one: they show whether it continues a record with text of a user."""
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=_LINES_OF_A_RECORD)
-        self._without_time = -1  # number of the last line without a time that was found to be a record
+        self._without_time = -1  # number of the last line without a time that was accepted as a record
 
     def end_in(self, line: str, number: int, found: Message) -> bool:
-        """Whether the line with this number ends such a record."""
+        """Whether the line with this number is the last line of such a record."""
         if found.since_boot:
             return self._has_time_of_user_text(found.since_boot)
         if found.stamp.clock or found.sequence >= 0:
@@ -291,9 +290,9 @@ def _decoded(raw: bytes | str) -> str:
 
 
 def classify(lines: Iterable[bytes | str], parser: KernelLogParser) -> Iterator[dict[str, Any]]:
-    """One dictionary for each line that means something; `number` is that of the line, from 1.
+    """One dictionary for each line with a known meaning; `number` is the line number, starting at 1.
 
-    Of a message over several lines it is the last one, with which the message is complete.
+    Of a message over several lines it is the last line, which completes the message.
     """
     feed, may_matter = parser.feed, parser.may_matter
     earlier, previous = _Earlier(), ""
@@ -302,7 +301,7 @@ def classify(lines: Iterable[bytes | str], parser: KernelLogParser) -> Iterator[
         previous = line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
         if not may_matter(line) and not (line.startswith("{") and '"MESSAGE"' in line and _is_bytes(line)):
             continue
-        line = line.strip("\r\n\0")  # zeros are what a crash leaves in a file where the last words were to be
+        line = line.strip("\r\n\0")  # a crash leaves zeros at the end of a file that was not yet written to disk
         found = message(line)
         event = feed(KernelRecord(found.text)) if found else None
         if found and event is not None and not earlier.end_in(line, number, found):
@@ -324,5 +323,5 @@ _BYTES = re.compile(r'"MESSAGE"\s*:\s*(?:\[|"[^"]*\\u)')
 
 
 def _is_bytes(line: str) -> bool:
-    """Whether the words of a JSON entry's message cannot be seen in the line as they are."""
+    """Whether the message of a JSON entry is encoded, so that its words are not visible in the line."""
     return _BYTES.search(line) is not None

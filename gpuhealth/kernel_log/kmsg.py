@@ -1,10 +1,10 @@
-"""/dev/kmsg: every record of the kernel log once, without a thread and without holding up the loop.
+"""/dev/kmsg: reads every record of the kernel log once, without a thread and without blocking the event loop.
 
-The device gives one record for each read. A reader that is too slow is told so (EPIPE) and goes on with the oldest
-record that is left; what was overwritten shows as a gap in the sequence numbers and is counted.
+The device returns one record for each read. A slow reader gets EPIPE and continues with the oldest remaining record;
+overwritten records show as a gap in the sequence numbers and are counted.
 
-Where to begin: behind the last record that was handled, when that was in this boot; at the first record of this boot,
-when it was in another; with the records of the last `lookback` seconds, when nothing was handled ever.
+Reading starts after the last record handled, if that was in this boot; at the first record of this boot, if it was in
+another; with the records of the last `lookback` seconds, if none was ever handled.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.runtime.clock import Now, wall_clock
 
 _READ_BYTES = 16384  # a record is at most 8 KiB: the device refuses smaller buffers with EINVAL
-_BATCH = 256  # records between two turns of the loop: some milliseconds
-_POLL_SECONDS = 0.2  # for what epoll cannot watch: a plain file in the device's place
-_FACILITIES = (0, 1)  # kern; user, which is what the device makes of a writer's own records
+_BATCH = 256  # records between two steps of the loop: some milliseconds
+_POLL_SECONDS = 0.2  # for files that epoll does not support: a plain file in place of the device
+_FACILITIES = (0, 1)  # kern; user, which the device assigns to records written from user space
 _PREFIX = re.compile(rb"(\d{1,4}),(\d{1,20}),(\d{1,20}),[^;\n]*;", re.ASCII)
 
 
 class Position(msgspec.Struct, frozen=True):
-    """The last record that was handled."""
+    """Position of the last record that was handled."""
 
     boot_id: str
     sequence: int
 
 
 class KmsgError(Exception):
-    """The kernel log cannot be opened or read; `missing` says why."""
+    """The kernel log cannot be opened or read; `missing` has the reason."""
 
     def __init__(self, missing: Missing) -> None:
         super().__init__(str(missing))
@@ -48,7 +48,7 @@ class KmsgError(Exception):
 
 
 class KmsgReader:
-    """Reads batches of records: `async for batch in reader`, for ever. One task reads, any may look at the figures."""
+    """Reads batches of records forever: `async for batch in reader`. One task reads, any may look at the counters."""
 
     def __init__(
         self, path: Path, boot_id: str, after: Position | None, lookback: float, now: Now = wall_clock
@@ -59,14 +59,14 @@ class KmsgReader:
         self._fd = -1
         self._rest = b""
         self._last = after.sequence if after is not None and after.boot_id == boot_id else None
-        # At the very first start, the time since boot from which records count; None where all do.
+        # At the very first start, the time since boot from which records count; None if all do.
         self._since = time.monotonic() - lookback if after is None else None
         self._lost = 0
         self.records = 0
         self.lag_seconds = 0.0  # the age of the newest record when it was read
 
     def open(self) -> Missing | None:
-        """Opens the log; what is in the way, if it cannot be."""
+        """Opens the log; returns the obstacle if it cannot."""
         if self._fd >= 0:
             return None
         try:
@@ -76,30 +76,30 @@ class KmsgReader:
         return None
 
     def close(self) -> None:
-        """Lets go of the log."""
+        """Closes the log, if it is open."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     @property
     def position(self) -> Position | None:
-        """The last record that was handed out or skipped, to be remembered; None before the first."""
+        """Position of the last record returned or skipped, for storing; None before the first."""
         return None if self._last is None else Position(self._boot_id, self._last)
 
     def take_lost_records(self) -> int:
-        """How many records were overwritten unread since this was last asked."""
+        """Number of records that were overwritten unread since the last call."""
         lost, self._lost = self._lost, 0
         return lost
 
     async def __aiter__(self) -> AsyncIterator[list[KernelRecord]]:
-        """Batches of records as they come. Raises KmsgError when the log cannot be read (any more)."""
+        """Batches of records as they arrive. Raises KmsgError when the log cannot be read (any more)."""
         while True:
             async for batch in self.available():
                 yield batch
             await self._readable()
 
     async def available(self) -> AsyncIterator[list[KernelRecord]]:
-        """Batches of what is there now, to its end. Raises KmsgError as well."""
+        """Batches of the records available now. Raises KmsgError as well."""
         if missing := self.open():
             raise KmsgError(missing)
         more = True
@@ -107,10 +107,10 @@ class KmsgReader:
             batch, more = self._read_batch()
             if batch:
                 yield batch
-            await asyncio.sleep(0)  # a burst must not keep the others waiting
+            await asyncio.sleep(0)  # a burst must not block other tasks
 
     def _read_batch(self) -> tuple[list[KernelRecord], bool]:
-        """The next records, and whether there may be more at once."""
+        """The next records, and whether more may be available at once."""
         batch: list[KernelRecord] = []
         clock = time.monotonic()
         now = self._now()
@@ -120,7 +120,7 @@ class KmsgReader:
             except BlockingIOError:
                 return batch, False
             except OSError as error:
-                if error.errno == errno.EPIPE:  # overwritten; the next read gives the oldest record that is left
+                if error.errno == errno.EPIPE:  # overwritten; the next read returns the oldest remaining record
                     continue
                 raise KmsgError(_missing(self._path, error)) from error
             if not chunk:  # the end of a plain file
@@ -129,7 +129,7 @@ class KmsgReader:
         return batch, True
 
     def _split(self, chunk: bytes) -> list[bytes]:
-        """The records in what was read: of the device always one, of a file or pipe as many as came."""
+        """The complete records in a chunk: always one from the device, any number from a file or pipe."""
         lines = (self._rest + chunk).split(b"\n")
         self._rest = lines.pop()[-_READ_BYTES:]
         return [line for line in lines if not line.startswith(b" ")]  # tags of a record, such as " SUBSYSTEM=pci"
@@ -150,27 +150,27 @@ class KmsgReader:
         text = raw[match.end() :].decode("utf-8", "replace")
         if "\\x" in text:
             text = unescape(text)
-        # The kernel stamps with the time since boot: the wall clock of now less the record's age, so that a wall clock
-        # that was set since boot does not matter.
+        # The kernel's timestamp is time since boot. Current wall-clock time minus the record's age is correct even if
+        # the wall clock was set since boot.
         return KernelRecord(text, now - timedelta(seconds=min(max(age, 0.0), clock)), sequence, level)
 
     def _skips(self, sequence: int, stamp: float) -> bool:
-        """Whether a record was handled before, or is older than what counts at the very first start."""
+        """Whether a record was handled before, or is too old to count at the very first start."""
         if self._since is not None:
             if stamp < self._since:
                 self._last = sequence
                 return True
-            self._since = None  # from here on everything counts
+            self._since = None  # from here on all records count
         if self._last is not None:
             if sequence <= self._last:
                 return True
             self._lost += sequence - self._last - 1
-        # Where nothing of this boot was handled yet, what was overwritten before our first record was not ours to read.
+        # Records overwritten before the first one of a boot that we handle are not counted as lost.
         self._last = sequence
         return False
 
     async def _readable(self) -> None:
-        """Waits until there is something to read."""
+        """Waits until the log is readable."""
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
         try:

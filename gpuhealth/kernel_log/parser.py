@@ -1,7 +1,7 @@
-"""Assembles records of the kernel log to messages, and finds the event that each one means.
+"""Assembles kernel-log records into messages, and parses the event in each one.
 
-The patterns belong to the monitors. Here is the order in which they are tried, and the rule that keeps a program from
-forging a fault: a record that carries text of a user is recognised as such before any pattern may read it.
+The patterns belong to the monitors. This module defines the order in which they are tried, and the rule that keeps a
+program from forging a fault: a record with text of a user is recognised as such before any pattern may read it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from gpuhealth.kernel_log.pattern import LogPatterns, PartialMessage, event_of
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 
 _MAX_RECORDS_BETWEEN = 16
-"""How many other records may stand between the lines of one message."""
+"""How many other records may appear between the lines of one message."""
 
 
 class KernelLogParser:
-    """Parses one kernel log, record by record. It remembers only the first line of a message that is incomplete.
+    """Parses one kernel log, record by record. It stores only the first line of an incomplete message.
 
-    `may_matter(text)` is whether a line, with or without a log's prefix, can mean anything: cheap, never wrongly false.
+    `may_matter(text)` is whether a line, with or without a log's prefix, can have a meaning: cheap, no false negatives.
     """
 
     def __init__(self, patterns: Sequence[LogPatterns], driver_branch: int | None = None) -> None:
@@ -32,7 +32,7 @@ class KernelLogParser:
         self._records_since = 0
 
     def feed(self, record: KernelRecord) -> KernelEvent | None:
-        """The event of this record, if it means something. Never raises, whatever the text."""
+        """The event of this record, if it has one. Never raises, for any text."""
         if self._partial is not None:
             self._count_record()
         text = record.text
@@ -44,7 +44,7 @@ class KernelLogParser:
         if form := user_text.event_form(text):
             read = self._user_text.get(form.form)
             return event_of(record, form.form, read(form.parts)) if read else None
-        # Most records mean nothing: it is cheaper to ask last whether what seems to mean something holds a user's text.
+        # Most records have no meaning, so the check for text of a user is cheaper when it comes last.
         partial = self._partial
         found = self._by_patterns(record)
         if found is None:
@@ -67,19 +67,19 @@ class KernelLogParser:
         return None
 
     def _count_record(self) -> None:
-        """Counts another record, or the last of the message; after too many the message is forgotten."""
+        """Counts another record, or the last of the message; after too many the message is dropped."""
         self._records_since += 1
         if self._records_since > _MAX_RECORDS_BETWEEN + 1:
             self._partial = None
 
 
 def any_of(words: Collection[str]) -> Callable[[str], bool]:
-    """A function that returns whether one of the words is in a text.
+    """Return a function that tests whether one of the words is in a text.
 
-    Nearly all lines of a log mean nothing, and this is what makes reading them cheap. A compiled expression of plain
-    substring tests is several times faster here than a loop over the words, or one regular expression.
+    Nearly all lines of a log have no meaning, and this test is what makes reading them cheap. A compiled expression of
+    plain substring tests is several times faster here than a loop over the words, or one regular expression.
     """
     shortest = [word for word in words if not any(other != word and other in word for other in words)]
     tests = " or ".join(f"{word!r} in text" for word in sorted(shortest))
-    found: Callable[[str], bool] = eval(f"lambda text: {tests or False}")  # noqa: S307 - of our own words only
+    found: Callable[[str], bool] = eval(f"lambda text: {tests or False}")  # noqa: S307 - built from constants only
     return found

@@ -1,7 +1,7 @@
-"""Kernel-log patterns: how a monitor recognises its messages, and what they mean.
+"""Kernel-log patterns: how a monitor recognises its messages, and their meaning.
 
-Every expression is anchored at the start of the kernel message, and none skips text before the words that count: what
-it skips could be text of a user.
+Every expression is anchored at the start of the kernel message, and none skips text before its fixed words: skipped
+text could be text of a user.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class LineMeaning(msgspec.Struct, frozen=True, kw_only=True):
     pci: PciSlot | None = None
     pid: int | None = None
     process: str | None = None
-    interface: str = ""  # the network interface, where the line names its device too
+    interface: str = ""  # the network interface, if the line names its device, too
 
 
 Groups: TypeAlias = Mapping[str, str]
-"""The named groups of an expression that matched; empty text for a group that took no part."""
+"""Named groups of a matched expression; empty text for a group that did not match."""
 
 
 class LinePattern(msgspec.Struct, frozen=True):
     """One form of message."""
 
     kind: str  # of the event
-    words: tuple[str, ...]  # one of which is in every such line: a test that is cheaper than the expression
+    words: tuple[str, ...]  # at least one is in every such line: this test is cheaper than the expression
     expression: re.Pattern[str]
     read: Callable[[Groups], LineMeaning]
 
@@ -57,26 +57,26 @@ def line_pattern(
 
 
 class PartialMessage(msgspec.Struct, frozen=True):
-    """The first line of a message of several lines; `finish` makes the event when it is given the last one."""
+    """The first line of a message of several lines; `finish` makes the event from the last one."""
 
     finish: Callable[[KernelRecord], KernelEvent | None]
 
 
 class LogPatterns(msgspec.Struct, frozen=True, kw_only=True):
-    """How one monitor reads the kernel log."""
+    """Kernel-log patterns of one monitor."""
 
     words: tuple[str, ...]
-    """One of these is in every line that can mean anything, with or without a log's prefix. Case matters."""
+    """At least one of these is in every line with a meaning, with or without a log's prefix. Case-sensitive."""
     read: Callable[[KernelRecord, int | None], KernelEvent | PartialMessage | None]
-    """The event of a record, given the driver branch where it is known. Never raises, whatever the text."""
+    """The event of a record, given the driver branch if known. Never raises, for any text."""
     read_first: Callable[[KernelRecord, int | None], KernelEvent | None] | None = None
-    """Tried before records with text of a user are recognised: for lines that begin with more than a user can write."""
+    """Tried before records with text of a user are recognised: for lines whose fixed head no user can write."""
     user_text: Mapping[str, Callable[[Groups], LineMeaning]] = {}
-    """By form: the meaning of records that carry text of a user."""
+    """By form: the meaning of records that contain text of a user."""
 
 
 def match(lines: tuple[LinePattern, ...], record: KernelRecord) -> KernelEvent | None:
-    """The event of the first pattern that fits the record; None where none does."""
+    """The event of the first pattern that matches the record; None if none does."""
     text = record.text
     for pattern in lines:
         for word in pattern.words:
@@ -112,5 +112,5 @@ def pci_slot(text: str | None) -> PciSlot | None:
 
 
 def number(text: str | None) -> int | None:
-    """The number in the text of a group; None for one that no process id can have."""
+    """The number in the text of a group; None if it is too large for a process id."""
     return int(text) if text and len(text) < 12 else None

@@ -1,11 +1,11 @@
-"""Kernel records that carry text of a user, recognised before any other pattern so that no program can forge a fault.
+"""Kernel records with text of a user, recognised before any other pattern so that no program can forge a fault.
 
 A program chooses its own name (up to 15 bytes, any bytes) and the names of its files (up to 255 bytes). The kernel
 prints the first at the start of many records, and the second in them or, in one case, at the start. A record of such a
 form is never read as anything else.
 
-Two more rules make this safe where a form is not listed here. Every pattern of the catalogue begins with more fixed
-text than a name can hold, and none skips text before the words that count.
+Two more rules protect forms that are not listed here. Every pattern of the catalogue begins with more fixed text than a
+name can hold, and none skips text before its fixed words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PID = r"(?P<pid>\d{1,10})"
 
 
 class UserText(msgspec.Struct, frozen=True):
-    """A record with text of a user: its form, and the parts that the form names."""
+    """A record with text of a user: its form, and the named parts of the form."""
 
     form: str
     parts: dict[str, str]
@@ -33,7 +33,7 @@ class UserText(msgspec.Struct, frozen=True):
 class _Form(msgspec.Struct, frozen=True):
     name: str
     source: str  # where the kernel prints it
-    words: tuple[str, ...]  # one of which is in every such record
+    words: tuple[str, ...]  # at least one is in every such record
     pattern: re.Pattern[str]
 
 
@@ -57,7 +57,7 @@ _FILE_FIRST = (
     ),
 )
 
-_EVENTS = (  # of their own
+_EVENTS = (  # events themselves
     _form(
         "hung_task",
         "kernel/hung_task.c",
@@ -80,7 +80,7 @@ _EVENTS = (  # of their own
     ),
 )
 
-# Fixed heads: no other pattern begins like them, and it stays so whatever is added.
+# Fixed heads: no other pattern begins like them, nor may a new one.
 _HEADS = (
     ("kernel/audit.c", r"audit: |(?:audit: )?type=\d+ audit\("),
     ("fs/exec.c, kernel/sysctl.c", r"(?:warning: )?process ['`\d]|program .{1,40} is using "),
@@ -112,7 +112,7 @@ _SEGFAULT = _form(
     "]: segfault ",
 )
 _NAME_FIRST = (
-    # x86 traps, bad frames and vsyscalls; arm64, riscv, powerpc "unhandled ..."; whatever prints "name[pid]" next
+    # x86 traps, bad frames and vsyscalls; arm64, riscv, powerpc "unhandled ..."; any new message that begins with "name[pid]"
     _form("task", "arch/x86/kernel/traps.c, arch/arm64/kernel/traps.c", rf"(?:traps: )?{_NAME}\[\d{{1,10}}\](?::| )"),
     # drop_caches, deprecated and obsolete system calls, "undefined instruction"
     _form("task", "fs/drop_caches.c, mm/mmap.c, arch/arm/kernel/traps.c", rf"{_NAME} \((?:pid )?\d{{1,10}}\)(?::| )"),
@@ -124,24 +124,24 @@ _NAME_FIRST = (
     _form("task_dump", "kernel/sched/core.c", r".{15} [RSDTtXxZPIKWN?] +(?:running task|[0-9a-f]{1,16}) +\d+ "),
 )
 
-# The first that fits counts. What is certain by its end goes first, then a fixed head before a name: text behind the
-# head could imitate a record that begins with a name. A program whose name imitates a head only hides its own crash.
+# The first match counts. Forms identified by their end go first, then fixed heads before a name: text after the head
+# could imitate a record that begins with a name. A program whose name imitates a head only hides its own crash.
 _FORMS = (*_FILE_FIRST, *_EVENTS, _FIXED_HEAD, _SEGFAULT, *_NAME_FIRST)
 _CRASHES = (_FIXED_HEAD, _SEGFAULT)
 
 
 def recognise(text: str) -> UserText | None:
-    """What a record with text of a user is, of all forms; None for any other record."""
+    """The form of a record with text of a user, among all forms; None for any other record."""
     return _first(_FORMS, text)
 
 
 def event_form(text: str) -> UserText | None:
-    """The same as `recognise`, and cheaper, where the form may be an event of its own; None for most others."""
+    """A faster `recognise` for records whose form may be an event itself; None for most others."""
     return file_first(text) or _first(_EVENTS, text) or (_first(_CRASHES, text) if "]: segfault " in text else None)
 
 
 def file_first(text: str) -> UserText | None:
-    """The same as `recognise`, and cheaper, of a record whose head is longer than the name of a task can be."""
+    """A faster `recognise` for records whose fixed head is longer than the name of a task can be."""
     return _first(_FILE_FIRST, text) if "fatal signal" in text or " OUT=" in text else None
 
 

@@ -1,7 +1,7 @@
-"""Decides with the API server who may read the pages of agent and controller, as kube-rbac-proxy does.
+"""Decides, through the API server, who may read the pages of agent and controller, as kube-rbac-proxy does.
 
-The API server says whose bearer token it is (TokenReview), and whether that user may get the path (SubjectAccessReview
-of a non-resource URL). Without its answer every request is denied.
+The API server identifies the user of a bearer token (TokenReview), and decides whether that user may get the path
+(SubjectAccessReview of a non-resource URL). Without its answer every request is denied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 3.0  # of one attempt; Prometheus gives up after 10 s
 
 
 def authorizer_for(http: Http, where: Kubernetes) -> KubernetesAuthorizer | None:
-    """The authorizer that the settings of a server ask for, if any."""
+    """The authorizer required by the settings of a server, if any."""
     return KubernetesAuthorizer(where) if http.authorization == "kubernetes" else None
 
 

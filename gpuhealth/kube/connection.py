@@ -49,7 +49,7 @@ async def configuration(
         )
     except NoConfigurationError:
         raise
-    except Exception as error:  # the loader raises whatever a malformed file leads to
+    except Exception as error:  # the loader raises arbitrary errors for a malformed file
         raise NoConfigurationError(f"the cluster configuration cannot be used: {error}") from error
     return loaded
 

@@ -38,7 +38,7 @@ class Election:
         """`client` should be used for nothing else, or renewals wait for other requests. Its time limit should be well
         below `renew_within`, or one lost request ends the leadership."""
         self.stuck = False  # tasks of an ended leadership still run after STEP_DOWN_SECONDS
-        self.leader = ""  # who holds the Lease, as last seen
+        self.leader = ""  # holder of the Lease, as last seen
         self._client = client
         self._namespace = namespace
         self._settings = settings

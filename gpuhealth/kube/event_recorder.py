@@ -110,7 +110,7 @@ class EventRecorder:
     async def flush(self) -> list[Event]:
         """Post what waits and return it.
 
-        Raises UnavailableError and TooManyRequestsError, and keeps what has not been posted.
+        Raises UnavailableError and TooManyRequestsError, and keeps the Events that were not posted.
         """
         posted = []
         while self._waiting:

@@ -28,7 +28,7 @@ def read(kind: str, item: Any, parse: Callable[[Any], _T]) -> _T:
     """Parse an object of this kind. Raises UnreadableError where `parse` raises anything."""
     try:
         return parse(item)
-    except Exception as error:  # there is no limit to what somebody may have written there
+    except Exception as error:  # the content there is arbitrary
         raise UnreadableError(kind, item, error) from error
 
 

@@ -1,7 +1,7 @@
 """JSON patches (RFC 6902) whose every change is under a precondition.
 
 The API server refuses a patch as a whole (422, `InvalidError`) when one of its `test` operations finds another value.
-So a change that begins with a test of the value it replaces never overwrites what somebody else has written meanwhile.
+So a change that begins with a test of the value it replaces never overwrites a concurrent change.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from gpuhealth.kube.selectors import Selector, check_selector, matches
 
 
 class EvictedPod(Protocol):
-    """What has to be known of a pod that should be evicted."""
+    """The properties of a pod that matter for its eviction."""
 
     @property
     def name(self) -> str:

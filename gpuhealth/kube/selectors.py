@@ -22,7 +22,7 @@ class _Selector(msgspec.Struct, rename="camel"):
 
 
 def check_selector(selector: Any) -> Selector | None:
-    """The selector, if labels can be matched with it. Raises ValueError that says what is wrong with it."""
+    """The selector, if labels can be matched with it. Raises ValueError with the reason."""
     msgspec.convert(selector, _Selector | None)
     found: Selector | None = selector
     return found

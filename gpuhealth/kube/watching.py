@@ -156,7 +156,7 @@ async def _list(
     items: list[Any] = []
     errors: list[UnreadableError] = []
     version = ""
-    # A list from the cache comes as a whole, whatever the limit in the request.
+    # A list from the cache comes as a whole, regardless of the limit in the request.
     pages = client.pages(kind, namespace, labels=labels, fields=fields, cached=cached)
     async for page in pages:
         found, unreadable = reader.read_all(page.items)

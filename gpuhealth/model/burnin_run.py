@@ -14,21 +14,21 @@ from gpuhealth.model.time import ZonedTime
 class TestStatus(enum.StrEnum):
     """How one burn-in test of one GPU ended."""
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # not a pytest test
 
     PASSED = "passed"
     FAILED = "failed"
-    SKIPPED = "skipped"  # this device has no such thing, or the run does not ask for it; the message says which
-    STOPPED = "stopped"  # told to stop before it could say anything
+    SKIPPED = "skipped"  # not supported by this device, or not requested by this run; the message has the reason
+    STOPPED = "stopped"  # stopped before it had a result
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether anything follows from it for the GPU."""
+        """Whether the result is conclusive for the GPU."""
         return self in (TestStatus.PASSED, TestStatus.FAILED)
 
 
 class Span(msgspec.Struct, frozen=True):
-    """What a quantity was during a test."""
+    """Range and mean of a quantity during a test."""
 
     min: float
     mean: float
@@ -36,13 +36,13 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Miscompare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Values that differ from the expected ones, and whether that happened again when the operation was repeated."""
+    """Values that differ from the expected ones, and whether a repeated operation differed again."""
 
     what: str  # what was compared: "bf16 1024x1024x1024 seed 7", "pattern 0xaa"
     index: int  # position of the first wrong value, counted in `unit`
     unit: Literal["element", "byte"] = "element"  # of a matrix, row by row; or of memory that is compared word by word
     wrong: int  # number of wrong elements, or of wrong 64-bit words
-    xor: str = ""  # the bits that differ, in hex; empty where the right value is not known
+    xor: str = ""  # the bits that differ, in hex; empty if the right value is unknown
     got: str = ""  # bits in hex
     expected: str = ""
     kind: str = ""  # transient, repeatable, data_dependent, hot_only
@@ -50,7 +50,7 @@ class Miscompare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     temperature_celsius: float | None = None
 
     def describe(self, *, details: bool = False) -> str:
-        """What differs: `pattern 0xaa: 2 wrong 64-bit words, first at byte 0x1000, bits 0x01, repeatable`.
+        """The difference in words: `pattern 0xaa: 2 wrong 64-bit words, first at byte 0x1000, bits 0x01, repeatable`.
 
         `details` adds the first wrong value, how often the fault happened again, and the temperature in °C.
         """
@@ -68,19 +68,19 @@ class Miscompare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def summarize(miscompares: Sequence[Miscompare]) -> str:
-    """The first of several miscompares in words, and the number of the others; empty without any."""
+    """The first of several miscompares in words, and the number of the others; empty if there are none."""
     if not miscompares:
         return ""
     return miscompares[0].describe() + (f"; and {len(miscompares) - 1} more" if len(miscompares) > 1 else "")
 
 
 class TestResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one burn-in test says of one GPU."""
+    """The result of one burn-in test of one GPU."""
 
     __test__ = False
 
     test: str  # exact, repeat, memory, bandwidth, p2p, collectives, soak
-    gpu: str  # uuid; the name of the device where it is no GPU
+    gpu: str  # uuid; name of the device if it is not a GPU
     status: TestStatus
     message: str  # one sentence
     started: ZonedTime
@@ -103,12 +103,12 @@ class BurninRun(msgspec.Struct, frozen=True, omit_defaults=True):
     ended: ZonedTime
     status: TestStatus  # failed when any test failed, stopped when it was not completed, else passed
     results: tuple[TestResult, ...]
-    software: dict[str, str] = {}  # torch, cuda, driver: digests are comparable within the same only
-    models: dict[str, str] = {}  # gpu -> model as NVML names it
-    notes: tuple[str, ...] = ()  # what limits the run's word: no telemetry, faults put in on purpose
+    software: dict[str, str] = {}  # torch, cuda, driver: digests are only comparable for equal versions
+    models: dict[str, str] = {}  # GPU -> model name from NVML
+    notes: tuple[str, ...] = ()  # limits of the result: no telemetry, injected faults
 
     def gpu_status(self, gpu: str) -> TestStatus:
-        """How the run ended for one of its GPUs: another one's failure is not this one's."""
+        """How the run ended for one of its GPUs, regardless of failures on other GPUs."""
         ended = {result.status for result in self.results if result.gpu == gpu}
         if TestStatus.FAILED in ended:
             return TestStatus.FAILED
@@ -117,5 +117,5 @@ class BurninRun(msgspec.Struct, frozen=True, omit_defaults=True):
         return TestStatus.PASSED if TestStatus.PASSED in ended else TestStatus.SKIPPED
 
     def passed_on(self, gpu: str) -> bool:
-        """Whether it was completed on the GPU, and nothing was wrong."""
+        """Whether the run was completed on this GPU without failures."""
         return self.gpu_status(gpu) is TestStatus.PASSED

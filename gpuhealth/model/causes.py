@@ -1,4 +1,4 @@
-"""Why a node is out of service: the findings that its record on the Node names.
+"""Why a node is out of service: the findings named in its record on the Node.
 
 The record outlives the agent's memory, so that a lost journal does not return a node to service.
 """
@@ -16,8 +16,8 @@ from gpuhealth.model.out_of_service import MEMORY_LOST
 from gpuhealth.model.time import ZonedTime
 
 MAX_CAUSES = 64
-"""Causes in a record at the most: an annotation has its limits, and the worst come first."""
-_NAME_LIMIT = 100  # characters of a code that somebody else may have written
+"""Maximum number of causes in a record, worst first: the size of annotations is limited."""
+_NAME_LIMIT = 100  # characters of a code, which another client may have written
 
 
 class Cause(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -26,11 +26,11 @@ class Cause(msgspec.Struct, frozen=True, omit_defaults=True):
     code: str
     since: ZonedTime  # when it was first seen
     component: Component = NODE
-    boot_id: str = ""  # of the boot in which it was last seen; empty where it was not written down
+    boot_id: str = ""  # of the boot in which it was last seen; empty if not recorded
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """A finding that is over by evidence, kept for as long as the Node may still name it."""
+    """A finding that has ended by evidence, kept as long as the Node may still name it."""
 
     code: str
     component: Component
@@ -43,22 +43,22 @@ def codes_of(finding: Finding) -> tuple[str, ...]:
 
 
 def causes_of(finding: Finding, boot_id: str) -> list[Cause]:
-    """The entries of the record for a finding. One that stands for forgotten faults is written down as those."""
+    """The record's entries for a finding. A finding that stands for forgotten faults is recorded as those faults."""
     since = finding.first_seen.replace(microsecond=0)
     codes = finding.stands_for if finding.code == MEMORY_LOST.name else ()
     return [Cause(code, since, finding.component, boot_id) for code in codes or (finding.code,)]
 
 
 def is_same(cause: Cause, finding: Finding) -> bool:
-    """Whether a present finding may be the one that the record means."""
+    """Whether a present finding may be the one in the record."""
     return cause.code in codes_of(finding) and concerns(cause, finding.component)
 
 
 def concerns(cause: Cause, component: Component) -> bool:
     """Whether a cause may be about this component.
 
-    One without a component may be about any. A MIG device and its GPU stand for each other, and so do the node and
-    what is no part of a GPU: a forgotten fault is raised on the GPU, else on the node.
+    A cause on the node may be about any component. A MIG device matches its GPU, and the node matches everything that
+    is outside GPUs: a forgotten fault is raised on the GPU, else on the node.
     """
     if component.gpu or cause.component.gpu:
         return cause.component == NODE or cause.component.gpu == component.gpu
@@ -66,7 +66,7 @@ def concerns(cause: Cause, component: Component) -> bool:
 
 
 def needs_burnin(cause: Cause) -> bool:
-    """Whether only a burn-in that passes ends the cause, and not even a reboot."""
+    """Whether only a passed burn-in ends the cause, and not even a reboot."""
     if not CODES.exists(cause.code):
         return False
     return CODES.get(cause.code).clears in (Clears.TEST_PASSED, Clears.BURNIN_PASSED)
@@ -79,5 +79,5 @@ def drains(finding: Finding) -> bool:
 
 
 def names(causes: list[Cause]) -> tuple[str, ...]:
-    """The codes of causes, each once and of bounded length: somebody else may have written them."""
+    """The codes of causes, deduplicated and of bounded length, because another client may have written them."""
     return tuple(dict.fromkeys(cause.code[:_NAME_LIMIT] for cause in causes if cause.code))

@@ -1,7 +1,7 @@
 """Finding codes: what each one means, how it clears, and the one registry of them all.
 
-A module that raises a finding defines its code here with `define`. Whatever else names a code (kernel-log patterns,
-settings, dashboards) is checked against the registry by tests/monitors/test_codes.py.
+A module that raises a finding defines its code here with `define`. Every other place that names a code (kernel-log
+patterns, settings, dashboards) is checked against the registry by tests/monitors/test_codes.py.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Clears(enum.StrEnum):
     CLEAN_READING = "clean_reading"  # read clean for clear_after seconds
     RECOVERY = "recovery"  # the GPU's recovery action back to none, or a new boot
     REBOOT = "reboot"  # a new boot id
-    TEST_PASSED = "test_passed"  # the test that found it has passed since
-    BURNIN_PASSED = "burnin_passed"  # a whole burn-in has passed since
-    REBOOT_OR_BURNIN = "reboot_or_burnin"  # a new boot id, or a whole burn-in has passed since
-    QUIET_PERIOD = "quiet_period"  # an event that leaves nothing to read again: not repeated for clear_after seconds
-    LOGGED_END = "logged_end"  # a line of the kernel log reports the end; or as QUIET_PERIOD
+    TEST_PASSED = "test_passed"  # a later run of the test that found it has passed
+    BURNIN_PASSED = "burnin_passed"  # a later complete burn-in has passed
+    REBOOT_OR_BURNIN = "reboot_or_burnin"  # a new boot id, or a later complete burn-in has passed
+    QUIET_PERIOD = "quiet_period"  # an event without a reading: not repeated for clear_after seconds
+    LOGGED_END = "logged_end"  # a line of the kernel log reports the end, else as QUIET_PERIOD
 
 
 class Code(msgspec.Struct, frozen=True):
@@ -47,8 +47,8 @@ class Code(msgspec.Struct, frozen=True):
     raise_after: float = 0.0  # seconds the fault must hold before it is a finding
     clears: Clears = Clears.CLEAN_READING
     clear_after: float = 30.0  # seconds
-    asks_for_recovery: bool = False  # the device asks for a reset: once this has cleared, it has been reset
-    ends_by_log: bool = False  # a line of the kernel log ends it at once, whatever `clears` is
+    asks_for_recovery: bool = False  # the device requests a reset: once this has cleared, it was reset
+    ends_by_log: bool = False  # a line of the kernel log ends it at once, regardless of `clears`
 
     @property
     def clears_when(self) -> str:
@@ -56,11 +56,11 @@ class Code(msgspec.Struct, frozen=True):
         span = f"{self.clear_after:g} s"
         return {
             Clears.CLEAN_READING: f"read clean for {span}",
-            Clears.RECOVERY: "the GPU's recovery action is back to none, the node has rebooted, or a person says so",
-            Clears.REBOOT: "the node has rebooted, or a person says so",
+            Clears.RECOVERY: "the GPU's recovery action is none, the node has rebooted, or a person restores it",
+            Clears.REBOOT: "the node has rebooted, or a person restores the node",
             Clears.TEST_PASSED: "the test has passed in a later burn-in, or the GPU is replaced",
-            Clears.BURNIN_PASSED: "a later burn-in has passed, or a person says so",
-            Clears.REBOOT_OR_BURNIN: "the node has rebooted, a later burn-in has passed, or a person says so",
+            Clears.BURNIN_PASSED: "a later burn-in has passed, or a person restores the node",
+            Clears.REBOOT_OR_BURNIN: "the node has rebooted, a later burn-in has passed, or a person restores the node",
             Clears.QUIET_PERIOD: f"not repeated for {span}",
             Clears.LOGGED_END: f"the kernel log reports its end, or it is not repeated for {span}",
         }[self.clears]
@@ -98,12 +98,12 @@ class Code(msgspec.Struct, frozen=True):
         return Clean(self.name, component)
 
     def not_checked(self, reason: Missing, component: Component = NODE) -> NotChecked:
-        """The outcome of a check that could not read what it needs of the component."""
+        """The outcome of a check that could not read the component."""
         return NotChecked(self.name, component, reason)
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A code's defaults together with what the deployment changes of them."""
+    """A code's defaults, with the changes made by the deployment."""
 
     code: Code
     policy: FindingPolicy
@@ -121,7 +121,7 @@ class Rule(msgspec.Struct, frozen=True):
     def quarantines(self, finding: Finding) -> bool:
         """Whether the finding takes the node out of service.
 
-        Critical findings of a quarantining code do; findings of any severity where the policy asks for it.
+        Critical findings of a quarantining code do, and findings of any severity if the policy requires it.
         """
         if self.policy.quarantine is not None:
             return self.policy.quarantine
@@ -134,14 +134,14 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 _NUMBER = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
-"""Of a code of a family; the same number written otherwise is no name of it."""
+"""Number of a code in a family; other spellings of the same number are not valid."""
 
 
 class NumberedCodes(Protocol):
-    """The codes of a family, such as xid.N, which are made when they are asked for."""
+    """The codes of a family, such as xid.N, created on demand."""
 
     def __call__(self, number: int, severity: Severity | None = None, action: Action | None = None) -> Code:
-        """The code of a number, as it is for a finding of this severity and action."""
+        """The code with a number, for a finding of this severity and action."""
 
 
 class Registry:
@@ -152,20 +152,20 @@ class Registry:
         self._families: dict[str, tuple[NumberedCodes, Callable[[], Iterable[int]]]] = {}
 
     def define(self, code: Code) -> Code:
-        """Registers a code. Raises ValueError where the name is taken."""
+        """Registers a code. Raises ValueError if the name is taken."""
         if code.name in self._codes:
             raise ValueError(f"finding code {code.name} is defined twice")
         self._codes[code.name] = code
         return code
 
     def define_family(self, prefix: str, make: NumberedCodes, numbers: Callable[[], Iterable[int]]) -> None:
-        """Registers the codes `prefix.N`; `numbers` are those that are known by name. Raises ValueError if taken."""
+        """Registers the codes `prefix.N`; `numbers` are the documented ones. Raises ValueError if taken."""
         if prefix in self._families:
             raise ValueError(f"the family of finding codes {prefix} is defined twice")
         self._families[prefix] = (make, numbers)
 
     def get(self, name: str, severity: Severity | None = None, action: Action | None = None) -> Code:
-        """The code of that name. Raises KeyError where there is none.
+        """The code of that name. Raises KeyError if there is none.
 
         Codes of a family depend on severity and action of the finding; without these, the worst case is returned.
         """
@@ -185,16 +185,16 @@ class Registry:
         return True
 
     def of(self, finding: Finding) -> Code:
-        """The code of a finding. Raises KeyError for a finding of another version that had a code of its own."""
+        """The code of a finding. Raises KeyError for a finding of another version whose code does not exist here."""
         return self.get(finding.code, finding.severity, finding.action)
 
     def names(self) -> list[str]:
-        """Every code, those of families by the numbers that are known."""
+        """Every code; those of families for their documented numbers."""
         numbered = (f"{prefix}.{number}" for prefix, (_, known) in self._families.items() for number in known())
         return list(dict.fromkeys([*self._codes, *numbered]))
 
     def defined(self) -> tuple[Code, ...]:
-        """The codes that were defined one by one, in the order of their definition."""
+        """Individually defined codes, in the order of their definition."""
         return tuple(self._codes.values())
 
 

@@ -16,7 +16,7 @@ class Kind(enum.StrEnum):
     GPU = "gpu"
     MIG = "mig"
     NVSWITCH = "nvswitch"
-    PCI_DEVICE = "pci_device"  # one of which nothing but the PCI address is known
+    PCI_DEVICE = "pci_device"  # only its PCI address is known
     NIC = "nic"
     IB_PORT = "ib_port"
     DISK = "disk"
@@ -30,18 +30,18 @@ class Component(msgspec.Struct, frozen=True, omit_defaults=True, order=True):
 
     kind: Kind
     id: str  # unique among the node's components of this kind
-    parent: str = ""  # id of the component that this one is a part of; empty for a direct part of the node
+    parent: str = ""  # id of the component that contains this one; empty if that is the node
 
     @property
     def gpu(self) -> str:
-        """The id of the GPU that this component is or belongs to; empty where it belongs to none."""
+        """The id of the GPU that this component is or belongs to; empty if none."""
         if self.kind is Kind.GPU:
             return self.id
         return self.parent if self.kind is Kind.MIG else ""
 
     @property
     def name(self) -> str:
-        """Kind and id in one text, such as `gpu GPU-5f3c…`; the node is just `node`."""
+        """Kind and id as text, such as `gpu GPU-5f3c…`; `node` for the node."""
         return self.id if self.kind is Kind.NODE else f"{self.kind} {self.id}"
 
 
@@ -55,10 +55,10 @@ def gpu(identifier: str) -> Component:
 
 
 class ComponentInfo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a monitor knows of one component of the node, present or remembered."""
+    """What a monitor has recorded about one component of the node, present or remembered."""
 
     component: Component
-    index: int = -1  # NVML's number of a GPU; the instance id of a MIG device; -1 where there is none
+    index: int = -1  # NVML index of a GPU; instance id of a MIG device; -1 if none
     pci: PciAddress | None = None
     model: str = ""
     serial: str = ""

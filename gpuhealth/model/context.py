@@ -1,4 +1,4 @@
-"""What a monitor's checks see of one round."""
+"""Input of a monitor's checks for one round."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ BaselineT = TypeVar("BaselineT")
 ContextT = TypeVar("ContextT", contravariant=True)
 
 RuleResult: TypeAlias = Finding | Missing | None
-"""What a rule returns: a finding, the reading that kept it from judging, or None for clean."""
+"""Result of a rule: a finding, the missing reading that prevented a result, or None for clean."""
 
 
 class CheckContext(msgspec.Struct, Generic[ReadingsT, SettingsT, BaselineT], kw_only=True, dict=True):
-    """One round of one monitor: its readings and settings, what is remembered, and the components of the node."""
+    """One round of one monitor: its readings and settings, its stored state, and the components of the node."""
 
     node: str
     time: datetime
     boot_id: str
     readings: ReadingsT
     settings: SettingsT
-    baseline: BaselineT  # what the monitor remembers of the node; its checks may change it
+    baseline: BaselineT  # the monitor's stored state of the node; its checks may change it
     history: History
-    components: tuple[ComponentInfo, ...] = ()  # of all monitors, as far as they are known
+    components: tuple[ComponentInfo, ...] = ()  # of all monitors, as far as known
     kernel_log: Reading[KernelLogStatus] = UNREAD
     events: tuple[KernelEvent, ...] = ()  # of the kernel log, since the last round
 
@@ -50,19 +50,19 @@ class CheckContext(msgspec.Struct, Generic[ReadingsT, SettingsT, BaselineT], kw_
         return tuple(info for info in self.components if info.component.kind is Kind.GPU)
 
     def at(self, slot: PciSlot | None) -> ComponentInfo | None:
-        """The GPU in a PCI slot; None where it is not known."""
+        """The GPU in a PCI slot; None if there is no known one."""
         return next((info for info in self.gpus if info.is_in(slot)), None)
 
 
 class Check(msgspec.Struct, Generic[ContextT], frozen=True):
-    """Finding codes, and the pure function that looks for them in a round."""
+    """Finding codes, and the pure function that checks a round for them."""
 
     codes: tuple[Code, ...]
     run: Callable[[ContextT], Iterable[Outcome]]
 
 
 def outcome_of(code: Code, component: Component, result: RuleResult) -> Iterable[Outcome]:
-    """The outcomes for what a rule returned. Missing for want of support is nothing to check and leaves none."""
+    """The outcomes for the result of a rule. An unsupported reading needs no check and has no outcome."""
     if result is None:
         return [code.clean(component)]
     if isinstance(result, Finding):

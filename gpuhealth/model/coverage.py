@@ -16,7 +16,7 @@ Key = tuple[str, Component]
 
 
 class CoverageTracker:
-    """The coverage of one node. Every monitor has rounds of its own, and its outcomes replace those of its last one."""
+    """The coverage of one node. Each monitor has its own rounds, and new outcomes replace those of its last round."""
 
     def __init__(self, last_complete: dict[str, datetime] | None = None) -> None:
         """`last_complete` is when an earlier agent had last made every essential check, by source."""
@@ -28,13 +28,13 @@ class CoverageTracker:
         self._rounds: dict[str, set[Key]] = {}  # by source
 
     def shift(self, step: timedelta) -> None:
-        """Moves every time along after the wall clock was set."""
+        """Shifts every time after the wall clock was set."""
         self.last_complete = {source: when + step for source, when in self.last_complete.items()}
         self._before = {source: when + step for source, when in self._before.items()}
         self._last = {key: when + step for key, when in self._last.items()}
 
     def begin_round(self, source: str, outcomes: Sequence[Outcome], now: datetime) -> None:
-        """Starts a source's new round: what these outcomes do not mention is no longer covered by it."""
+        """Starts a source's new round: anything without an outcome in it is no longer covered by this source."""
         for key in self._rounds.get(source, set()):
             self._unmeasured.pop(key, None)
         self._rounds[source] = {(outcome.code, outcome.component) for outcome in outcomes}
@@ -43,7 +43,7 @@ class CoverageTracker:
             self.last_complete[source] = now
 
     def add(self, outcome: Outcome, now: datetime) -> None:
-        """Notes whether the check behind an outcome could be made."""
+        """Records whether the check behind an outcome could be made."""
         key = (outcome.code, outcome.component)
         if isinstance(outcome, NotChecked):
             self._unmeasured[key] = outcome.reason
@@ -53,11 +53,11 @@ class CoverageTracker:
 
     @property
     def unmeasured(self) -> dict[Key, Missing]:
-        """What could not be checked in the last rounds, and why."""
+        """Checks that could not be made in the last rounds, and why."""
         return dict(self._unmeasured)
 
     def last_measured(self) -> dict[str, datetime]:
-        """By code, when it was last measured on the component that has waited longest."""
+        """By code, the time of the last measurement on the component measured longest ago."""
         oldest: dict[str, datetime] = {}
         for keys in self._rounds.values():
             for key in keys & self._last.keys():
@@ -65,17 +65,17 @@ class CoverageTracker:
         return oldest
 
     def components(self) -> set[Component]:
-        """The components that the last rounds had any outcome for."""
+        """Components with any outcome in the last rounds."""
         return {component for keys in self._rounds.values() for _, component in keys}
 
     def is_looked_for(self, key: Key) -> bool:
-        """Whether the last rounds had any outcome for it; before the first round everything counts as looked for."""
+        """Whether the last rounds had any outcome for the key; true for every key before the first round."""
         return not self._rounds or any(key in keys for keys in self._rounds.values())
 
     def unknown(self, now: datetime, patience_seconds: float, excused: MissingReason | None) -> set[Component]:
         """Components with an essential check that has not been made for too long, or never.
 
-        A reason that is excused, such as a driver that was released on request, makes nothing unknown.
+        A missing check with an excused reason, such as a driver released on request, makes nothing unknown.
         """
         patience = timedelta(seconds=patience_seconds)
         before = {key: self._before.get(source) for source, keys in self._rounds.items() for key in keys}
@@ -91,7 +91,7 @@ class CoverageTracker:
         }
 
     def coverage(self) -> Coverage:
-        """What was checked in the last rounds, and what could not be."""
+        """Checks that were made in the last rounds, and those that could not be."""
         return Coverage(
             checked=tuple(sorted(set().union(*self._checked.values()))),
             not_checked=tuple(

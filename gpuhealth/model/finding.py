@@ -13,7 +13,7 @@ from gpuhealth.model.missing import Missing
 
 
 class Severity(enum.StrEnum):
-    """How bad a finding is: info is only recorded, a warning degrades, a critical makes unhealthy."""
+    """Severity of a finding: info is only recorded, a warning degrades, a critical makes unhealthy."""
 
     INFO = "info"
     WARNING = "warning"
@@ -29,7 +29,7 @@ _SEVERITY_RANK = {Severity.INFO: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
 
 
 class Action(enum.StrEnum):
-    """What an operator should do about a finding."""
+    """Recommended action of an operator for a finding."""
 
     NONE = "none"
     RESTART_WORKLOAD = "restart_workload"
@@ -41,7 +41,7 @@ class Action(enum.StrEnum):
 
 
 class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a finding was raised: enough to judge it without the node."""
+    """Evidence for a finding, complete enough to judge it without access to the node."""
 
     source: str  # the NVML call, file or log that was read
     reading: str = ""
@@ -51,7 +51,7 @@ class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is wrong with one component."""
+    """One fault of one component."""
 
     code: str  # stable, subject.what
     severity: Severity
@@ -62,7 +62,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     first_seen: datetime
     last_seen: datetime
     clears_when: str
-    stands_for: tuple[str, ...] = ()  # codes of faults that are over or forgotten, for which this one was raised
+    stands_for: tuple[str, ...] = ()  # codes of ended or forgotten faults for which this one was raised
 
 
 class Clean(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
-"""What checks remember between rounds: increases of counters, times of events, and how long conditions have held.
+"""State that checks keep between rounds: increases of counters, times of events, and how long conditions have held.
 
-Pure data: the time is given, it survives a restart as JSON, and entries that no check has used for long are dropped.
-The wall clock may step: a time in the future is not believed.
+Pure data: callers pass the time, state survives a restart as JSON, and entries unused for long are dropped. The wall
+clock may step, so a time in the future is ignored.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import msgspec
 from gpuhealth.model.component import Component
 
 KEEP_SECONDS = 7 * 86400.0
-"""An entry that no check has used for so long is dropped: the mount, interface or pod that it was about is gone. Kept
-longer where the settings have a longer window."""
+"""Entries that no check has used for this long are dropped: their mount, interface or pod is gone. Longer if the
+settings have a longer window."""
 
 Key = NewType("Key", str)
 """Names one counter, event or condition: see `key`."""
 
 
 def key(what: str, component: Component, part: object = "") -> Key:
-    """The key of a check's memory: what is counted, on which component, and of which part of it (a link, a cause)."""
+    """The key of an entry: what is counted, on which component, and on which part of it (a link, a cause)."""
     return Key(f"{what}/{component.id}/{part}" if part != "" else f"{what}/{component.id}")
 
 
@@ -42,11 +42,11 @@ class _Counter(msgspec.Struct):
 
 class _Condition(msgspec.Struct):
     began: float | None  # when it began to hold; None while it does not
-    seen: float  # when it was last looked at
+    seen: float  # when it was last checked
 
 
 class History(msgspec.Struct):
-    """What the checks of one node remember."""
+    """State that the checks of one node keep between rounds."""
 
     counters: dict[str, _Counter] = {}
     events: dict[str, list[tuple[float, str]]] = {}  # by key: (time, detail), oldest first
@@ -55,16 +55,16 @@ class History(msgspec.Struct):
     def counter_increase(self, key: Key, value: int, now: float, window: float, first: int | None = None) -> Increase:
         """Takes a counter's value at `now`; returns how much it grew in the last `window` seconds.
 
-        The first value ever says nothing about growth (`seconds` is then 0), unless `first` names the value that a
-        counter nobody has looked at yet is to be compared with. A value below the last one is a counter that began
-        again at 0 (driver reload, reset), as Prometheus' rate() has it. Growth over a pause in observation that is
-        longer than the window counts by the window's share of it, rounded up.
+        The first value shows no growth (`seconds` is then 0) unless `first` is the value to compare a new counter with.
+        A value below the last one means that the counter restarted at 0 (driver reload, reset), as in Prometheus'
+        rate(). Growth over a pause in observation longer than the window counts by the window's share of it, rounded
+        up.
         """
         counter = self.counters.get(key)
         if counter is None:
             counter = self.counters[key] = _Counter(now, now, value if first is None else first)
         pause = now - counter.seen
-        if value == counter.last and not counter.steps and pause >= 0:  # as nearly always
+        if value == counter.last and not counter.steps and pause >= 0:  # the usual case
             counter.seen = now
             return Increase(0, min(window, now - counter.began))
         grown = value - counter.last if value >= counter.last else value
@@ -78,10 +78,10 @@ class History(msgspec.Struct):
         return Increase(sum(amount for _, amount in counter.steps), min(window, now - counter.began))
 
     def held_for(self, key: Key, holds: bool, now: float, seconds: float) -> bool:
-        """Takes whether a condition holds at `now`; returns whether it has held for `seconds` without a break.
+        """Records whether a condition holds at `now`; returns whether it has held for `seconds` without a break.
 
-        One that holds when it is looked at for the first time ever counts as having held before: nothing shows
-        otherwise, and a single look must be able to judge.
+        A condition that holds at the first observation counts as having held before: there is no contrary evidence, and
+        a single round must be able to judge.
         """
         condition = self.conditions.get(key)
         if condition is None:
@@ -110,18 +110,18 @@ class History(msgspec.Struct):
         return [event for event in self.events.get(key, []) if now - window < event[0] <= now]
 
     def forget_events_since(self, start: float) -> None:
-        """Drops events from `start` on (seconds since the epoch), so that reading a log again counts none twice."""
+        """Drops events from `start` on (seconds since the epoch), so that re-reading a log counts none twice."""
         self.events = {key: [event for event in events if event[0] < start] for key, events in self.events.items()}
 
     def prune(self, now: float, longest_window: float = 0.0) -> None:
-        """Drops what no check has used for KEEP_SECONDS, and is older than the longest window of any check."""
+        """Drops entries unused for KEEP_SECONDS and older than the longest window of any check."""
         oldest = now - max(KEEP_SECONDS, longest_window)
         self.counters = {key: counter for key, counter in self.counters.items() if counter.seen >= oldest}
         self.conditions = {key: condition for key, condition in self.conditions.items() if condition.seen >= oldest}
         self.events = {key: events for key, events in self.events.items() if events and events[-1][0] >= oldest}
 
     def shift(self, seconds: float) -> None:
-        """Moves every time along after the wall clock was set by so many seconds."""
+        """Shifts every time by the seconds by which the wall clock was set."""
         for counter in self.counters.values():
             counter.began += seconds
             counter.seen += seconds

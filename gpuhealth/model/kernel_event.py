@@ -1,4 +1,4 @@
-"""Records of the kernel log, the events that they mean, and how completely the log is read."""
+"""Records of the kernel log, events parsed from them, and how completely the log is read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gpuhealth.model.pci import PciSlot
 
 
 class KernelRecord(msgspec.Struct, frozen=True):
-    """One record of the kernel log, as read from /dev/kmsg or a text of it."""
+    """One record of the kernel log, as read from /dev/kmsg or from a text copy."""
 
     text: str
     time: datetime | None = None
-    sequence: int = -1  # of /dev/kmsg; -1 where the source has none
+    sequence: int = -1  # of /dev/kmsg; -1 if the source has none
     priority: int = 6  # syslog level, 0 emergency to 7 debug
 
 
 class KernelEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A kernel-log record (or an NVML event) that means something."""
+    """A kernel-log record (or an NVML event) with a known meaning."""
 
     kind: str  # xid, sxid, nvrm, aer, edac, mce, hung_task, soft_lockup, fs_readonly, io_error, oom, mlx5, segfault, …
     line: str
@@ -35,7 +35,7 @@ class KernelEvent(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     process: str | None = None
     link: int | None = None  # NVLink number
-    interface: str = ""  # name of the network interface, of a line that names its PCI device too
+    interface: str = ""  # name of the network interface, if the line names its PCI device, too
     meaning: str = ""
     sequence: int = -1
 

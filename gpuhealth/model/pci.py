@@ -1,4 +1,4 @@
-"""PCI addresses, in one form whatever source they come from.
+"""PCI addresses in one form, independent of their source.
 
 The driver, the kernel log, NVML and sysfs write them differently (`0000:3B:00.0`, `00000000:3b:00`, `PCI:0000:3b:00`).
 Everything is kept as sysfs names it: `dddd:bb:dd.f` in lower case.
@@ -19,9 +19,9 @@ PciSlot = NewType("PciSlot", str)
 _ADDRESS = re.compile(r"(?:PCI:)?(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}):([01][0-9a-fA-F])(?:\.([0-7]))?", re.ASCII)
 
 
-@functools.lru_cache(maxsize=256)  # a node has few devices, and a storm names one of them in every line
+@functools.lru_cache(maxsize=256)  # a node has few devices, and an error storm repeats one of them in every line
 def slot(domain: str | None, bus: str, device: str) -> PciSlot:
-    """The slot of these hexadecimal numbers. Domains are printed with 4 to 8 digits; leading zeros above four go."""
+    """The slot with these hexadecimal numbers. Domains have 4 to 8 digits; leading zeros beyond four are dropped."""
     return PciSlot(f"{int(domain or '0', 16):04x}:{bus.lower()}:{device.lower()}")
 
 
@@ -36,7 +36,7 @@ def function_zero(place: PciSlot) -> PciAddress:
 
 
 def parse_address(text: str) -> PciAddress | None:
-    """The address in a text of any of the usual forms; function 0 where it names none. None for any other text."""
+    """The address in a text of any of the usual forms; function 0 if it has none. None for any other text."""
     match = _ADDRESS.fullmatch(text.strip())
     if match is None:
         return None

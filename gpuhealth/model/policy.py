@@ -1,4 +1,4 @@
-"""What a deployment changes of a finding's defaults."""
+"""Changes that a deployment makes to a finding's defaults."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ class FindingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     drain: bool | None = None
     raise_after: float | None = None
     clear_after: float | None = None
-    test_before_return: bool | None = None  # None: as the setting quarantine.test_before_return says
+    test_before_return: bool | None = None  # None: value of the setting quarantine.test_before_return
     ignore: bool = False

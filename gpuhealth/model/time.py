@@ -1,4 +1,4 @@
-"""Times with a zone, and how they are written."""
+"""Times with a zone, and their text form."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 ZonedTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-"""A time with its zone: without one it cannot be compared, and is refused when it is read from a file."""
+"""A time with a zone; a time without one cannot be compared, and is rejected when read from a file."""
 
 
 def to_second(time: datetime) -> datetime:
-    """The time in UTC without fractions of a second, as the API server keeps it."""
+    """The time in UTC, truncated to seconds, as the API server keeps it."""
     return time.astimezone(UTC).replace(microsecond=0)
 
 

@@ -1,8 +1,9 @@
-"""Findings over time: which are raised, which have cleared, and the verdict that follows from them.
+"""Findings over time: which are raised, which have cleared, and the resulting verdict.
 
-Pure: outcomes, facts about the node and the time come in, changes and a verdict come out. A finding is raised when it
-has held for its `raise_after`, and ends only by its own rule: read clean for a while, recovery action back to none, a
-new boot, not repeated. A check that could not be made neither raises nor ends anything; an essential one makes unknown.
+Pure: the input is outcomes, facts about the node and the time; the output is changes and a verdict. A finding is raised
+when it has held for its `raise_after`, and ends only by its own rule: read clean for a while, recovery action back to
+none, a new boot, not repeated. A check that could not be made neither raises nor ends anything; if it is essential, the
+component becomes unknown.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from gpuhealth.model.verdict import ComponentVerdict, GpuVerdict, MigVerdict, St
 _ENDED_BY_REBOOT = (Clears.RECOVERY, Clears.REBOOT, Clears.REBOOT_OR_BURNIN)
 _ENDED_BY_BURNIN = (Clears.BURNIN_PASSED, Clears.REBOOT_OR_BURNIN)
 _READ_AGAIN = (Clears.CLEAN_READING, Clears.TEST_PASSED)
-"""Findings that are raised anew in every round for as long as the fault is there."""
+"""Findings that are raised again in every round while the fault lasts."""
 
 
 class ChangeKind(enum.StrEnum):
-    """What happened to a finding."""
+    """Kind of change of a finding."""
 
     RAISED = "raised"
     CHANGED = "changed"  # its severity
@@ -58,7 +59,7 @@ class Quarantine(msgspec.Struct, frozen=True):
 
 
 class TrackerRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What the settings say about findings."""
+    """Settings that apply to findings."""
 
     policy: Callable[[str], FindingPolicy] = lambda _: FindingPolicy()  # by finding code
     code_of: Callable[[Finding], Code] = CODES.of
@@ -67,14 +68,14 @@ class TrackerRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the tracker has to know of a round beside the outcomes."""
+    """Facts about a round that the tracker needs in addition to the outcomes."""
 
     node: str
     time: datetime
     boot_id: str
     components: tuple[ComponentInfo, ...] = ()  # present and remembered ones
-    complete: frozenset[Kind] = frozenset()  # kinds whose components were all listed: what is absent is gone
-    burnins: tuple[BurninRun, ...] = ()  # results that lie on the node
+    complete: frozenset[Kind] = frozenset()  # kinds whose components were all listed: an absent component is gone
+    burnins: tuple[BurninRun, ...] = ()  # burn-in results stored on the node
     excused: MissingReason | None = None  # why essential checks may be missing without making anything unknown
 
     @property
@@ -84,7 +85,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FindingTracker:
-    """The findings of one node. With `one_look` there is nothing to wait for: every reading counts at once."""
+    """The findings of one node. With `one_look` every reading counts at once, without waiting."""
 
     def __init__(
         self, rules: TrackerRules | None = None, state: TrackerState | None = None, one_look: bool = False
@@ -95,7 +96,7 @@ class FindingTracker:
         self._tracked: dict[Key, TrackedFinding] = {
             (tracked.finding.code, tracked.finding.component): tracked
             for tracked in state.tracked
-            if CODES.exists(tracked.finding.code)  # another version's may not
+            if CODES.exists(tracked.finding.code)  # a code of another version may not
         }
         self._restored = state.restored
         self._ended = state.ended
@@ -103,21 +104,21 @@ class FindingTracker:
         self.configure(rules or TrackerRules())
 
     def configure(self, rules: TrackerRules) -> None:
-        """Takes new rules; they hold from the next round on."""
+        """Applies new rules from the next round on."""
         self._rules = rules
         self._policies: dict[str, FindingPolicy] = {}
 
     def state(self) -> TrackerState:
-        """What to remember over a restart."""
+        """State to keep across a restart."""
         return TrackerState(list(self._tracked.values()), self._restored, self.coverage.last_complete, self._ended)
 
     def shift(self, seconds: float) -> None:
-        """Moves every time along after the wall clock was set by so many seconds."""
+        """Shifts every time by the seconds by which the wall clock was set."""
         self.state().shift(seconds)
         self.coverage.shift(timedelta(seconds=seconds))
 
     def set_gpu_aliases(self, aliases: dict[str, str]) -> None:
-        """Renames GPUs: takes their uuids by the names that they had before (PCI address, slot, index)."""
+        """Renames GPUs from their earlier names (PCI address, slot, index) to their uuids."""
         self._aliases |= aliases
         for key, tracked in list(self._tracked.items()):
             component = self._renamed(key[1])
@@ -139,7 +140,7 @@ class FindingTracker:
         return tuple(sorted(raised, key=lambda finding: (-finding.severity.rank, finding.first_seen, finding.code)))
 
     def apply_round(self, source: str, outcomes: Iterable[Outcome], facts: NodeFacts) -> list[Change]:
-        """Applies the outcomes of one monitor's round, and ends what the facts of the round end."""
+        """Applies the outcomes of one monitor's round, and ends findings that the facts of the round end."""
         outcomes = list(outcomes)
         self.coverage.begin_round(source, outcomes, facts.time)
         changes = self.apply(outcomes, facts.time, facts.boot_id)
@@ -163,7 +164,7 @@ class FindingTracker:
         return changes + self._require_burnins(out, now, boot_id)
 
     def resolve(self, facts: NodeFacts) -> list[Change]:
-        """Ends what ends by something else than its own check: its component is gone, or the burn-in has passed."""
+        """Ends findings for reasons other than their own check: the component is gone, or a burn-in has passed."""
         out, now = self._out(), facts.time
         changes = [self._cleared(key, now, _gone_reason(key[1])) for key in self._gone(facts)]
         gone = {change.finding.component for change in changes}
@@ -175,7 +176,7 @@ class FindingTracker:
             passed = {uuid for uuid in wanted if any(run.passed_on(uuid) for run in later)}
             if passed and passed == wanted and self._clears(tracked) in _ENDED_BY_BURNIN:
                 changes.append(self._cleared(key, now, "a burn-in has passed"))
-                out.pop(key, None)  # it asks for no other one
+                out.pop(key, None)  # it does not require another one
         return changes + self._require_burnins(out, now, facts.boot_id, gone)
 
     def _gone(self, facts: NodeFacts) -> list[Key]:
@@ -187,19 +188,19 @@ class FindingTracker:
             owner = Component(Kind.GPU, component.gpu) if component.gpu else component
             if owner.kind not in facts.complete or owner in present:
                 continue
-            # A GPU that was known by its address alone may be one of those that are present: what is read again ends
-            # by itself there, and what the kernel log reported once has nobody else to be about.
+            # A GPU known only by its address may be one of the present ones. A finding that is re-read ends by itself
+            # there, and a fault that only the kernel log reported once can be about no other component.
             unnamed = owner.kind is Kind.GPU and not owner.id.startswith("GPU-")
             if unnamed and self._clears(tracked) is not Clears.CLEAN_READING:
                 continue
-            # With the memory of a fault that of the node's components may be lost: only a boot can have changed them.
+            # If the memory of a fault was lost, so may be that of components: only a reboot can have changed them.
             if not (tracked.recalled and tracked.boot_id == facts.boot_id):
                 gone.append(key)
         return gone
 
     def dismiss(self, code: str, now: datetime) -> list[Change]:
-        """Ends all findings of a code because a person says so."""
-        return [self._cleared(key, now, "a person says so") for key in list(self._tracked) if key[0] == code]
+        """Ends all findings of a code on a person's decision."""
+        return [self._cleared(key, now, "dismissed by a person") for key in list(self._tracked) if key[0] == code]
 
     def _out(self) -> dict[Key, Finding]:
         """The findings for which the node should be out of service."""
@@ -212,9 +213,9 @@ class FindingTracker:
     def _require_burnins(
         self, before: dict[Key, Finding], now: datetime, boot_id: str, gone: Collection[Component] = ()
     ) -> list[Change]:
-        """Raises burnin.required in place of findings that no longer quarantine, where the settings ask for it.
+        """Raises burnin.required in place of findings that no longer quarantine, if the settings require a burn-in.
 
-        A test that failed asks for one that passes by itself, unless its GPU was replaced: then all are to be tested.
+        A failed test clears only when it passes, unless its GPU was replaced: then all GPUs must be tested.
         """
         changes, still = [], self._out()
         for key, ended in before.items():
@@ -248,10 +249,10 @@ class FindingTracker:
         tracked = self._tracked.get(key)
         if tracked is None:
             return
-        tracked.clean_since = None  # not known to be clean any more
+        tracked.clean_since = None  # no longer known to be clean
         unseen = (now - tracked.finding.last_seen).total_seconds()
         if not tracked.raised and unseen > self._rule(tracked.finding).raise_after:
-            del self._tracked[key]  # not known to have held: should it be seen again, its time begins anew
+            del self._tracked[key]  # not known to have held: if seen again, its time starts over
 
     def _found(self, key: Key, finding: Finding, now: datetime, boot_id: str) -> list[Change]:
         policy = self._policy(finding.code)
@@ -291,7 +292,7 @@ class FindingTracker:
             return []
         rule = self._rule(tracked.finding)
         if rule.code.ends_by_log:
-            return [self._cleared(key, now, "the driver asks for no recovery any more"), *self._recovered(key, now)]
+            return [self._cleared(key, now, "the driver no longer requests a recovery"), *self._recovered(key, now)]
         clears = rule.code.clears
         if clears not in (*_READ_AGAIN, Clears.LOGGED_END):
             return []
@@ -303,14 +304,14 @@ class FindingTracker:
             return [self._cleared(key, now, "the test has passed")]
         if clears is Clears.LOGGED_END:
             return [self._cleared(key, now, "the kernel log reports its end")]
-        # What only the kernel log reported, and no round reads, cannot be read clean a second time.
+        # A fault that only the kernel log reported, and no round reads, cannot be read clean a second time.
         if self._will_be_read(key, tracked) and (now - tracked.clean_since).total_seconds() < rule.clear_after:
             return []
         changes = [self._cleared(key, now, f"read clean for {rule.clear_after:g} s")]
         return changes + self._recovered(key, now) if rule.code.asks_for_recovery else changes
 
     def _recovered(self, signal: Key, now: datetime) -> list[Change]:
-        """Ends what only a reset can end, once the request for a reset has cleared."""
+        """Ends findings that only a reset can end, once the request for a reset has cleared."""
         return [
             self._cleared(key, now, f"{signal[0]} of the GPU has cleared: it was reset")
             for key, latched in list(self._tracked.items())
@@ -319,7 +320,7 @@ class FindingTracker:
         ]
 
     def _expired(self, now: datetime, boot_id: str) -> list[Change]:
-        """Ends what a new boot ends, and what was not repeated for long enough."""
+        """Ends findings that end with a new boot, and those not repeated for long enough."""
         changes = []
         for key, tracked in list(self._tracked.items()):
             clears = self._clears(tracked)
@@ -333,9 +334,9 @@ class FindingTracker:
         return changes
 
     def restore(self, when: datetime, now: datetime) -> list[Change]:
-        """Ends findings that no round reads again and that were last seen before a person restored the node at `when`.
+        """Ends findings that no round re-reads and that were last seen before a person restored the node at `when`.
 
-        Once for each `when`: a person's clock that is fast must not end what comes later.
+        Only once for each `when`: a person's fast clock must not end later findings.
         """
         if when == self._restored:
             return []
@@ -347,16 +348,16 @@ class FindingTracker:
         ]
 
     def _will_be_read(self, key: Key, tracked: TrackedFinding) -> bool:
-        """Whether the finding's end will be read: of a failed test it is, and of what the last round looked at."""
+        """Whether a reading will show the finding's end: for a failed test, and for keys covered by the last round."""
         clears = self._clears(tracked)
         return clears is Clears.TEST_PASSED or (clears is Clears.CLEAN_READING and self.coverage.is_looked_for(key))
 
     def recall(
         self, record: Sequence[Cause], out_since: datetime, restored: datetime | None, now: datetime, boot_id: str
     ) -> list[Change]:
-        """Raises findings for causes in the Node's record of which nobody here remembers what became of them.
+        """Raises findings for causes in the Node's record whose outcome is not in the agent's memory.
 
-        `restored` is when a person last restored the node, as the Node says now.
+        `restored` is when a person last restored the node, according to the Node.
         """
         out = self._out()
         renamed = [msgspec.structs.replace(cause, component=self._renamed(cause.component)) for cause in record]
@@ -372,7 +373,7 @@ class FindingTracker:
             code = BURNIN_REQUIRED if tested else MEMORY_LOST
             changes += self._recalled(code, component, alike, out_since, now, boot_id)
         if changes and self._restored is None and restored is not None and restored > now:
-            self._restored = restored  # by a clock that is fast, and before or after the fault: that cannot be told
+            self._restored = restored  # from a fast clock, so its order relative to the fault is unknown
         before = out | self._out()
         return changes + self._expired(now, boot_id) + self._require_burnins(before, now, boot_id)
 
@@ -382,7 +383,7 @@ class FindingTracker:
         """Raises one finding in place of forgotten ones of the same GPU, or of the node."""
         since, codes = max(out_since, *(cause.since for cause in alike)), causes.names(alike)
         boots = {cause.boot_id for cause in alike}
-        boot = boots.pop() if len(boots) == 1 else ""  # of different ones, or of one that is not known: as if of this
+        boot = boots.pop() if len(boots) == 1 else ""  # several boots, or an unknown one: treated as this one
         listed = ", ".join(codes)
         message = (
             f"out of service since {since:%Y-%m-%dT%H:%M:%SZ} for {listed}, by the Node's record;"
@@ -397,7 +398,7 @@ class FindingTracker:
         return [Change(ChangeKind.RAISED, found, now)]
 
     def _found_again(self, out: dict[Key, Finding], now: datetime) -> list[Change]:
-        """Ends the stand-in for forgotten faults once all of them are found again as ordinary findings."""
+        """Ends the placeholder for forgotten faults once all of them are found again as ordinary findings."""
         changes = []
         for key, tracked in list(self._tracked.items()):
             if key[0] != MEMORY_LOST.name:
@@ -407,7 +408,7 @@ class FindingTracker:
             left = [cause for cause in forgotten if not any(causes.is_same(cause, finding) for finding in others)]
             if not left:
                 changes.append(self._cleared(key, now, f"found again: {', '.join(causes.names(forgotten))}"))
-                out.pop(key, None)  # what was found takes its place
+                out.pop(key, None)  # the found findings replace it
         return changes
 
     def _cleared(self, key: Key, now: datetime, reason: str) -> Change:
@@ -427,7 +428,7 @@ class FindingTracker:
         )
 
     def verdict(self, facts: NodeFacts) -> Verdict:
-        """The state of the node and of every component; a component that is remembered and gone is among them."""
+        """The state of the node and of every component, including remembered components that are gone."""
         findings = self.active()
         patience = 0.0 if self._one_look else self._rules.unknown_after
         unknown = self.coverage.unknown(facts.time, patience, facts.excused)
@@ -448,7 +449,7 @@ class FindingTracker:
 def _states(
     facts: NodeFacts, findings: tuple[Finding, ...], unknown: set[Component], seen: set[Component]
 ) -> dict[Component, State]:
-    """The state of every component. What concerns a whole GPU concerns every MIG device on it."""
+    """The state of every component. A finding on a GPU also applies to every MIG device on it."""
     known = {info.component for info in facts.components}
     found = {finding.component for finding in findings}
     parts: dict[Component, list[State]] = {component: [] for component in (*known, *found, *unknown, *seen)}
@@ -491,7 +492,7 @@ def _gpu_verdict(info: ComponentInfo, facts: NodeFacts, states: dict[Component, 
 
 
 def _gpu_or_node(component: Component) -> Component:
-    """The GPU that a component is or belongs to, else the node: what a burn-in can test."""
+    """The GPU that a component is or belongs to, else the node: the target of a burn-in."""
     return Component(Kind.GPU, component.gpu) if component.gpu else NODE
 
 

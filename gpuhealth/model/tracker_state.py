@@ -1,4 +1,4 @@
-"""What the tracker remembers of findings, between rounds and over a restart of the agent."""
+"""Findings as the tracker stores them, between rounds and across restarts of the agent."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from gpuhealth.model.causes import Cause, Ended
 from gpuhealth.model.finding import Finding
 
 MAX_ENDED = 256
-"""Findings that are over, of which the newest are remembered: a Node that cannot be written to still names them."""
+"""Number of ended findings kept, the newest ones: a Node that cannot be written to may still name them."""
 
 
 class TrackedFinding(msgspec.Struct):
-    """One finding on its way from seen to cleared."""
+    """One finding from first sight to clearing."""
 
     finding: Finding
     raised: bool
     boot_id: str
     clean_since: datetime | None = None
     recovery_seen: bool = False
-    recalled: bool = False  # from the Node's record: nobody remembers what was seen
+    recalled: bool = False  # from the Node's record, not from an observation of this agent
 
 
 class TrackerState(msgspec.Struct):
-    """What is remembered between rounds and over a restart; `FindingTracker` works on it."""
+    """Stored between rounds and across restarts; `FindingTracker` works on it."""
 
     tracked: list[TrackedFinding] = []
     restored: datetime | None = None  # when a person last ran `gpuhealth restore` for the node
     last_complete: dict[str, datetime] = {}  # by monitor, when all of its essential checks were last made
-    ended: list[Ended] = []  # the newest last
+    ended: list[Ended] = []  # newest last
 
     def is_sound(self) -> bool:
-        """Whether all its times have a zone: a journal that was edited by hand may have some without."""
+        """Whether all its times have a zone, which a manually edited journal may lack."""
         times = [self.restored, *self.last_complete.values(), *(ended.time for ended in self.ended)]
         for tracked in self.tracked:
             times += [tracked.finding.first_seen, tracked.finding.last_seen, tracked.clean_since]
         return all(time is None or time.tzinfo is not None for time in times)
 
     def shift(self, seconds: float) -> None:
-        """Moves every time along after the wall clock was set, so that what has lasted has lasted as long as before."""
+        """Shifts every time after the wall clock was set, so that durations stay the same."""
         step = timedelta(seconds=seconds)
         for tracked in self.tracked:
             finding = tracked.finding
@@ -56,7 +56,7 @@ class TrackerState(msgspec.Struct):
 
 
 def add_ended(ended: list[Ended], finding: Finding, now: datetime) -> None:
-    """Remembers that a finding is over, and every code that it stood for."""
+    """Stores that a finding has ended, and every code that it stood for."""
     over = {(code, finding.component) for code in causes.codes_of(finding)}
     kept = [earlier for earlier in ended if (earlier.code, earlier.component) not in over]
     ended[:] = [*kept, *(Ended(code, component, now) for code, component in sorted(over))][-MAX_ENDED:]
@@ -65,10 +65,10 @@ def add_ended(ended: list[Ended], finding: Finding, now: datetime) -> None:
 def is_remembered(
     cause: Cause, tracked: Iterable[TrackedFinding], out: Iterable[Finding], ended: Iterable[Ended]
 ) -> bool:
-    """Whether it is known what became of a cause: it is tracked since then, found again, or over.
+    """Whether the fate of a cause is known: tracked since then, found again, or ended.
 
-    Found again is what keeps the node out of service, as `out` does: a reading that has become harmless because what
-    it is compared with was forgotten does not explain it.
+    Only a finding in `out`, which keeps the node out of service, counts as found again. A reading that is harmless only
+    because its baseline was lost is not an explanation.
     """
     known = any(
         finding.raised

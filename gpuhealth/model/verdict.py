@@ -23,7 +23,7 @@ class State(enum.StrEnum):
 
     @staticmethod
     def combined(states: Iterable[State]) -> State:
-        """The state of a whole from those of its parts: the worst of them. Without parts it is unknown."""
+        """The state of a whole from the states of its parts: the worst of them, or unknown without parts."""
         given = set(states)
         for worst in (State.UNHEALTHY, State.UNKNOWN, State.DEGRADED):
             if worst in given:
@@ -41,7 +41,7 @@ class ComponentVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def component(self) -> Component:
-        """The component that the state is of."""
+        """The component that has this state."""
         return Component(self.kind, self.id, self.parent)
 
 
@@ -54,7 +54,7 @@ class MigVerdict(msgspec.Struct, frozen=True):
 
 
 class GpuVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of one GPU, with what identifies it."""
+    """The state of one GPU, with its identification."""
 
     index: int  # -1 for one that NVML no longer lists
     uuid: str
@@ -77,13 +77,13 @@ class NotCovered(msgspec.Struct, frozen=True):
 
 
 class Coverage(msgspec.Struct, frozen=True):
-    """Which finding codes were looked for in the last round, and which could not be."""
+    """Finding codes checked in the last round, and those that could not be checked."""
 
     checked: tuple[str, ...]
     not_checked: tuple[NotCovered, ...]
 
     def in_words(self, excused: MissingReason | None = None) -> list[tuple[str, str]]:
-        """Each check that could not be made, and the reason with the components: for people to read.
+        """Each check that could not be made, with reason and components, for display.
 
         Checks that are missing for an `excused` reason are left out.
         """
@@ -95,12 +95,12 @@ class Coverage(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a node at one time."""
+    """The state of a node at a point in time."""
 
     node: str
     time: datetime
     verdict: State
-    components: tuple[ComponentVerdict, ...] = ()  # all but the node itself
+    components: tuple[ComponentVerdict, ...] = ()  # all except the node itself
     gpus: tuple[GpuVerdict, ...] = ()
     findings: tuple[Finding, ...] = ()
     coverage: Coverage

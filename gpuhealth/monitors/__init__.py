@@ -1,4 +1,4 @@
-"""Monitors: everything about one subject in one folder. This is the list of them, in the order they are judged in.
+"""Monitors: everything about one subject in one folder. This module lists them, in the order in which they are judged.
 
 To add one, write `gpuhealth/monitors/NAME/monitor.py` with its MONITOR and add NAME here. They are listed by name, and
 imported by `registry`, because the NVML child process imports one module of one folder and must stay small.

@@ -1,6 +1,6 @@
-"""Runs the checks of all monitors over their readings, with one memory for the node.
+"""Runs the checks of all monitors over their readings, with one stored state for the node.
 
-The agent, `gpuhealth check` and `--replay` use it alike. It reads nothing of the node, and no clock.
+Used by the agent, `gpuhealth check` and `--replay` alike. It reads neither the node nor a clock.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ log = structlog.get_logger()
 Context: TypeAlias = CheckContext[Any, Any, Any]
 
 KERNEL_LOG = "kernel_log"
-"""The monitor whose readings every check may see: whether lines of the kernel log reach us at all."""
+"""The monitor whose readings every check may read: whether lines of the kernel log reach the agent at all."""
 
 
 class Memory(msgspec.Struct):
-    """What the checks of a node remember over rounds and restarts."""
+    """State that the checks of a node keep across rounds and restarts."""
 
     history: History = msgspec.field(default_factory=History)
     baselines: dict[str, Any] = {}  # by monitor
 
     def baseline(self, monitor: AnyMonitor) -> Any:
-        """The memory of one monitor; empty at first."""
+        """The stored state of one monitor; empty at first."""
         if monitor.name not in self.baselines:
             self.baselines[monitor.name] = monitor.baseline()
         return self.baselines[monitor.name]
@@ -54,7 +54,7 @@ class _EncodedMemory(msgspec.Struct):
 
 
 def decode_memory(text: bytes) -> Memory:
-    """The memory in a JSON object. Raises msgspec.DecodeError for one of another version, or anything else."""
+    """The state in a JSON object. Raises msgspec.DecodeError for that of another version, or anything else."""
     encoded = msgspec.json.decode(text, type=_EncodedMemory)
     baselines = {
         monitor.name: msgspec.json.decode(encoded.baselines[monitor.name], type=monitor.baseline)
@@ -65,7 +65,7 @@ def decode_memory(text: bytes) -> Memory:
 
 
 def tracker_rules(settings: CoreSettings, node_labels: dict[str, str] | None = None) -> TrackerRules:
-    """What the settings say about findings on a node with these labels."""
+    """Settings that apply to findings on a node with these labels."""
     adjustments = [monitor.adjust_code for monitor in monitors() if monitor.adjust_code]
 
     def code_of(finding: Finding) -> Code:
@@ -88,19 +88,19 @@ class Judge:
     def __init__(
         self, settings: CoreSettings, memory: Memory | None = None, *, boot_id: str = "", time: datetime
     ) -> None:
-        """`time` is when judging begins; before a monitor's first round only what is remembered is known."""
+        """`time` is when judging begins; before a monitor's first round only stored state is available."""
         self.memory = memory or Memory()
         self.readings = NodeReadings(node=settings.node_name, time=time, boot_id=boot_id)
         self.failures: Counter[str] = Counter()  # checks that raised, by monitor
         self.configure(settings)
-        self._failed: set[str] = set()  # monitors that have failed and not worked since
+        self._failed: set[str] = set()  # monitors that have failed and not recovered since
         self._facts: dict[str, MonitorFacts] = {}
         self._complete: dict[str, MonitorFacts] = {}
         for monitor in self.monitors:
             self._take_facts(monitor)
 
     def configure(self, settings: CoreSettings) -> None:
-        """Takes new settings; they hold from the next round on."""
+        """Applies new settings from the next round on."""
         self._settings = settings
         self.monitors = enabled(settings)
 
@@ -130,7 +130,7 @@ class Judge:
     def _check_failed(
         self, monitor: AnyMonitor, check: Check[Any], error: Exception, failure: str
     ) -> Iterator[Outcome]:
-        """A check with a bug of its own costs its own codes, and no other check."""
+        """Runs one check: a bug in it costs its own codes, and no other check."""
         self.failures[monitor.name] += 1
         log.error("check failed", monitor=monitor.name, codes=[code.name for code in check.codes], exc_info=error)
         for code in check.codes:
@@ -146,7 +146,7 @@ class Judge:
             yield MONITOR_FAILED.clean(component)
 
     def judge_events(self, events: Sequence[KernelEvent], time: datetime) -> list[Outcome]:
-        """The outcomes of kernel-log events alone, as soon as they come."""
+        """The outcomes of kernel-log events alone, as soon as they arrive."""
         self.readings = msgspec.structs.replace(self.readings, time=time)
         outcomes: list[Outcome] = []
         for monitor in self.monitors:
@@ -155,7 +155,7 @@ class Judge:
         return outcomes
 
     def set_readings(self, monitor: AnyMonitor, readings: Any, time: datetime) -> None:
-        """Takes readings of a monitor without judging them."""
+        """Sets readings of a monitor without judging them."""
         latest = self.readings.with_readings(monitor, readings)
         self.readings = msgspec.structs.replace(latest, time=time)
         self._take_facts(monitor)
@@ -168,17 +168,17 @@ class Judge:
             self._complete[monitor.name] = facts
 
     def shift(self, seconds: float) -> None:
-        """Moves every time along after the wall clock was set by so many seconds."""
+        """Shifts every time by the seconds by which the wall clock was set."""
         self.memory.history.shift(seconds)
         moved = self.readings.time + timedelta(seconds=seconds)
         self.readings = msgspec.structs.replace(self.readings, time=moved)
 
     def prune(self) -> None:
-        """Forgets what no check has used for long."""
+        """Drops state that no check has used for long."""
         self.memory.history.prune(self.readings.time.timestamp(), self._settings.longest_window())
 
     def context(self, monitor: AnyMonitor, events: tuple[KernelEvent, ...] = ()) -> Context:
-        """What a monitor's checks see of its latest readings, and of these events."""
+        """Input of a monitor's checks: its latest readings, and these events."""
         readings = self.readings
         return CheckContext(
             node=readings.node,
@@ -195,24 +195,24 @@ class Judge:
 
     @property
     def components(self) -> tuple[ComponentInfo, ...]:
-        """The components of the node, present or remembered, as far as they are known."""
+        """The components of the node, present or remembered, as far as known."""
         return tuple(info for facts in self._facts.values() for info in facts.components)
 
     @property
     def last_complete(self) -> tuple[ComponentInfo, ...]:
-        """The components as they were when each monitor last listed all of its own."""
+        """The components as of the last complete listing of each monitor."""
         return tuple(info for facts in self._complete.values() for info in facts.components)
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of software, as each monitor last knew them."""
+        """Versions of software, as last reported by each monitor."""
         known: dict[str, str] = {}
         for facts in (*self._complete.values(), *self._facts.values()):
             known |= facts.versions
         return known
 
     def facts(self) -> NodeFacts:
-        """What the tracker has to know of the node beside outcomes, as of the last round."""
+        """Facts about the node, as of the last round, that the tracker needs in addition to outcomes."""
         facts = self._facts.values()
         return NodeFacts(
             node=self.readings.node,

@@ -1,4 +1,4 @@
-"""Findings from single lines of the kernel log, where the line itself is all there is to know."""
+"""Findings from single lines of the kernel log, which have no other evidence than the line itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ABOUT_NETWORK = ("link", "mlx5")
 def judge(context: CheckContext[Any, Any, Any], codes: tuple[Code, ...]) -> Iterator[Outcome]:
     """The outcomes of the round's events that have one of these codes.
 
-    Of several events about the same fault, the worst counts, and of equal ones the last.
+    Of several events about one fault, the worst counts, and of equal ones the last.
     """
     by_name = {code.name: code for code in codes}
     counting: dict[tuple[str, str], KernelEvent] = {}

@@ -1,7 +1,7 @@
-"""What a monitor is: everything about one subject, under one name.
+"""Definition of a monitor: everything about one subject, under one name.
 
-To add a monitor, write a folder with its settings, readings, probe, checks and, where it has them, kernel-log patterns
-and metrics; then name its MONITOR in `gpuhealth/monitors/__init__.py`. Monitors do not import each other.
+To add a monitor, write a folder with its settings, readings, probe, checks and, if needed, kernel-log patterns and
+metrics; then name its MONITOR in `gpuhealth/monitors/__init__.py`. Monitors do not import each other.
 """
 
 from __future__ import annotations
@@ -33,68 +33,68 @@ DEADLINE_SECONDS = 10.0
 
 
 class RestartRequiredError(Exception):
-    """Raised by a probe that only a new process, in a new container, can go on with; the text says why."""
+    """Raised by a probe that needs a new process, in a new container, to continue; the text has the reason."""
 
 
 class NoSettings(Section):
-    """The settings of a monitor that has none of its own."""
+    """The settings of a monitor without settings of its own."""
 
 
 class NoBaseline(msgspec.Struct):
-    """The memory of a monitor that remembers nothing of the node."""
+    """The baseline of a monitor that stores nothing about the node."""
 
 
 class Probe(Protocol[R_co]):
-    """Reads one subject. The runner calls it, never twice at once."""
+    """Reads one subject. The runner calls it, never concurrently."""
 
     async def read(self) -> R_co | Missing:
         """One round of readings.
 
-        What cannot be read is a Missing in its field. An exception, or no answer within the monitor's deadline, costs
-        the whole round of this monitor and of no other.
+        An unreadable value is a Missing in its field. An exception, or no answer within the deadline of the monitor,
+        costs the whole round of this monitor, but of no other.
         """
 
     def configure(self, settings: Any) -> None:
-        """Takes changed settings of this monitor; they hold from the next round on."""
+        """Applies changed settings of this monitor from the next round on."""
 
     def close(self) -> None:
-        """Frees what the probe holds. Does not wait."""
+        """Releases the probe's resources without waiting."""
 
 
 class ProbeContext(msgspec.Struct, Generic[S, B], kw_only=True):
-    """What a probe is given: settings, the monitor's memory, and what other parts of the agent know."""
+    """Input of a probe: settings, the monitor's baseline, and values from other parts of the agent."""
 
     core: CoreSettings
     settings: S
     baseline: B
     boot_id: str = ""
     now: Now = wall_clock
-    interval: float | None = None  # seconds between two rounds; None for a single look at the node
+    interval: float | None = None  # seconds between two rounds; None for a single check
     kernel_log: Callable[[], Reading[KernelLogStatus]] = lambda: UNREAD
     annotations: Callable[[], Reading[Mapping[str, str]]] = lambda: Missing(MissingReason.NOT_SUPPORTED)  # of our Node
 
 
 class MonitorFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a monitor knows of the node beside the outcomes of its checks."""
+    """Facts about the node from a monitor, in addition to the outcomes of its checks."""
 
     components: tuple[ComponentInfo, ...] = ()  # present and remembered ones
-    complete: frozenset[Kind] = frozenset()  # kinds of which every component was listed: what is absent is gone
+    complete: frozenset[Kind] = frozenset()  # kinds whose components were all listed: an absent component is gone
     versions: dict[str, str] = {}  # of software, such as {"driver": "570.86.15"}
-    burnins: tuple[BurninRun, ...] = ()  # results that lie on the node
+    burnins: tuple[BurninRun, ...] = ()  # burn-in results stored on the node
     excused: MissingReason | None = None  # why readings may be missing without making anything unknown
 
 
 class MetricsContext(msgspec.Struct, Generic[R, S], kw_only=True):
-    """What a monitor's metrics are made of."""
+    """Input of a monitor's metrics."""
 
-    readings: Reading[R]  # Missing while there is nothing current
-    last_readings: Reading[R]  # of the last round, however old
+    readings: Reading[R]  # Missing if there are no current ones
+    last_readings: Reading[R]  # of the last round, at any age
     settings: S
     probe: Probe[R]
 
 
 class Monitor(msgspec.Struct, Generic[R, S, B], frozen=True, kw_only=True):
-    """One subject: how it is read, judged and shown."""
+    """One subject: its probe, checks and metrics."""
 
     name: str
     summary: str  # one sentence for the reference
@@ -106,14 +106,14 @@ class Monitor(msgspec.Struct, Generic[R, S, B], frozen=True, kw_only=True):
     deadline: float = DEADLINE_SECONDS  # for one round; the setting monitors.NAME.deadline overrides it
     patterns: LogPatterns | None = None  # of the kernel log
     judge_events: Callable[[CheckContext[Reading[R], S, B]], Iterable[Outcome]] | None = None
-    """What follows from kernel-log events alone, as soon as they come."""
+    """Outcomes of kernel-log events alone, as soon as they arrive."""
     facts: Callable[[CheckContext[Reading[R], S, B]], MonitorFacts] | None = None
     adjust_code: Callable[[Code, S], Code] | None = None
-    """What the monitor's settings change of a finding code."""
+    """Changes to a finding code by the monitor's settings."""
     remember: Callable[[CheckContext[Reading[R], S, B]], None] | None = None
     """Updates the baseline, after the checks of a round."""
     metrics: Mapping[str, Callable[[MetricsContext[R, S]], Iterator[Metric]]] = {}
-    """By the name of the collector; each fails alone."""
+    """Collectors by name; each fails independently."""
 
     @property
     def codes(self) -> tuple[Code, ...]:
@@ -122,7 +122,7 @@ class Monitor(msgspec.Struct, Generic[R, S, B], frozen=True, kw_only=True):
 
 
 class FunctionProbe(Generic[R, S]):
-    """A probe of one blocking function, called in a thread: a file system that hangs must not hold up the agent."""
+    """A probe of one blocking function, called in a thread: a hung file system must not block the agent."""
 
     def __init__(self, read: Callable[[S], R | Missing], settings: S) -> None:
         self._read = read
@@ -133,8 +133,8 @@ class FunctionProbe(Generic[R, S]):
         return await asyncio.to_thread(self._read, self._settings)
 
     def configure(self, settings: S) -> None:
-        """Takes changed settings."""
+        """Applies changed settings from the next round on."""
         self._settings = settings
 
     def close(self) -> None:
-        """Does nothing: no handle is held, and a thread that hangs ends with the process."""
+        """Does nothing: no handle is held, and a hung thread ends with the process."""

@@ -1,4 +1,4 @@
-"""Finding codes for faults of the agent itself that every monitor may have. They never take a node out of service."""
+"""Finding codes for faults of the agent itself, possible in every monitor. They never take a node out of service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The readings of a whole node: one entry for each monitor. This is what a capture stores and `check` judges."""
+"""The readings of a whole node: one entry for each monitor. A capture stores them and `check` judges them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpuhealth.monitors.registry import monitors
 
 
 class NodeReadings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was read of a node in one round of every monitor."""
+    """All readings of a node from one round of every monitor."""
 
     node: str
     time: datetime
@@ -38,7 +38,7 @@ class _Encoded(msgspec.Struct):
 
 
 def decode(text: bytes) -> NodeReadings:
-    """The readings in a JSON object. Monitors that this version does not have are left out.
+    """The readings in a JSON object. Monitors unknown to this version are left out.
 
     Raises msgspec.DecodeError for anything else.
     """

@@ -1,4 +1,4 @@
-"""Loads the monitors that are listed in `gpuhealth.monitors`, and with them their finding codes."""
+"""Loads the monitors that are listed in `gpuhealth.monitors`, and their finding codes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def monitors() -> tuple[AnyMonitor, ...]:
 
 
 def enabled(settings: CoreSettings) -> tuple[AnyMonitor, ...]:
-    """The monitors that the settings do not switch off."""
+    """The monitors that the settings do not disable."""
     return tuple(monitor for monitor in monitors() if settings.schedule(monitor.name).enabled)
 
 
@@ -46,13 +46,13 @@ def known_codes() -> list[str]:
 
 
 def code_of(name: str) -> Code:
-    """The finding code of that name. Raises KeyError where there is none."""
+    """The finding code of that name. Raises KeyError if there is none."""
     monitors()
     return CODES.get(name)
 
 
 def unmatched_patterns(settings: CoreSettings) -> list[str]:
-    """Codes and patterns for which the settings have a policy and that fit no finding code: misspelt, or outdated."""
+    """Codes and patterns in the settings' policies that match no finding code: misspelt, or outdated."""
     monitors()
     policies = [settings.findings, *(pool.findings for pool in settings.pools)]
     patterns = dict.fromkeys(pattern for findings in policies for pattern in findings)

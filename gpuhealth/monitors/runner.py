@@ -1,4 +1,4 @@
-"""Reads monitors, each within its own deadline: one that is late or fails costs no other anything."""
+"""Reads monitors, each within its own deadline: a late or failed one does not affect the others."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ log = structlog.get_logger()
 
 
 class MonitorRunner:
-    """Reads one monitor. A read that is late goes on: it is never cancelled, and no second one is started beside it."""
+    """Reads one monitor. A late read continues: it is never cancelled, and no second one is started meanwhile."""
 
     def __init__(self, monitor: AnyMonitor, probe: Probe[Any], settings: CoreSettings) -> None:
         self.monitor = monitor
         self.probe = probe
         self.timeouts = 0
         self.errors = 0
-        self.failure = ""  # the error of the last round, where it raised one
-        self.read_seconds = 0.0  # that the last round took
+        self.failure = ""  # error of the last round, if any
+        self.read_seconds = 0.0  # duration of the last read
         self._reading: asyncio.Task[Any] | None = None
         self.configure(settings)
 
     def configure(self, settings: CoreSettings) -> None:
-        """Takes new settings; they hold from the next round on."""
+        """Applies new settings from the next round on."""
         schedule = settings.schedule(self.monitor.name)
         self.interval = schedule.interval or settings.interval
         self.deadline = schedule.deadline or self.monitor.deadline
         self.probe.configure(settings)
 
     async def read(self) -> Any:
-        """The readings of one round, or why there are none. Raises RestartRequiredError, and nothing else."""
+        """The readings of one round, or why there are none. Raises no error except RestartRequiredError."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
         began = time.monotonic()
@@ -52,7 +52,7 @@ class MonitorRunner:
             return reading.result()
         except RestartRequiredError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever one probe raises, the others go on
+        except Exception as error:  # noqa: BLE001 - an error of one probe must not affect the others
             return self._failed(error)
 
     async def _read(self) -> Any:
@@ -65,7 +65,7 @@ class MonitorRunner:
         return Missing(MissingReason.ERROR, f"{self.monitor.name} failed: {self.failure}")
 
     def close(self) -> None:
-        """Frees what the probe holds; a read that has not returned is abandoned."""
+        """Releases the probe's resources; a read that has not returned is abandoned."""
         if self._reading is not None:
             self._reading.cancel()
         self.probe.close()

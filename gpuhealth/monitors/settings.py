@@ -39,6 +39,6 @@ else:
 def load(path: Path | None = None, **overrides: Any) -> Settings:
     """Settings from the file (or the one that GPUHEALTH_CONFIG names), then the environment, then `overrides`.
 
-    Raises ConfigError with one sentence for a file that cannot be read, a key that is not known, a bad value.
+    Raises ConfigError with one sentence for an unreadable file, an unknown key or an invalid value.
     """
     return settings_file.load(Settings, path, **overrides)

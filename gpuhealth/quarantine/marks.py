@@ -1,7 +1,7 @@
 """Reads the marks on a Node: labels, annotations, taints and conditions, and what they mean for its quarantine. Pure.
 
 We remove only what we added. A taint of our key and a cordon are ours if the annotation `gpuhealth.io/quarantine`
-records them, which is written in the same request as they are; without it they are someone else's and stay. If the
+records them, which is written in the same request as they are; without it they belong to someone else and stay. If the
 record is there, but the taint is gone or the node uncordoned, a person has ended the quarantine: its codes go to the
 annotation `gpuhealth.io/dismissed` and do not quarantine again until their findings have cleared.
 """
@@ -34,18 +34,18 @@ from gpuhealth.model.time import ZonedTime
 Object = dict[str, Any]
 
 RELEASE_REQUESTS = ("annotation", "driver_upgrade")
-"""The reasons for which a Node may ask the agent to release the driver."""
+"""Reasons for which a Node may request a release of the driver."""
 _REASON_LIMIT = 1024  # characters
 # NVIDIA's upgrade controller (github.com/NVIDIA/k8s-operator-libs, pkg/upgrade/consts.go and common_manager.go) goes
 # from cordon-required and wait-for-jobs-required, which may last for as long as jobs do, through the first two of
 # these, in which what uses the GPUs is moved away, to the restart of the driver's pod, which unloads the kernel module
-# and fails while anybody holds it. In validation-required the new driver runs; upgrade-failed is a fault to be seen.
+# and fails while any process holds it. In validation-required the new driver runs; upgrade-failed must stay visible.
 _DRIVER_UNLOADS = {"pod-deletion-required", "drain-required", "post-maintenance-required", "pod-restart-required"}
 _YEARS = (1970, 9990)  # in which times can be calculated with, in any time zone
 
 
 class QuarantineRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The annotation that records what we added to the Node.
+    """The annotation that records our changes to the Node.
 
     It also records why, so that an agent that has lost its memory does not mistake that for the end of a fault.
     """
@@ -86,12 +86,12 @@ def taints(node: Object) -> list[Object]:
 
 
 def has_taint(node: Object, key: str = TAINT) -> bool:
-    """Whether the Node has a taint of our key, or of another one, whoever put it there."""
+    """Whether the Node has a taint of our key, or of another one."""
     return any(taint["key"] == key for taint in taints(node))
 
 
 def unschedulable(node: Object) -> bool:
-    """Whether the Node is cordoned, by whomever."""
+    """Whether the Node is cordoned."""
     return bool(node.get("spec", {}).get("unschedulable"))
 
 
@@ -106,7 +106,7 @@ def is_ready(node: Object) -> bool:
     return (condition(node, "Ready") or {}).get("status") == "True"
 
 
-# --- what people and the controller ask for ---------------------------------------------------------------------------
+# --- requests of people and the controller ----------------------------------------------------------------------------
 
 
 def override(node: Object) -> Override | None:
@@ -130,7 +130,7 @@ def restored(annotations: Mapping[str, str]) -> datetime | None:
 
 
 def release_requests(node: Object) -> tuple[str, ...]:
-    """Those of RELEASE_REQUESTS for which the Node asks the agent to release the driver now."""
+    """Those of RELEASE_REQUESTS that the Node has now."""
     requested = {
         "annotation": annotations_of(node).get(RELEASE_GPUS) == "true",
         "driver_upgrade": labels(node).get(DRIVER_UPGRADE_STATE) in _DRIVER_UNLOADS,
@@ -142,7 +142,7 @@ def release_requests(node: Object) -> tuple[str, ...]:
 
 
 def record(node: Object) -> QuarantineRecord | None:
-    """The record of what we added to the Node; None without one that can be read."""
+    """The record of our changes to the Node; None without one that can be read."""
     try:
         found = msgspec.json.decode(annotations_of(node)[QUARANTINE], type=QuarantineRecord)
     except (
@@ -166,7 +166,7 @@ def is_out(node: Object) -> bool:
 
 
 def ended_manually(node: Object) -> bool:
-    """Whether somebody removed our taint or uncordoned a node that we had cordoned."""
+    """Whether another client removed our taint or uncordoned a node that we had cordoned."""
     ours = record(node)
     if ours is None:
         return False

@@ -111,7 +111,7 @@ class OwnNode:
 
     @property
     def record(self) -> QuarantineRecord | None:
-        """The record of what we added to it, as last seen."""
+        """The record of our changes to it, as last seen."""
         return marks.record(self.latest) if self.latest else None
 
     @property

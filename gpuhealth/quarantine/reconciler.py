@@ -72,7 +72,7 @@ class NodeReconciler:
         return self._writer is not None and self._writer.is_settled and not self._triggered.is_set()
 
     def trigger(self) -> None:
-        """Request a pass: what is desired may have changed."""
+        """Request a pass: the desired state may have changed."""
         self._triggered.set()
 
     async def run(self, settings: Settings) -> None:
@@ -115,7 +115,7 @@ class NodeReconciler:
             )
 
     async def _reconcile(self, writer: NodeWriter) -> None:
-        """Read the Node first: what is desired depends on what stands there."""
+        """Read the Node first: the desired state depends on its marks."""
         try:
             node = await writer.node.current() if self._desired() is not None else None
         finally:

@@ -1,7 +1,7 @@
-"""The GPUHealthReport of our node: what the marks have no room for, written only when it changes.
+"""The GPUHealthReport of our node: details that do not fit in the marks, written only on changes.
 
 The agent owns the fields that it writes and leaves the others of the status to the controller, so it sends merge
-patches of the difference. What changes in every round without saying anything new (when a finding was last seen) is
+patches of the difference. Data that changes in every round without new information (when a finding was last seen) is
 written along with the next real change, and a mere change of wording at most once in `REFRESH`.
 """
 
@@ -39,7 +39,7 @@ MAX_FINDINGS = 500
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What the report contains besides verdict and marks; the caller knows it."""
+    """Content of the report other than verdict and marks, supplied by the caller."""
 
     inventory: Inventory = Inventory()
     boot_id: str = ""
@@ -104,7 +104,7 @@ def merge_patch(old: Any, new: Object) -> Object:
 
 
 def substance(status: Object) -> Object:
-    """What of a report is worth a write at once: not counters, and not times, wording and evidence of findings."""
+    """The parts of a report worth an immediate write: not counters, nor times, wording and evidence of findings."""
     keys = ("code", "severity", "component", "action")
     findings = [{key: finding.get(key) for key in keys} for finding in status.get("findings") or []]
     unchecked = [item["check"] for item in status.get("notChecked") or []]
@@ -143,7 +143,7 @@ class Report:
         patch = merge_patch(self._status, status)
         try:
             answer = await self._client.patch(REPORTS, self._node, {"status": patch}, subresource="status")
-        except NotFoundError:  # somebody deleted it
+        except NotFoundError:  # it was deleted
             self._status = await self._read_or_create(node)
             answer = await self._client.patch(REPORTS, self._node, {"status": status}, subresource="status")
         self._status = answer.get("status") or {}
@@ -161,7 +161,7 @@ class Report:
                 await self._client.create(REPORTS, {"metadata": {"name": self._node, "ownerReferences": [owner]}})
             return {}
         if all(reference["uid"] != owner["uid"] for reference in found["metadata"].get("ownerReferences", [])):
-            # A Node of the same name that was made anew: the garbage collector would take the report away.
+            # The Node was recreated under the same name: the garbage collector would delete the report.
             adopted = {"metadata": {"ownerReferences": [owner]}}
             found = await self._client.patch(REPORTS, self._node, adopted)
         return found.get("status") or {}

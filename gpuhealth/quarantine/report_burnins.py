@@ -36,7 +36,7 @@ def _last_completed(gpu: str, runs: Sequence[BurninRun]) -> BurninRun | None:
 
 
 def _gpu(gpu: str, runs: Sequence[BurninRun]) -> GpuBurnin:
-    """What is reported of one GPU; `runs` are those that tested it, oldest first."""
+    """The report's data on one GPU; `runs` are those that tested it, oldest first."""
     results = [(run, result) for run in runs for result in run.results if result.gpu == gpu]
     found = GpuBurnin(
         model=next((run.models[gpu] for run in reversed(runs) if gpu in run.models), ""),

@@ -1,10 +1,9 @@
 """The label `gpuhealth.io/state` of a Node: its values, and the one table of how it changes. Pure.
 
-Three processes write the label, each for its own events. The agent derives one event from the node's situation on every
-pass, so it also corrects what somebody else has written. The controller causes events of drains and burn-ins, the
-preflight the one of its tests. In whatever order their writes come, they settle on one value: the agent keeps a value
-of the controller for as long as its own event allows it, and the controller changes only the values that its event is
-for.
+Three processes write the label, each for its own events. The agent derives one event from the node's situation on
+every pass, so it also corrects changes by others. The controller causes events of drains and burn-ins, the preflight
+that of its tests. In any order of their writes they settle on one value: the agent keeps a value of the controller
+while its own event allows it, and the controller changes only the values that its event is for.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class StateEvent(enum.StrEnum):
 class Rule(msgspec.Struct, frozen=True):
     """What one event does to the label."""
 
-    writer: Writer  # who may cause it
+    writer: Writer  # the process that may cause it
     targets: Mapping[NodeState | None, NodeState | None]  # new state by present one; None is a Node without the label
 
 

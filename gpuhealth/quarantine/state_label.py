@@ -17,7 +17,7 @@ _PATH = pointer("metadata", "labels", STATE_LABEL)
 
 
 def label_patch(label: str | None, event: StateEvent) -> list[Operation]:
-    """The operations that change a Node's label, now `label`, as the event asks; empty where it does not change."""
+    """The operations that change a Node's label from `label` as the event requires; empty for no change."""
     current = state_of(label)
     new = next_state(current, event)
     if new is current:
@@ -26,7 +26,7 @@ def label_patch(label: str | None, event: StateEvent) -> list[Operation]:
 
 
 async def change_label(client: Client, node: str, label: str | None, event: StateEvent) -> bool:
-    """Change the label of a Node, last seen as `label`, as the event asks, with one request at most.
+    """Change the label of a Node, last seen as `label`, as the event requires, with at most one request.
 
     False where the label has changed meanwhile or the Node is deleted, which its watch will show. Raises ApiError.
     """

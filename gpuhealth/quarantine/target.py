@@ -41,10 +41,10 @@ from gpuhealth.quarantine.state import agent_event, next_state, state_of
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
-    """What the findings require of the Node."""
+    """Requirements of the findings for the Node."""
 
     verdict: Verdict
-    quarantine: tuple[str, ...] = ()  # codes of the findings that want the node out of service, the worst first
+    quarantine: tuple[str, ...] = ()  # codes of the findings that require a quarantine, worst first
     drain: bool = False  # whether its pods should be evicted, too
     release: Release | None = None  # of the driver, now
     preflight: bool = False  # whether the node has to pass its first tests once more
@@ -77,7 +77,7 @@ class NodeChange(NamedTuple):
     """A patch of the Node that applies marks."""
 
     body: Object | None  # None if the Node has the marks already
-    actions: tuple[Action, ...]  # what the request does
+    actions: tuple[Action, ...]  # actions of the request
 
 
 # --- the target -------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def quarantine_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], t
         dismissed |= {*codes, *([ours.code] if ours else [])}
     elif desired.verdict.verdict is not State.UNKNOWN:
         dismissed &= set(codes)
-    dismissed -= {MANUAL} - set(codes)  # the end of a manual request shows on the Node, whatever is measured
+    dismissed -= {MANUAL} - set(codes)  # the end of a manual request shows on the Node, regardless of findings
     return tuple(code for code in codes if code not in dismissed), tuple(sorted(dismissed))
 
 
@@ -216,7 +216,7 @@ def _spec_change(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) 
 
 
 def _new_taints(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) -> list[Object] | None:
-    """The complete new list, or None if it does not change. A taint of our key that somebody else added stays."""
+    """The complete new list, or None if it does not change. A taint of our key added by another client stays."""
     others = [taint for taint in taints(node) if taint["key"] != TAINT]
     present = [taint for taint in taints(node) if taint["key"] == TAINT]
     if present and ours is None:

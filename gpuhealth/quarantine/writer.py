@@ -2,10 +2,10 @@
 
 `apply` compares the Node as it is with how it should look, and writes the difference: budget slots, then taint, cordon
 and label in one request, then condition, Events and report. If the API server is away it raises, and the caller calls
-again later with what is desired then; what is done already is found done. In a steady state the watch of our own Node
-(`own_node`) is all the traffic there is.
+again later with the marks desired then; completed steps are recognised. In a steady state the watch of our own Node
+(`own_node`) is the only traffic.
 
-The taint is what keeps work off a bad node; the rest is informational. When many nodes fail at once, status writes for
+The taint keeps work off a bad node; the rest is informational. When many nodes fail at once, status writes for
 the first ones would delay the taints of the last: with `defer_status` they come later, the later the slower the API
 server is.
 """
@@ -140,12 +140,12 @@ class NodeWriter:
     async def apply(
         self, desired: Desired, facts: Facts | None = None, *, node: Object | None = None, defer_status: bool = False
     ) -> list[AppliedAction]:
-        """Write what differs from what is desired; the actions, or what they would be in mode observe and dry run.
+        """Write the differences from the desired state; returns the actions, hypothetical in mode observe and dry run.
 
         `node` is our Node as it was when that was decided; without it, it is read. Raises UnavailableError (or another
-        ApiError) when not everything could be done; call again. What a budget does not allow, and slots that cannot be
-        requested, are no error: condition, Event and report say so, and `retry_in` when it is tried again. With
-        `defer_status` condition, Events and report may be left for later; `retry_in` says when.
+        ApiError) when not everything could be done; call again. A blocking budget, or a failed request for slots, is no
+        error: it appears in condition, Event and report, and `retry_in` is the time until the next attempt. With
+        `defer_status` condition, Events and report may be left for later, after `retry_in`.
         """
         async with self._lock:
             self._actions = []
@@ -282,7 +282,7 @@ class NodeWriter:
     async def _release_slots(self, node: Object, target: NodeMarks, desired: Desired) -> tuple[Object, NodeMarks]:
         """Release the slots of a node that is not out by our action, those that a crash left behind included.
 
-        What is known of the Node may be old, if the watch broke unnoticed and the answer to our taint was lost: so it
+        The cached Node may be outdated, if the watch broke unnoticed and the answer to our taint was lost: so the Node
         is read again before its slot goes to another node.
         """
         if _may_be_out(node) or not await self._slots.has_releasable():
@@ -295,7 +295,7 @@ class NodeWriter:
     # --- condition, Events and report ---------------------------------------------------------------------------------
 
     async def _write_status(self, node: Object, target: NodeMarks) -> None:
-        """Write condition and Events; they say what was found, whatever a budget allows."""
+        """Write condition and Events; they show the findings, regardless of budgets."""
         wanted = target.condition
         if self.blocked is not None:
             message = f"{wanted.message}; stays in service: {self.blocked.reason}"[:MESSAGE_LIMIT]

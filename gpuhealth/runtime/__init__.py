@@ -1,1 +1,1 @@
-"""What a long-running process needs: settings, clock, journal, task supervision, HTTP server, metrics text."""
+"""Infrastructure of long-running processes: settings, clock, journal, task supervision, HTTP server, metrics text."""

@@ -1,4 +1,4 @@
-"""Time as the agent counts it."""
+"""Wall-clock time that follows steps, as used by the agent."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 Now = Callable[[], datetime]
-"""Something that tells the time, aware and in UTC."""
+"""Source of the current time, with a zone, in UTC."""
 
-_SET_SECONDS = 5.0  # a wall clock that is so far off has been set; a leap second has not
+_SET_SECONDS = 5.0  # a larger offset is a step of the wall clock; a leap second is not
 
 
 def wall_clock() -> datetime:
-    """The wall clock, which may step."""
+    """The system's wall clock, which may step."""
     return datetime.now(UTC)
 
 
 class Instant(msgspec.Struct, frozen=True):
-    """A moment as both clocks told it: by it a later process sees that the wall clock was set in between."""
+    """A moment on both clocks: a later process can detect that the wall clock was set in between."""
 
     boot_id: str
     time: datetime
@@ -28,10 +28,10 @@ class Instant(msgspec.Struct, frozen=True):
 
 
 class SteadyClock:
-    """Wall-clock time that never steps unnoticed: what it said at the start, and the monotonic time since.
+    """Wall-clock time that never steps unnoticed: the wall clock at the start plus the monotonic time since then.
 
-    Where the wall clock has been set, `catch_up` takes that over and says by how much, so that whoever has noted times
-    can move them along: what has lasted for a minute then still has lasted for a minute.
+    If the wall clock has been set, `catch_up` follows it and returns the offset, so that callers can shift stored
+    times: a condition that has lasted for a minute then still has lasted for a minute.
     """
 
     def __init__(self, wall: Now = wall_clock) -> None:
@@ -40,11 +40,11 @@ class SteadyClock:
         self._monotonic = time.monotonic()
 
     def __call__(self) -> datetime:
-        """Now, in UTC."""
+        """The current time, in UTC."""
         return self._wall + timedelta(seconds=time.monotonic() - self._monotonic)
 
     def catch_up(self) -> float:
-        """By how many seconds the wall clock was set since the last time; 0 where it was not."""
+        """The seconds by which the wall clock was set since the last call; 0 if it was not."""
         seconds = (self._read_wall() - self()).total_seconds()
         if abs(seconds) < _SET_SECONDS:
             return 0.0
@@ -52,13 +52,13 @@ class SteadyClock:
         return seconds
 
     def instant(self, boot_id: str) -> Instant:
-        """Now, to be remembered."""
+        """The current moment, for storing."""
         return Instant(boot_id, self(), time.monotonic())
 
     def set_since(self, then: Instant, boot_id: str) -> float:
-        """By how many seconds the wall clock was set since an instant that was remembered.
+        """The seconds by which the wall clock was set since a stored moment.
 
-        Over a reboot nothing tells how long it took, only that time has not gone back.
+        After a reboot the duration is unknown; the only certainty is that time has not gone back.
         """
         same_boot = then.boot_id == boot_id
         passed = time.monotonic() - then.monotonic_seconds if same_boot else 0.0

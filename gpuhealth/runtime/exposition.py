@@ -1,7 +1,7 @@
-"""Metrics as Prometheus reads them, from collectors that fail alone.
+"""Prometheus metrics text from collectors that fail independently.
 
-A metric that cannot be read or written, such as the memory of a process while no file descriptor is left, costs its
-collector's samples in that scrape and is counted; everything else is served.
+A metric that cannot be read or written, such as process memory when no file descriptor is left, costs only its
+collector's samples in that scrape, and is counted; everything else is served.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from gpuhealth.runtime.metric_families import family
 log = structlog.get_logger()
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-_ERROR_CHARACTERS = 200  # of an error's text in the log: prometheus_client puts whole metrics into it
+_ERROR_CHARACTERS = 200  # of an error's text in the log: prometheus_client includes whole metrics in it
 
 Collect = Callable[[], Iterable[Metric]]
-"""One collector: the metrics of one subject, as of now."""
+"""One collector: the current metrics of one subject."""
 
 
 class Rendering:
-    """The text of all collectors, and how often each has failed."""
+    """The text of all collectors, and the number of failures of each."""
 
     def __init__(self, errors: MetricName, collectors: Mapping[str, Collect]) -> None:
-        """`errors` counts, by collector, how often one failed."""
+        """`errors` counts failures by collector."""
         self._metric = errors
         self._collectors = collectors
-        self._errors = Counter(dict.fromkeys(collectors, 0))  # from the start: a rate needs its zero
-        self._failing: dict[str, str] = {}  # the error that a collector failed with last time
+        self._errors = Counter(dict.fromkeys(collectors, 0))  # present from the start: a rate needs its zero
+        self._failing: dict[str, str] = {}  # collector -> its last error
 
     def text(self) -> bytes:
-        """The metrics as of now. Raises nothing that a collector raises."""
+        """The current metrics. Never raises an error of a collector."""
         parts = [part for name, collect in self._collectors.items() for part in self._rendered(name, collect)]
         return b"".join([*parts, _text(family(self._metric, self._errors.items()))])
 
@@ -46,14 +46,14 @@ class Rendering:
         try:
             for metric in collect():
                 yield _text(metric)
-        except Exception as error:  # noqa: BLE001 - whatever one collector raises, the others must be served
+        except Exception as error:  # noqa: BLE001 - an error of one collector must not affect the others
             self._errors[name] += 1
             self._log(name, error)
         else:
             self._failing.pop(name, None)
 
     def _log(self, name: str, error: Exception) -> None:
-        """Logs an error of a collector, once for as long as it stays the same."""
+        """Logs an error of a collector once while it stays the same."""
         kind = type(error).__name__
         if self._failing.get(name) == kind:
             return
@@ -68,7 +68,7 @@ class Rendering:
 
 
 class _Alone(Collector):
-    """One metric, as prometheus_client asks for it."""
+    """One metric, in the form that prometheus_client expects."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric

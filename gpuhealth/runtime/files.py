@@ -17,7 +17,7 @@ def file_missing(error: OSError) -> Missing:
 
 
 def boot_id(proc: Path) -> str:
-    """The kernel's id of this boot; empty where it cannot be read."""
+    """The kernel's id of this boot; empty if it cannot be read."""
     try:
         return (proc / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:

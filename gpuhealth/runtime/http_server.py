@@ -1,12 +1,11 @@
 """The HTTP server of agent and controller: read only, bounded in connections, size and time, with TLS where configured.
 
-aiohttp bounds lines, headers and bodies. What it leaves open is how long a peer may take to send its headers, and how
-many peers there are: so connections are accepted here, and each belongs to a task that ends with it. At the limit the
-one that has been waited for longest makes room, so that idle peers cannot keep the kubelet's probes out.
+aiohttp bounds lines, headers and bodies, but neither the time a peer may take to send its headers nor the number of
+peers. So connections are accepted here, and each belongs to a task that ends with it. At the limit the longest-waiting
+connection is closed, so that idle peers cannot block the kubelet's probes.
 
-Where the settings restrict who may read, a request needs a client certificate of the configured authority or a bearer
-token that the authorizer accepts. The kubelet's probes have neither, so /healthz and /readyz are open: they say one
-word.
+If the settings restrict who may read, a request needs a client certificate of the configured CA or a bearer token that
+the authorizer accepts. The kubelet's probes have neither, so /healthz and /readyz are open: they return a single word.
 """
 
 from __future__ import annotations
@@ -33,25 +32,25 @@ from gpuhealth.runtime.settings import Http, Tls
 log = structlog.get_logger()
 
 OPEN_PATHS = ("/healthz", "/readyz")
-CONNECTIONS = 64  # two Prometheus, the kubelet and people take a handful
+CONNECTIONS = 64  # two Prometheus, the kubelet and people need a handful
 HANDSHAKE_SECONDS = 5.0
 HEADER_SECONDS = 10.0  # from the first byte of a request, or of a connection, to the end of the headers
 IDLE_SECONDS = 75.0  # Prometheus keeps its connections between scrapes
-GOODBYE_SECONDS = 2.0  # for who is being answered when we stop
-MAX_BODY_BYTES = 4096  # nobody has anything to send us
-MAX_HEADER_BYTES = 8190  # a line of them; a service account's token takes about 1,200
+GOODBYE_SECONDS = 2.0  # for requests being answered at shutdown
+MAX_BODY_BYTES = 4096  # no page takes a body
+MAX_HEADER_BYTES = 8190  # of one line; a service account's token takes about 1,200
 MAX_HEADERS = 64
-LINGER_SECONDS = 1.0  # in which a body that nobody asked for may end
-RELOAD_SECONDS = 10.0  # between looks at the TLS files
+LINGER_SECONDS = 1.0  # for an unexpected body to end
+RELOAD_SECONDS = 10.0  # between checks of the TLS files
 ACCEPT_PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
-FIRST_PAUSE_SECONDS = 0.5  # before a server that has failed is started again; doubled each time
-LONGEST_PAUSE_SECONDS = 8.0  # well within the patience of a liveness probe
+FIRST_PAUSE_SECONDS = 0.5  # before a failed server is started again; doubled each time
+LONGEST_PAUSE_SECONDS = 8.0  # well below the timeout of a liveness probe
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Response(msgspec.Struct, frozen=True):
-    """The answer of a page."""
+    """The response of a page."""
 
     body: bytes
     status: int = HTTPStatus.OK
@@ -63,26 +62,25 @@ Page = Callable[[], Awaitable[Response]]
 
 
 class Authorizer(Protocol):
-    """Decides whether the bearer of a token may read a page."""
+    """Decides whether the holder of a token may read a page."""
 
     async def check(self, token: str, path: str) -> HTTPStatus:
-        """OK, or the status that the request is answered with instead."""
+        """OK, or the error status for the response."""
 
     async def close(self) -> None:
-        """Give up what it has open, once the server has ended."""
+        """Release its resources after the server has ended."""
 
 
 class ServingError(OSError):
-    """The address or the TLS files cannot be had; the text is one sentence that says why."""
+    """The address or the TLS files are unusable; the text is one sentence with the reason."""
 
 
 @asynccontextmanager
 async def serving(http: Http, pages: Mapping[str, Page], authorizer: Authorizer | None = None) -> AsyncGenerator[int]:
-    """Serves the pages by their paths, GET and HEAD, at http's address; the port. Raises ServingError where that
-    cannot be.
+    """Serves the pages by path, for GET and HEAD, at http's address; yields the port. Raises ServingError if it cannot.
 
-    The authorizer is for `http.authorization: kubernetes`; it is closed at the end. When the server itself fails, the
-    body is cancelled and the failure raised, in a group.
+    The authorizer is for `http.authorization: kubernetes`; it is closed at the end. If the server itself fails, the
+    body is cancelled and the error raised in a group.
     """
     connections, authorization = _Connections(http.tls), _Authorization(http, authorizer)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[connections.count, authorization.check])
@@ -102,7 +100,7 @@ async def serving(http: Http, pages: Mapping[str, Page], authorizer: Authorizer 
         await runner.setup()
         assert runner.server is not None
         try:
-            async with asyncio.TaskGroup() as group:  # a server that accepts nothing any more must not look like one
+            async with asyncio.TaskGroup() as group:  # a server that accepts no more connections must not look alive
                 tasks = [group.create_task(connections.accept(listener, runner.server))]
                 if connections.tls is not None:
                     tasks.append(group.create_task(connections.tls.keep()))
@@ -121,18 +119,18 @@ async def serving(http: Http, pages: Mapping[str, Page], authorizer: Authorizer 
 
 
 async def keep_serving(serve: Callable[[], Awaitable[None]], failures: Counter[str]) -> None:
-    """Serves until cancelled; a server that fails is counted under "serve" and started again, with back-off.
+    """Serves until cancelled; a failed server is counted under "serve" and started again, with back-off.
 
-    Raises ServingError at the first start only: then the settings are wrong, and the user is there to read it.
+    Raises ServingError at the first start only: then the settings are wrong, and the user is present to see it.
     """
     task = asyncio.current_task()
     assert task is not None
     pause, started = FIRST_PAUSE_SECONDS, False
-    while not task.cancelling():  # the server may have lost the exception: libraries do
+    while not task.cancelling():  # the server may have swallowed the exception, as some libraries do
         began = time.monotonic()
         try:
             await serve()
-        except Exception as error:  # a server that fails must not end the process that it serves
+        except Exception as error:  # a failed server must not end its process
             if isinstance(error, ServingError) and not started:
                 raise
             failures["serve"] += 1
@@ -153,7 +151,7 @@ def _handler(page: Page) -> _Handler:
 
 
 class _Authorization:
-    """Lets requests through to their pages, or answers 401, 403, or 503 where that cannot be decided."""
+    """Passes requests to their pages, or answers 401, 403, or 503 if authorization cannot be decided."""
 
     def __init__(self, http: Http, authorizer: Authorizer | None) -> None:
         self._certificates = http.tls is not None and http.tls.client_ca is not None
@@ -162,7 +160,7 @@ class _Authorization:
 
     @web.middleware
     async def check(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Handles a request that is allowed, and answers any other."""
+        """Handles an authorized request, and answers any other with an error."""
         status = await self._status(request)
         if status is HTTPStatus.OK:
             return await handler(request)
@@ -183,11 +181,11 @@ class _Authorization:
 def _listener(http: Http) -> socket.socket:
     try:
         return socket.create_server((http.host, http.port), family=_family(http.host), backlog=CONNECTIONS)
-    except UnicodeError:  # a name with a label that is empty or too long
+    except UnicodeError:  # a host name with an empty or too long label
         raise ServingError(f"cannot serve at {http.host!r}: the setting http.host is no name of a host") from None
     except OSError as error:
-        told = error.errno is not None and error.errno > 0  # a name that does not resolve has a number of its own
-        reason = os.strerror(error.errno) if told else error.strerror  # type: ignore[arg-type]  # told
+        told = error.errno is not None and error.errno > 0  # errors of name resolution have their own numbers
+        reason = os.strerror(error.errno) if told else error.strerror  # type: ignore[arg-type]  # checked above
         raise ServingError(
             f"cannot serve at {http.host} port {http.port}: {reason}; the setting http.host or http.port names another"
         ) from error
@@ -198,10 +196,10 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 class ServerTls:
-    """The certificate, read again when its files change: cert-manager renews them under a running server."""
+    """The certificate, read again when its files change: cert-manager renews them while the server runs."""
 
     def __init__(self, tls: Tls) -> None:
-        """Raises ServingError where the files cannot be used."""
+        """Raises ServingError if the files cannot be used."""
         self._tls = tls
         try:
             self._stamp = self._stamped()
@@ -214,7 +212,7 @@ class ServerTls:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(self._tls.cert, self._tls.key)
         if self._tls.client_ca is not None:
-            # Optional here, asked for by `_Authorization`: the kubelet's probes have no certificate.
+            # Optional here, enforced by `_Authorization`: the kubelet's probes have no certificate.
             context.verify_mode = ssl.CERT_OPTIONAL
             context.load_verify_locations(self._tls.client_ca)
         return context
@@ -224,12 +222,12 @@ class ServerTls:
         return [(found.st_mtime_ns, found.st_ino) for found in (file.stat() for file in files)]
 
     def reload(self) -> bool:
-        """Whether the files have changed and are used from now on, for connections to come."""
+        """Reloads changed files for new connections; returns whether it did."""
         try:
             if (stamp := self._stamped()) == self._stamp:
                 return False
             self.context = self._read()
-        except (OSError, ValueError) as error:  # half written, or not a pair: the next look may find both
+        except (OSError, ValueError) as error:  # half written, or not a pair: a later check may find both
             log.warning("TLS files unusable, keeping the previous ones", error=str(error))
             return False
         self._stamp = stamp
@@ -237,14 +235,14 @@ class ServerTls:
         return True
 
     async def keep(self) -> None:
-        """Looks for new files for ever."""
+        """Checks for new files forever."""
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
             self.reload()
 
 
 class _Connection(asyncio.Protocol):
-    """Stands before aiohttp's protocol, and cuts the connection when a request is too long in coming."""
+    """Wraps aiohttp's protocol, and aborts the connection when a request takes too long to arrive."""
 
     def __init__(self, inner: web.RequestHandler) -> None:
         self.inner = inner
@@ -282,12 +280,12 @@ class _Connection(asyncio.Protocol):
             self.closed.set_result(None)
 
     def begin(self) -> None:
-        """The headers are complete."""
+        """Called when the headers are complete."""
         self.answering = True
         self._within(None)
 
     def end(self) -> None:
-        """The request has been handled; the peer may take its time to read the answer, and to ask again."""
+        """Called when the request has been handled; the peer may take its time to read, and send another request."""
         self.answering = False
         self._between = True
         self._within(IDLE_SECONDS)
@@ -304,7 +302,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Connections:
-    """All connections, the one that has been waited for longest first."""
+    """All connections, the longest-waiting first."""
 
     def __init__(self, tls: Tls | None) -> None:
         self.tls = ServerTls(tls) if tls is not None else None
@@ -312,14 +310,14 @@ class _Connections:
         self._by_inner: dict[object, _Connection] = {}
 
     async def accept(self, listener: socket.socket, server: web.Server) -> None:
-        """Takes connections for ever."""
+        """Accepts connections until it is cancelled."""
         loop = asyncio.get_running_loop()
         failing = ""
         while True:
             try:
                 sock, _ = await loop.sock_accept(listener)
-            except OSError as error:  # such as no file descriptor left, or a peer that has gone again
-                if failing != str(error):  # it may last, and a line for each try would fill the log
+            except OSError as error:  # such as no file descriptor left, or a peer that has disconnected
+                if failing != str(error):  # it may last, and a line for each attempt would fill the log
                     log.warning("connection accept failed", error=str(error))
                 failing = str(error)
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
@@ -330,7 +328,7 @@ class _Connections:
             connection = _Connection(server())
             self._by_inner[connection.inner] = connection
             self._tasks[connection] = asyncio.create_task(self._live(connection, sock))
-            await asyncio.sleep(0)  # a task that is cancelled before it has begun would leave its socket open
+            await asyncio.sleep(0)  # a task cancelled before its first step would leave its socket open
 
     def _make_room(self) -> None:
         waiting = [connection for connection in self._tasks if not connection.answering]
@@ -338,12 +336,12 @@ class _Connections:
         task.cancel()
 
     async def _live(self, connection: _Connection, sock: socket.socket) -> None:
-        """From the handshake to the end."""
+        """One connection from handshake to close."""
         loop = asyncio.get_running_loop()
         context = self.tls.context if self.tls is not None else None
         seconds = HANDSHAKE_SECONDS if context is not None else None
         try:
-            with contextlib.suppress(OSError):  # a handshake that failed or took too long: nobody to tell
+            with contextlib.suppress(OSError):  # a failed or slow handshake: there is no peer to inform
                 await loop.connect_accepted_socket(lambda: connection, sock, ssl=context, ssl_handshake_timeout=seconds)
                 await connection.closed
         finally:
@@ -353,9 +351,9 @@ class _Connections:
 
     @web.middleware
     async def count(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Knows of a connection whether it is being answered."""
+        """Tracks which connections are being answered."""
         connection = self._by_inner.get(request.protocol)
-        if connection is None:  # it has been cut meanwhile
+        if connection is None:  # it has been closed meanwhile
             raise web.HTTPServiceUnavailable
         connection.begin()
         try:
@@ -363,10 +361,10 @@ class _Connections:
         finally:
             connection.end()
             if connection in self._tasks:
-                self._tasks[connection] = self._tasks.pop(connection)  # to the end of the line
+                self._tasks[connection] = self._tasks.pop(connection)  # to the end of the queue
 
     async def close(self) -> None:
-        """Cuts what is left."""
+        """Closes all remaining connections."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

@@ -1,7 +1,7 @@
-"""The journal of what was seen and done on this node: SQLite on the node's own disk, bounded in time and size.
+"""The journal of observations and actions on this node: SQLite on a local disk, bounded in time and size.
 
 Two tables: `entries` for people (`gpuhealth events`), `state` for the agent's next start. Both are written in one
-transaction, so that after a crash the stored kernel-log position never runs ahead of what was recorded.
+transaction, so that after a crash the stored kernel-log position never runs ahead of the entries.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gpuhealth.model.tracker import Change
 log = structlog.get_logger()
 
 _RETRY_SECONDS = 5.0
-_RAM_DISK = Path("/dev/shm")  # noqa: S108 - writable where no disk is
+_RAM_DISK = Path("/dev/shm")  # noqa: S108 - writable when no disk is
 _MAX_UNWRITTEN = 10_000  # entries held while the disk refuses them
 _MIN_ENTRIES = 1000  # kept however old they are: a clock set far ahead must not expire everything
 _FIRST_REPEAT = 60.0
 _LONGEST_REPEAT = 3600.0
-_MAX_REPEATS = 1000  # kinds of events that are told apart
+_MAX_REPEATS = 1000  # distinct kinds of events
 _SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -48,8 +48,8 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE INDEX IF NOT EXISTS entries_by_time ON entries (time);
 CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value BLOB NOT NULL);
 """
-# Version 1 had a component as bare text, and stored state that is of no use any more. It may have run after this one,
-# when an update was taken back: then some components are JSON already, and what this version stored is outdated.
+# Version 1 had a component as bare text, and stored state that is no longer usable. It may have run after this version,
+# when an update was rolled back: then some components are JSON already, and state stored by this version is outdated.
 _UPGRADE_FROM_1 = """
 UPDATE entries SET component = CAST(component AS TEXT) WHERE typeof(component) != 'text';
 UPDATE entries SET component = CASE
@@ -66,11 +66,11 @@ DROP TABLE memory;
 
 
 class JournalError(Exception):
-    """The journal cannot be read or written; the text says which and why."""
+    """The journal cannot be read or written; the text has path and reason."""
 
 
 class DamagedValueError(JournalError):
-    """One stored value is not what an agent writes; the others can be read."""
+    """A stored value has an unexpected format; other values can still be read."""
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -86,7 +86,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 def entry_of(change: Change) -> Entry:
-    """The entry for a change of a finding."""
+    """The journal entry for a change of a finding."""
     finding = change.finding
     return Entry(
         time=change.time,
@@ -100,12 +100,12 @@ def entry_of(change: Change) -> Entry:
 
 
 class Journal:
-    """The journal of one node. Threads take turns: one may still be writing when another closes it."""
+    """The journal of one node. Threads are serialized: one may still be writing when another closes it."""
 
     def __init__(self, path: Path, keep_seconds: float, max_entries: int, read_only: bool = False) -> None:
-        """Opens the journal and makes it where it does not exist.
+        """Opens the journal, and creates it if it does not exist.
 
-        Raises JournalError. A file that is no journal is set aside, never overwritten: the node goes on with a new one.
+        Raises JournalError. A file that is not a journal is set aside, never overwritten: the agent starts a new one.
         """
         self.path = path
         self._keep_seconds = keep_seconds
@@ -129,7 +129,7 @@ class Journal:
             raise JournalError(f"cannot make journal {path}: {error.strerror}") from None
 
     def _copy_opened(self) -> sqlite3.Connection:
-        """A copy in memory, to be read: on a disk that is read-only now SQLite cannot open what it has not closed."""
+        """A copy in memory for reading: on a read-only disk SQLite cannot open a file that it has not closed."""
         try:
             with tempfile.TemporaryDirectory(dir=_RAM_DISK if _RAM_DISK.is_dir() else None) as folder:
                 for suffix in ("", "-wal"):  # the last transactions
@@ -146,7 +146,7 @@ class Journal:
         return database
 
     def _begun_again(self, set_aside: Path) -> sqlite3.Connection:
-        """A new journal in the place of one that is damaged: often by a disk that lets nothing be moved either."""
+        """A new journal in place of a damaged one, whose disk often permits no renaming either."""
         try:
             self.path.rename(set_aside)
             return self._open(read_only=False)
@@ -174,7 +174,7 @@ class Journal:
                     log.warning("journal upgraded: stored findings discarded", file=str(self.path))
             database.execute("SELECT count(*) FROM state").fetchone()
         except BaseException:
-            database.close()  # whatever went wrong, the file must be free to be set aside
+            database.close()  # after any error the file must be free to be set aside
             raise
         return database
 
@@ -206,7 +206,7 @@ class Journal:
                 )
                 self._database.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", state.items())
                 self._database.execute("COMMIT")
-            except BaseException:  # all or nothing, also when we are interrupted
+            except BaseException:  # all or nothing, also when interrupted
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
@@ -214,7 +214,7 @@ class Journal:
             raise JournalError(f"cannot write journal {self.path}: {error}") from None
 
     def stored(self, key: str) -> bytes | None:
-        """A stored value; None where there is none. Raises JournalError."""
+        """A stored value; None if there is none. Raises JournalError."""
         try:
             row = self._database.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
@@ -241,7 +241,7 @@ class Journal:
             raise JournalError(f"cannot read journal {self.path}: {error}") from None
 
     def prune(self, now: datetime) -> None:
-        """Drops entries that are too old or too many. Raises JournalError."""
+        """Drops entries beyond the maximum age or number. Raises JournalError."""
         try:
             with self._turn:
                 self._database.execute(
@@ -255,15 +255,15 @@ class Journal:
             raise JournalError(f"cannot prune journal {self.path}: {error}") from None
 
     def close(self) -> None:
-        """Closes the file, after what is being written."""
+        """Closes the file after the running write."""
         with self._turn:
             self._database.close()
 
 
 def _upgrade(database: sqlite3.Connection) -> bool:
-    """Makes what a journal lacks of the schema; whether it was of an earlier version.
+    """Creates missing parts of the schema; returns whether the file was of an earlier version.
 
-    Raises sqlite3.OperationalError where the file cannot be used now, sqlite3.DatabaseError where it is no journal.
+    Raises sqlite3.OperationalError if the file cannot be used now, sqlite3.DatabaseError if it is not a journal.
     """
     try:
         database.executescript(_SCHEMA)
@@ -276,21 +276,21 @@ def _upgrade(database: sqlite3.Connection) -> bool:
             database.executescript(f"BEGIN IMMEDIATE; {_UPGRADE_FROM_1} COMMIT;")
         database.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # of other tables or columns than a journal has
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # the tables or columns are not those of a journal
             raise sqlite3.DatabaseError(str(error)) from None
         raise
     return bool(is_old)
 
 
 def _text(column: bytes) -> str:
-    """Text of a column, which a damaged file may have filled with what is no UTF-8."""
+    """Text of a column, which may not be valid UTF-8 in a damaged file."""
     return column.decode(errors="replace")
 
 
 def _entry(when: object, *texts: object) -> Entry | None:
-    """An entry from its columns, which a damaged file or another program may have filled with anything."""
+    """An entry from its columns, whose types are arbitrary in a damaged or foreign file."""
     try:
-        time = datetime.fromtimestamp(when, UTC)  # type: ignore[arg-type]  # what it is not, it refuses
+        time = datetime.fromtimestamp(when, UTC)  # type: ignore[arg-type]  # it rejects other types
     except (TypeError, ValueError, OverflowError, OSError):
         return None
     words = [text for text in texts if isinstance(text, str)]
@@ -306,20 +306,20 @@ def _entry(when: object, *texts: object) -> Entry | None:
 
 class _Repeat(msgspec.Struct):
     noted: float
-    seconds: float  # until the next may be noted
+    seconds: float  # until the next may pass
     passed: int = 0
 
 
 class RepeatFilter:
-    """Thins out events that go on and on: one passes at once, then one after a minute, two, four … an hour."""
+    """Thins out recurring events: one passes at once, then one after a minute, two, four … an hour."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], _Repeat] = {}
 
     def suppressed(self, key: tuple[str, str], at: float) -> int | None:
-        """How many were suppressed since the last one that passed; None where this one is suppressed, too.
+        """How many were suppressed since the last one that passed; None if this one is suppressed, too.
 
-        `at` is in seconds of a steady clock.
+        `at` is in seconds of a monotonic clock.
         """
         known = self._known.get(key)
         if known is not None and at - known.noted < known.seconds:
@@ -334,12 +334,12 @@ class RepeatFilter:
 
 
 class JournalWriter:
-    """Writes in the background: the disk may be slow, full or gone, and what is seen must not wait for it."""
+    """Writes in the background: the disk may be slow, full or gone, and must not delay the rounds."""
 
     def __init__(
         self, journal: Journal | None, state: Callable[[], dict[str, bytes]], now: Callable[[], datetime]
     ) -> None:
-        """`state` returns the values to store along with the entries; without a journal nothing is kept."""
+        """`state` returns the values to store along with the entries; without a journal nothing is stored."""
         self._journal = journal
         self._state = state
         self._now = now
@@ -350,21 +350,21 @@ class JournalWriter:
         self.errors = 0
 
     def append(self, *entries: Entry) -> None:
-        """Has entries and the present state written soon."""
+        """Schedules a write of the entries and the present state."""
         if self._journal is not None:
             self._unwritten += entries
             del self._unwritten[:-_MAX_UNWRITTEN]
             self._wanted.set()
 
     async def run_once(self) -> None:
-        """Waits until there is something to write, and writes it; if that fails, it is kept and tried again."""
+        """Waits until there is something to write, and writes it; after a failure it is kept and retried."""
         await self._wanted.wait()
         self._wanted.clear()
-        assert self._journal is not None  # or nothing would be wanted
+        assert self._journal is not None  # without a journal nothing is scheduled
         entries, self._unwritten = self._unwritten, []
         future = self._thread.submit(self._write, entries, self._state(), self._now())
         self._writing = entries, future
-        await asyncio.wait([asyncio.wrap_future(future)])  # if we are cancelled the thread goes on: close() sees to it
+        await asyncio.wait([asyncio.wrap_future(future)])  # on cancellation the thread continues; close() waits for it
         if error := self._outcome():
             self.errors += 1
             log.error("journal write failed", error=str(error))
@@ -372,7 +372,7 @@ class JournalWriter:
             self._wanted.set()
 
     def _write(self, entries: list[Entry], state: dict[str, bytes], now: datetime) -> JournalError | None:
-        """In the thread; what went wrong, if anything did."""
+        """Runs in the thread; returns the error, if any."""
         assert self._journal is not None
         try:
             self._journal.write(entries, state)
@@ -380,12 +380,12 @@ class JournalWriter:
             return error
         try:
             self._journal.prune(now)
-        except JournalError as error:  # the next one may
-            log.error("journal cleanup failed", error=str(error))  # noqa: TRY400 - one sentence says it
+        except JournalError as error:  # the next cleanup may succeed
+            log.error("journal cleanup failed", error=str(error))  # noqa: TRY400 - no traceback needed
         return None
 
     def _outcome(self) -> JournalError | None:
-        """What became of the last write; what it could not write is to be written again."""
+        """The error of the last write, if any; its entries are then queued again."""
         if self._writing is None:
             return None
         (entries, future), self._writing = self._writing, None
@@ -394,13 +394,13 @@ class JournalWriter:
         return error
 
     def close(self) -> None:
-        """Writes what is left, and closes the journal."""
+        """Writes the remaining entries, and closes the journal."""
         if self._journal is None:
             return
-        self._thread.shutdown()  # after the write that is under way
+        self._thread.shutdown()  # after the running write
         self._outcome()
         try:
             self._journal.write(self._unwritten, self._state())
         except JournalError as error:
-            log.error("journal entries lost", error=str(error))  # noqa: TRY400 - one sentence says it
+            log.error("journal entries lost", error=str(error))  # noqa: TRY400 - no traceback needed
         self._journal.close()

@@ -1,4 +1,4 @@
-"""Metric families from rows: what both the agent's and the controller's metrics are made of."""
+"""Metric families from rows, for the metrics of agent and controller."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpuhealth.api import metrics as names
 from gpuhealth.model.missing import Missing
 
 Rows = Iterable[tuple[Any, ...]]
-"""Label values and, last, the value; a row whose value is missing has no sample."""
+"""Label values and, last, the value; a row without a value has no sample."""
 
 
 def family(metric: names.Metric, rows: Rows) -> Metric:
@@ -27,5 +27,5 @@ def family(metric: names.Metric, rows: Rows) -> Metric:
 
 
 def _label(value: object) -> str:
-    """A label's text. Half of a surrogate pair, which bytes that are no UTF-8 leave behind, has no UTF-8: \\udcff."""
+    """A label's text. Unpaired surrogates, left by bytes that are not UTF-8, are escaped: \\udcff."""
     return str(value).encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""A rate limit: so many actions per second on average, and a burst of them at once."""
+"""A rate limit: actions per second on average, with a burst."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class RateLimiter:
-    """Says when the next actions are allowed, or whether one is allowed now."""
+    """Computes when the next actions are allowed, or whether one is allowed now."""
 
     def __init__(self, per_second: float, burst: int) -> None:
         """`burst` actions are allowed at once after a pause of `burst / per_second` seconds."""
@@ -15,13 +15,13 @@ class RateLimiter:
         self._planned = 0.0  # time of the next action without a burst
 
     async def take(self, count: int = 1) -> None:
-        """Wait until so many actions are allowed at once. A waiter that is cancelled has used up its turns."""
+        """Wait until `count` actions are allowed at once. A cancelled waiter has used up its turns."""
         wait = self.reserve(asyncio.get_running_loop().time(), count)
         if wait > 0:
             await asyncio.sleep(wait)
 
     def reserve(self, now: float, count: int = 1) -> float:
-        """Reserve the next turns; seconds until they come, zero or less where they are allowed now."""
+        """Reserve the next turns; returns the seconds until they come, zero or less if they are allowed now."""
         self._planned = max(self._planned, now)
         wait = self._planned - self._ahead - now
         self._planned += count * self._seconds

@@ -1,6 +1,6 @@
-"""The settings that belong to no monitor, with defaults and units; `settings_file` reads them.
+"""Settings that belong to no monitor, with defaults and units; `settings_file` reads them.
 
-Durations are written as Prometheus writes them (`10s`, `5m`, `1h30m`, `14d`) or as seconds, and held as seconds.
+Durations are written in Prometheus syntax (`10s`, `5m`, `1h30m`, `14d`) or as seconds, and stored as seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(value: object) -> object:
-    """Seconds from `90`, `90s`, `1m30s`, `14d`; anything else is left for pydantic to refuse."""
+    """Seconds from `90`, `90s`, `1m30s`, `14d`; other values are returned unchanged for pydantic to reject."""
     if isinstance(value, str):
         if _DURATION.fullmatch(value):
             return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
@@ -36,14 +36,14 @@ def seconds(value: object) -> object:
 
 
 LONGEST_SECONDS = 3650 * 86400.0
-"""What is longer is a mistake, and neither a date nor a Lease can hold it."""
-LARGEST = 1 << 53  # of a count: what JSON, SQLite and the metrics hold exactly
+"""Maximum of a duration: longer ones are mistakes, and do not fit a date or a Lease."""
+LARGEST = 1 << 53  # maximum of a count: JSON, SQLite and the metrics hold it exactly
 
 Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, le=LONGEST_SECONDS)]
-"""Seconds."""
+"""A duration in seconds."""
 
 PositiveDuration = Annotated[Duration, Field(gt=0)]
-"""Seconds, more than none."""
+"""A duration in seconds, greater than zero."""
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 
@@ -52,12 +52,12 @@ Amount = Annotated[Count | Annotated[str, Field(pattern=r"^\d{1,9}%$")], Field(u
 
 
 class Section(BaseModel):
-    """Base of all sections of the settings: unknown names and infinite numbers are refused."""
+    """Base of all sections of the settings: unknown names and infinite numbers are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def longest_window(self) -> float:
-        """The longest of all settings named `window` or `…_window`, in this section and below; 0 without any."""
+        """The longest of all settings named `window` or `…_window`, in this section and below; 0 if there are none."""
         longest = 0.0
         for name in type(self).model_fields:
             value = getattr(self, name)
@@ -80,7 +80,7 @@ class Roots(Section):
 class Tls(Section):
     """TLS files in PEM format. Renewed files are loaded while running."""
 
-    cert: Path  # with the intermediates, if there are any
+    cert: Path  # with intermediate certificates, if any
     key: Path
     client_ca: Path | None = None  # a client with a certificate of this CA may read the pages
 
@@ -111,9 +111,9 @@ class Journal(Section):
 class BurninLimits(Section):
     """Pass thresholds for active tests, in addition to the minimums of the GPU's model. A wrong bit always fails."""
 
-    floor_percent: float = Field(default=100.0, ge=0)  # of the model's floors; 0 asks for none
+    floor_percent: float = Field(default=100.0, ge=0)  # of the model's floors; 0 disables them
     min_percent_of_best_peer: float = Field(default=90.0, ge=0, le=100)  # of the node's best GPU of the same model
-    power_percent: float = Field(default=75.0, ge=0, le=100)  # of TDP or power limit, what a soak must draw at its peak
+    power_percent: float = Field(default=75.0, ge=0, le=100)  # of TDP or power limit, minimum peak power during a soak
     pcie_replays_per_minute: Count = 30
     corrected_ecc_errors: Count = 0  # during one test; an uncorrectable one always fails
     nvlink_errors: Count = 100  # of one link during one test
@@ -124,9 +124,9 @@ class Burnin(Section):
 
     results_dir: Path = Path("/var/lib/gpuhealth/burnin")
     level: Literal["quick", "standard", "long"] = "standard"
-    devices: str = "all"  # GPUs that CUDA shows; else as cuda:0,1 or, where processors stand in, cpu:0,1
+    devices: str = "all"  # GPUs visible to CUDA; else cuda:0,1, or cpu:0,1 for a run without GPU
     limits: BurninLimits = BurninLimits()
-    faults: tuple[dict[str, Any], ...] = ()  # put in on purpose, to see them caught: burnin.jobs.Fault
+    faults: tuple[dict[str, Any], ...] = ()  # injected faults, to test their detection: burnin.protocol.Fault
 
 
 class Preflight(Section):
@@ -135,15 +135,15 @@ class Preflight(Section):
     taint: str = Field(default=PREFLIGHT_TAINT, min_length=1)  # key; with another, see daemonset/preflight.yaml
     level: Literal["quick", "standard", "long"] = "standard"
     tests: tuple[str, ...] = ()  # else those of the level
-    duration: Duration | None = None  # of the tests' work in all; else the level's
+    duration: Duration | None = None  # total of the tests; else the level's
     readiness_timeout: Duration = 600.0  # for all passive checks to pass on a new node: its driver is being installed
     deadline: Duration = Field(default=1800.0, gt=0)  # for the whole preflight; a long burn-in needs more
     retry: Duration = Field(default=10.0, gt=0)
-    after_reboot: bool = False  # also for a node that was rebooted, once its agent has seen that
+    after_reboot: bool = False  # also for a node that was rebooted, once its agent has detected that
 
 
 class Kubernetes(Section):
-    """The Kubernetes cluster that the node belongs to, if any."""
+    """The Kubernetes cluster of the node, if any."""
 
     enabled: bool = True
     kubeconfig: Path | None = None  # else the pod's service account
@@ -156,8 +156,8 @@ class Election(Section):
 
     enabled: bool = True
     lease: str = Field(default=CONTROLLER_LEASE, min_length=1)
-    duration: Duration = Field(default=15.0, ge=1)  # after which the others may take it from one that is silent
-    renew_within: Duration = Field(default=10.0, gt=0)  # or it stops acting, before the others begin
+    duration: Duration = Field(default=15.0, ge=1)  # after which another candidate may take the Lease
+    renew_within: Duration = Field(default=10.0, gt=0)  # or it stops acting, before another candidate begins
     retry: Duration = Field(default=2.0, gt=0)
 
     @model_validator(mode="after")
@@ -170,7 +170,7 @@ class Election(Section):
 class Periodic(Section):
     """Periodic burn-in of nodes that are in service and idle."""
 
-    enabled: bool = False  # it makes idle GPUs draw their full power
+    enabled: bool = False  # idle GPUs then draw their full power
     every: Duration = 7 * 86400.0  # a node is tested again after this
     level: Literal["quick", "standard", "long"] = "standard"
     max_per_pool: Amount = 1  # at once; a count, or a percentage of the pool
@@ -186,12 +186,12 @@ class Controller(Section):
         300.0  # before a node without a ready agent is marked Unknown; longer than an update of the agents takes
     )
     orphaned_slot_timeout: Duration = 900.0  # before a budget slot is freed whose node is in service and has no agent
-    drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, whatever their disruption budgets say
-    drain_retry: Duration = Field(default=10.0, gt=0)  # between tries of an eviction that was refused
+    drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, regardless of their disruption budgets
+    drain_retry: Duration = Field(default=10.0, gt=0)  # between attempts of a refused eviction
     evictions_per_second: float = Field(default=10.0, gt=0)  # over the whole fleet
     eviction_burst: int = Field(default=20, ge=1, le=LARGEST)
     periodic: Periodic = Periodic()
-    pool_labels: tuple[str, ...] = (  # a node's pool is the value of the first of these that it has
+    pool_labels: tuple[str, ...] = (  # a node's pool is the value of the first of these labels that it has
         POOL_LABEL,
         "eks.amazonaws.com/nodegroup",
         "cloud.google.com/gke-nodepool",
@@ -208,19 +208,19 @@ class Quarantine(Section):
 
 
 class FindingSettings(Section):
-    """Changes of a finding's defaults; what is not set keeps the default. Durations in seconds."""
+    """Changes to a finding's defaults; unset fields keep the default. Durations in seconds."""
 
     severity: Severity | None = None
     quarantine: bool | None = None
     drain: bool | None = None
     raise_after: Duration | None = None
     clear_after: Duration | None = None
-    test_before_return: bool | None = None  # None: as quarantine.test_before_return says
+    test_before_return: bool | None = None  # None: value of quarantine.test_before_return
     ignore: bool = False
 
 
 class Schedule(Section):
-    """When one monitor is read. Durations in seconds."""
+    """Interval and deadline of one monitor. Durations in seconds."""
 
     enabled: bool = True
     interval: PositiveDuration | None = None  # between two rounds; None: the setting interval
@@ -228,14 +228,14 @@ class Schedule(Section):
 
 
 class PoolPolicy(Section):
-    """Finding policies for the nodes that carry all of these labels."""
+    """Finding policies for the nodes that have all of these labels."""
 
     node_labels: dict[str, str] = Field(min_length=1)
     findings: dict[str, FindingSettings]
 
 
 class CoreSettings(Section):
-    """The settings that belong to no monitor, and their defaults."""
+    """Settings that belong to no monitor, and their defaults."""
 
     node_name: str = Field(default_factory=socket.gethostname, min_length=1)
     mode: Literal["observe", "taint", "cordon"] = "taint"
@@ -268,5 +268,5 @@ class CoreSettings(Section):
         return FindingPolicy(**chosen)
 
     def schedule(self, monitor: str) -> Schedule:
-        """When a monitor is read, as far as the settings change it."""
+        """Interval and deadline of a monitor, if the settings change them."""
         return self.monitors.get(monitor) or Schedule()

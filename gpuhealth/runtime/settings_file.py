@@ -1,7 +1,7 @@
-"""Where settings come from: one YAML file, overridden by the environment; an error is one sentence.
+"""Reads settings from one YAML file, overridden by environment variables; an error is one sentence.
 
-`GPUHEALTH_CONFIG` names the file; `GPUHEALTH_NVML__WARN_AFTER=30s` overrides `nvml.warn_after`. The variables that the
-kubelet makes of a Service named gpuhealth… are none of ours.
+`GPUHEALTH_CONFIG` names the file; `GPUHEALTH_NVML__WARN_AFTER=30s` overrides `nvml.warn_after`. Variables that the
+kubelet sets for a Service named gpuhealth… are ignored.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from gpuhealth.runtime.settings_text import MOST_CHARACTERS, TextError, values_o
 SettingsT = TypeVar("SettingsT", bound=CoreSettings)
 
 ENVIRONMENT_PREFIX = "GPUHEALTH_"
-_DEEPEST = 8  # sections of a variable's name
+_DEEPEST = 8  # nested sections in a variable's name
 _SERVICE_HOST = "_SERVICE_HOST"
 _SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 _REASON_CHARACTERS = 200
-_SHOWN = reprlib.Repr()  # bounded, whatever is in the file
+_SHOWN = reprlib.Repr()  # bounded for any content of the file
 _SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxlist, _SHOWN.maxstring, _SHOWN.maxother = 2, 4, 4, 60, 60
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be used; the text is one sentence that says what, where and what would be right."""
+    """The configuration cannot be used; the text is one sentence with the problem, its place and a valid value."""
 
 
 def load(model: type[SettingsT], path: Path | None = None, **overrides: Any) -> SettingsT:
     """Settings of a model: from the file (or the one in GPUHEALTH_CONFIG), then the environment, then `overrides`.
 
-    Raises ConfigError with one sentence for a file that cannot be read, a key that is not known, a bad value.
+    Raises ConfigError with one sentence for an unreadable file, an unknown key or an invalid value.
     """
     if path is None and (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
         path = Path(named)
@@ -57,14 +57,14 @@ class SettingsFile(Generic[SettingsT]):
         self._stamp = self._stamped()
 
     def changed(self) -> SettingsT | None:
-        """The settings if the file has changed since it was last looked at. Raises ConfigError, once for a change."""
+        """The settings if the file has changed since the last call. Raises ConfigError, once for each change."""
         if (stamp := self._stamped()) == self._stamp:
             return None
         self._stamp = stamp
         return load(self._model, self.path)
 
     def _stamped(self) -> tuple[int, int] | None:
-        """Changes when the file does, also when a ConfigMap's link is turned to another one."""
+        """Changes when the file does, also when the symbolic link of a ConfigMap has a new target."""
         try:
             status = self.path.stat() if self.path else None
         except OSError:
@@ -81,7 +81,7 @@ def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment_values(model: type[CoreSettings]) -> dict[str, Any]:
-    """GPUHEALTH_A__B=value as {"a": {"b": value}}; a value in brackets is read as YAML, any other is taken as text."""
+    """GPUHEALTH_A__B=value as {"a": {"b": value}}; a value in brackets is parsed as YAML, any other is text."""
     values: dict[str, Any] = {}
     is_link = _service_links(os.environ)
     for name, text in os.environ.items():
@@ -101,10 +101,10 @@ def _environment_values(model: type[CoreSettings]) -> dict[str, Any]:
 
 
 def _service_links(names: Iterable[str]) -> Callable[[str], bool]:
-    """Which variables the kubelet has made of Services of our namespace, and of links to them as Docker once made them.
+    """Names of the variables set by the kubelet for Services of our namespace, including legacy Docker links.
 
-    Each Service has NAME_SERVICE_HOST; without it a variable such as GPUHEALTH_HTTP_PORT is a setting misspelt. The
-    name of a Service may contain "--", so that "__" tells nothing.
+    Each Service has NAME_SERVICE_HOST; without it a variable such as GPUHEALTH_HTTP_PORT is a misspelt setting. The
+    name of a Service may contain "--", so that "__" is no distinction.
     """
     services = [name.removesuffix(_SERVICE_HOST) for name in names if name.endswith(_SERVICE_HOST)]
     ours = [f"{service}_" for service in services if f"{service}_".startswith(ENVIRONMENT_PREFIX)]
@@ -134,7 +134,7 @@ def _file_values(path: Path) -> dict[str, Any]:
 
 
 def _refuse_what_is_no_text(value: object, path: Path | None, where: str = "") -> None:
-    """Raises ConfigError for text that no file name, host or label can hold: NUL, and halves of surrogate pairs."""
+    """Raises ConfigError for text with NUL or unpaired surrogates, which file names, hosts and labels cannot hold."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _refuse_what_is_no_text(key, path, where)
@@ -163,6 +163,6 @@ def _sentence(error: ValidationError, path: Path | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text from a file or the environment, bounded and without what would steer a terminal."""
+    """Text from a file or the environment, shortened and without terminal control characters."""
     cut = text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 1]}…"
     return cut if cut.isprintable() else repr(cut)[1:-1]

@@ -1,6 +1,6 @@
-"""Reading settings' text, YAML, within bounds: whatever it says, the answer is values or one error, and soon.
+"""Reads the YAML text of settings within bounds: any text results in values or one error, in limited time.
 
-Aliases are what makes a small text large: each is counted as the size of what it stands for.
+Aliases can make a small text large: each counts as the size of its target.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DEEPEST = 50
 
 
 class TextError(ValueError):
-    """The text cannot be used; `reason` continues a sentence that begins with where the text stands."""
+    """The text cannot be used; `reason` continues a sentence that begins with the position in the text."""
 
     def __init__(self, reason: str, line: int | None = None) -> None:
         super().__init__(reason)
@@ -24,7 +24,7 @@ class TextError(ValueError):
 
 
 def values_of(text: str) -> object:
-    """What the text says. Raises TextError."""
+    """The values in the text. Raises TextError."""
     if len(text) > MOST_CHARACTERS:
         raise TextError(f"is longer than {MOST_CHARACTERS >> 10} KiB")
     try:
@@ -36,16 +36,16 @@ def values_of(text: str) -> object:
 
 
 class _BoundError(yaml.MarkedYAMLError):
-    """What is valid YAML, and no settings."""
+    """Valid YAML that is not valid settings."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader with bounds, which are kept before a value is made, and whose only error is a YAMLError."""
+    """A SafeLoader with bounds that are checked before a value is made, and whose only error is a YAMLError."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._count = self._depth = 0
-        self._sizes: dict[int, int] = {}  # by the identity of a node: how many values it stands for
+        self._sizes: dict[int, int] = {}  # by the identity of a node: its number of values, aliases expanded
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._sizes:
-                raise _BoundError(problem="has an alias of what it stands in", problem_mark=mark)
+                raise _BoundError(problem="has an alias of a value that contains it", problem_mark=mark)
             return self._counted(node, self._sizes[id(node)], mark)
         if self._depth >= DEEPEST:
             raise _BoundError(problem=f"is nested deeper than {DEEPEST} levels", problem_mark=mark)
@@ -75,6 +75,6 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except yaml.YAMLError:
             raise
-        except Exception:  # noqa: BLE001 - the makers of dates, numbers and so on raise whatever Python raises
+        except Exception:  # noqa: BLE001 - constructors of dates, numbers and so on raise arbitrary exceptions
             problem = "has a value that cannot be read; text goes in quotes"
             raise _BoundError(problem=problem, problem_mark=node.start_mark) from None

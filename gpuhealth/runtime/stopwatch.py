@@ -1,4 +1,4 @@
-"""Counts the seconds that pass while this process runs, and not those while it is frozen."""
+"""Counts the seconds while this process runs, and not while it is frozen."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LONGEST_STEP_SECONDS = 5.0
 
 
 class Stopwatch:
-    """Seconds since its start, without the time in which the event loop did not run.
+    """Seconds since the start, without the time in which the event loop did not run.
 
-    SIGSTOP, the cgroup freezer and a paused virtual machine stop us and what we wait for alike: that is no waiting. A
-    step of the loop that takes longer than 5 s counts as 1 s.
+    SIGSTOP, the cgroup freezer and a paused virtual machine stop us and the process we wait for alike, so that time
+    does not count as waiting. A step of the loop that takes longer than 5 s counts as 1 s.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -23,7 +23,7 @@ class Stopwatch:
         self._timer = loop.call_later(_TICK_SECONDS, self._tick)
 
     def seconds(self) -> float:
-        """How long it has run."""
+        """Seconds that the stopwatch has run."""
         now = time.monotonic()
         step = now - self._last
         self._seconds += step if step <= _LONGEST_STEP_SECONDS else _TICK_SECONDS
@@ -31,7 +31,7 @@ class Stopwatch:
         return self._seconds
 
     def stop(self) -> None:
-        """Ends the ticking; it must be called once the stopwatch is no longer needed."""
+        """Stops the ticking task; call it once the stopwatch is no longer needed."""
         self._timer.cancel()
 
     def _tick(self) -> None:

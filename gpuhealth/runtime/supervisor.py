@@ -1,8 +1,8 @@
 """Supervision of asyncio tasks: loops that are restarted after an error, and a cancellation that cannot be lost.
 
-A cancellation is an exception, and code on its way can swallow it or raise another error in its place. The task's own
-count, `Task.cancelling()`, remains. So each loop that continues after an error checks that count here, and a task that
-has not ended is cancelled again.
+A cancellation is an exception, and any code it passes through can swallow or replace it. The task's own count,
+`Task.cancelling()`, remains. So each loop that continues after an error checks that count here, and a task that has not
+ended is cancelled again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 AGAIN_SECONDS = 1.0
 """Time after which a task that has not ended is cancelled again."""
 _RETRY_SECONDS = 1.0
-_LOGGED_NAMES = 5  # tasks that one log line names
+_LOGGED_NAMES = 5  # maximum number of tasks named in one log line
 
 
 def cancellations() -> int:
@@ -86,7 +86,7 @@ async def end(tasks: Collection[asyncio.Task[Any]], again_after: float = AGAIN_S
         waiting = {task for task in waiting if not task.done()}
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # asyncio logs exceptions that nobody has retrieved
+            task.exception()  # asyncio logs exceptions that are never retrieved
     if cancelled:
         raise asyncio.CancelledError
 

@@ -79,7 +79,9 @@ def test_a_lost_journal_returns_no_node(marked: Marked, lose: Callable[[Simulate
         wait_for("the report", lambda: [each["code"] for each in marked.report()["findings"]] == [LOST])
         (finding,) = marked.report()["findings"]
         assert "xid.95" in finding["message"]
-        assert finding["clearsWhen"] == "the node has rebooted, a later burn-in has passed, or a person says so"
+        assert (
+            finding["clearsWhen"] == "the node has rebooted, a later burn-in has passed, or a person restores the node"
+        )
         assert any("stored" in line["event"] or "set aside" in line["event"] for line in sim.log())
         marked.annotate("gpuhealth.io/restored", datetime.now(UTC).isoformat())
         wait_for("the taint to go", lambda: marked.taint() is None)

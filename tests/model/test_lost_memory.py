@@ -75,7 +75,7 @@ def test_a_forgotten_fault_keeps_the_node_out() -> None:
     (finding,) = tracked.quarantine().findings
     assert (finding.severity, finding.component) == (Severity.CRITICAL, GPU)
     assert "xid.79" in finding.message
-    assert finding.clears_when == "the node has rebooted, a later burn-in has passed, or a person says so"
+    assert finding.clears_when == "the node has rebooted, a later burn-in has passed, or a person restores the node"
     assert recalled(tracked, record, time=70) == [], "once"
     for seconds in (100, 1000):
         changes = tracked.apply_round("nvidia", [clean("gpu.lost")], facts(GPU, time=at(seconds)))

@@ -83,7 +83,7 @@ class AgentLiveness(Duty):
         return node is not None and not node.overridden and node.readable
 
     async def _mark(self, name: str, since: float) -> bool:
-        """Mark the node if its agent is silent by what the API server has now: a watch may lag after an outage.
+        """Mark the node if its agent is silent by the API server's current data: a watch may lag after an outage.
 
         Return whether it was marked. Raises ApiError.
         """

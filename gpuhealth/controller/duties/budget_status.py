@@ -47,7 +47,7 @@ class BudgetStatusWriter(Duty):
         self._unchanged: dict[str, tuple[tuple[str, int], float]] = {}  # by budget: uid and generation, and since when
 
     async def run(self) -> None:
-        """Write what has changed after each change in the fleet, until cancelled."""
+        """Write changed statuses after each change in the fleet, until cancelled."""
         await self._fleet.repeat_on_change(self._round, self._timing.round_pause)
 
     async def _round(self) -> float | None:

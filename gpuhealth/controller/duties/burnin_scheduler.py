@@ -2,8 +2,8 @@
 
 A burn-in is a Pod on its node that requests all of the node's GPUs with a priority below everything. So the scheduler
 keeps it from sharing GPUs with other work, and preempts it for real work at once. This duty only chooses the node, and
-skips busy nodes to save the scheduler the attempts. The Pod is named after its node, so there is at most one, whoever
-leads. The Pod has no rights: it writes its result on the node, where the agent reads and judges it.
+skips busy nodes to save the scheduler the attempts. The Pod is named after its node, so there is at most one, no matter
+which process leads. The Pod has no rights: it writes its result on the node, where the agent reads and judges it.
 """
 
 from __future__ import annotations

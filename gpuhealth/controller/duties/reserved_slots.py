@@ -1,8 +1,8 @@
 """Reserves slots of budgets in the name of nodes that hold none themselves.
 
-These are nodes that somebody else took out of service (cordoned, or not ready), where a budget says `countUnavailable`;
-and nodes that are out by our action and whose agent has not taken a slot of a new or changed budget. The API server
-then bounds the agents by the slots that are left. Slots that others hold are never revoked.
+These are nodes that others took out of service (cordoned, or not ready), if a budget has `countUnavailable`; and nodes
+that are out by our action and whose agent has not taken a slot of a new or changed budget. The API server then bounds
+the agents by the slots that are left. Slots that others hold are never revoked.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Results of burn-ins that lie on the node."""
+"""Results of burn-ins stored on the node."""

@@ -1,4 +1,4 @@
-"""Rules on burn-in results: each result stands until a later run of the same test on the same GPU."""
+"""Rules on burn-in results: each result is valid until a later run of the same test on the same GPU."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ CODES = (
     _define(
         "exact",
         Action.INSPECT_HARDWARE,
-        meaning="The GPU computed a wrong result where the right one is known to the last bit: it corrupts whatever is"
-        " computed on it, without any error.",
+        meaning="The GPU computed a wrong result where the right one is known to the last bit: it corrupts everything"
+        " that is computed on it, without any error.",
         advice="Have the GPU replaced; the evidence names type, shape, seed and bits for the vendor.",
     ),
     _define(
@@ -54,7 +54,7 @@ CODES = (
     _define(
         "memory",
         Action.RESET_GPU,
-        meaning="What was written to the GPU's memory was not what was read back, at the address that the evidence"
+        meaning="Data read back from the GPU's memory differed from the data written, at the address that the evidence"
         " names.",
         advice="Reset the GPU, so that bad rows can be replaced, and test again; have it replaced if it comes back.",
     ),
@@ -81,7 +81,7 @@ CODES = (
         "soak",
         Action.INSPECT_HARDWARE,
         meaning="Under load for minutes the GPU slowed itself down, reported errors, or fell behind its neighbours.",
-        advice="Look at cooling, power supply and power limit; compare with the GPU beside it.",
+        advice="Look at cooling, power supply and power limit; compare with a neighbouring GPU.",
     ),
 )
 
@@ -113,9 +113,9 @@ def _test(code: Code) -> str:
 
 
 def _is_unknown_failure(result: TestResult) -> bool:
-    """Whether a test failed that has no finding code: the burn-in's image may be of a newer version than the agent.
+    """Whether a test without a finding code failed: the burn-in's image may be of a newer version than the agent.
 
-    It is reported as not checked. It is no finding, because nothing is known about what it means and what to do.
+    It is reported as not checked, and is not a finding, because its meaning and remedy are unknown.
     """
     return result.status is TestStatus.FAILED and all(_test(code) != result.test for code in CODES)
 

@@ -19,7 +19,7 @@ def _facts(context: Context) -> MonitorFacts:
 
 MONITOR = Monitor(
     name="burnin_results",
-    summary="Results of burn-ins that lie on the node.",
+    summary="Results of burn-ins stored on the node.",
     readings=BurninReadings,
     settings=NoSettings,
     baseline=NoBaseline,

@@ -1,4 +1,4 @@
-"""Reads burn-in results from the folder where every run leaves one file."""
+"""Reads burn-in results from the folder to which every run writes one file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gpuhealth.monitors.burnin_results.readings import BurninReadings
 from gpuhealth.runtime.files import file_missing
 
 MAX_RUNS = 64
-"""The newest files that are looked at."""
-MAX_BYTES = 4 << 20  # of one; a run of sixteen GPUs has some 100 kB
+"""Maximum number of files that are read, newest first."""
+MAX_BYTES = 4 << 20  # of one file; a run of sixteen GPUs has some 100 kB
 _PATIENCE_SECONDS = 2.0
-_NAMED = 3  # unreadable files that are told by name
+_NAMED = 3  # unreadable files that are listed by name
 _EVIDENCE_LIMIT = 2000
 _MISCOMPARES = 4
 
@@ -26,7 +26,7 @@ _Name = tuple[str, _Stamp]
 
 
 class BurninProbe:
-    """Reads what has changed, in a thread: the disk may be slow or gone, and the round must not wait for it."""
+    """Reads changed files in a thread: the disk may be slow or gone, and must not delay the round."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -35,7 +35,7 @@ class BurninProbe:
         self._reading: asyncio.Task[Reading[BurninReadings]] | None = None
 
     async def read(self) -> Reading[BurninReadings]:
-        """All runs, oldest first. A file that cannot be read is said to be; the others count all the same."""
+        """All runs, oldest first. Unreadable files are listed; the others still count."""
         if self._reading is None:
             self._reading = asyncio.create_task(asyncio.to_thread(self._read))
         await asyncio.wait([self._reading], timeout=_PATIENCE_SECONDS)
@@ -45,16 +45,16 @@ class BurninProbe:
         return reading.result()
 
     def configure(self, _settings: object) -> None:
-        """Does nothing: the folder is taken at the start."""
+        """Does nothing: the folder is fixed at the start."""
 
     def close(self) -> None:
-        """Does nothing: a thread that hangs ends with the process."""
+        """Does nothing: a hung thread ends with the process."""
 
     def _read(self) -> Reading[BurninReadings]:
         try:
             names = sorted(self._names(), key=lambda name: name[1])[-MAX_RUNS:]
         except FileNotFoundError:
-            names = []  # nothing has ever been run here
+            names = []  # no burn-in has been run here
         except OSError as error:
             return file_missing(error)
         if list(self._files) != names:
@@ -66,13 +66,13 @@ class BurninProbe:
         found = []
         for path in self._folder.iterdir():
             if path.suffix == ".json":
-                with contextlib.suppress(FileNotFoundError):  # another process makes room
+                with contextlib.suppress(FileNotFoundError):  # another process deletes old files
                     status = path.stat()
                     found.append((path.name, (status.st_ctime_ns, status.st_size, status.st_ino)))
         return found
 
     def _file(self, name: str) -> BurninRun | str:
-        """The run, or a sentence about what is wrong with the file."""
+        """The run, or a sentence about the fault of the file."""
         try:
             with (self._folder / name).open("rb") as file:
                 text = file.read(MAX_BYTES + 1)
@@ -93,7 +93,7 @@ def _readings(files: dict[_Name, BurninRun | str]) -> BurninReadings:
 
 
 def _slim(runs: list[BurninRun]) -> tuple[BurninRun, ...]:
-    """Keeps in full only the last conclusive result of each test and GPU, and no curves: all this stays in memory."""
+    """Keeps only the last conclusive result of each test and GPU complete, and no curves: the runs stay in memory."""
     seen: set[tuple[str, str]] = set()
 
     def kept(result: TestResult) -> TestResult:

@@ -1,4 +1,4 @@
-"""Readings of burn-in results that lie on the node."""
+"""Readings of burn-in results stored on the node."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from gpuhealth.model.burnin_run import BurninRun
 
 
 class BurninReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The results of active tests that lie on the node: of each test and GPU the last one that says something is
-    whole, of earlier ones only how they ended."""
+    """The results of active tests stored on the node. The last conclusive one of each test and GPU is complete; of
+    earlier ones only the outcome is kept."""
 
     runs: tuple[BurninRun, ...] = ()  # oldest first
     unreadable: str = ""  # results that could not be read, and why

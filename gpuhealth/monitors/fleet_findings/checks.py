@@ -20,11 +20,11 @@ MISMATCH = define(
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
     meaning="In its last burn-in the GPU computed another result than the majority of the fleet's GPUs of its model"
-    " with the same software: it computes wrong without a word, or it is not what it says it is.",
+    " with the same software: it computes wrong results silently, or it is not the model that it reports.",
     advice="Run gpuhealth burnin --tests repeat,exact on the node; if the digest differs again, have the GPU replaced.",
     quarantine=True,
     drain=True,
-    clear_after=0.0,  # the controller compares whole burn-ins: there is nothing to wait for
+    clear_after=0.0,  # the controller compares complete burn-ins: there is nothing to wait for
 )
 SLOW = define(
     "fleet.slow_gpu",

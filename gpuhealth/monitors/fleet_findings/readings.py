@@ -1,4 +1,4 @@
-"""Readings of what the controller found by comparing GPUs of the whole fleet."""
+"""Readings of the controller's comparison of GPUs across the fleet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class FleetFinding(msgspec.Struct, frozen=True):
-    """What the controller reports of one GPU of the node, from comparing it with all others of its model."""
+    """The controller's result for one GPU of the node, from comparing it with all others of its model."""
 
     code: str
     gpu: str

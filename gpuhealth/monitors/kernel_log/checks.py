@@ -1,4 +1,4 @@
-"""Rules on the kernel log: faults that its lines report, and whether it could be read without gaps."""
+"""Rules on the kernel log: faults reported in its lines, and whether it could be read without gaps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Context: TypeAlias = CheckContext[Reading[KernelLogStatus], KernelLogSettings, N
 
 
 def judge_events(context: Context) -> Iterator[Outcome]:
-    """The findings of kernel-log events, as soon as they come."""
+    """The findings of kernel-log events, as soon as they arrive."""
     yield from log_events.judge(context, EVENTS)
 
 

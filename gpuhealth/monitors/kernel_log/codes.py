@@ -1,4 +1,4 @@
-"""Faults of the host and its network adapters that their lines in the kernel log report, and gaps in the log."""
+"""Faults of the host and its network adapters that are reported in the kernel log, and gaps in the log."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ CPU_LOCKUP = define(
     Severity.WARNING,
     Action.REBOOT_NODE,
     meaning="A CPU was stuck in the kernel.",
-    advice="Read the stack that follows the line; reboot the node if it goes on.",
+    advice="Read the stack that follows the line; reboot the node if it continues.",
     clears=Clears.QUIET_PERIOD,
     clear_after=_HOUR,
 )
@@ -73,7 +73,7 @@ OOM = define(
     "host.oom",
     Severity.WARNING,
     Action.RESTART_WORKLOAD,
-    meaning="A process was ended for want of memory: of the host (a warning), or of its own group (information).",
+    meaning="A process was killed because memory ran out: on the host (a warning), or in its own cgroup (information).",
     advice="Give programs memory limits that fit the host.",
     clears=Clears.QUIET_PERIOD,
     clear_after=600.0,
@@ -83,7 +83,7 @@ IO_ERRORS = define(
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
     meaning="A disk had input or output errors.",
-    advice="Look at the disk's own health data (smartctl, nvme smart-log) and replace it if they go on.",
+    advice="Look at the disk's own health data (smartctl, nvme smart-log) and replace it if the errors continue.",
     clears=Clears.QUIET_PERIOD,
     clear_after=_HOUR,
 )
@@ -92,7 +92,7 @@ SEGFAULT = define(
     Severity.INFO,
     Action.NONE,
     meaning="A program crashed.",
-    advice="Nothing is to be done; in a library of NVIDIA's it may explain what follows.",
+    advice="No action needed; a crash in an NVIDIA library may explain later errors.",
     clears=Clears.QUIET_PERIOD,
     clear_after=600.0,
 )
@@ -100,7 +100,7 @@ INFINIBAND_ERRORS = define(
     "infiniband.errors",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
-    meaning="A network adapter of NVIDIA's (mlx5) reported an error of itself, its firmware or its cable.",
+    meaning="An NVIDIA network adapter (mlx5) reported an error of its hardware, its firmware or its cable.",
     advice="Look at the adapter (mlxlink, ethtool -m) and its cable; one that reports a fatal error needs a reboot.",
     clears=Clears.QUIET_PERIOD,
     clear_after=_HOUR,
@@ -111,7 +111,7 @@ INFINIBAND_DOWN = define(
     Action.INSPECT_HARDWARE,
     meaning="The link of an InfiniBand interface went down.",
     advice="Look at the port (ibstat, mlxlink), its cable and the switch.",
-    clears=Clears.LOGGED_END,  # it may come up by itself: one line takes no node out of service
+    clears=Clears.LOGGED_END,  # it may come up by itself, so one line takes no node out of service
     clear_after=600.0,
 )
 NIC_DOWN = define(
@@ -120,7 +120,7 @@ NIC_DOWN = define(
     Action.INSPECT_HARDWARE,
     meaning="The link of a network interface went down.",
     advice="Look at the interface (ip link, ethtool), its cable and the switch.",
-    clears=Clears.LOGGED_END,  # it may come up by itself: one line takes no node out of service
+    clears=Clears.LOGGED_END,  # it may come up by itself, so one line takes no node out of service
     clear_after=600.0,
 )
 

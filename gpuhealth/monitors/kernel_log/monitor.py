@@ -1,6 +1,6 @@
-"""The monitor of the kernel log: faults of the host that its lines report, and gaps in the log itself.
+"""The monitor of the kernel log: faults of the host reported in its lines, and gaps in the log itself.
 
-The log is followed all the time by `gpuhealth.kernel_log`; what is read here is only how completely that works.
+`gpuhealth.kernel_log` follows the log continuously; this monitor only reads how completely that works.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Kernel-log messages of the kernel itself and of network drivers that matter to a GPU node.
 
-Every expression is anchored at the start of the kernel message, and none skips text before the words that count:
-what it skips could be text of a user. Records with such text are recognised by `user_text`, before any of these.
+Every expression is anchored at the start of the kernel message, and none skips text before its fixed words: skipped
+text could be text of a user. Records with such text are recognised by `user_text`, before any of these.
 """
 
 from __future__ import annotations

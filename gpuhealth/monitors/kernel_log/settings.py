@@ -12,6 +12,6 @@ class Kmsg(Section):
 
 
 class KernelLogSettings(Section):
-    """How the kernel log is read."""
+    """Settings for reading the kernel log."""
 
     kmsg: Kmsg = Kmsg()

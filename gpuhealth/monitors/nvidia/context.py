@@ -1,8 +1,7 @@
-"""What the checks of NVIDIA GPUs see of a round, and how their rules become checks.
+"""Input of the checks of NVIDIA GPUs, and how their rules become checks.
 
 A rule is called once for every GPU, or once for the node. It returns a Finding, None for clean, or the Missing that
-kept it from judging. Missing for want of support is nothing to check and leaves no outcome; any other reason becomes
-NotChecked.
+prevented a result. An unsupported reading needs no check and has no outcome; any other reason becomes NotChecked.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ NvidiaContext: TypeAlias = CheckContext[Reading[NvidiaReadings], NvidiaSettings,
 
 
 class GpuContext:
-    """One round as the rules see it: the readings, what is remembered, and the GPUs that the node is known to have."""
+    """One round as input of the rules: the readings, the stored state, and the known GPUs of the node."""
 
     def __init__(self, context: NvidiaContext) -> None:
         self.round = context
@@ -44,12 +43,12 @@ class GpuContext:
 
     @property
     def released(self) -> Missing | None:
-        """Set while the driver is released on request: nothing can be found until it is opened again."""
+        """Set while the driver is released on request: no finding is possible until it is opened again."""
         return self.readings.released
 
     @cached_property
     def gpus(self) -> tuple[GpuReadings, ...]:
-        """The GPUs that answered, and a placeholder (its `error` says why) for every remembered one that did not."""
+        """The GPUs that answered, and a placeholder (see its `error`) for every remembered one that did not."""
         return known_gpus(self.readings, self.baseline)
 
     @property
@@ -69,7 +68,7 @@ class GpuContext:
             yield ComponentInfo(component=Component(Kind.MIG, mig.uuid, gpu.id), index=mig.gpu_instance)
 
     def peers(self, gpu: GpuReadings) -> list[GpuReadings]:
-        """The other GPUs of the same model that answer."""
+        """The other answering GPUs of the same model."""
         others = [other for other in self.gpus if other.id != gpu.id and not other.error]
         return [other for other in others if isinstance(other.name, str) and other.name == gpu.name]
 
@@ -99,7 +98,7 @@ class GpuContext:
 
 
 def _unread(reason: Missing) -> NvidiaReadings:
-    """The readings of a round in which nothing was read."""
+    """Readings for a round in which nothing was read."""
     return NvidiaReadings(
         nvml=NvmlReadings(problem=reason),
         pci=reason,
@@ -111,13 +110,13 @@ def _unread(reason: Missing) -> NvidiaReadings:
 
 
 def label(gpu: GpuReadings) -> str:
-    """The GPU as an operator on the node finds it: by index and PCI address."""
+    """The GPU as an operator on the node identifies it: by index and PCI address."""
     place = gpu.pci if isinstance(gpu.pci, str) else gpu.id
     return f"GPU {gpu.index} ({place})" if gpu.index >= 0 else f"GPU {place}"
 
 
 def known_gpus(readings: NvidiaReadings, baseline: Baseline) -> tuple[GpuReadings, ...]:
-    """Every GPU that answered, and a placeholder for each that is remembered and did not; its `error` says why."""
+    """Every GPU that answered, and a placeholder for each remembered one that did not; its `error` has the reason."""
     nvml = readings.nvml
     reason = Missing(MissingReason.ERROR, "NVML no longer lists this GPU")
     listed: tuple[GpuReadings, ...] = ()
@@ -134,13 +133,13 @@ def known_gpus(readings: NvidiaReadings, baseline: Baseline) -> tuple[GpuReading
     gpus = _recognised(_placed(listed, readings.pci), remembered)
     seen = {gpu.uuid for gpu in gpus}
     if any(isinstance(gpu.uuid, Missing) for gpu in gpus):
-        return gpus  # such a GPU is one of the absent, and nothing tells which
+        return gpus  # it is one of the absent GPUs, but which one is unknown
     placeholders = [(uuid, pci) for uuid, pci in remembered.items() if uuid not in seen]
     return (*gpus, *(GpuReadings(-1, uuid=uuid, pci=pci, error=reason) for uuid, pci in placeholders))
 
 
 def _placed(gpus: tuple[GpuReadings, ...], pci: Reading[tuple[PciDevice, ...]]) -> tuple[GpuReadings, ...]:
-    """The only GPU that does not tell its address has the one that the bus shows beside those of the others."""
+    """Assigns the only unclaimed GPU address on the bus to the only GPU without an address."""
     nowhere = [gpu for gpu in gpus if isinstance(gpu.pci, Missing)]
     on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
     left = set(on_bus) - {gpu.pci for gpu in gpus if isinstance(gpu.pci, str)}
@@ -151,7 +150,7 @@ def _placed(gpus: tuple[GpuReadings, ...], pci: Reading[tuple[PciDevice, ...]]) 
 
 
 def _recognised(gpus: tuple[GpuReadings, ...], remembered: dict[str, PciAddress]) -> tuple[GpuReadings, ...]:
-    """A GPU that cannot tell its uuid is known again by its address, or as the only one that is not accounted for."""
+    """Identifies a GPU without a uuid by its address, or as the only remembered one not yet accounted for."""
     absent = set(remembered) - {gpu.uuid for gpu in gpus if isinstance(gpu.uuid, str)}
     nameless = [gpu for gpu in gpus if isinstance(gpu.uuid, Missing)]
 
@@ -174,10 +173,10 @@ def per_gpu(
     broken_too: bool = False,
     of_node_too: bool = False,
 ) -> NvidiaCheck:
-    """A check of rules about a GPU. A GPU that answers with an error as a whole is skipped, unless `broken_too`.
+    """A check of rules about a GPU. A GPU with an error of the whole device is skipped, unless `broken_too`.
 
-    While NVML is away and no GPU is known, the node is what has not been checked; with `of_node_too` other rules of the
-    same codes cover the node.
+    While NVML is unavailable and no GPU is known, the node is reported as not checked; with `of_node_too` other rules
+    of the same codes cover the node.
     """
 
     def run(round_context: NvidiaContext) -> Iterator[Outcome]:
@@ -194,7 +193,7 @@ def per_gpu(
 
 
 def per_node(*rules: tuple[Code, Callable[[GpuContext], RuleResult]]) -> NvidiaCheck:
-    """A check of rules about the node as a whole; none is judged while the driver is released."""
+    """A check of rules about the node as a whole; none runs while the driver is released."""
 
     def run(round_context: NvidiaContext) -> Iterator[Outcome]:
         context = GpuContext(round_context)
@@ -205,7 +204,7 @@ def per_node(*rules: tuple[Code, Callable[[GpuContext], RuleResult]]) -> NvidiaC
 
 
 def together(*checks: NvidiaCheck) -> NvidiaCheck:
-    """Several checks as one subject."""
+    """Several checks combined into one."""
 
     def run(round_context: NvidiaContext) -> Iterator[Outcome]:
         for check in checks:
@@ -218,7 +217,7 @@ def together(*checks: NvidiaCheck) -> NvidiaCheck:
 def flag(
     code: Code, read: Callable[[GpuReadings], Reading[bool]], message: str, source: str
 ) -> tuple[Code, Callable[[GpuReadings, GpuContext], RuleResult]]:
-    """The rule that finds a flag set."""
+    """A rule that raises a finding if a flag is set."""
 
     def judge(gpu: GpuReadings, context: GpuContext) -> RuleResult:
         value = read(gpu)
@@ -230,7 +229,7 @@ def flag(
 
 
 def split(readings: dict[str, Reading[T]]) -> tuple[dict[str, T], Missing | None]:
-    """The values among the readings, and why one is missing. NOT_SUPPORTED is returned only where it holds for all."""
+    """The values among the readings, and why one is missing. NOT_SUPPORTED is returned only if it applies to all."""
     values = {key: value for key, value in readings.items() if not isinstance(value, Missing)}
     missing = [value for value in readings.values() if isinstance(value, Missing)]
     for reason in missing:

@@ -13,7 +13,7 @@ from gpuhealth.monitors.nvidia.readings import KernelModule
 from gpuhealth.runtime.files import file_missing
 
 _DEVICE_NODE = re.compile(r"nvidia(\d+)")
-_FABRIC_MANAGER = "nv-fabricmanage"  # the kernel cuts a process' name to 15 characters
+_FABRIC_MANAGER = "nv-fabricmanage"  # the kernel truncates a process name to 15 characters
 _NAMELESS = "of unknown version"
 _RESCAN_SECONDS = 60.0  # a scan of /proc costs 10 ms with 1,000 processes
 
@@ -28,7 +28,7 @@ def device_nodes(dev: Path) -> Reading[tuple[int, ...]]:
 
 
 class KernelModuleProbe:
-    """The loaded NVIDIA kernel module, from /sys/module, which is the node's own in every container."""
+    """The loaded NVIDIA kernel module, from /sys/module, which shows the node's modules in every container."""
 
     def __init__(self, sys: Path) -> None:
         self._modules = sys / "module"
@@ -36,7 +36,7 @@ class KernelModuleProbe:
         self._at_start = "" if isinstance(before, Missing) else before
 
     def read(self) -> Reading[KernelModule]:
-        """The module, or why it cannot be looked for."""
+        """The module, or why it cannot be determined."""
         version = self._version()
         return version if isinstance(version, Missing) else KernelModule(version, self._at_start)
 
@@ -52,7 +52,7 @@ class KernelModuleProbe:
 
 
 def live_pids(proc: Path, pids: Iterable[int]) -> Reading[tuple[int, ...]]:
-    """Those of the processes that exist. Looks at nothing of them: files of a process in D state can hang."""
+    """The existing ones of the processes. Reads none of their files, which can hang for a process in D state."""
     wanted = sorted(set(pids))
     try:
         next(proc.iterdir(), None)
@@ -64,15 +64,15 @@ def live_pids(proc: Path, pids: Iterable[int]) -> Reading[tuple[int, ...]]:
 
 
 def _sees_all_processes(proc: Path) -> bool:
-    """Whether we are in the pid namespace of the node's first process; where that cannot be told, it is believed."""
+    """Whether we are in the pid namespace of the node's first process; assumed if it cannot be determined."""
     try:
-        return os.readlink("/proc/self/ns/pid") == os.readlink(proc / "1" / "ns" / "pid")  # noqa: PTH115 - no path
+        return os.readlink("/proc/self/ns/pid") == os.readlink(proc / "1" / "ns" / "pid")  # noqa: PTH115 - not a path
     except OSError:
         return True
 
 
 class FabricManagerProbe:
-    """Whether nv-fabricmanager runs; its pid is remembered, so that /proc is scanned only when it is not there."""
+    """Whether nv-fabricmanager runs; its pid is cached, so that /proc is scanned only when it is not there."""
 
     def __init__(self, proc: Path) -> None:
         self._proc = proc

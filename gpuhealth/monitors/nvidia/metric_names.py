@@ -1,4 +1,4 @@
-"""Metrics of NVIDIA GPUs and of the NVML child process: name, type, help and labels of each, written once."""
+"""Metrics of NVIDIA GPUs and of the NVML child process: name, type, help and labels of each."""
 
 from __future__ import annotations
 

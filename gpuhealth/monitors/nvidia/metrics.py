@@ -1,7 +1,7 @@
 """Metrics of NVIDIA GPUs and of the NVML child process.
 
-A value that could not be read has no sample: a frozen number would look like a healthy one. For the same reason a
-driver that is overdue has no samples of GPUs.
+A value that could not be read has no sample: a frozen number would look like a healthy one. For the same reason there
+are no samples of GPUs while the driver is overdue.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _remapped(gpus: tuple[GpuReadings, ...]) -> Iterator[tuple[Any, ...]]:
 
 
 def _of_gpus(collect: Callable[[NvmlReadings], Iterator[Metric]], context: Context) -> Iterator[Metric]:
-    """The metrics of GPUs, while there is something current to show."""
+    """The metrics of GPUs, while there are current readings."""
     readings = context.readings
     if isinstance(readings, Missing):
         return

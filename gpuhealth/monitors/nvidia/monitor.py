@@ -59,7 +59,7 @@ MONITOR = Monitor(
     settings=NvidiaSettings,
     baseline=Baseline,
     probe=NvidiaProbe,
-    deadline=60.0,  # the probe keeps shorter deadlines of its own, and returns what has come until then
+    deadline=60.0,  # the probe has shorter deadlines of its own, and returns partial readings
     checks=(
         driver.CHECK,
         own_faults.CHECK,

@@ -1,7 +1,7 @@
 """Kernel-log messages about NVIDIA GPUs: XIDs, SXids, other NVRM lines of the driver, and PCIe errors (AER, DPC).
 
-Every expression is anchored at the start of the kernel message: a line that merely quotes one of these is nothing. None
-skips text that could be a user's before the words that count. Of an XID the name of the process is such text.
+Every expression is anchored at the start of the kernel message: a line that merely quotes one of these does not match.
+None skips text before its fixed words that could be a user's. In an XID line the process name is such text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SXID = re.compile(
 )
 _SXID_FOLLOW_UP = re.compile(r"(?:Severity \d+ Engine instance|Data \{)", re.IGNORECASE)
 
-# Words of the driver: no bracket, with which the kernel goes on behind the name of a program, and no quotation.
+# Fixed text of the driver: without a bracket, which the kernel prints after a program's name, and without quotes.
 _WORDS = r"(?:[\w.,:=!'/%-]{1,80} ){0,24}?"
 
 _LOST_HEAD = re.compile(rf"NVRM: The NVIDIA GPU {_PCI}", re.ASCII)
@@ -108,7 +108,7 @@ _NVLINK = re.compile(
 
 
 def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
-    """The event of an "NVRM: Xid" line; None where the line is no whole one."""
+    """The event of an "NVRM: Xid" line; None if the line is incomplete."""
     match = _XID.match(record.text)
     if match is None:
         return None
@@ -136,7 +136,7 @@ def xid_event(record: KernelRecord, driver: int | None) -> KernelEvent | None:
 
 
 def _process(text: str) -> tuple[int | None, str | None]:
-    """Process id and name, where the text begins with them and they are known."""
+    """Process id and name, if the text begins with them and they are known."""
     if not text.startswith("pid="):
         return None, None
     number, _, text = text[4:].partition(", ")
@@ -148,8 +148,8 @@ def _process(text: str) -> tuple[int | None, str | None]:
 def _own_text(text: str) -> str:
     """The driver's own text about the fault, which follows the process.
 
-    A program's name may hold a comma, and text that looks like the driver's: the driver's begins behind the last comma
-    that a name can reach.
+    A program's name may contain a comma, and text that looks like the driver's: the driver's text begins after the last
+    comma that a name can reach.
     """
     match = _PROCESS.match(text)
     return text[match.end() :] if match else text
@@ -179,18 +179,18 @@ def sxid_event(record: KernelRecord) -> KernelEvent | None:
 
 
 def _lost_head(text: str) -> PartialMessage | None:
-    """The first of the three lines that report a GPU that does not respond, where the rest is not in it."""
+    """The first of the three lines about a GPU that does not respond, if the rest is on other lines."""
     found = _LOST_HEAD.match(text)
     return PartialMessage(partial(_lost_tail, slot(found[1], found[2], found[3]))) if found else None
 
 
 def _lost_tail(pci: PciSlot, record: KernelRecord) -> KernelEvent | None:
-    """The event of a GPU that does not respond, once the last of the three lines has come."""
+    """The event of a GPU that does not respond, from the last of the three lines."""
     return lost_event(record, pci) if _LOST_TAIL.match(record.text) else None
 
 
 def nvrm_event(record: KernelRecord) -> KernelEvent | None:
-    """The event of any other line of the driver that matters."""
+    """The event of any other relevant line of the driver."""
     text = record.text
     if "allen off the bus" in text:
         match = _LOST.match(text) or _LOST_WHOLE.match(text)
@@ -209,7 +209,7 @@ def nvrm_event(record: KernelRecord) -> KernelEvent | None:
 
 
 def lost_event(record: KernelRecord, pci: PciSlot) -> KernelEvent:
-    """A GPU that fell off the bus without an XID: the same as XID 79."""
+    """The event of a GPU that fell off the bus without an XID; handled like XID 79."""
     facts = xid.lookup(xid.FELL_OFF_THE_BUS)
     return _nvrm(record, pci, f"xid.{facts.code}", facts.severity, facts.action, facts.meaning)
 
@@ -288,7 +288,7 @@ _WORDS_OF_LINES = (
 
 
 def _read_first(record: KernelRecord, driver: int | None) -> KernelEvent | None:
-    """An XID line: its head is longer than the name of a program, and the name in it is recognised there."""
+    """An XID line: its head is longer than any program name, and a name in it is recognised there."""
     return xid_event(record, driver) if record.text.startswith("NVRM: Xid (") else None
 
 

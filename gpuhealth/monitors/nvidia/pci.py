@@ -13,7 +13,7 @@ _NVIDIA = 0x10DE
 
 
 class PciProbe:
-    """Scans the bus. What a function is gets read once: only the list and the counters change."""
+    """Scans the bus. The type of a function is read once; only the list and the counters change."""
 
     def __init__(self, sys: Path) -> None:
         self._devices = sys / "bus" / "pci" / "devices"
@@ -36,7 +36,7 @@ class PciProbe:
                     int((self._devices / address / name).read_text(), 16) for name in ("vendor", "device", "class")
                 )
             except (OSError, ValueError):
-                return None  # it went while we looked, or is no function at all; the next round sees
+                return None  # it was removed during the scan, or is not a function; the next round will show
             self._known[address] = (
                 PciDevice(PciAddress(address.lower()), device_class, device) if vendor == _NVIDIA else None
             )

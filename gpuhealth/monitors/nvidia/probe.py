@@ -1,4 +1,4 @@
-"""Reads everything about NVIDIA GPUs: NVML through its child process, PCI devices, device nodes, kernel module."""
+"""Reads all of a node's NVIDIA GPUs: NVML through its child process, PCI devices, device nodes, kernel module."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gpuhealth.monitors.nvidia.readings import NvidiaReadings, NvmlReadings
 from gpuhealth.monitors.nvidia.release import DriverRelease
 from gpuhealth.monitors.nvidia.settings import NvidiaSettings
 
-_MIN_WAIT_SECONDS = 2.0  # for a round of NVML, also with a shorter interval: on a busy node an answer may be late
+_MIN_WAIT_SECONDS = 2.0  # at least, for a round of NVML: slow answers of a busy node are normal
 
 
 class NvidiaProbe:
-    """Reads the NVIDIA GPUs of the node. A driver that hangs or was released costs only NVML's readings."""
+    """Reads the NVIDIA GPUs of the node. A hung or released driver costs only NVML's readings."""
 
     def __init__(self, context: ProbeContext[NvidiaSettings, Baseline]) -> None:
         roots = context.core.roots
@@ -41,15 +41,15 @@ class NvidiaProbe:
         self.release = DriverRelease(self.nvml, context.now, lambda sentence: self.on_release_change(sentence))
 
     def configure(self, settings: NvidiaSettings) -> None:
-        """Takes new settings; they hold from the next round on."""
+        """Applies new settings from the next round on."""
         self._context.settings = settings
         self.nvml.configure(settings.nvml)
 
     async def read(self) -> NvidiaReadings:
         """One round.
 
-        Waits for NVML no longer than a deadline, and returns what has come until then. Raises RestartRequiredError when
-        the driver's library in our container is outdated.
+        Waits for NVML no longer than a deadline, and returns the readings received until then. Raises
+        RestartRequiredError when the driver's library in our container is outdated.
         """
         interval, settings = self._context.interval, self._context.settings
         if interval is None:
@@ -74,35 +74,35 @@ class NvidiaProbe:
         return self.release.mask(readings, self._context.now(), known_gpus, grace)
 
     def _plan_ping(self, seconds: float) -> None:
-        """Asks the driver for a sign of life between two rounds, so that a hang is known that much earlier."""
+        """Sends a ping to the driver between two rounds, so that a hang is detected that much earlier."""
         if self._ping is not None:
             self._ping.cancel()
         self._ping = asyncio.get_running_loop().call_later(seconds, self.nvml.ping)
 
     def want_events(self, on_event: Callable[[KernelEvent], None]) -> None:
-        """Asks for XID events of NVML from now on: without their text, but better than no XIDs at all."""
+        """Enables XID events of NVML from now on: without their text, but better than no XIDs at all."""
         self.nvml.on_xid = lambda seen: on_event(event_of(seen))
         self.nvml.want_events()
 
     @property
     def events_missing(self) -> Missing | None:
-        """Why NVML reports no XIDs, where it was asked to."""
+        """Why NVML reports no XIDs, if they were enabled."""
         return self.nvml.deaf
 
     @property
     def pids(self) -> list[int]:
-        """The NVML processes, hung ones included."""
+        """The NVML processes, including hung ones."""
         return self.nvml.pids
 
     def close(self) -> None:
-        """Ends the NVML process as soon as its call returns, and does not wait for it."""
+        """Ends the NVML process as soon as its call returns, without waiting for it."""
         if self._ping is not None:
             self._ping.cancel()
         self.nvml.close()
 
 
 def event_of(seen: XidSeen) -> KernelEvent:
-    """The event of an XID that NVML reports, which comes without text; for nodes whose kernel log cannot be read."""
+    """The event of an XID reported by NVML, which has no text; for nodes whose kernel log cannot be read."""
     found = xid.assess(seen.xid, "")
     address = parse_address(seen.pci)
     return KernelEvent(
@@ -118,12 +118,12 @@ def event_of(seen: XidSeen) -> KernelEvent:
 
 
 def is_waiting(readings: NvidiaReadings) -> bool:
-    """Whether the driver still owes the answer of this round."""
+    """Whether the driver has not completed the answer of this round."""
     return readings.nvml.overdue_seconds > 0
 
 
 def driver_branch(version: str) -> int | None:
-    """The branch of a driver version: 570 of 570.86.15. None for a text that is no version."""
+    """The branch of a driver version: 570 of 570.86.15. None if the text is not a version."""
     branch = version.partition(".")[0]
     return int(branch) if branch.isdecimal() else None
 

@@ -1,7 +1,7 @@
 """Readings of NVIDIA GPUs, their driver and their PCI devices.
 
-A field that could not be read holds a `Missing`. Units stand in the names; NVML's own units are kept where it has one.
-These structures are also what the NVML child process sends, and what a capture stores.
+A field that could not be read holds a `Missing`. Names include the units; NVML's own units are kept. The NVML child
+process sends these structures, and a capture stores them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ class NvLink(msgspec.Struct, frozen=True, omit_defaults=True):
     link: int
     state: Reading[int]  # 0 inactive, 1 active, 2 sleep, 3 active without traffic
     remote_pci: Reading[str] = NOT_SUPPORTED
-    errors: dict[str, int] = {}  # counter name -> count; only those the link has
+    errors: dict[str, int] = {}  # counter name -> count; only counters of this link
     effective_ber: Reading[float] = NOT_SUPPORTED
     symbol_ber: Reading[float] = NOT_SUPPORTED
 
 
 class Fabric(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """nvmlDeviceGetGpuFabricInfoV: how the GPU stands in its NVLink domain."""
+    """nvmlDeviceGetGpuFabricInfoV: state of the GPU in its NVLink domain."""
 
     state: int  # 0 not supported, 1 not started, 2 in progress, 3 completed
     status: int  # an nvmlReturn; 0 is success
     clique: int = 0
     cluster: str = ""
-    health_mask: int | None = None  # None where the structure's version has no mask
+    health_mask: int | None = None  # None if the structure's version has no mask
     health_summary: int | None = None  # 1 healthy, 2 unhealthy, 3 limited capacity
 
 
@@ -53,14 +53,14 @@ class GpuProcess(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One GPU as NVML answers for it. `error` is what the device as a whole answers: lost, reset required."""
+    """One GPU as read from NVML. `error` is the error of the device as a whole: lost, reset required."""
 
     index: int
     uuid: Reading[str] = UNREAD
     pci: Reading[PciAddress] = UNREAD
     error: Missing | None = None
     calls: int = 0  # different NVML calls made in this round
-    failed_calls: dict[str, Missing] = {}  # NVML call -> what was seen instead of an answer that can be used
+    failed_calls: dict[str, Missing] = {}  # NVML call -> what was returned instead of a usable answer
     name: Reading[str] = UNREAD
     serial: Reading[str] = UNREAD
     vbios: Reading[str] = UNREAD
@@ -79,7 +79,7 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     application_sm_clock_mhz: Reading[int] = UNREAD
     utilization_percent: Reading[int] = UNREAD
     memory_total_bytes: Reading[int] = UNREAD
-    memory_used_bytes: Reading[int] = UNREAD  # without what the driver reserves for itself
+    memory_used_bytes: Reading[int] = UNREAD  # without memory reserved by the driver
     memory_bus_bits: Reading[int] = NOT_SUPPORTED
     ecc_enabled: Reading[bool] = UNREAD
     ecc_pending: Reading[bool] = UNREAD
@@ -94,12 +94,12 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     retirement_pending: Reading[bool] = UNREAD
     repair_pending: dict[str, Reading[bool]] = {}  # channel, tpc
     unrepairable_memory: Reading[bool] = UNREAD
-    inforom_checksum: Reading[int] = UNREAD  # Missing with corrupted_inforom where it does not hold
+    inforom_checksum: Reading[int] = UNREAD  # Missing with corrupted_inforom if it is wrong
     recovery_action: Reading[int] = UNREAD  # field 230
     clocks_event_reasons: Reading[int] = UNREAD  # bits
     throttle_nanoseconds: dict[str, Reading[int]] = {}  # sw_power_cap, sw_thermal, hw_thermal, power_brake
     pcie_generation: Reading[int] = UNREAD
-    pcie_generation_max: Reading[int] = UNREAD  # what GPU and slot can do together
+    pcie_generation_max: Reading[int] = UNREAD  # supported by both GPU and slot
     pcie_width: Reading[int] = UNREAD
     pcie_width_max: Reading[int] = UNREAD
     pcie_replays: Reading[int] = UNREAD
@@ -114,22 +114,22 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def id(self) -> str:
-        """The uuid; while it cannot be read the PCI address, and without that the index."""
+        """The uuid; if it cannot be read the PCI address, and without that the index."""
         if isinstance(self.uuid, str):
             return self.uuid
         return self.pci if isinstance(self.pci, str) else f"gpu{self.index}"
 
     @property
     def component(self) -> Component:
-        """The component that findings on this GPU carry."""
+        """The component of findings on this GPU."""
         return Component(Kind.GPU, self.id)
 
 
 class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """One round of NVML, as far as it came before the deadline."""
+    """One round of NVML, as far as received before the deadline."""
 
     problem: Missing | None = None  # why NVML as a whole does not answer
-    waiting_seconds: float = 0.0  # how long the outstanding or the slowest finished round has taken
+    waiting_seconds: float = 0.0  # duration of the outstanding or the slowest finished round
     waiting_for: str = ""  # the call that has not returned
     answered: bool = False  # the round is complete
     driver_version: Reading[str] = UNREAD
@@ -140,12 +140,12 @@ class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether NVML works and has answered every call of the round."""
+        """Whether NVML works and has completed every call of the round."""
         return self.answered and self.problem is None
 
     @property
     def overdue_seconds(self) -> float:
-        """For how many seconds NVML has owed its answer; 0 once it has answered or failed."""
+        """Seconds for which NVML's answer has been outstanding; 0 once it has answered or failed."""
         return 0.0 if self.answered else self.waiting_seconds
 
 
@@ -155,26 +155,26 @@ class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     address: PciAddress
     device_class: int  # 0x030200 is a 3D controller, 0x030000 VGA, 0x068000 a bridge (NVSwitch)
     device_id: int
-    aer_correctable: Reading[int] = UNREAD  # the kernel's own totals
+    aer_correctable: Reading[int] = UNREAD  # totals from the kernel
     aer_nonfatal: Reading[int] = UNREAD
     aer_fatal: Reading[int] = UNREAD
 
     @property
     def is_gpu(self) -> bool:
-        """Display controllers are GPUs; bridges are NVSwitches, 0x0403 is a card's sound."""
+        """Whether it is a display controller; bridges are NVSwitches, 0x0403 is a card's audio function."""
         return self.device_class >> 8 in (0x0300, 0x0302)
 
     @property
     def is_nvswitch(self) -> bool:
-        """NVSwitches show as bridges of class 0x0680."""
+        """Whether it is an NVSwitch, which is a bridge of class 0x0680."""
         return self.device_class >> 8 == 0x0680
 
 
 class KernelModule(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The NVIDIA kernel module of the node, as the kernel shows it to every container."""
+    """The NVIDIA kernel module of the node, as visible in every container."""
 
     version: str  # of the loaded module, such as 550.54.15; empty while none is loaded
-    version_at_start: str  # when the agent's process started: the container's libraries are of that time
+    version_at_start: str  # when the agent's process started: the container's libraries date from then
 
     @property
     def is_loaded(self) -> bool:
@@ -183,7 +183,7 @@ class KernelModule(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
     @property
     def has_changed(self) -> bool:
-        """Whether another module is loaded than when the agent's process started."""
+        """Whether a different module is loaded than when the agent's process started."""
         return self.is_loaded and self.version != self.version_at_start
 
 
@@ -192,30 +192,30 @@ class Release(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
     reasons: tuple[str, ...]  # annotation, signal, driver_upgrade
     since: datetime
-    known: bool = False  # whether the node's state was, when it began
-    until: datetime | None = None  # when the last request was taken back; the driver is not back since then
+    known: bool = False  # whether the node's state was known when the release began
+    until: datetime | None = None  # when the last request ended; the driver is not back since then
 
     def __str__(self) -> str:
         text = f"the driver is released ({', '.join(self.reasons)}) since {self.since:%Y-%m-%dT%H:%M:%SZ}"
         return text if self.until is None else f"{text}, and not back since {self.until:%H:%M:%SZ}"
 
     def shifted(self, seconds: float) -> Release:
-        """A copy with its times moved by so many seconds."""
+        """A copy with its times shifted by so many seconds."""
         step = timedelta(seconds=seconds)
         until = None if self.until is None else self.until + step
         return msgspec.structs.replace(self, since=self.since + step, until=until)
 
 
 class NvidiaReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
-    """One round of everything that the monitor of NVIDIA GPUs reads."""
+    """One round of all readings of the monitor of NVIDIA GPUs."""
 
     nvml: NvmlReadings = NvmlReadings(problem=UNREAD)
     pci: Reading[tuple[PciDevice, ...]] = UNREAD
     device_nodes: Reading[tuple[int, ...]] = UNREAD  # N of every /dev/nvidiaN
     kernel_module: Reading[KernelModule] = UNREAD
-    live_pids: Reading[tuple[int, ...]] = UNREAD  # of the processes that hold a GPU, those that exist
+    live_pids: Reading[tuple[int, ...]] = UNREAD  # existing processes that hold a GPU
     fabric_manager_running: Reading[bool] = UNREAD
-    release: Release | None = None  # of the driver, now
+    release: Release | None = None  # the active release of the driver
 
     @property
     def working_nvml(self) -> Reading[NvmlReadings]:
@@ -224,6 +224,6 @@ class NvidiaReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, 
 
     @property
     def released(self) -> Missing | None:
-        """Set while the driver is released on request: nothing can be found until it is opened again."""
+        """Set while the driver is released on request: no finding is possible until it is opened again."""
         problem = self.nvml.problem
         return problem if problem and problem.reason is MissingReason.RELEASED else None

@@ -1,8 +1,8 @@
 """Releases the driver on request: all /dev/nvidia* handles are closed, so that others can reset GPUs or replace it.
 
-The hardware may disappear meanwhile: GPUs are reset, the kernel module is unloaded, device nodes go. So nothing of NVML
-is judged while a request stands, and after the last one only when the driver answers with all its GPUs, or when a
-grace period is over.
+The hardware may disappear meanwhile: GPUs are reset, the kernel module is unloaded, device nodes go. So NVML is not
+judged while a request is open, and after the last one only when the driver answers with all its GPUs, or when a grace
+period is over.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class DriverRelease:
     """The open requests to release the driver."""
 
     def __init__(self, nvml: NvmlProbe, now: Now, on_change: Callable[[str], None]) -> None:
-        """`on_change` is called with a sentence for every change."""
+        """`on_change` is called with one sentence for each change."""
         self._nvml = nvml
         self._now = now
         self._on_change = on_change
@@ -32,7 +32,7 @@ class DriverRelease:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Who has asked for the release and not taken the request back."""
+        """The sources of all open requests."""
         return self.current.reasons if self.current and self.current.until is None else ()
 
     def resume(self, remembered: Release) -> None:
@@ -42,12 +42,12 @@ class DriverRelease:
             self._nvml.let_go()
 
     def shift(self, step: float) -> None:
-        """Moves its times along after the wall clock was set by so many seconds."""
+        """Shifts its times by the seconds by which the wall clock was set."""
         if self.current:
             self.current = self.current.shifted(step)
 
     def ask(self, reason: str, *, wanted: bool, known: bool) -> None:
-        """Adds a request or takes it back; `known` is whether the state of the node is known now."""
+        """Adds or withdraws a request; `known` is whether the state of the node is known now."""
         if wanted is (reason in self.reasons):
             return
         now = self._now()
@@ -71,9 +71,9 @@ class DriverRelease:
             self._on_change("driver opened again")
 
     def mask(self, readings: NvidiaReadings, now: datetime, known_gpus: int, grace: float) -> NvidiaReadings:
-        """The round without what a release, or its end up to `grace` seconds ago, makes of NVML.
+        """The round without the effects on NVML of a release, or of its end up to `grace` seconds ago.
 
-        `known_gpus` is how many GPUs the node is known to have.
+        `known_gpus` is the number of GPUs that the node is known to have.
         """
         release = self.current
         if release is None:
@@ -88,7 +88,7 @@ class DriverRelease:
         return msgspec.structs.replace(readings, nvml=away, release=release)
 
     def excused(self, now: datetime, max_duration: float) -> MissingReason | None:
-        """The reason for missing readings that makes nothing unknown while the release is not too old."""
+        """The excused reason for missing readings while the release is not too old; None otherwise."""
         return excused(self.current, now, max_duration)
 
     async def _let_go(self) -> None:
@@ -98,12 +98,12 @@ class DriverRelease:
 
 
 def excused(release: Release | None, now: datetime, max_duration: float) -> MissingReason | None:
-    """The reason for missing readings that makes nothing unknown: a release, where the state was known before it."""
+    """The excused reason for missing readings: a release, if the state of the node was known before it."""
     if release is None or not release.known or (now - release.since).total_seconds() >= max_duration:
         return None
     return MissingReason.RELEASED
 
 
 def _is_back(nvml: NvmlReadings, known_gpus: int) -> bool:
-    """Whether the driver answers for as many GPUs as the node is known to have."""
+    """Whether the driver answers for the known number of GPUs of the node."""
     return nvml.is_complete and not isinstance(nvml.count, Missing) and nvml.count >= known_gpus

@@ -35,7 +35,7 @@ class Xid(Section):
     app_fault_threshold: int = Field(
         default=3, ge=2, le=LARGEST
     )  # faults of different processes on one GPU within repeat_window
-    expire_after: Duration = 600.0  # what leaves nothing to read again ends when it has not come back
+    expire_after: Duration = 600.0  # how long an XID without a reading lasts if it does not recur
 
 
 class Thermal(Section):

@@ -1,7 +1,7 @@
 """Budget slots: how many nodes may be out of service by our action at once, bounded by the API server itself.
 
 A slot of a QuarantineBudget is a Lease in our namespace. The names of a budget's slots are fixed: `<budget>.<k>` for
-0 <= k < limit. A name exists once, so there are never more holders than names, whatever crashes or races. A node takes
+0 <= k < limit. A name exists once, so there are never more holders than names, despite crashes and races. A node takes
 a slot by creating the Lease, at a random k first: one request when there is room, and no object that all nodes write.
 
 A budget has up to three sets of slots:
@@ -30,7 +30,7 @@ it is out: its agent checks when its labels change and about once a minute (`Slo
 reserves slots for nodes whose agent has not. Existing slots are never revoked: the node stays out in addition to those
 that hold the slots, which the budget's status shows as `uncounted`. The bounds:
 
-* One budget that does not change: never more nodes out than its limit, whatever crashes or races, without a controller.
+* One budget that does not change: never more nodes out than its limit, despite crashes and races, without a controller.
 * A budget that is new, renamed, or selects other nodes: the same from its first moment. Until the controller has
   written in its status that every node that is out holds a slot (`is_counted`), a node that requests a slot first
   counts the nodes that are out, or hold a slot of any budget, and have none of this one (`node_counts`); as many names

@@ -16,7 +16,7 @@ from gpuhealth.kube.selectors import matches
 from gpuhealth.runtime.settings import seconds
 
 MAX_WINDOW = 365 * 86400
-"""Seconds. A Lease cannot last much longer, and no window of use is longer."""
+"""Maximum in seconds: a Lease cannot last much longer, and longer windows are useless."""
 
 
 class Limit(enum.StrEnum):
@@ -52,8 +52,7 @@ class SlotSet(msgspec.Struct, frozen=True, kw_only=True):
         """The names that may be taken or are, given the slots that are held, some perhaps beyond the limit.
 
         For each slot that is held beyond the names that are left, one name fewer is open: so there are never more
-        holders than the limit, whichever of these names are taken at once by others who have seen the same or fewer
-        held.
+        holders than the limit, whichever of these names others take concurrently after seeing the same or fewer held.
         """
         numbers = sorted((int(name.rpartition(".")[2]) for name in held), reverse=True)
         size = self.room
@@ -88,7 +87,7 @@ class SlotSet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BudgetError(ValueError):
-    """A budget that cannot be read; the text says what is wrong with it."""
+    """A budget that cannot be read; the text has the reason."""
 
 
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what reading any JSON may raise

@@ -58,7 +58,7 @@ AcquireResult: TypeAlias = Admitted | Blocked
 
 
 class SlotCheck(msgspec.Struct, frozen=True):
-    """What a check of the slots of a node that is out has changed."""
+    """Changes made by a check of the slots of a node that is out."""
 
     taken: tuple[str, ...] = ()
     released: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Knowledge(enum.Enum):
     """How much is known of the slots that the node holds."""
 
     UNKNOWN = "unknown"  # never listed
-    STALE = "stale"  # a response was lost, or somebody may have changed the Leases
+    STALE = "stale"  # a response was lost, or another client may have changed the Leases
     CURRENT = "current"
 
 
@@ -133,12 +133,12 @@ class SlotHolder:
             if isinstance(result, Blocked):
                 await self._release(new)
         except BaseException:
-            self._knowledge = Knowledge.STALE  # what was taken is found again, and used or released
+            self._knowledge = Knowledge.STALE  # slots already taken are found again, and used or released
             raise
         return result
 
     async def _acquire(self, budgets: Sequence[Object], code: str, new: list[str]) -> AcquireResult:
-        """Take a slot in every set of these budgets. What is taken is added to `new`, also where not all can be had."""
+        """Take a slot in every set of these budgets. Slots taken are added to `new`, even if some are not available."""
         if not budgets:
             return Blocked(code, "", NO_BUDGET, "no QuarantineBudget selects this node")
         sets: list[SlotSet] = []
@@ -169,7 +169,7 @@ class SlotHolder:
         Existing slots are never revoked, and the node stays out where there is none for it. Slots that it does not need
         are released once it holds all that it needs; while no budget selects it, it keeps what it has.
         """
-        # Somebody may have deleted one, or a request of a dead agent may have taken a second one.
+        # One may have been deleted, or a request of a dead agent may have taken a second one.
         self._knowledge = Knowledge.STALE
         await self.recall()
         budgets = await self._budgets(labels)
@@ -329,7 +329,7 @@ class SlotHolder:
         return True
 
     async def _take_over(self, slot_set: SlotSet, slot: Slot) -> bool:
-        """Take a slot that has expired, unless somebody else is quicker."""
+        """Take a slot that has expired, unless another client is faster."""
         try:
             self._slots[slot.name] = await self._store.take_over(slot_set, slot, self._node, self._now())
         except (ConflictError, NotFoundError):
@@ -343,7 +343,7 @@ class SlotHolder:
                 await self._store.release(name, uid=metadata["uid"], version=metadata["resourceVersion"])
             except NotFoundError:
                 pass
-            except ConflictError:  # somebody changed it: list the slots again before the next try
+            except ConflictError:  # it was changed: list the slots again before the next try
                 self._knowledge = Knowledge.STALE
                 raise
             self._slots.pop(name, None)

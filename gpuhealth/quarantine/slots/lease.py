@@ -43,14 +43,14 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_slot(lease: Object) -> Slot:
-    """Read the Lease of a slot. Never raises: what cannot be read makes it a slot that is taken, with a `fault`."""
+    """Read the Lease of a slot. Never raises: an unreadable Lease is a slot that is taken, with a `fault`."""
     metadata = lease["metadata"]
     spec, labels = _dict(lease.get("spec")), _dict(metadata.get("labels"))
     budget = str(labels.get(BUDGET_LABEL) or metadata["name"].partition(".")[0])
     holder, lasts, expires, fault = spec.get("holderIdentity"), spec.get("leaseDurationSeconds") or 0, None, ""
     if not isinstance(holder, str) or not holder:
         holder, fault = "", "it names no holder"
-    if "." not in metadata["name"].rpartition(".")[0]:  # of maxUnavailable: somebody else has set a duration
+    if "." not in metadata["name"].rpartition(".")[0]:  # of maxUnavailable: another client has set a duration
         lasts = 0
     elif not isinstance(lasts, int) or lasts < 0:
         lasts, fault = 0, f"its duration is {lasts!r}"

@@ -59,7 +59,7 @@ class RetriedOperation:
 
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[None]:
-        """Run the body within REQUEST_TIMEOUT. What it raises ends in `error`, cancellation excepted."""
+        """Run the body within REQUEST_TIMEOUT. Its errors end in `error`, except for cancellation."""
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 yield

@@ -1,4 +1,4 @@
-"""GPU models: what the maker promises of each, and the least that a sound one delivers."""
+"""GPU models: the published figures of each, and the minimum that a sound GPU delivers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gpuhealth.monitors.nvidia.catalog.table import rows
 
 
 class GpuModel(msgspec.Struct, frozen=True):
-    """One model. None: no public figure is known. The data file derives every floor and names its source."""
+    """One model. None: no public figure is known. The data file derives every floor and has its source."""
 
-    device_id: int  # of PCI, with NVIDIA's vendor id
-    names: tuple[str, ...]  # as nvmlDeviceGetName gives them
-    tensor_dtype: str  # bf16; fp16 where the tensor cores have no bf16
+    device_id: int  # PCI device id, with NVIDIA's vendor id
+    names: tuple[str, ...]  # as returned by nvmlDeviceGetName
+    tensor_dtype: str  # bf16; fp16 if the tensor cores have no bf16
     tensor_tflops: float
     tensor_tflops_floor: float | None
     memory: float  # this and all below without a unit in its name: GB/s, 10^9 bytes a second
@@ -37,9 +37,9 @@ def models() -> dict[int, GpuModel]:
 
 
 def gpu_model(name: str, device_id: int | None = None) -> GpuModel | None:
-    """The model that PCI or NVML names; None of a GPU that the table does not know.
+    """The model for a PCI id or an NVML name; None if the GPU is not in the table.
 
-    The id goes first: it is the silicon's own, whereas boards of partners and drivers of clouds change names.
+    The id goes first: it is that of the silicon, whereas board partners and cloud drivers change names.
     """
     if device_id in models():
         return models()[device_id]

@@ -12,11 +12,11 @@ from gpuhealth.monitors.nvidia.catalog.policy import Policy
 from gpuhealth.monitors.nvidia.catalog.table import rows
 
 FIRST_V2_DRIVER = 575
-"""The driver branch from which the interrupt word of XID 144-150 has its second layout."""
+"""The first driver branch with the second layout of the interrupt word of XID 144-150."""
 
 
 class Decoded(msgspec.Struct, frozen=True):
-    """What the words of one line say."""
+    """The meaning of the hex words of one line."""
 
     policy: Policy
     meaning: str
@@ -28,7 +28,7 @@ class Decoded(msgspec.Struct, frozen=True):
 _LINK74 = re.compile(r"link (-?\d{1,4})\s*\(((?:0x[0-9a-f]{1,8}(?:, ?)?){1,16})\)", re.ASCII | re.IGNORECASE)
 _CLASS74 = {
     "ignore": policy.IGNORE,
-    "secondary": policy.REPORT,  # the error that it follows speaks for itself; alone it is one for the vendor
+    "secondary": policy.REPORT,  # the causing error has its own line; without one, a case for the vendor
     "repeat": policy.REPORT,
     "signal": policy.SIGNAL,
     "hardware": policy.INSPECT,
@@ -46,7 +46,7 @@ def _bits74() -> dict[tuple[int, int], tuple[Policy, str]]:
 
 
 def decode_74(text: str) -> Decoded | None:
-    """The worst of the bits that the registers of an XID 74 have set; None where the text shows no registers."""
+    """The worst of the bits set in the registers of an XID 74; None if the text has no registers."""
     match = _LINK74.search(text)
     if match is None:
         return None
@@ -81,20 +81,20 @@ _LINE5 = re.compile(
 
 
 class Pattern(msgspec.Struct, frozen=True):
-    """A bit pattern: the word matches where its masked bits have the value."""
+    """A bit pattern: a word matches if its masked bits have the value."""
 
     mask: int
     value: int
 
     @staticmethod
     def parse(text: str) -> Pattern | None:
-        """From 32 characters 0, 1 and - (any), bit 31 first."""
+        """A pattern from 32 characters 0, 1 and - (any), bit 31 first."""
         if not text:
             return None
         return Pattern(int(text.translate(_MASK), 2), int(text.replace("-", "0"), 2))
 
     def matches(self, word: int) -> bool:
-        """Whether the word fits."""
+        """Whether the word matches the pattern."""
         return word & self.mask == self.value
 
 
@@ -112,7 +112,7 @@ class Rule5(msgspec.Struct, frozen=True):
     second_bucket: str
 
     def bucket_for(self, version: int, word: int) -> str | None:
-        """The bucket where the interrupt word fits in this layout (0 is V1, 1 is V2)."""
+        """The bucket if the interrupt word matches in this layout (0 is V1, 1 is V2)."""
         second = self.second[version]
         if second is not None and second.matches(word):
             return self.second_bucket
@@ -140,9 +140,9 @@ def rules5() -> dict[int, tuple[Rule5, ...]]:
 
 
 def bucket_5(xid: int, unit: str, interrupt: int, status: int, driver: int | None = None) -> str | None:
-    """The bucket of NVLink 5 status words; None where no row fits.
+    """The bucket of NVLink 5 status words; None if no row matches.
 
-    `driver` is the driver's branch (570, 575 …); while it is not known the newer layout is tried first.
+    `driver` is the driver's branch (570, 575 …); if unknown, the newer layout is tried first.
     """
     candidates = [rule for rule in rules5().get(xid, ()) if unit in rule.units]
     versions = (1, 0) if driver is None else ((1,) if driver >= FIRST_V2_DRIVER else (0,))
@@ -157,7 +157,7 @@ def bucket_5(xid: int, unit: str, interrupt: int, status: int, driver: int | Non
 
 
 def decode_5(xid: int, text: str, driver: int | None = None) -> Decoded | None:
-    """What an XID 144-150 says, by the printed word where no row fits; None where the text has not the form."""
+    """The meaning of an XID 144-150, from the printed word if no row matches; None if the text has another form."""
     match = _LINE5.search(text)
     if match is None:
         return None

@@ -1,14 +1,14 @@
-"""What follows from a resolution bucket: severity, action, and whether the node is taken out of service.
+"""Maps a resolution bucket to severity, action, and whether the node is taken out of service.
 
-NVIDIA sorts its error codes into buckets by what resolves them. This is the one place where a bucket becomes our
-severity and action:
+NVIDIA sorts its error codes into buckets by their remedy. This is the only place where a bucket becomes our severity
+and action:
 
 - nothing to do: info;
-- the program ends, the GPU is well: warning, restart the workload;
-- a reset, a reboot, or a hand on the hardware or its software: critical, and the node is taken out of service, unless a
-  program can cause the code: what a program can cause never takes a node out of service by itself;
+- the program ends, the GPU is fine: warning, restart the workload;
+- a reset, a reboot, or work on the hardware or its software: critical, and the node is taken out of service, unless a
+  program can cause the code: such a code never takes a node out of service by itself;
 - "ask the vendor": a warning, critical when it repeats (`escalates`);
-- codes that are not in use, have no bucket, or are not known: a warning that stays one.
+- codes that are not in use, have no bucket, or are unknown: a warning that stays one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpuhealth.model.finding import Action, Severity
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What we make of a bucket."""
+    """Our assessment of a bucket."""
 
     severity: Severity
     action: Action
@@ -27,12 +27,12 @@ class Policy(msgspec.Struct, frozen=True):
     escalates: bool = False  # a warning that is critical when it repeats
 
 
-IGNORE = Policy(Severity.INFO, Action.NONE, "Nothing is to be done.")
-RESTART = Policy(Severity.WARNING, Action.RESTART_WORKLOAD, "Restart the program; the GPU can go on.")
-RESET = Policy(Severity.CRITICAL, Action.RESET_GPU, "Stop what uses the GPU and reset it.")
+IGNORE = Policy(Severity.INFO, Action.NONE, "No action needed.")
+RESTART = Policy(Severity.WARNING, Action.RESTART_WORKLOAD, "Restart the program; the GPU can continue.")
+RESET = Policy(Severity.CRITICAL, Action.RESET_GPU, "Stop all processes that use the GPU and reset it.")
 REBOOT = Policy(Severity.CRITICAL, Action.REBOOT_NODE, "Drain the node and reboot it.")
 INSPECT = Policy(Severity.CRITICAL, Action.INSPECT_HARDWARE, "Take the node out of service and look at its hardware.")
-UPDATE = Policy(Severity.CRITICAL, Action.UPDATE_SOFTWARE, "Bring driver, firmware and services to fitting versions.")
+UPDATE = Policy(Severity.CRITICAL, Action.UPDATE_SOFTWARE, "Bring driver, firmware and services to matching versions.")
 REPORT = Policy(
     Severity.WARNING, Action.CONTACT_SUPPORT, "Collect nvidia-bug-report.sh and ask the vendor.", escalates=True
 )
@@ -48,8 +48,8 @@ BUCKETS = {
     "IGNORE": IGNORE,
     "RESTART_APP": RESTART,
     "WORKFLOW_XID_45": RESTART,
-    "CHECK_UVM": RESTART,  # a reset where unified memory or vGPU is in use, else nothing; the log does not say which
-    "XID_154_EVAL": RESTART,  # until a 154 asks for more
+    "CHECK_UVM": RESTART,  # a reset if unified memory or vGPU is in use, else nothing; the log does not show which
+    "XID_154_EVAL": RESTART,  # until a 154 requires more
     "RESET_GPU": RESET,
     "WORKFLOW_XID_48": RESET,
     "RESET_FABRIC": RESET,
@@ -74,5 +74,5 @@ BUCKETS = {
 
 
 def of_bucket(bucket: str, *, used: bool = True) -> Policy:
-    """The policy of a bucket; `used` is false for a code that the catalogue says is not raised."""
+    """The policy of a bucket; `used` is false for a code that is not raised according to the catalogue."""
     return BUCKETS.get(bucket, UNCLEAR) if used else UNCLEAR

@@ -1,4 +1,4 @@
-"""GPU recovery actions: what the driver asks for, by the value of NVML field 230 or the text of XID 154."""
+"""GPU recovery actions requested by the driver, by the value of NVML field 230 or the text of XID 154."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gpuhealth.monitors.nvidia.catalog.table import rows
 
 
 class RecoveryAction(msgspec.Struct, frozen=True):
-    """One recovery action."""
+    """One recovery action of the driver."""
 
     value: int
     name: str
     severity: Severity
     action: Action
     meaning: str
-    word: str = ""  # how its text is recognised
+    word: str = ""  # identifies the action in a text
 
     @property
     def quarantine(self) -> bool:
-        """Whether a GPU that asks for this is taken out of service."""
+        """Whether a GPU with this action is taken out of service."""
         return self.severity is Severity.CRITICAL
 
 
@@ -50,9 +50,9 @@ def actions() -> dict[int, RecoveryAction]:
 
 
 def recovery_action(value: int, name: str = "") -> RecoveryAction:
-    """The action of a value; of a value that is not known, by the words of its name.
+    """The action for a value; for an unknown value, by the words of its name.
 
-    The value goes first, since drivers word the same action differently: 0x2 is "Node Reboot Required" or "OS Reboot".
+    The value goes first, since drivers phrase one action differently: 0x2 is "Node Reboot Required" or "OS Reboot".
     """
     known = actions()
     if value in known:
@@ -65,6 +65,6 @@ def recovery_action(value: int, name: str = "") -> RecoveryAction:
 
 
 def from_text(text: str) -> RecoveryAction | None:
-    """The new action that the text of an XID 154 names."""
+    """The new action named in the text of an XID 154."""
     match = _TEXT.search(text)
     return recovery_action(int(match[1], 16), match[2] or "") if match else None

@@ -1,4 +1,4 @@
-"""SXids: what the NVSwitch driver's error codes mean and what follows from them."""
+"""SXids: meaning of the NVSwitch driver's error codes, and the resulting severity and action."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ _UNITS = (
 
 
 class SxidFacts(msgspec.Struct, frozen=True):
-    """What is known of one SXid."""
+    """Catalogue entry of one SXid."""
 
     code: int
     mnemonic: str
     bucket: str
-    printed: str  # fatal, nonfatal, contained (fatal once contained), either; empty where the driver prints no word
+    printed: str  # fatal, nonfatal, contained (fatal once contained), either; empty if the driver prints no word
     guide: str  # class in the Fabric Manager guide
     causes: tuple[str, ...]
     source: str
 
     @property
     def meaning(self) -> str:
-        """The part of the switch and the error's name as words."""
+        """The part of the switch and the name of the error in words."""
         for prefix, unit in _UNITS:
             if self.mnemonic.startswith(prefix + "_"):
                 rest = self.mnemonic.removeprefix(prefix + "_").replace("_", " ").lower()
@@ -61,32 +61,32 @@ class SxidFacts(msgspec.Struct, frozen=True):
 
     @property
     def policy(self) -> Policy:
-        """What we make of it where the line prints no word."""
+        """The policy if the line has no severity word."""
         return policy.of_bucket(self.bucket)
 
     @property
     def severity(self) -> Severity:
-        """The severity where the line prints no word."""
+        """The severity if the line has no severity word."""
         return self.policy.severity
 
     @property
     def action(self) -> Action:
-        """The action where the line prints no word."""
+        """The action if the line has no severity word."""
         return self.policy.action
 
     @property
     def advice(self) -> str:
-        """What to do, in words."""
+        """The remedy in words."""
         return self.policy.advice
 
     @property
     def program(self) -> bool:
-        """A program can cause it, so it never takes a node out of service by itself."""
+        """Whether a program can cause it, so that it never takes a node out of service by itself."""
         return "app" in self.causes
 
     @property
     def escalates(self) -> bool:
-        """A warning of this code becomes critical when it repeats."""
+        """Whether this code, if a warning, becomes critical when it repeats."""
         return self.policy.escalates
 
 
@@ -108,15 +108,15 @@ def table() -> dict[int, SxidFacts]:
 
 
 def lookup(code: int) -> SxidFacts:
-    """The facts of an SXid; of one that is not known, that nothing is known."""
+    """The facts of an SXid; placeholder facts for an unknown one."""
     return table().get(code) or SxidFacts(code, "UNKNOWN", "NONE", "", "", (), "")
 
 
 def assess(code: int, word: str) -> tuple[Severity, Action]:
-    """Severity and action by the printed word, which the driver decides at run time; by the table where there is none.
+    """Severity and action by the printed word, which the driver chooses at run time; else by the table.
 
-    What is printed as fatal and has no better remedy needs a reset. What is printed as not fatal never does, whatever
-    the table says: it is a warning where the table sees more than nothing in it.
+    A code printed as fatal without a better remedy needs a reset. A code printed as not fatal never does, whatever the
+    table has: it is a warning if the table rates it above info.
     """
     each = lookup(code).policy
     match word.lower():

@@ -1,4 +1,4 @@
-"""Reads the data files of this folder: CSV, with lines of comment that name the sources."""
+"""Reads the data files of this folder: CSV with comment lines that name the sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XIDs: what the driver's error codes mean and what follows from them."""
+"""XIDs: meaning of the driver's error codes, and the resulting severity and action."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from gpuhealth.monitors.nvidia.catalog.table import rows
 FELL_OFF_THE_BUS = 79
 RECOVERY_ACTION = 154
 CONSEQUENCES = frozenset({43, 45})
-"""Codes that the driver raises when it cleans up after another one."""
+"""Codes that the driver raises while cleaning up after another one."""
 NVLINK = frozenset({74, *range(144, 151)})
-"""Codes whose hex words say how bad it is."""
+"""Codes whose hex words determine the severity."""
 BY_TEXT = NVLINK | {RECOVERY_ACTION}
 
 
 class XidFacts(msgspec.Struct, frozen=True):
-    """What is known of one XID."""
+    """Catalogue entry of one XID."""
 
     code: int
     mnemonic: str
     bucket: str
-    next_step: str  # NVIDIA's bucket for what to look into afterwards
+    next_step: str  # NVIDIA's bucket for later investigation
     causes: tuple[str, ...]
-    used: bool  # false: the catalogue says it is not raised on data-center GPUs
+    used: bool  # false: according to the catalogue not raised on data-center GPUs
     meaning: str
     source: str
 
     @property
     def policy(self) -> Policy:
-        """What we make of it, where the line says nothing more."""
+        """The policy if the line has no further information."""
         return policy.of_bucket(self.bucket, used=self.used)
 
     @property
     def severity(self) -> Severity:
-        """The severity, where the line says nothing more."""
+        """The severity if the line has no further information."""
         return self.policy.severity
 
     @property
     def action(self) -> Action:
-        """The action, where the line says nothing more."""
+        """The action if the line has no further information."""
         return self.policy.action
 
     @property
     def advice(self) -> str:
-        """What to do, in words."""
+        """The remedy in words."""
         return self.policy.advice
 
     @property
     def program(self) -> bool:
-        """A program can cause it, so it never takes a node out of service by itself."""
+        """Whether a program can cause it, so that it never takes a node out of service by itself."""
         return "app" in self.causes or self.policy.action is Action.RESTART_WORKLOAD
 
     @property
     def escalates(self) -> bool:
-        """A warning of this code that asks for more than a restart becomes critical when it repeats."""
+        """Whether this code, if a warning that requires more than a restart, becomes critical when it repeats."""
         return self.policy.escalates
 
 
@@ -83,12 +83,12 @@ def table() -> dict[int, XidFacts]:
 
 
 def lookup(code: int) -> XidFacts:
-    """The facts of an XID; of one that is not known, that nothing is known."""
+    """The facts of an XID; placeholder facts for an unknown one."""
     return table().get(code) or XidFacts(code, "UNKNOWN", "NONE", "", (), False, "Not in the catalogue", "")
 
 
 class Assessment(msgspec.Struct, frozen=True):
-    """What one line of an XID amounts to."""
+    """Assessment of one line of an XID."""
 
     severity: Severity
     action: Action
@@ -97,7 +97,7 @@ class Assessment(msgspec.Struct, frozen=True):
 
 
 def assess(code: int, text: str, driver: int | None = None) -> Assessment:
-    """Severity and action of an XID by its text, where its text decides, else by its bucket."""
+    """Severity and action of an XID by its text if that is decisive, else by its bucket."""
     plain = _assessments().get(code)
     if plain is None:
         facts = lookup(code)
@@ -112,7 +112,7 @@ def _by_text(code: int, text: str, driver: int | None, meaning: str) -> Assessme
         asked = recovery.from_text(text)
         if asked is None:
             return None
-        return Assessment(asked.severity, asked.action, f"The driver asks for {asked.name}: {asked.meaning}")
+        return Assessment(asked.severity, asked.action, f"The driver requests {asked.name}: {asked.meaning}")
     decoded = nvlink.decode_74(text) if code == 74 else nvlink.decode_5(code, text, driver)
     if decoded is None:
         return None

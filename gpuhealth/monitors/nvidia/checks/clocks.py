@@ -1,7 +1,7 @@
-"""Whether something holds the clocks down that should not: heat, hardware protection, the power brake.
+"""Whether clocks are reduced for a reason that should not exist: heat, hardware protection, the power brake.
 
-Counters of throttled time catch what falls between two looks. Where the GPU has none, the reasons of each round are
-counted; they are bits, and several are set at once.
+Counters of throttled time include throttling between two rounds. If the GPU has none, the reasons of each round are
+counted; they are bits, and several may be set at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ POWER_BRAKE = define(
     "power.brake",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
-    meaning="The server's power supply tells the GPU to brake: it runs at half its clocks or less.",
+    meaning="The server's power supply signals a power brake: the GPU runs at half its clocks or less.",
     advice="Check power supplies, their redundancy and the rack's feed; several nodes at once point to the rack.",
     quarantine=True,
     clear_after=120.0,
@@ -75,7 +75,7 @@ def _throttled(code: Code, gpu: GpuReadings, context: GpuContext, bits: int, cou
 
 
 def _share_of_time(code: Code, gpu: GpuReadings, context: GpuContext, counters: tuple[str, ...]) -> float | Missing:
-    """How much of the window the worst of the counters ran; they overlap, so that their sum would say too much."""
+    """The throttled share of the window by the highest counter; counters overlap, so their sum would be too high."""
     wanted = {name: gpu.throttle_nanoseconds[name] for name in counters if name in gpu.throttle_nanoseconds}
     if not wanted:
         return Missing(MissingReason.NOT_SUPPORTED)

@@ -1,4 +1,4 @@
-"""The driver: does it answer, is it loaded, do its halves match, does it return what it should."""
+"""The driver: whether it responds, is loaded, matches its library, and returns valid values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNRESPONSIVE = define(
     Severity.CRITICAL,
     Action.REBOOT_NODE,
     meaning="A call into the NVIDIA driver has not returned, or took far too long: the GPU's firmware or a lock in the"
-    " driver is stuck, and whatever uses the GPUs will hang as well.",
+    " driver is stuck, and every process that uses the GPUs will hang as well.",
     advice="Do not kill processes that hang in the driver, which can make it worse. Drain the node and reboot it; look"
     " for XID 119, 120 and 45 in the kernel log.",
     quarantine=True,
@@ -50,7 +50,7 @@ NVML_ERROR = define(
     " the cause, such as 999 (unknown error). When that repeats, the driver or the GPU cannot be relied on.",
     advice="Look for XIDs and NVRM lines in the kernel log at that time. If it repeats, reset the GPU or reboot the"
     " node, and update the driver.",
-    quarantine=True,  # once it is critical
+    quarantine=True,  # only once it is critical
     clear_after=120.0,
 )
 
@@ -80,18 +80,18 @@ def _not_loaded(context: GpuContext) -> RuleResult:
     if not isinstance(nvml, Missing):
         return None
     if nvml.reason not in (MissingReason.NOT_LOADED, MissingReason.NOT_INSTALLED):
-        # A mismatch is reported by a loaded module; from any other reason nothing follows.
+        # A loaded module reports a mismatch; other reasons are not conclusive.
         return None if nvml.reason is MissingReason.MISMATCH else nvml
     module = context.readings.kernel_module
     if isinstance(module, Missing):
-        return module  # the library may be missing in our container only
+        return module  # the library may be missing only in our container
     if module.is_loaded:
-        return None  # agent.nvml_library: the node has its driver, our container does not reach it
+        return None  # agent.nvml_library: the node has its driver, but our container cannot use it
     pci = context.readings.pci
     on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
     expected = len(context.baseline.gpus) if context.settings.expected_gpus is None else context.settings.expected_gpus
     if not on_bus and not expected:
-        return nvml  # no GPU is known of: not a fault, and not known to be none either
+        return nvml  # no GPU is known: this is neither a fault nor proof that there are none
     gpus = f"GPUs on the PCI bus: {', '.join(on_bus)}" if on_bus else f"the node should have {expected} GPUs"
     return context.found(
         NOT_LOADED, None, f"kernel module nvidia is not loaded; {gpus}", source="nvmlInit_v2, /sys/module", reading=nvml
@@ -105,7 +105,7 @@ def _mismatch(context: GpuContext) -> RuleResult:
     if isinstance(module, Missing):
         return module
     if module.has_changed:
-        return None  # agent.nvml_library: our library is the older one, what starts now gets the right one
+        return None  # agent.nvml_library: our library is the older one; new programs get the right one
     message = f"driver library and kernel module ({module.version}) are of different versions"
     return context.found(MISMATCH, None, message, source="nvmlInit_v2", reading=nvml)
 
@@ -131,7 +131,7 @@ def _gpu_error(gpu: GpuReadings, context: GpuContext) -> RuleResult:
 
 
 def fails_most_calls(gpu: GpuReadings) -> bool:
-    """Whether the driver failed more than half of the calls about this GPU: no single call stands for a GPU."""
+    """Whether the driver failed more than half of the calls about this GPU: single calls are not conclusive."""
     failed = [each for each in gpu.failed_calls.values() if each.reason is MissingReason.DRIVER_ERROR]
     return 2 * len(failed) > gpu.calls
 

@@ -1,4 +1,4 @@
-"""Memory errors that ECC counted, and whether ECC is on at all. Volatile counts begin at 0 with every reset."""
+"""Memory errors counted by ECC, and whether ECC is on at all. Volatile counts start at 0 with every reset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CORRECTED_RATE = define(
     "ecc.corrected_rate",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
-    meaning="ECC repairs unusually many errors: no data is lost, but memory that decays begins like this.",
+    meaning="ECC repairs unusually many errors: no data is lost, but decaying memory starts like this.",
     advice="Watch for uncorrectable errors and row remappings; run a memory burn-in when the node is free.",
     clear_after=300.0,
 )
@@ -33,7 +33,7 @@ SRAM_THRESHOLD = define(
     "ecc.sram_threshold",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
-    meaning="The GPU itself says that its on-chip memory has had more uncorrectable errors than it may have.",
+    meaning="The GPU reports that its on-chip memory has exceeded its threshold of uncorrectable errors.",
     advice="Take the GPU out of service, run NVIDIA's field diagnostic and have it replaced if that confirms it.",
     quarantine=True,
     drain=True,
@@ -42,7 +42,7 @@ DISABLED = define(
     "ecc.disabled",
     Severity.WARNING,
     Action.RESET_GPU,
-    meaning="ECC is off on a GPU that ought to have it on: bad memory corrupts results without a trace.",
+    meaning="ECC is off on a GPU that should have it on: bad memory corrupts results without a trace.",
     advice="Turn it on with `nvidia-smi -i INDEX -e 1` and reset the GPU (or reboot) for it to take effect.",
 )
 
@@ -52,7 +52,7 @@ _HBM_BUS_BITS = 1024
 
 
 def _counts(gpu: GpuReadings, kind: str) -> dict[str, Reading[int]]:
-    """The counters of a kind by place; NVML's total only where it does not say more."""
+    """The counters of a kind by place; NVML's total only if there is no more detail."""
     counts = {name.removeprefix(f"{kind}_"): each for name, each in gpu.ecc_errors.items() if name.startswith(kind)}
     places = {place: each for place, each in counts.items() if place != "total"}
     return places if split(places)[0] else counts

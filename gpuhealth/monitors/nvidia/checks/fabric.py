@@ -1,4 +1,4 @@
-"""The NVLink fabric: has the GPU joined it, is it well in it, and does the service that builds it run."""
+"""The NVLink fabric: whether the GPU has joined it, works in it, and whether the fabric manager runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNHEALTHY = define(
     "fabric.unhealthy",
     Severity.CRITICAL,
     Action.RESET_GPU,
-    meaning="The GPU has joined its NVLink fabric, but reports that it works in it badly or not at all.",
+    meaning="The GPU has joined its NVLink fabric, but reports degraded or no operation in it.",
     advice="Read the fabric manager's log for links and switches; drain and reset the GPU or reboot the node.",
     quarantine=True,
     drain=True,
@@ -36,7 +36,7 @@ MANAGER_DOWN = define(
     " start after the next reset.",
     advice="Start nvidia-fabricmanager.service; its version must be exactly the driver's.",
     quarantine=True,
-    raise_after=30.0,  # a restart of the service is no fault
+    raise_after=30.0,  # a restart of the service is not a fault
 )
 
 # nvmlGpuFabricInfo of nvml.h.
@@ -51,7 +51,7 @@ _MASK_FAULTS = (
     (4, Severity.CRITICAL, "route unhealthy"),
     (6, Severity.WARNING, "access timeout recovery in progress"),
 )
-_CONFIGURATION_SHIFT = 8  # four bits: 0 not supported, 1 correct, above it what is wrong
+_CONFIGURATION_SHIFT = 8  # four bits: 0 not supported, 1 correct, above it the kind of error
 _CONFIGURATION = {
     2: "wrong system GUID",
     3: "wrong chassis serial number",
@@ -87,7 +87,7 @@ def _unhealthy(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if isinstance(fabric, Missing):
         return fabric
     if fabric.state != _COMPLETED or not (fabric.health_mask or fabric.health_summary):
-        return Missing(MissingReason.NOT_SUPPORTED, "the fabric tells no health")
+        return Missing(MissingReason.NOT_SUPPORTED, "the fabric reports no health")
     faults = _faults(fabric)
     if not faults:
         return None

@@ -1,4 +1,4 @@
-"""The GPU as a whole: does it answer, is it there at all, what does the driver ask for, does it keep pace."""
+"""The GPU as a whole: whether it responds, is present, has a pending recovery action, and keeps pace."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RESET_REQUIRED = define(
     Severity.CRITICAL,
     Action.RESET_GPU,
     meaning="The GPU refuses work until it has been reset, usually after an uncontained memory or firmware error.",
-    advice="Stop what uses the GPU and run `nvidia-smi --gpu-reset -i INDEX`, or reboot the node.",
+    advice="Stop all processes that use the GPU and run `nvidia-smi --gpu-reset -i INDEX`, or reboot the node.",
     quarantine=True,
     drain=True,
     asks_for_recovery=True,
@@ -38,8 +38,8 @@ RECOVERY_ACTION = define(
     "gpu.recovery_action",
     Severity.CRITICAL,
     Action.RESET_GPU,
-    meaning="The driver itself says what has to happen before the GPU can be trusted again, such as a reset.",
-    advice="Do what the finding's action says. The finding ends when the driver reports no more need for it.",
+    meaning="The driver requests an action, such as a reset, before the GPU can be trusted again.",
+    advice="Perform the finding's action. The finding ends when the driver no longer requests it.",
     quarantine=True,
     drain=True,
     asks_for_recovery=True,
@@ -48,10 +48,10 @@ STRAGGLER = define(
     "gpu.straggler",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
-    meaning="The GPU is busy at a clearly lower clock than the other busy GPUs of its model on the node: whatever runs"
-    " in step with it runs at its pace.",
+    meaning="The GPU is busy at a clearly lower clock than the other busy GPUs of its model on the node: a job that"
+    " runs in step with it is slowed down to its pace.",
     advice="Compare temperature, power limit and throttle reasons with its neighbours; reset the GPU, then have"
-    " cooling and power looked at.",
+    " cooling and power inspected.",
     raise_after=60.0,  # clocks swing while a program starts
     clear_after=120.0,
 )
@@ -59,7 +59,7 @@ LEAKED_MEMORY = define(
     "gpu.leaked_memory",
     Severity.WARNING,
     Action.RESET_GPU,
-    meaning="GPU memory is in use though no process holds the GPU: the next program finds less than it asks for.",
+    meaning="GPU memory is in use though no process holds the GPU: the next program finds less than it needs.",
     advice="Look for processes stuck in exit (state D or Z) with open /dev/nvidia* files; reset the GPU when idle.",
     raise_after=60.0,  # memory of a process that has just ended is freed with a delay
 )
@@ -67,12 +67,12 @@ ZOMBIE_PROCESS = define(
     "gpu.zombie_process",
     Severity.WARNING,
     Action.RESET_GPU,
-    meaning="The driver still lists a process that no longer exists: its context and memory were never given back.",
+    meaning="The driver still lists a process that no longer exists: its context and memory were never freed.",
     advice="Stop the remaining users of the GPU and reset it; if the process returns after each job, reboot the node.",
     raise_after=60.0,
 )
 
-_FEWEST_TO_COMPARE = 3  # with two, nothing tells which of them is the odd one
+_FEWEST_TO_COMPARE = 3  # with two it is unknown which is the outlier
 _IDLE = Missing(MissingReason.NO_HISTORY, "the GPU has no load to judge by")
 
 
@@ -81,7 +81,7 @@ def _lost(gpu: GpuReadings, context: GpuContext) -> RuleResult:
         return context.found(
             LOST, gpu, "lost: the driver can no longer reach it", source="NVML", reading=gpu.error.detail
         )
-    # A GPU that wants a reset, or whose InfoROM is corrupt, is there and answers.
+    # A GPU that needs a reset, or whose InfoROM is corrupt, is present and responds.
     answers = (MissingReason.RESET_REQUIRED, MissingReason.CORRUPTED_INFOROM)
     return None if gpu.error and gpu.error.reason in answers else gpu.error
 
@@ -103,7 +103,7 @@ def _recovery_action(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     return context.found(
         RECOVERY_ACTION,
         gpu,
-        f"the driver asks for recovery: {wanted.meaning}",
+        f"the driver requests a recovery: {wanted.meaning}",
         source="NVML field 230 (GPU recovery action)",
         reading=f"{value} ({wanted.name})",
         threshold=0,
@@ -151,14 +151,14 @@ def _leaked_memory(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if used <= limit:
         return None
     processes, unread = split({"compute": gpu.compute_processes, "graphics": gpu.graphics_processes})
-    # What computes is in use by somebody, though a container may hide by whom.
+    # A GPU with load is in use, even if a container hides the process.
     working = isinstance(gpu.utilization_percent, int) and gpu.utilization_percent > 0
     if working or any(processes.values()):
         return None
     if unread:
         return unread
     if isinstance(context.readings.live_pids, Missing):
-        return context.readings.live_pids  # that NVML lists no process says nothing then
+        return context.readings.live_pids  # an empty process list of NVML is not conclusive then
     message = f"{used / 2**20:.0f} MiB in use and no process holds the GPU"
     return context.found(LEAKED_MEMORY, gpu, message, source="nvmlDeviceGetMemoryInfo", reading=used, threshold=limit)
 

@@ -1,6 +1,6 @@
-"""What the GPU has done about bad memory: remapped rows, retired pages, repairs; and its InfoROM, which remembers it.
+"""The GPU's handling of bad memory: remapped rows, retired pages, repairs; and the InfoROM, which records it.
 
-The flags are NVIDIA's own judgement of its rules (eight remappings a bank, 512 in all): read, not computed again.
+The flags are NVIDIA's own judgement by its rules (eight remappings a bank, 512 in all): read, not computed again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REMAP_PENDING = define(
     "gpu_memory.remap_pending",
     Severity.WARNING,
     Action.RESET_GPU,
-    meaning="A bad row of GPU memory is to be replaced by a spare one at the next reset; until then it is not used.",
+    meaning="A bad row of GPU memory will be replaced by a spare one at the next reset; until then it is not used.",
     advice="Reset the GPU (or reboot the node) when it is free.",
 )
 REMAP_FAILED = define(
@@ -52,21 +52,21 @@ RETIREMENT_PENDING = define(
     "gpu_memory.retirement_pending",
     Severity.WARNING,
     Action.RESET_GPU,
-    meaning="A bad page of GPU memory is to be given up at the next reset; until then programs may still be given it.",
+    meaning="A bad page of GPU memory will be retired at the next reset; until then programs may still be assigned it.",
     advice="Reset the GPU (or reboot the node) soon.",
 )
 REPAIR_PENDING = define(
     "gpu_memory.repair_pending",
     Severity.WARNING,
     Action.RESET_GPU,
-    meaning="The GPU has a repair of a memory channel or a compute unit ready, to be made at the next reset.",
+    meaning="The GPU has a repair of a memory channel or a compute unit pending, which is made at the next reset.",
     advice="Reset the GPU (or reboot the node) when it is free.",
 )
 UNREPAIRABLE = define(
     "gpu_memory.unrepairable",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
-    meaning="The GPU says that its memory has a fault that it cannot repair.",
+    meaning="The GPU reports a fault of its memory that it cannot repair.",
     advice="Take the GPU out of service and have it replaced.",
     quarantine=True,
     drain=True,
@@ -75,13 +75,13 @@ INFOROM_CORRUPTED = define(
     "inforom.corrupted",
     Severity.CRITICAL,
     Action.CONTACT_SUPPORT,
-    meaning="The memory in which the GPU keeps its settings and its record of bad memory is corrupt: what it says of"
+    meaning="The memory in which the GPU keeps its settings and its record of bad memory is corrupt: its reports about"
     " itself cannot be relied on, and repairs may be lost with the next reset.",
     advice="Reset the GPU or power-cycle the node; if it stays, have the InfoROM reflashed or the GPU replaced.",
     quarantine=True,
 )
 
-# NVIDIA's memory error management: the table holds 64 pages and counts as full with 63 (DCGM's limit); a GPU is to be
+# NVIDIA's memory error management: the table holds 64 pages and counts as full with 63 (DCGM's limit); a GPU must be
 # replaced when more than 15 pages went to double-bit errors and more than one a week is still added.
 _TABLE_FULL = 63
 _DOUBLE_BIT_PAGES = 15

@@ -1,4 +1,4 @@
-"""Whether all GPUs are there: three counts against each other, and against what the node had or ought to have."""
+"""Whether all GPUs are present: compares three counts with each other, and with the earlier or configured number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSING = define(
     "gpu.missing",
     Severity.CRITICAL,
     Action.REBOOT_NODE,
-    meaning="The node has fewer GPUs than it ought to: PCI bus, device nodes and driver disagree, or a GPU that was"
+    meaning="The node has fewer GPUs than it should: PCI bus, device nodes and driver disagree, or a GPU that was"
     " there before is gone, or the configured number is not reached.",
     advice="Reboot the node (power-cycle it when the PCI bus itself lacks the GPU); if the GPU stays away, reseat or"
     " replace it. If it was taken out on purpose, set expected_gpus.",
@@ -35,7 +35,7 @@ def _missing(context: GpuContext) -> RuleResult:
     nodes = () if isinstance(readings.device_nodes, Missing) else readings.device_nodes
 
     counts: dict[str, int] = {}
-    # A tree that shows none is no count of zero: a container may hide it. A driver that lists none is one.
+    # A tree without GPUs is not a count of zero, as a container may hide it. A driver that lists none is one.
     if on_bus:
         counts["PCI bus"] = len(on_bus)
     if nodes:
@@ -64,9 +64,9 @@ def _missing(context: GpuContext) -> RuleResult:
 
 
 def _gone(context: GpuContext, on_bus: set[PciAddress], lacking: int) -> list[str]:
-    """Each GPU that is known from one place and absent from another, by address and, where remembered, uuid.
+    """Each GPU known from one place and absent from another, by address and, if remembered, uuid.
 
-    NVML lacks so many; those that left the bus are among them, and only if that does not explain all are others named.
+    `lacking` is the number missing in NVML. It includes GPUs that left the bus; only the remainder is named otherwise.
     """
     nvml = context.nvml
     listed = () if isinstance(nvml, Missing) else nvml.gpus
@@ -78,7 +78,7 @@ def _gone(context: GpuContext, on_bus: set[PciAddress], lacking: int) -> list[st
 
     off_bus = sorted((set(uuids) | addresses) - on_bus) if on_bus else []
     names = [f"{named(pci)} is not on the PCI bus" for pci in off_bus]
-    # A round that is not complete, or GPUs that are lost, leave open which address each place of the list stands for.
+    # In an incomplete round, or with lost GPUs, the address of each listed GPU is uncertain.
     told = not isinstance(nvml, Missing) and nvml.answered and not any(gpu.error for gpu in listed)
     if told and lacking > len(off_bus):
         unlisted = (set(uuids) | on_bus) - addresses - set(off_bus)
@@ -90,8 +90,8 @@ MISSING_CHECK = per_node((MISSING, _missing))
 
 
 def remember(context: GpuContext) -> None:
-    """Adds to the baseline what has answered in this round. A GPU that is lost or gone stays in it, until another
-    sits in its place or `expected_gpus` says that those which are there are all."""
+    """Adds the GPUs that answered in this round to the baseline. A lost or missing GPU stays in it until another one is
+    in its slot, or `expected_gpus` shows that the present ones are complete."""
     nvml, baseline = context.nvml, context.baseline
     if isinstance(nvml, Missing):
         return

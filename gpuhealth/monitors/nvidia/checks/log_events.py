@@ -1,4 +1,4 @@
-"""Faults that only the driver's own lines in the kernel log report, XIDs and SXids aside."""
+"""Faults reported only by the driver's own kernel-log lines, other than XIDs and SXids."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ INIT_FAILED = define(
     meaning="The driver could not initialise a GPU.",
     advice="Reboot the node; if it comes back, look at power and seating of the GPU, then replace it.",
     quarantine=True,
-    clears=Clears.QUIET_PERIOD,  # the driver tries and logs it again whenever the GPU is opened, which we do ourselves
+    clears=Clears.QUIET_PERIOD,  # the driver retries and logs it whenever the GPU is opened, also by us
     clear_after=600.0,
 )
 NEEDS_REBOOT = define(
     "driver.needs_reboot",
     Severity.CRITICAL,
     Action.REBOOT_NODE,
-    meaning="Unified memory met an error after which the driver works again only when the node has rebooted.",
+    meaning="Unified memory had an error after which the driver works only after a reboot of the node.",
     advice="Drain the node and reboot it.",
     quarantine=True,
     drain=True,

@@ -1,7 +1,7 @@
-"""NVLinks: which ought to be up and are not, and how many errors those make that are.
+"""NVLinks: links that should be up and are not, and the errors of those that are up.
 
-Links that are inactive by design (a card without its bridge) are known by this: the baseline never saw them up, the
-GPU's peers have no more, and no NVSwitch is there for them to lead to.
+Links that are inactive by design (a card without its bridge) are recognised: the baseline never saw them up, the GPU's
+peers have no more, and there is no NVSwitch that they could lead to.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ERRORS = define(
     "nvlink.errors",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
-    meaning="An NVLink makes many errors: it repeats transfers or trains anew, and collective operations slow down.",
+    meaning="An NVLink has many errors: it repeats transfers or retrains, and collective operations slow down.",
     advice="Run a burn-in with collectives; reset the GPU, and have the link's two ends inspected if it comes back.",
     clear_after=600.0,
 )
@@ -48,7 +48,7 @@ def _is_up(link: NvLink) -> bool:
 
 
 def _up(gpu: GpuReadings) -> set[int] | Missing:
-    """The links that are up; Missing where one of them does not tell."""
+    """The links that are up; Missing if the state of one is unknown."""
     if isinstance(gpu.nvlinks, Missing):
         return gpu.nvlinks
     for link in gpu.nvlinks:
@@ -63,7 +63,7 @@ def _down(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if isinstance(up, Missing):
         if up.reason is not MissingReason.NOT_SUPPORTED or not before:
             return up
-        up = set()  # a driver that was told not to use NVLink denies having any
+        up = set()  # a driver configured not to use NVLink reports none
     if gpu.mig_enabled is True and not up:
         return Missing(MissingReason.NOT_SUPPORTED, "some models use no NVLink while MIG is on")
     if lost := before - up:

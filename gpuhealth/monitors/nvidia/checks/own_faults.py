@@ -1,6 +1,6 @@
-"""Faults of the agent itself: what our container, permissions, library or a bug keep us from reading of the GPUs.
+"""Faults of the agent itself: its container, permissions, library or a bug prevent GPU readings.
 
-They make the node unknown where nothing else measures it, and never take it out of service: the node may be fine.
+They make the node unknown if nothing else measures it, and never take it out of service: the node may be fine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PERMISSION = define(
     "agent.permission",
     Severity.WARNING,
     Action.UPDATE_SOFTWARE,
-    meaning="NVML refuses the agent for want of permission: the node's GPUs are not measured.",
+    meaning="NVML denies the agent access for lack of permission: the node's GPUs are not measured.",
     advice="Run the agent privileged, or give its container the /dev/nvidia* devices.",
 )
 
@@ -53,7 +53,7 @@ def _nvml_library(context: GpuContext) -> RuleResult:
     if what is None or isinstance(module, Missing):
         return nvml
     if not module.is_loaded or (nvml.reason is MissingReason.MISMATCH and not module.has_changed):
-        return nvml  # driver.not_loaded, driver.version_mismatch: the node itself is like that
+        return nvml  # driver.not_loaded, driver.version_mismatch: a fault of the node itself
     message = f"{what} although kernel module {module.version} is loaded{_since_start(module)}"
     return context.found(NVML_LIBRARY, None, message, source="nvmlInit_v2, /sys/module", reading=nvml)
 
@@ -75,7 +75,7 @@ def _since_start(module: KernelModule) -> str:
 def _of_node(reason: MissingReason, code: Code, what: str) -> tuple[Code, _NodeRule]:
     def judge(context: GpuContext) -> RuleResult:
         if isinstance(context.round.readings, Missing):
-            return context.round.readings  # NVML has answered nothing: the monitor itself was late, or failed
+            return context.round.readings  # no answer from NVML: the monitor itself was late, or failed
         nvml = context.readings.nvml
         problem = nvml.problem or nvml.count
         if not isinstance(problem, Missing):
@@ -94,7 +94,7 @@ def _failed_for_gpu(gpu: GpuReadings, context: GpuContext) -> RuleResult:
 
 
 def _unexpected(gpu: GpuReadings, context: GpuContext) -> RuleResult:
-    remembered_only = gpu.index < 0  # its error stands for all of NVML, and is found on the node
+    remembered_only = gpu.index < 0  # its error is that of NVML as a whole, and is reported on the node
     if gpu.error and (remembered_only or gpu.error.reason is not MissingReason.ERROR):
         return gpu.error
     # A corrupt InfoROM is a finding of its own, and so is a GPU that fails most calls.
@@ -109,7 +109,7 @@ def _unexpected(gpu: GpuReadings, context: GpuContext) -> RuleResult:
 
 
 _SHOWN = 3
-"""Answers that a message names: one of many is as good as all."""
+"""Maximum number of answers named in a message: a few examples are enough."""
 
 CHECK = together(
     per_node(

@@ -1,4 +1,4 @@
-"""The PCI Express link: lanes, speed under load, replays, and the error counters that the kernel keeps (AER)."""
+"""The PCI Express link: lanes, speed under load, replays, and the kernel's error counters (AER)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WIDTH = define(
     "pcie.width",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
-    meaning="The GPU's PCI Express link uses fewer lanes than GPU and slot can: copies from and to it are slow.",
+    meaning="The GPU's PCI Express link uses fewer lanes than GPU and slot support: copies from and to it are slow.",
     advice="Reseat the GPU or its riser and cable, and look for AER lines in the kernel log.",
 )
 GENERATION = define(
     "pcie.generation",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
-    meaning="Under load the GPU's PCI Express link stays at a lower speed than GPU and slot can.",
+    meaning="Under load the GPU's PCI Express link stays at a lower speed than GPU and slot support.",
     advice="Look for AER lines in the kernel log and for speed limits in the firmware's setup; reseat the GPU.",
     raise_after=60.0,  # the link takes a moment to speed up when load comes
 )
@@ -29,8 +29,8 @@ REPLAY_RATE = define(
     "pcie.replay_rate",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
-    meaning="The PCI Express link has to send many packets again: its signal is poor.",
-    advice="Reseat the GPU, its riser or cable; if it goes on, replace them one after another.",
+    meaning="The PCI Express link has to resend many packets: its signal is poor.",
+    advice="Reseat the GPU, its riser or cable; if it continues, replace them one after another.",
     clear_after=300.0,
 )
 AER_CORRECTABLE_RATE = define(
@@ -67,7 +67,7 @@ def _generation(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if isinstance(load, Missing):
         return load
     if load < context.settings.clocks.busy_percent:
-        # An idle link shifts down to save power: not a fault, and it tells nothing of the speed under load.
+        # An idle link shifts down to save power: not a fault, and no evidence about its speed under load.
         return Missing(MissingReason.NO_HISTORY, "the GPU has no load, and an idle link shifts down")
     return slow
 
@@ -128,7 +128,7 @@ def _aer_uncorrectable(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if listing:
         message = f"uncorrectable PCIe errors within {window / _MINUTE:g} min: {listing}"
         return context.found(AER_UNCORRECTABLE, gpu, message, source="sysfs aer_dev_*", reading=listing, threshold=0)
-    # What was counted before the first round may be as old as the boot, when probing for devices makes such errors.
+    # Errors counted before the first round may date from the boot, when device probing causes them.
     return unread or (None if all(each.seconds for each in grown.values()) else Missing(MissingReason.NO_HISTORY))
 
 

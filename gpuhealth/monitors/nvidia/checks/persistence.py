@@ -1,4 +1,4 @@
-"""Whether the driver keeps the GPU initialized while nobody uses it."""
+"""Whether the driver keeps an unused GPU initialized."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ OFF = define(
     "persistence.off",
     Severity.WARNING,
     Action.UPDATE_SOFTWARE,
-    meaning="Persistence mode is off: the driver lets the GPU go when its last user ends, so that every start takes"
-    " seconds longer, clock and power settings are lost, and ECC counters begin again.",
+    meaning="Persistence mode is off: the driver shuts the GPU down when its last user ends, so that every start takes"
+    " seconds longer, clock and power settings are lost, and ECC counters start again.",
     advice="Run nvidia-persistenced (or `nvidia-smi -pm 1`) from boot on.",
 )
 

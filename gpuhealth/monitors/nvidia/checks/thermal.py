@@ -1,6 +1,6 @@
-"""How far the GPU and its memory are from the temperature at which they protect themselves.
+"""Distance of the GPU and its memory to the temperature at which they protect themselves.
 
-Each card names its own limits, and recent ones only the distance to them: no fixed temperature is right for all.
+Each card reports its own limits, and recent ones only the distance to them: no fixed temperature is right for all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GPU = define(
     Action.INSPECT_HARDWARE,
     meaning="The GPU is at or within a few degrees of the temperature at which it slows itself down.",
     advice="Check fans, air flow, coolant and inlet temperature, and whether its neighbours are hot as well.",
-    quarantine=True,  # once it is critical
+    quarantine=True,  # only once it is critical
     clear_after=60.0,
 )
 MEMORY = define(

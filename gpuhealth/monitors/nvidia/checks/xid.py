@@ -1,7 +1,7 @@
-"""XIDs and SXids: what the driver reports of a GPU or an NVSwitch, with what came before it taken into account.
+"""XIDs and SXids: the driver's reports about a GPU or an NVSwitch, judged together with earlier ones.
 
-The catalogue says what a line means by itself. Here it is attributed to the GPU with exactly that PCI address, lines of
-the same fault count once, clean-up after another fault is told from a fault, and repetition is judged.
+The catalogue has the meaning of a single line. Here it is attributed to the GPU with exactly that PCI address, lines of
+the same fault count once, cleanup after another fault is distinguished from a fault, and repetition is judged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COVERAGE = define(
     "xid",
     Severity.WARNING,
     Action.NONE,
-    meaning="Stands for all XIDs and SXids: whether what the driver reports of its GPUs reaches us.",
+    meaning="Represents all XIDs and SXids: whether the driver's reports about its GPUs reach the agent.",
     advice="Let the agent read /dev/kmsg: privileged, or with CAP_SYSLOG and the device mounted.",
     essential=True,
 )
@@ -43,7 +43,7 @@ REPEATED_APP_FAULTS = define(
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
     meaning="Different programs have failed on the same GPU with errors that are usually a program's own fault.",
-    advice="Run `gpuhealth burnin` on this GPU: where every program fails, the GPU may be what fails.",
+    advice="Run `gpuhealth burnin` on this GPU: if every program fails, the GPU may be the cause.",
     clears=Clears.QUIET_PERIOD,
     clear_after=86400.0,
 )
@@ -56,10 +56,10 @@ _NAMED_CAUSE = re.compile(r"caused by previous Xid (\d+)")
 
 @functools.lru_cache(maxsize=2048)
 def _code_for(kind: str, number: int, severity: Severity | None = None, action: Action | None = None) -> Code:
-    """The code of an XID or SXid, as it is for a finding of this severity and action.
+    """The code of an XID or SXid, for a finding of this severity and action.
 
-    A critical fault ends with the reset or the reboot that it asks for; what leaves nothing to read again ends when it
-    has not come back for a while (setting xid.expire_after). Without a severity the code is that of the worst case.
+    A critical fault ends with the reset or the reboot that it requires; a fault without a reading ends when it has not
+    recurred for a while (setting xid.expire_after). Without a severity the code is that of the worst case.
     """
     facts = xid.lookup(number) if kind == "xid" else sxid.lookup(number)
     usual, remedy = _usual(facts)
@@ -89,7 +89,7 @@ CODES.define_family("sxid", functools.partial(_code_for, "sxid"), sxid.table)
 
 
 def _usual(facts: xid.XidFacts | sxid.SxidFacts) -> tuple[Severity, Action]:
-    """What a code is by the words that the driver prints with it, the worst of them where it has several."""
+    """Severity and action by the words that the driver prints with a code, the worst of several."""
     if isinstance(facts, sxid.SxidFacts) and facts.printed:
         return sxid.assess(facts.code, "non-fatal" if facts.printed == "nonfatal" else "fatal")
     return facts.severity, facts.action
@@ -106,7 +106,7 @@ class _EventRules:
         self._gpus = {slot_of(gpu.pci): gpu for gpu in context.gpus if isinstance(gpu.pci, str)}
 
     def outcomes(self, event: KernelEvent) -> Iterator[Outcome]:
-        """What follows from one event."""
+        """The outcomes of one event."""
         kind, _, number = event.finding.partition(".")
         if kind not in ("xid", "sxid") or not number.isdecimal():
             return
@@ -126,26 +126,26 @@ class _EventRules:
                 yield from self._repeated_app_faults(event, code, gpu, when)
 
     def _gpu(self, event: KernelEvent) -> GpuReadings | None:
-        """The GPU with the event's whole address; one that is not known is named by the address."""
+        """The GPU at the event's PCI address; an unknown one is represented by the address."""
         if event.pci is None:
             return None
         return self._gpus.get(event.pci) or GpuReadings(-1, pci=function_zero(event.pci))
 
     def _follows(self, event: KernelEvent, code: int, component: Component, at: float) -> str:
-        """The XID whose clean-up this one is, in words. Notes XIDs that others may follow."""
+        """The XID whose cleanup this one is, in words. Records XIDs that others may follow."""
         key = history_key("xid", _owner(component))
         if code not in CONSEQUENCES:
             self._history.record_event(key, at, self._settings.secondary_window, detail=str(code), keep=1)
             return ""
-        if self._released:  # whose work on the driver begins with ending what uses it
+        if self._released:  # operators end the users of the driver first
             return ", while the driver was released on request"
-        if named := _NAMED_CAUSE.search(event.line):  # newer drivers say so themselves
+        if named := _NAMED_CAUSE.search(event.line):  # newer drivers name the cause
             return f", a consequence of XID {named[1]}"
         before = self._history.events_within(key, at, self._settings.secondary_window)
         return f", a consequence of XID {before[-1][1]}" if before else ""
 
     def _count(self, event: KernelEvent, component: Component, at: float) -> int:
-        """How often the fault has come within the repeat window; 0 for a line of a fault that was counted already."""
+        """How often the fault has occurred within the repeat window; 0 for another line of a fault already counted."""
         instance = "" if event.gpu_instance is None else event.gpu_instance
         key = history_key(f"{event.finding}:{event.severity}", _owner(component), instance)
         window = self._settings.repeat_window
@@ -187,7 +187,7 @@ class _EventRules:
         return with_expiry(_code_for(kind, number, severity, action), self._settings)
 
     def _recovery(self, event: KernelEvent, gpu: GpuReadings | None, when: datetime) -> Iterator[Outcome]:
-        """XID 154 says what NVML field 230 reads: a change back to none is the evidence of a recovery."""
+        """XID 154 reports the value of NVML field 230: a change back to none is the evidence of a recovery."""
         code = self._code("xid", RECOVERY_ACTION)
         wanted = gpu_checks.RECOVERY_ACTION
         component = gpu.component if gpu else NODE
@@ -196,7 +196,7 @@ class _EventRules:
             yield code.clean(component)
             return
         place = label(gpu) if gpu else "node"
-        # Where field 230 is not supported no round could read that it is over: the XID stands alone.
+        # If field 230 is not supported no round could read the end of a recovery: only the XID is raised.
         polled = gpu is not None and gpu.recovery_action != NOT_SUPPORTED
         for raised in (code, wanted) if event.action is not Action.NONE and polled else (code,):
             yield raised.found(
@@ -213,7 +213,7 @@ class _EventRules:
     def _repeated_app_faults(
         self, event: KernelEvent, code: int, gpu: GpuReadings, when: datetime
     ) -> Iterator[Outcome]:
-        """A program's fault again and again on one GPU, but of different programs, casts doubt on the GPU."""
+        """Counts program faults on one GPU: repeated ones of different programs suggest a fault of the GPU."""
         if event.pid is None or code in CONSEQUENCES or xid.lookup(code).action is not Action.RESTART_WORKLOAD:
             return
         key, at = history_key("app_faults", gpu.component), when.timestamp()
@@ -242,7 +242,7 @@ def _process(event: KernelEvent) -> str:
 
 
 def _component(gpu: GpuReadings | None, event: KernelEvent) -> Component:
-    """The MIG device that the event names, where it names exactly one; else the GPU, the NVSwitch or the node."""
+    """The MIG device named by the event, if exactly one; else the GPU, the NVSwitch or the node."""
     if gpu is None:
         return Component(Kind.NVSWITCH, event.pci) if event.pci else NODE
     if event.gpu_instance is None:
@@ -256,7 +256,7 @@ def _component(gpu: GpuReadings | None, event: KernelEvent) -> Component:
 
 
 def _owner(component: Component) -> Component:
-    """The GPU of a MIG device; any other component itself."""
+    """The GPU of a MIG device; any other component unchanged."""
     return Component(Kind.GPU, component.parent) if component.kind is Kind.MIG else component
 
 
@@ -267,14 +267,14 @@ def _label(gpu: GpuReadings | None, event: KernelEvent) -> str:
 
 
 def with_expiry(code: Code, settings: XidSettings) -> Code:
-    """The code with the time from the settings after which it ends when it is not repeated."""
+    """The code with the expiry from the settings, after which it ends if not repeated."""
     if settings.expire_after == code.clear_after:
         return code
     return msgspec.structs.replace(code, clear_after=settings.expire_after)
 
 
 def judge_events(round_context: NvidiaContext) -> Iterator[Outcome]:
-    """The findings of XID and SXid events, and of other lines of the driver, as soon as they come."""
+    """The findings of XID and SXid events, and of other lines of the driver, as soon as they arrive."""
     if not round_context.events:
         return
     rules = _EventRules(GpuContext(round_context))

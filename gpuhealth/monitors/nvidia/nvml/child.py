@@ -1,9 +1,9 @@
-"""The process in which NVML calls are made: `python -m gpuhealth.monitors.nvidia.nvml.child`, started by process.py.
+"""The process that makes NVML calls: `python -m gpuhealth.monitors.nvidia.nvml.child`, started by process.py.
 
-It reads one-line commands on standard input and answers in JSON lines on file descriptor 4; file descriptor 3 is a page
-shared with the parent that holds the name of the call being made. Standard output and standard error are /dev/null: a
-library that prints there does no harm. The process ends when standard input does: the kernel then closes every
-/dev/nvidia* handle, which works also where nvmlShutdown would hang.
+It reads one-line commands on standard input and answers in JSON lines on file descriptor 4. File descriptor 3 is a page
+shared with the parent, with the name of the current call. Standard output and standard error are /dev/null, in case a
+library prints. The process ends when standard input does: the kernel then closes every /dev/nvidia* handle, even if
+nvmlShutdown would hang.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class XidSeen(msgspec.Struct, frozen=True, tag=True):
 
 
 class Listening(msgspec.Struct, frozen=True, tag=True):
-    """Whether NVML tells of XIDs: why not, if it does not."""
+    """Whether NVML reports XIDs, and why not if it does not."""
 
     problem: Missing | None
 
 
 class Crashed(msgspec.Struct, frozen=True, tag=True):
-    """Said by a process that ends because of an error of its own."""
+    """Sent by a process that ends because of an error of its own."""
 
     traceback: str
 
@@ -88,7 +88,7 @@ class _Child:
         self._page = mmap.mmap(PROGRESS_FD, PROGRESS_BYTES)
 
     def progress(self, call: str) -> None:
-        """Tells the parent which call is about to be made."""
+        """Shows the parent which call is about to be made."""
         self._page[:] = call.encode()[:PROGRESS_BYTES].ljust(PROGRESS_BYTES, b"\0")
 
     def say(self, message: Message) -> None:
@@ -112,7 +112,7 @@ class _Child:
                 self.round()
 
     def ping(self) -> None:
-        """One call that has to go to the driver; what it answers does not matter."""
+        """Makes one call that must reach the driver; its result does not matter."""
         if self._driver is not None:
             self._driver.ping()
         self.progress("")
@@ -127,7 +127,7 @@ class _Child:
             self.say(Began(self._problem, unread, unread, unread, unread))
         else:
             count = driver.count()
-            if count != self._count:  # what stands behind an index may have changed
+            if count != self._count:  # the GPU behind an index may have changed
                 self._count = count
                 driver = self._driver = nvml_driver.Driver(self.progress)
             self.say(Began(None, driver.driver_version, driver.nvml_version, driver.cuda_version, count))
@@ -145,7 +145,7 @@ class _Child:
         try:
             gpu = driver.read(index, count)
             line = self._encoder.encode(Gpu(gpu))
-        except Exception:  # noqa: BLE001 - a fault of ours with one GPU must not cost the others
+        except Exception:  # noqa: BLE001 - a bug with one GPU must not cost the others
             why = traceback.format_exc(limit=-1).strip().rpartition("\n")[2]
             unread = Missing(MissingReason.AGENT_FAULT, f"GPU {index} could not be read: {why}")
             gpu = GpuReadings(index=index, error=unread)
@@ -154,7 +154,7 @@ class _Child:
         return line
 
     def _restart_if_due(self) -> None:
-        """Starts NVML, again where it failed or a GPU is lost; not in every round, since starting can hang as well."""
+        """Starts NVML, again after a failure or if a GPU is lost; not in every round, since a start can hang, too."""
         if self._driver is not None and not self._lost:
             return
         if time.monotonic() - self._started_at < self._reinit_interval:
@@ -178,7 +178,7 @@ class _Child:
 
 
 def _input_ended() -> bool:
-    """Between two GPUs: the parent sends nothing during a round, so that input to read is its end."""
+    """Called between two GPUs. The parent sends nothing during a round, so readable input means end of file."""
     return bool(select.select([0], [], [], 0)[0])
 
 
@@ -188,7 +188,7 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
         try:
             child.serve()
-        except Exception:  # noqa: BLE001 - whatever it was, the parent is told, and logs it
+        except Exception:  # noqa: BLE001 - the parent logs any error
             child.say(Crashed(traceback.format_exc()))
     os._exit(0)
 

@@ -18,30 +18,30 @@ from gpuhealth.monitors.nvidia.nvml.value import missing, pci_address, text, une
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
 _MOST_GPUS = 256
-"""More than any node has. A larger count is no count, and a loop over it would not end."""
+"""Maximum plausible count of GPUs. A larger value is garbage, and a loop over it would not end."""
 
 
 def start(progress: Progress) -> Missing | None:
-    """Initializes NVML; the reason if it cannot."""
+    """Initializes NVML; returns the reason if it cannot."""
     progress("nvmlInit_v2")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return missing(error, "nvmlInit_v2")
-    except Exception as error:  # noqa: BLE001 - a binding or library that does not fit: the parent reports it
+    except Exception as error:  # noqa: BLE001 - a binding or library that does not match: the parent reports it
         return unexpected(error, "nvmlInit_v2")
     return None
 
 
 def stop(progress: Progress) -> None:
-    """Closes NVML, so that the next start enumerates the GPUs anew."""
+    """Closes NVML, so that the next start enumerates the GPUs again."""
     progress("nvmlShutdown")
-    with contextlib.suppress(Exception):  # whatever it answers, the next start begins from nothing
+    with contextlib.suppress(Exception):  # after any error the next start begins from scratch
         pynvml.nvmlShutdown()
 
 
 class Driver:
-    """NVML after a successful start: versions, and the GPUs with what never changes about them."""
+    """NVML after a successful start: versions, and the GPUs with their fixed properties."""
 
     def __init__(self, progress: Progress, before: Driver | None = None) -> None:
         self._progress = progress
@@ -61,7 +61,7 @@ class Driver:
             return unexpected(error, name)
 
     def count(self) -> Reading[int]:
-        """How many GPUs NVML enumerates."""
+        """Number of GPUs that NVML enumerates."""
         count: Reading[int] = self._ask("nvmlDeviceGetCount", lambda number: nvml_value.count(number, _MOST_GPUS))
         if isinstance(count, Missing) and count.reason is MissingReason.NOT_SUPPORTED:
             # "Not supported" would mean that there is nothing to check.
@@ -72,20 +72,20 @@ class Driver:
         """Everything about one of `count` GPUs."""
         gpu = self._gpus.get(index)
         if gpu is None:
-            # A GPU that is lost when NVML starts again tells nothing: as long as none has come or gone, its index
-            # is what it was.
+            # A GPU that is already lost when NVML starts cannot be identified: while their number is unchanged, it is
+            # the one that had this index before.
             known = self._known_before.get(index) if len(self._known_before) == count else None
             gpu = self._gpus[index] = Gpu(index, self._progress, known)
         return gpu.read()
 
     def ping(self) -> None:
-        """Makes one call that the library cannot answer from its own memory."""
+        """Makes one call that the library cannot answer from its own cache."""
         with contextlib.suppress(Exception):  # any answer is a sign of life
             self._progress("nvmlDeviceGetPowerUsage on GPU 0")
             pynvml.nvmlDeviceGetPowerUsage(pynvml.nvmlDeviceGetHandleByIndex(0))
 
     def known(self) -> dict[int, dict[tuple[Any, ...], Any]]:
-        """By index, what never changes about each GPU."""
+        """Fixed properties of each GPU, by index."""
         return {index: gpu.known for index, gpu in self._gpus.items()}
 
 
@@ -94,7 +94,7 @@ def _cuda_version(number: Any) -> str:
 
 
 def listen(seen: Callable[[int, str, str, float], None]) -> XidEvents | Missing:
-    """Waits for XID events from now on; why NVML tells of none, if it does not."""
+    """Waits for XID events from now on; returns why NVML reports none if it does not."""
     try:
         return XidEvents(seen)
     except pynvml.NVMLError as error:
@@ -112,9 +112,9 @@ class XidEvents:
         self._seen = seen
         self._stopping = threading.Event()
         self._set = pynvml.nvmlEventSetCreate()
-        self._gpus: dict[int | None, tuple[str, str]] = {}  # handle -> PCI address, uuid: a lost GPU no longer tells
+        self._gpus: dict[int | None, tuple[str, str]] = {}  # handle -> PCI address, uuid; a lost GPU reports neither
         for index in range(nvml_value.count(pynvml.nvmlDeviceGetCount(), _MOST_GPUS)):
-            # A GPU that is lost, too old or answers oddly delivers none; the others do.
+            # A GPU that is lost, too old or returns garbage delivers none; the others do.
             with contextlib.suppress(Exception):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 pci, uuid = pci_address(pynvml.nvmlDeviceGetPciInfo(handle)), text(pynvml.nvmlDeviceGetUUID(handle))
@@ -134,14 +134,14 @@ class XidEvents:
             except pynvml.NVMLError_Timeout:
                 continue
             except Exception:  # noqa: BLE001 - one odd event must not end the thread that reads all of them
-                # After an XID 79 the wait fails at once, again and again: no spinning.
+                # After an XID 79 the wait fails immediately every time: avoid spinning.
                 self._stopping.wait(self._WAIT_MILLISECONDS / 1000)
                 continue
             pci, uuid = self._gpus.get(device, ("", ""))
             self._seen(xid, pci, uuid, time.time())
 
     def stop(self) -> None:
-        """Ends the thread before NVML is shut down, which would crash under a waiting call."""
+        """Ends the thread before NVML is shut down, which would crash during a waiting call."""
         self._stopping.set()
         self._thread.join()
         pynvml.nvmlEventSetFree(self._set)

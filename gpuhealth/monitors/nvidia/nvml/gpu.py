@@ -1,6 +1,6 @@
-"""Everything that NVML tells of one GPU. Runs in the child process only: any of these calls may never return.
+"""All NVML readings of one GPU. Runs in the child process only: any of these calls may never return.
 
-Every call goes through `Gpu.ask`, which names the call to the parent before it is made and turns every return code,
+Every call goes through `Gpu.ask`, which shows the call to the parent before it is made and turns every return code,
 exception and answer of another type into a `Missing` for that one reading.
 """
 
@@ -65,7 +65,7 @@ _LINK5_COUNTERS = {
 }
 _MOST_MIG_DEVICES = 64  # seven today
 
-# What is not a plain answer: an error that the driver does not explain, or one that only a reader of the code can.
+# Reasons of calls without a usable answer: unspecified driver errors, and answers only a developer can explain.
 _FAILURES = (MissingReason.DRIVER_ERROR, MissingReason.ERROR, MissingReason.CORRUPTED_INFOROM)
 
 _EFFECTIVE_BER = pynvml.NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_BER
@@ -73,11 +73,11 @@ _SYMBOL_BER = pynvml.NVML_FI_DEV_NVLINK_COUNT_SYMBOL_BER
 
 
 class DeviceGoneError(Exception):
-    """The GPU answers every call with "lost": asking further tells nothing."""
+    """The GPU answers every call with "lost", so further calls are pointless."""
 
 
 class Gpu:
-    """One GPU of the enumeration."""
+    """One GPU as enumerated by NVML."""
 
     def __init__(self, index: int, progress: Progress, known: dict[tuple[Any, ...], Any] | None = None) -> None:
         self.index = index
@@ -90,9 +90,9 @@ class Gpu:
         self._failed: dict[str, Missing] = {}
 
     def ask(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = whole, absent: int | None = None) -> Any:
-        """The value of one NVML call as `convert` reads it, or Missing. Raises DeviceGoneError when the GPU is lost.
+        """The value of one NVML call converted by `convert`, or Missing. Raises DeviceGoneError when the GPU is lost.
 
-        `absent` is a return code that means "there is no such thing" for this call.
+        `absent` is a return code that means "does not exist" for this call.
         """
         if self._handle is None:
             self._open()
@@ -108,7 +108,7 @@ class Gpu:
         return getattr(pynvml, name, absent)
 
     def _guarded(self, name: str, read: Callable[[], Any], absent: int | None = None) -> Any:
-        """What `read` returns; Missing for every way in which it can fail."""
+        """The result of `read`; Missing for every kind of failure."""
         try:
             return read()
         except pynvml.NVMLError as error:
@@ -117,7 +117,7 @@ class Gpu:
             return self._refused(unexpected(error, name), name)
 
     def _part(self, name: str, answer: Any, read: Callable[[Any], Any], absent: int | None = None) -> Any:
-        """One value out of an answer that has several."""
+        """One value from an answer with several."""
         return answer if isinstance(answer, Missing) else self._guarded(name, lambda: read(answer), absent)
 
     def _refused(self, reason: Missing, name: str) -> Missing:
@@ -131,7 +131,7 @@ class Gpu:
         return reason
 
     def _once(self, name: str, *arguments: Any, convert: Callable[[Any], Any] = whole) -> Any:
-        """As ask, for what never changes: a lost GPU still has its name."""
+        """Like `ask`, for fixed properties: a lost GPU still has its name."""
         key = (name, *arguments)
         if key not in self.known:
             value = self.ask(name, *arguments, convert=convert)
@@ -141,14 +141,14 @@ class Gpu:
         return self.known[key]
 
     def read(self) -> GpuReadings:
-        """All readings; of a GPU that is lost, what was known of it before."""
+        """All readings; for a lost GPU, its fixed properties."""
         self._forget()
         values: dict[str, Any] = {}
         try:
             for part in (self._identity, self._state, self._memory_health, self._throttling, self._links, self._use):
                 values |= part()
         except DeviceGoneError:
-            pass  # self._error says so, and the rest is missing for the same reason
+            pass  # see self._error; the other readings are missing for the same reason
         if self._error is not None:
             values = dict.fromkeys(_PLAIN_READINGS, self._error) | values
         return GpuReadings(
@@ -163,7 +163,7 @@ class Gpu:
         call = self._function(name)
         handle = call if isinstance(call, Missing) else self._guarded(name, lambda: call(self.index))
         if isinstance(handle, Missing):
-            # Without a handle nothing can be asked. "Not supported" would mean that there is nothing to check.
+            # Without a handle no call is possible. "Not supported" would mean that there is nothing to check.
             unsupported = handle.reason is MissingReason.NOT_SUPPORTED
             self._error = Missing(MissingReason.ERROR, f"{name}: {handle}") if unsupported else handle
             raise DeviceGoneError
@@ -246,7 +246,7 @@ class Gpu:
             "repair_pending": {
                 name: self._part(repairs, repair, _flag_at(place)) for place, name in enumerate(("channel", "tpc"))
             },
-            # nvmlDeviceValidateInforom would read the flash itself, which is nothing for every round.
+            # nvmlDeviceValidateInforom would read the flash itself, which is too expensive for every round.
             "inforom_checksum": self.ask("nvmlDeviceGetInforomConfigurationChecksum"),
             "unrepairable_memory": self.ask("nvmlDeviceGetUnrepairableMemoryFlag_v1", convert=flag),
         }
@@ -274,7 +274,7 @@ class Gpu:
         def read(place: int, field: int, convert: Callable[[Any], Any]) -> Any:
             name = f"{call}({field})"
             value = self._part(name, answer, lambda values: values[place])
-            # A field id that the driver does not know is refused as an invalid argument.
+            # A field id unknown to the driver is rejected as an invalid argument.
             absent = pynvml.NVML_ERROR_INVALID_ARGUMENT
             return self._part(name, value, lambda value: convert(nvml_value.field(value)), absent)
 
@@ -316,7 +316,7 @@ class Gpu:
         info = pynvml.c_nvmlGpuFabricInfo_v3_t()
         answer = self.ask(call, byref(info), convert=_as_it_is)
         if isinstance(answer, Missing) and answer.reason is MissingReason.NOT_SUPPORTED:
-            info = pynvml.c_nvmlGpuFabricInfo_v2_t()  # drivers before R550 know no health summary
+            info = pynvml.c_nvmlGpuFabricInfo_v2_t()  # drivers before R550 have no health summary
             answer = self.ask(call, byref(info), convert=_as_it_is)
         if isinstance(answer, Missing):
             return answer
@@ -336,7 +336,7 @@ class Gpu:
         most = self.ask(
             "nvmlDeviceGetMaxMigDeviceCount", convert=lambda most: nvml_value.count(most, _MOST_MIG_DEVICES)
         )
-        empty = pynvml.NVML_ERROR_NOT_FOUND  # a slot with no MIG device
+        empty = pynvml.NVML_ERROR_NOT_FOUND  # a slot without MIG device
         for index in range(0 if isinstance(most, Missing) else most):
             device = self.ask("nvmlDeviceGetMigDeviceHandleByIndex", index, convert=_mig_device, absent=empty)
             if isinstance(device, MigDevice):

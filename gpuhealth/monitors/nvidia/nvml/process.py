@@ -1,8 +1,8 @@
-"""NVML in a child process, so that a call that hangs or crashes does not stop the agent. This is the parent.
+"""NVML in a child process, so that a call that hangs or crashes does not stop the agent. This is the parent side.
 
-A call into a sick driver may hang for a minute or for ever, and a process that is killed inside one has frozen GPUs.
-So the child is asked and waited for, never killed: while it hangs it is left alone, at most `max_extra_processes`
-others are started, and a child that is no longer wanted ends by itself when its call returns.
+A call into a failing driver may hang for a minute or forever, and killing a process inside one has frozen GPUs. So the
+child is never killed: while it hangs it is left alone, at most `max_extra_processes` others are started, and a child
+that is no longer needed ends by itself when its call returns.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gpuhealth.runtime.stopwatch import Stopwatch
 
 log = structlog.get_logger()
 
-RELEASED = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was let go on request"))
+RELEASED = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was released on request"))
 _NO_FIRST_LINE = Missing(MissingReason.AGENT_FAULT, "the first line of the NVML process's answer could not be read")
 _UNREADABLE = Missing(MissingReason.AGENT_FAULT, "the NVML process's line for this GPU could not be read")
 _NOT_SAID = Missing(MissingReason.ERROR, "it has not said whether it does")
@@ -40,17 +40,17 @@ _SHOWN_BYTES = 200
 _DECODER = msgspec.json.Decoder(nvml_child.Message)
 
 _STOPPED = ("T", "t")
-"""Process states: by a signal or a debugger. Such a child does not wait for the driver."""
+"""Process states: stopped by a signal or a debugger. Such a child does not wait for the driver."""
 
 _OF_THIS_PROCESS = (MissingReason.NOT_INSTALLED, MissingReason.MISMATCH)
-"""Problems that may be those of the library that the child has loaded: only a new process looks for it again."""
+"""Problems that may be due to the library loaded by the child: only a new process loads it again."""
 
 
 class _Child:
-    """One child process and the round it was last asked for."""
+    """One child process and its current round."""
 
     def __init__(self, arguments: list[str], on_xid: Callable[[nvml_child.XidSeen], None]) -> None:
-        """Raises OSError when no process can be started; no descriptor stays open then."""
+        """Raises OSError when no process can be started; no descriptor stays open in that case."""
         self._on_xid = on_xid
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as childs:
 
@@ -74,24 +74,24 @@ class _Child:
         self._loop.add_reader(self._output, self._readable)
         self.exited = False
         self.crash = ""  # a traceback
-        self.deaf: Missing | None = None  # why NVML tells of no XIDs, where it was asked to
-        self.waiting: Stopwatch | None = None  # of the question that has waited longest
+        self.deaf: Missing | None = None  # why NVML reports no XIDs, if they were enabled
+        self.waiting: Stopwatch | None = None  # since the oldest unanswered request
         self.in_round = False
         self._open_questions = 0
-        self.silent_before = 0.0  # how long the child that this one replaces was waited for
+        self.silent_before = 0.0  # seconds waited for the child that this one replaces
         self.answered = asyncio.Event()
         self._began: nvml_child.Began | None = None
         self._gpus: dict[int, GpuReadings] = {}  # by index
         self.took_seconds = 0.0
 
     def ask(self) -> None:
-        """Asks for a round; while a ping is still without an answer, the wait counts from there."""
+        """Requests a round; if a ping is still unanswered, waiting time counts from there."""
         self._began, self._gpus = None, {}
         self.in_round = True
         self._question(b"read\n")
 
     def ping(self) -> None:
-        """Asks for any answer of the driver."""
+        """Requests any answer from the driver."""
         self._question(b"ping\n")
 
     def _question(self, line: bytes) -> None:
@@ -101,29 +101,29 @@ class _Child:
         self._command(line)
 
     def want_events(self) -> None:
-        """Asks for XID events from now on."""
+        """Enables XID events from now on."""
         self.deaf = _NOT_SAID
         self._command(b"events\n")
 
     def _command(self, line: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has died: the reader sees the end of its output
+        with contextlib.suppress(BrokenPipeError):  # it has died: the reader sees end of file
             os.write(self._input, line)
 
     def asked_for(self) -> float:
-        """How many seconds this child has been asked for its outstanding round; 0 if there is none."""
+        """Seconds since this child was sent its oldest outstanding request; 0 if there is none."""
         return 0.0 if self.waiting is None else self.waiting.seconds()
 
     def waiting_seconds(self) -> float:
-        """How long the driver has not answered; when it has, how long the last round took."""
+        """Seconds without an answer from the driver; after an answer, the duration of the last round."""
         return self.took_seconds if self.waiting is None else self.silent_before + self.asked_for()
 
     def wait_afresh(self) -> None:
-        """Counts the wait for what is outstanding from now on."""
+        """Counts the waiting time of outstanding requests from now on."""
         self.stop_waiting()
         self.waiting = Stopwatch(self._loop)
 
     def stop_waiting(self) -> None:
-        """Nothing is waited for from now on."""
+        """Stops counting: nothing is outstanding from now on."""
         if self.waiting is not None:
             self.waiting.stop()
             self.waiting = None
@@ -140,12 +140,12 @@ class _Child:
             return
         self._buffer += data
         *lines, rest = self._buffer.split(b"\n")
-        self._buffer = bytearray(rest[:_LONGEST_LINE_BYTES])  # cut, it is a line that cannot be read
+        self._buffer = bytearray(rest[:_LONGEST_LINE_BYTES])  # truncated, it is an unreadable line
         for line in lines:
             self._take_line(line)
 
     def _take_line(self, line: bytes | bytearray) -> None:
-        """One that cannot be read costs what it says and no other line."""
+        """Handles one line. An unreadable line costs only its own content."""
         try:
             message = _DECODER.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -171,7 +171,7 @@ class _Child:
     def _answered(self) -> None:
         self._open_questions -= 1
         if self._open_questions:
-            self.wait_afresh()  # the driver answers; what is still open was asked after this
+            self.wait_afresh()  # the driver answers; the remaining requests were sent after this one
             return
         self.took_seconds = self.waiting_seconds()
         self.stop_waiting()
@@ -179,7 +179,7 @@ class _Child:
         self.answered.set()
 
     def readings(self) -> NvmlReadings:
-        """What has come of the round so far."""
+        """The readings of the round so far."""
         waiting = self.waiting is not None
         began = self._began
         late = Missing(
@@ -199,7 +199,7 @@ class _Child:
         )
 
     def _all_gpus(self, waiting: bool) -> Iterator[GpuReadings]:
-        """The GPUs that came, and once the round is over one for every index that NVML counted and that did not."""
+        """The received GPUs; once the round is over, also a placeholder for every counted index without one."""
         count = self._began.count if self._began else UNREAD
         for index in range(0 if isinstance(count, Missing) else count):
             if index in self._gpus:
@@ -208,17 +208,17 @@ class _Child:
                 yield GpuReadings(index=index, error=_UNREADABLE)
 
     def call(self) -> str:
-        """The NVML call that the child is in."""
+        """The NVML call that the child is executing."""
         return self._page[:].rstrip(b"\0").decode()
 
     def let_go(self) -> None:
-        """Tells the child to end when it can."""
+        """Makes the child end when it can, by closing its input."""
         if self._input >= 0:
             os.close(self._input)
             self._input = -1
 
     def close(self) -> None:
-        """Frees what the parent holds of it; the child ends by itself. Nobody waits for it any longer."""
+        """Releases the parent's resources; the child ends by itself, and no caller waits for it any longer."""
         self.let_go()
         self.stop_waiting()
         self.answered.set()
@@ -229,7 +229,7 @@ class _Child:
             self._page.close()
 
     def reaped(self) -> bool:
-        """Whether the process is gone. Never waits: a child in D state may not go for days."""
+        """Whether the process has ended. Never waits: a child in D state may take days."""
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
                 return False
@@ -240,7 +240,7 @@ class _Child:
 def _spawn(arguments: list[str], child_input: int, child_output: int, page: int) -> int:
     """The pid of a new child with these descriptors. Raises OSError."""
     with contextlib.ExitStack() as copies:
-        # Above those that the child is given, so that no copy lands on one that has still to be copied.
+        # Above the descriptors of the child, so that no copy overwrites one that is still to be copied.
         sources = []
         for descriptor in (child_input, child_output, page):
             sources.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 16))
@@ -251,7 +251,7 @@ def _spawn(arguments: list[str], child_input: int, child_output: int, page: int)
             os.environ | {"MALLOC_ARENA_MAX": "1"},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, sources[0], 0),
-                # Not ours: whoever reads our output to its end must not wait for a child that hangs.
+                # Not ours: a reader of our output must not wait for a hung child.
                 (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
                 (os.POSIX_SPAWN_DUP2, sources[2], nvml_child.PROGRESS_FD),
@@ -262,7 +262,7 @@ def _spawn(arguments: list[str], child_input: int, child_output: int, page: int)
 
 
 class NvmlProbe:
-    """Reads NVML without ever hanging with it."""
+    """Reads NVML without ever being blocked by it."""
 
     def __init__(self, settings: Nvml, proc: Path = Path("/proc")) -> None:
         self._settings = settings
@@ -278,17 +278,17 @@ class NvmlProbe:
         self.on_xid: Callable[[nvml_child.XidSeen], None] = lambda _: None
 
     def configure(self, settings: Nvml) -> None:
-        """Takes new deadlines; a child that runs keeps its `reinit_interval`."""
+        """Applies new deadlines; a running child keeps its `reinit_interval`."""
         self._settings = settings
 
     @property
     def released(self) -> bool:
-        """Whether the driver has been let go on request."""
+        """Whether the driver has been released on request."""
         return self._released
 
     @property
     def deaf(self) -> Missing | None:
-        """Why NVML tells of no XIDs, where it was asked to and does not."""
+        """Why NVML reports no XIDs, if they were enabled and it does not."""
         if self._released:
             return RELEASED.problem
         if self._child:
@@ -297,13 +297,13 @@ class NvmlProbe:
 
     @property
     def pids(self) -> list[int]:
-        """Children that exist, those that hang included."""
+        """Existing child processes, including hung ones."""
         return [child.pid for child in [*self._leaving, *([self._child] if self._child else [])]]
 
     async def read(self, wait_seconds: float) -> NvmlReadings:
-        """One round, or as much of it as has come when `wait_seconds` are over or a deadline is crossed.
+        """One round, or the part of it received when `wait_seconds` are over or a deadline is crossed.
 
-        A round that is late goes on: the next call waits for it again. Never raises and never waits longer.
+        A late round continues: the next call waits for it again. Never raises and never waits longer.
         """
         self._reap()
         if self._released:
@@ -316,7 +316,7 @@ class NvmlProbe:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience(child, wait_seconds)):
                 await child.answered.wait()
-        if child is not self._child:  # released while we waited: it has not died, it was told to go
+        if child is not self._child:  # released while we waited: it has not died, it was closed
             return RELEASED
         if child.exited:
             return self._died(child)
@@ -334,24 +334,24 @@ class NvmlProbe:
         return readings
 
     def ping(self) -> None:
-        """Asks the driver for a sign of life between two rounds, so that a hang is known that much earlier."""
+        """Sends a ping to the driver between two rounds, so that a hang is detected that much earlier."""
         if self._child and self._child.waiting is None and not self._child.exited:
             self._child.ping()
 
     def want_events(self) -> None:
-        """Has XIDs told to `on_xid` as NVML reports them: without their text, but better than not at all."""
+        """Passes XIDs to `on_xid` as NVML reports them: without their text, but better than not at all."""
         self._events_wanted = True
         if self._child:
             self._child.want_events()
 
     def let_go(self) -> None:
-        """Has no child hold the driver from now on, and does not wait until none does."""
+        """Closes the driver in all children from now on, without waiting for them."""
         self._released = True
         if self._child:
             self._retire(self._child)
 
     async def release(self) -> bool:
-        """Lets go of the driver; True when no handle is left, False while a child is still inside a call."""
+        """Closes the driver; True when no handle is left, False while a child is still inside a call."""
         self.let_go()
         deadline = time.monotonic() + _RELEASE_SECONDS
         while self._leaving and time.monotonic() < deadline:
@@ -360,7 +360,7 @@ class NvmlProbe:
         return not self._leaving
 
     def acquire(self) -> None:
-        """Takes the driver again after a release."""
+        """Opens the driver again after a release."""
         self._released = False
 
     def close(self) -> None:
@@ -386,7 +386,7 @@ class NvmlProbe:
         return self._child
 
     def _patience(self, child: _Child, wait_seconds: float) -> float:
-        """Up to the next deadline, so that crossing it is reported at once."""
+        """Seconds to wait: at most up to the next deadline, so that crossing it is reported at once."""
         waiting = child.waiting_seconds()
         crossings = (at - waiting for at in (self._settings.warn_after, self._settings.critical_after) if at > waiting)
         return max(0.0, min(wait_seconds, *crossings, wait_seconds))
@@ -404,7 +404,7 @@ class NvmlProbe:
         return readings
 
     def _replace(self, child: _Child) -> None:
-        """Starts another child beside one that hangs: what hangs may be the process and not the driver."""
+        """Starts another child in addition to a hung one: the cause may be the process and not the driver."""
         if len(self._leaving) >= self._settings.max_extra_processes:
             return
         silent = child.waiting_seconds()
@@ -429,7 +429,7 @@ class NvmlProbe:
         return NvmlReadings(problem=self._last_exit)
 
     def _back_off(self, why: str) -> None:
-        # No time in the text: a message that changes in every round is written in every round.
+        # No duration in the text: a message that changes in every round is logged in every round.
         self._last_exit = Missing(MissingReason.AGENT_FAULT, why)
         self._not_before = time.monotonic() + self._backoff_seconds
         self._backoff_seconds = min(2 * self._backoff_seconds, _LONGEST_BACKOFF_SECONDS)
@@ -438,7 +438,7 @@ class NvmlProbe:
         self._leaving = [child for child in self._leaving if not child.reaped()]
 
     def _process_state(self, pid: int) -> str:
-        """S, R or D (uninterruptible: inside the kernel)."""
+        """The state of a process: S, R or D (uninterruptible: inside the kernel); empty if unknown."""
         try:
             return (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
         except (OSError, IndexError):

@@ -1,8 +1,8 @@
 """Whether the driver library in our container is older than the node's kernel module.
 
 The container runtime puts libnvidia-ml.so.1 into a container when it is created. A process that started before the
-driver was loaded, or before it was upgraded, keeps what its container got then; only a new container gets the present
-library.
+driver was loaded, or before it was upgraded, keeps the library from that time; only a new container gets the present
+one.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _PATIENCE_SECONDS = 30.0  # an installation loads the module before all of its l
 
 
 class StaleLibrary:
-    """Checks every round, and raises once only a new container has been able to help for 30 s."""
+    """Checks every round, and raises once only a new container could have helped for 30 s."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: float | None = None
 
     def check(self, readings: NvidiaReadings) -> None:
-        """Raises RestartRequiredError when NVML does not work with a module that was loaded after our start.
+        """Raises RestartRequiredError if NVML does not work with a module that was loaded after our start.
 
-        A module that was loaded before is no reason: a new container would get the same library.
+        A module that was loaded before is not a reason: a new container would get the same library.
         """
         problem = readings.nvml.problem
         self.judge(readings.kernel_module, fails=problem is not None and problem.reason in _LIBRARY_PROBLEMS)
 
     def judge(self, module: Reading[KernelModule], *, fails: bool) -> None:
-        """Takes whether the library fails with this module. Raises RestartRequiredError as `check` does."""
+        """Records whether the library fails with this module. Raises RestartRequiredError as `check` does."""
         if isinstance(module, Missing) or not module.has_changed or not fails:
             self._since = None
             return

@@ -1,7 +1,7 @@
-"""Reads one value out of an NVML answer, or refuses it. Runs in the child process only.
+"""Extracts one value from an NVML answer, or rejects it. Runs in the child process only.
 
-A driver or binding of another version may answer with anything: a float for a count, text that is not UTF-8, an empty
-structure. Every function here returns a value of exactly the type it names or raises; the caller turns that into a
+A driver or binding of another version may return anything: a float for a count, text that is not UTF-8, an empty
+structure. Every function here returns a value of exactly the declared type or raises; the caller turns that into a
 `Missing` for this one reading.
 """
 
@@ -16,7 +16,7 @@ from gpuhealth.model.missing import Missing, MissingReason
 
 _REASONS = {
     pynvml.NVML_ERROR_NOT_SUPPORTED: MissingReason.NOT_SUPPORTED,
-    # An old driver's library lacks the newer calls: this node has no such thing.
+    # An old driver's library lacks newer calls: they are not supported on this node.
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: MissingReason.NOT_SUPPORTED,
     pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH: MissingReason.NOT_SUPPORTED,
     pynvml.NVML_ERROR_NO_PERMISSION: MissingReason.NO_PERMISSION,
@@ -41,18 +41,18 @@ _LONGEST_SHOWN = 80
 
 
 class UnexpectedAnswerError(Exception):
-    """The answer is not of the type that the call promises."""
+    """The type of an answer is not that of the call."""
 
 
 def missing(error: pynvml.NVMLError, call: str) -> Missing:
-    """The reason that stands for an NVML return code, of any value."""
+    """The reason for an NVML return code of any value."""
     code = error.value
     reason = _REASONS.get(code, MissingReason.ERROR)
     return Missing(reason, "" if reason is MissingReason.NOT_SUPPORTED else f"{call}: {_text_of(error)} ({code})")
 
 
 def unexpected(error: Exception, call: str) -> Missing:
-    """The reason for a call that raised something else than an NVML return code, or answered with something odd."""
+    """The reason for a call that raised something other than an NVML return code, or returned an unexpected value."""
     what = str(error) if isinstance(error, UnexpectedAnswerError) else f"{type(error).__name__}: {_text_of(error)}"
     return Missing(MissingReason.ERROR, f"{call}: {what}")
 
@@ -66,7 +66,7 @@ def _text_of(error: Exception) -> str:
 
 
 def _refuse(value: Any, wanted: str) -> UnexpectedAnswerError:
-    # No address of an object in it: a message that changes in every round is written in every round.
+    # No object address in it: a message that changes in every round is logged in every round.
     plain = isinstance(value, int | float | str | bytes | None)
     shown = ascii(value)[:_LONGEST_SHOWN] if plain else type(value).__name__
     return UnexpectedAnswerError(f"{shown} is not {wanted}")
@@ -80,12 +80,12 @@ def whole(value: Any) -> int:
 
 
 def flag(value: Any) -> bool:
-    """A whole number as true or false."""
+    """A whole number as a boolean."""
     return bool(whole(value))
 
 
 def count(value: Any, most: int) -> int:
-    """A number of things, at most `most`: an absurd one would make the caller ask for ever."""
+    """A number of items, at most `most`: a garbage value would make the caller loop forever."""
     if not 0 <= whole(value) <= most:
         raise _refuse(value, f"a count of at most {most}")
     return int(value)
@@ -100,7 +100,7 @@ def text(value: Any) -> str:
 
 
 def name_of_device(value: Any) -> str:
-    """A uuid: text that is not empty."""
+    """A uuid: non-empty text."""
     uuid = text(value)
     if not uuid:
         raise _refuse(value, "a uuid")
@@ -110,7 +110,7 @@ def name_of_device(value: Any) -> str:
 def field(value: Any) -> int | float:
     """The number in an nvmlFieldValue_t, by its value type; a double stays a float.
 
-    Raises NVMLError where the field has a return code of its own.
+    Raises NVMLError if the field has a return code of its own.
     """
     if code := whole(value.nvmlReturn):
         raise pynvml.NVMLError(code)
