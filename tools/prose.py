@@ -1,19 +1,26 @@
-"""Counts the docstrings of public functions and classes that say too little. Usage: python tools/prose.py
+"""Checks the prose of docstrings and comments. Usage: python tools/prose.py
 
-A docstring says too little with fewer than four words, or when it starts with "The same": it cannot be read alone.
-ALLOWED holds how many each folder still has. The numbers may only fall.
+A public docstring says too little with fewer than four words, or when it starts with "The same": it cannot be read
+alone. ALLOWED holds how many each folder still has; the numbers may only fall. The words and phrases in DENIED are
+written nowhere in docstrings and comments: they are not what an engineer would write.
 """
 
 from __future__ import annotations
 
 import ast
+import io
+import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {"gpuhealth": 6, "tests": 27, "tools": 0, "dashboards": 0}
+ALLOWED = {"gpuhealth": 0, "tests": 27, "tools": 0, "dashboards": 0}
+DENIED = re.compile(r"\b(anew|beside|tells?|told|(?:is|are) to be|let go|the house)\b", re.IGNORECASE)
 _LEAST_WORDS = 4
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_TEXTS = ("README.md", "daemonset/**/*.yaml")  # read as a whole
 
 
 def poor(source: str) -> Iterator[tuple[int, str]]:
@@ -23,6 +30,25 @@ def poor(source: str) -> Iterator[tuple[int, str]]:
             docstring = ast.get_docstring(node)
             if docstring is not None and (len(docstring.split()) < _LEAST_WORDS or docstring.startswith("The same")):
                 yield node.lineno, docstring
+
+
+def denied(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each docstring line and comment in a Python source with a word that is denied."""
+    lines = source.splitlines()
+    prose = {number: text for number, text in _comments(source) if DENIED.search(text)}
+    for node in ast.walk(ast.parse(source)):
+        for statement in node.body if isinstance(node, _DOCUMENTED) else ():
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                for number in range(statement.lineno, (statement.end_lineno or statement.lineno) + 1):
+                    if DENIED.search(lines[number - 1]):
+                        prose[number] = lines[number - 1].strip()
+    yield from sorted(prose.items())
+
+
+def _comments(source: str) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
 
 
 def found(root: Path) -> dict[str, list[str]]:
@@ -37,6 +63,17 @@ def found(root: Path) -> dict[str, list[str]]:
     }
 
 
+def found_denied(root: Path) -> list[str]:
+    """The places of denied words in Python sources, the README and the comments and texts of manifests."""
+    sources = sorted(path for folder in ALLOWED for path in (root / folder).rglob("*.py"))
+    places = [(path, *place) for path in sources for place in denied(path.read_text(encoding="utf-8"))]
+    for pattern in _TEXTS:
+        for path in sorted(root.glob(pattern)):
+            lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+            places += [(path, number, line.strip()) for number, line in lines if DENIED.search(line)]
+    return [f"{path.relative_to(root)}:{line}: {text}" for path, line, text in places]
+
+
 def verdict(folder: str, count: int) -> str:
     """One sentence where a folder has more poor docstrings than allowed, or fewer; else nothing."""
     allowed = ALLOWED[folder]
@@ -47,12 +84,16 @@ def verdict(folder: str, count: int) -> str:
 
 
 def main() -> int:
-    """0 where each folder has as many poor docstrings as are allowed; else 1, with their list."""
+    """0 where each folder has as many poor docstrings as are allowed, and no word is denied; else 1, with their list."""
     problems = 0
     for folder, places in found(ROOT).items():
         if sentence := verdict(folder, len(places)):
             problems += 1
             print(*(places if len(places) > ALLOWED[folder] else []), f"prose: {sentence}", sep="\n", file=sys.stderr)
+    if places := found_denied(ROOT):
+        problems += 1
+        sentence = f"{len(places)} lines have words that DENIED in tools/prose.py lists: use plain ones."
+        print(*places, f"prose: {sentence}", sep="\n", file=sys.stderr)
     return 1 if problems else 0
 
 

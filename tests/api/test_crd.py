@@ -129,7 +129,7 @@ def test_defaults_of_a_spec() -> None:
 
 def test_a_description_is_the_text_below_a_field() -> None:
     """Lines are joined; a field without a text has the docstring of its struct, if it is one."""
-    assert descriptions(report.Drain)["remaining"] == "Pods that should go and are still there."
+    assert descriptions(report.Drain)["remaining"] == "Pods still to be evicted."
     assert descriptions(report.Drain)["phase"].startswith("draining; drained: no pod is left to evict; cancelled")
     assert properties(report.ReportStatus)["drain"]["description"].startswith("Eviction of the node's pods. Written by")
     assert "description" not in properties(report.Drain)["evicted"]
