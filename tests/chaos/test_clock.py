@@ -45,7 +45,7 @@ class Timed(Marked):
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[Agent]:
-        """A running agent."""
+        """A running agent without cluster."""
         agent = Agent(load(self.sim.config), self.sim.config, wall=self.wall)
         task = asyncio.create_task(agent.run())
         try:
@@ -161,7 +161,7 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
 
 
 def test_a_condition_that_changes_after_a_step(timed: Timed) -> None:
-    """It is of the time that the clock then tells, not of the one that it was started with."""
+    """It has the time of the clock at that moment, not the time of its start."""
 
     async def run() -> None:
         async with timed.agent() as agent:

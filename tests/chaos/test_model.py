@@ -65,7 +65,7 @@ class OneNode(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """The agent is started anew and knows nothing."""
+        """The agent starts again and knows nothing."""
         self.writer = NodeWriter(self.client, Settings(mode=self.mode), OwnNode(self.client, self.node))
 
     @rule(code=CODES)

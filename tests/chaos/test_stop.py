@@ -1,4 +1,4 @@
-"""An agent that is told to stop at the worst moment stops."""
+"""An agent that gets SIGTERM at the worst moment stops."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Simulate
 
 @pytest.fixture(scope="package")
 def prometheus(running: tuple[SimulatedNode, Prometheus]) -> Prometheus:
-    """The Prometheus."""
+    """A Prometheus that scrapes the agents."""
     return running[1]
 
 

@@ -1,4 +1,4 @@
-"""Watches: what they tell, and that they go on where they were."""
+"""Watches: the events they yield, and that they resume where they were."""
 
 from __future__ import annotations
 

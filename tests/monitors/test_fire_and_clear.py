@@ -106,14 +106,14 @@ class Bench:
         return [finding for finding in self.tracker.active() if finding.code == code]
 
     def close(self) -> None:
-        """Ends the probes."""
+        """Ends the probes of all monitors."""
         for runner in self._runners.values():
             runner.close()
 
 
 @asynccontextmanager
 async def bench(node: Simulator, settings: Settings) -> AsyncIterator[Bench]:
-    """A bench whose hanging calls and processes are let go at the end."""
+    """A bench whose hanging calls and processes are ended with it."""
     it = Bench(node, settings)
     try:
         yield it
@@ -314,7 +314,7 @@ def test_several_faults_are_all_kept(make_node: Callable[[str], Simulator]) -> N
 
 
 def test_release(make_node: Callable[[str], Simulator]) -> None:
-    """While the driver is let go nothing new is found and nothing old is cleared."""
+    """While the driver is released nothing new is found and nothing old is cleared."""
     node = make_node("h100-sxm")
     node.inject("remap_failed", gpu=0)
 

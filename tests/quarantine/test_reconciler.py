@@ -14,7 +14,7 @@ from gpuhealth.kube.client import Client
 
 
 def test_the_server_says_when(plane: ControlPlane, pool: Pool) -> None:
-    """An agent that is told to come back in an hour waits longer than it would by itself, but not for an hour; and what
+    """An agent that gets Retry-After of an hour waits longer than it would by itself, but not for an hour; and what
     is new it tries to say at once."""
     node = pool.node()
 

@@ -18,7 +18,7 @@ Change = Callable[[Simulator], None]
 
 ROUND = 10.0  # seconds of the test's clock between two rounds
 GPUS = 4
-RESTARTING = Nvml(reinit_interval=0.0)  # NVML is started anew in every round in which something is lost
+RESTARTING = Nvml(reinit_interval=0.0)  # NVML is started again in every round in which something is lost
 FABRIC_MANAGER = 77  # its pid
 GONE = 999_999  # a pid that no process has
 GRADE = {Severity.WARNING: "warning", Severity.CRITICAL: "critical"}

@@ -1,4 +1,4 @@
-"""What the tracker is told of a round in which NVML answered this or that."""
+"""Facts of the node for the tracker, after a round with given answers of NVML."""
 
 from __future__ import annotations
 
