@@ -1,4 +1,4 @@
-"""tools/prose.py: what counts as a docstring that says too little, and that the number may only fall."""
+"""tools/prose.py: docstrings that say too little, whose number may only fall, and words that are denied."""
 
 from __future__ import annotations
 
@@ -30,6 +30,27 @@ def test_a_docstring_that_says_too_little(docstring: str) -> None:
 def test_a_docstring_that_does_not_count(source: str) -> None:
     """Public functions and classes alone are looked at; a docstring that is missing is for ruff to find."""
     assert list(prose.poor(source)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'def run() -> None:\n    """Starts anew after an error."""\n',
+        "x = 1  # the kernel tells it\n",
+        'def run() -> None:\n    """A summary.\n\n    The driver is to be released.\n    """\n',
+        'class Pod:\n    """Let go by the agent."""\n',
+    ],
+    ids=["docstring", "comment", "later line", "class"],
+)
+def test_a_denied_word_is_found(source: str) -> None:
+    """Docstrings and comments are searched, on every line of them."""
+    (place,) = prose.denied(source)
+    assert prose.DENIED.search(place[1])
+
+
+def test_code_and_strings_may_have_denied_words() -> None:
+    """A variable, or a string that a program prints, is not searched."""
+    assert list(prose.denied('told = "anew"\n\n\ndef tells() -> str:\n    return told\n')) == []
 
 
 def test_classes_and_methods_are_looked_at() -> None:

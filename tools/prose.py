@@ -84,7 +84,7 @@ def verdict(folder: str, count: int) -> str:
 
 
 def main() -> int:
-    """0 where each folder has as many poor docstrings as are allowed, and no word is denied; else 1, with their list."""
+    """0 where each folder has as many poor docstrings as are allowed, and no line a denied word; else 1."""
     problems = 0
     for folder, places in found(ROOT).items():
         if sentence := verdict(folder, len(places)):

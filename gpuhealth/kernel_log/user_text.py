@@ -112,7 +112,7 @@ _SEGFAULT = _form(
     "]: segfault ",
 )
 _NAME_FIRST = (
-    # x86 traps, bad frames and vsyscalls; arm64, riscv, powerpc "unhandled ..."; new messages beginning with "name[pid]"
+    # x86 traps, bad frames and vsyscalls; arm64, riscv, powerpc "unhandled ..."; new ones beginning with "name[pid]"
     _form("task", "arch/x86/kernel/traps.c, arch/arm64/kernel/traps.c", rf"(?:traps: )?{_NAME}\[\d{{1,10}}\](?::| )"),
     # drop_caches, deprecated and obsolete system calls, "undefined instruction"
     _form("task", "fs/drop_caches.c, mm/mmap.c, arch/arm/kernel/traps.c", rf"{_NAME} \((?:pid )?\d{{1,10}}\)(?::| )"),

@@ -50,7 +50,7 @@ def test_a_fault_alerts_until_it_is_gone(
 
 
 def test_a_driver_let_go_for_too_long_is_unknown(healthy: SimulatedNode, prometheus: Prometheus) -> None:
-    """After the limit of a release the node is unknown with the reason, and both end when the driver is opened again."""
+    """After the limit of a release the node is unknown with the reason, and both end with the release."""
     healthy.configure({"driver_release": {"max_duration": "1s"}})
     os.kill(healthy.pid, signal.SIGUSR1)
     prometheus.fires("GPUNodeUnknown")

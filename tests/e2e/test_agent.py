@@ -264,7 +264,7 @@ def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
 
 
 def test_settings_that_a_running_agent_cannot_take_up(node: SimulatedNode) -> None:
-    """A setting that needs a restart stays as it was and is logged, and so is a policy for a code that does not exist."""
+    """A setting that needs a restart stays and is logged, and so is a policy for a code that does not exist."""
     with node:
         node.configure({"node_name": "another", "findings": {"xdi.79": {"ignore": True}}, "expected_gpus": 9})
         wait_for("what can be taken up", lambda: "gpu.missing" in node.findings())

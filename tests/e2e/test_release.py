@@ -1,4 +1,4 @@
-"""The driver released while others work on it: no fault, the reason is published, and the release is limited in time."""
+"""The driver released while others work on it: no fault, a published reason, and a limit in time."""
 
 from __future__ import annotations
 
