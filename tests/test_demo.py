@@ -82,7 +82,7 @@ def test_without_a_control_plane(tmp_path: Path) -> None:
 
 
 def test_on_a_control_plane(tmp_path: Path) -> None:
-    """The same on an API server, with the report and the place in the budget."""
+    """With an API server the demonstration also shows the report and the budget slot."""
     try:
         find_binaries()
     except MissingBinariesError as error:

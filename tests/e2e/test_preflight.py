@@ -56,7 +56,7 @@ class NewNode(Marked):
         self.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
 
     def start(self) -> None:
-        """Starts preflight."""
+        """Starts `gpuhealth preflight` in the background."""
         environment = {**self.sim.env, "GPUHEALTH_KUBERNETES__KUBECONFIG": str(self._kubeconfig), "PYTHONWARNINGS": ""}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -103,7 +103,7 @@ class NewNode(Marked):
         return [msgspec.json.decode(file.read_bytes(), type=BurninRun) for file in files]
 
     def gpu(self, index: int) -> str:
-        """A GPU's uuid."""
+        """The uuid of a GPU."""
         return self.sim.driver.text(f"gpu{index}.uuid")
 
     def is_open(self) -> bool:
@@ -125,7 +125,7 @@ def new(plane: ControlPlane, tmp_path: Path) -> Iterator[NewNode]:
 
 @pytest.mark.timeout(600)
 def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
-    """It waits for the driver, tests all GPUs and opens the node; the report tells of it; nothing is repeated."""
+    """It waits for the driver, tests all GPUs, opens the node and reports the run; no test is repeated."""
     new.sim.configure({"burnin": {"limits": NO_LIMITS}})
     new.sim.configure({"preflight": {**QUICK, "tests": [TEST, "bandwidth"], "duration": "1s"}})
     new.sim.driver.inject("init_failure")

@@ -83,7 +83,7 @@ class Log:
         path.touch()
 
     def add(self, sequence: int, text: str, priority: int = 3, age: float = 0.0) -> None:
-        """Appends a record."""
+        """Appends a record to the log."""
         stamp = int((time.monotonic() - age) * 1e6)
         with self.path.open("a") as file:
             file.write(f"{priority},{sequence},{stamp},-;{text}\n SUBSYSTEM=pci\n")
@@ -100,7 +100,7 @@ class Log:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Log:
-    """An empty log."""
+    """A kernel log without records."""
     return Log(tmp_path / "kmsg")
 
 
@@ -265,7 +265,7 @@ async def test_no_log_to_open(tmp_path: Path) -> None:
 
 @in_loop
 async def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log that may not be read is told from one that is not there."""
+    """An unreadable log is distinguished from a missing one."""
 
     def refuse(*_: object) -> int:
         raise PermissionError(1, "Operation not permitted")

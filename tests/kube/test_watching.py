@@ -1,4 +1,4 @@
-"""Watches: what they tell, and that they go on where they were."""
+"""Watches deliver events and resume where they were interrupted."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ Change = Callable[[Simulator], None]
 PATIENT = 30.0  # seconds for a round; none takes that long
 ROUND = 10.0  # seconds of the test's clock between two rounds
 GPUS = 4
-RESTARTING = Nvml(reinit_interval=0.0)  # NVML is started anew in every round in which something is lost
+RESTARTING = Nvml(reinit_interval=0.0)  # NVML is reinitialized in every round in which something is lost
 FABRIC_MANAGER = 77  # its pid
 GONE = 999_999  # a pid that no process has
 GRADE = {Severity.WARNING: "warning", Severity.CRITICAL: "critical"}
@@ -279,14 +279,14 @@ class Bench:
         return [finding for finding in self.tracker.active() if finding.code == code]
 
     def close(self) -> None:
-        """Ends the probes."""
+        """Closes the probes of all monitors."""
         for runner in self._runners.values():
             runner.close()
 
 
 @asynccontextmanager
 async def bench(node: Simulator, settings: Settings) -> AsyncIterator[Bench]:
-    """A bench whose hanging calls and processes are let go at the end."""
+    """A bench that ends its hanging calls and processes on exit."""
     it = Bench(node, settings)
     try:
         yield it
@@ -487,7 +487,7 @@ def test_several_faults_are_all_kept(make_node: Callable[[str], Simulator]) -> N
 
 
 def test_release(make_node: Callable[[str], Simulator]) -> None:
-    """While the driver is let go nothing new is found and nothing old is cleared."""
+    """While the driver is released no finding is raised or cleared."""
     node = make_node("h100-sxm")
     node.inject("remap_failed", gpu=0)
 

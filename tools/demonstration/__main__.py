@@ -1,4 +1,4 @@
-"""`tools/demo`: sets the stage, tells the story, sums up, and leaves nothing behind."""
+"""`tools/demo` sets up a node, runs the demonstration, prints a summary and cleans up."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class UnexpectedError(RuntimeError):
 
 
 class Story:
-    """Tells it on one node; raises UnexpectedError, or TimeoutError for what did not come."""
+    """Runs the story on one node; raises UnexpectedError, or TimeoutError for what did not happen."""
 
     def __init__(self, screen: Screen, node: SimulatedNode, marks: Marks) -> None:
         self._screen = screen
@@ -52,7 +52,7 @@ class Story:
         self._marks = marks
 
     def tell(self) -> list[Seen]:
-        """Tells the whole story: each fault, one after another."""
+        """Runs the whole story, one fault after another."""
         self._screen.heading("A healthy node")
         self._screen.say(
             f"{self._node.name}: 8 x H100, simulated below the real NVML bindings; a real agent watches over it, with"

@@ -1,4 +1,4 @@
-"""What the tracker is told of a round in which NVML answered this or that."""
+"""Tracker input for a round with given NVML answers."""
 
 from __future__ import annotations
 

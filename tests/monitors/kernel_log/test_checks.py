@@ -1,4 +1,4 @@
-"""What the kernel log tells beside XIDs."""
+"""Findings from kernel log lines other than XIDs."""
 
 from datetime import datetime, timedelta
 

@@ -45,7 +45,7 @@ def test_a_function_that_goes_is_not_listed(node: Simulator) -> None:
 
 
 def test_error_counters_are_the_kernels_totals(node: Simulator) -> None:
-    """AER counters are read anew in every scan."""
+    """AER counters are read again in every scan."""
     probe = PciProbe(node.root / "sys")
     probe.read()
     node.inject("aer", gpu=0, severity="fatal", count=2)
