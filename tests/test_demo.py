@@ -82,7 +82,7 @@ def test_without_a_control_plane(tmp_path: Path) -> None:
 
 
 def test_on_a_control_plane(tmp_path: Path) -> None:
-    """On an API server it shows the marks, the report and the budget slot."""
+    """With an API server the demonstration also shows the report and the budget slot."""
     try:
         find_binaries()
     except MissingBinariesError as error:

@@ -215,7 +215,7 @@ def _duration(seconds: float) -> str:
 
 
 def explanations(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
-    """Each field's type in words, and its meaning: its description, the text below it, or the comment on its line."""
+    """Type and meaning of each field; the meaning is its description, the text below it or its inline comment."""
     bases = [base for base in reversed(model.__mro__) if issubclass(base, BaseModel) and base is not BaseModel]
     if len(bases) > 1:  # the settings of all monitors and of the core are one model
         return {name: text for base in bases for name, text in _own_explanations(base).items()}

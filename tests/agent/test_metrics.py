@@ -327,7 +327,7 @@ def test_the_loops_are_the_agent_s(make_agent: Callable[[], Agent]) -> None:
 
 
 def test_a_monitor_of_its_own_has_its_own_numbers(make_agent: Callable[[], Agent]) -> None:
-    """Rounds, times and errors have the label monitor, and a monitor without a round has no time of its last one."""
+    """Rounds, times and errors are exported per monitor; without a round there is no last-round timestamp."""
     shown = ShownStatus(make_agent().status())
     first, *others = shown.status().monitors
     when = datetime(2026, 3, 1, tzinfo=UTC)

@@ -33,7 +33,7 @@ def test_a_stuck_cell_is_found_and_named() -> None:
     xor = int(first.xor, 16)
     assert xor.bit_count() == 1
     assert int(first.got, 16) ^ int(first.expected, 16) == xor
-    # In the pattern of addresses the expected word is its own byte offset, and little-endian bytes give the rest.
+    # With the address pattern each expected word is its own byte offset; little-endian byte order gives the rest.
     assert first.what == "own address"
     assert first.index == int(first.expected, 16) + (xor.bit_length() - 1) // 8
     assert "wrong 64-bit words" in outcome.failure

@@ -114,7 +114,7 @@ def test_every_flip_is_found_in_its_row(fmt: GemmFormat, shape: GemmShape, seed:
 
 
 def test_the_same_seed_draws_the_same() -> None:
-    """A seed always draws the same operands, and another seed different ones."""
+    """Equal seeds draw equal operands; different seeds draw different ones."""
     fmt, shape = FORMATS[4], GemmShape(9, 30, 9)
     one, again, other = (draw(fmt, shape, seed) for seed in (5, 5, 6))
     assert torch.equal(one.left.values, again.left.values)

@@ -94,7 +94,7 @@ async def life(killed: Killed, proxy: FaultyProxy) -> Callable[[], None]:
 
 
 def token(plane: ControlPlane) -> str:
-    """Stored state of the agent."""
+    """A service account token of the agent."""
     return plane.service_account_token("gpuhealth", "gpuhealth-agent")
 
 
@@ -133,7 +133,7 @@ def test_killed_after_each_request(plane: ControlPlane, killed: Killed, step: st
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", ["slot", "taint"])
 def test_killed_after_a_failure(plane: ControlPlane, killed: Killed, step: str, error: int | str) -> None:
-    """An agent that is killed after an error of that request recovers as well."""
+    """The node converges after an agent is killed while it retries a failed request."""
     run_dying(plane, killed, step, error)
 
 

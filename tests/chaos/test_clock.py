@@ -45,7 +45,7 @@ class Timed(Marked):
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[Agent]:
-        """A running agent without cluster."""
+        """Runs an agent until the block ends."""
         agent = Agent(load(self.sim.config), self.sim.config, wall=self.wall)
         task = asyncio.create_task(agent.run())
         try:
@@ -161,7 +161,7 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
 
 
 def test_a_condition_that_changes_after_a_step(timed: Timed) -> None:
-    """It has the time of the clock at that moment, not the time of its start."""
+    """The transition time of a condition follows the stepped clock, not the clock at agent start."""
 
     async def run() -> None:
         async with timed.agent() as agent:

@@ -65,7 +65,7 @@ class OneNode(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """The agent starts again and knows nothing."""
+        """Restarts the agent with empty state."""
         self.writer = NodeWriter(self.client, Settings(mode=self.mode), OwnNode(self.client, self.node))
 
     @rule(code=CODES)

@@ -1,4 +1,4 @@
-"""An agent that gets SIGTERM at the worst moment stops."""
+"""A cancelled agent loop stops, whatever happens at the same moment."""
 
 from __future__ import annotations
 

@@ -123,12 +123,12 @@ class Time:
         return self.now
 
     def monotonic(self) -> float:
-        """The steady clock of the agent."""
+        """Seconds on the simulated steady clock."""
         return self.now.timestamp()
 
 
 class Node:
-    """An agent in this process, with healthy hardware and the kernel log that the test gives it."""
+    """An in-process agent with healthy hardware and an injected kernel log."""
 
     def __init__(self, folder: Path, name: str, time: Time) -> None:
         settings = {"node_name": name, "journal": {"path": folder / f"{name}.sqlite"}}
@@ -144,7 +144,7 @@ class Node:
         await self.agent.journal.run_once()
 
     def says(self, *lines: str) -> None:
-        """Give it a record of the kernel log."""
+        """Feeds lines to the kernel log parser."""
         records = [KernelRecord(line, self._time()) for line in lines]
         self.state.apply_events([event for record in records if (event := self._parser.feed(record))])
 

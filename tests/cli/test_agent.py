@@ -1,4 +1,4 @@
-"""`gpuhealth agent`: starts with its settings, logs JSON, ends on SIGTERM."""
+"""`gpuhealth agent` starts with its settings, logs JSON and stops on a signal."""
 
 import json
 import signal

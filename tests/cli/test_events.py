@@ -133,7 +133,7 @@ def test_spoiled_entries_are_left_out(node: Node, run: Run, column: str, value: 
 
 
 def test_spoiled_memory_stops_no_check(node: Node) -> None:
-    """A stored value that is text, or a number, is reported and costs nothing else."""
+    """A stored value of the wrong type is reported and does not stop the check."""
     journal = Journal(node.journal, 1e9, 1000)
     journal.write(state={"findings": b"{}"})
     for value in ("text", 10**9, None):

@@ -47,7 +47,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Simulate
 
 @pytest.fixture(scope="package")
 def prometheus(running: tuple[SimulatedNode, Prometheus]) -> Prometheus:
-    """A Prometheus that scrapes the agents."""
+    """The Prometheus that scrapes the node."""
     return running[1]
 
 

@@ -50,7 +50,7 @@ def test_a_fault_alerts_until_it_is_gone(
 
 
 def test_a_driver_let_go_for_too_long_is_unknown(healthy: SimulatedNode, prometheus: Prometheus) -> None:
-    """After the limit of a release the node is unknown with the reason, and both end with the release."""
+    """After the release limit the node is unknown, with the reason; both alerts clear when the driver is reopened."""
     healthy.configure({"driver_release": {"max_duration": "1s"}})
     os.kill(healthy.pid, signal.SIGUSR1)
     prometheus.fires("GPUNodeUnknown")
@@ -61,7 +61,7 @@ def test_a_driver_let_go_for_too_long_is_unknown(healthy: SimulatedNode, prometh
 
 
 def test_a_bad_configuration_alerts_until_it_is_mended(healthy: SimulatedNode, prometheus: Prometheus) -> None:
-    """A configuration that cannot be used raises an alert, and the agent continues."""
+    """An invalid configuration raises an alert, and the agent keeps running."""
     healthy.configure({"no_such_setting": 1})
     prometheus.fires("GPUHealthConfigInvalid")
     del healthy.settings["no_such_setting"]
@@ -70,7 +70,7 @@ def test_a_bad_configuration_alerts_until_it_is_mended(healthy: SimulatedNode, p
 
 
 def test_lost_kernel_records_alert(healthy: SimulatedNode, prometheus: Prometheus) -> None:
-    """A gap in the kernel log's numbers raises an alert: an XID may have been in it."""
+    """A gap in the kernel log sequence numbers raises an alert: it may have hidden an XID."""
     healthy.kernel_says("something")
     wait_for("the record is read", lambda: healthy.metric("gpuhealth_agent_kmsg_records_total"), every=EVERY)
     healthy._sequence += 7

@@ -51,7 +51,7 @@ def test_lost_before_the_agent_came(node: SimulatedNode, lost: list[int]) -> Non
 
 
 def test_several_findings_are_all_kept(node: SimulatedNode) -> None:
-    """Faults of different kinds on several GPUs are all active at once."""
+    """Findings of different kinds on several GPUs coexist."""
     with node:
         for gpu, fault in enumerate(["lost", "remap_failed", "power_brake", "pcie_width", "unrepairable"]):
             node.driver.inject(fault, gpu=gpu)
@@ -172,17 +172,15 @@ def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
         wait_for("the warning", lambda: "agent.kmsg_unavailable" in node.findings())
 
         def told() -> bool:
-            node.driver.inject(
-                "xid", gpu=4, code=95
-            )  # again and again: NVML reports only events after it was registered
+            node.driver.inject("xid", gpu=4, code=95)  # repeatedly: NVML reports only events after registration
             return "xid.95" in node.findings()
 
         wait_for("the XID", told)
 
 
 @pytest.mark.parametrize("call", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents"])
-def test_nobody_tells_of_xids(node: SimulatedNode, call: str) -> None:
-    """Where neither kernel log nor NVML reports XIDs, they are not checked: unknown, and no fault of the driver."""
+def test_no_source_of_xids(node: SimulatedNode, call: str) -> None:
+    """With no source of XIDs (kernel log or NVML) the verdict is unknown, and the driver is not blamed."""
     node.kmsg.unlink()
     node.driver.inject("error", call=call, code=3)
     with node:
@@ -264,7 +262,7 @@ def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
 
 
 def test_settings_that_a_running_agent_cannot_take_up(node: SimulatedNode) -> None:
-    """A setting that needs a restart stays and is logged, and so is a policy for a code that does not exist."""
+    """A setting that needs a restart keeps its value and is logged, as is a policy for an unknown finding."""
     with node:
         node.configure({"node_name": "another", "findings": {"xdi.79": {"ignore": True}}, "expected_gpus": 9})
         wait_for("what can be taken up", lambda: "gpu.missing" in node.findings())

@@ -129,7 +129,7 @@ def test_with_its_journal_it_clears_as_ever(marked: Marked) -> None:
 
 
 def test_found_again(marked: Marked) -> None:
-    """A fault that is seen again is an ordinary finding again."""
+    """A lost fault that is detected again becomes an ordinary finding."""
     deleted(marked.sim)
     with marked.sim as sim:
         wait_for("the taint", lambda: marked.taint() == LOST)

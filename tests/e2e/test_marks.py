@@ -101,7 +101,7 @@ def _statuses(report: dict[str, Any], gpu: str) -> list[str]:
 
 
 def test_without_a_budget_nothing_is_tainted(marked: Marked) -> None:
-    """Without a budget only the condition shows the fault; a budget that is created later lets the taint follow."""
+    """Without a budget only the condition changes and the node stays in service; creating a budget adds the taint."""
     with marked.sim as sim:
         sim.driver.inject("remap_failed", gpu=0)
         wait_for("the condition", lambda: marked.condition() == ("False", "GpuMemoryRemapFailed"))
@@ -193,7 +193,7 @@ def test_an_agent_that_was_killed_takes_up_where_it_was(marked: Marked) -> None:
 
 
 def test_what_people_say_on_the_node_holds(marked: Marked) -> None:
-    """The override `healthy` ends the quarantine, and the annotation release-gpus has the driver released."""
+    """The override `healthy` ends the quarantine, and the annotation release-gpus releases the driver."""
     marked.budget(1)
     with marked.sim as sim:
         sim.driver.inject("remap_failed", gpu=0)

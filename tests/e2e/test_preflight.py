@@ -56,7 +56,7 @@ class NewNode(Marked):
         self.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
 
     def start(self) -> None:
-        """Starts `gpuhealth preflight` as a process."""
+        """Starts `gpuhealth preflight` in the background."""
         environment = {**self.sim.env, "GPUHEALTH_KUBERNETES__KUBECONFIG": str(self._kubeconfig), "PYTHONWARNINGS": ""}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -125,7 +125,7 @@ def new(plane: ControlPlane, tmp_path: Path) -> Iterator[NewNode]:
 
 @pytest.mark.timeout(600)
 def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
-    """It waits for the driver, tests all GPUs and opens the node; the report has the results; nothing is repeated."""
+    """It waits for the driver, tests all GPUs, opens the node and reports the run; no test is repeated."""
     new.sim.configure({"burnin": {"limits": NO_LIMITS}})
     new.sim.configure({"preflight": {**QUICK, "tests": [TEST, "bandwidth"], "duration": "1s"}})
     new.sim.driver.inject("init_failure")

@@ -1,4 +1,4 @@
-"""The driver released while others work on it: no fault, a published reason, and a limit in time."""
+"""A released driver is no fault; condition, metrics and journal show the release, and it is limited in time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Upgraded(Marked):
         return [str(each) for each in maps if each.exists() and "libnvidia-ml" in each.read_text()]
 
     def message(self) -> str:
-        """The message of the condition GPUHealthy."""
+        """The message of the GPUHealthy condition."""
         conditions = self.node()["status"].get("conditions", [])
         return next((str(c["message"]) for c in conditions if c["type"] == "GPUHealthy"), "")
 
@@ -56,7 +56,7 @@ class Upgraded(Marked):
         wait_for("a later round", lambda: (self.sim.metric(last) or 0.0) > before + seconds)
 
     def is_released(self) -> bool:
-        """Whether the node is called healthy, with the message that its driver is released."""
+        """Whether the condition is True with reason DriverReleased."""
         return self.condition() == ("True", "DriverReleased")
 
     def rounds(self, more: int) -> None:
@@ -119,7 +119,7 @@ def test_an_upgrade_by_the_gpu_operator(upgraded: Upgraded) -> None:
 
 
 def test_several_reasons_at_once(upgraded: Upgraded) -> None:
-    """The driver is released until the last of annotation, label and signal is gone."""
+    """The driver stays released until annotation, label and signal are all withdrawn."""
     with upgraded.sim as sim:
         wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
         upgraded.says(notes={ANNOTATION: "true"}, labels={UPGRADE: "drain-required"})

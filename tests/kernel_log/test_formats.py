@@ -90,7 +90,7 @@ def classified(lines: Iterable[bytes | str]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("binary", [False, True], ids=["text", "bytes"])
 def test_every_format(name: str, binary: bool) -> None:
-    """Every format, of text and of bytes, gives the same event, with the number of its line."""
+    """Every format, as text or bytes, yields the same event with its line number."""
     line = FORMATS[name]
     lines: list[bytes | str] = ["usb 1-1: new device\n", f"{line}\n"]
     found = classified([each.encode() for each in lines if isinstance(each, str)] if binary else lines)
@@ -168,7 +168,7 @@ def test_dmesg_lists_a_record_over_several_lines() -> None:
 
 
 def test_journald_keeps_them_in_one_message() -> None:
-    """The record as one JSON message of journalctl."""
+    """A multi-line kernel record in one JSON message is one event."""
     text = "NVRM: The NVIDIA GPU 0000:b3:00.0\nNVRM: (PCI ID: 1:2) installed in this system has\nNVRM: fallen off the bus and is not responding"  # noqa: E501 - one message
     (found,) = classified([json.dumps({"_TRANSPORT": "kernel", "MESSAGE": text})])
     assert found["pci"] == "0000:b3:00"

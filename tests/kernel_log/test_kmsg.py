@@ -100,7 +100,7 @@ class Log:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Log:
-    """An empty kernel log."""
+    """A kernel log without records."""
     return Log(tmp_path / "kmsg")
 
 
@@ -265,7 +265,7 @@ async def test_no_log_to_open(tmp_path: Path) -> None:
 
 @in_loop
 async def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log that may not be read has another reason than one that does not exist."""
+    """An unreadable log is distinguished from a missing one."""
 
     def refuse(*_: object) -> int:
         raise PermissionError(1, "Operation not permitted")

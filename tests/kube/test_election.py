@@ -40,7 +40,7 @@ class Candidates:
         self._tasks[name] = asyncio.create_task(self._run(name, kubeconfig))
 
     async def leave(self, *names: str) -> None:
-        """Stop all candidates, and wait for them."""
+        """Stops candidates and waits for them."""
         for name in names:
             self._tasks[name].cancel()
         await asyncio.gather(*(self._tasks[name] for name in names), return_exceptions=True)

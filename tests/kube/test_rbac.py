@@ -91,7 +91,7 @@ def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) 
             run_out = client.server_time()
             for desired in (sick, again, sick, again):  # out and back within the time in which Events are counted up
                 clock[0] += timedelta(seconds=2)
-                while client.server_time() < run_out:  # the slot for the fault, which is then taken again
+                while client.server_time() < run_out:  # until the slot of the fault expires
                     await asyncio.sleep(0.05)
                 await writer.apply(desired)
                 run_out = client.server_time() + timedelta(seconds=2)
@@ -101,7 +101,7 @@ def test_every_right_is_used(plane: ControlPlane, pool: Pool, kubeconfig: Path) 
             await asyncio.wait([follow])
         plane.request("DELETE", f"/api/v1/nodes/{node}")
         plane.create_node(node, pool.labels)
-        async with Client.from_kubeconfig(kubeconfig) as client:  # a Node that was created again adopts its report
+        async with Client.from_kubeconfig(kubeconfig) as client:  # a recreated Node adopts its report
             await NodeWriter(client, Settings(), OwnNode(client, node)).apply(sick)
 
     asyncio.run(run())

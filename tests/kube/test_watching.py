@@ -1,4 +1,4 @@
-"""Watches: the events they yield, and that they resume where they were."""
+"""Watches deliver events and resume where they were interrupted."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_what_belongs_to_a_gpu() -> None:
 
 
 def test_names() -> None:
-    """Kind and id, so that a disk differs from a mount of the same name; the node is just the node."""
+    """Names contain kind and id, which separates a disk from a mount of equal id; the node is just the node."""
     assert [component.name for component in (NODE, GPU, PORT)] == ["node", "gpu GPU-1", "ib_port mlx5_0/1"]
 
 

@@ -63,7 +63,7 @@ def test_gpus_by_their_slot() -> None:
 
 
 def test_the_time_of_a_round() -> None:
-    """The time as a number, as the history takes it; by default nothing was read of the kernel log."""
+    """The round time is also available as a number; without a kernel log the context is unread and empty."""
     seen = context()
     assert seen.now == START.timestamp()
     assert (seen.kernel_log, seen.events, seen.gpus) == (UNREAD, (), ())

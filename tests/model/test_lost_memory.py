@@ -186,7 +186,7 @@ def test_a_restore_by_a_clock_that_is_fast_is_no_evidence_later() -> None:
 
 
 def test_found_again_it_is_an_ordinary_finding() -> None:
-    """A fault that is found again replaces it, before or after the record is read; then its own rule counts."""
+    """A fault found again replaces the lost record, read before or after it; then its own rule applies."""
     _, record = out_for("gpu_memory.remap_failed")
     first, after = tracker(), tracker()
     first.apply([found("gpu_memory.remap_failed")], at(50), BOOT)

@@ -54,7 +54,7 @@ def test_raised_once_and_cleared_after_clean_reads() -> None:
 
 
 def test_a_flapping_fault_stays_raised() -> None:
-    """One bad reading within the clearing time restarts it: no flapping."""
+    """One bad reading within the clearing time restarts it, which prevents flapping."""
     tracked = tracker()
     tracked.apply([found("gpu_memory.remap_failed")], at(0), BOOT)
     step = code_of("gpu_memory.remap_failed").clear_after * 0.6
@@ -176,7 +176,7 @@ def test_a_person_ends_what_waits_for_one() -> None:
     tracked.apply([found("gpu.lost", component=OTHER)], at(100), BOOT)
     assert kinds(tracked.restore(at(50), at(110))) == [(ChangeKind.CLEARED, "xid.79")]
     assert {finding.code for finding in tracked.active()} == {"gpu_memory.remap_failed", "gpu.lost"}
-    tracked.apply([found("xid.79")], at(40), BOOT)  # by a clock that was ahead, before the given time
+    tracked.apply([found("xid.79")], at(40), BOOT)  # timestamped by a clock that was ahead, before the restore time
     assert tracked.restore(at(50), at(120)) == []
     again = tracker(state=msgspec.json.decode(msgspec.json.encode(tracked.state()), type=TrackerState))
     assert again.restore(at(50), at(130)) == []
@@ -287,7 +287,7 @@ def test_a_code_of_another_version_is_dropped() -> None:
 
 
 def test_findings_of_a_replaced_gpu_end() -> None:
-    """Findings end with a GPU that is neither present nor remembered; while that is not known, they stay."""
+    """Findings end with a GPU that is neither present nor remembered; they stay while its presence is unknown."""
     tracked = tracker()
     tracked.apply([found("gpu_memory.remap_failed"), found("burnin.exact")], at(0), BOOT)
     assert tracked.resolve(nvml_facts(NOT_ANSWERED, 5)) == []
@@ -298,7 +298,7 @@ def test_findings_of_a_replaced_gpu_end() -> None:
 
 
 def test_a_gpu_that_tells_its_name_takes_over_what_was_found_before() -> None:
-    """Findings on an address or an index continue under the uuid, in addition to those of the uuid."""
+    """Findings on an address or index move to the uuid and are merged with the findings it already has."""
     tracked = tracker()
     places = [gpu("gpu3"), gpu("0000:1b:00.0"), gpu("0000:43:00"), GPU]
     tracked.apply([found("gpu.lost", component=place) for place in places], at(0), BOOT)
@@ -309,7 +309,7 @@ def test_a_gpu_that_tells_its_name_takes_over_what_was_found_before() -> None:
 
 
 def test_mig_devices_follow_the_name_of_their_gpu() -> None:
-    """A finding on a MIG device of a GPU whose uuid was unknown continues as a fault of that GPU."""
+    """A finding on a MIG device that predates the uuid of its GPU counts as a fault of that GPU."""
     tracked, address = tracker(), PciAddress("0000:1b:00.0")
     parent = ComponentInfo(component=GPU, index=0, pci=address)
     tracked.apply([found("xid.94", Severity.WARNING, mig("MIG-a", gpu(address)))], at(0), BOOT)
@@ -320,7 +320,7 @@ def test_mig_devices_follow_the_name_of_their_gpu() -> None:
 
 
 def test_what_nobody_can_read_again_under_its_name_ends() -> None:
-    """Findings on a GPU that is gone and whose uuid was never read end with it; XIDs wait for the reboot."""
+    """The findings of a removed GPU with an unknown uuid are cleared; XIDs stay until a reboot."""
     tracked = tracker()
     lost, xid = found("gpu.lost", component=gpu("gpu3")), found("xid.79", component=gpu("0000:1b:00"))
     tracked.apply([lost, xid], at(0), BOOT)

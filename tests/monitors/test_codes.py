@@ -123,7 +123,7 @@ def test_what_a_line_says_is_found(line: str) -> None:
 
 
 def test_every_xid_and_sxid_is_found() -> None:
-    """A line of any XID or SXid that is a warning or worse becomes a finding, in the catalogue or not."""
+    """Every XID and SXid above INFO raises its finding, in the catalogue or not."""
     for line in NUMBERED:
         event = event_of(line)
         if event.severity is not Severity.INFO:
@@ -137,7 +137,7 @@ def test_every_line_is_explained(line: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_number_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    """`gpuhealth explain` knows a line of any XID or SXid, in the catalogue or not."""
+    """`gpuhealth explain` names the finding of every XID and SXid line, in the catalogue or not."""
     for line in NUMBERED:
         explain.command([line])
         assert event_of(line).finding in capsys.readouterr().out
@@ -404,7 +404,7 @@ def test_published_settings_change_codes_that_exist() -> None:
 
 
 def test_a_code_of_another_version_does_no_harm() -> None:
-    """Findings and policies of an older version, with codes that no longer exist, are left out and named, no more."""
+    """Stored findings with codes of another version are dropped; policies for such codes are reported."""
     old = msgspec.structs.replace(found("ecc.uncorrectable"), code="nic.of_old")
     state = TrackerState([TrackedFinding(old, raised=True, boot_id="boot")])
     tracked = tracker(SETTINGS_OF_OLD, state)

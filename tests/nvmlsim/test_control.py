@@ -33,7 +33,7 @@ def test_patterns(node: Simulator) -> None:
 
 
 def test_add(node: Simulator) -> None:
-    """Values that are added count up."""
+    """Added values accumulate in the counter."""
     node.add({"gpu0.ecc.volatile.uncorrected.dram": 1})
     node.add({"gpu*.ecc.volatile.uncorrected.dram": 2})
     assert [node.get(f"gpu{slot}.ecc.volatile.uncorrected.dram") for slot in (0, 1)] == [3, 2]
@@ -133,7 +133,7 @@ def test_inits_and_shutdowns_in_threads(node: Simulator) -> None:
 
 
 def test_calls_are_counted(node: Simulator, gpu: Any) -> None:
-    """The state counts the calls of all programs, so that a test can see that no program calls any more."""
+    """The state counts the calls of all programs, so that a test can detect when calls stop."""
     before = node.get("node.calls")
     pynvml.nvmlDeviceGetTemperature(gpu, 0)
     assert node.get("node.calls") == before + 1

@@ -142,7 +142,7 @@ def test_sram_status(node: Simulator, gpu: Any) -> None:
 
 
 def test_row_remapping(node: Simulator, gpu: Any, field: Field) -> None:
-    """Version 1 adds active and inactive remaps, version 2 separates them."""
+    """Version 1 sums active and inactive remaps; version 2 separates them."""
     node.set(
         {
             "gpu0.remap.corrected": 1,

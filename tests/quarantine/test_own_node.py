@@ -17,7 +17,7 @@ from gpuhealth.quarantine.writer import NodeWriter
 
 
 def test_what_the_node_says_is_followed(plane: ControlPlane, pool: Pool) -> None:
-    """Labels, taints, and the request to release the driver come by the watch, also after an outage."""
+    """Labels, taints and release requests arrive by watch, also after an outage."""
     node = pool.node()
 
     async def run() -> None:

@@ -14,8 +14,7 @@ from gpuhealth.kube.client import Client
 
 
 def test_the_server_says_when(plane: ControlPlane, pool: Pool) -> None:
-    """An agent that gets Retry-After of an hour waits longer than it would by itself, but not for an hour; and what
-    is new it tries to say at once."""
+    """A Retry-After of an hour delays a retry by 60 to 120 s, and a new change is sent at once."""
     node = pool.node()
 
     async def run() -> None:

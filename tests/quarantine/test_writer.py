@@ -98,7 +98,7 @@ def test_healthy_node_writes_once_then_nothing(plane: ControlPlane, pool: Pool) 
 
 
 def test_audited_silence(plane: ControlPlane, pool: Pool) -> None:
-    """The API server's own audit log says the same of a healthy node."""
+    """The audit log of the API server shows no writes for a healthy node."""
     node = pool.node()
 
     def audited() -> int:

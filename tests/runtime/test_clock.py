@@ -42,7 +42,7 @@ def test_a_step_is_taken_over_when_asked_for_and_once(step: timedelta) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_set_while_no_process_ran(step: timedelta) -> None:
-    """In the same boot the monotonic clock shows by how much; over a reboot only that time does not go back."""
+    """The monotonic clock measures a step within a boot; across a reboot only a backward step is detected."""
     wall = Wall()
     then = SteadyClock(wall).instant("boot")
     assert SteadyClock(wall).set_since(then, "boot") == 0.0

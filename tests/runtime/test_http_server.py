@@ -23,7 +23,7 @@ ASK = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def page() -> server.Response:
-    """A page with some text."""
+    """A small page with text."""
     return server.Response(b"read\n")
 
 

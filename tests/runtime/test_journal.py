@@ -135,7 +135,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_has_become_read_only(tmp_path: Path, disk: Path) -> None:
-    """What was remembered is there for the next agent and for `gpuhealth events`; what cannot be written is logged."""
+    """Stored state stays readable on a read-only disk, and a failed write is reported."""
     with closing(journal(tmp_path)) as open_to_the_end:
         open_to_the_end.write([entry()], {"findings": b"latched"})
         for name in ("journal.sqlite", "journal.sqlite-wal"):  # the last words are in the second alone

@@ -245,7 +245,7 @@ def test_services_are_no_settings(monkeypatch: pytest.MonkeyPatch, service: str)
 
 
 def test_a_misspelt_setting_is_told_from_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that only looks like one of a Service is refused, also next to those of a real Service."""
+    """A variable that only resembles one of a Service is rejected, even next to real ones."""
     for name, value in kubelets("gpuhealth", ("", 443, "TCP")).items():
         monkeypatch.setenv(name, value)
     for name in ("HTTP_PORT", "PORTS", "SERVICE", "SERVICE_HOSTS", "PORT_443", "AGENT_SERVICE_PORT"):

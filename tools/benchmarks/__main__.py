@@ -1,4 +1,4 @@
-"""`tools/bench NAME`: runs one benchmark and prints its figures next to the ones to reach."""
+"""`tools/bench NAME` runs one benchmark and prints its figures next to the targets."""
 
 from __future__ import annotations
 

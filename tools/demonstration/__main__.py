@@ -1,4 +1,4 @@
-"""`tools/demo`: sets up a node, injects faults, prints what an operator sees, sums up, and leaves nothing behind."""
+"""`tools/demo` sets up a node, runs the demonstration, prints a summary and cleans up."""
 
 from __future__ import annotations
 

@@ -81,11 +81,11 @@ class Applied:
 
     @property
     def node(self) -> Object:
-        """The newest Node that the watch has delivered."""
+        """The latest Node from the watch."""
         return self._latest or {}
 
     def wait(self, what: str, ready: Callable[[Object], bool], seconds: float = 30.0) -> float:
-        """As in Marks; the time is the one at which the watch delivered it."""
+        """Waits as in Marks; returns the time at which the watch event arrived."""
         with self._news:
             if not self._news.wait_for(lambda: self._latest is not None and ready(self._latest), seconds):
                 raise TimeoutError(f"{what} did not come within {seconds:g} s")

@@ -75,7 +75,7 @@ class Screen:
     def _folded(self, line: str) -> list[Text]:
         """A line as lines that fit, broken behind blanks and commas; uuids are cut to the part that people compare."""
         if "\x1b" in line:
-            return [Text.from_ansi(line)]  # of a program that knows the width of its terminal
+            return [Text.from_ansi(line)]  # already formatted to the screen width by its program
         line = _UUID.sub(r"\1…", line)
         margin = " " * (len(line) - len(line.lstrip()) or _HANGING)
         parts = [""]

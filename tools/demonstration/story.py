@@ -44,7 +44,7 @@ class UnexpectedError(RuntimeError):
 
 
 class Story:
-    """Injects it on one node and prints the reaction. Raises UnexpectedError, or TimeoutError where nothing happens."""
+    """Runs the story on one node; raises UnexpectedError, or TimeoutError for what did not happen."""
 
     def __init__(self, screen: Screen, node: SimulatedNode, marks: Marks) -> None:
         self._screen = screen
@@ -52,7 +52,7 @@ class Story:
         self._marks = marks
 
     def tell(self) -> list[Seen]:
-        """Injects each fault, one after another, and prints the reaction."""
+        """Runs the whole story, one fault after another."""
         self._screen.heading("A healthy node")
         self._screen.say(
             f"{self._node.name}: 8 x H100, simulated below the real NVML bindings; a real agent watches over it, with"

@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of an API server that fails on demand, one request at a time or until it is switched off.
+"""An HTTP proxy in front of an API server that fails on demand, once, several times or until healed.
 
 async with FaultyProxy(plane) as proxy:
     proxy.fail(503, method="PATCH", path="/status", times=2)

@@ -1,4 +1,4 @@
-"""Facts of the node for the tracker, after a round with given answers of NVML."""
+"""Tracker input for a round with given NVML answers."""
 
 from __future__ import annotations
 

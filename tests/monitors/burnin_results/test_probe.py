@@ -49,7 +49,7 @@ def test_runs_come_oldest_first_and_new_ones_are_seen(tmp_path: Path) -> None:
 
 
 def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round without news opens no file; a file that is replaced is read again."""
+    """A round without changes opens no file; a replaced file is read again."""
     leave(tmp_path, run(result()))
     probe, opened, original = BurninProbe(tmp_path), list[str](), BurninProbe._file
 
@@ -79,7 +79,7 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.
     ids=["empty", "truncated", "array", "bytes", "deep", "no-zone", "status", "large"],
 )
 def test_a_damaged_file_is_said_and_hides_no_other(tmp_path: Path, text: bytes) -> None:
-    """It is named with the reason; the other runs are read."""
+    """A damaged file is named with the reason; the other runs are read."""
     leave(tmp_path, run(result()))
     (tmp_path / "bad.json").write_bytes(text)
     readings = read(BurninProbe(tmp_path))

@@ -1,4 +1,4 @@
-"""Findings from kernel-log lines other than XIDs."""
+"""Findings from kernel log lines other than XIDs."""
 
 from datetime import datetime, timedelta
 

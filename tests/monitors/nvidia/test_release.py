@@ -1,4 +1,4 @@
-"""The driver released on request: the requests, the readings meanwhile, and the end."""
+"""Driver release on request: the requesters, rounds during a release, and how it ends."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def answer(gpus: int) -> NvmlReadings:
 
 
 def test_the_driver_is_let_go_until_the_last_request_is_gone() -> None:
-    """Of several requests the first releases the driver, the end of the last one opens it again, and each is logged."""
+    """The first request releases the driver, withdrawing the last one reopens it, and every change is logged."""
 
     async def run() -> None:
         it = Requests()
@@ -131,7 +131,7 @@ def test_after_the_end_the_driver_may_take_its_time(coming: NvmlReadings) -> Non
 
 
 def test_asked_again_while_it_is_coming_back() -> None:
-    """A request before the driver is back continues the same release: its limit does not start again."""
+    """A request before the driver is reopened continues the same release and does not restart its limit."""
 
     async def run() -> None:
         it = Requests()

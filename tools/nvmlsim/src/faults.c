@@ -96,7 +96,7 @@ static void compose(struct state *state, int slot, const struct selection *skip,
     }
 }
 
-/* Is there such a function, in any version, in the library beside the command? */
+/* Does the library next to the command export the function, in any version? */
 static bool call_exists(const char *call)
 {
     char path[PATH_MAX];

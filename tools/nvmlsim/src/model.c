@@ -31,7 +31,7 @@ static bool fail(char *error, size_t size, const char *format, ...)
     return false;
 }
 
-/* The models stand beside the folder of the command: tools/nvmlsim/build/nvmlsim, tools/nvmlsim/models. */
+/* The models are next to the build folder: tools/nvmlsim/build/nvmlsim, tools/nvmlsim/models. */
 static void models_folder(char path[PATH_MAX])
 {
     ssize_t length = readlink("/proc/self/exe", path, PATH_MAX - 32);

@@ -3,7 +3,7 @@
  *
  * Numbers are atomic 64-bit values, so programs that read and the command that writes need no common lock; writers take
  * turns with flock(), which the kernel gives back when one of them dies. Only values that advance with time (energy,
- * throttle counters) need more than one word to be read at once; `gpu.sequence` tells their readers of changes.
+ * throttle counters) need more than one word to be read at once; `gpu.sequence` signals changes to their readers.
  */
 #ifndef NVMLSIM_STATE_H
 #define NVMLSIM_STATE_H

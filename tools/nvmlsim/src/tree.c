@@ -1,5 +1,5 @@
 /*
- * The node's files. Each is written beside its place and renamed into it, and only when it has to change, so that a
+ * The node's files. Each is written to a temporary file and renamed, and only when it has to change, so that a
  * reader never sees half a file and a change of the state costs little.
  */
 #define _GNU_SOURCE

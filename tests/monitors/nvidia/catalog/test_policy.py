@@ -83,7 +83,7 @@ def test_the_printed_word_wins(code: int) -> None:
 
 
 def test_what_a_program_can_cause_is_marked() -> None:
-    """XIDs that a program can cause are distinguished from those of hardware alone."""
+    """XIDs that a program can cause are distinguished from hardware-only ones."""
     assert all(xid.lookup(code).program for code in (13, 31, 43, 45, 109))
     assert not any(xid.lookup(code).program for code in (48, 62, 64, 74, 95, 119, 120, 140))
     assert xid.lookup(94).severity is WARNING

@@ -50,7 +50,7 @@ def test_bits_are_bits(reasons: int) -> None:
 
 
 def test_one_look_does_not_claim_a_minute() -> None:
-    """The message has how often bits were seen, and for how much of the time counters ran."""
+    """Reason bits are reported as a number of samples, counters as a share of the time."""
     (seen,) = look(clocks_event_reasons=0x20).findings
     assert "at 1 of 1 looks within 60 s" in seen.message
     memory = Memory()

@@ -75,7 +75,7 @@ def test_no_library() -> None:
 
 
 def test_no_library_and_hidden_bus() -> None:
-    """Where the bus is hidden, the remembered and the expected GPUs show that a driver should be there."""
+    """If the bus is hidden, remembered or expected GPUs imply that a driver is required."""
     memory = remembering(gpus={uuid(0): pci(0)})
     absent = problem(MissingReason.NOT_INSTALLED)
     hidden: dict[str, Any] = {"pci": (), "kernel_module": NOT_LOADED}

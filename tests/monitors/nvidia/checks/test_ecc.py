@@ -125,7 +125,7 @@ def test_disabled_since_it_was_on() -> None:
 
 @pytest.mark.parametrize(("bits", "found"), [(5120, True), (384, False), (NOT_SUPPORTED, False)])
 def test_disabled_with_hbm(bits: Reading[int], found: bool) -> None:
-    """ECC off on a GPU with HBM, as its bus width shows, is a warning; with GDDR it may be a choice."""
+    """Disabled ECC is a warning with HBM, which the bus width reveals; with GDDR it may be intended."""
     result = look(gpu(ecc_enabled=False, memory_bus_bits=bits))
     assert result.is_clean("ecc.disabled") is not found
 

@@ -57,7 +57,7 @@ def test_unhealthy(summary: int | None, mask: int, severity: Severity) -> None:
 
 
 def test_fabric_health() -> None:
-    """A healthy mask is clean; a fabric without a health mask, or one that is not complete, has none to check."""
+    """A healthy mask is clean; without health data, or with an incomplete fabric, there is no outcome."""
     assert look(Fabric(3, 0, health_mask=HEALTHY, health_summary=1)).is_clean("fabric.unhealthy")
     assert look(Fabric(3, 0, health_mask=HEALTHY)).is_clean("fabric.unhealthy")
     assert look(Fabric(3, 0)).says_nothing("fabric.unhealthy")

@@ -147,7 +147,7 @@ def test_missing_from_nvml() -> None:
 
 
 def test_missing_from_the_bus() -> None:
-    """A GPU that was there before and is gone everywhere is named by address and uuid; hardware should be looked at."""
+    """A remembered GPU that is missing everywhere is named by address and uuid; the action is to inspect hardware."""
     memory = remembering(gpus={uuid(index): pci(index) for index in range(8)})
     finding = missing(memory, gpus(7)).finding("gpu.missing", NODE)
     assert f"{pci(7)} ({uuid(7)}) is not on the PCI bus" in finding.message
@@ -163,7 +163,7 @@ def test_one_off_the_bus_and_one_off_the_driver() -> None:
 
 
 def test_stale_list_names_nobody() -> None:
-    """While NVML still lists a lost GPU, its list does not show which other one is missing."""
+    """While NVML still lists a lost GPU, its list cannot identify another missing one."""
     memory = remembering(gpus={uuid(index): pci(index) for index in range(3)})
     finding = missing(memory, (gpu(0, error=LOST), gpu(1)), pci=tuple(device(i) for i in range(3)))
     assert pci(2) not in finding.finding("gpu.missing", NODE).message
@@ -214,7 +214,7 @@ def test_count_without_nvml() -> None:
 
 
 def test_round_under_way() -> None:
-    """GPUs that a slow round has not read yet are not named as missing from NVML."""
+    """GPUs not yet read in a slow round are not reported as missing from NVML."""
     begun = nvml(gpu(0), answered=False, count=2)
     assert missing(listed=gpus(2), nvml=begun).is_clean("gpu.missing", NODE)
 

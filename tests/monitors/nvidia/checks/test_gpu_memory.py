@@ -97,7 +97,7 @@ def test_mig_hides_remapped_rows() -> None:
 
 
 def test_inforom() -> None:
-    """One call that finds the InfoROM corrupt is enough, whichever call it is."""
+    """One call that reports a corrupt InfoROM is enough, whichever call it is."""
     corrupt = Missing(MissingReason.CORRUPTED_INFOROM, "nvmlDeviceGetSerial: Corrupted infoROM (14)")
     assert look(serial=corrupt).severity("inforom.corrupted") is Severity.CRITICAL
     assert look(failed_calls={"nvmlDeviceGetRetiredPages": corrupt}).severity("inforom.corrupted")

@@ -165,8 +165,8 @@ def test_half_a_round() -> None:
 
 
 def test_released() -> None:
-    """While the driver is released on request nothing is found, whatever the trees show."""
-    released = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was released on request"))
+    """While the driver is released nothing is found, whatever sysfs and procfs show."""
+    released = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was let go on request"))
     judged = judge(node(gpu(0), nvml=released, fabric_manager_running=False), having(8), expected_gpus=8)
     assert judged.findings == []
     assert {MissingReason.RELEASED} == {each.reason.reason for each in judged.values() if isinstance(each, NotChecked)}
@@ -174,7 +174,7 @@ def test_released() -> None:
 
 
 def test_lost_gpu_without_a_name() -> None:
-    """A GPU whose uuid cannot be read is recognised by its address, or as the only one not accounted for."""
+    """A lost GPU without a readable uuid is identified by its address, or as the only one unaccounted for."""
     by_address = gpu(1, uuid=LOST, error=LOST)
     nameless = gpu(1, uuid=LOST, pci=LOST, error=LOST)
     for broken in (by_address, nameless):
@@ -185,7 +185,7 @@ def test_lost_gpu_without_a_name() -> None:
 
 
 def test_lost_before_anybody_looked() -> None:
-    """The address of a GPU that was never read in full comes from the bus: the one that no other GPU has."""
+    """A single GPU that never answered is identified by the PCI address that no other GPU has."""
     broken = gpu(1, uuid=LOST, pci=LOST, error=LOST)
     listed = (gpu(0), broken, gpu(2))
     judged = judge(node(*gpus(3), nvml=nvml(*listed)))
@@ -196,7 +196,7 @@ def test_lost_before_anybody_looked() -> None:
 
 
 def test_two_nameless_gpus_are_not_guessed() -> None:
-    """Two GPUs without address and uuid are not given each other's uuid."""
+    """Two unidentifiable GPUs are not assigned a remembered uuid."""
     broken = [gpu(index, uuid=LOST, pci=LOST, error=LOST) for index in (1, 2)]
     judged = judge(node(*gpus(3), nvml=nvml(gpu(0), *broken)), having(3))
     assert {component.gpu("gpu1"), component.gpu("gpu2")} == {
@@ -257,7 +257,7 @@ def test_codes_of_xids() -> None:
 
 
 def test_events_alone() -> None:
-    """Events are judged alone, and in a whole round together with everything else."""
+    """Events are judged on their own, and together with readings in a full round."""
     event = KernelEvent(
         kind="xid",
         line="NVRM: Xid ...",

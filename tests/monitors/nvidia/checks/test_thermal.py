@@ -67,7 +67,7 @@ def test_single_look() -> None:
 
 
 def test_no_fixed_number() -> None:
-    """A temperature of 88 degrees is fine on one card and at the limit of another."""
+    """At 88 degrees one card is fine and another is at its limit."""
     cool: dict[str, Any] = {"temperature_margin_celsius": NOT_SUPPORTED, "temperature_celsius": 88}
     assert look(**cool, slowdown_celsius=100).is_clean("thermal.gpu")
     assert look(**cool, slowdown_celsius=88).severity("thermal.gpu") is Severity.CRITICAL

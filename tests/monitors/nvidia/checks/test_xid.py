@@ -73,7 +73,7 @@ def line(code: int, bus: int = 1, pid: int = 100, text: str = "text", domain: in
 
 
 def test_a_fault_is_attributed_by_the_whole_address() -> None:
-    """Two GPUs that differ in the domain alone are distinguished."""
+    """GPUs whose addresses differ only in the PCI domain are distinguished."""
     node = Node()
     places = ("0000:3b:00.0", "0001:3b:00.0", "10000:3b:00.0")
     node.gpus = [gpu(index, pci=PciAddress(place)) for index, place in enumerate(places)]
@@ -117,7 +117,7 @@ def test_fallen_off_the_bus_without_a_number_is_a_79() -> None:
 
 
 def test_lines_of_one_fault_count_once() -> None:
-    """A code that comes again on its GPU within five seconds is one event; later, or elsewhere, it is another."""
+    """Repeats of a code on one GPU within five seconds are one event; later, or on another GPU, a new one."""
     node = Node()
     assert len(node.finds(line(13), line(13), line(13, bus=2))) == 2
     assert node.finds(line(13), after=4.9) == []
@@ -275,7 +275,7 @@ def test_mig_instances() -> None:
 
 
 def test_two_mig_instances_at_once() -> None:
-    """A code in two instances within a second is two events."""
+    """One code in two MIG instances within a second is two events."""
     node = Node()
     devices = (MigDevice("MIG-a", 5, 0), MigDevice("MIG-b", 9, 0))
     node.gpus = [gpu(0, mig_enabled=True, mig_devices=devices)]

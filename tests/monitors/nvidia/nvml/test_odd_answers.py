@@ -178,7 +178,7 @@ def _assert_no_quarantine(other: GpuReadings, gpu: GpuReadings, what: object) ->
 LEGITIMATE = {"inforom.corrupted", "gpu.recovery_action", "thermal.gpu", "thermal.memory", "gpu_memory.unrepairable",
               "gpu_memory.remap_failed", "ecc.uncorrectable", "ecc.sram_threshold", "fabric.incomplete", "nvlink.down",
               "gpu_memory.retired_pages"}  # fmt: skip
-"""What a value of the right type may say: that is an answer, and no lie that could be distinguished from the truth."""
+"""Checks that may fire on a plausible value: a well-typed answer cannot be recognized as wrong."""
 
 
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, 2, 26, 999])

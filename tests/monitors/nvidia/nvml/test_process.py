@@ -65,7 +65,7 @@ def _left(probe: NvmlProbe) -> int:
 
 
 async def answered(probe: NvmlProbe) -> NvmlReadings:
-    """Read until a round is complete."""
+    """Reads until a round is complete."""
     while not (readings := await probe.read(PATIENT)).answered or readings.problem:
         pass
     return readings
@@ -217,7 +217,7 @@ def test_a_ping_notices_a_hang_between_two_rounds(node: Simulator) -> None:
 
 
 def test_at_most_one_replacement(node: Simulator) -> None:
-    """However long a hang lasts, one more child is started, and neither is killed."""
+    """However long a hang lasts, one replacement child is started, and neither child is killed."""
 
     async def body(probe: NvmlProbe) -> None:
         await answered(probe)
@@ -241,7 +241,7 @@ def test_at_most_one_replacement(node: Simulator) -> None:
 
 
 def test_release_closes_every_handle(node: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On request the driver is released (no process is left that has it open), and opened again afterwards."""
+    """On request the driver is released (no process has it open), and reopened afterwards."""
     monkeypatch.setattr(nvml, "_RELEASE_SECONDS", PATIENT)
 
     async def body(probe: NvmlProbe) -> None:
@@ -261,7 +261,7 @@ def test_release_closes_every_handle(node: Simulator, monkeypatch: pytest.Monkey
 
 
 def test_release_during_a_hang_says_so(node: Simulator) -> None:
-    """A child inside a call cannot release the driver at once: this is reported, and it ends when the call returns."""
+    """A child inside a call cannot release the driver at once: this is reported, and it exits when the call returns."""
 
     async def body(probe: NvmlProbe) -> None:
         node.inject("hang")
@@ -275,7 +275,7 @@ def test_release_during_a_hang_says_so(node: Simulator) -> None:
 
 
 def test_release_during_a_round_is_no_death(node: Simulator) -> None:
-    """A round that is outstanding when the driver is released ends on request: no crash, no pause before the next."""
+    """A release during a round ends the child without counting a crash, and the next round does not wait."""
 
     async def body(probe: NvmlProbe) -> None:
         await answered(probe)
@@ -412,7 +412,7 @@ def test_xids_are_told_by_nvml_where_asked_for(node: Simulator) -> None:
 
 
 def test_old_gpus_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features that a T4 lacks are not supported, and no failed call."""
+    """Features that a T4 lacks are reported as not supported, not as failed calls."""
     simulator = Simulator(tmp_path, model="t4", gpus=2)
     for name, value in simulator.env.items():
         monkeypatch.setenv(name, value)

@@ -159,7 +159,7 @@ def test_a_gpu_that_did_not_come_is_not_left_out(answering: Callable[[bytes], No
 
 
 def test_a_process_that_cannot_be_started_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no process can be started the reason is reported, attempts are spaced, and no descriptor leaks."""
+    """If no process can be started, the reason is reported, retries back off and no descriptor leaks."""
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     monkeypatch.setattr(nvml, "_FIRST_BACKOFF_SECONDS", 0.0)
 
