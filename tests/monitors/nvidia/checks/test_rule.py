@@ -166,7 +166,7 @@ def test_half_a_round() -> None:
 
 def test_released() -> None:
     """While the driver is released nothing is found, whatever sysfs and procfs show."""
-    released = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was let go on request"))
+    released = NvmlReadings(problem=Missing(MissingReason.RELEASED, "the driver was released on request"))
     judged = judge(node(gpu(0), nvml=released, fabric_manager_running=False), having(8), expected_gpus=8)
     assert judged.findings == []
     assert {MissingReason.RELEASED} == {each.reason.reason for each in judged.values() if isinstance(each, NotChecked)}
