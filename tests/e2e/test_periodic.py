@@ -31,7 +31,7 @@ TEMPLATE = "/api/v1/namespaces/gpuhealth/podtemplates/gpuhealth-burnin"
 PODS = "/api/v1/namespaces/gpuhealth/pods"
 PATIENT = {"warn_after": "60s", "critical_after": "60s"}  # nothing hangs here, and the machine may be slow
 
-until = partial(wait_for, seconds=300.0, every=0.2)  # seldom: each look is a new TLS connection
+until = partial(wait_for, seconds=300.0)
 
 
 class Idle(Marked):

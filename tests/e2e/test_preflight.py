@@ -127,7 +127,7 @@ def new(plane: ControlPlane, tmp_path: Path) -> Iterator[NewNode]:
 def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
     """It waits for the driver, tests all GPUs, opens the node and reports the run; no test is repeated."""
     new.sim.configure({"burnin": {"limits": NO_LIMITS}})
-    new.sim.configure({"preflight": {**QUICK, "tests": [TEST, "bandwidth"], "duration": "1s"}})
+    new.sim.configure({"preflight": {**QUICK, "tests": [TEST, "bandwidth"], "duration": "200ms"}})
     new.sim.driver.inject("init_failure")
     with new.sim as sim:
         wait_for("the agent's label", lambda: new.label() == "preflight")

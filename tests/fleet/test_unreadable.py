@@ -114,7 +114,7 @@ async def followed(server: Server, kubeconfig: Path) -> Controller:
 
 
 @given(odd=fleets())
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_a_watch_survives_every_object(odd: dict[Kind, list[Json]], kubeconfig: Path) -> None:
     """With any content in the objects of one kind, the others of list and watch are stored, and counts and metrics
     work with what was read."""
@@ -132,7 +132,7 @@ def test_a_watch_survives_every_object(odd: dict[Kind, list[Json]], kubeconfig: 
 
 
 @given(item=mutants(SAMPLES[PODS]))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_pods_on_a_drained_node(item: Json) -> None:
     """A pod on a drained node is read, or kept as a pod of which it is not known whether it should be evicted."""
     table = ObjectStore[Pod](unreadable=unreadable_pod, by_uid=True)
@@ -157,7 +157,7 @@ GUARD = {
 
 
 @given(item=mutants(GUARD), version=st.sampled_from(["policy/v1", "policy/v1beta1"]))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_a_pod_disruption_budget(item: Json, version: str) -> None:
     """A budget is read and can be evaluated, or raises an ApiError, after which a drain retries."""
     with contextlib.suppress(UnreadableError):

@@ -1,5 +1,6 @@
 """Hooks of pytest: each test gets its markers, and with --fast those run that need no process, no cluster, no PyTorch.
 
+With several workers of pytest-xdist, the tests are arranged for them (`testing.order`).
 With --fast, a test fails that starts a process or imports PyTorch.
 """
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from testing.markers import markers
+from testing.order import ordered
 
 __all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure"]
 
@@ -40,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before the selection by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Adds the markers of each test; with --fast, deselects the tests that are not marked `fast`."""
+    """Adds the markers of each test, selects with --fast those marked `fast`, and arranges them for several workers."""
     for item in items:
         if isinstance(item, pytest.Function):
             for name in sorted(markers(item)):
@@ -48,6 +50,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("fast"):
         config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("fast")])
         items[:] = [item for item in items if item.get_closest_marker("fast")]
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        items[:] = ordered(items, workers)
 
 
 class ProcessStartedError(RuntimeError):

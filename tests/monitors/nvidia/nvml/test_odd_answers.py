@@ -168,7 +168,7 @@ def test_a_lie_costs_the_readings_of_its_call_alone(
 
 def _assert_no_quarantine(other: GpuReadings, gpu: GpuReadings, what: object) -> None:
     judge, found = Judge(Settings(), time=node_of().time), list[Outcome]()
-    for round_number in range(5):
+    for round_number in range(3):
         nvml = NvmlReadings(answered=True, count=2, gpus=(other, gpu))
         found = outcomes(judge, node_of(other, gpu, at=10.0 * round_number, nvml=nvml, pci=(), device_nodes=()))
     faults = [each for each in found if isinstance(each, Finding) and each.severity is Severity.CRITICAL]
