@@ -13,6 +13,7 @@ from kube import ControlPlane, MissingBinariesError, documents
 from testing.cluster_objects import Pool
 from testing.fast import *  # noqa: F403 - hooks of pytest
 from testing.managed_cluster import Cluster
+from testing.processes import preload
 
 BASE = Path(__file__).parents[1] / "daemonset"
 
@@ -28,6 +29,8 @@ sys.dont_write_bytecode = False
 
 # A control plane's processes take half as much CPU each, and the cores are busy with other tests.
 os.environ.setdefault("GOMAXPROCS", "1")
+
+preload()
 
 
 @pytest.fixture(scope="session")

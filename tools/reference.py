@@ -323,7 +323,7 @@ def _show_agent(folder: Path) -> bytes:
     try:
         for runner in agent.runners.values():
             readings = NvidiaReadings(nvml=NvmlReadings(answered=True)) if runner.monitor is NVIDIA else UNREAD
-            agent.node_state.apply_round(runner.monitor, readings)
+            agent.node_health.apply_round(runner.monitor, readings)
         return Exposition(agent, max_age_seconds=10.0).text()
     finally:
         agent.journal.close()

@@ -21,7 +21,7 @@ import structlog
 
 from gpuhealth import __version__
 from gpuhealth.agent import state as stored
-from gpuhealth.agent.node_state import NodeState
+from gpuhealth.agent.node_health import NodeHealth
 from gpuhealth.agent.status import AgentStatus, BlockedStatus, Counts, MonitorStatus
 from gpuhealth.api.names import Override
 from gpuhealth.api.report import Gpu, Inventory
@@ -99,7 +99,7 @@ class Agent:
         self._preflight_due = state.preflight_due or (state.rebooted and settings.preflight.after_reboot)
         judge = Judge(settings, state.memory, boot_id=self._boot_id, time=self.clock())
         tracker = FindingTracker(tracker_rules(settings), state.tracker)
-        self.node_state = NodeState(judge, tracker, self.journal, self.clock, self._has_changed)
+        self.node_health = NodeHealth(judge, tracker, self.journal, self.clock, self._has_changed)
         self.runners = {monitor.name: self._runner(monitor) for monitor in enabled(settings)}
         self._nvidia = self._nvidia_probe()
         self._nvidia.on_release_change = self._release_changed
@@ -112,7 +112,7 @@ class Agent:
         self.kernel_log = KernelLogFollower(
             kernel_log_parser(),
             self._nvidia,
-            self.node_state.apply_events,
+            self.node_health.apply_events,
             boot_id=self._boot_id,
             position=state.position,
             now=self.clock,
@@ -130,7 +130,7 @@ class Agent:
         context: ProbeContext[Any, Any] = ProbeContext(
             core=self.settings,
             settings=self.settings,
-            baseline=self.node_state.judge.memory.baseline(monitor),
+            baseline=self.node_health.judge.memory.baseline(monitor),
             boot_id=self._boot_id,
             now=self.clock,
             interval=schedule.interval or self.settings.interval,
@@ -144,7 +144,7 @@ class Agent:
         if runner := self.runners.get(NVIDIA.name):
             assert isinstance(runner.probe, NvidiaProbe), "the probe of this monitor"
             return runner.probe
-        baseline = self.node_state.judge.memory.baseline(NVIDIA)
+        baseline = self.node_health.judge.memory.baseline(NVIDIA)
         return NvidiaProbe(ProbeContext(core=self.settings, settings=self.settings, baseline=baseline))
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -193,18 +193,18 @@ class Agent:
     @property
     def counts(self) -> Counts:
         """Counters of events since the agent started."""
-        return self.node_state.counts
+        return self.node_health.counts
 
     @property
     def has_judged(self) -> bool:
         """Whether there is a verdict: every monitor has had a round."""
-        return self.node_state.verdict is not None
+        return self.node_health.verdict is not None
 
     def is_current(self) -> bool:
         """Whether the last rounds are recent enough for a current verdict."""
         enough = self.settings.unknown_after
         limits = {name: max(enough, 3 * runner.interval) for name, runner in self.runners.items()}
-        return self.node_state.is_current(limits)
+        return self.node_health.is_current(limits)
 
     def _has_changed(self) -> None:
         self.version += 1
@@ -229,7 +229,7 @@ class Agent:
             return
         self._follow_clock()
         try:
-            self.node_state.apply_round(runner.monitor, readings, runner.failure)
+            self.node_health.apply_round(runner.monitor, readings, runner.failure)
         finally:
             if runner.monitor.name == KERNEL_LOG:
                 self._log_state_known.set()
@@ -239,7 +239,7 @@ class Agent:
 
     def _nvidia_round_ended(self) -> None:
         self._first_round.set()
-        if branch := driver_branch(self.node_state.judge.versions.get("driver", "")):
+        if branch := driver_branch(self.node_health.judge.versions.get("driver", "")):
             self.kernel_log.set_driver_branch(branch)
 
     def _restart_required(self, reason: RestartRequiredError) -> None:
@@ -253,7 +253,7 @@ class Agent:
         self._reload_if_changed()
         self._follow_clock()
         if self.has_judged and time.monotonic() - self._stored_at > _STATE_SECONDS:
-            self.node_state.judge.prune()
+            self.node_health.judge.prune()
             self.journal.append()
         await asyncio.sleep(min(_CLOCK_SECONDS, self.settings.interval))
 
@@ -282,12 +282,12 @@ class Agent:
             await asyncio.gather(keeping, changed, return_exceptions=True)
 
     def _desired_marks(self) -> tuple[Desired, Facts] | None:
-        verdict = self.node_state.verdict
+        verdict = self.node_health.verdict
         if verdict is None:
             return None
         if not self.is_current():
             verdict = msgspec.structs.replace(verdict, verdict=State.UNKNOWN)
-        quarantine = self.node_state.tracker.quarantine()
+        quarantine = self.node_health.tracker.quarantine()
         codes = tuple(finding.code for finding in quarantine.findings)
         desired = Desired(
             verdict=verdict,
@@ -303,9 +303,9 @@ class Agent:
         """Applies manual requests found on our Node."""
         if node.labels != self._node_labels:
             self._node_labels = node.labels
-            self.node_state.tracker.configure(tracker_rules(self.settings, self._node_labels))
+            self.node_health.tracker.configure(tracker_rules(self.settings, self._node_labels))
         if self.has_judged and (changes := [*self._recalled(node), *self._ended_by_person(node)]):
-            self.node_state.publish(changes)
+            self.node_health.publish(changes)
         if self._preflight_due and node.has_taint(self.settings.preflight.taint):
             self._preflight_due = False
             self.journal.append()
@@ -326,13 +326,13 @@ class Agent:
         """Changes for causes in the Node's record whose outcome is not in the agent's memory."""
         if node.record is None or not node.causes:
             return []
-        tracker, when = self.node_state.tracker, restored(node.annotations)
+        tracker, when = self.node_health.tracker, restored(node.annotations)
         changes = tracker.recall(node.causes, node.record.since, when, self.clock(), self._boot_id)
-        return changes + (tracker.resolve(self.node_state.judge.facts()) if changes else [])
+        return changes + (tracker.resolve(self.node_health.judge.facts()) if changes else [])
 
     def _ended_by_person(self, node: OwnNode) -> list[Change]:
         """Ends findings when a person restores the node, or returns it without the required burn-in."""
-        tracker, now, when = self.node_state.tracker, self.clock(), restored(node.annotations)
+        tracker, now, when = self.node_health.tracker, self.clock(), restored(node.annotations)
         trusted = {BURNIN_REQUIRED.name, MEMORY_LOST.name}
         if node.override is not Override.HEALTHY:
             trusted &= set(node.dismissed)
@@ -340,7 +340,7 @@ class Agent:
         return changes + (tracker.restore(when, now) if when else [])
 
     def _report_facts(self) -> Facts:
-        judge = self.node_state.judge
+        judge = self.node_health.judge
         gpus = tuple(
             Gpu(
                 index=info.index if info.index >= 0 else None,
@@ -371,6 +371,8 @@ class Agent:
             target=action.target,
             detail=action.detail,
         )
+        if action.kind == "preflight" and action.done:
+            self._preflight_due = False  # at once: who removes the taint again may be faster than our watch
         message = f"{action.kind} {action.target} {action.detail}".strip()
         kind = "act" if action.done else "would"
         self.journal.append(Entry(time=action.time, kind=kind, code=action.target, component=NODE, message=message))
@@ -382,24 +384,24 @@ class Agent:
         self._request_release("signal", wanted="signal" not in self._nvidia.release.reasons)
 
     def _request_release(self, reason: str, *, wanted: bool) -> None:
-        verdict = self.node_state.verdict
+        verdict = self.node_health.verdict
         self._nvidia.release.ask(reason, wanted=wanted, known=verdict is not None and verdict.is_known)
 
     def _release_changed(self, sentence: str) -> None:
         log.info("driver release changed", status=sentence)
         self._journal("agent", "release", sentence)
-        readings = self.node_state.judge.readings.of(NVIDIA)
+        readings = self.node_health.judge.readings.of(NVIDIA)
         if not isinstance(readings, Missing):  # kernel events from now on are judged with the release in mind
             now = msgspec.structs.replace(readings, release=self._nvidia.release.current)
-            self.node_state.judge.set_readings(NVIDIA, now, self.clock())
+            self.node_health.judge.set_readings(NVIDIA, now, self.clock())
 
     # -- stored state, clock, settings ---------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, bytes]:
         self._stored_at = time.monotonic()
         state = stored.AgentState(
-            self.node_state.tracker.state(),
-            self.node_state.judge.memory,
+            self.node_health.tracker.state(),
+            self.node_health.judge.memory,
             self.kernel_log.position,
             self._nvidia.release.current,
             self._preflight_due,
@@ -415,7 +417,7 @@ class Agent:
     def _follow_clock(self) -> None:
         """Follows wall-clock steps: shifts stored timestamps so that no finding is raised or cleared."""
         if seconds := self.clock.catch_up():
-            self.node_state.shift(seconds)
+            self.node_health.shift(seconds)
             self._nvidia.release.shift(seconds)
             log.warning("clock stepped", seconds=round(seconds))
             self._journal("agent", "clock", f"the clock was set by {seconds:.0f} s")
@@ -438,8 +440,8 @@ class Agent:
         self.settings = settings.model_copy(update=fixed)
         for runner in self.runners.values():
             runner.configure(self.settings)
-        self.node_state.judge.configure(self.settings)
-        self.node_state.tracker.configure(tracker_rules(self.settings, self._node_labels))
+        self.node_health.judge.configure(self.settings)
+        self.node_health.tracker.configure(tracker_rules(self.settings, self._node_labels))
         self._settings_changed.set()
         self.reconciler.trigger()
         log.info("configuration reloaded", file=str(self._file.path))
@@ -449,11 +451,11 @@ class Agent:
     def status(self) -> AgentStatus:
         """The agent's current status, for metrics and pages."""
         current = self.is_current()
-        tracker, quarantine = self.node_state.tracker, self.reconciler.status
+        tracker, quarantine = self.node_health.tracker, self.reconciler.status
         blocked = quarantine.blocked
         return AgentStatus(
             node=self.settings.node_name,
-            verdict=self.node_state.verdict if current else None,
+            verdict=self.node_health.verdict if current else None,
             findings=tracker.active(),
             not_checked=tracker.coverage.unmeasured,
             last_measured=tracker.coverage.last_measured(),
@@ -470,7 +472,7 @@ class Agent:
         )
 
     def _monitor_status(self, runner: MonitorRunner, current: bool) -> MonitorStatus:
-        name, state = runner.monitor.name, self.node_state
+        name, state = runner.monitor.name, self.node_health
         latest = state.judge.readings.of(runner.monitor)
         return MonitorStatus(
             monitor=runner.monitor,

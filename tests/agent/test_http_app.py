@@ -37,15 +37,15 @@ def test_not_ready_before_the_first_round(make_agent: Callable[[], Agent]) -> No
     agent = make_agent()
 
     async def body(session: ClientSession) -> None:
-        *others, last = agent.node_state.judge.monitors
+        *others, last = agent.node_health.judge.monitors
         readings = WELL.readings()
         for monitor in (None, *others):
             if monitor:
-                agent.node_state.apply_round(monitor, readings.of(monitor))
+                agent.node_health.apply_round(monitor, readings.of(monitor))
             for path, status in zip(PATHS, (200, 200, 503), strict=True):
                 async with session.get(path) as answer:
                     assert answer.status == status
-        agent.node_state.apply_round(last, readings.of(last))
+        agent.node_health.apply_round(last, readings.of(last))
         async with session.get("/readyz") as answer:
             assert answer.status == 200
 

@@ -264,7 +264,7 @@ def test_rounds_that_have_stopped_make_unknown(make_agent: Callable[[], Agent]) 
     assert gpu_samples(samples)
     ago = timedelta(seconds=agent.settings.unknown_after)
     version = agent.version
-    agent.node_state.last_round["nvidia"] -= ago  # the other monitors' rounds go on
+    agent.node_health.last_round["nvidia"] -= ago  # the other monitors' rounds go on
     samples = parsed(exposition.text().decode())
     assert agent.version == version
     assert values(samples, "gpuhealth_verdict", "verdict")["unknown"] == 1
@@ -359,7 +359,7 @@ def test_components_that_are_no_gpu_have_a_verdict(make_agent: Callable[[], Agen
     give_round(agent, readings.node(sliced, readings.gpu(1), kernel_log=KernelLogStatus("kmsg")))
     device = Component(Kind.MIG, "MIG-a", sliced.id)
     lost = found("xid.94", component=device, time=agent.clock())
-    agent.node_state.publish(agent.node_state.tracker.apply([lost], agent.clock(), "boot"))
+    agent.node_health.publish(agent.node_health.tracker.apply([lost], agent.clock(), "boot"))
     samples = parsed(Exposition(agent, 10.0).text().decode())
     (labels,) = samples["gpuhealth_finding"]
     assert dict(labels) == {

@@ -94,7 +94,7 @@ async def rounds(agent: Agent, more: int = 4) -> None:
 
 def codes(agent: Agent) -> list[str]:
     """Of the active findings."""
-    return sorted(finding.code for finding in agent.node_state.tracker.active())
+    return sorted(finding.code for finding in agent.node_health.tracker.active())
 
 
 async def eventually(what: Callable[[], bool]) -> None:
@@ -129,7 +129,7 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
         assert agent.kernel_log.records == records
         assert abs(agent.clock() - wall()) < A_MINUTE
         assert all(
-            abs(finding.first_seen - wall()) < timedelta(minutes=10) for finding in agent.node_state.tracker.active()
+            abs(finding.first_seen - wall()) < timedelta(minutes=10) for finding in agent.node_health.tracker.active()
         )
 
     async def run() -> None:
@@ -152,7 +152,7 @@ def test_the_clock_is_set(timed: Timed, step: timedelta) -> None:
             assert {entry.kind for entry in after[len(known) :]} <= {"agent", "kernel", "act"}
             sim.xid(95, gpu=3, text=XID_95)
             await until(lambda: "xid.95" in codes(agent))
-            found = next(finding for finding in agent.node_state.tracker.active() if finding.code == "xid.95")
+            found = next(finding for finding in agent.node_health.tracker.active() if finding.code == "xid.95")
             assert abs(found.first_seen - wall()) < A_MINUTE
             assert found.evidence.time is not None
             assert abs(found.evidence.time - wall()) < A_MINUTE

@@ -133,7 +133,7 @@ class Node:
     def __init__(self, folder: Path, name: str, time: Time) -> None:
         settings = {"node_name": name, "journal": {"path": folder / f"{name}.sqlite"}}
         self.agent = Agent(Settings.model_validate(settings), wall=time)
-        self.state = self.agent.node_state
+        self.state = self.agent.node_health
         self._time = time
         self._parser = kernel_log_parser()
 
@@ -164,7 +164,7 @@ def xid(code: int, gpu: int, pid: int) -> str:
 def passing(monkeypatch: pytest.MonkeyPatch) -> Time:
     """The time by which agents in this process count."""
     time = Time()
-    for module in ("gpuhealth.runtime.clock", "gpuhealth.agent.node_state"):
+    for module in ("gpuhealth.runtime.clock", "gpuhealth.agent.node_health"):
         monkeypatch.setattr(f"{module}.time", time)
     return time
 

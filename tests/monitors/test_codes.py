@@ -218,8 +218,8 @@ def _entries(folder: Path) -> list[Entry]:
 def test_the_agent_keeps_a_critical_line_of_a_network_adapter(tmp_path: Path) -> None:
     """The line is a critical finding of the adapter at once, it is in the journal, and a later agent remembers it."""
     agent = _agent(tmp_path)
-    agent.node_state.apply_events([event_of(MLX5_LOST)])
-    (finding,) = agent.node_state.tracker.active()
+    agent.node_health.apply_events([event_of(MLX5_LOST)])
+    (finding,) = agent.node_health.tracker.active()
     agent.journal.close()
     assert (finding.code, finding.severity) == ("infiniband.errors", Severity.CRITICAL)
     assert finding.component == Component(Kind.PCI_DEVICE, "0000:9a:00")
@@ -232,18 +232,18 @@ def test_the_agent_keeps_a_critical_line_of_a_network_adapter(tmp_path: Path) ->
     }
     again = _agent(tmp_path)
     again.journal.close()
-    assert [each.code for each in again.node_state.tracker.active()] == ["infiniband.errors"]
+    assert [each.code for each in again.node_health.tracker.active()] == ["infiniband.errors"]
 
 
 def test_the_agent_keeps_a_link_that_is_down_until_it_is_up(tmp_path: Path) -> None:
     """A link that goes down is a finding of its interface, which the line that it is up again ends."""
     agent = _agent(tmp_path)
-    agent.node_state.apply_events([event_of(LINK_DOWN)])
-    (finding,) = agent.node_state.tracker.active()
+    agent.node_health.apply_events([event_of(LINK_DOWN)])
+    (finding,) = agent.node_health.tracker.active()
     assert (finding.code, finding.severity) == ("nic.down", Severity.WARNING)
     assert finding.component == Component(Kind.NIC, "ens1f0np0")
-    agent.node_state.apply_events([event_of(LINK_UP)])
-    assert agent.node_state.tracker.active() == ()
+    agent.node_health.apply_events([event_of(LINK_UP)])
+    assert agent.node_health.tracker.active() == ()
     agent.journal.close()
     assert [entry.kind for entry in _entries(tmp_path) if entry.kind != "kernel"] == ["raised", "cleared"]
 

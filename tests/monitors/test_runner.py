@@ -224,7 +224,7 @@ def test_a_hung_monitor_delays_no_other(tmp_path: Path, monkeypatch: pytest.Monk
             assert agent.counts.rounds["hung"] == 0
             status = {part.monitor.name: part for part in agent.status().monitors}
             assert status["broken"].errors >= 5
-            found = {(finding.code, finding.component.id) for finding in agent.node_state.tracker.active()}
+            found = {(finding.code, finding.component.id) for finding in agent.node_health.tracker.active()}
             assert ("agent.monitor_failed", "broken") in found
             assert not agent.counts.failures
         finally:

@@ -75,8 +75,8 @@ def make_agent(tmp_path: Path) -> Iterator[Callable[[], Agent]]:
 def give_round(agent: Agent, round_: given.Round | None = None) -> None:
     """Gives the agent one round of every monitor, of the kernel log first; by default of a healthy node."""
     readings = (round_ or WELL).readings()
-    for monitor in sorted(agent.node_state.judge.monitors, key=lambda monitor: monitor.name != KERNEL_LOG):
-        agent.node_state.apply_round(monitor, readings.of(monitor))
+    for monitor in sorted(agent.node_health.judge.monitors, key=lambda monitor: monitor.name != KERNEL_LOG):
+        agent.node_health.apply_round(monitor, readings.of(monitor))
 
 
 class ShownStatus:

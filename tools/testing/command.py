@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import Any, NamedTuple
 
 from nvmlsim.simulator import Simulator
 
-COMMAND = Path(sys.executable).parent / "gpuhealth"
+from testing import processes
+from testing.processes import COMMAND as COMMAND
+
 BOOT_ID = "11111111-2222-3333-4444-555555555555\n"
 _OURS = ("GPUHEALTH_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "NVMLSIM", "LD_LIBRARY_PATH", "TERM")
 
@@ -87,13 +87,5 @@ class Node:
 
     def run(self, *arguments: str | Path, stdin: str = "", **more: str) -> Said:
         """Runs the command to its end; `more` is added to its environment."""
-        done = subprocess.run(
-            [COMMAND, *map(str, arguments)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=self.env(**more),
-            timeout=300,
-            check=False,
-        )
+        done = processes.run([*map(str, arguments)], self.env(**more), stdin)
         return Said(done.returncode, done.stdout, done.stderr)

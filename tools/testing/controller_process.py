@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
-from testing.command import COMMAND
+from testing import processes
 from testing.managed_cluster import Cluster
 
 
@@ -23,7 +22,7 @@ class ControllerProcess:
         self._log = log
         with log.open("wb") as stream:
             environment = {name: value for name, value in os.environ.items() if not name.startswith("GPUHEALTH_")}
-            self.process = subprocess.Popen([COMMAND, "controller", "--config", config], stderr=stream, env=environment)
+            self.process = processes.start(["controller", "--config", str(config)], environment, stream, stream)
 
     def logged(self, event: str) -> bool:
         """Whether it has logged an event; every line is a JSON object."""

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,10 +21,10 @@ import yaml
 from nvmlsim.simulator import Simulator
 
 from gpuhealth.runtime.journal import Journal
+from testing import processes
 from testing.waiting import wait_for
 
 REAL_KMSG = Path("/dev/kmsg")
-_GPUHEALTH = Path(sys.executable).with_name("gpuhealth")
 
 
 # Rounds are quick. Only who hangs the driver is impatient with it: on a busy machine it may be slow without a fault.
@@ -64,7 +63,7 @@ class SimulatedNode:
             self.kmsg.touch()
         self._sequence = 0
         self._environment = dict(environment or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: processes.Process | None = None
         self.log_file = folder / "agent.log"
         self.config = folder / "gpuhealth.yaml"
         self.settings: dict[str, Any] = {
@@ -116,7 +115,7 @@ class SimulatedNode:
         """Starts the agent and waits until its first round is complete."""
         since = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen([str(_GPUHEALTH), "agent"], env=self.env, stdout=log, stderr=log)
+            self._process = processes.start(["agent"], self.env, log, log)
         try:
             serving = wait_for("the agent's HTTP server", lambda: self._logged("serving", since))
             self.url = f"http://127.0.0.1:{serving['port']}"
@@ -184,8 +183,7 @@ class SimulatedNode:
 
     def command(self, *words: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Runs `gpuhealth WORDS…` on this node."""
-        program = [str(_GPUHEALTH), *words]
-        return subprocess.run(program, env=self.env, capture_output=True, text=True, timeout=seconds, check=False)
+        return processes.run(words, self.env, seconds=seconds)
 
     # -- the kernel ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The state of the node: judges readings and events as they arrive, tracks findings, and publishes every change."""
+"""The health of the node: judges readings and events as they arrive, tracks findings, and publishes every change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpuhealth.runtime.journal import Entry, JournalWriter, RepeatFilter, entry_
 log = structlog.get_logger()
 
 
-class NodeState:
+class NodeHealth:
     """Judge and tracker of one node. `on_change` is called whenever the verdict may have changed."""
 
     def __init__(

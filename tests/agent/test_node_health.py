@@ -30,7 +30,7 @@ def xid(code: int, place: str) -> KernelEvent:
 def test_no_verdict_before_every_monitor_has_had_a_round(make_agent: Callable[[], Agent]) -> None:
     """A part of the node does not speak for the whole: neither is it called healthy, nor anything else."""
     agent = make_agent()
-    state = agent.node_state
+    state = agent.node_health
     *others, last = sorted(state.judge.monitors, key=lambda monitor: monitor.name == "nvidia")
     for monitor in others:
         state.apply_round(monitor, WELL.readings().of(monitor))
@@ -47,7 +47,7 @@ def test_no_verdict_before_every_monitor_has_had_a_round(make_agent: Callable[[]
 def test_a_slow_monitor_excuses_no_other(make_agent: Callable[[], Agent]) -> None:
     """Each monitor's last round may be as old as its own interval allows: a rare one hides no other."""
     agent = make_agent()
-    state = agent.node_state
+    state = agent.node_health
     give_round(agent)
     (slow, limit), *others = ((name, 60.0 + rank) for rank, name in enumerate(sorted(state.last_round)))
     limits = {slow: 1e6, **dict(others)}
@@ -63,7 +63,7 @@ def test_a_slow_monitor_excuses_no_other(make_agent: Callable[[], Agent]) -> Non
 def test_a_gpu_has_one_name(make_agent: Callable[[], Agent]) -> None:
     """What the kernel log reported of a slot before the GPU in it was known is on the GPU once it is listed."""
     agent = make_agent()
-    state = agent.node_state
+    state = agent.node_health
     state.apply_events([xid(79, "0000:02:00")])
     (finding,) = state.tracker.active()
     assert finding.component == gpu("0000:02:00.0")
@@ -87,7 +87,7 @@ def test_a_gpu_without_a_uuid_is_renamed_when_it_has_one(
     make_agent: Callable[[], Agent], unread: dict[str, Missing], name: str
 ) -> None:
     """A finding on a GPU that had only its address, or only its number, goes on under its uuid: it is raised once."""
-    state = (agent := make_agent()).node_state
+    state = (agent := make_agent()).node_health
     give_round(agent, readings.node(readings.gpu(0, remap_failed=True, **unread), kernel_log=WELL.kernel_log, pci=()))
     places = {finding.code: finding.component for finding in state.tracker.active()}
     assert places["gpu_memory.remap_failed"] == gpu(name)
@@ -100,7 +100,7 @@ def test_a_gpu_without_a_uuid_is_renamed_when_it_has_one(
 def test_a_failing_monitor_is_a_finding_of_its_own(make_agent: Callable[[], Agent]) -> None:
     """A monitor whose readings could not be taken says so on itself, costs no other monitor's outcome, and recovers."""
     agent = make_agent()
-    state = agent.node_state
+    state = agent.node_health
     give_round(agent, WELL)
     (broken,) = (monitor for monitor in state.judge.monitors if monitor.name == "burnin_results")
     with capture_logs() as logged:
