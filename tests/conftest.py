@@ -27,8 +27,9 @@ settings.load_profile("patient")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# A control plane's processes take half as much CPU each, and the cores are busy with other tests.
+# A control plane's processes take less CPU, and the cores are busy with other tests.
 os.environ.setdefault("GOMAXPROCS", "1")
+os.environ.setdefault("GOGC", "200")
 
 preload()
 

@@ -132,7 +132,7 @@ def cluster(managed: ControlPlane) -> Iterator[Cluster]:
     template = managed.request("GET", TEMPLATE)
     args = template["template"]["spec"]["containers"][0]["args"]
     path = "/template/spec/containers/0/args"
-    patch = [{"op": "replace", "path": path, "value": [*args, "--tests", "exact", "--duration", "1s"]}]
+    patch = [{"op": "replace", "path": path, "value": [*args, "--tests", "memory", "--duration", "1s"]}]
     managed.request("PATCH", TEMPLATE, patch, content_type="application/json-patch+json")
     yield made
     managed.request("PATCH", TEMPLATE, [{**patch[0], "value": args}], content_type="application/json-patch+json")
@@ -174,26 +174,26 @@ def test_idle_nodes_are_tested_in_turn(
     """A sound node goes on as before and is left alone from then on; a sick one is out, in the budget's place."""
     sound, sick = idle(), idle()
     sick_gpu = sick.sim.driver.text("gpu1.uuid")
-    sick.sim.configure({"burnin": {"faults": [{"kind": "result_bits", "test": "exact", "gpu": sick_gpu}]}})
+    sick.sim.configure({"burnin": {"faults": [{"kind": "memory_bits", "test": "memory", "gpu": sick_gpu}]}})
 
     sound.sim.start()
     sound.run_pod()
     until("the label of a test", lambda: sound.label() == "testing")
     assert sound.end_pod() == 0, (sound.sim.folder / "burnin.log").read_text()
     gpus = [sound.sim.driver.text(f"gpu{index}.uuid") for index in range(GPUS)]
-    until("the results in the report", lambda: sound.tests() == {gpu: {"exact": "passed"} for gpu in gpus})
+    until("the results in the report", lambda: sound.tests() == {gpu: {"memory": "passed"} for gpu in gpus})
     until("the label", lambda: sound.label() == "healthy")
     until("the Event", lambda: "BurninPassed" in cluster.reasons(sound.name, "default"))
 
     sick.sim.start()  # only now is it a candidate: who picks it has passed over the other one
     sick.run_pod()
     assert sick.end_pod() == 2
-    until("the taint", lambda: sick.taint() == "burnin.exact")
-    until("the condition", lambda: sick.condition() == ("False", "BurninExact"))
+    until("the taint", lambda: sick.taint() == "burnin.memory")
+    until("the condition", lambda: sick.condition() == ("False", "BurninMemory"))
     until("the Event", lambda: "BurninFailed" in cluster.reasons(sick.name, "default"))
-    until("the report", lambda: sick.tests().get(sick_gpu) == {"exact": "failed"})
+    until("the report", lambda: sick.tests().get(sick_gpu) == {"memory": "failed"})
     (finding,) = sick.report()["findings"]
-    assert (finding["code"], finding["severity"]) == ("burnin.exact", "critical")
+    assert (finding["code"], finding["severity"]) == ("burnin.memory", "critical")
     assert finding["component"] == {"kind": "gpu", "id": sick_gpu}
     lease = f"/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases/{sick.name}.0"
     assert cluster.plane.request("GET", lease)["spec"]["holderIdentity"] == sick.name

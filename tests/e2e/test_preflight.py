@@ -26,8 +26,8 @@ from gpuhealth.model.burnin_run import BurninRun, TestStatus
 KEY = "gpuhealth.io/preflight"
 PENDING = {"key": KEY, "value": "pending", "effect": "NoSchedule"}
 THEIRS = {"key": "example.com/theirs", "value": "x", "effect": "NoSchedule"}
-TEST = "exact"
-BAD_GPU = {"kind": "result_bits", "bits": 1}
+TEST = "memory"  # the quickest on a processor
+BAD_GPU = {"kind": "memory_bits", "bits": 1}
 QUICK = {"level": "quick", "tests": [TEST], "duration": "100ms", "retry": "200ms"}
 NO_LIMITS = {
     "floor_percent": 0,
