@@ -16,8 +16,9 @@ import msgspec
 import pytest
 import yaml
 from kube import ControlPlane
+from testing import processes
 from testing.cluster_objects import Pool, finding, verdict
-from testing.command import COMMAND, Said
+from testing.command import Said
 
 from gpuhealth.api.report import Gpu, Inventory
 from gpuhealth.kube.client import Client
@@ -52,13 +53,14 @@ class Desk:
         self.kubeconfig = folder / "kubeconfig"
         self.kubeconfig.write_text(yaml.safe_dump(config))
 
-    def run(self, *arguments: str, program: Path = COMMAND, **more: str) -> Said:
-        """Run the command to its end."""
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a command at this desk."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        environment |= {"KUBECONFIG": str(self.kubeconfig), "PYTHONWARNINGS": "error"} | more
-        done = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False
-        )
+        return environment | {"KUBECONFIG": str(self.kubeconfig), "PYTHONWARNINGS": "error"} | more
+
+    def run(self, *arguments: str, **more: str) -> Said:
+        """Run the command to its end."""
+        done = processes.run(arguments, self.environment(**more))
         return Said(done.returncode, done.stdout, done.stderr)
 
     def agent(self, node: str, *codes: str) -> None:
@@ -286,6 +288,5 @@ def test_what_cannot_be_done(desk: Desk) -> None:
 def test_as_a_plugin_of_kubectl(desk: Desk) -> None:
     """The program that `kubectl gpuhealth` runs exists, and is the same command."""
     plugin = Path(sys.executable).with_name("kubectl-gpuhealth")
-    said = desk.run("fleet", "--json", program=plugin)
-    assert said.code == 0
-    assert json.loads(said.out)["clusters"]
+    done = subprocess.run([plugin, "fleet", "--json"], env=desk.environment(), capture_output=True, check=True)
+    assert json.loads(done.stdout)["clusters"]

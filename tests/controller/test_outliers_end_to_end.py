@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from kube import Document
+from testing import processes
 from testing.controller_steps import said
 from testing.managed_cluster import Cluster, until
 from testing.simnode import SimulatedNode
@@ -22,7 +21,6 @@ from gpuhealth.fleet.comparison import MISMATCH, SLOW, Outlier, find_outliers
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
 from gpuhealth.quarantine.report_burnins import burnin_of
 
-COMMAND = [sys.executable, "-m", "gpuhealth", "burnin", "--json"]
 NO_LIMITS = {
     "floor_percent": 0,
     "min_percent_of_best_peer": 0,
@@ -31,7 +29,8 @@ NO_LIMITS = {
 
 def burnin(environment: dict[str, str], *options: str) -> Document:
     """Run a burn-in that passes, and return its part of the report."""
-    done = subprocess.run([*COMMAND, *options], env=environment, capture_output=True, check=True)
+    done = processes.run(["burnin", "--json", *options], environment)
+    assert done.returncode == 0, done.stderr
     run = msgspec.json.decode(done.stdout, type=BurninRun)
     assert run.status is TestStatus.PASSED
     gpus = [result.gpu for result in run.results]
