@@ -19,7 +19,7 @@ BASE = Path(__file__).parents[1] / "daemonset"
 
 # How long an example takes says more of what else the machine does.
 settings.register_profile(
-    "patient", settings.default, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "patient", settings.default, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("patient")
 

@@ -184,8 +184,8 @@ def _listener(http: Http) -> socket.socket:
     except UnicodeError:  # a host name with an empty or too long label
         raise ServingError(f"cannot serve at {http.host!r}: the setting http.host is no name of a host") from None
     except OSError as error:
-        told = error.errno is not None and error.errno > 0  # errors of name resolution have their own numbers
-        reason = os.strerror(error.errno) if told else error.strerror  # type: ignore[arg-type]  # checked above
+        has_errno = error.errno is not None and error.errno > 0  # errors of name resolution have their own numbers
+        reason = os.strerror(error.errno) if has_errno else error.strerror  # type: ignore[arg-type]  # checked above
         raise ServingError(
             f"cannot serve at {http.host} port {http.port}: {reason}; the setting http.host or http.port names another"
         ) from error

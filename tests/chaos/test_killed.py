@@ -59,12 +59,12 @@ async def agent(proxy: FaultyProxy, node: str, dies_after: str = "") -> AsyncIte
     task = asyncio.current_task()
     assert task is not None
 
-    def told(act: AppliedAction) -> None:
+    def on_action(act: AppliedAction) -> None:
         if act.kind == dies_after:
             task.cancel()
 
     async with Client.from_kubeconfig(proxy.kubeconfig) as client:
-        yield NodeWriter(client, Settings(), OwnNode(client, node), on_action=told)
+        yield NodeWriter(client, Settings(), OwnNode(client, node), on_action=on_action)
 
 
 async def dies_in(proxy: FaultyProxy, node: str, desired: Desired, step: str, error: str) -> None:

@@ -215,8 +215,10 @@ def test_two_days_of_a_program_s_faults(make_node: Callable[[str], Node], tmp_pa
     kinds = Counter(entry.kind for entry in entries)
     assert kinds["kernel"] <= GPUS * (8 + 48), "seven that come at doubling intervals, then one an hour"
     assert sum(kinds.values()) - kinds["kernel"] <= 4 * GPUS
-    told = [int(entry.message.rpartition("(")[2].split()[0]) for entry in entries if "more since" in entry.message]
-    assert LINES - GPUS * 3600 <= sum(told) + kinds["kernel"] <= LINES, "but for those since the last entry"
+    suppressed = [
+        int(entry.message.rpartition("(")[2].split()[0]) for entry in entries if "more since" in entry.message
+    ]
+    assert LINES - GPUS * 3600 <= sum(suppressed) + kinds["kernel"] <= LINES, "but for those since the last entry"
 
 
 def test_a_job_that_crashes_on_many_nodes(

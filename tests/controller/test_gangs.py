@@ -96,7 +96,7 @@ def test_a_gang_on_several_nodes(cluster: Cluster) -> None:
     pods = gang(cluster, *nodes, *nodes)
     (elsewhere,) = gang(cluster, well)
 
-    def told(reason: str) -> bool:
+    def reported(reason: str) -> bool:
         return all(reason in cluster.drain(node).get("message", "") for node in nodes)
 
     async def run() -> None:
@@ -104,9 +104,9 @@ def test_a_gang_on_several_nodes(cluster: Cluster) -> None:
         async with cluster.controller():
             for node in nodes:
                 cluster.quarantine(node)
-            await until(lambda: told("allows 1 of 4 evictions"))
+            await until(lambda: reported("allows 1 of 4 evictions"))
             cluster.patch(budget, {"spec": {"minAvailable": 2}})
-            await until(lambda: told("allows 3 of 4 evictions"))
+            await until(lambda: reported("allows 3 of 4 evictions"))
             assert asked(cluster, pods) == [{}] * 4
             cluster.patch(budget, {"spec": {"minAvailable": 1}})
             await stop_all(cluster, *pods)
@@ -142,8 +142,8 @@ def test_a_budget_that_changes_in_between(cluster: Cluster) -> None:
     asyncio.run(run())
     assert asked(cluster, pods) == [{201: 1}] * 3
     path = f"/api/v1/namespaces/{cluster.namespace}/events?fieldSelector=involvedObject.name={names(pods)[1]}"
-    told = [event["message"] for event in cluster.plane.request("GET", path)["items"]]
-    assert any("others of its gang job have gone" in message for message in told)
+    messages = [event["message"] for event in cluster.plane.request("GET", path)["items"]]
+    assert any("others of its gang job have gone" in message for message in messages)
 
 
 def test_the_rest_of_a_gang(cluster: Cluster) -> None:

@@ -49,7 +49,7 @@ def test_a_fault_alerts_until_it_is_gone(
     prometheus.clears(alert)
 
 
-def test_a_driver_let_go_for_too_long_is_unknown(healthy: SimulatedNode, prometheus: Prometheus) -> None:
+def test_a_driver_released_for_too_long_is_unknown(healthy: SimulatedNode, prometheus: Prometheus) -> None:
     """After the release limit the node is unknown, with the reason; both alerts clear when the driver is reopened."""
     healthy.configure({"driver_release": {"max_duration": "1s"}})
     os.kill(healthy.pid, signal.SIGUSR1)

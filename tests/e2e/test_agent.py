@@ -171,11 +171,11 @@ def test_without_a_kernel_log_nvml_tells_of_xids(node: SimulatedNode) -> None:
     with node:
         wait_for("the warning", lambda: "agent.kmsg_unavailable" in node.findings())
 
-        def told() -> bool:
+        def reported() -> bool:
             node.driver.inject("xid", gpu=4, code=95)  # repeatedly: NVML reports only events after registration
             return "xid.95" in node.findings()
 
-        wait_for("the XID", told)
+        wait_for("the XID", reported)
 
 
 @pytest.mark.parametrize("call", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents"])
@@ -192,7 +192,7 @@ def test_no_source_of_xids(node: SimulatedNode, call: str) -> None:
         wait_for("NVML in its place", lambda: node.findings() == {"agent.kmsg_unavailable"})
 
 
-def test_the_driver_is_let_go_and_taken_again(node: SimulatedNode) -> None:
+def test_the_driver_is_released_and_opened_again(node: SimulatedNode) -> None:
     """SIGUSR1 closes every handle of the driver; the reason is shown, nothing is called a fault; a second takes it."""
     with node:
         wait_for("healthy", lambda: healthy(node))
@@ -267,9 +267,9 @@ def test_settings_that_a_running_agent_cannot_take_up(node: SimulatedNode) -> No
         node.configure({"node_name": "another", "findings": {"xdi.79": {"ignore": True}}, "expected_gpus": 9})
         wait_for("what can be taken up", lambda: "gpu.missing" in node.findings())
         assert node.metric(f'gpuhealth_agent_info{{node="gpu-node-1",version="{__version__}"}}') == 1
-    told = [line for line in node.log() if line["level"] == "warning"]
-    assert ["node_name"] in [line.get("settings") for line in told]
-    assert ["xdi.79"] in [line.get("patterns") for line in told]
+    warnings = [line for line in node.log() if line["level"] == "warning"]
+    assert ["node_name"] in [line.get("settings") for line in warnings]
+    assert ["xdi.79"] in [line.get("patterns") for line in warnings]
 
 
 def test_stops_in_good_order(node: SimulatedNode) -> None:

@@ -76,7 +76,7 @@ class NewNode(Marked):
             (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
         return process.wait(120)
 
-    def said(self) -> str | None:
+    def taint_value(self) -> str | None:
         """The value of the preflight taint; None if it is gone."""
         return next((taint["value"] for taint in self.node()["spec"].get("taints", []) if taint["key"] == KEY), None)
 
@@ -88,7 +88,7 @@ class NewNode(Marked):
         """The label of the state."""
         return str(self.node()["metadata"]["labels"].get("gpuhealth.io/state"))
 
-    def told(self, reason: str) -> list[str]:
+    def event_messages(self, reason: str) -> list[str]:
         """The messages of the Events of a reason."""
         items = self.plane.request("GET", f"/api/v1/events?fieldSelector=involvedObject.name={self.name}")["items"]
         return [event["message"] for event in items if event["reason"] == reason]
@@ -109,7 +109,7 @@ class NewNode(Marked):
     def is_open(self) -> bool:
         """Whether work may come, as far as we are concerned."""
         assert len(self.others()) == 2, "the taints of others stay"
-        return self.said() is None
+        return self.taint_value() is None
 
 
 @pytest.fixture
@@ -133,11 +133,11 @@ def test_a_new_node_is_opened_when_all_passes(new: NewNode) -> None:
         wait_for("the agent's label", lambda: new.label() == "preflight")
         new.start()
         wait_for("the first look", lambda: "preflight started" in new.log.read_text())
-        assert new.said() == "pending"
+        assert new.taint_value() == "pending"
         sim.driver.clear()
         wait_for("the node to open", new.is_open, seconds=300)
         wait_for("the agent's own label", lambda: new.label() == "healthy")
-        wait_for("the Event", lambda: new.told("PreflightPassed"))
+        wait_for("the Event", lambda: new.event_messages("PreflightPassed"))
         (run,) = new.runs()
         assert (run.reason, run.status, len(run.results)) == ("preflight", TestStatus.PASSED, 4)
         gpus = wait_for("the report", lambda: (new.report().get("burnin") or {}).get("gpus"))
@@ -160,17 +160,17 @@ def test_a_bad_gpu_keeps_the_node_closed(new: NewNode) -> None:
     new.sim.configure({"burnin": {"faults": [{**BAD_GPU, "gpu": new.gpu(1)}]}})
     with new.sim:
         new.start()
-        wait_for("the failure", lambda: new.said() == "failed", seconds=300)
+        wait_for("the failure", lambda: new.taint_value() == "failed", seconds=300)
         wait_for("the agent's mark", lambda: new.taint() == f"burnin.{TEST}")
         wait_for("the report", lambda: (f"burnin.{TEST}", new.gpu(1)) in new.reported())
-        (message,) = wait_for("the Event", lambda: new.told("PreflightFailed"))
+        (message,) = wait_for("the Event", lambda: new.event_messages("PreflightFailed"))
         assert f"burnin.{TEST} {new.gpu(1)}" in message
         assert (new.label(), len(new.others())) == ("preflight", 2)
         new.sim.configure({"burnin": {"faults": []}})
         new.kill()
         new.start()
         wait_for("a look", lambda: "preflight waiting" in new.log.read_text())
-        assert (new.said(), len(new.runs())) == ("failed", 1)
+        assert (new.taint_value(), len(new.runs())) == ("failed", 1)
         new.kill()
         new.close()
         new.start()
@@ -186,7 +186,7 @@ def test_killed_in_the_middle_it_starts_over(new: NewNode) -> None:
         new.start()
         wait_for("the workers", lambda: len(_descendants(new)) >= 3)
         assert new.kill(number) == (0 if number is signal.SIGTERM else -number)
-        assert new.said() == "pending"
+        assert new.taint_value() == "pending"
     assert [run for run in new.runs() if run.status is not TestStatus.STOPPED] == []
     new.sim.configure({"preflight": QUICK})
     new.start()
@@ -210,15 +210,17 @@ def test_it_is_bounded_in_time(new: NewNode) -> None:
     """Tests that do not end in time, and passive checks that do not pass in time, leave the node closed, and say so."""
     new.sim.configure({"preflight": {**QUICK, "duration": "10m", "deadline": "8s"}})
     new.start()
-    wait_for("the failure", lambda: new.said() == "failed")
-    assert "not done within 8 s" in wait_for("the Event", lambda: new.told("PreflightFailed"))[0]
+    wait_for("the failure", lambda: new.taint_value() == "failed")
+    assert "not done within 8 s" in wait_for("the Event", lambda: new.event_messages("PreflightFailed"))[0]
     new.kill()
     new.sim.driver.inject("remap_failed", gpu=0)
     new.sim.configure({"preflight": {**QUICK, "readiness_timeout": "1s", "deadline": "30m"}})
     new.close()
     new.start()
-    wait_for("the failure", lambda: new.said() == "failed")
-    wait_for("the Event", lambda: any("gpu_memory.remap_failed" in text for text in new.told("PreflightFailed")))
+    wait_for("the failure", lambda: new.taint_value() == "failed")
+    wait_for(
+        "the Event", lambda: any("gpu_memory.remap_failed" in text for text in new.event_messages("PreflightFailed"))
+    )
     assert all(run.status is not TestStatus.PASSED for run in new.runs())
 
 
@@ -231,14 +233,14 @@ def test_after_a_reboot_the_agent_closes_the_node(new: NewNode) -> None:
     new.sim.configure({"preflight": {**QUICK, "after_reboot": True}})
     with new.sim:
         wait_for("a healthy condition", lambda: new.condition() == ("True", "Healthy"))
-        assert new.said() is None, "the first boot that is seen is none after another"
+        assert new.taint_value() is None, "the first boot that is seen is none after another"
     boot = new.sim.driver.root / "proc/sys/kernel/random/boot_id"
     boot.write_text(f"{uuid.uuid4()}\n")
     with new.sim:
-        wait_for("the taint", lambda: new.said() == "pending")
+        wait_for("the taint", lambda: new.taint_value() == "pending")
         wait_for("the label", lambda: new.label() == "preflight")
         new.plane.request("PATCH", path, open_node, content_type="application/merge-patch+json")
         wait_for("the agent's own label", lambda: new.label() == "healthy")
     with new.sim:
         wait_for("a healthy condition", lambda: new.condition() == ("True", "Healthy"))
-        assert new.said() is None
+        assert new.taint_value() is None

@@ -252,9 +252,9 @@ def test_what_is_not_read_of_a_report_costs_nothing() -> None:
 
 def test_what_only_people_read_is_not_kept() -> None:
     """Of thousands of reports the controller keeps neither the reason of a quarantine nor the names of slots."""
-    told = poisoned(REPORTS, "status", "quarantine", "reason", value="a budget has no free slot")
-    told["status"]["quarantine"]["slots"] = ["b.0"]
-    assert views.report_view(told).quarantine == views.report_view(SAMPLES[REPORTS]).quarantine
+    odd = poisoned(REPORTS, "status", "quarantine", "reason", value="a budget has no free slot")
+    odd["status"]["quarantine"]["slots"] = ["b.0"]
+    assert views.report_view(odd).quarantine == views.report_view(SAMPLES[REPORTS]).quarantine
 
 
 def test_a_state_of_another_version() -> None:

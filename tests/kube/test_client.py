@@ -262,17 +262,17 @@ def test_unusable_configuration(tmp_path: Path, text: str, monkeypatch: pytest.M
 
 def test_observer_and_two_identities(plane: ControlPlane) -> None:
     """The observer is called for every attempt, and missing rights are a ForbiddenError."""
-    told: list[tuple[str, int]] = []
+    observed: list[tuple[str, int]] = []
     plane.request("POST", "/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "nobody"}})
     kubeconfig = plane.write_kubeconfig("nobody", plane.service_account_token("default", "nobody"))
 
     async def run() -> None:
-        async with Client.from_kubeconfig(kubeconfig, observer=lambda *call: told.append(call)) as client:
+        async with Client.from_kubeconfig(kubeconfig, observer=lambda *call: observed.append(call)) as client:
             with pytest.raises(errors.ForbiddenError):
                 await client.list(LEASES, "default")
 
     asyncio.run(run())
-    assert told == [("GET", 403)]
+    assert observed == [("GET", 403)]
 
 
 def test_slim_import() -> None:

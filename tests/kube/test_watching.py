@@ -125,14 +125,14 @@ def test_servers_timeout_is_no_outage(plane: ControlPlane, pool: Pool) -> None:
         async with FaultyProxy(plane) as proxy, Client.from_kubeconfig(proxy.kubeconfig) as client:
             follow = watch(client, NODES, fields=f"metadata.name={name}", paged=False, seconds=1)
             async with aclosing(follow) as events:
-                told: list[WatchEvent] = [await anext(events)]
+                received: list[WatchEvent] = [await anext(events)]
                 waiting = asyncio.create_task(anext(events))
                 async with asyncio.timeout(180):
                     while watches(proxy) < 3:
                         await asyncio.sleep(0.02)
                 pool.patch(name, {"metadata": {"annotations": {"k": "1"}}})
-                told.append(await waiting)
-            assert [type(event) for event in told] == [WatchListed, WatchChanged]
+                received.append(await waiting)
+            assert [type(event) for event in received] == [WatchListed, WatchChanged]
             assert lists(proxy) == 1
 
     asyncio.run(run())

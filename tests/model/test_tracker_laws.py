@@ -40,7 +40,7 @@ def outcome(code: str, said: str) -> Outcome:
     return clean(code) if said == "clean" else not_checked(code)
 
 
-class Told:
+class Reported:
     """What was said of one code, and since when."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ def test_the_laws(rounds: list[dict[str, object]]) -> None:
     Of two monitors, neither makes up for what the other has not measured.
     """
     tracked, now, boot, latched = tracker(), 0.0, 0, False
-    told = {code: Told() for code in SEVERITY}
+    reported = {code: Reported() for code in SEVERITY}
     measured: float | None = None  # when the essential check last was
     mount_measured: float | None = None  # and that of the other monitor
     mount_said = ""  # by the other monitor since the agent started
@@ -98,8 +98,8 @@ def test_the_laws(rounds: list[dict[str, object]]) -> None:
 
         for code, word in said.items():
             rule = code_of(code)
-            told[code].take(word, now, rule.raise_after)
-            began = told[code].found_since
+            reported[code].take(word, now, rule.raise_after)
+            began = reported[code].found_since
             held = began is not None and now - began >= rule.raise_after
             if word == "found" and held:
                 assert code in active, f"{code} has held and is not raised"
@@ -107,7 +107,7 @@ def test_the_laws(rounds: list[dict[str, object]]) -> None:
                 assert word == "found", f"{code} is raised and was not found"
                 assert held, f"{code} is raised before it has held"
             if code in before - active:
-                since = told[code].clean_since
+                since = reported[code].clean_since
                 assert since is not None, f"{code} ended and was not read clean"
                 assert now - since >= rule.clear_after, f"{code} ended too early"
         assert (LATCHED in active) == latched

@@ -4,7 +4,7 @@ A worker starts a control plane for the first test that uses one, and the contro
 ends. With `--dist worksteal`, each worker gets an equal part of the ordered tests, starts at the beginning of its part,
 and takes tests from the end of another worker's part when it has none left. So the tests on the control plane with a
 scheduler (fixture `managed`) stand at the beginning of the first part, those on the other one (`plane`) at the
-beginning of the other parts, and the tests that start no process at the end of each part.
+beginning of the next parts, other tests that start processes in the rest, and the quick ones at the end of each part.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ def ordered(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
     kinds = ["managed", "plane", "process", "fast"]
     managed, plane, process, fast = ([item for item in items if _kind(item) == kind] for kind in kinds)
     parts: list[list[pytest.Item]] = [managed, *([] for _ in range(1, workers))]
+    planes = workers // 2
     for number, (_, tests) in enumerate(groupby(plane, key=lambda item: item.path)):
-        parts[1 + number % (workers - 1)] += tests
-    for number, part in enumerate(parts):
-        part += _take(process, len(process) // (workers - number))
+        parts[1 + number % planes] += tests
+    others = parts[1 + planes :] or parts
+    for number, part in enumerate(others):
+        part += _take(process, len(process) // (len(others) - number))
     left = len(items)
     for number, part in enumerate(parts):
         size = left // (workers - number)  # as pytest-xdist divides them

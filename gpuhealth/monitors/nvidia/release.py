@@ -39,7 +39,7 @@ class DriverRelease:
         """Continues a release that an earlier agent began in this boot; call it before the first round."""
         self.current = remembered
         if remembered.until is None:
-            self._nvml.let_go()
+            self._nvml.begin_release()
 
     def shift(self, step: float) -> None:
         """Shifts its times by the seconds by which the wall clock was set."""
@@ -58,8 +58,8 @@ class DriverRelease:
             if already:
                 self._on_change(f"the driver stays released: {', '.join(self.reasons)}")
             else:
-                self._nvml.let_go()  # at once: a round may begin before the task does
-                task = asyncio.create_task(self._let_go())
+                self._nvml.begin_release()  # at once: a round may begin before the task does
+                task = asyncio.create_task(self._release())
                 self._working.add(task)
                 task.add_done_callback(self._working.discard)
         elif left := tuple(other for other in self.reasons if other != reason):
@@ -91,7 +91,7 @@ class DriverRelease:
         """The excused reason for missing readings while the release is not too old; None otherwise."""
         return excused(self.current, now, max_duration)
 
-    async def _let_go(self) -> None:
+    async def _release(self) -> None:
         complete = await self._nvml.release()
         rest = "" if complete else "; a call that has not returned keeps it open"
         self._on_change(f"driver released on request: {', '.join(self.reasons)}{rest}")

@@ -97,7 +97,7 @@ def test_ends(name: str) -> None:
     assert code.clears is Clears.REBOOT or code.clear_after >= 600.0
 
 
-class Told:
+class Reported:
     """A node whose kernel log is judged as it comes, line by line."""
 
     def __init__(self) -> None:
@@ -118,36 +118,36 @@ class Told:
 @pytest.mark.parametrize("name", CASES)
 def test_fires_and_clears(name: str) -> None:
     """The line raises the finding at once, and only its own rule ends it."""
-    told, code = Told(), code_of(name)
-    assert told.take(CASES[name][0]) == [(ChangeKind.RAISED, name)]
-    assert told.take(seconds=code.clear_after - 1) == []
+    reported, code = Reported(), code_of(name)
+    assert reported.take(CASES[name][0]) == [(ChangeKind.RAISED, name)]
+    assert reported.take(seconds=code.clear_after - 1) == []
     if code.clears is Clears.REBOOT:
-        assert told.take(seconds=1e6) == []
-        assert told.take(seconds=1e6, boot="boot-2") == [(ChangeKind.CLEARED, name)]
+        assert reported.take(seconds=1e6) == []
+        assert reported.take(seconds=1e6, boot="boot-2") == [(ChangeKind.CLEARED, name)]
     else:
-        assert told.take(seconds=code.clear_after) == [(ChangeKind.CLEARED, name)]
+        assert reported.take(seconds=code.clear_after) == [(ChangeKind.CLEARED, name)]
 
 
 @pytest.mark.parametrize("name", ["infiniband.down", "nic.down"])
 def test_a_link_that_comes_up_again(name: str) -> None:
     """The line that reports the same link up ends the finding; that of another link does not."""
-    told, down = Told(), CASES[name][0]
+    reported, down = Reported(), CASES[name][0]
     up = down.replace("Link down", "Link up")
-    assert told.take(up) == []
-    assert told.take(down) == [(ChangeKind.RAISED, name)]
-    assert told.take(up.replace(COMPONENTS[name].id, "ib9s9"), up.replace(COMPONENTS[name].id, "eth9")) == []
-    assert told.take("bond0: (slave eth7): link status definitely up, 100 Mbps") == []
-    assert told.take(up, seconds=1) == [(ChangeKind.CLEARED, name)]
-    assert told.take(down, up, seconds=2) == []
-    assert told.take(up, down, seconds=3) == [(ChangeKind.RAISED, name)]
+    assert reported.take(up) == []
+    assert reported.take(down) == [(ChangeKind.RAISED, name)]
+    assert reported.take(up.replace(COMPONENTS[name].id, "ib9s9"), up.replace(COMPONENTS[name].id, "eth9")) == []
+    assert reported.take("bond0: (slave eth7): link status definitely up, 100 Mbps") == []
+    assert reported.take(up, seconds=1) == [(ChangeKind.CLEARED, name)]
+    assert reported.take(down, up, seconds=2) == []
+    assert reported.take(up, down, seconds=3) == [(ChangeKind.RAISED, name)]
 
 
 def test_no_link_line_takes_a_node_out() -> None:
     """Links flap, and adapters report what programs do: one line of theirs degrades the node and no more."""
-    told = Told()
-    told.take(*(CASES[name][0] for name in COMPONENTS), f"{MLX5}: device's health compromised - reached miss")
-    assert {each.code for each in told.tracker.active()} == set(COMPONENTS)
-    assert told.tracker.quarantine().findings == ()
+    reported = Reported()
+    reported.take(*(CASES[name][0] for name in COMPONENTS), f"{MLX5}: device's health compromised - reached miss")
+    assert {each.code for each in reported.tracker.active()} == set(COMPONENTS)
+    assert reported.tracker.quarantine().findings == ()
 
 
 def test_a_link_without_a_device_is_of_the_node() -> None:

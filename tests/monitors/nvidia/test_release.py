@@ -61,7 +61,7 @@ def answer(gpus: int) -> NvmlReadings:
     return NvmlReadings(answered=True, count=gpus)
 
 
-def test_the_driver_is_let_go_until_the_last_request_is_gone() -> None:
+def test_the_driver_is_released_until_the_last_request_is_gone() -> None:
     """The first request releases the driver, withdrawing the last one reopens it, and every change is logged."""
 
     async def run() -> None:

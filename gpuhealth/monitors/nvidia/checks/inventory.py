@@ -79,8 +79,8 @@ def _gone(context: GpuContext, on_bus: set[PciAddress], lacking: int) -> list[st
     off_bus = sorted((set(uuids) | addresses) - on_bus) if on_bus else []
     names = [f"{named(pci)} is not on the PCI bus" for pci in off_bus]
     # In an incomplete round, or with lost GPUs, the address of each listed GPU is uncertain.
-    told = not isinstance(nvml, Missing) and nvml.answered and not any(gpu.error for gpu in listed)
-    if told and lacking > len(off_bus):
+    all_listed = not isinstance(nvml, Missing) and nvml.answered and not any(gpu.error for gpu in listed)
+    if all_listed and lacking > len(off_bus):
         unlisted = (set(uuids) | on_bus) - addresses - set(off_bus)
         names += [f"{named(pci)} is not in NVML" for pci in sorted(unlisted)]
     return names

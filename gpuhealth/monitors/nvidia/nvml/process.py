@@ -211,7 +211,7 @@ class _Child:
         """The NVML call that the child is executing."""
         return self._page[:].rstrip(b"\0").decode()
 
-    def let_go(self) -> None:
+    def close_input(self) -> None:
         """Makes the child end when it can, by closing its input."""
         if self._input >= 0:
             os.close(self._input)
@@ -219,7 +219,7 @@ class _Child:
 
     def close(self) -> None:
         """Releases the parent's resources; the child ends by itself, and no caller waits for it any longer."""
-        self.let_go()
+        self.close_input()
         self.stop_waiting()
         self.answered.set()
         if self._output >= 0:
@@ -344,7 +344,7 @@ class NvmlProbe:
         if self._child:
             self._child.want_events()
 
-    def let_go(self) -> None:
+    def begin_release(self) -> None:
         """Closes the driver in all children from now on, without waiting for them."""
         self._released = True
         if self._child:
@@ -352,7 +352,7 @@ class NvmlProbe:
 
     async def release(self) -> bool:
         """Closes the driver; True when no handle is left, False while a child is still inside a call."""
-        self.let_go()
+        self.begin_release()
         deadline = time.monotonic() + _RELEASE_SECONDS
         while self._leaving and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
@@ -414,7 +414,7 @@ class NvmlProbe:
             replacement.ask()
 
     def _retire(self, child: _Child) -> None:
-        child.let_go()
+        child.close_input()
         self._leaving.append(child)
         self._child = None
 

@@ -305,7 +305,7 @@ def test_a_round_ends_with_its_child_however_that_is_seen(node: Simulator) -> No
         node.inject("hang")
         reading = asyncio.create_task(probe.read(3600.0))
         await until(lambda: probe._child is not None and probe._child.in_round)
-        probe.let_go()
+        probe.begin_release()
         node.release()
         while _left(probe):  # without a turn of the loop, which would read the output
             time.sleep(0.01)
