@@ -4,7 +4,8 @@ A worker starts a control plane for the first test that uses one, and the contro
 ends. With `--dist worksteal`, each worker gets an equal part of the ordered tests, starts at the beginning of its part,
 and takes tests from the end of another worker's part when it has none left. So the tests on the control plane with a
 scheduler (fixture `managed`) stand at the beginning of the first part, those on the other one (`plane`) at the
-beginning of the next parts, other tests that start processes in the rest, and the quick ones at the end of each part.
+beginning of the next parts, and the others that start processes in the rest: first those that wait for Prometheus, so
+that they do so beside others that work. The tests that start no process stand at the end of each part.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ __all__ = ["ordered"]
 
 def ordered(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
     """The tests, arranged for two or more workers. Tests of one file and of one kind stay together."""
-    kinds = ["managed", "plane", "process", "fast"]
-    managed, plane, process, fast = ([item for item in items if _kind(item) == kind] for kind in kinds)
+    kinds = ["managed", "plane", "waiting", "process", "fast"]
+    managed, plane, waiting, process, fast = ([item for item in items if _kind(item) == kind] for kind in kinds)
     parts: list[list[pytest.Item]] = [managed, *([] for _ in range(1, workers))]
     planes = workers // 2
     for number, (_, tests) in enumerate(groupby(plane, key=lambda item: item.path)):
         parts[1 + number % planes] += tests
     others = parts[1 + planes :] or parts
+    others[0] += waiting
     for number, part in enumerate(others):
         part += _take(process, len(process) // (len(others) - number))
     left = len(items)
@@ -40,6 +42,8 @@ def _kind(item: pytest.Item) -> str:
     fixtures = getattr(item, "fixturenames", ())
     if "managed" in fixtures or "plane" in fixtures:
         return "managed" if "managed" in fixtures else "plane"
+    if "prometheus" in fixtures:
+        return "waiting"
     return "fast" if item.get_closest_marker("fast") else "process"
 
 
