@@ -141,10 +141,10 @@ def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     return make
 
 
-def settings_of(node: Simulator, nvml: Nvml = RESTARTING) -> Settings:
-    """The defaults, over the node's trees."""
+def settings_of(node: Simulator, nvml: Nvml = RESTARTING, **more: Any) -> Settings:
+    """The defaults, over the node's trees; `more` are sections."""
     roots = Roots(dev=node.root / "dev", sys=node.root / "sys", proc=node.root / "proc")
-    return Settings(roots=roots, nvml=nvml, burnin=Burnin(results_dir=node.root / "burnin"))
+    return Settings(roots=roots, nvml=nvml, burnin=Burnin(results_dir=node.root / "burnin"), **more)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -158,17 +158,17 @@ def test_fires_and_clears(case: Case, make_node: Callable[[str], Simulator]) -> 
 
 
 async def _fires_and_clears(case: Case, node: Simulator) -> None:
-    async with bench(node, settings_of(node, case.nvml)) as it:
-        component = NODE
+    async with bench(node, settings_of(node, case.nvml, **case.more(node))) as it:
+        component = case.component or NODE
         if not case.at_start:
             await it.round()
             await it.round()
-            component = NODE if case.of_node else it.first_gpu
+            component = case.component or it.first_gpu
             assert Clean(case.code, component) in it.outcomes
             assert it.tracker.active() == ()
             case.inject(node)
         found = await _until_raised(it, case, component)
-        assert found.component.gpu == ("" if case.of_node else component.id)
+        assert found.component == component
         assert found.evidence.source
         case.clear(node)
         await _until_cleared(it, case)

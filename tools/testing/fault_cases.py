@@ -10,6 +10,7 @@ import msgspec
 from nvmlsim.simulator import Simulator
 
 from gpuhealth.model.burnin_run import TestStatus
+from gpuhealth.model.component import NODE, Component
 from gpuhealth.model.finding import Severity
 from gpuhealth.monitors.nvidia.settings import Nvml
 from testing.burnin_results import PASSED, result, run
@@ -35,8 +36,9 @@ class Case(NamedTuple):
     before: Change = lambda _: None  # what is so all the time
     every_round: Change = lambda _: None  # what goes on while the fault is there
     at_start: bool = False  # the fault is there before the probe starts, as one of nvmlInit must be
-    of_node: bool = False
+    component: Component | None = None  # that has the finding; None is the first GPU
     nvml: Nvml = RESTARTING
+    more: Callable[[Simulator], dict[str, Any]] = lambda _: {}  # settings of other monitors
 
     @property
     def name(self) -> str:
@@ -124,24 +126,24 @@ HUNG = Nvml(warn_after=0.3, critical_after=0.6)
 CASES = [
     Case("gpu.lost", CRITICAL, *fault("lost")),
     Case("gpu.reset_required", CRITICAL, *fault("reset_required")),
-    Case("gpu.missing", CRITICAL, *fault("drop"), of_node=True),
-    Case("gpu.missing", CRITICAL, *fault("drop", bus=1, node=1), of_node=True),
+    Case("gpu.missing", CRITICAL, *fault("drop"), component=NODE),
+    Case("gpu.missing", CRITICAL, *fault("drop", bus=1, node=1), component=NODE),
     Case("gpu.recovery_action", CRITICAL, *fault("recovery_action", value=2)),
     Case("gpu.recovery_action", WARNING, *fault("recovery_action", value=3)),
     Case("gpu.straggler", WARNING, *fault("straggler"), before=all_busy),
     Case("gpu.leaked_memory", WARNING, *fault("leaked_memory")),
     Case("gpu.zombie_process", WARNING, *fault("process", pid=GONE)),
-    Case("driver.unresponsive", WARNING, *HANG, of_node=True, at_start=True, nvml=Nvml(warn_after=0.3)),
-    Case("driver.unresponsive", CRITICAL, *HANG, of_node=True, at_start=True, nvml=HUNG),
-    Case("driver.not_loaded", CRITICAL, *of_calls("init_failure"), of_node=True, at_start=True),
-    Case("driver.version_mismatch", CRITICAL, *of_calls("driver_mismatch"), of_node=True, at_start=True),
-    Case("nvml.error", CRITICAL, *of_calls("init_failure", code=999), of_node=True, at_start=True),
+    Case("driver.unresponsive", WARNING, *HANG, component=NODE, at_start=True, nvml=Nvml(warn_after=0.3)),
+    Case("driver.unresponsive", CRITICAL, *HANG, component=NODE, at_start=True, nvml=HUNG),
+    Case("driver.not_loaded", CRITICAL, *of_calls("init_failure"), component=NODE, at_start=True),
+    Case("driver.version_mismatch", CRITICAL, *of_calls("driver_mismatch"), component=NODE, at_start=True),
+    Case("nvml.error", CRITICAL, *of_calls("init_failure", code=999), component=NODE, at_start=True),
     Case("nvml.error", WARNING, *fault("error", code=999)),
     Case("nvml.error", CRITICAL, *fault("error", code=999)),
-    Case("agent.nvml_library", WARNING, _upgraded, _downgraded, of_node=True),
-    Case("agent.permission", WARNING, *of_calls("init_failure", code=4), of_node=True, at_start=True),
-    Case("agent.monitor_failed", WARNING, *of_calls("crash", call="nvmlDeviceGetPowerUsage"), of_node=True),
-    Case("agent.unexpected_reading", WARNING, *of_calls("init_failure", code=26), of_node=True, at_start=True),
+    Case("agent.nvml_library", WARNING, _upgraded, _downgraded, component=NODE),
+    Case("agent.permission", WARNING, *of_calls("init_failure", code=4), component=NODE, at_start=True),
+    Case("agent.monitor_failed", WARNING, *of_calls("crash", call="nvmlDeviceGetPowerUsage"), component=NODE),
+    Case("agent.unexpected_reading", WARNING, *of_calls("init_failure", code=26), component=NODE, at_start=True),
     Case("agent.unexpected_reading", WARNING, *fault("error", call="nvmlDeviceGetPowerUsage", code=999)),
     Case("agent.unexpected_reading", WARNING, *fault("error", call="nvmlDeviceGetApplicationsClock", code=26)),
     Case("agent.unexpected_reading", WARNING, *fault("odd_field", field=82, type=0, bits=HALF)),
@@ -181,7 +183,7 @@ CASES = [
     Case("nvlink.ber", WARNING, *fault("nvlink_ber", link=3), model="b200"),
     Case("fabric.incomplete", CRITICAL, *fault("fabric_incomplete")),
     Case("fabric.unhealthy", CRITICAL, *fault("fabric_unhealthy")),
-    Case("fabric.manager_down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, of_node=True),
+    Case("fabric.manager_down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, component=NODE),
     Case("persistence.off", WARNING, *fault("persistence_off")),
     *map(failing, ("exact", "repeat", "memory", "bandwidth", "p2p", "collectives", "soak")),
 ]
