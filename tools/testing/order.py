@@ -5,7 +5,7 @@ ends. With `--dist worksteal`, each worker gets an equal part of the ordered tes
 and takes tests from the end of another worker's part when it has none left. So the tests on the control plane with a
 scheduler (fixture `managed`) stand at the beginning of the first part, those on the other one (`plane`) at the
 beginning of the next parts, and the others that start processes in the rest: first those that wait for Prometheus, so
-that they do so beside others that work. The tests that start no process stand at the end of each part.
+that others work meanwhile. The tests that start no process stand at the end of each part.
 """
 
 from __future__ import annotations
