@@ -1,4 +1,4 @@
-"""Markers of tests follow from their code, and with --fast a test that starts a process all the same fails."""
+"""Markers of tests follow from their code, and a test marked `fast` that starts a process all the same fails."""
 
 from __future__ import annotations
 
@@ -58,30 +58,30 @@ def test_cluster(pool):
 def test_torch():
     burnin_jobs.done(None)
 
-def test_slow():
+def test_process():
     subprocess.run(["true"])
 
-def test_slow_helper():
+def test_process_helper():
     [helper() for _ in "ab"]
 
-def test_slow_class():
+def test_process_class():
     Derived().start()
 
-def test_slow_support(tmp_path):
+def test_process_support(tmp_path):
     Node(tmp_path).with_gpus()
 
-def test_slow_worker():
+def test_process_worker():
     Worker({})
 
-def test_slow_asyncio():
+def test_process_asyncio():
     asyncio.run(asyncio.create_subprocess_exec("true"))
 
 @given(strategies.just(1))
-def test_slow_property(_):
+def test_process_property(_):
     helper()
 
 @wrapped
-def test_slow_wrapped():
+def test_process_wrapped():
     helper()
 """
 UNSEEN = """
@@ -154,17 +154,24 @@ def test_a_test_is_marked_by_what_it_uses(run: pytest.Pytester) -> None:
     assert len(marked) == MARKED.count("def test_")
     for name, markers in marked.items():
         expected = name.split("_")[1]
-        assert markers == ([] if expected == "slow" else [expected]), name
+        assert markers == [expected], name
 
 
-def test_a_fast_test_that_starts_a_process_fails(run: pytest.Pytester) -> None:
-    """Whatever way it takes, also where it catches what is raised."""
+@pytest.mark.parametrize("options", [("--fast",), ()])
+def test_a_fast_test_that_starts_a_process_fails(run: pytest.Pytester, options: tuple[str, ...]) -> None:
+    """Whatever way it takes, also where it catches what is raised, in a run of all tests too."""
     run.makepyfile(UNSEEN)
-    result = run.runpytest_subprocess("--fast", "--tb=short")
+    result = run.runpytest_subprocess("--tb=short", *options)
     tests = UNSEEN.count("def test_")
     result.assert_outcomes(passed=1, errors=1, failed=tests - 2)
     for what in ("import torch", "os.fork", "subprocess.Popen ['true']"):
-        assert f"what --fast forbids: {what}" in result.stdout.str()
+        assert f"what is forbidden to it: {what}" in result.stdout.str()
+
+
+def test_a_marker_by_hand(run: pytest.Pytester) -> None:
+    """A test that is marked by hand is not fast."""
+    run.makepyfile("import pytest\n\n@pytest.mark.process\ndef test_it():\n    pass\n")
+    run.runpytest_subprocess("--fast").assert_outcomes(deselected=1)
 
 
 def test_a_file_that_imports_torch_is_skipped(run: pytest.Pytester) -> None:

@@ -305,6 +305,7 @@ def test_labels_are_escaped(make_agent: Callable[[], Agent]) -> None:
     assert values(samples, "gpuhealth_xid_errors_total", "xid") == {nasty: 1}
 
 
+@pytest.mark.process
 def test_the_loops_are_the_agent_s(make_agent: Callable[[], Agent]) -> None:
     """The names that count from zero are those under which the agent counts failures: every loop's that it runs."""
     agent = make_agent()

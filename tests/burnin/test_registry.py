@@ -22,6 +22,7 @@ def test_every_test_has_a_finding_code_and_every_code_a_test() -> None:
     assert {f"burnin.{name}" for name in TESTS} == {code.name for code in CODES}
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", TESTS)
 def test_a_registered_test_can_be_run_and_planned(name: str) -> None:
     """Its module has the function that workers call, and at least the longest level gives it time."""
@@ -33,6 +34,7 @@ def test_a_registered_test_can_be_run_and_planned(name: str) -> None:
     assert TESTS[name].meaning
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", TESTS)
 def test_tests_do_not_import_each_other(name: str) -> None:
     """What several tests need is in a module of its own, so that each test can be read, changed and removed alone."""

@@ -192,6 +192,7 @@ def test_memory_survives_as_json() -> None:
         decode_memory(b'{"history": 5}')
 
 
+@pytest.mark.process
 def test_a_hung_monitor_delays_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one monitor hangs and another raises, the rounds of all others go on, and the agent says which failed."""
 

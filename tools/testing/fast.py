@@ -1,7 +1,7 @@
 """Hooks of pytest: each test gets its markers, and with --fast those run that need no process, no cluster, no PyTorch.
 
 With several workers of pytest-xdist, the tests are arranged for them (`testing.order`).
-With --fast, a test fails that starts a process or imports PyTorch.
+A test that is marked `fast` fails if it starts a process or imports PyTorch.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """With --fast, reduces the examples of hypothesis and installs the guard."""
-    if not config.getoption("fast"):
-        return
-    settings.register_profile("fast", settings.default, max_examples=_EXAMPLES)
-    settings.load_profile("fast")
+    """Installs the guard; with --fast, reduces the examples of hypothesis."""
+    fast = config.getoption("fast")
+    if fast:
+        settings.register_profile("fast", settings.default, max_examples=_EXAMPLES)
+        settings.load_profile("fast")
     starts_workers = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
     if not starts_workers:
-        config.pluginmanager.register(ProcessGuard())
+        config.pluginmanager.register(ProcessGuard(skips_files=fast))
 
 
 @pytest.hookimpl(tryfirst=True)  # before the selection by -m
@@ -60,12 +60,14 @@ class ProcessStartedError(RuntimeError):
 
 
 class ProcessGuard:
-    """A plugin of pytest that forbids processes and PyTorch: the call raises, and the test fails even if it is caught.
+    """A plugin of pytest that forbids fast tests to start processes and to import PyTorch.
 
-    A test file whose import does such a thing is skipped.
+    The call raises, and the test fails even if that is caught. With `skips_files`, a test file whose import does such a
+    thing is skipped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, skips_files: bool) -> None:
+        self._in_files = _skip if skips_files else _allow
         self._refuse: Callable[[str], None] = _allow
         self._refused: list[str] = []
         sys.meta_path.insert(0, self)
@@ -83,12 +85,12 @@ class ProcessGuard:
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Iterator[None]:
         """Skips a test file whose import does what is forbidden."""
-        return (yield from self._with(_skip))
+        return (yield from self._with(self._in_files))
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self) -> Iterator[None]:
-        """Raises in a test that does what is forbidden."""
-        return (yield from self._with(self._fail))
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Raises in a fast test that does what is forbidden."""
+        return (yield from self._with(self._fail if item.get_closest_marker("fast") else _allow))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Iterator[None]:
@@ -117,7 +119,7 @@ class ProcessGuard:
         finally:
             refused, self._refused = self._refused, []
             if refused:
-                pytest.fail(f"a test marked as fast has done what --fast forbids: {'; '.join(refused)}")
+                pytest.fail(f"a test marked as fast has done what is forbidden to it: {'; '.join(refused)}")
 
 
 def _allow(_: str) -> None:

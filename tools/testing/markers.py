@@ -1,8 +1,8 @@
-"""Markers of tests by what they use: `fast`, `cluster`, `torch`, `e2e`.
+"""Markers of tests by what they use: `fast`, `process`, `cluster`, `torch`, `e2e`.
 
 What a test uses is read from code: its own, that of its fixtures, and that of the support packages which these use.
 Methods that are called on objects are not followed, so a test may start a process that is not seen here.
-`testing.fast` finds that: with --fast, a test that starts a process fails.
+`testing.fast` finds that: a test that is marked `fast` and starts a process fails. It is marked `process` by hand.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _OWN_IMPORTS = frozenset({"multiprocessing", "subprocess", "torch"})
 """What a module that is not followed imports, all its functions and classes are taken to use."""
 
 _CLUSTER = frozenset({"kube.control_plane.ControlPlane", "kube.policy_plugin.PolicyPlugin"})
+_BY_HAND = frozenset({"process", "torch"})
+"""Markers of tests that use what their code does not show."""
 _E2E = ("tests/e2e/", "tests/test_demo.py")
 
 
@@ -43,7 +45,8 @@ def markers(item: pytest.Function) -> set[str]:
         found.add("torch")
     if item.nodeid.startswith(_E2E):
         found.add("e2e")
-    return found if found or used & _PROCESS else {"fast"}
+    found |= {mark.name for mark in item.iter_markers()} & _BY_HAND
+    return found or ({"process"} if used & _PROCESS else {"fast"})
 
 
 def _used_by(item: pytest.Function) -> set[str]:
