@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,10 @@ sys.dont_write_bytecode = False
 # A control plane's processes take less CPU, and the cores are busy with other tests.
 os.environ.setdefault("GOMAXPROCS", "1")
 os.environ.setdefault("GOGC", "200")
+
+# Ignored in a job that a script has put in the background; the processes that tests interrupt would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 preload()
 
