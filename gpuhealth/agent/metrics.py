@@ -76,8 +76,8 @@ class Exposition:
         while True:
             self._agent.changed.clear()
             self.text()
-            await asyncio.sleep(_PAUSE_SECONDS)  # limits the rate of renderings in an event storm
             await self._agent.changed.wait()
+            await asyncio.sleep(_PAUSE_SECONDS)  # one rendering for the rounds of all monitors, or for many events
 
     def _collectors(self) -> dict[str, Collect]:
         """Collectors by name; each fails independently."""
