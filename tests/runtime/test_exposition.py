@@ -207,8 +207,8 @@ def test_a_server_that_fails_is_started_again(make_agent: Callable[[], Agent], m
 
 def test_the_pauses_between_starts_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that fails at once, each time, is started again more and more rarely; cancelling ends it."""
-    monkeypatch.setattr(server, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(server, "LONGEST_PAUSE_SECONDS", 0.004)
+    monkeypatch.setattr(server, "FIRST_PAUSE_SECONDS", 0.03)
+    monkeypatch.setattr(server, "LONGEST_PAUSE_SECONDS", 0.12)
     failures: Counter[str] = Counter()
 
     async def serve() -> None:
@@ -225,4 +225,4 @@ def test_the_pauses_between_starts_grow(monkeypatch: pytest.MonkeyPatch) -> None
 
     with capture_logs() as logged:
         asyncio.run(whole())
-    assert [line["retry_in"] for line in logged][:5] == [0.001, 0.002, 0.004, 0.004, 0.004]
+    assert [line["retry_in"] for line in logged][:5] == [0.03, 0.06, 0.12, 0.12, 0.12]
