@@ -6,6 +6,7 @@ imported by `registry`, because the NVML child process imports one module of one
 
 MONITORS = (
     "nvidia",
+    "host",
     "kernel_log",
     "burnin_results",
     "fleet_findings",

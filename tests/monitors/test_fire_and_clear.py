@@ -135,6 +135,7 @@ def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
             monkeypatch.setenv(name, value)
         for process in ("self", "1"):
             (node.root / "proc" / process).mkdir(parents=True)
+        (node.root / "proc/1/mounts").write_text("overlay / overlay rw 0 0\n")
         _start_fabric_manager(node)
         return node
 

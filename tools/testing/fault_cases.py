@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 from nvmlsim.simulator import Simulator
 
 from gpuhealth.model.burnin_run import TestStatus
-from gpuhealth.model.component import NODE, Component
+from gpuhealth.model.component import NODE, Component, Kind
 from gpuhealth.model.finding import Severity
 from gpuhealth.monitors.nvidia.settings import Nvml
 from testing.burnin_results import PASSED, result, run
@@ -23,6 +24,28 @@ RESTARTING = Nvml(reinit_interval=0.0)  # NVML is started again in every round i
 FABRIC_MANAGER = 77  # its pid
 GONE = 999_999  # a pid that no process has
 GRADE = {Severity.WARNING: "warning", Severity.CRITICAL: "critical"}
+
+
+DATA = Component(Kind.MOUNT, "/data")
+
+
+def _mount_data(on: Path) -> Change:
+    """/data becomes a local disk of the node, with the space of the filesystem of a path."""
+
+    def change(node: Simulator) -> None:
+        (node.root / "data").unlink(missing_ok=True)
+        (node.root / "data").symlink_to(on)
+        (node.root / "proc/1/mounts").write_text("/dev/sda1 /data ext4 rw,relatime 0 0\n")
+
+    return change
+
+
+_full, _empty = _mount_data(Path(__file__)), _mount_data(Path("/proc"))  # which has no size, so that it is never full
+
+
+def _any_disk_is_full(node: Simulator) -> dict[str, Any]:
+    """Settings with which a disk is full if it has a size."""
+    return {"host": {"root": node.root, "disk_free_percent": 100, "inodes_free_percent": 100}}
 
 
 class Case(NamedTuple):
@@ -184,6 +207,8 @@ CASES = [
     Case("fabric.incomplete", CRITICAL, *fault("fabric_incomplete")),
     Case("fabric.unhealthy", CRITICAL, *fault("fabric_unhealthy")),
     Case("fabric.manager_down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, component=NODE),
+    Case("host.disk_full", WARNING, _full, _empty, before=_empty, component=DATA, more=_any_disk_is_full),
+    Case("host.inodes", WARNING, _full, _empty, before=_empty, component=DATA, more=_any_disk_is_full),
     Case("persistence.off", WARNING, *fault("persistence_off")),
     *map(failing, ("exact", "repeat", "memory", "bandwidth", "p2p", "collectives", "soak")),
 ]

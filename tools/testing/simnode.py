@@ -82,9 +82,9 @@ class SimulatedNode:
         self.configure(settings or {})
 
     def _make_proc(self) -> None:
-        """Writes the parts of /proc that are read: the boot id, and the process of the fabric manager."""
+        """Writes the parts of /proc that are read: the boot id, mounts, and the process of the fabric manager."""
         proc = self.driver.root / "proc"
-        texts = {"self/comm": "agent\n", "900/comm": "nv-fabricmanage\n"}
+        texts = {"self/comm": "agent\n", "900/comm": "nv-fabricmanage\n", "1/mounts": "overlay / overlay rw 0 0\n"}
         for name, text in (texts | {"sys/kernel/random/boot_id": f"{uuid.uuid4()}\n"}).items():
             (proc / name).parent.mkdir(parents=True, exist_ok=True)
             (proc / name).write_text(text)

@@ -1,0 +1,1 @@
+"""The host apart from its GPUs: space and inodes of its disks."""
