@@ -6,9 +6,10 @@ from rich.console import Console
 from rich.text import Text
 
 from gpuhealth.burnin.figures import format_figure, is_pair_figure, name_and_unit
-from gpuhealth.cli.output import align_columns, console, print_labelled, printable, short_name
+from gpuhealth.cli.output import align_columns, console, print_labelled, short_name
 from gpuhealth.cli.wording import RESULT_STYLE, counted
 from gpuhealth.model.burnin_run import BurninRun, TestResult, TestStatus
+from gpuhealth.runtime.text import printable
 
 _MISCOMPARES = 4
 _EVIDENCE_LINES = 12

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from gpuhealth.cli.output import align_columns, console, print_labelled, printable, short_name
+from gpuhealth.cli.output import align_columns, console, print_labelled, short_name
 from gpuhealth.cli.single_run import RunResult
 from gpuhealth.cli.wording import ACTIONS, MISSING_REASONS, STYLE, counted
 from gpuhealth.model.codes import CODES
@@ -20,6 +20,7 @@ from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 from gpuhealth.monitors.readings import NodeReadings
 from gpuhealth.monitors.settings import Settings
+from gpuhealth.runtime.text import printable
 
 _NEEDS_DRAIN = (Action.RESET_GPU, Action.REBOOT_NODE, Action.INSPECT_HARDWARE)
 """Actions for which the node must be empty, each of them including the ones before it."""

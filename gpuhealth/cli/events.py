@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options
-from gpuhealth.cli.output import CommandError, align_columns, console, print_labelled, printable, short_name
+from gpuhealth.cli.output import CommandError, align_columns, console, print_labelled, short_name
 from gpuhealth.cli.streams import standard
+from gpuhealth.runtime.text import printable
 
 if TYPE_CHECKING:
     from gpuhealth.runtime.journal import Entry

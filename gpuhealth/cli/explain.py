@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhealth.cli import options
-from gpuhealth.cli.output import CommandError, console, did_you_mean, print_labelled, printable
+from gpuhealth.cli.output import CommandError, console, did_you_mean, print_labelled
+from gpuhealth.runtime.text import printable
 
 if TYPE_CHECKING:
     from gpuhealth.model.codes import Code

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL, NodeState
 from gpuhealth.api.report import DrainPhase, Inventory, QuarantineState
-from gpuhealth.cli.output import CommandError, align_columns, print_labelled, printable
+from gpuhealth.cli.output import CommandError, align_columns, print_labelled
 from gpuhealth.cli.wording import STYLE, age, counted
 from gpuhealth.kube.errors import NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import NODES, REPORTS
@@ -20,6 +20,7 @@ from gpuhealth.kube.objects import labels_of, parse_time, read, text_of
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
+from gpuhealth.runtime.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

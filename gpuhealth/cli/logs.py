@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from gpuhealth.cli.output import printable
+from gpuhealth.runtime.text import printable
 
 
 def _structlog() -> ModuleType:

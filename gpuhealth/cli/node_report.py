@@ -24,7 +24,7 @@ from gpuhealth.api.names import (
 )
 from gpuhealth.api.report import DrainPhase, Finding, GpuBurnin, Inventory, NotChecked, QuarantineState
 from gpuhealth.cli import cluster_access
-from gpuhealth.cli.output import CommandError, align_columns, print_labelled, printable, short_name
+from gpuhealth.cli.output import CommandError, align_columns, print_labelled, short_name
 from gpuhealth.cli.wording import ACTIONS, STYLE, age, counted
 from gpuhealth.kube.errors import ForbiddenError, NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import BUDGETS, EVENTS, REPORTS
@@ -33,6 +33,7 @@ from gpuhealth.kube.selectors import matches
 from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.model.component import Kind
 from gpuhealth.quarantine.marks import annotations_of, condition, labels, taints, unschedulable
+from gpuhealth.runtime.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

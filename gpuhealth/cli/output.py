@@ -12,6 +12,8 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import IO, TYPE_CHECKING
 
+from gpuhealth.runtime.text import printable
+
 if TYPE_CHECKING:  # importing rich takes longer than `classify` needs to read a log
     from rich.console import Console
     from rich.text import Text
@@ -78,13 +80,6 @@ def print_labelled(out: Console, label: str, text: Text | str, margin: int = 10)
         line.rstrip()
         out.print(prefix + line, soft_wrap=True)
         prefix = Text(" " * margin)
-
-
-def printable(text: str) -> str:
-    """Text from outside with control characters escaped, so that it cannot control the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def short_name(component: str) -> str:

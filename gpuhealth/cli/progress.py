@@ -18,9 +18,10 @@ from gpuhealth.burnin.figures import format_figure, name_and_unit
 from gpuhealth.burnin.registry import TESTS
 from gpuhealth.burnin.run import Run
 from gpuhealth.burnin.targets import Target
-from gpuhealth.cli.output import console, printable, short_name
+from gpuhealth.cli.output import console, short_name
 from gpuhealth.cli.wording import RESULT_STYLE, counted
 from gpuhealth.model.burnin_run import TestResult, TestStatus
+from gpuhealth.runtime.text import printable
 
 _REFRESH_SECONDS = 0.5
 _LINE_SECONDS = 30.0

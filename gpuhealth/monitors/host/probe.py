@@ -11,11 +11,14 @@ from typing import NamedTuple
 from gpuhealth.model.missing import Missing, MissingReason, Reading
 from gpuhealth.monitors.host.readings import HostReadings, Space
 from gpuhealth.runtime.files import file_missing
+from gpuhealth.runtime.text import printable
 
 _LOCAL = frozenset({"btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "vfat", "xfs", "zfs"})
 """Filesystems on disks of the host. A network filesystem whose server is away would hang; others never fill."""
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 """A blank, tab, newline or backslash in a name is written in octal: proc_pid_mounts(5)."""
+_OF_PODS = re.compile(r"/kubelet/(?:pods|plugins)/")
+"""Volumes that the kubelet mounts for pods: that one is full is their user's concern, and no fault of the node."""
 
 
 class Mount(NamedTuple):
@@ -34,12 +37,12 @@ def read_disks(proc: Path, root: Path) -> HostReadings | Missing:
         text = table.read_bytes()
     except OSError as error:
         return file_missing(error)
-    return HostReadings({mount.point: _space(root, mount.point) for mount in _written_disks(mounts(text))})
+    return HostReadings({printable(mount.point): _space(root, mount.point) for mount in _written_disks(mounts(text))})
 
 
 def mounts(table: bytes) -> Iterator[Mount]:
     """The lines of a mount table; one that has too few fields is left out."""
-    for line in table.decode(errors="surrogateescape").splitlines():
+    for line in table.decode(errors="surrogateescape").split("\n"):
         fields = line.split(" ")
         if len(fields) >= 4:
             device, point, kind, options = (
@@ -49,13 +52,20 @@ def mounts(table: bytes) -> Iterator[Mount]:
 
 
 def _written_disks(table: Iterator[Mount]) -> list[Mount]:
-    """One mount for each device, that with the shortest path: the others are bind mounts of parts of it."""
+    """One mount for each device, that with the shortest path: the others are bind mounts of parts of it.
+
+    The datasets of a ZFS pool share its space, so that the pool is the device. Volumes of pods are left out.
+    """
     by_device: dict[str, Mount] = {}
     for mount in table:
-        if mount.kind in _LOCAL and "rw" in mount.options and not mount.device.startswith("/dev/loop"):
-            known = by_device.get(mount.device)
-            if known is None or len(mount.point) < len(known.point):
-                by_device[mount.device] = mount
+        if mount.kind not in _LOCAL or "rw" not in mount.options or mount.device.startswith("/dev/loop"):
+            continue
+        if _OF_PODS.search(mount.point):
+            continue
+        device = mount.device.partition("/")[0] if mount.kind == "zfs" else mount.device
+        known = by_device.get(device)
+        if known is None or len(mount.point) < len(known.point):
+            by_device[device] = mount
     return sorted(by_device.values(), key=lambda mount: mount.point)
 
 

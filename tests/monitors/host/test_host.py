@@ -37,18 +37,24 @@ tmpfs /run tmpfs rw,nosuid,nodev,size=213968k,mode=755,inode64 0 0
 /dev/nvme0n1p15 /boot/efi vfat rw,relatime,fmask=0077,dmask=0077 0 0
 /dev/md127 /var/lib/kubelet xfs rw,noatime,attr2,inode64,logbufs=8,prjquota 0 0
 /dev/md127 /var/lib/kubelet/pods/0f/volumes/a xfs rw,noatime,attr2,inode64 0 0
+/dev/nvme2n1 /var/lib/kubelet/plugins/kubernetes.io/csi/ebs.csi.aws.com/5e/globalmount ext4 rw,relatime 0 0
+/dev/nvme2n1 /var/lib/kubelet/pods/0f/volumes/kubernetes.io~csi/pvc-1/mount ext4 rw,relatime 0 0
 fs-1.fsx.amazonaws.com@tcp:/x /shared lustre rw,flock,lazystatfs 0 0
 10.0.0.4:/export /home nfs4 rw,vers=4.1,hard,proto=tcp 0 0
 overlay /run/containerd/x/rootfs overlay rw,relatime,lowerdir=/a:/b 0 0
 """
 DESKTOP = b"""\
 rpool/ROOT/ubuntu / zfs rw,relatime,xattr,posixacl 0 0
+rpool/docker/1f /var/lib/docker/zfs/graph/1f zfs rw,relatime,xattr 0 0
 /dev/loop3 /snap/core20/1974 squashfs ro,nodev,relatime 0 0
 /dev/loop9 /mnt/image ext4 rw,relatime 0 0
 /dev/sr0 /media/cdrom iso9660 ro,nosuid,nodev 0 0
 /dev/sdb1 /mnt/old ext4 ro,relatime 0 0
 """
-ODD = b"/dev/sda1 /data/with\\040blank ext4 rw 0 0\n/dev/sda1\n\n/dev/sdc /\xff\xfe btrfs rw,compress 0 0\n"
+ODD = (
+    b"/dev/sda1 /data/with\\040blank ext4 rw 0 0\n/dev/sda1\n\n"
+    b"/dev/sdc /\xff\xfe btrfs rw,compress 0 0\n/dev/sdd /\x1b[2J\xc2\x85 xfs rw 0 0\n"
+)
 
 
 def table(tmp_path: Path, text: bytes) -> Path:
@@ -63,7 +69,7 @@ def table(tmp_path: Path, text: bytes) -> Path:
     [
         (CLOUD, ["/", "/boot/efi", "/var/lib/kubelet"]),
         (DESKTOP, ["/"]),
-        (ODD, ["/data/with blank", "/\udcff\udcfe"]),
+        (ODD, ["/\\x1b[2J\\x85", "/data/with blank", "/\\xdcff\\xdcfe"]),
         (b"", []),
     ],
 )
@@ -97,8 +103,20 @@ def test_without_a_mount_table_nothing_is_read(tmp_path: Path) -> None:
 @given(st.binary())
 def test_any_mount_table_can_be_read(text: bytes) -> None:
     """Whatever bytes are in a mount table, reading it raises nothing."""
-    for mount in mounts(text):
-        assert len(mount) == 4
+    assert all(len(mount) == 4 for mount in mounts(text))
+
+
+@given(st.binary())
+def test_any_name_of_a_mount_can_be_shown(tmp_path_factory: pytest.TempPathFactory, name: bytes) -> None:
+    """Whatever bytes are in the name of a mount, its readings are printable and can be sent as JSON."""
+    line = b"/dev/sda1 /" + name.replace(b" ", b"").replace(b"\n", b"") + b" ext4 rw 0 0\n"
+    folder = tmp_path_factory.getbasetemp() / "mount-names"
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    (folder / "1/mounts").write_bytes(line)
+    readings = read_disks(folder, folder)
+    assert isinstance(readings, HostReadings)
+    assert all(point.isprintable() for point in readings.disks)
+    assert msgspec.json.decode(msgspec.json.encode(readings), type=HostReadings) == readings
 
 
 def judged(disks: dict[str, Any] | Missing, **settings: Any) -> dict[tuple[str, Component], Any]:
