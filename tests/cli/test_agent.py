@@ -6,7 +6,8 @@ import socket
 import subprocess
 
 import pytest
-from testing.command import COMMAND, Node
+from testing.command import Node
+from testing.processes import COMMAND
 
 
 def test_agent_logs_json_and_ends_on_request(gpu_node: Node) -> None:

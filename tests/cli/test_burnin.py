@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from testing.command import COMMAND, Node, Run
+from testing.command import Node, Run
+from testing.processes import COMMAND
 from testing.waiting import wait_for
 
 from gpuhealth.model.burnin_run import BurninRun, TestStatus

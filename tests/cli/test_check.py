@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from testing.command import BOOT_ID, COMMAND, Node, Run
+from testing.command import BOOT_ID, Node, Run
+from testing.processes import COMMAND
 from testing.waiting import wait_for
 
 from gpuhealth.model.pci import PciAddress

@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from testing.command import COMMAND, Node, Run
+from testing.command import Node, Run
+from testing.processes import COMMAND
 
 XID = "[ 1234.567890] NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python3, GPU has fallen off the bus."
 NOISE = "[ 1234.000000] usb 1-1: new high-speed USB device number 2 using xhci_hcd"

@@ -9,7 +9,8 @@ import termios
 from fcntl import ioctl
 
 import pytest
-from testing.command import COMMAND, Node, Run
+from testing.command import Node, Run
+from testing.processes import COMMAND
 
 
 @pytest.fixture

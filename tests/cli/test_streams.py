@@ -10,7 +10,8 @@ from textwrap import indent
 
 import pytest
 from kube import ControlPlane
-from testing.command import COMMAND, Node, Said
+from testing.command import Node, Said
+from testing.processes import COMMAND
 from testing.waiting import wait_for
 
 _BURNIN = ("burnin", "--devices", "cpu", "--tests", "exact", "--duration", "1s")

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import yaml
-from testing.command import COMMAND
 from testing.controller_process import controllers
 from testing.managed_cluster import Cluster
+from testing.processes import COMMAND
 from testing.waiting import wait_for
 
 

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from kube import ControlPlane, Document
 from kube.control_plane import RequestError
-from testing.command import COMMAND
 from testing.controller_process import ControllerProcess
 from testing.managed_cluster import Cluster
 from testing.marked_node import Marked
+from testing.processes import COMMAND
 from testing.waiting import wait_for
 
 from gpuhealth.monitors.settings import Settings

@@ -109,8 +109,8 @@ def test_the_servers_time(plane: ControlPlane) -> None:
             await client.list(LEASES)
             assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
             client._server_date = "Sun, 01 Mar 2026 12:00:00 GMT", time.monotonic() - 60.0
-            told = client.server_time() - datetime(2026, 3, 1, 12, 1, tzinfo=UTC)
-            assert timedelta() <= told < timedelta(seconds=30)
+            server_time = client.server_time() - datetime(2026, 3, 1, 12, 1, tzinfo=UTC)
+            assert timedelta() <= server_time < timedelta(seconds=30)
             client._server_date = "yesterday", 0.0
             assert abs(client.server_time() - datetime.now(UTC)) < timedelta(seconds=30)
 

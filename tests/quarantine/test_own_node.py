@@ -36,6 +36,6 @@ def test_what_the_node_says_is_followed(plane: ControlPlane, pool: Pool) -> None
                 )
                 await until(lambda: write.node.release_requests == ("annotation",))
                 assert write.node.taints[0]["key"] == "a"
-                assert changes, "it is told of every event"
+                assert changes, "on_change is called for every event"
 
     asyncio.run(run())

@@ -70,9 +70,9 @@ def test_out_and_back(plane: ControlPlane, pool: Pool, limit: int | None) -> Non
     assert ours(pool, node) == []
     assert pool.slots() == {}
     assert health(pool, node)["message"] == "no fault found"
-    told = {event["reason"]: event["message"] for event in pool.events(node)}
-    assert WHY in told["Quarantined"]
-    assert "QuarantineEnded" in told
+    messages = {event["reason"]: event["message"] for event in pool.events(node)}
+    assert WHY in messages["Quarantined"]
+    assert "QuarantineEnded" in messages
 
 
 @pytest.mark.parametrize("room", [False, True])

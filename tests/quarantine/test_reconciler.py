@@ -29,7 +29,7 @@ def test_the_server_says_when(plane: ControlPlane, pool: Pool) -> None:
             assert 60 <= reconciler._retry_in <= 120
             proxy.heal()
             half.want(sick=True)
-            await until(lambda: half.told)
+            await until(lambda: half.settled)
             await half.kill()
 
     asyncio.run(run())

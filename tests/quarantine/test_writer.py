@@ -22,14 +22,14 @@ def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
     """Slot, taint, condition, Events and report, in this order; recovery takes all of it back but the condition."""
     node = pool.node()
     pool.budget(1)
-    told: list[AppliedAction] = []
+    reported: list[AppliedAction] = []
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            write = writer(client, node, on_action=told.append)
+            write = writer(client, node, on_action=reported.append)
             acts = await write.apply(SICK)
             assert [act.kind for act in acts] == ["slot_taken", "taint", "label", "condition", "event", "report"]
-            assert acts == told
+            assert acts == reported
             assert ours(pool, node) == ["xid.79"]
             assert (health(pool, node)["status"], health(pool, node)["reason"]) == ("False", "Xid79")
             assert pool.get(node)["metadata"]["labels"][STATE_LABEL] == "quarantined"
@@ -206,15 +206,15 @@ def test_observe_and_dry_run_mark_nothing(plane: ControlPlane, pool: Pool, dry_r
     node = pool.node()
     pool.budget(1)
     before = pool.get(node)["metadata"]["resourceVersion"]
-    told: list[AppliedAction] = []
+    reported: list[AppliedAction] = []
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            write = writer(client, node, "taint" if dry_run else "observe", dry_run=dry_run, on_action=told.append)
+            write = writer(client, node, "taint" if dry_run else "observe", dry_run=dry_run, on_action=reported.append)
             for _ in range(2):
                 acts = await write.apply(SICK)
                 assert [act.kind for act in acts if not act.done] == ["taint", "label", "condition"]
-            assert [act.kind for act in told if not act.done] == ["taint", "label", "condition"]
+            assert [act.kind for act in reported if not act.done] == ["taint", "label", "condition"]
             assert pool.get(node)["metadata"]["resourceVersion"] == before
             assert pool.slots() == {}
             if dry_run:

@@ -39,7 +39,7 @@ async def _measure(plane: ControlPlane, kubeconfig: Path, seconds: float) -> tup
         for half in halves:
             half.want(sick=True)
         kills = asyncio.gather(*[_kill(half, _RACE_SECONDS) for half in random.sample(halves, _KILLED)])
-        await until(lambda: most(history.out) >= _SLOTS and all(half.told or half.killed for half in halves))
+        await until(lambda: most(history.out) >= _SLOTS and all(half.settled or half.killed for half in halves))
         await kills
         last = first(history.slots, _SLOTS) - began
         spent = calls(client) - before

@@ -35,7 +35,7 @@ async def _measure(plane: ControlPlane, kubeconfig: Path, seconds: float) -> tup
             half.want(sick=True)
         await until(lambda: most(out) == _AGENTS, seconds)
         until_tainted = calls(client) - before
-        await until(lambda: all(half.told for half in halves), seconds)
+        await until(lambda: all(half.settled for half in halves), seconds)
         figures = {
             "last_taint_s": first(out, _AGENTS) - began,
             "median_taint_s": first(out, _AGENTS // 2) - began,

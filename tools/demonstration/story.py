@@ -100,7 +100,7 @@ class Story:
         gpu, code = _LINK_GPU, "nvlink.down"
         uuid = self._node.driver.text(f"gpu{gpu}.uuid")
         self._screen.heading(f"Fault 2: NVLink {_LINK} of GPU {gpu} goes down")
-        self._screen.say("Nothing is logged. Only NVML tells, when it is asked in the next round.")
+        self._screen.say("Nothing is logged. Only NVML reports it, in the next round.")
         began = time.monotonic()
         self._node.driver.inject("nvlink_down", gpu=gpu, link=_LINK)
         marked = self._marked(code, began)
@@ -110,7 +110,7 @@ class Story:
         self._show_check("check --since 1s   # of the kernel log: the XID of before is over", code)
         self._show_metrics("node_healthy", "finding{", f'nvlink_up{{gpu="{uuid}",link="{_LINK}"}}')
         repaired = self._repair(
-            "The link is trained anew, and is read clean.",
+            "The link is trained again, and is read clean.",
             lambda: self._node.driver.clear("nvlink_down", gpu=gpu),
         )
         return Seen(f"NVLink {_LINK} of GPU {gpu} down", code, marked, self._returned(code, repaired))

@@ -248,7 +248,6 @@ class ControlPlane:
             f"--etcd-servers={self._etcd}",
             "--bind-address=127.0.0.1",
             f"--secure-port={self.port}",
-            f"--cert-dir={self.certificates}",
             f"--tls-cert-file={self.ca}",
             f"--tls-private-key-file={self.ca.with_suffix('.key')}",
             "--authorization-mode=RBAC",
@@ -311,7 +310,7 @@ class ControlPlane:
 
     @property
     def ca(self) -> Path:
-        """The certificate to trust: the server signs its own."""
+        """The certificate to trust: the server's own, which is self-signed."""
         return self.certificates / "apiserver.crt"
 
     @property

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from nvmlsim.simulator import Simulator
 
 from testing import processes
-from testing.processes import COMMAND as COMMAND
 
 BOOT_ID = "11111111-2222-3333-4444-555555555555\n"
 _OURS = ("GPUHEALTH_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "NVMLSIM", "LD_LIBRARY_PATH", "TERM")

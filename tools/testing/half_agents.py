@@ -83,7 +83,7 @@ class Half:
     def __init__(self, client: Client, node: str) -> None:
         self.node = node
         self.sick = False
-        self.told = False  # whether what is wanted is done, or held by a budget, and in the report
+        self.settled = False  # whether what is wanted is done, or held by a budget, and in the report
         self.killed = False  # ever: then the report may have been written and we do not know
         self._client = client
         self._settings = Settings(node_name=node)
@@ -104,7 +104,7 @@ class Half:
     def want(self, *, sick: bool) -> None:
         """The node has become sick, or healthy."""
         if self.sick is not sick:
-            self.sick, self.told = sick, False
+            self.sick, self.settled = sick, False
             if self._reconciler is not None:
                 self._reconciler.trigger()
 
@@ -118,7 +118,7 @@ class Half:
 
     def _see(self, act: AppliedAction) -> None:
         if act.kind == "report":
-            self.told = True
+            self.settled = True
 
 
 @asynccontextmanager
@@ -128,7 +128,7 @@ async def running(client: Client, nodes: Iterable[str]) -> AsyncIterator[list[Ha
     try:
         for half in halves:
             half.start()
-        await until(lambda: all(half.told for half in halves), seconds=600.0)
+        await until(lambda: all(half.settled for half in halves), seconds=600.0)
         yield halves
     finally:
         await asyncio.gather(*[half.kill() for half in halves])
