@@ -23,7 +23,7 @@ def ordered(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
     kinds = ["managed", "plane", "waiting", "process", "fast"]
     managed, plane, waiting, process, fast = ([item for item in items if _kind(item) == kind] for kind in kinds)
     parts: list[list[pytest.Item]] = [managed, *([] for _ in range(1, workers))]
-    planes = workers // 2
+    planes = max(1, workers // 3)
     for number, (_, tests) in enumerate(groupby(plane, key=lambda item: item.path)):
         parts[1 + number % planes] += tests
     others = parts[1 + planes :] or parts
