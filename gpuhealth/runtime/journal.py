@@ -326,9 +326,10 @@ class RepeatFilter:
             known.passed += 1
             return None
         if known is None and len(self._known) >= _MAX_REPEATS:
-            self._known.clear()
+            del self._known[next(iter(self._known))]  # the one that passed longest ago
         goes_on = known is not None and at - known.noted < 2 * known.seconds
         seconds = min(_LONGEST_REPEAT, 2 * known.seconds) if known is not None and goes_on else _FIRST_REPEAT
+        self._known.pop(key, None)  # the order of the table is that of the last pass
         self._known[key] = _Repeat(at, seconds)
         return known.passed if known is not None else 0
 

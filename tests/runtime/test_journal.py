@@ -22,7 +22,7 @@ from gpuhealth.agent.state import AgentState, open_journal, restore
 from gpuhealth.model.component import NODE, Component, Kind, gpu
 from gpuhealth.runtime import settings as config
 from gpuhealth.runtime.clock import SteadyClock
-from gpuhealth.runtime.journal import Entry, Journal, JournalError, JournalWriter
+from gpuhealth.runtime.journal import Entry, Journal, JournalError, JournalWriter, RepeatFilter
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY = 86400.0
@@ -425,3 +425,22 @@ def test_an_old_journal_on_a_disk_that_is_read_only(tmp_path: Path, disk: Path) 
     with capture_logs(), closing(kept):
         assert [e.component for e in kept.entries()] == list(OLD_COMPONENTS.values())
         assert restore(kept, SteadyClock(), "boot") == AgentState()
+
+
+def test_recurring_events_are_thinned_out() -> None:
+    """Of an event every ten seconds, one passes at once, then one after a minute, two minutes, and so on."""
+    repeats = RepeatFilter()
+    passed = {at: count for at in range(0, 600, 10) if (count := repeats.suppressed(("xid.13", ""), at)) is not None}
+    assert passed == {0: 0, 60: 5, 180: 11, 420: 23}
+
+
+def test_many_events_do_not_let_a_recurring_one_pass_again() -> None:
+    """Thousands of other events between do not make the filter forget an event that recurs."""
+    repeats = RepeatFilter()
+    assert repeats.suppressed(("xid.13", ""), 0) == 0
+    for number in range(999):
+        assert repeats.suppressed((f"other.{number}", ""), 1) == 0
+    assert repeats.suppressed(("xid.13", ""), 61) == 0
+    for number in range(999):
+        assert repeats.suppressed((f"more.{number}", ""), 62) == 0
+    assert repeats.suppressed(("xid.13", ""), 63) is None
