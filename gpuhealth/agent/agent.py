@@ -113,6 +113,7 @@ class Agent:
             kernel_log_parser(),
             self._nvidia,
             self.node_health.apply_events,
+            self.node_health.apply_earlier,
             boot_id=self._boot_id,
             position=state.position,
             now=self.clock,
@@ -258,7 +259,8 @@ class Agent:
         await asyncio.sleep(min(_CLOCK_SECONDS, self.settings.interval))
 
     async def _follow_kernel_log(self) -> None:
-        await self.kernel_log.follow(self.settings.roots.kmsg, self.settings.kmsg.lookback, self._first_round)
+        kmsg = self.settings.kmsg
+        await self.kernel_log.follow(self.settings.roots.kmsg, kmsg.lookback, self._first_round, kmsg.since_boot)
 
     # -- the cluster ---------------------------------------------------------------------------------------------------
 

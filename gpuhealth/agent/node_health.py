@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from gpuhealth.agent.status import Counts
+from gpuhealth.kernel_log.boot_log import EarlierFault
 from gpuhealth.model.component import NODE, Component, Kind
 from gpuhealth.model.finding import Finding, Outcome
 from gpuhealth.model.kernel_event import KernelEvent
@@ -70,6 +71,14 @@ class NodeHealth:
                 self.counts.xids[str(event.code), self._component_of(event).id if event.pci else ""] += 1
             self._journal_event(event, now)
         self.publish(changes)
+
+    def apply_earlier(self, faults: Sequence[EarlierFault]) -> None:
+        """Judges faults that were logged before the agent's first look-back, and publishes those that are not over."""
+        now = self._clock()
+        outcomes, over = self.judge.judge_earlier(faults, now)
+        for event, reason in over:
+            log.info("earlier fault is over", code=event.finding, time=str(event.time), reason=reason, line=event.line)
+        self.publish(self.tracker.apply_earlier(outcomes, now, self.judge.readings.boot_id))
 
     def publish(self, changes: list[Change]) -> None:
         """Publishes changes: log, journal, metrics, marks on the Node."""

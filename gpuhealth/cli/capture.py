@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from gpuhealth.agent.capture import Capture
     from gpuhealth.monitors.settings import Settings
 
-_WHOLE_BOOT = float("inf")  # seconds of the kernel log
-
 
 def command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="tar.gz file to write.")],
@@ -64,7 +62,7 @@ def _capture(settings: Settings, rounds: int, pause: float) -> Capture:
     from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 
     journal = snapshot.read_journal(settings, with_entries=True)
-    readings, records = snapshot.read_machine(settings, _WHOLE_BOOT, rounds, pause)
+    readings, records = snapshot.read_machine(settings, rounds, pause)
     last = readings[-1]
     log = last.of(KERNEL_LOG)
     notes = [f"the kernel log could not be read: {log}"] if isinstance(log, Missing) else []

@@ -35,7 +35,9 @@ def command(
     since: Annotated[
         str | None,
         typer.Option(
-            metavar="DURATION", help="How far back to read the kernel log; default: the setting kmsg.lookback (10m)."
+            metavar="DURATION",
+            help="Judge exactly the last DURATION of the kernel log. Default: the setting kmsg.lookback (10m), and back to"
+            " the boot for faults that only a reset or a reboot ends.",
         ),
     ] = None,
     verbose: Annotated[
@@ -50,15 +52,15 @@ def command(
     from gpuhealth.cli.single_run import CodeFilter
 
     code_filter = CodeFilter(only or [])
-    lookback = None if since is None else options.duration(since, "--since")
+    since_seconds = None if since is None else options.duration(since, "--since")
     if replay:
-        result, notes = _check_capture(replay, config, expected_gpus, code_filter, lookback)
+        result, notes = _check_capture(replay, config, expected_gpus, code_filter, since_seconds)
     else:
-        result, notes = _check_machine(config, expected_gpus, code_filter, lookback)
+        result, notes = _check_machine(config, expected_gpus, code_filter, since_seconds)
     if as_json:
         import msgspec
 
-        standard.write_line(msgspec.json.encode(result.verdict))
+        standard.write_line(msgspec.json.encode(msgspec.structs.asdict(result.verdict) | {"notes": notes}))
     else:
         from gpuhealth.cli import check_report
 
@@ -72,21 +74,31 @@ def _exit_code(result: RunResult) -> int:
 
 
 def _check_machine(
-    config: Path | None, expected_gpus: int | None, code_filter: CodeFilter, lookback: float | None
+    config: Path | None, expected_gpus: int | None, code_filter: CodeFilter, since_seconds: float | None
 ) -> tuple[RunResult, list[str]]:
     from gpuhealth.cli import single_run, snapshot
     from gpuhealth.monitors.registry import unmatched_patterns
 
     settings = _with_expected_gpus(options.load_settings(config), expected_gpus)
-    lookback = settings.kmsg.lookback if lookback is None else lookback
     journal = snapshot.read_journal(settings)
-    rounds, records = snapshot.read_machine(settings, lookback)
+    rounds, records = snapshot.read_machine(settings)
     # No note where no agent has run here; a journal that cannot be read is worth one.
     notes = [journal.problem] if journal.problem and not journal.absent else []
     notes += [f"setting findings.{pattern} matches no finding code" for pattern in unmatched_patterns(settings)]
+    notes += _notes_on_settings(settings)
     memory = snapshot.load_memory(journal.checks)
-    result = single_run.judge(rounds, records, settings, memory, code_filter, lookback)
-    return result, notes + _notes_on_active_findings(journal, result, code_filter)
+    result = single_run.judge(rounds, records, settings, memory, code_filter, since_seconds, journal.ended)
+    return result, [*notes, *result.notes, *_notes_on_active_findings(journal, result, code_filter)]
+
+
+def _notes_on_settings(settings: Settings) -> list[str]:
+    """What the settings hide: findings that are ignored or given another severity, and monitors that do not run."""
+    hidden = {
+        "findings ignored by settings": [code for code, each in settings.findings.items() if each.ignore],
+        "severity of findings set by settings": [code for code, each in settings.findings.items() if each.severity],
+        "monitors disabled by settings": [name for name, each in settings.monitors.items() if not each.enabled],
+    }
+    return [f"{what}: {', '.join(sorted(names))}" for what, names in hidden.items() if names]
 
 
 def _notes_on_active_findings(journal: AgentJournal, result: RunResult, code_filter: CodeFilter) -> list[str]:
@@ -102,7 +114,7 @@ def _notes_on_active_findings(journal: AgentJournal, result: RunResult, code_fil
 
 
 def _check_capture(
-    path: Path, config: Path | None, expected_gpus: int | None, code_filter: CodeFilter, lookback: float | None
+    path: Path, config: Path | None, expected_gpus: int | None, code_filter: CodeFilter, since_seconds: float | None
 ) -> tuple[RunResult, list[str]]:
     """Use the settings given by `--config`, else those in the capture."""
     from pydantic import ValidationError
@@ -120,15 +132,18 @@ def _check_capture(
     if config is None and captured.settings is not None:
         try:
             settings = Settings(**captured.settings)
+            notes.append("judged with the settings of the capture; --config FILE judges with others")
         except (ValidationError, TypeError):
             notes.append("the settings in the capture are of another version; this machine's settings are used instead")
     settings = _with_expected_gpus(settings, expected_gpus)
-    lookback = settings.kmsg.lookback if lookback is None else lookback
+    notes += _notes_on_settings(settings)
     rounds, records = list(captured.rounds), captured.kernel_log or ()
     if captured.kernel_log is None:
         rounds = [single_run.without_kernel_log(readings) for readings in rounds]
     memory = snapshot.load_memory(captured.memory)
-    return single_run.judge(rounds, records, settings, memory, code_filter, lookback), notes
+    ended = snapshot.ended_in(captured.journal or ())
+    result = single_run.judge(rounds, records, settings, memory, code_filter, since_seconds, ended)
+    return result, [*notes, *result.notes]
 
 
 def _with_expected_gpus(settings: Settings, gpus: int | None) -> Settings:

@@ -19,7 +19,6 @@ from gpuhealth.monitors.judge import tracker_rules
 from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 from gpuhealth.monitors.readings import NodeReadings
-from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.text import printable
 
 _NEEDS_DRAIN = (Action.RESET_GPU, Action.REBOOT_NODE, Action.INSPECT_HARDWARE)
@@ -42,7 +41,7 @@ def show(result: RunResult, notes: Sequence[str] = (), *, verbose: bool = False,
             out.print(line)
     for group in _groups(verdict.findings):
         out.print()
-        _findings(out, group, result.settings, verbose)
+        _findings(out, group, result, verbose)
     out.print()
     _coverage(out, verdict, verbose)
     out.print()
@@ -109,7 +108,7 @@ def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
     return list(groups.values())
 
 
-def _findings(out: Console, group: list[Finding], settings: Settings, verbose: bool) -> None:
+def _findings(out: Console, group: list[Finding], result: RunResult, verbose: bool) -> None:
     """Print a group: differing parts once per finding, common parts once."""
     first = group[0]
     heading = Text.assemble((first.severity.upper(), STYLE[first.severity]))
@@ -117,11 +116,12 @@ def _findings(out: Console, group: list[Finding], settings: Settings, verbose: b
     if len(group) > 1:
         heading.append(f"  ({counted(len(group), 'finding')})")
     out.print(heading)
-    code = tracker_rules(settings).code_of(first)
+    code = tracker_rules(result.settings).code_of(first)
     if verbose:
         print_labelled(out, "meaning", code.meaning)
     same_reading = len({_reading(finding) for finding in group}) == 1
-    same_time = not verbose or len({_seen(finding) for finding in group}) == 1
+    with_time = verbose or any(finding.last_seen < result.verdict.time for finding in group)
+    same_time = not with_time or len({_seen(finding) for finding in group}) == 1
     label = "what"
     for finding in group:
         print_labelled(out, label, _what(finding, verbose))
@@ -134,7 +134,7 @@ def _findings(out: Console, group: list[Finding], settings: Settings, verbose: b
         label = "" if same_reading and same_time and not finding.evidence.line else "what"
     if same_reading and _reading(first):
         print_labelled(out, "read", _reading(first))
-    if verbose and same_time:
+    if with_time and same_time:
         print_labelled(out, "seen", _seen(first))
     print_labelled(out, "source", printable(first.evidence.source))
     print_labelled(out, "action", f"{first.action}: {code.advice}")

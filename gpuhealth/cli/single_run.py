@@ -9,12 +9,15 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from gpuhealth.cli.output import CommandError, did_you_mean
+from gpuhealth.kernel_log.boot_log import BootLog, EarlierFault
+from gpuhealth.model.causes import Ended
 from gpuhealth.model.codes import CODES, Clears
 from gpuhealth.model.component import NODE, Component, Kind
 from gpuhealth.model.finding import NotChecked, Outcome
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.model.tracker import FindingTracker, Quarantine
+from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.model.verdict import Coverage, NotCovered, State, Verdict
 from gpuhealth.monitors.judge import Judge, Memory, tracker_rules
 from gpuhealth.monitors.kernel_log.codes import EVENTS
@@ -28,6 +31,7 @@ from gpuhealth.monitors.registry import kernel_log_parser, known_codes
 from gpuhealth.monitors.settings import Settings
 
 _KERNEL_EVENTS = frozenset(code.name for code in (*EVENTS, *DRIVER_LINES))
+_MOST_NOTES = 20
 _NO_GPU = "There is no NVIDIA GPU and no NVIDIA driver on this machine: nothing was checked."
 _LONGEST_SECONDS = 10 * 365 * 86400.0
 _ABSENT = "no GPU and no driver on this machine"
@@ -41,6 +45,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     readings: NodeReadings  # of the last round
     settings: Settings
     quarantine: Quarantine = Quarantine()  # the agent's action for this verdict
+    notes: tuple[str, ...] = ()  # what the verdict does not show, one sentence each
     nothing_to_check: str = ""  # one sentence, where the machine has no GPU and no driver
 
 
@@ -80,29 +85,41 @@ def _matches(code: str, pattern: str) -> bool:
 
 def judge(
     rounds: Sequence[NodeReadings],
-    records: Iterable[KernelRecord],
+    records: Sequence[KernelRecord],
     settings: Settings,
     memory: Memory,
     code_filter: CodeFilter,
-    lookback_seconds: float,
+    since_seconds: float | None = None,
+    ended: Sequence[Ended] = (),
 ) -> RunResult:
     """Run all checks on each round in order, together with the kernel log since the round before.
 
-    The first round also gets the kernel log of the `lookback_seconds` before it.
+    The first round also gets the kernel log of the `since_seconds` before it. Without these it gets that of the setting
+    kmsg.lookback, and with kmsg.since_boot also those earlier faults of the boot that only a reset or a reboot ends,
+    except for those that are over: by what was read or logged since, or among the faults that the agent has `ended`.
     """
+    kmsg = settings.kmsg
+    lookback = kmsg.lookback if since_seconds is None else since_seconds
+    with_earlier = since_seconds is None and kmsg.since_boot
+    if not with_earlier:
+        rounds = [_only_since(readings, lookback) for readings in rounds]
     last = rounds[-1]
     node = settings.model_copy(update={"node_name": last.node})
     judging = Judge(node, memory, boot_id=last.boot_id, time=rounds[0].time)
     if reason := _nothing_to_check(last, settings, judging):
         return _unknown_result(last, settings, code_filter, reason)
-    begin = rounds[0].time - timedelta(seconds=min(lookback_seconds, _LONGEST_SECONDS))
+    begin = rounds[0].time - timedelta(seconds=min(lookback, _LONGEST_SECONDS))
+    log_of_boot = _read_log(last, records, begin)
     memory.history.forget_events_since(begin.timestamp())  # they are read again from the kernel log
-    tracker = FindingTracker(tracker_rules(settings), one_look=True)
+    tracker = FindingTracker(tracker_rules(settings), TrackerState(ended=list(ended)), one_look=True)
     outcomes: list[Outcome] = []
-    for readings, events in _with_events(rounds, _events(last, records), begin):
+    notes: tuple[str, ...] = ()
+    for number, (readings, events) in enumerate(_with_events(rounds, log_of_boot.recent, begin)):
         outcomes = []
         for monitor in judging.monitors:  # all of them first: a check may use what another monitor has read
             judging.set_readings(monitor, readings.of(monitor), readings.time)
+        if number == 0 and with_earlier:
+            notes = _apply_earlier(log_of_boot.earlier, judging, tracker, code_filter)
         for monitor in judging.monitors:
             judged = judging.round(monitor, readings.of(monitor), readings.time, events)
             selected = [outcome for outcome in judged if code_filter.matches(outcome.code)]
@@ -111,7 +128,7 @@ def judge(
     verdict = tracker.verdict(judging.facts())
     if code_filter.patterns:
         verdict = _unknown_where_not_checked(verdict, outcomes)
-    return RunResult(verdict=verdict, readings=last, settings=settings, quarantine=tracker.quarantine())
+    return RunResult(verdict=verdict, readings=last, settings=settings, quarantine=tracker.quarantine(), notes=notes)
 
 
 def without_kernel_log(readings: NodeReadings) -> NodeReadings:
@@ -121,11 +138,35 @@ def without_kernel_log(readings: NodeReadings) -> NodeReadings:
     return readings.with_readings(KERNEL_LOG, Missing(MissingReason.ERROR, "the capture has no kernel log"))
 
 
-def _events(readings: NodeReadings, records: Iterable[KernelRecord]) -> list[KernelEvent]:
+def _read_log(readings: NodeReadings, records: Sequence[KernelRecord], begin: datetime) -> BootLog:
     nvidia = readings.of(NVIDIA)
     version = "" if isinstance(nvidia, Missing) else nvidia.nvml.driver_version
-    parser = kernel_log_parser(driver_branch(version) if isinstance(version, str) else None)
-    return [event for record in records if (event := parser.feed(record))]
+    log = BootLog(kernel_log_parser(driver_branch(version) if isinstance(version, str) else None), begin)
+    log.add(records)
+    return log
+
+
+def _only_since(readings: NodeReadings, lookback_seconds: float) -> NodeReadings:
+    """State in the readings that older records of the kernel log were not looked at."""
+    status = readings.of(KERNEL_LOG)
+    if isinstance(status, Missing):
+        return readings
+    unread = f"kernel log: only the records of the last {lookback_seconds:g} s count"
+    return readings.with_readings(KERNEL_LOG, msgspec.structs.replace(status, not_read=unread))
+
+
+def _apply_earlier(
+    faults: Sequence[EarlierFault], judging: Judge, tracker: FindingTracker, code_filter: CodeFilter
+) -> tuple[str, ...]:
+    """Raise the earlier faults that are not over; returns a note about each one that is."""
+    outcomes, over = judging.judge_earlier(faults, judging.readings.time)
+    selected = [outcome for outcome in outcomes if code_filter.matches(outcome.code)]
+    tracker.apply_earlier(selected, judging.readings.time, judging.readings.boot_id)
+    selected_over = [(event, reason) for event, reason in over if code_filter.matches(event.finding)]
+    return tuple(
+        f"{event.finding} of {event.time:%Y-%m-%d %H:%M:%SZ}{f' ({event.pci})' if event.pci else ''} is over: {reason}"
+        for event, reason in selected_over[-_MOST_NOTES:]
+    )
 
 
 def _with_events(

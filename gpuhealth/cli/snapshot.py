@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import msgspec
 
 from gpuhealth.agent.state import CHECKS, FINDINGS
 from gpuhealth.kernel_log.kmsg import KmsgError, KmsgReader
+from gpuhealth.model.causes import Ended
 from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.model.missing import Missing, Reading
+from gpuhealth.model.tracker import ChangeKind
 from gpuhealth.model.tracker_state import TrackedFinding, TrackerState
 from gpuhealth.monitors.judge import Memory, decode_memory
 from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
@@ -37,6 +40,7 @@ class AgentJournal(msgspec.Struct, frozen=True, kw_only=True):
     checks: bytes | None = None  # the memory of its checks, JSON
     entries: tuple[Entry, ...] | None = None  # None: not read
     active: tuple[TrackedFinding, ...] = ()  # findings that the agent has raised and not cleared
+    ended: tuple[Ended, ...] = ()  # findings that have ended by evidence
     problem: str = ""  # why nothing could be read
     absent: bool = False  # there is no journal
 
@@ -49,10 +53,12 @@ def read_journal(settings: Settings, with_entries: bool = False) -> AgentJournal
             return AgentJournal(problem=f"there is no journal at {path}", absent=True)
         journal = Journal(path, settings.journal.retention, settings.journal.max_entries, read_only=True)
         with contextlib.closing(journal):
+            known = _findings(journal.stored(FINDINGS))
             return AgentJournal(
                 entries=tuple(journal.entries(limit=_MAX_ENTRIES)) if with_entries else None,
                 checks=journal.stored(CHECKS),
-                active=_active(journal.stored(FINDINGS)),
+                active=tuple(tracked for tracked in known.tracked if tracked.raised),
+                ended=tuple(known.ended),
             )
     except JournalError as error:
         return AgentJournal(problem=str(error))
@@ -60,12 +66,23 @@ def read_journal(settings: Settings, with_entries: bool = False) -> AgentJournal
         return AgentJournal(problem=f"cannot read journal {path}: {error.strerror}")
 
 
-def _active(state: bytes | None) -> tuple[TrackedFinding, ...]:
+def _findings(state: bytes | None) -> TrackerState:
     try:
         known = msgspec.json.decode(state, type=TrackerState) if state else TrackerState()
     except (msgspec.DecodeError, RecursionError):
-        return ()
-    return tuple(tracked for tracked in known.tracked if tracked.raised)
+        return TrackerState()
+    return known if known.is_sound() else TrackerState()
+
+
+def ended_in(entries: Iterable[msgspec.Raw]) -> list[Ended]:
+    """The findings that have ended according to the journal in a capture. Entries of another form are left out."""
+    ended = []
+    for line in entries:
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
+            entry = msgspec.json.decode(line, type=Entry)
+            if entry.kind == ChangeKind.CLEARED and entry.time.tzinfo:
+                ended.append(Ended(entry.code, entry.component, entry.time))
+    return ended
 
 
 def load_memory(json: bytes | None) -> Memory:
@@ -79,17 +96,17 @@ def load_memory(json: bytes | None) -> Memory:
 
 
 def read_machine(
-    settings: Settings, lookback_seconds: float, rounds: int = 1, interval_seconds: float = 0.0
+    settings: Settings, rounds: int = 1, interval_seconds: float = 0.0
 ) -> tuple[list[NodeReadings], list[KernelRecord]]:
-    """Read this machine so many times, then the kernel log of the last `lookback_seconds`.
+    """Read this machine so many times, then the kernel log of this boot.
 
     A driver that hangs is waited for until it counts as unresponsive, not longer, and then no further round is tried.
     """
-    return asyncio.run(_read_machine(settings, lookback_seconds, rounds, interval_seconds))
+    return asyncio.run(_read_machine(settings, rounds, interval_seconds))
 
 
 async def _read_machine(
-    settings: Settings, lookback_seconds: float, rounds: int, interval_seconds: float
+    settings: Settings, rounds: int, interval_seconds: float
 ) -> tuple[list[NodeReadings], list[KernelRecord]]:
     # At most one process is left behind in a driver that hangs: no replacement is started.
     settings = settings.model_copy(update={"nvml": settings.nvml.model_copy(update={"max_extra_processes": 0})})
@@ -107,7 +124,7 @@ async def _read_machine(
     finally:
         for runner in runners:
             runner.close()
-    log, records = await _read_kernel_log(settings, lookback_seconds)
+    log, records = await _read_kernel_log(settings)
     return [reading.with_readings(KERNEL_LOG, log) for reading in readings], records
 
 
@@ -129,10 +146,8 @@ async def _round(runners: list[MonitorRunner], settings: Settings) -> NodeReadin
     )
 
 
-async def _read_kernel_log(
-    settings: Settings, lookback_seconds: float
-) -> tuple[Reading[KernelLogStatus], list[KernelRecord]]:
-    reader = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, lookback_seconds)
+async def _read_kernel_log(settings: Settings) -> tuple[Reading[KernelLogStatus], list[KernelRecord]]:
+    reader = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, math.inf)
     records: list[KernelRecord] = []
     try:
         async for batch in reader.available():
@@ -141,7 +156,10 @@ async def _read_kernel_log(
         return error.missing, records
     finally:
         reader.close()
-    return KernelLogStatus("kmsg", reader.records), records
+    gone = ""
+    if reader.begins:
+        gone = f"kernel log: from {reader.begins:%Y-%m-%d %H:%M:%SZ} on; earlier records of this boot are gone"
+    return KernelLogStatus("kmsg", reader.records, not_read=gone), records
 
 
 @contextlib.asynccontextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
+from gpuhealth.kernel_log.boot_log import BootLog, EarlierFault
 from gpuhealth.kernel_log.kmsg import KmsgReader, Position
 from gpuhealth.kernel_log.parser import KernelLogParser
 from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus, KernelRecord
@@ -39,12 +42,13 @@ class KernelLogFollower:
         parser: KernelLogParser,
         fallback: FallbackEvents,
         on_events: Callable[[list[KernelEvent]], None],
+        on_earlier: Callable[[list[EarlierFault]], None],
         *,
         boot_id: str,
         position: Position | None,
         now: Now,
     ) -> None:
-        """`position` is that of the last record handled by this or an earlier agent."""
+        """`position` is that of the last record handled by this or an earlier agent; None at the very first start."""
         self.position = position
         self.records = 0
         self.lost_records = 0
@@ -52,6 +56,7 @@ class KernelLogFollower:
         self._parser = parser
         self._fallback = fallback
         self._on_events = on_events
+        self._on_earlier = on_earlier
         self._boot_id = boot_id
         self._now = now
         self._reader: KmsgReader | None = None
@@ -62,12 +67,14 @@ class KernelLogFollower:
         """Sets the branch of the NVIDIA driver (570, 575 …), on which the meaning of some lines depends."""
         self._parser.driver_branch = branch
 
-    async def follow(self, kmsg: Path, lookback: float, after: asyncio.Event) -> None:
+    async def follow(self, kmsg: Path, lookback: float, after: asyncio.Event, since_boot: bool = False) -> None:
         """Opens the log at once and reads it continuously once `after` is set; returns when it should be called again.
 
-        Raises KmsgError when reading fails.
+        At the very first start it begins with the records of the last `lookback` seconds. With `since_boot`, it then
+        also looks in all older ones for faults that only a reset or a reboot ends. Raises KmsgError when reading fails.
         """
-        reader = KmsgReader(kmsg, self._boot_id, self.position, lookback, self._now)
+        whole = since_boot and self.position is None
+        reader = KmsgReader(kmsg, self._boot_id, self.position, math.inf if whole else lookback, self._now)
         problem = reader.open()
         if problem is not None:
             if self._problem != problem:
@@ -79,6 +86,8 @@ class KernelLogFollower:
         self._reader = reader
         try:
             await after.wait()
+            if whole:
+                await self._take_boot(reader, lookback)
             async for records in reader:
                 self._take_records(records, reader.position)
         finally:
@@ -103,6 +112,20 @@ class KernelLogFollower:
             return missing or KernelLogStatus("nvml")
         detail = f"{self._problem.detail}; NVML does not report XIDs either: {missing.detail}"
         return Missing(self._problem.reason, detail)
+
+    async def _take_boot(self, reader: KmsgReader, lookback: float) -> None:
+        """Takes all records of this boot: a fault is over where a later record says so."""
+        log_of_boot = BootLog(self._parser, self._now() - timedelta(seconds=lookback))
+        async for records in reader.available():
+            log_of_boot.add(records)
+            self.records += len(records)
+        self.position = reader.position
+        if reader.begins:
+            log.warning("kernel log incomplete: earlier records of this boot are gone", begins=str(reader.begins))
+        if log_of_boot.earlier:
+            self._on_earlier(log_of_boot.earlier)
+        if log_of_boot.recent:
+            self._on_events(log_of_boot.recent)
 
     def _take_records(self, records: Sequence[KernelRecord], position: Position | None) -> None:
         self.records += len(records)

@@ -62,6 +62,8 @@ class KmsgReader:
         # At the very first start, the time since boot from which records count; None if all do.
         self._since = time.monotonic() - lookback if after is None else None
         self._lost = 0
+        self._first_seen = False
+        self.begins: datetime | None = None  # time of the oldest record, if earlier ones of this boot are gone
         self.records = 0
         self.lag_seconds = 0.0  # the age of the newest record when it was read
 
@@ -140,6 +142,12 @@ class KmsgReader:
             return None
         sequence, stamp = int(match[2]), int(match[3]) / 1e6
         age = clock - stamp
+        # The kernel's timestamp is time since boot. Current wall-clock time minus the record's age is correct even if
+        # the wall clock was set since boot.
+        when = now - timedelta(seconds=min(max(age, 0.0), clock))
+        if not self._first_seen:
+            self._first_seen = True
+            self.begins = when if sequence else None
         if self._skips(sequence, stamp):
             return None
         facility, level = divmod(int(match[1]), 8)
@@ -150,9 +158,7 @@ class KmsgReader:
         text = raw[match.end() :].decode("utf-8", "replace")
         if "\\x" in text:
             text = unescape(text)
-        # The kernel's timestamp is time since boot. Current wall-clock time minus the record's age is correct even if
-        # the wall clock was set since boot.
-        return KernelRecord(text, now - timedelta(seconds=min(max(age, 0.0), clock)), sequence, level)
+        return KernelRecord(text, when, sequence, level)
 
     def _skips(self, sequence: int, stamp: float) -> bool:
         """Whether a record was handled before, or is too old to count at the very first start."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from gpuhealth.kernel_log import user_text
-from gpuhealth.kernel_log.pattern import LogPatterns, PartialMessage, event_of
+from gpuhealth.kernel_log.pattern import Ends, LogPatterns, PartialMessage, event_of
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 
 _MAX_RECORDS_BETWEEN = 16
@@ -26,6 +26,7 @@ class KernelLogParser:
         self.driver_branch = driver_branch  # of the NVIDIA driver (570, 575 …), once it is known
         self.may_matter = any_of({word for pattern in patterns for word in pattern.words})
         self._read = [pattern.read for pattern in patterns]
+        self._ends = [pattern.ends for pattern in patterns if pattern.ends]
         self._read_first = [pattern.read_first for pattern in patterns if pattern.read_first]
         self._user_text = {form: read for pattern in patterns for form, read in pattern.user_text.items()}
         self._partial: PartialMessage | None = None
@@ -56,6 +57,10 @@ class KernelLogParser:
             self._partial, self._records_since = found, 0
             return None
         return found
+
+    def ends(self, record: KernelRecord, event: KernelEvent | None) -> Ends | None:
+        """The earlier faults that this record, with its event if it has one, proves to be over; mostly None."""
+        return next((ends for pattern in self._ends if (ends := pattern(record, event))), None)
 
     def _by_patterns(self, record: KernelRecord) -> KernelEvent | PartialMessage | None:
         if self._partial is not None and (event := self._partial.finish(record)):

@@ -40,6 +40,10 @@ Groups: TypeAlias = Mapping[str, str]
 """Named groups of a matched expression; empty text for a group that did not match."""
 
 
+Ends: TypeAlias = Callable[[KernelEvent], bool]
+"""Whether the fault of an earlier event is over."""
+
+
 class LinePattern(msgspec.Struct, frozen=True):
     """One form of message."""
 
@@ -71,6 +75,8 @@ class LogPatterns(msgspec.Struct, frozen=True, kw_only=True):
     """The event of a record, given the driver branch if known. Never raises, for any text."""
     read_first: Callable[[KernelRecord, int | None], KernelEvent | None] | None = None
     """Tried before records with text of a user are recognised: for lines whose fixed head no user can write."""
+    ends: Callable[[KernelRecord, KernelEvent | None], Ends | None] | None = None
+    """The earlier faults that a record, with its event if it has one, proves to be over; None for most records."""
     user_text: Mapping[str, Callable[[Groups], LineMeaning]] = {}
     """By form: the meaning of records that contain text of a user."""
 

@@ -47,3 +47,4 @@ class KernelLogStatus(msgspec.Struct, frozen=True, tag=True, omit_defaults=True)
     records: int = 0  # read since the reader started
     lost_records: int = 0  # overwritten before they were read, since the last round
     lag_seconds: float = 0.0
+    not_read: str = ""  # which records of this boot were not looked at, where some were not

@@ -163,6 +163,22 @@ class FindingTracker:
         changes += self._expired(now, boot_id)
         return changes + self._require_burnins(out, now, boot_id)
 
+    def apply_earlier(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
+        """Applies findings of events from before the first round, each at the time of its event.
+
+        Left out are those that an earlier agent tracks or has ended since.
+        """
+        changes: list[Change] = []
+        known = set(self._tracked)
+        for finding in outcomes:
+            if not isinstance(finding, Finding):
+                continue
+            key, when = (finding.code, finding.component), min(finding.last_seen, now)
+            ended = any((past.code, past.component) == key and past.time >= when for past in self._ended)
+            if key not in known and not ended:
+                changes += self.apply([finding], when, boot_id)
+        return [msgspec.structs.replace(change, time=now) for change in changes]
+
     def resolve(self, facts: NodeFacts) -> list[Change]:
         """Ends findings for reasons other than their own check: the component is gone, or a burn-in has passed."""
         out, now = self._out(), facts.time

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import msgspec
 import structlog
 
+from gpuhealth.kernel_log.boot_log import EarlierFault
 from gpuhealth.model.codes import CODES, Code
 from gpuhealth.model.component import Component, ComponentInfo, Kind
 from gpuhealth.model.context import Check, CheckContext
@@ -153,6 +154,23 @@ class Judge:
             if monitor.judge_events:
                 outcomes += monitor.judge_events(self.context(monitor, tuple(events)))
         return outcomes
+
+    def judge_earlier(
+        self, faults: Sequence[EarlierFault], time: datetime
+    ) -> tuple[list[Outcome], list[tuple[KernelEvent, str]]]:
+        """The outcomes of faults logged long ago, and the events of those that are over, with the evidence."""
+        lasting, over = [], []
+        for fault in faults:
+            reasons = [monitor.recovery(self.context(monitor), fault) for monitor in self.monitors if monitor.recovery]
+            if reason := next(filter(None, reasons), ""):
+                over.append((fault.event, reason))
+            else:
+                lasting.append(fault.event)
+        memory, self.memory = self.memory, Memory(baselines=self.memory.baselines)  # each counts, counted before or not
+        try:
+            return self.judge_events(lasting, time), over
+        finally:
+            self.memory = memory
 
     def set_readings(self, monitor: AnyMonitor, readings: Any, time: datetime) -> None:
         """Sets readings of a monitor without judging them."""

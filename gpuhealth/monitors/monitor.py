@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 from prometheus_client.core import Metric
 
+from gpuhealth.kernel_log.boot_log import EarlierFault
 from gpuhealth.kernel_log.pattern import LogPatterns
 from gpuhealth.model.burnin_run import BurninRun
 from gpuhealth.model.codes import Code
@@ -107,6 +108,8 @@ class Monitor(msgspec.Struct, Generic[R, S, B], frozen=True, kw_only=True):
     patterns: LogPatterns | None = None  # of the kernel log
     judge_events: Callable[[CheckContext[Reading[R], S, B]], Iterable[Outcome]] | None = None
     """Outcomes of kernel-log events alone, as soon as they arrive."""
+    recovery: Callable[[CheckContext[Reading[R], S, B], EarlierFault], str] | None = None
+    """Why a fault that was logged long before the first round is over, in words; empty while nothing proves it."""
     facts: Callable[[CheckContext[Reading[R], S, B]], MonitorFacts] | None = None
     adjust_code: Callable[[Code, S], Code] | None = None
     """Changes to a finding code by the monitor's settings."""

@@ -31,7 +31,7 @@ def run(seconds: float) -> tuple[Figures, Settings]:
         with suppress(MissingBinariesError):  # then without: the settings say so
             _, kubeconfig = stack.enter_context(plane_with_node())
         kmsg = REAL_KMSG if REAL_KMSG.exists() else None
-        quiet = {"kmsg": {"lookback": 0}}  # the machine's own log may hold lines of other runs
+        quiet = {"kmsg": {"lookback": 0, "since_boot": False}}  # the machine's own log may hold lines of other runs
         node = SimulatedNode(folder, kubeconfig=kubeconfig, kmsg=kmsg, environment=_AS_DEPLOYED, settings=quiet)
         stack.enter_context(node)
         _scraped(node, _WARM_UP_SECONDS)

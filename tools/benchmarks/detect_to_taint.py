@@ -24,7 +24,7 @@ _MOST = 200
 # A GPU that has been reset clears at once, so that the next sample can begin; detection does not wait for rounds.
 _QUICK = {
     "interval": "500ms",
-    "kmsg": {"lookback": 0},  # the machine's own log may hold lines of an earlier run
+    "kmsg": {"lookback": 0, "since_boot": False},  # the machine's own log may hold lines of an earlier run
     "findings": {"gpu.recovery_action": {"clear_after": 0}, "xid.95": {"clear_after": 0}},
 }
 

@@ -33,7 +33,7 @@ def run(seconds: float) -> tuple[Figures, Settings]:
         plane.create_node(NODE, {"nvidia.com/gpu.present": "true"})
         token = plane.service_account_token("gpuhealth", "gpuhealth-agent", seconds=7200)
         kubeconfig = plane.write_kubeconfig("agent", token)
-        settings = {"interval": _INTERVAL, "kmsg": {"lookback": 0}}
+        settings = {"interval": _INTERVAL, "kmsg": {"lookback": 0, "since_boot": False}}
         with SimulatedNode(Path(folder), NODE, kubeconfig=kubeconfig, settings=settings) as node:
             wait_for("the first report", lambda: "gpuhealthreports" in str(_writes(plane)))
             settled = _rounds(node)

@@ -30,7 +30,7 @@ class Marked:
         self._since = plane.audit_position()
         token = plane.service_account_token("gpuhealth", "gpuhealth-agent")
         kubeconfig = plane.write_kubeconfig(self.name, token)
-        settings = QUICK | {"kmsg": {"lookback": 0}}
+        settings = QUICK | {"kmsg": {"lookback": 0, "since_boot": False}}
         self.sim = SimulatedNode(folder, self.name, gpus=gpus, kubeconfig=kubeconfig, kmsg=kmsg, settings=settings)
 
     def budget(self, most: int) -> None:

@@ -187,24 +187,26 @@ class SimulatedNode:
 
     # -- the kernel ----------------------------------------------------------------------------------------------------
 
-    def kernel_says(self, text: str, level: int = 3) -> None:
-        """Adds a record to the kernel log."""
+    def kernel_says(self, text: str, level: int = 3, seconds_ago: float = 0.0) -> None:
+        """Adds a record to the kernel log; only one in a file can be older than now."""
         if self.kmsg == REAL_KMSG:
             with self.kmsg.open("w") as log:
                 log.write(f"<{level}>{text}\n")
             return
-        self._sequence += 1
         with self.kmsg.open("a") as log:
-            log.write(f"{level},{self._sequence},{time.monotonic() * 1e6:.0f},-;{text}\n")
+            log.write(f"{level},{self._sequence},{(time.monotonic() - seconds_ago) * 1e6:.0f},-;{text}\n")
+        self._sequence += 1
 
     def pci(self, gpu: int) -> str:
         """A GPU's address as the kernel writes it in an XID: dddd:bb:dd."""
         domain, bus, device = (self.driver.get(f"gpu{gpu}.pci.{part}") for part in ("domain", "bus", "device"))
         return f"{domain:04x}:{bus:02x}:{device:02x}"
 
-    def xid(self, code: int, gpu: int = 0, text: str = "pid=1234, name=python", level: int = 3) -> None:
+    def xid(
+        self, code: int, gpu: int = 0, text: str = "pid=1234, name=python", level: int = 3, seconds_ago: float = 0.0
+    ) -> None:
         """Adds the record of an XID to the kernel log."""
-        self.kernel_says(f"NVRM: Xid (PCI:{self.pci(gpu)}): {code}, {text}", level)
+        self.kernel_says(f"NVRM: Xid (PCI:{self.pci(gpu)}): {code}, {text}", level, seconds_ago)
 
 
 def healthy(node: SimulatedNode) -> bool:

@@ -11,7 +11,7 @@ from gpuhealth.model.finding import Outcome
 from gpuhealth.model.kernel_event import KernelLogStatus
 from gpuhealth.model.missing import Missing, MissingReason, Reading
 from gpuhealth.monitors import log_events
-from gpuhealth.monitors.kernel_log.codes import EVENTS, OVERRUN, UNAVAILABLE
+from gpuhealth.monitors.kernel_log.codes import EVENTS, NOT_READ, OVERRUN, UNAVAILABLE
 from gpuhealth.monitors.kernel_log.settings import KernelLogSettings
 from gpuhealth.monitors.monitor import NoBaseline
 
@@ -27,14 +27,21 @@ def _completeness(context: Context) -> Iterator[Outcome]:
     log = context.readings
     if isinstance(log, Missing):
         yield OVERRUN.not_checked(log)
+        yield NOT_READ.not_checked(log)
         yield UNAVAILABLE.not_checked(log)
     elif log.source == "nvml":
-        yield OVERRUN.not_checked(Missing(MissingReason.ERROR, "the kernel log is not read"))
+        unread = Missing(MissingReason.ERROR, "the kernel log is not read")
+        yield OVERRUN.not_checked(unread)
+        yield NOT_READ.not_checked(unread)
         yield UNAVAILABLE.found(
             NODE, "the kernel log cannot be read: XIDs come from NVML alone", now=context.time, source="/dev/kmsg"
         )
     else:
         yield UNAVAILABLE.clean()
+        if log.not_read:
+            yield NOT_READ.not_checked(Missing(MissingReason.NO_HISTORY, log.not_read))
+        else:
+            yield NOT_READ.clean()
         if log.lost_records:
             yield OVERRUN.found(
                 NODE,
@@ -48,4 +55,4 @@ def _completeness(context: Context) -> Iterator[Outcome]:
             yield OVERRUN.clean()
 
 
-CHECKS = (Check((OVERRUN, UNAVAILABLE), _completeness), Check(EVENTS, judge_events))
+CHECKS = (Check((OVERRUN, UNAVAILABLE, NOT_READ), _completeness), Check(EVENTS, judge_events))

@@ -22,6 +22,13 @@ UNAVAILABLE = define(
     meaning="The kernel log cannot be read: XIDs come from NVML alone, without their text, and SXids not at all.",
     advice="Let the agent read /dev/kmsg: privileged, or with CAP_SYSLOG and the device mounted.",
 )
+NOT_READ = define(
+    "agent.kmsg_not_read",
+    Severity.INFO,
+    Action.NONE,
+    meaning="Represents the records of this boot that the kernel log no longer has, or that were not looked at.",
+    advice="Faults in such records are not known: look for them in the logs that the node has kept, or reboot it.",
+)
 MEMORY_EDAC = define(
     "host.memory_edac",
     Severity.CRITICAL,

@@ -8,7 +8,8 @@ from gpuhealth.runtime.settings import Duration, Section
 class Kmsg(Section):
     """Reading of the kernel log, /dev/kmsg."""
 
-    lookback: Duration = 600.0  # at the agent's very first start: older records are not raised
+    lookback: Duration = 600.0  # seconds that the agent's very first start, and `gpuhealth check`, look back
+    since_boot: bool = True  # they also look in all older records of this boot for what only a reset or a reboot ends
 
 
 class KernelLogSettings(Section):

@@ -10,6 +10,7 @@ from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.monitors.nvidia.checks import (
     clocks,
     driver,
+    earlier,
     ecc,
     fabric,
     gpu,
@@ -76,6 +77,7 @@ MONITOR = Monitor(
     ),
     patterns=PATTERNS,
     judge_events=xid.judge_events,
+    recovery=earlier.recovery,
     facts=_facts,
     adjust_code=_adjusted,
     remember=_remember,

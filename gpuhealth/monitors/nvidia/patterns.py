@@ -12,6 +12,7 @@ from functools import partial
 from gpuhealth.kernel_log.pattern import (
     BDF,
     DEVICE,
+    Ends,
     Groups,
     LineMeaning,
     LogPatterns,
@@ -276,6 +277,9 @@ PCIE_LINES = (
 )
 
 
+_DRIVER_LOADED = "NVRM: loading NVIDIA UNIX"  # nv.c of the kernel module, at the end of its initialisation
+EVENT_KINDS = ("xid", "sxid", "nvrm")
+"""Kinds of the events that the driver reports itself."""
 _WORDS_OF_LINES = (
     "NVRM",
     "vidia-nv",
@@ -301,4 +305,16 @@ def _read(record: KernelRecord, _driver: int | None) -> KernelEvent | PartialMes
     return nvrm_event(record) or _lost_head(text)
 
 
-PATTERNS = LogPatterns(words=_WORDS_OF_LINES, read=_read, read_first=_read_first)
+def _ends(record: KernelRecord, event: KernelEvent | None) -> Ends | None:
+    """Loading the driver initialises every GPU and NVSwitch; XID 154 also reports that a GPU has recovered.
+
+    The fixed text is longer than the name of a program, so that no program can begin a record with it.
+    """
+    if record.text.startswith(_DRIVER_LOADED):
+        return lambda earlier: earlier.kind in EVENT_KINDS
+    if event and (event.kind, event.code, event.severity) == ("xid", xid.RECOVERY_ACTION, Severity.INFO):
+        return lambda earlier: earlier.pci is not None and earlier.pci == event.pci
+    return None
+
+
+PATTERNS = LogPatterns(words=_WORDS_OF_LINES, read=_read, read_first=_read_first, ends=_ends)

@@ -58,8 +58,13 @@ def _counts(gpu: GpuReadings, kind: str) -> dict[str, Reading[int]]:
     return places if split(places)[0] else counts
 
 
+def uncorrected_counts(gpu: GpuReadings) -> dict[str, Reading[int]]:
+    """The uncorrectable errors since the last reset, by place."""
+    return _counts(gpu, "volatile_uncorrected")
+
+
 def _uncorrectable(gpu: GpuReadings, context: GpuContext) -> RuleResult:
-    counts, unread = split(_counts(gpu, "volatile_uncorrected"))
+    counts, unread = split(uncorrected_counts(gpu))
     window = context.settings.ecc.recent_window
     grown = 0
     for place, count in counts.items():
