@@ -20,13 +20,18 @@ from typing import IO, Any, Protocol, TypeVar
 import msgspec
 
 from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.model.missing import Missing
+from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.readings import NodeReadings, decode
+from gpuhealth.runtime.files import open_file
 
 FORMAT = 2
 MAX_KERNEL_LOG_BYTES = 20 << 20
 _MAX_MEMBER_BYTES = 64 << 20
 _MAX_TOTAL_BYTES = 256 << 20
 _MAX_MEMBERS = 64
+MAX_ROUNDS = 1000
+_MAX_GPUS = 256
 _FIRST_YEAR, _LAST_YEAR = 2000, 9000  # with room for sums on both sides
 _FOLDER = "gpuhealth-capture"
 
@@ -143,7 +148,7 @@ class _Bounded:
 def load(path: Path) -> Capture:
     """Reads a capture; absent parts are mentioned in `notes`. Raises CaptureError for an invalid or unsafe file."""
     try:
-        with path.open("rb") as file, gzip.GzipFile(fileobj=file) as unpacked:
+        with open_file(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
             members = _read_members(_Bounded(unpacked))
     except CaptureError as error:
         raise CaptureError(f"{path} is no capture that can be used: {error}") from None
@@ -189,6 +194,10 @@ def _decoded(members: dict[str, bytes]) -> Capture:
     rounds = tuple(_lines(members, "readings.jsonl", decode))
     if not rounds:
         raise CaptureError("it has no readings")
+    if len(rounds) > MAX_ROUNDS:
+        raise CaptureError(f"it has more than {MAX_ROUNDS} rounds")
+    if any(_gpus(readings) > _MAX_GPUS for readings in rounds):
+        raise CaptureError(f"it has more GPUs than a node can have, {_MAX_GPUS}")
     kernel_log = (
         tuple(_lines(members, "kernel.jsonl", msgspec.json.Decoder(KernelRecord).decode))
         if "kernel.jsonl" in members
@@ -214,6 +223,11 @@ def _decoded(members: dict[str, bytes]) -> Capture:
         else None,
         notes=(*manifest.notes, *notes),
     )
+
+
+def _gpus(readings: NodeReadings) -> int:
+    nvidia = readings.of(NVIDIA)
+    return 0 if isinstance(nvidia, Missing) else len(nvidia.nvml.gpus)
 
 
 def _json(members: dict[str, bytes], name: str, kind: type[T]) -> T:

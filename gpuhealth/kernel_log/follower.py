@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 
 from gpuhealth.kernel_log.boot_log import BootLog, EarlierFault
-from gpuhealth.kernel_log.kmsg import KmsgReader, Position
+from gpuhealth.kernel_log.kmsg import KmsgError, KmsgReader, Position
 from gpuhealth.kernel_log.parser import KernelLogParser
 from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus, KernelRecord
 from gpuhealth.model.missing import Missing, MissingReason, Reading
@@ -90,6 +90,9 @@ class KernelLogFollower:
                 await self._take_boot(reader, lookback)
             async for records in reader:
                 self._take_records(records, reader.position)
+        except KmsgError as error:
+            self._problem = error.missing
+            raise
         finally:
             self._reader = None
             reader.close()

@@ -27,6 +27,7 @@ from gpuhealth.runtime.clock import Now, wall_clock
 
 _READ_BYTES = 16384  # a record is at most 8 KiB: the device refuses smaller buffers with EINVAL
 _BATCH = 256  # records between two steps of the loop: some milliseconds
+_MOST_OTHER_BYTES = 1 << 20  # without a single record in them: what is read is no kernel log
 _POLL_SECONDS = 0.2  # for files that epoll does not support: a plain file in place of the device
 _FACILITIES = (0, 1)  # kern; user, which the device assigns to records written from user space
 _PREFIX = re.compile(rb"(\d{1,4}),(\d{1,20}),(\d{1,20}),[^;\n]*;", re.ASCII)
@@ -58,6 +59,7 @@ class KmsgReader:
         self._boot_id = boot_id
         self._fd = -1
         self._rest = b""
+        self._other_bytes = 0  # since the last record
         self._last = after.sequence if after is not None and after.boot_id == boot_id else None
         # At the very first start, the time since boot from which records count; None if all do.
         self._since = time.monotonic() - lookback if after is None else None
@@ -127,7 +129,10 @@ class KmsgReader:
                 raise KmsgError(_missing(self._path, error)) from error
             if not chunk:  # the end of a plain file
                 return batch, False
+            self._other_bytes += len(chunk)
             batch += filter(None, (self._record(raw, clock, now) for raw in self._split(chunk)))
+            if self._other_bytes > _MOST_OTHER_BYTES:
+                raise KmsgError(Missing(MissingReason.ERROR, f"{self._path} is no kernel log: it has no records"))
         return batch, True
 
     def _split(self, chunk: bytes) -> list[bytes]:
@@ -140,6 +145,7 @@ class KmsgReader:
         match = _PREFIX.match(raw)
         if match is None:
             return None
+        self._other_bytes = 0
         sequence, stamp = int(match[2]), int(match[3]) / 1e6
         age = clock - stamp
         # The kernel's timestamp is time since boot. Current wall-clock time minus the record's age is correct even if

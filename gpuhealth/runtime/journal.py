@@ -115,6 +115,8 @@ class Journal:
         try:
             if not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise JournalError(f"cannot open journal {path}: it is not a file")
             self._database = self._open(read_only)
         except sqlite3.OperationalError as error:
             if not (read_only and path.is_file()):
@@ -299,7 +301,7 @@ def _entry(when: object, *texts: object) -> Entry | None:
     kind, name, component, severity, message, detail = words
     try:
         part = msgspec.json.decode(component, type=Component)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     return Entry(time=time, kind=kind, code=name, component=part, message=message, severity=severity, detail=detail)
 

@@ -6,6 +6,7 @@ kubelet sets for a Service named gpuhealth… are ignored.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import reprlib
@@ -15,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from gpuhealth.runtime.files import open_file
 from gpuhealth.runtime.settings import CoreSettings
 from gpuhealth.runtime.settings_text import MOST_CHARACTERS, TextError, values_of
 
@@ -117,15 +119,17 @@ def _service_links(names: Iterable[str]) -> Callable[[str], bool]:
 
 def _file_values(path: Path) -> dict[str, Any]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8") as file:
             values = values_of(file.read(MOST_CHARACTERS + 1))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"configuration {path} is not valid YAML: it is not UTF-8") from None
     except TextError as error:
         where = f" line {error.line}" if error.line else ""
         raise ConfigError(f"configuration {path}{where} {error.reason}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"configuration {path} is not valid YAML: it is not UTF-8") from None
+    except ValueError:
+        raise ConfigError(f"cannot read configuration {_printable(str(path))}: no file can have this name") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -182,12 +184,27 @@ def test_whatever_a_file_says_is_one_short_sentence(tmp_path: Path, text: str, s
 
 
 def test_a_file_that_is_no_utf8(tmp_path: Path) -> None:
-    """Bytes that are no UTF-8 are named as such, and a file without end is read up to the bound."""
+    """Bytes that are no UTF-8 are named as such."""
     (tmp_path / "f").write_bytes(b"a: \xff")
     with pytest.raises(ConfigError, match="is not valid YAML: it is not UTF-8"):
         load(tmp_path / "f")
-    with pytest.raises(ConfigError, match="is longer than 256 KiB"):
-        load(Path("/dev/zero"))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    """A pipe without a writer, a device without end, a folder or a socket is refused at once; /dev/null is empty."""
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for name in ("pipe", "socket", ".", "/dev/zero", "/dev/tty"):
+            with pytest.raises(ConfigError, match="cannot read configuration"):
+                load(tmp_path / name)
+    assert load(Path("/dev/null")) == Settings()
+
+
+def test_a_path_with_nul() -> None:
+    """A path that no file can have is refused in one sentence."""
+    with pytest.raises(ConfigError, match="cannot read configuration a.x00b"):
+        load(Path("a\0b"))
 
 
 def test_aliases_of_reasonable_size_are_fine(tmp_path: Path) -> None:

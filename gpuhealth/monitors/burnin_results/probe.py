@@ -11,7 +11,7 @@ import msgspec
 from gpuhealth.model.burnin_run import BurninRun, TestResult
 from gpuhealth.model.missing import Missing, MissingReason, Reading
 from gpuhealth.monitors.burnin_results.readings import BurninReadings
-from gpuhealth.runtime.files import file_missing
+from gpuhealth.runtime.files import file_missing, open_file
 
 MAX_RUNS = 64
 """Maximum number of files that are read, newest first."""
@@ -74,7 +74,7 @@ class BurninProbe:
     def _file(self, name: str) -> BurninRun | str:
         """The run, or a sentence about the fault of the file."""
         try:
-            with (self._folder / name).open("rb") as file:
+            with open_file(self._folder / name) as file:
                 text = file.read(MAX_BYTES + 1)
             if len(text) > MAX_BYTES:
                 return f"{name}: larger than {MAX_BYTES} bytes"

@@ -21,6 +21,7 @@ from gpuhealth.monitors.nvidia.readings import NvidiaReadings, NvmlReadings
 from gpuhealth.monitors.nvidia.release import DriverRelease
 from gpuhealth.monitors.nvidia.settings import NvidiaSettings
 
+_LONGEST_BRANCH = 6  # digits
 _MIN_WAIT_SECONDS = 2.0  # at least, for a round of NVML: slow answers of a busy node are normal
 
 
@@ -125,7 +126,7 @@ def is_waiting(readings: NvidiaReadings) -> bool:
 def driver_branch(version: str) -> int | None:
     """The branch of a driver version: 570 of 570.86.15. None if the text is not a version."""
     branch = version.partition(".")[0]
-    return int(branch) if branch.isdecimal() else None
+    return int(branch) if branch.isdecimal() and len(branch) <= _LONGEST_BRANCH else None
 
 
 def _pids(nvml: NvmlReadings) -> list[int]:
