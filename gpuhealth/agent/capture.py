@@ -73,6 +73,8 @@ def save(capture: Capture, path: Path, *, overwrite: bool = False) -> int:
     try:
         if path.exists() and not overwrite:
             raise CaptureError(f"{path} exists already")
+        if path.exists() and not path.is_file():  # root would replace a device such as /dev/null by a file
+            raise CaptureError(f"cannot write {path}: it is not a regular file")
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:

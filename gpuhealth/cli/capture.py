@@ -19,7 +19,9 @@ _MAX_ROUNDS = 1000  # also the most that `check --replay` accepts
 
 def command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="tar.gz file to write.")],
-    rounds: Annotated[int, typer.Option(min=1, max=_MAX_ROUNDS, metavar="N", help="Number of times to read the machine.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=_MAX_ROUNDS, metavar="N", help="Number of times to read the machine.")
+    ] = 1,
     interval: Annotated[str, typer.Option(metavar="DURATION", help="Time between two rounds.")] = "10s",
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE if it exists.")] = False,
     config: options.Config = None,

@@ -128,6 +128,8 @@ def judge(
     verdict = tracker.verdict(judging.facts())
     if code_filter.patterns:
         verdict = _unknown_where_not_checked(verdict, outcomes)
+    if NVIDIA not in judging.monitors:
+        verdict = msgspec.structs.replace(verdict, verdict=State.combined([verdict.verdict, State.UNKNOWN]))
     return RunResult(verdict=verdict, readings=last, settings=settings, quarantine=tracker.quarantine(), notes=notes)
 
 

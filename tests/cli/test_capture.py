@@ -3,10 +3,12 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -145,6 +147,75 @@ def test_existing_file_is_kept(node: Node, tmp_path: Path) -> None:
     assert node.run("capture", "-o", file, "--force").code == 0
     assert tarfile.is_tarfile(file)
     assert [each.name for each in tmp_path.glob(".c.tar.gz*")] == []
+
+
+def test_a_device_or_a_folder_is_not_replaced(node: Node, tmp_path: Path) -> None:
+    """With --force too, only a regular file is overwritten: root could replace a device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        assert "it is not a regular file" in refused(node.run("capture", "-o", path, "--force"))
+    assert pipe.is_fifo()
+
+
+def test_what_is_no_file_is_not_waited_for(run: Run, tmp_path: Path) -> None:
+    """A pipe without a writer, a device without end or a folder is no capture, and is refused at once."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        assert "it is not a regular file" in refused(run("check", "--replay", path))
+
+
+def changed(file: Path, change: Callable[[dict[str, Any]], object], **settings: object) -> Path:
+    """The capture with changed readings of its only round, or other settings."""
+    found = {name.removeprefix("gpuhealth-capture/"): content for name, content in members(file).items()}
+    readings = json.loads(found["readings.jsonl"])
+    change(readings["monitors"]["nvidia"]["nvml"])
+    found["readings.jsonl"] = json.dumps(readings).encode()
+    if settings:
+        found["settings.json"] = json.dumps(settings).encode()
+    return archive(file.with_name("changed.tar.gz"), found)
+
+
+@pytest.fixture
+def captured(gpu_node: Node, tmp_path: Path) -> Path:
+    """A capture of a healthy node with eight GPUs."""
+    gpu_node.run("capture", "-o", tmp_path / "c.tar.gz")
+    return tmp_path / "c.tar.gz"
+
+
+def test_absurd_readings(captured: Path, gpu_node: Node) -> None:
+    """A driver version that is a huge number, and more GPUs than a node can have, cost neither a traceback nor minutes."""
+    said = gpu_node.run("check", "--replay", changed(captured, lambda nvml: nvml.update(driver_version="9" * 5000)))
+    assert (said.code, said.err) == (0, "")
+    said = gpu_node.run("check", "--replay", changed(captured, lambda nvml: nvml.update(gpus=nvml["gpus"] * 250)))
+    assert "it has more GPUs than a node can have" in refused(said)
+
+
+def test_a_capture_states_with_which_settings_it_was_judged(captured: Path, gpu_node: Node) -> None:
+    """What the settings in a capture hide is in text and JSON; other settings are used with --config."""
+
+    def lose(nvml: dict[str, Any]) -> None:
+        nvml["gpus"][3]["remap_failed"] = True
+
+    own = "judged with the settings of the capture; --config FILE judges with others"
+    hidden = {"*": {"ignore": True}, "xid.79": {"severity": "info"}}
+    for settings, code, notes in (
+        ({"mode": "taint"}, 2, [own]),
+        (
+            {"findings": hidden},
+            0,
+            [own, "findings ignored by settings: *", "severity of findings set by settings: xid.79"],
+        ),
+        ({"monitors": {"nvidia": {"enabled": False}}}, 3, [own, "monitors disabled by settings: nvidia"]),
+    ):
+        file = changed(captured, lose, **settings)
+        said = gpu_node.run("check", "--json", "--replay", file)
+        assert (said.code, [note for note in said.json["notes"] if "no memory" not in note]) == (code, notes)
+        text = gpu_node.run("check", "--replay", file).out.splitlines()
+        assert [f"note: {note}" for note in notes] == [line for line in text if "settings" in line]
+    (file.parent / "own.yaml").write_text("mode: taint")
+    said = gpu_node.run("check", "--json", "--replay", file, "--config", file.parent / "own.yaml")
+    assert (said.code, [note for note in said.json["notes"] if "settings" in note]) == (2, [])
 
 
 def test_capture_where_it_cannot_be_written(run: Run, tmp_path: Path) -> None:

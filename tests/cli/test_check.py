@@ -94,7 +94,7 @@ def test_json_contract(gpu_node: Node) -> None:
     gpu_node.simulator.inject("persistence_off", gpu=2)
     said = gpu_node.run("check", "--json")
     found = said.json
-    assert list(found) == ["node", "time", "verdict", "components", "gpus", "findings", "coverage"]
+    assert list(found) == ["node", "time", "verdict", "components", "gpus", "findings", "coverage", "notes"]
     assert found["node"] == "gpu-node-17"
     assert datetime.fromisoformat(found["time"]).tzinfo is not None
     assert [gpu["index"] for gpu in found["gpus"]] == list(range(8))
@@ -334,7 +334,8 @@ def test_settings_of_a_finding_that_does_not_exist(gpu_node: Node) -> None:
     gpu_node.configure("findings: {xdi.79: {ignore: true}, xid.79: {ignore: true}, 'ecc.*': {ignore: true}}")
     said = gpu_node.run("check")
     assert [line for line in said.out.splitlines() if line.startswith("note:")] == [
-        "note: setting findings.xdi.79 matches no finding code"
+        "note: setting findings.xdi.79 matches no finding code",
+        "note: findings ignored by settings: ecc.*, xdi.79, xid.79",
     ]
 
 

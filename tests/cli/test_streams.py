@@ -231,7 +231,7 @@ def children(pid: int) -> list[int]:
     ("words", "wanted"),
     [
         (("check",), 1000),
-        (("capture", "-o", "/dev/null", "--force", "--rounds", "1000"), 1000),
+        (("capture", "-o", "c.tar.gz", "--rounds", "1000"), 1000),
         (("classify",), 1000),
         (_BURNIN, 1000),
         ((*_BURNIN, "--reason", "preflight"), None),
@@ -247,6 +247,7 @@ def test_which_process_is_killed_when_memory_runs_out(
     gpu_node.configure("http: {host: 127.0.0.1, port: 0}\nkubernetes: {enabled: false}\n"
                        f"burnin: {{results_dir: {gpu_node.folder}}}")  # fmt: skip
     gpu_node.simulator.inject("hang")  # a check is under way until we have looked
+    words = tuple(str(gpu_node.folder / word) if word.endswith("gz") else word for word in words)
     with subprocess.Popen(
         [COMMAND, *words], env=gpu_node.env(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:

@@ -260,6 +260,34 @@ def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
         assert len(refusal["error"]) < 600
 
 
+def test_settings_that_are_no_file_stop_no_agent(node: SimulatedNode) -> None:
+    """A pipe, a device without end, a folder or nothing in place of the settings file: a running agent goes on."""
+    with node:
+        wait_for("healthy", lambda: healthy(node))
+        replaced = node.config.with_suffix(".replaced")
+        for kind in ("pipe", "device", "nothing", "10 MB"):
+            if kind == "pipe":
+                os.mkfifo(replaced)
+            elif kind == "device":
+                replaced.symlink_to("/dev/zero")
+            elif kind == "10 MB":
+                replaced.write_text("# a comment\n" * 900_000)
+            if kind == "nothing":
+                node.config.unlink()
+            else:
+                replaced.replace(node.config)
+            wait_for("the refusal", lambda: node.metric("gpuhealth_agent_config_valid") == 0)
+            assert node.get("/healthz", seconds=20)[0] == 200
+            rounds = node.metric(ROUNDS) or 0
+            wait_for("more rounds", lambda before=rounds: (node.metric(ROUNDS) or 0) > before)
+            node.configure({})
+            wait_for("a usable file", lambda: node.metric("gpuhealth_agent_config_valid") == 1)
+        assert healthy(node)
+    refusals = [line["error"] for line in node.log() if line["event"] == "configuration rejected"]
+    assert len(refusals) == 4
+    assert all(str(node.config) in refusal for refusal in refusals)
+
+
 def test_settings_that_a_running_agent_cannot_take_up(node: SimulatedNode) -> None:
     """A setting that needs a restart keeps its value and is logged, as is a policy for an unknown finding."""
     with node:
