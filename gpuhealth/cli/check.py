@@ -36,8 +36,8 @@ def command(
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Judge exactly the last DURATION of the kernel log. Default: the setting kmsg.lookback (10m), and back to"
-            " the boot for faults that only a reset or a reboot ends.",
+            help="Judge exactly the last DURATION of the kernel log. Default: the setting kmsg.lookback (10m), and the"
+            " whole boot for faults that only a reset or a reboot ends.",
         ),
     ] = None,
     verbose: Annotated[

@@ -71,7 +71,7 @@ def not_read(said: Said) -> str:
 
 
 def test_records_that_are_gone_are_stated(gpu_node: Node) -> None:
-    """Where the ring buffer has overwritten the beginning of this boot, text and JSON have the time of its oldest record."""
+    """Where the ring buffer has overwritten the beginning of this boot, text and JSON have the time of the oldest record."""
     gpu_node.kmsg.write_text("6,4711,1000000,-;usb 1-1: new device\n")
     gone = not_read(gpu_node.run("check", "--json"))
     assert gone.startswith("kernel log: from 2")
@@ -107,7 +107,7 @@ def test_a_log_that_cannot_be_read_is_stated(gpu_node: Node) -> None:
     ],
 )
 def test_what_was_logged_later(old_driver: Node, log: tuple[str, ...], left: list[str]) -> None:
-    """A later load of the driver or a logged recovery ends a fault of the driver, if the GPU answers; nothing else does."""
+    """A later load of the driver or a logged recovery ends its faults, if the GPU answers; nothing else does."""
     for number, line in enumerate(log):
         old_driver.log(line, seconds_ago=OLD - number)
     said = old_driver.run("check", "--json")

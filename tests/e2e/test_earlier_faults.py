@@ -1,4 +1,4 @@
-"""The agent's very first start on a node that has been up for long: old faults are found once, and not after their end."""
+"""The agent's very first start on a node that has been up for long: old faults are found once, not after their end."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_node_that_was_repaired_before_is_healthy(node: SimulatedNode) -> None
 
 
 def test_records_that_are_gone_are_logged(node: SimulatedNode) -> None:
-    """An agent that starts first when the ring buffer has lost the beginning of the boot logs since when it has records."""
+    """At its first start the agent logs that the ring buffer has lost the beginning of this boot."""
     node.kmsg.write_text("6,500,1000000,-;usb 1-1: new device\n")
     with node:
         gone = wait_for(

@@ -202,7 +202,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_path_with_nul() -> None:
     """A path that no file can have is refused in one sentence."""
-    with pytest.raises(ConfigError, match="cannot read configuration a.x00b"):
+    with pytest.raises(ConfigError, match=r"cannot read configuration a.x00b"):
         load(Path("a\0b"))
 
 
@@ -248,14 +248,16 @@ def test_any_value_of_any_setting_is_taken_or_refused(
     """Whatever value a setting gets, the result is settings that can be shown, or one short printable sentence."""
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_text("\n".join(data.draw(st.lists(_lines(), min_size=1, max_size=2))), errors="surrogatepass")
+    refusal = ""
     try:
         settings = load(file)
     except ConfigError as error:
-        assert len(str(error)) < 600
-        assert str(error).isprintable()
+        refusal = str(error)
     else:
         assert settings.model_dump(mode="json")
         assert settings.longest_window() > 0
+    assert len(refusal) < 600
+    assert refusal.isprintable()
 
 
 def kubelets(service: str, *ports: tuple[str, int, str]) -> dict[str, str]:
