@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sys
+import threading
 from itertools import takewhile
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -31,10 +33,12 @@ from gpuhealth.cli import (
 )
 from gpuhealth.cli.logs import log_text
 from gpuhealth.cli.oom import prefer_for_oom_kill
-from gpuhealth.cli.output import INTERRUPTED, PIPE_CLOSED, UNKNOWN, CommandError
+from gpuhealth.cli.output import INTERRUPTED, PIPE_CLOSED, TERMINATED, UNKNOWN, CommandError
 from gpuhealth.cli.streams import OutputError, standard
+from gpuhealth.runtime.text import printable
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+_ERROR_CHARACTERS = 200
 _SERVICES = (["agent"], ["preflight"], ["controller"])  # they write nothing to standard output
 _KEEP_OOM_SCORE = (*_SERVICES, ["burnin"])  # a burn-in decides by its reason
 
@@ -72,46 +76,81 @@ def run(arguments: list[str] | None = None) -> int:
     log_text()
     if words[:1] not in _KEEP_OOM_SCORE:
         prefer_for_oom_kill()
-    code, problem = execute(words)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)  # services and burn-ins replace it by handlers of their own
+    try:
+        return _finish(execute(words), as_json)
+    except KeyboardInterrupt as second:  # while the first one is handled, or the result is written
+        standard.discard()
+        return TERMINATED if isinstance(second, _Terminated) else INTERRUPTED
+
+
+def _finish(ending: Ending, as_json: bool) -> int:
+    """Print why the command could not do its work, write all output, and return the exit code."""
+    problem = printable(" ".join(ending.problem.splitlines()))
     if problem:
         print(f"gpuhealth: {problem}", file=sys.stderr)  # noqa: T201 - the one place that prints errors
-    if as_json and code == INTERRUPTED:
-        problem = "interrupted"
+    if ending.traceback:
+        print(ending.traceback, file=sys.stderr, end="")  # noqa: T201 - for a report of the bug
+    problem = problem or {INTERRUPTED: "interrupted", TERMINATED: "terminated"}.get(ending.code, "")
     if as_json and problem and not standard.has_result:
         standard.write_line(json.dumps({"error": problem}).encode())
-    return _flush(code)
+    return _flush(ending.code)
 
 
-def execute(words: list[str]) -> tuple[int, str]:
-    """Run a command on the current streams; returns its exit code, and a sentence where it could not do its work."""
+class _Terminated(KeyboardInterrupt):  # noqa: N818 - as its base, which asyncio lets through
+    """SIGTERM: ends the command like Ctrl-C, so that complete lines and documents are written."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise _Terminated
+
+
+class Ending(NamedTuple):
+    """How a command has ended."""
+
+    code: int
+    problem: str = ""  # one sentence where it could not do its work
+    traceback: str = ""  # of an internal error
+
+
+def execute(words: list[str]) -> Ending:
+    """Run a command on the current streams."""
     try:
         if standard.stdout_closed and words[:1] not in _SERVICES:
-            return UNKNOWN, "standard output is closed: the result cannot be written"
+            return Ending(UNKNOWN, "standard output is closed: the result cannot be written")
         with typer.main.get_command(app).make_context("gpuhealth", words) as context:
             context.command.invoke(context)
-            return 0, ""
+            return Ending(0)
     except typer.Exit as done:
-        return done.exit_code, ""
+        return Ending(done.exit_code)
     except TyperException as wrong_use:
         # the prefix is pydantic's
-        return UNKNOWN, wrong_use.format_message().replace("Value error, ", "")
+        return Ending(UNKNOWN, wrong_use.format_message().replace("Value error, ", ""))
     except OutputError as error:
         standard.discard()
-        return UNKNOWN, str(error)
+        return Ending(UNKNOWN, str(error))
     except CommandError as error:
-        return UNKNOWN, str(error)
+        return Ending(UNKNOWN, str(error))
+    except _Terminated:
+        return Ending(TERMINATED)
     except (KeyboardInterrupt, Abort):
-        return INTERRUPTED, ""
+        return Ending(INTERRUPTED)
     except BrokenPipeError:
         standard.discard()
-        return PIPE_CLOSED, ""
+        return Ending(PIPE_CLOSED)
     except Exception as error:  # noqa: BLE001 - the interpreter's exit code 1 would mean that the node is degraded
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED):
-            return UNKNOWN, f"this machine or container is out of resources: {error}"
-        import traceback
+            return Ending(UNKNOWN, f"this machine or container is out of resources: {error}")
+        return _internal_error(error)
 
-        traceback.print_exc()
-        return UNKNOWN, "internal error in gpuhealth; this says nothing about the node's health"
+
+def _internal_error(error: Exception) -> Ending:
+    import traceback
+
+    what = traceback.format_exception_only(error)[-1].strip()[:_ERROR_CHARACTERS]
+    problem = f"internal error in gpuhealth ({what}); this says nothing about the node's health"
+    return Ending(UNKNOWN, problem, "".join(traceback.format_exception(error)))
 
 
 def _flush(code: int) -> int:

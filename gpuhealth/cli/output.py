@@ -1,8 +1,8 @@
 """Output of the command: plain text that survives pipes, colour only on a terminal, errors as one sentence.
 
 Only results go to standard output; progress, errors and the log go to standard error. With `--json`, standard output
-holds one JSON document (`events`: one object per line); without a result it is
-`{"error": "the sentence that is on standard error"}`.
+holds one JSON document; without a result it is `{"error": "the sentence that is on standard error"}`. `events --json` and
+`classify` write JSON lines: any number of complete objects, one per line; the exit code says whether that is all.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ if TYPE_CHECKING:  # importing rich takes longer than `classify` needs to read a
     from rich.console import Console
     from rich.text import Text
 
-# Exit codes of all commands; 130 and 141 are those that a shell reports for Ctrl-C and for SIGPIPE.
+# Exit codes of all commands; 130, 141 and 143 are those that a shell reports for Ctrl-C, SIGPIPE and SIGTERM.
 HEALTHY = 0
 DEGRADED = 1
 UNHEALTHY = 2
 UNKNOWN = 3  # also: the command could not do what was asked
 INTERRUPTED = 130
 PIPE_CLOSED = 141
+TERMINATED = 143
 
 _NO_LIMIT = 100_000  # columns: a pipe gets whole lines, for grep and for programs that wrap themselves
 

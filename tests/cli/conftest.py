@@ -44,7 +44,7 @@ def run(node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
             patch.setattr(streams.standard, "_results", result)
             logs.log_text()
             try:
-                code, problem = main.execute([str(argument) for argument in arguments])
+                code, problem, _ = main.execute([str(argument) for argument in arguments])
             finally:
                 structlog.configure(**log_config)
         printed = capsys.readouterr()

@@ -53,12 +53,12 @@ FAIL = "raise RuntimeError('injected')"
 
 
 def only_error(said: Said) -> str:
-    """The error of a failed run, which must be its only JSON document and the last line of standard error."""
+    """The error of a failed run, which must be its only JSON document, and a line of standard error."""
     assert said.code == 3
     (line,) = said.out.splitlines()
     document = json.loads(line)
     assert document.keys() == {"error"}
-    assert said.err.splitlines()[-1] == f"gpuhealth: {document['error']}"
+    assert f"gpuhealth: {document['error']}" in said.err.splitlines()
     return str(document["error"])
 
 
