@@ -16,7 +16,7 @@ _CHUNK = 1 << 18  # bytes
 def command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Log file; -: standard input.")] = "-",
 ) -> None:
-    """Classify kernel-log lines, as JSON.
+    """Classify kernel-log lines, as JSON lines.
 
     Prints one object for each line with a known meaning. Reads raw /dev/kmsg records, dmesg, syslog and journalctl
     output in all their formats, also mixed:

@@ -26,7 +26,7 @@ def command(
         str, typer.Option(metavar="PATTERN", help="Show only this finding code or pattern, such as xid.79 or 'ecc.*'.")
     ] = "*",
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show at most the N newest entries.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: one object per entry.")] = False,
     journal: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Journal to read; default: the one in the settings.")
     ] = None,

@@ -83,6 +83,10 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as second:  # while the first one is handled, or the result is written
         standard.discard()
         return TERMINATED if isinstance(second, _Terminated) else INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - as in execute(); here the result or the error could not be written
+        standard.discard()
+        print(f"gpuhealth: {_internal_error(error).problem}", file=sys.stderr)  # noqa: T201 - as in _finish()
+        return UNKNOWN
 
 
 def _finish(ending: Ending, as_json: bool) -> int:

@@ -16,7 +16,7 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Settings file; default: the one named by GPUHEALTH_CONFIG."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -71,7 +71,7 @@ def not_read(said: Said) -> str:
 
 
 def test_records_that_are_gone_are_stated(gpu_node: Node) -> None:
-    """Where the ring buffer has overwritten the beginning of this boot, text and JSON have the time of the oldest record."""
+    """Where the ring buffer has overwritten the beginning of this boot, both have the time of the oldest record."""
     gpu_node.kmsg.write_text("6,4711,1000000,-;usb 1-1: new device\n")
     gone = not_read(gpu_node.run("check", "--json"))
     assert gone.startswith("kernel log: from 2")

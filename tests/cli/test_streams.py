@@ -80,15 +80,6 @@ def test_what_cannot_be_done_is_one_document(
     assert only_error(with_journal.run(*words, "--json", *wrong))
 
 
-@pytest.mark.parametrize("words", LOCAL, ids=NAMES[:3])
-def test_an_internal_error_is_one_document(with_journal: Node, words: tuple[str, ...]) -> None:
-    """An unexpected exception: the traceback is on standard error, and the document has an internal error."""
-    where = ("gpuhealth.runtime.journal:Journal", "entries") if words[0] == "events" else ("msgspec.json", "encode")
-    said = with_journal.run(*words, "--json", **inject(with_journal, before(*where, FAIL)))
-    assert only_error(said).startswith("internal error in gpuhealth")
-    assert "RuntimeError: injected" in said.err
-
-
 @pytest.mark.parametrize("words", OF_A_CLUSTER, ids=NAMES[3:])
 def test_an_internal_error_in_a_command_for_clusters(plane: ControlPlane, node: Node, words: tuple[str, ...]) -> None:
     """An unexpected exception, or an unknown node, is one document for commands that use a cluster, too."""

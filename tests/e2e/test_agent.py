@@ -260,6 +260,10 @@ def test_hostile_settings_stop_no_agent(node: SimulatedNode, text: str) -> None:
         assert len(refusal["error"]) < 600
 
 
+def _wait_for_rounds(node: SimulatedNode, before: float) -> None:
+    wait_for("more rounds", lambda: (node.metric(ROUNDS) or 0) > before)
+
+
 def test_settings_that_are_no_file_stop_no_agent(node: SimulatedNode) -> None:
     """A pipe, a device without end, a folder or nothing in place of the settings file: a running agent goes on."""
     with node:
@@ -279,7 +283,7 @@ def test_settings_that_are_no_file_stop_no_agent(node: SimulatedNode) -> None:
             wait_for("the refusal", lambda: node.metric("gpuhealth_agent_config_valid") == 0)
             assert node.get("/healthz", seconds=20)[0] == 200
             rounds = node.metric(ROUNDS) or 0
-            wait_for("more rounds", lambda before=rounds: (node.metric(ROUNDS) or 0) > before)
+            _wait_for_rounds(node, rounds)
             node.configure({})
             wait_for("a usable file", lambda: node.metric("gpuhealth_agent_config_valid") == 1)
         assert healthy(node)

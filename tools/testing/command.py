@@ -84,7 +84,7 @@ class Node:
         simulated = self.simulator.env if self.simulator else {}
         return inherited | simulated | {"GPUHEALTH_CONFIG": str(self.config), "PYTHONWARNINGS": "error"} | more
 
-    def run(self, *arguments: str | Path, stdin: str = "", **more: str) -> Said:
-        """Runs the command to its end; `more` is added to its environment."""
-        done = processes.run([*map(str, arguments)], self.env(**more), stdin)
+    def run(self, *arguments: str | Path, stdin: str = "", code: str = "", **more: str) -> Said:
+        """Runs the command to its end, after the code in its process; `more` is added to its environment."""
+        done = processes.run([*map(str, arguments)], self.env(**more), stdin, code=code)
         return Said(done.returncode, done.stdout, done.stderr)

@@ -1,8 +1,8 @@
 """A server that starts gpuhealth by forking, with its modules already imported: `python -m testing.fork_server FD`.
 
-FD is a socket of the kind SOCK_SEQPACKET. Each message on it starts one command: JSON with its arguments, environment
-and folder, and four descriptors: its standard input, output and error, and a pipe to which process id and exit code are
-written, one a line. The server ends with the other end of the socket.
+FD is a socket of the kind SOCK_SEQPACKET. Each message on it starts one command: JSON with its arguments, environment,
+folder, and code to run before it; and four descriptors: its standard input, output and error, and a pipe to which
+process id and exit code are written, one a line. The server ends with the other end of the socket.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def _become(message: dict[str, Any]) -> None:
     os.chdir(message["folder"])
     if os.environ.get("PYTHONWARNINGS") == "error":
         warnings.simplefilter("error")
+    exec(message["code"], {})  # of a test
 
 
 def main() -> int:

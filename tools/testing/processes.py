@@ -101,8 +101,10 @@ class _ForkServer:
             )
         atexit.register(self.close)
 
-    def start(self, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int]) -> _Forked:
-        message = {"arguments": arguments, "environment": dict(environment), "folder": str(Path.cwd())}
+    def start(
+        self, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int], code: str
+    ) -> _Forked:
+        message = {"arguments": arguments, "environment": dict(environment), "folder": str(Path.cwd()), "code": code}
         reading, writing = os.pipe()
         try:
             socket.send_fds(self._control, [json.dumps(message).encode()], [*streams, writing])
@@ -125,20 +127,25 @@ def preload() -> None:
     _preloaded = True
 
 
-def start(arguments: Sequence[str], environment: Mapping[str, str], output: IO[bytes], errors: IO[bytes]) -> Process:
-    """Starts `gpuhealth ARGUMENTS` without standard input."""
+def start(
+    arguments: Sequence[str], environment: Mapping[str, str], output: IO[bytes], errors: IO[bytes], code: str = ""
+) -> Process:
+    """Starts `gpuhealth ARGUMENTS` without standard input; before it, the process runs the code."""
     with Path(os.devnull).open("rb") as nothing:
-        return _start(arguments, environment, [nothing.fileno(), output.fileno(), errors.fileno()])
+        return _start(arguments, environment, [nothing.fileno(), output.fileno(), errors.fileno()], code)
 
 
 def run(
-    arguments: Sequence[str], environment: Mapping[str, str], text: str = "", seconds: float = 300.0
+    arguments: Sequence[str], environment: Mapping[str, str], text: str = "", seconds: float = 300.0, code: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `gpuhealth ARGUMENTS` with a text on its standard input, until it ends; raises subprocess.TimeoutExpired."""
+    """Runs `gpuhealth ARGUMENTS` with a text on its standard input, until it ends; raises subprocess.TimeoutExpired.
+
+    Before the command, the process runs the code.
+    """
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         given.write(text.encode())
         given.seek(0)
-        process = _start(arguments, environment, [each.fileno() for each in (given, output, errors)])
+        process = _start(arguments, environment, [each.fileno() for each in (given, output, errors)], code)
         try:
             process.wait(seconds)
         except BaseException:
@@ -152,11 +159,13 @@ def run(
         return subprocess.CompletedProcess(arguments, process.wait(), *texts)
 
 
-def _start(arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int]) -> Process:
+def _start(arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int], code: str) -> Process:
     command = [str(COMMAND), *arguments]
     if _preloaded and _is_like(environment):
-        return _fork_server().start(command, environment, streams)
+        return _fork_server().start(command, environment, streams, code)
     given, output, errors = streams
+    if code:
+        command[:1] = [sys.executable, "-c", f"{code}\nimport sys, gpuhealth.cli.main as main\nsys.exit(main.run())"]
     return subprocess.Popen(command, env=dict(environment), stdin=given, stdout=output, stderr=errors)
 
 
