@@ -102,7 +102,7 @@ def _finish(ending: Ending, as_json: bool) -> int:
     return _flush(ending.code)
 
 
-class _Terminated(KeyboardInterrupt):  # noqa: N818 - as its base, which asyncio lets through
+class _Terminated(KeyboardInterrupt):
     """SIGTERM: ends the command like Ctrl-C, so that complete lines and documents are written."""
 
 

@@ -1,8 +1,8 @@
 """Output of the command: plain text that survives pipes, colour only on a terminal, errors as one sentence.
 
 Only results go to standard output; progress, errors and the log go to standard error. With `--json`, standard output
-holds one JSON document; without a result it is `{"error": "the sentence that is on standard error"}`. `events --json` and
-`classify` write JSON lines: any number of complete objects, one per line; the exit code says whether that is all.
+holds one JSON document; without a result it is `{"error": "the sentence that is on standard error"}`. `events --json`
+and `classify` write JSON lines: any number of complete objects, one per line; the exit code says whether that is all.
 """
 
 from __future__ import annotations
