@@ -27,7 +27,7 @@ NOT_READ = define(
     Severity.INFO,
     Action.NONE,
     meaning="Represents the records of this boot that the kernel log no longer has, or that were not looked at.",
-    advice="Faults in such records are not known: look for them in the logs that the node has kept, or reboot it.",
+    advice="Faults in such records are not known: look for them in the logs that the node has kept.",
 )
 MEMORY_EDAC = define(
     "host.memory_edac",
