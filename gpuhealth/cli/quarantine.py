@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +25,7 @@ def command(
 
     Running pods stay; no new ones are scheduled. Not limited by budgets; counts against one if a slot is free.
     """
-    requester = getpass.getuser()
+    requester = _requester()
     why = f"{reason} ({requester})" if reason else f"by {requester}"
 
     async def request_quarantine(client: Client) -> str:
@@ -43,3 +44,11 @@ def command(
     typer.echo(f"{name}: quarantine requested, {why}. To end it: gpuhealth restore {name}")
     if warning:
         typer.echo(f"gpuhealth: {warning}", err=True)
+
+
+def _requester() -> str:
+    """The name of the user; the number of one that has no name, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

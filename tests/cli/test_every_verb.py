@@ -210,6 +210,14 @@ def test_odd_environments(machine: Node, verb: str, environment: dict[str, str])
 
 
 @verbs
+def test_a_user_without_a_name(machine: Node, verb: str) -> None:
+    """A user id without an entry in /etc/passwd, and no home, as in many containers, change no result."""
+    code = "import os; os.getuid = lambda: 54321; os.environ.pop('HOME', None)"
+    said = run(machine, verb, code, USER="", LOGNAME="", LNAME="", USERNAME="", KUBECONFIG="")
+    assert said.code == usual(machine, verb).code
+
+
+@verbs
 def test_ascii(machine: Node, verb: str) -> None:
     """Names that the terminal's encoding lacks are replaced, and JSON is complete."""
     machine.config.write_text(machine.config.read_text().replace("gpu-node-17", "nœud-17"), encoding="utf-8")
