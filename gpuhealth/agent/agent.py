@@ -468,6 +468,7 @@ class Agent:
             journal_errors=self.journal.errors,
             blocked=BlockedStatus(blocked.budget, blocked.limit, blocked.code) if blocked else None,
             unreadable_objects=quarantine.unreadable,
+            marks_removed=quarantine.marks_removed,
             config_valid=self._config_valid,
         )
 

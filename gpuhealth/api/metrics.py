@@ -65,10 +65,15 @@ CHECK_LAST_SUCCESS = gauge(
 )
 QUARANTINE_BLOCKED = gauge(
     "quarantine_blocked",
-    "1 while the node should be out of service and finds no free slot (limit error: none could be sought)",
+    "1 while the node should be out of service and is not: it finds no free slot (limit error: none could be sought;"
+    " limit marks_removed: another program removes its marks)",
     "budget",
     "limit",
     "code",
+)
+
+MARKS_REMOVED = counter(
+    "marks_removed", "Taints and cordons of the agent that another client has removed, by person or program", "by"
 )
 
 # --- agent: its own process -------------------------------------------------------------------------------------------

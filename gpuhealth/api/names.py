@@ -149,6 +149,28 @@ WINDOW_SLOTS = "window"
 FAULT_SLOTS = "fault"
 """Sets of maxPerFault: slots are named `<budget>.fault.<code>.<k>`, and run out after the window."""
 
+PEOPLE = (
+    "kubectl*",
+    "oc",
+    "k9s",
+    "lens",
+    "openlens",
+    "freelens",
+    "node-fetch",
+    "headlamp*",
+    "mozilla",
+    "dashboard*",
+    "kubernetes-dashboard*",
+    "octant",
+    "aptakube",
+    "gpuhealth",
+)
+"""Field managers of the programs that people use, as patterns: command lines, desktop programs, and web pages.
+
+A client that names no field manager gets the first part of its user agent: Mozilla for a web page, node-fetch for Lens.
+Default of `quarantine.people`.
+"""
+
 # --- who writes -------------------------------------------------------------------------------------------------------
 
 NAMESPACE = "gpuhealth"

@@ -12,7 +12,7 @@ from gpuhealth.api.names import OVERRIDE, QUARANTINE, TAINT, Override
 from gpuhealth.kube.client import Object
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.component import NODE
-from gpuhealth.quarantine.marks import ended_manually, override, record, release_requests
+from gpuhealth.quarantine.marks import is_out, marks_removed, override, record, release_requests
 
 OURS = '{"code":"xid.79","since":"2026-03-01T11:00:00Z","cordoned":%s}'
 UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
@@ -37,7 +37,7 @@ def test_broken_annotation_is_nobodys(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "cordoned", "ended"),
+    ("spec", "cordoned", "removed"),
     [
         ({"taints": [{"key": TAINT, "value": "xid.79", "effect": "NoSchedule"}]}, "false", False),
         ({}, "false", True),
@@ -46,9 +46,11 @@ def test_broken_annotation_is_nobodys(text: str) -> None:
         ({"unschedulable": True}, "true", True),
     ],
 )
-def test_a_person_ends_a_quarantine(spec: Object, cordoned: str, ended: bool) -> None:
-    """Our taint removed, or the node uncordoned that we had cordoned."""
-    assert ended_manually(node_object(spec=spec, annotations={QUARANTINE: OURS % cordoned})) is ended
+def test_another_client_removes_our_marks(spec: Object, cordoned: str, removed: bool) -> None:
+    """Our taint removed, or the node uncordoned that we had cordoned; with the taint it is out all the same."""
+    node = node_object(spec=spec, annotations={QUARANTINE: OURS % cordoned})
+    assert marks_removed(node) is removed
+    assert is_out(node) is bool(spec.get("taints"))
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,9 @@ class Pool:
         return found
 
     def patch(self, node: str, body: Document) -> Document:
-        """Changes a Node by a merge patch, as a person does."""
-        content = "application/merge-patch+json"
-        patched: Document = self.plane.request("PATCH", f"/api/v1/nodes/{node}", body, content_type=content)
+        """Changes a Node by a merge patch, as a person does: the API server records the manager kubectl-edit."""
+        content, path = "application/merge-patch+json", f"/api/v1/nodes/{node}?fieldManager=kubectl-edit"
+        patched: Document = self.plane.request("PATCH", path, body, content_type=content)
         return patched
 
     def slots(self, budget: str = "") -> dict[str, str]:
