@@ -86,9 +86,7 @@ def test_a_person_may_take_it_back_untested(marked: Marked) -> None:
         wait_for("the taint", lambda: marked.taint() == "gpu_memory.remap_failed")
         sim.driver.clear()
         wait_for("the requirement", lambda: marked.taint() == "burnin.required")
-        path = f"/api/v1/nodes/{marked.name}"
-        patch = {"spec": {"taints": None}}
-        marked.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
+        marked.pool.dismiss(marked.name)
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
         wait_for("no word of it", lambda: "gpuhealth.io/dismissed" not in str(marked.node()["metadata"]))
         assert marked.taint() is None

@@ -118,6 +118,12 @@ class Pool:
         patched: Document = self.plane.request("PATCH", path, body, content_type=content)
         return patched
 
+    def dismiss(self, node: str) -> None:
+        """Removes our marks as a person does who edits the Node; a taint stays, so that the list has an owner."""
+        others = [taint for taint in self.get(node)["spec"].get("taints", []) if taint["key"] != TAINT]
+        theirs = [{"key": "of-a-person", "effect": "PreferNoSchedule"}]
+        self.patch(node, {"spec": {"taints": others or theirs, "unschedulable": None}})
+
     def slots(self, budget: str = "") -> dict[str, str]:
         """The holders of a budget's slots, by the names of the slots."""
         items = self.plane.request("GET", f"{_LEASES}?labelSelector=gpuhealth.io/budget={budget or self.name}")["items"]
