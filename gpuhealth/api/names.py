@@ -98,7 +98,10 @@ GPU_NODE_LABELS: Mapping[str, tuple[str, ...]] = {
 Set by the platform; the agents' DaemonSet selects them, and controller and commands expect an agent on such a node.
 """
 DRIVER_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
-"""Label of a Node: stage of a driver upgrade. Written by the NVIDIA GPU operator; the agent closes NVML in time."""
+"""Label of a Node: stage of a driver upgrade. Written by the NVIDIA GPU operator; the agent closes NVML in time.
+
+`gpuhealth.quarantine.driver_work` has all labels that announce work on the driver.
+"""
 
 # --- annotations of Nodes ---------------------------------------------------------------------------------------------
 

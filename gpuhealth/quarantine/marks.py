@@ -19,13 +19,11 @@ import msgspec
 from gpuhealth.api.names import (
     CONDITION,
     DISMISSED,
-    DRIVER_UPGRADE_STATE,
     MANUAL,
     OUT_OF_SERVICE,
     OVERRIDE,
     PEOPLE,
     QUARANTINE,
-    RELEASE_GPUS,
     RESTORED,
     TAINT,
     Override,
@@ -36,14 +34,7 @@ from gpuhealth.model.time import ZonedTime
 
 Object = dict[str, Any]
 
-RELEASE_REQUESTS = ("annotation", "driver_upgrade")
-"""Reasons for which a Node may request a release of the driver."""
 _REASON_LIMIT = 1024  # characters
-# NVIDIA's upgrade controller (github.com/NVIDIA/k8s-operator-libs, pkg/upgrade/consts.go and common_manager.go) goes
-# from cordon-required and wait-for-jobs-required, which may last for as long as jobs do, through the first two of
-# these, in which what uses the GPUs is moved away, to the restart of the driver's pod, which unloads the kernel module
-# and fails while any process holds it. In validation-required the new driver runs; upgrade-failed must stay visible.
-_DRIVER_UNLOADS = {"pod-deletion-required", "drain-required", "post-maintenance-required", "pod-restart-required"}
 _YEARS = (1970, 9990)  # in which times can be calculated with, in any time zone
 
 
@@ -130,15 +121,6 @@ def restored(annotations: Mapping[str, str]) -> datetime | None:
     except (KeyError, ValueError):
         return None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def release_requests(node: Object) -> tuple[str, ...]:
-    """Those of RELEASE_REQUESTS that the Node has now."""
-    requested = {
-        "annotation": annotations_of(node).get(RELEASE_GPUS) == "true",
-        "driver_upgrade": labels(node).get(DRIVER_UPGRADE_STATE) in _DRIVER_UNLOADS,
-    }
-    return tuple(reason for reason in RELEASE_REQUESTS if requested[reason])
 
 
 # --- our quarantine ---------------------------------------------------------------------------------------------------

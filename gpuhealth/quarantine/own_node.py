@@ -11,6 +11,7 @@ from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.watching import WatchChanged, WatchInterrupted, WatchListed, WatchResumed, WatchUnreadable, watch
 from gpuhealth.model.causes import Cause
 from gpuhealth.quarantine import marks
+from gpuhealth.quarantine.driver_work import release_requests
 from gpuhealth.quarantine.marks import QuarantineRecord
 
 
@@ -24,10 +25,13 @@ class OwnNode:
         on_change: Callable[[], None] = lambda: None,
         *,
         people: Sequence[str] = PEOPLE,
+        release_labels: Sequence[str] = (),
     ) -> None:
-        """`on_change` is called after every event of the watch; `people` are patterns of their field managers."""
+        """`on_change` is called after every event of the watch. `people`: patterns of their field managers;
+        `release_labels`: patterns of further labels, as KEY=VALUE, that request a release of the driver."""
         self.name = name
         self.people = people
+        self._release_labels = release_labels
         self.asked = False  # whether the API server has been queried, with or without success
         self.following = False  # whether `latest` is as new as a watch can make it
         self.latest: Object | None = None
@@ -130,7 +134,7 @@ class OwnNode:
     @property
     def release_requests(self) -> tuple[str, ...] | None:
         """The reasons for which the driver should be released; None while the Node has not been seen."""
-        return marks.release_requests(self.latest) if self.latest else None
+        return release_requests(self.latest, self._release_labels) if self.latest else None
 
     def _listed(self, nodes: list[Object]) -> None:
         if nodes:

@@ -91,8 +91,13 @@ class NodeReconciler:
 
     async def run_with(self, client: Client, settings: Settings) -> None:
         """Reconcile through a given client until cancelled. Raises NoConfigurationError."""
-        people = settings.quarantine.people
-        node = OwnNode(client, settings.node_name, on_change=self._triggered.set, people=people)
+        node = OwnNode(
+            client,
+            settings.node_name,
+            on_change=self._triggered.set,
+            people=settings.quarantine.people,
+            release_labels=settings.driver_release.labels,
+        )
         writer = NodeWriter(client, settings, node, on_action=self._on_action, now=self._now)
         self._client, self._writer, self.node = client, writer, node
         following = asyncio.create_task(node.follow())

@@ -12,10 +12,9 @@ from gpuhealth.api.names import OVERRIDE, QUARANTINE, TAINT, Override
 from gpuhealth.kube.client import Object
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.component import NODE
-from gpuhealth.quarantine.marks import is_out, marks_removed, override, record, release_requests
+from gpuhealth.quarantine.marks import is_out, marks_removed, override, record
 
 OURS = '{"code":"xid.79","since":"2026-03-01T11:00:00Z","cordoned":%s}'
-UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
 
 
 @pytest.mark.parametrize("value", ["healthy", "unmanaged"])
@@ -51,32 +50,6 @@ def test_another_client_removes_our_marks(spec: Object, cordoned: str, removed: 
     node = node_object(spec=spec, annotations={QUARANTINE: OURS % cordoned})
     assert marks_removed(node) is removed
     assert is_out(node) is bool(spec.get("taints"))
-
-
-@pytest.mark.parametrize(
-    ("state", "requests"),
-    [
-        ("", ()),
-        ("upgrade-required", ()),
-        ("cordon-required", ()),
-        ("wait-for-jobs-required", ()),
-        ("pod-deletion-required", ("driver_upgrade",)),
-        ("drain-required", ("driver_upgrade",)),
-        ("node-maintenance-required", ()),
-        ("post-maintenance-required", ("driver_upgrade",)),
-        ("pod-restart-required", ("driver_upgrade",)),
-        ("validation-required", ()),
-        ("uncordon-required", ()),
-        ("upgrade-done", ()),
-        ("upgrade-failed", ()),
-    ],
-)
-def test_the_operators_upgrade_asks_for_the_driver(state: str, requests: tuple[str, ...]) -> None:
-    """In those states in which the driver's pod is about to be restarted, and in no other."""
-    assert release_requests(node_object(labels={UPGRADE: state})) == requests
-    both = node_object(labels={UPGRADE: state}, annotations={"gpuhealth.io/release-gpus": "true"})
-    assert release_requests(both) == ("annotation", *requests)
-    assert release_requests(node_object(annotations={"gpuhealth.io/release-gpus": "false"})) == ()
 
 
 def test_the_record_of_an_earlier_version_is_ours() -> None:
