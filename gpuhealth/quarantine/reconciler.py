@@ -15,6 +15,7 @@ from gpuhealth.kube.client import Client, Observer, retry_delay
 from gpuhealth.kube.errors import ApiError, NoConfigurationError
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.removed_marks import Remover
 from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.slots.holder import Blocked
 from gpuhealth.quarantine.target import Desired
@@ -29,7 +30,7 @@ class QuarantineStatus(msgspec.Struct, frozen=True):
 
     blocked: Blocked | None = None  # why the node stays in service although it should be out
     unreadable: dict[str, int] = {}  # objects of the API server that could not be read, by kind
-    marks_removed: dict[str, int] = {}  # how often other clients have removed our marks, by who that was
+    marks_removed: dict[str, int] = dict.fromkeys(Remover, 0)  # by other clients, by who that was: how often
 
 
 class NodeReconciler:

@@ -53,7 +53,7 @@ class InstanceLock:
             return True
 
     def release(self) -> None:
-        """Release the lock."""
+        """Give the lock up before the process ends; nothing happens where it was not taken."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
