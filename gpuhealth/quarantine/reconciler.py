@@ -30,7 +30,8 @@ class QuarantineStatus(msgspec.Struct, frozen=True):
 
     blocked: Blocked | None = None  # why the node stays in service although it should be out
     unreadable: dict[str, int] = {}  # objects of the API server that could not be read, by kind
-    marks_removed: dict[str, int] = dict.fromkeys(Remover, 0)  # by other clients, by who that was: how often
+    # How often other clients have removed our marks, by who that was.
+    marks_removed: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(map(str, Remover), 0))
 
 
 class NodeReconciler:
