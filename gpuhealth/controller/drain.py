@@ -42,6 +42,7 @@ from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 log = structlog.get_logger()
 
 _MAX_REST_SECONDS = 3600.0
+_RESUMED_WITHIN = timedelta(hours=2)  # an agent puts a removed taint back within an hour
 _STATE_EVENTS: dict[str, StateEvent] = {
     DrainPhase.DRAINING: StateEvent.DRAIN_STARTED,
     DrainPhase.DRAINED: StateEvent.DRAIN_FINISHED,
@@ -68,6 +69,12 @@ class DrainContext(msgspec.Struct, frozen=True, kw_only=True):
     recorder: EventRecorder
     status: DrainStatus
     clock: Callable[[], datetime]
+
+
+def _just_cancelled(drain: Drain, now: datetime) -> bool:
+    """Whether a drain ended because the taint was away for a while, as when another program removed it."""
+    ended = drain.ended_at
+    return drain.phase == DrainPhase.CANCELLED and ended is not None and now - ended < _RESUMED_WITHIN
 
 
 async def write_drain(client: Client, node: str, old: Drain | None, new: Drain) -> None:
@@ -160,6 +167,8 @@ class NodeDrain:
             return
         now = self._now()
         deadline = now + timedelta(seconds=context.settings.drain_deadline)
+        if (before := report.drain).quarantine_since == since and _just_cancelled(before, now) and before.deadline:
+            deadline = before.deadline
         self._drain = Drain(phase=DrainPhase.DRAINING, quarantine_since=since, started_at=now, deadline=deadline)
         await self._save()  # before any pod is evicted
         await change_state(context, self._node, StateEvent.DRAIN_STARTED)
