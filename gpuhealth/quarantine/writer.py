@@ -42,6 +42,7 @@ from gpuhealth.quarantine.marks import (
     record,
     unreadable_record,
 )
+from gpuhealth.quarantine.other_writer import OtherWriter
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.removed_marks import RemovedMarks, Remover
 from gpuhealth.quarantine.report import Facts, Report, status_of
@@ -115,6 +116,7 @@ class NodeWriter:
         holder = SlotHolder(client, settings.kubernetes.namespace, node.name)
         self._slots = SlotManager(holder, self._record, self._queue_event)
         self._removed = RemovedMarks(settings.quarantine, node.name, warn=self._queue_event, now=now)
+        self._other_writer = OtherWriter(self._queue_event)
         self._report = Report(client, node.name)
         self._actions: list[AppliedAction] = []  # of this pass
         self._status_due_at = 0.0  # by the event loop's clock
@@ -327,12 +329,14 @@ class NodeWriter:
     async def _write_status(self, node: Object, target: NodeMarks) -> None:
         """Write condition and Events; they show the findings, regardless of budgets."""
         wanted = target.condition
+        self._other_writer.see(condition(node), self._now())
         if self.blocked is not None:
             message = f"{wanted.message}{STAYS_IN_SERVICE}{self.blocked.reason}"[:MESSAGE_LIMIT]
             wanted = Summary(wanted.status, wanted.reason, message)
         if is_due(node, wanted, self._now()):
             before = (condition(node) or {}).get("status", "True")
             patch = condition_patch(node, wanted, self._now())
+            self._other_writer.sending(patch["status"]["conditions"][0])
             node = await self._client.patch(
                 NODES, self.node.name, patch, content_type=STRATEGIC_MERGE_PATCH, subresource="status"
             )

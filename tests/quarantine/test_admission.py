@@ -117,7 +117,7 @@ def pool(guarded: Guarded) -> Iterator[Pool]:
 
 @pytest.mark.parametrize("mode", ["taint", "cordon", "observe"])
 def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["taint", "cordon", "observe"]) -> None:
-    """A node's whole life: sick, sicker, held, back, marked again, freed by a person, overridden, among others' marks."""
+    """A node's whole life: sick, sicker, held, back, marked again, freed by a person, overridden, among other marks."""
     node, other = pool.nodes(2)
     pool.budget(1, maxPerWindow="100%", maxPerFault=1, window="1s")
     theirs = {"labels": {"a": "b"}, "annotations": {"c": "d", "e": ""}, "finalizers": ["f/g"]}
