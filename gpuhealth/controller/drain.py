@@ -71,10 +71,12 @@ class DrainContext(msgspec.Struct, frozen=True, kw_only=True):
     clock: Callable[[], datetime]
 
 
-def _just_cancelled(drain: Drain, now: datetime) -> bool:
-    """Whether a drain ended because the taint was away for a while, as when another program removed it."""
-    ended = drain.ended_at
-    return drain.phase == DrainPhase.CANCELLED and ended is not None and now - ended < _RESUMED_WITHIN
+def _deadline_left(drain: Drain, now: datetime) -> datetime | None:
+    """The deadline, still to come, of a drain that was just cancelled, as when another program removed the taint."""
+    deadline, ended = drain.deadline, drain.ended_at
+    if drain.phase != DrainPhase.CANCELLED or deadline is None or ended is None:
+        return None
+    return deadline if deadline > now and now - ended < _RESUMED_WITHIN else None
 
 
 async def write_drain(client: Client, node: str, old: Drain | None, new: Drain) -> None:
@@ -167,8 +169,8 @@ class NodeDrain:
             return
         now = self._now()
         deadline = now + timedelta(seconds=context.settings.drain_deadline)
-        if (before := report.drain).quarantine_since == since and _just_cancelled(before, now) and before.deadline:
-            deadline = before.deadline
+        if report.drain.quarantine_since == since:
+            deadline = _deadline_left(report.drain, now) or deadline
         self._drain = Drain(phase=DrainPhase.DRAINING, quarantine_since=since, started_at=now, deadline=deadline)
         await self._save()  # before any pod is evicted
         await change_state(context, self._node, StateEvent.DRAIN_STARTED)
