@@ -33,13 +33,13 @@ def has_gpus(node: Object) -> bool:
         return False
     return (
         any(key in known and (not values or known[key] in values) for key, values in GPU_NODE_LABELS.items())
-        or any(_offers_gpus(status.get(part) or {}) for part in ("capacity", "allocatable"))
+        or any(_offers_gpus(status.get(part)) for part in ("capacity", "allocatable"))
         or has_taint(node, GPU_RESOURCE)
     )
 
 
-def _offers_gpus(resources: dict[str, Any]) -> bool:
-    return any(
+def _offers_gpus(resources: Any) -> bool:
+    return isinstance(resources, dict) and any(
         (name in _RESOURCES or name.startswith(_MIG_RESOURCES)) and str(quantity) != "0"
         for name, quantity in resources.items()
     )
