@@ -160,8 +160,8 @@ ALERTS = (
         "Essential check {{ $labels.check }} does not run on {{ $labels.node }}",
         "Reason: {{ $labels.reason }}. A fault that it would find goes unnoticed.",
         "`released`: the agent has closed the driver on request; `gpuhealth_released` shows which one. Remove the"
-        " annotation gpuhealth.io/release-gpus, end the work that a label announces (driver upgrade, MIG change), or send"
-        " SIGUSR1 again."
+        " annotation gpuhealth.io/release-gpus, end the work that a label announces (driver upgrade, MIG change), or"
+        " send SIGUSR1 again."
         " `no_permission`, `not_installed`: check the Pod's mounts and permissions. Otherwise see the agent's log.",
     ),
     Alert(
