@@ -1,8 +1,8 @@
 """Prometheus alert rules for GPU nodes and their agents.
 
 Critical: jobs fail now or soon; page someone. Warning: look at it in working hours. Every alert has the node's name as
-label `node`, also where Prometheus knows the target by an address only; the alert on a suspect driver has the label
-`budget` instead.
+label `node`, also where Prometheus knows the target by an address only; of the controller's alerts, that on a suspect
+driver has the label `budget` instead, and that on nodes without an agent only the reason.
 """
 
 from __future__ import annotations
@@ -83,8 +83,10 @@ ALERTS = (
         "critical",
         "{{ $labels.node }} should be out of service and still takes work",
         "{{ if $labels.budget }}Budget {{ $labels.budget }} has no free slot for the node: as many nodes are out of"
-        " service as it allows, too many have the same fault, or it cannot be read{{ else }}The agent cannot request a"
-        " budget slot: it lacks a permission, or the API server refuses the request{{ end }}. The Node's condition"
+        " service as it allows, too many have the same fault, or it cannot be read"
+        '{{ else if eq $labels.limit "marks_removed" }}Another program removes the taint as often as the agent may put'
+        " it back{{ else }}The agent cannot request a budget slot: it lacks a permission, or the API server refuses the"
+        " request{{ end }}. The Node's condition"
         " GPUHealthy shows the reason.",
         "See `kubectl get qb` and the nodes that are out of service. If many have the same fault, suspect the driver"
         " or the check, and look into that first. Otherwise repair nodes, raise the budget, or take this node out of"
@@ -112,6 +114,27 @@ ALERTS = (
         "`gpuhealth node {{ $labels.node }}` and the agent's log show what is missing.",
     ),
     Alert(
+        "GPUNodesUnwatched",
+        "sum by (job, reason) (gpuhealth_unwatched_nodes) > 0",
+        "15m",
+        "warning",
+        "{{ $labels.reason }}: {{ $value }} nodes with GPUs have no working gpuhealth agent",
+        "Faults of their GPUs go unnoticed, and no such node counts as healthy.",
+        "`gpuhealth fleet` lists them. `no_agent`: the DaemonSet does not select the node (label it"
+        " gpuhealth.io/agent=true), or cannot make its Pod there. `agent_silent`: see the agent's Pod and its log."
+        " `no_report`: the agent lacks a permission, or has the name of another node.",
+    ),
+    Alert(
+        "GPUHealthMarksRemoved",
+        f'increase(gpuhealth_marks_removed_total{{by="program"}}{_LATELY}) * {_INFO} > 0',
+        "0s",
+        "warning",
+        "A program has removed the mark that keeps work off {{ $labels.node }}",
+        "The agent puts its taint or cordon back, but only a few times an hour: then the node takes work again.",
+        "The Event MarksRemoved names the program: make it leave the taint gpuhealth.io/unhealthy alone. If it was a"
+        " person, use `gpuhealth restore {{ $labels.node }}`, or add the program to the setting quarantine.people.",
+    ),
+    Alert(
         "GPUHealthAgentDown",
         "max by (job, instance, node) (last_over_time(gpuhealth_agent_info[1d])) and on (job, instance) up == 0",
         "5m",
@@ -137,7 +160,8 @@ ALERTS = (
         "Essential check {{ $labels.check }} does not run on {{ $labels.node }}",
         "Reason: {{ $labels.reason }}. A fault that it would find goes unnoticed.",
         "`released`: the agent has closed the driver on request; `gpuhealth_released` shows which one. Remove the"
-        " annotation gpuhealth.io/release-gpus, check the driver upgrade of the GPU operator, or send SIGUSR1 again."
+        " annotation gpuhealth.io/release-gpus, end the work that a label announces (driver upgrade, MIG change), or"
+        " send SIGUSR1 again."
         " `no_permission`, `not_installed`: check the Pod's mounts and permissions. Otherwise see the agent's log.",
     ),
     Alert(

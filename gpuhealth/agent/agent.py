@@ -39,7 +39,8 @@ from gpuhealth.monitors.nvidia.probe import NvidiaProbe, driver_branch
 from gpuhealth.monitors.registry import enabled, kernel_log_parser, unmatched_patterns
 from gpuhealth.monitors.runner import MonitorRunner
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.marks import RELEASE_REQUESTS, restored
+from gpuhealth.quarantine.driver_work import RELEASE_REQUESTS
+from gpuhealth.quarantine.marks import restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.reconciler import NodeReconciler
 from gpuhealth.quarantine.report import Facts
@@ -470,6 +471,7 @@ class Agent:
             journal_errors=self.journal.errors,
             blocked=BlockedStatus(blocked.budget, blocked.limit, blocked.code) if blocked else None,
             unreadable_objects=quarantine.unreadable,
+            marks_removed=quarantine.marks_removed,
             config_valid=self._config_valid,
         )
 

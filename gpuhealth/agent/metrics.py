@@ -152,6 +152,7 @@ def _agent(status: AgentStatus) -> Iterator[Metric]:
     yield family(names.AGENT_JOURNAL_ERRORS, [(status.journal_errors,)])
     api = [(method, code, value) for (method, code), value in counts.api_calls.items()]
     yield family(names.KUBE_REQUESTS, api)
+    yield family(names.MARKS_REMOVED, status.marks_removed.items())
     yield family(names.AGENT_UNREADABLE_OBJECTS, status.unreadable_objects.items())
     yield family(names.AGENT_CONFIG_VALID, [(status.config_valid,)])
 

@@ -65,4 +65,5 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     journal_errors: int
     blocked: BlockedStatus | None
     unreadable_objects: dict[str, int]  # of the API server, by kind
+    marks_removed: dict[str, int]  # how often other clients have removed the agent's marks, by person or program
     config_valid: bool

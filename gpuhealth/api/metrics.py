@@ -65,10 +65,15 @@ CHECK_LAST_SUCCESS = gauge(
 )
 QUARANTINE_BLOCKED = gauge(
     "quarantine_blocked",
-    "1 while the node should be out of service and finds no free slot (limit error: none could be sought)",
+    "1 while the node should be out of service and is not: it finds no free slot (limit error: none could be sought;"
+    " limit marks_removed: another program removes its marks)",
     "budget",
     "limit",
     "code",
+)
+
+MARKS_REMOVED = counter(
+    "marks_removed", "Taints and cordons of the agent that another client has removed, by person or program", "by"
 )
 
 # --- agent: its own process -------------------------------------------------------------------------------------------
@@ -97,6 +102,12 @@ AGENT_METRICS_ERRORS = counter(
 # --- controller: the fleet --------------------------------------------------------------------------------------------
 
 FLEET_NODES = gauge("fleet_nodes", "GPU nodes", "state", "pool")
+UNWATCHED_NODES = gauge(
+    "unwatched_nodes",
+    "Nodes with GPUs and without a working agent: there is no agent, it is silent, or there is no report",
+    "reason",
+    "pool",
+)
 FLEET_GPUS = gauge("fleet_gpus", "GPUs; those of a silent agent are unknown", "verdict", "model")
 FLEET_FINDING = gauge("fleet_finding", "1 for a GPU that differs from all others of its model", "code", "node", "gpu")
 AGENTS_SILENT = gauge("agents_silent", "GPU nodes without a ready agent")

@@ -7,6 +7,7 @@ Each is defined only here, with its writer and its readers. Kinds of objects and
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 GROUP = "gpuhealth.io"
 """API group of our kinds, and prefix of our taints, labels and annotations."""
@@ -77,8 +78,30 @@ POOL_LABEL = f"{GROUP}/pool"
 """Label of a Node: its pool. Set by people, and the first of the default `controller.pool_labels`."""
 AGENT_LABEL = f"{GROUP}/agent"
 """Label of a Node: "true" runs an agent on it even without a label of NVIDIA's. Set by people."""
+GPU_NODE_LABELS: Mapping[str, tuple[str, ...]] = {
+    "nvidia.com/gpu.present": ("true",),  # GPU operator, GPU feature discovery
+    AGENT_LABEL: ("true",),
+    "nvidia.com/gpu": ("true", "present"),  # set by people on many clouds
+    "feature.node.kubernetes.io/pci-10de.present": ("true",),  # node feature discovery: any function of NVIDIA's
+    "feature.node.kubernetes.io/pci-0302_10de.present": ("true",),  # 3D controllers
+    "feature.node.kubernetes.io/pci-0300_10de.present": ("true",),  # display controllers
+    "cloud.google.com/gke-accelerator": (),  # GKE
+    "kubernetes.azure.com/accelerator": ("nvidia",),  # AKS
+    "karpenter.azure.com/sku-gpu-manufacturer": ("nvidia",),
+    "k8s.amazonaws.com/accelerator": (),  # EKS node groups, for the Cluster Autoscaler
+    "eks.amazonaws.com/instance-gpu-manufacturer": ("nvidia",),  # EKS Auto Mode
+    "karpenter.k8s.aws/instance-gpu-manufacturer": ("nvidia",),
+    "doks.digitalocean.com/gpu-brand": ("nvidia",),
+}
+"""Labels of Nodes that have GPUs of NVIDIA's, with the values that say so; without values, any.
+
+Set by the platform; the agents' DaemonSet selects them, and controller and commands expect an agent on such a node.
+"""
 DRIVER_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
-"""Label of a Node: stage of a driver upgrade. Written by the NVIDIA GPU operator; the agent closes NVML in time."""
+"""Label of a Node: stage of a driver upgrade. Written by the NVIDIA GPU operator; the agent closes NVML in time.
+
+`gpuhealth.quarantine.driver_work` has all labels that announce work on the driver.
+"""
 
 # --- annotations of Nodes ---------------------------------------------------------------------------------------------
 
@@ -148,6 +171,28 @@ WINDOW_SLOTS = "window"
 """Set of maxPerWindow: slots are named `<budget>.window.<k>`, and run out after the window."""
 FAULT_SLOTS = "fault"
 """Sets of maxPerFault: slots are named `<budget>.fault.<code>.<k>`, and run out after the window."""
+
+PEOPLE = (
+    "kubectl*",
+    "oc",
+    "k9s",
+    "lens",
+    "openlens",
+    "freelens",
+    "node-fetch",
+    "headlamp*",
+    "mozilla",
+    "dashboard*",
+    "kubernetes-dashboard*",
+    "octant",
+    "aptakube",
+    "gpuhealth",
+)
+"""Field managers of the programs that people use, as patterns: command lines, desktop programs, and web pages.
+
+A client that names no field manager gets the first part of its user agent: Mozilla for a web page, node-fetch for Lens.
+Default of `quarantine.people`.
+"""
 
 # --- who writes -------------------------------------------------------------------------------------------------------
 

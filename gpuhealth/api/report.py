@@ -144,9 +144,9 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     state: Annotated[str, one_of(QuarantineState)] = QuarantineState.NONE
     """
-    blocked: a budget has no free slot, and the node stays in service. awaiting_test: the fault has cleared, and the
-    node stays out until a burn-in has passed. dismissed: a person ended the quarantine. would_quarantine: mode observe
-    marks nothing.
+    blocked: a budget has no free slot, or another program removes the taint, and the node stays in service.
+    awaiting_test: the fault has cleared, and the node stays out until a burn-in has passed. dismissed: a person ended
+    the quarantine. would_quarantine: mode observe marks nothing.
     """
     code: str = ""
     """Code of the finding, or `manual` for a manual request."""
@@ -156,7 +156,8 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     budget: str = ""
     """The QuarantineBudget that has no free slot."""
     limit: str = ""
-    """The limit of that budget that has been reached. maxPerFault means a suspect driver."""
+    """The limit of that budget that has been reached. maxPerFault means a suspect driver. marks_removed: no limit, but
+    another program that removes the taint."""
     reason: str = ""
     slots: tuple[str, ...] = ()
     """The budget slots (Leases) that the node holds."""

@@ -12,6 +12,7 @@ from gpuhealth.cli.logs import log_json
 from gpuhealth.cli.output import CommandError
 
 T = TypeVar("T")
+_LOCK_SECONDS = 5.0  # for an agent that is ending
 
 
 def command(config: options.Config = None) -> None:
@@ -23,6 +24,7 @@ def command(config: options.Config = None) -> None:
     path = config or (Path(environment) if environment else None)
     settings = options.load_settings(path)
     log_json(settings.log_level)
+    _be_the_only_agent(settings.journal.path.parent)
     from gpuhealth.agent.agent import Agent
     from gpuhealth.agent.http_app import serve
     from gpuhealth.monitors.monitor import RestartRequiredError
@@ -31,6 +33,24 @@ def command(config: options.Config = None) -> None:
         run(Agent(settings, path, services=(serve,)).run())
     except RestartRequiredError as reason:
         raise CommandError(str(reason)) from None
+
+
+def _be_the_only_agent(folder: Path) -> None:
+    """Lock the folder of the journal until this process ends. Raises CommandError where another agent has it."""
+    import socket
+
+    import structlog
+
+    from gpuhealth.runtime.single_instance import InstanceLock
+
+    name = f"{socket.gethostname()}, pid {os.getpid()}"
+    try:
+        is_only = InstanceLock(folder).take(name, _LOCK_SECONDS)
+    except OSError as error:  # as for the journal: the agent works without
+        structlog.get_logger().warning("no lock against a second agent", error=str(error))
+        return
+    if not is_only:
+        raise CommandError(f"another agent runs on this node: it has locked {folder}; remove one of the installations")
 
 
 def run(process: Coroutine[Any, Any, T]) -> T:

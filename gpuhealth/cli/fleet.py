@@ -28,7 +28,10 @@ def command(
     kubeconfig: cluster_access.Kubeconfig = None,
     config: options.Config = None,
 ) -> None:
-    """Count GPU nodes, and list those that need attention."""
+    """Count GPU nodes, and list those that need attention.
+
+    The exit code is 3 if a cluster does not answer, or if a node with GPUs has no working agent.
+    """
     import asyncio
 
     import msgspec
@@ -66,5 +69,5 @@ def command(
         typer.echo(f"gpuhealth: {row.unreadable}", err=True)
     for problem in problems:
         typer.echo(f"gpuhealth: {problem}", err=True)
-    if problems:
+    if problems or any(cluster.unwatched for cluster in clusters):
         raise typer.Exit(UNKNOWN)

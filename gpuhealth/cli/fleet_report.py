@@ -10,22 +10,31 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.text import Text
 
-from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL, NodeState
+from gpuhealth.api.names import PREFLIGHT_TAINT, STATE_LABEL, ConditionReason, NodeState
 from gpuhealth.api.report import DrainPhase, Inventory, QuarantineState
 from gpuhealth.cli.output import CommandError, align_columns, print_labelled
 from gpuhealth.cli.wording import STYLE, age, counted
+from gpuhealth.fleet.gpu_nodes import Unwatched, has_gpus
 from gpuhealth.kube.errors import NotFoundError, UnreadableError
 from gpuhealth.kube.kinds import NODES, REPORTS
 from gpuhealth.kube.objects import labels_of, parse_time, read, text_of
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
+from gpuhealth.quarantine.slots.holder import NO_BUDGET
 from gpuhealth.runtime.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gpuhealth.kube.client import Client
+
+
+_UNWATCHED: dict[str, str] = {
+    Unwatched.NO_AGENT: "no agent",
+    Unwatched.AGENT_SILENT: ConditionReason.AGENT_SILENT,
+    Unwatched.NO_REPORT: "no report",
+}
 
 
 class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,17 +48,19 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     worst: str  # code of the worst finding
     quarantine: str  # none, quarantined, blocked, awaiting_test, dismissed, would_quarantine
     budget: str  # that blocks it, or whose slot it holds
+    limit: str  # that has been reached, or what else blocks it
     drain: str  # phase
     remaining: int  # pods still to be drained
     since: datetime | None  # when the quarantine began, or the condition changed
     gpus: tuple[tuple[str, str], ...]  # verdict and model of each
+    unwatched: str = ""  # why no agent watches it: no_agent, agent_silent, no_report; else empty
     unreadable: str = ""  # which of its objects cannot be read, and why; else empty
 
     @property
     def needs_attention(self) -> bool:
         """Whether it is anything but healthy and in service."""
         return (
-            bool(self.unreadable)
+            bool(self.unreadable or self.unwatched)
             or self.condition != "True"
             or bool(self.worst)
             or self.quarantine != QuarantineState.NONE
@@ -63,6 +74,7 @@ class ClusterSummary(msgspec.Struct, frozen=True, kw_only=True):
     context: str
     nodes: int
     gpus: int
+    unwatched: int  # nodes without a working agent
     states: dict[str, int]
     pools: dict[str, dict[str, int]]
     models: dict[str, dict[str, int]]
@@ -79,6 +91,7 @@ class _Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class _Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     state: str = QuarantineState.NONE
     budget: str = ""
+    limit: str = ""
     since: str = ""  # as text: the error for one that is no time quotes it
 
 
@@ -103,14 +116,16 @@ class _Report(msgspec.Struct, frozen=True, kw_only=True):
     worst: str = ""  # empty where all findings are information
     quarantine: str = QuarantineState.NONE
     budget: str = ""
+    limit: str = ""
     since: datetime | None = None
     drain: _Drain = _Drain()
     gpus: tuple[tuple[str, str], ...] = ()
+    owner: str = ""  # uid of the Node that it is about
     unreadable: str = ""  # why it cannot be read
 
 
 async def read_rows(client: Client, pool_labels: Iterable[str]) -> list[NodeRow]:
-    """The GPU nodes, which are those with a report or a mark of gpuhealth. Raises CommandError.
+    """The GPU nodes: those that show GPUs, or have a report or a mark of gpuhealth. Raises CommandError.
 
     Read page by page, so that a large fleet takes little memory.
     """
@@ -141,9 +156,11 @@ def _report(item: dict[str, Any]) -> _Report:
         worst=status.worst if any(finding.severity != Severity.INFO for finding in status.findings) else "",
         quarantine=quarantine.state,
         budget=quarantine.budget,
+        limit=quarantine.limit,
         since=parse_time(quarantine.since) if quarantine.since else None,
         drain=status.drain if status.drain.phase in {DrainPhase.DRAINING, DrainPhase.DRAINED} else _Drain(),
         gpus=tuple((gpu.verdict, gpu.model) for gpu in status.inventory.gpus),
+        owner=next((text_of(owner["uid"]) for owner in item["metadata"].get("ownerReferences") or []), ""),
     )
 
 
@@ -152,7 +169,7 @@ def _readable_row(node: Any, reports: dict[str, _Report], pool_labels: Iterable[
     try:
         return read(NODES.kind, node, lambda node: _row(node, reports.get(node["metadata"]["name"]), pool_labels))
     except UnreadableError as error:
-        empty = {"metadata": {"name": error.name, "labels": labels_of(node) or {}}}
+        empty = {"metadata": {"name": error.name, "uid": "", "labels": labels_of(node) or {}}}
         return _row(empty, _Report(unreadable=str(error)), pool_labels)
 
 
@@ -160,26 +177,41 @@ def _row(node: dict[str, Any], report: _Report | None, pool_labels: Iterable[str
     """The row of a node; None where it is no GPU node. Raises an error of any kind for surprising values."""
     known, healthy = labels(node), condition(node) or {}
     preflight = any(taint["key"] == PREFLIGHT_TAINT for taint in taints(node))
-    if report is None and not (healthy or STATE_LABEL in known or has_taint(node) or preflight):
+    marked = healthy or STATE_LABEL in known or has_taint(node) or preflight
+    if report is None and not (marked or has_gpus(node)):
         return None
+    unwatched, state = _unwatched(node, report), known.get(STATE_LABEL) or NodeState.UNKNOWN
     report = report or _Report()
     changed = healthy.get("lastTransitionTime")
     row = NodeRow(
         node=node["metadata"]["name"],
         pool=next((known[key] for key in pool_labels if key in known), ""),
-        state=known.get(STATE_LABEL) or NodeState.UNKNOWN,
+        state=NodeState.UNKNOWN if unwatched and state == NodeState.HEALTHY else state,
         condition=healthy.get("status", "Unknown"),
         reason=healthy.get("reason", ""),
         worst=report.worst,
         quarantine=report.quarantine,
         budget=report.budget,
+        limit=report.limit,
         drain=report.drain.phase,
         remaining=report.drain.remaining,
         since=report.since or (parse_time(changed) if changed else None),
         gpus=report.gpus,
+        unwatched=unwatched,
         unreadable=report.unreadable,
     )
     return msgspec.convert(msgspec.to_builtins(row), NodeRow)  # raises where a value has another type
+
+
+def _unwatched(node: dict[str, Any], report: _Report | None) -> str:
+    """Why no agent watches the node, as far as Node and report show; empty where one does."""
+    reason = (condition(node) or {}).get("reason")
+    if report is None:
+        return Unwatched.NO_REPORT if reason and reason != ConditionReason.AGENT_SILENT else Unwatched.NO_AGENT
+    if reason == ConditionReason.AGENT_SILENT:
+        return Unwatched.AGENT_SILENT
+    uid = node["metadata"]["uid"]
+    return Unwatched.NO_REPORT if report.owner and uid and report.owner != uid else ""
 
 
 def summarize(context: str, rows: list[NodeRow]) -> ClusterSummary:
@@ -188,13 +220,14 @@ def summarize(context: str, rows: list[NodeRow]) -> ClusterSummary:
     models: dict[str, Counter[str]] = {}
     for row in rows:
         pools.setdefault(row.pool, Counter()).update(nodes=1, needs_attention=row.needs_attention)
+        is_known = row.condition != "Unknown" and not row.unwatched  # else the verdicts are out of date
         for verdict, model in row.gpus:
-            # The verdicts of an agent that no longer responds are out of date.
-            models.setdefault(model, Counter())[verdict if row.condition != "Unknown" else State.UNKNOWN.value] += 1
+            models.setdefault(model, Counter())[verdict if is_known else State.UNKNOWN.value] += 1
     return ClusterSummary(
         context=context,
         nodes=len(rows),
         gpus=sum(len(row.gpus) for row in rows),
+        unwatched=sum(bool(row.unwatched) for row in rows),
         states=dict(Counter(row.state for row in rows)),
         pools={name: dict(counts) for name, counts in sorted(pools.items())},
         models={name: dict(counts) for name, counts in sorted(models.items())},
@@ -209,6 +242,9 @@ def show(out: Console, cluster: ClusterSummary) -> None:
     """Print the counts, and a table of the nodes that need attention."""
     heading = Text.assemble((f"{printable(cluster.context)}  " if cluster.context else "", "bold"))
     out.print(heading.append(f"{counted(cluster.nodes, 'GPU node')}, {counted(cluster.gpus, 'GPU')}"))
+    if cluster.unwatched:
+        text = f"{counted(cluster.unwatched, 'node')} without a working agent"
+        print_labelled(out, "agents", Text(text, style=STYLE["unknown"]))
     if cluster.states:
         print_labelled(out, "state", _counts(cluster.states))
     for label, counts in (("pool", cluster.pools), ("model", cluster.models)):
@@ -242,7 +278,9 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _worst(row: NodeRow) -> str:
-    return "unreadable" if row.unreadable else row.worst or row.reason or "-"
+    if row.unreadable:
+        return "unreadable"
+    return row.worst or _UNWATCHED.get(row.unwatched) or row.reason or "-"
 
 
 def _since(row: NodeRow, now: datetime) -> str:
@@ -254,7 +292,8 @@ def _quarantine(row: NodeRow) -> str:
         case QuarantineState.NONE:
             return "-"
         case QuarantineState.BLOCKED:
-            return f"blocked by {row.budget}" if row.budget else "blocked, no budget"
+            no_budget = "blocked, no budget" if row.limit == NO_BUDGET else "blocked"
+            return f"blocked by {row.budget}" if row.budget else no_budget
         case QuarantineState.WOULD_QUARANTINE:
             return "would quarantine"
     return row.quarantine.replace("_", " ")

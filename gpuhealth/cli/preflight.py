@@ -38,5 +38,5 @@ async def _run(settings: Settings) -> None:
     from gpuhealth.kube.client import Client
 
     cluster = settings.kubernetes
-    async with Client.from_kubeconfig(cluster.kubeconfig, cluster.context) as client:
+    async with Client.from_kubeconfig(cluster.kubeconfig, cluster.context, user_agent="gpuhealth-preflight") as client:
         await Preflight(settings, client).run()

@@ -77,7 +77,9 @@ class Controller:
         self._timing = timing or Timing()
         self._services = services
         self._file = file
-        connect = connect or partial(Client.from_kubeconfig, kubernetes.kubeconfig, kubernetes.context)
+        connect = connect or partial(
+            Client.from_kubeconfig, kubernetes.kubeconfig, kubernetes.context, user_agent=CONTROLLER
+        )
         self._client = connect(observer=self._count_call)
         # No request of a leader takes as long as it may lead without a renewal: half of that, and a third for renewals.
         self._acting = connect(

@@ -42,6 +42,7 @@ from gpuhealth.runtime.supervisor import end, raise_if_cancelled
 log = structlog.get_logger()
 
 _MAX_REST_SECONDS = 3600.0
+_RESUMED_WITHIN = timedelta(hours=2)  # an agent puts a removed taint back within an hour
 _STATE_EVENTS: dict[str, StateEvent] = {
     DrainPhase.DRAINING: StateEvent.DRAIN_STARTED,
     DrainPhase.DRAINED: StateEvent.DRAIN_FINISHED,
@@ -68,6 +69,14 @@ class DrainContext(msgspec.Struct, frozen=True, kw_only=True):
     recorder: EventRecorder
     status: DrainStatus
     clock: Callable[[], datetime]
+
+
+def _deadline_left(drain: Drain, now: datetime) -> datetime | None:
+    """The deadline, still to come, of a drain that was just cancelled, as when another program removed the taint."""
+    deadline, ended = drain.deadline, drain.ended_at
+    if drain.phase != DrainPhase.CANCELLED or deadline is None or ended is None:
+        return None
+    return deadline if deadline > now and now - ended < _RESUMED_WITHIN else None
 
 
 async def write_drain(client: Client, node: str, old: Drain | None, new: Drain) -> None:
@@ -160,6 +169,8 @@ class NodeDrain:
             return
         now = self._now()
         deadline = now + timedelta(seconds=context.settings.drain_deadline)
+        if report.drain.quarantine_since == since:
+            deadline = _deadline_left(report.drain, now) or deadline
         self._drain = Drain(phase=DrainPhase.DRAINING, quarantine_since=since, started_at=now, deadline=deadline)
         await self._save()  # before any pod is evicted
         await change_state(context, self._node, StateEvent.DRAIN_STARTED)

@@ -59,6 +59,7 @@ class ControllerCollector(Collector):
         fleet = self._controller.fleet
         states = [(*key, value) for key, value in fleet.nodes_by_state.items()]
         yield family(names.FLEET_NODES, states)
+        yield family(names.UNWATCHED_NODES, [(*key, value) for key, value in fleet.unwatched_nodes.items()])
         gpus = [(*key, value) for key, value in fleet.gpus_by_verdict.items()]
         yield family(names.FLEET_GPUS, gpus)
 

@@ -19,6 +19,7 @@ import msgspec
 from gpuhealth.api.names import AGENT_PODS, BUDGET_LABEL, BURNIN_PODS, DRAIN, NodeState
 from gpuhealth.api.report import DrainPhase, Quarantine, QuarantineState
 from gpuhealth.fleet import views
+from gpuhealth.fleet.gpu_nodes import Unwatched
 from gpuhealth.fleet.store import ObjectStore
 from gpuhealth.fleet.views import wants_drain
 from gpuhealth.kube.client import Client, Object
@@ -46,6 +47,7 @@ class NodeCounts(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     pool: str
     silent: bool
+    unwatched: str  # an Unwatched; empty while an agent watches it
     gpus: tuple[tuple[str, str], ...]  # verdict and model of each GPU
     blocked: BlockedQuarantine | None = None
     drain: str = ""  # its phase, while a drain is wanted
@@ -65,6 +67,7 @@ class Fleet:
         self.drain_exempt_namespaces = ObjectStore[views.DrainExemptNamespace]()
         self.unreadable: Counter[str] = Counter()  # versions of objects that could not be read, by kind
         self.nodes_by_state: Counter[tuple[str, str]] = Counter()  # by state and pool
+        self.unwatched_nodes: Counter[tuple[str, str]] = Counter()  # by reason and pool
         self.gpus_by_verdict: Counter[tuple[str, str]] = Counter()  # by verdict and model
         self.drains_by_phase: Counter[str] = Counter()  # nodes whose drain is wanted
         self.silent_nodes: dict[str, float] = {}  # without a ready agent, and since when on the monotonic clock
@@ -217,6 +220,8 @@ class Fleet:
 
     def _count(self, counts: NodeCounts, change: int) -> None:
         _add(self.nodes_by_state, (counts.state, counts.pool), change)
+        if counts.unwatched:
+            _add(self.unwatched_nodes, (counts.unwatched, counts.pool), change)
         for gpu in counts.gpus:
             _add(self.gpus_by_verdict, gpu, change)
         if counts.drain:
@@ -227,22 +232,40 @@ class Fleet:
     def _counts_of(self, name: str) -> NodeCounts | None:
         """Return a node's contribution to the counts; None if it is deleted or not a GPU node."""
         node, report = self.nodes.items.get(name), self.reports.items.get(name)
-        if node is None or not (report or name in self._agents or node.state or node.tainted or node.preflight):
+        if node is None or not (self._is_known(name) or node.has_gpus):
             return None
         silent = not node.ready or name not in self._ready_agents
-        report = report or views.ReportView(key=name)
+        unwatched = self._unwatched(node, report, silent=silent)
+        report = report or views.ReportView(key=name, gpus=((State.UNKNOWN, ""),) * node.gpus)
         # Verdicts of an agent that is no longer ready may be out of date.
-        known = report.readable and not silent
+        known = report.readable and not unwatched
         gpus = report.gpus if known else tuple((State.UNKNOWN, model) for _, model in report.gpus)
+        state = NodeState.UNKNOWN if unwatched and node.state == NodeState.HEALTHY else node.state
         drain = (report.drain.phase or "pending") if self._drains and wants_drain(node, report) else ""
         return NodeCounts(
-            state=node.state or NodeState.UNKNOWN,
+            state=state or NodeState.UNKNOWN,
             pool=self.pool(node),
             silent=silent,
+            unwatched=unwatched,
             gpus=gpus,
             blocked=_blocked(report.quarantine),
             drain=drain,
         )
+
+    def _is_known(self, name: str) -> bool:
+        """Whether an agent, a report or a mark of ours shows that the node has GPUs."""
+        node = self.nodes.items[name]
+        return name in self.reports.items or name in self._agents or bool(node.state) or node.tainted or node.preflight
+
+    def _unwatched(self, node: views.NodeView, report: views.ReportView | None, *, silent: bool) -> str:
+        """Return why no agent watches the node; empty where one does."""
+        if node.key not in self._agents:
+            return Unwatched.NO_AGENT
+        if silent:
+            return Unwatched.AGENT_SILENT
+        if report is None or (report.owner and node.uid and report.owner != node.uid):
+            return Unwatched.NO_REPORT
+        return ""
 
     def pool(self, node: views.NodeView) -> str:
         """Return the node's pool: the value of the first pool label that it has."""

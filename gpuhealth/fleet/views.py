@@ -27,6 +27,7 @@ from gpuhealth.api.names import (
 )
 from gpuhealth.api.report import Drain, Inventory, Quarantine
 from gpuhealth.fleet.comparison import GpuResult
+from gpuhealth.fleet.gpu_nodes import has_gpus
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.objects import labels_of, text_of
@@ -62,6 +63,8 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     condition_reason: str = ""  # of the condition GPUHealthy
     cordoned: bool = False  # by any client
     gpus: int = 0  # whole GPUs that the device plugin offers
+    has_gpus: bool = False  # as far as device plugin, labels or taints show
+    uid: str = ""
     fleet_findings: str = ""  # the annotation of that name
     preflight: bool = False
     overridden: bool = False  # by a person's annotation
@@ -83,6 +86,7 @@ class ReportView(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool = False  # by its verdict
     tested_at: datetime | None = None  # oldest burn-in among the GPUs; None where one GPU was never tested
     results: tuple[GpuResult, ...] = ()
+    owner: str = ""  # uid of the Node that it is about
     readable: bool = True  # if not, the other fields are those last read
 
 
@@ -204,6 +208,8 @@ def node_view(item: Object) -> NodeView:
         preflight=PREFLIGHT_TAINT in keys or labels.get(STATE_LABEL) == NodeState.PREFLIGHT,
         overridden=override(item) is not None,
         fleet_findings=text_of(annotations_of(item).get(FLEET_FINDINGS)),
+        has_gpus=has_gpus(item),
+        uid=text_of(metadata["uid"]),
         gpus=_count((item.get("status", {}).get("allocatable") or {}).get(GPU_RESOURCE, 0)),
     )
 
@@ -257,6 +263,7 @@ def report_view(item: Object) -> ReportView:
             time.astimezone(UTC)  # raises OverflowError at the ends of the calendar
     return ReportView(
         key=name_of(item),
+        owner=next((text_of(owner["uid"]) for owner in item["metadata"].get("ownerReferences") or []), ""),
         gpus=tuple((sys.intern(gpu.verdict), sys.intern(gpu.model)) for gpu in status.inventory.gpus),
         quarantine=msgspec.structs.replace(quarantine, reason="", slots=()),  # which only people read
         drain=drain,

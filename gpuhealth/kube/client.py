@@ -100,6 +100,7 @@ class Client:
         attempts: int = 5,
         connections: int = 0,
         at_once: int = 0,
+        user_agent: str = "gpuhealth",
         leading: Callable[[], bool] | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -107,7 +108,8 @@ class Client:
 
         `at_once`: how many requests may wait for their responses at a time, 0 for no limit; a watch that the server has
         accepted does not count. The time limit starts when a request is sent. `leading` is called right before that:
-        if it returns False, NotLeadingError is raised and nothing is sent.
+        if it returns False, NotLeadingError is raised and nothing is sent. The API server also records `user_agent` as
+        the manager of the fields that the client changes.
         """
         self.timeout = timeout
         self.attempts = attempts
@@ -116,7 +118,7 @@ class Client:
         self._observer = observer
         self._leading = leading
         self._permits = asyncio.Semaphore(at_once) if at_once else nullcontext()
-        self._connection = Connection(configure, connections)
+        self._connection = Connection(configure, connections, user_agent)
         self._server_date: tuple[str, float] | None = None  # Date of a response, and when it came (monotonic)
 
     @classmethod

@@ -65,10 +65,13 @@ def _kubeconfig(given: Path | None) -> str:
 class Connection:
     """The sockets to the API server for one identity. The first request opens them."""
 
-    def __init__(self, configure: Callable[[], Awaitable[Any]], connections: int = 0) -> None:
+    def __init__(
+        self, configure: Callable[[], Awaitable[Any]], connections: int = 0, user_agent: str = "gpuhealth"
+    ) -> None:
         """`connections`: how many at once; 0: no limit, since every watch needs one of its own."""
         self.generation = 0  # how often the credentials were read again
         self._connections = connections
+        self._user_agent = user_agent
         self._configure = configure
         self._api: Any = None
         self._sockets: WeakSet[socket.socket] = WeakSet()
@@ -122,7 +125,7 @@ class Connection:
                 configured.client_session_kwargs = {"trust_env": proxied}
                 self._api = _library.api_client(configured)
                 self._api.rest_client._create_connector = lambda: _connector(self._api.rest_client, self._sockets)  # noqa: SLF001
-                self._api.user_agent = f"gpuhealth/{__version__}"
+                self._api.user_agent = f"{self._user_agent}/{__version__}"
             return self._api
 
     async def read_credentials_again(self, generation: int) -> None:

@@ -10,4 +10,5 @@ MONITORS = (
     "kernel_log",
     "burnin_results",
     "fleet_findings",
+    "own_process",
 )

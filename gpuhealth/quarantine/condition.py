@@ -22,6 +22,8 @@ MESSAGE_LIMIT = 32_768
 metav1.Condition."""
 REFRESH = timedelta(minutes=1)
 """How often a text is written again that differs in its numbers alone: a temperature in it costs no write a round."""
+STAYS_IN_SERVICE = "; stays in service: "
+"""Precedes, in the message, why a node that should be out of service is not."""
 _STATUS = {State.UNHEALTHY: "False", State.UNKNOWN: "Unknown"}
 
 
@@ -87,12 +89,18 @@ def _one_line(findings: list[Finding]) -> str:
 
 
 def is_due(node: Object, wanted: Summary, now: datetime) -> bool:
-    """Whether the condition has to be written; another message alone is written at most once in REFRESH."""
+    """Whether the condition has to be written; another message alone is written at most once in REFRESH.
+
+    Whether the node stays in service is written at once.
+    """
     current = condition(node) or {}
     if (current.get("status"), current.get("reason")) != (wanted.status, wanted.reason):
         return True
-    if current.get("message") == wanted.message:
+    message = str(current.get("message"))
+    if message == wanted.message:
         return False
+    if (STAYS_IN_SERVICE in message) != (STAYS_IN_SERVICE in wanted.message):
+        return True
     try:
         heartbeat = parse_time(current.get("lastHeartbeatTime"))
     except ValueError:  # none, or one that the API server takes and Python does not

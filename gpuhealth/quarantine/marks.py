@@ -2,14 +2,16 @@
 
 We remove only what we added. A taint of our key and a cordon are ours if the annotation `gpuhealth.io/quarantine`
 records them, which is written in the same request as they are; without it they belong to someone else and stay. If the
-record is there, but the taint is gone or the node uncordoned, a person has ended the quarantine: its codes go to the
-annotation `gpuhealth.io/dismissed` and do not quarantine again until their findings have cleared.
+record is there, but the taint is gone or the node uncordoned, another client has removed them. A person has thereby
+ended the quarantine: its codes go to the annotation `gpuhealth.io/dismissed` and do not quarantine again until their
+findings have cleared. What a program has removed is put back (`removed_marks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
@@ -17,12 +19,11 @@ import msgspec
 from gpuhealth.api.names import (
     CONDITION,
     DISMISSED,
-    DRIVER_UPGRADE_STATE,
     MANUAL,
     OUT_OF_SERVICE,
     OVERRIDE,
+    PEOPLE,
     QUARANTINE,
-    RELEASE_GPUS,
     RESTORED,
     TAINT,
     Override,
@@ -33,14 +34,7 @@ from gpuhealth.model.time import ZonedTime
 
 Object = dict[str, Any]
 
-RELEASE_REQUESTS = ("annotation", "driver_upgrade")
-"""Reasons for which a Node may request a release of the driver."""
 _REASON_LIMIT = 1024  # characters
-# NVIDIA's upgrade controller (github.com/NVIDIA/k8s-operator-libs, pkg/upgrade/consts.go and common_manager.go) goes
-# from cordon-required and wait-for-jobs-required, which may last for as long as jobs do, through the first two of
-# these, in which what uses the GPUs is moved away, to the restart of the driver's pod, which unloads the kernel module
-# and fails while any process holds it. In validation-required the new driver runs; upgrade-failed must stay visible.
-_DRIVER_UNLOADS = {"pod-deletion-required", "drain-required", "post-maintenance-required", "pod-restart-required"}
 _YEARS = (1970, 9990)  # in which times can be calculated with, in any time zone
 
 
@@ -129,15 +123,6 @@ def restored(annotations: Mapping[str, str]) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def release_requests(node: Object) -> tuple[str, ...]:
-    """Those of RELEASE_REQUESTS that the Node has now."""
-    requested = {
-        "annotation": annotations_of(node).get(RELEASE_GPUS) == "true",
-        "driver_upgrade": labels(node).get(DRIVER_UPGRADE_STATE) in _DRIVER_UNLOADS,
-    }
-    return tuple(reason for reason in RELEASE_REQUESTS if requested[reason])
-
-
 # --- our quarantine ---------------------------------------------------------------------------------------------------
 
 
@@ -161,11 +146,11 @@ def unreadable_record(node: Object) -> str:
 
 
 def is_out(node: Object) -> bool:
-    """Whether the node is out of service by our action, and no person has ended that."""
-    return record(node) is not None and not ended_manually(node)
+    """Whether the node is out of service by our action: our taint is on it, which comes in every mode."""
+    return record(node) is not None and has_taint(node)
 
 
-def ended_manually(node: Object) -> bool:
+def marks_removed(node: Object) -> bool:
     """Whether another client removed our taint or uncordoned a node that we had cordoned."""
     ours = record(node)
     if ours is None:
@@ -173,15 +158,49 @@ def ended_manually(node: Object) -> bool:
     return not has_taint(node) or (ours.cordoned and not unschedulable(node))
 
 
+def removers(node: Object) -> tuple[str, ...]:
+    """The field managers of the clients that removed our marks; empty where the Node does not show them.
+
+    spec.taints is one atomic list, so its owners are those who wrote it as it is now. A list that is empty and a node
+    that is not cordoned have no owners.
+    """
+    field = "f:unschedulable" if has_taint(node) else "f:taints"
+    return tuple(sorted({entry["manager"] for entry in _managed_fields(node) if field in entry["fieldsV1"]["f:spec"]}))
+
+
+def _managed_fields(node: Object) -> list[Object]:
+    """The entries of metadata.managedFields about the Node's spec that can be read."""
+    entries = node["metadata"].get("managedFields")
+    return [
+        entry
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict)
+        and isinstance(entry.get("manager"), str)
+        and isinstance(entry.get("fieldsV1"), dict)
+        and isinstance(entry["fieldsV1"].get("f:spec"), dict)
+    ]
+
+
+def ended_by_person(node: Object, people: Iterable[str]) -> bool:
+    """Whether people, known by these patterns of field managers, removed our marks; case is ignored.
+
+    A client that left no trace is taken for a program, unless a pattern matches the empty text.
+    """
+    patterns = [pattern.lower() for pattern in people]
+    return marks_removed(node) and all(
+        any(fnmatchcase(manager.lower(), pattern) for pattern in patterns) for manager in removers(node) or ("",)
+    )
+
+
 def dismissed_codes(node: Object) -> tuple[str, ...]:
     """The codes whose quarantine a person has ended."""
     return tuple(code for code in annotations_of(node).get(DISMISSED, "").split(",") if code)
 
 
-def causes(node: Object) -> tuple[Cause, ...]:
+def causes(node: Object, people: Iterable[str] = PEOPLE) -> tuple[Cause, ...]:
     """The findings for which the node is out of service, by its record; none once a person has ended that."""
     ours = record(node)
-    if ours is None or ended_manually(node) or override(node) is not None:
+    if ours is None or ended_by_person(node, people) or override(node) is not None:
         return ()
     single = () if ours.code == MANUAL else (Cause(ours.code, ours.since),)
     return tuple(cause for cause in ours.causes or single if cause.code not in dismissed_codes(node))

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
-from gpuhealth.api.names import Override
+from gpuhealth.api.names import PEOPLE, Override
 from gpuhealth.kube.client import Client, Object, object_of
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.watching import WatchChanged, WatchInterrupted, WatchListed, WatchResumed, WatchUnreadable, watch
 from gpuhealth.model.causes import Cause
 from gpuhealth.quarantine import marks
+from gpuhealth.quarantine.driver_work import release_requests
 from gpuhealth.quarantine.marks import QuarantineRecord
 
 
 class OwnNode:
     """The Node of this machine. One task follows it; any may read it."""
 
-    def __init__(self, client: Client, name: str, on_change: Callable[[], None] = lambda: None) -> None:
-        """`on_change` is called after every event of the watch."""
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        on_change: Callable[[], None] = lambda: None,
+        *,
+        people: Sequence[str] = PEOPLE,
+        release_labels: Sequence[str] = (),
+    ) -> None:
+        """`on_change` is called after every event of the watch. `people`: patterns of their field managers;
+        `release_labels`: patterns of further labels, as KEY=VALUE, that request a release of the driver."""
         self.name = name
+        self.people = people
+        self._release_labels = release_labels
         self.asked = False  # whether the API server has been queried, with or without success
         self.following = False  # whether `latest` is as new as a watch can make it
         self.latest: Object | None = None
@@ -117,12 +129,12 @@ class OwnNode:
     @property
     def causes(self) -> tuple[Cause, ...]:
         """The findings for which it is out of service, by its record."""
-        return marks.causes(self.latest) if self.latest else ()
+        return marks.causes(self.latest, self.people) if self.latest else ()
 
     @property
     def release_requests(self) -> tuple[str, ...] | None:
         """The reasons for which the driver should be released; None while the Node has not been seen."""
-        return marks.release_requests(self.latest) if self.latest else None
+        return release_requests(self.latest, self._release_labels) if self.latest else None
 
     def _listed(self, nodes: list[Object]) -> None:
         if nodes:

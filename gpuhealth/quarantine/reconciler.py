@@ -10,10 +10,12 @@ from datetime import datetime
 import msgspec
 import structlog
 
+from gpuhealth.api.names import AGENT
 from gpuhealth.kube.client import Client, Observer, retry_delay
 from gpuhealth.kube.errors import ApiError, NoConfigurationError
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.removed_marks import Remover
 from gpuhealth.quarantine.report import Facts
 from gpuhealth.quarantine.slots.holder import Blocked
 from gpuhealth.quarantine.target import Desired
@@ -28,6 +30,8 @@ class QuarantineStatus(msgspec.Struct, frozen=True):
 
     blocked: Blocked | None = None  # why the node stays in service although it should be out
     unreadable: dict[str, int] = {}  # objects of the API server that could not be read, by kind
+    # How often other clients have removed our marks, by who that was.
+    marks_removed: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(map(str, Remover), 0))
 
 
 class NodeReconciler:
@@ -64,7 +68,8 @@ class NodeReconciler:
         """The state of the reconciliation, as of now."""
         if self._client is None or self._writer is None:
             return QuarantineStatus()
-        return QuarantineStatus(self._writer.blocked, dict(self._client.unreadable.counts))
+        unreadable = dict(self._client.unreadable.counts)
+        return QuarantineStatus(self._writer.blocked, unreadable, self._writer.marks_removed)
 
     @property
     def is_settled(self) -> bool:
@@ -78,7 +83,8 @@ class NodeReconciler:
     async def run(self, settings: Settings) -> None:
         """Reconcile until cancelled. Without a cluster configuration, which is logged once, only wait."""
         where = settings.kubernetes
-        async with Client.from_kubeconfig(where.kubeconfig, where.context, observer=self._observer) as client:
+        options = {"observer": self._observer, "user_agent": AGENT}
+        async with Client.from_kubeconfig(where.kubeconfig, where.context, **options) as client:
             try:
                 await self.run_with(client, settings)
             except NoConfigurationError as error:
@@ -87,7 +93,13 @@ class NodeReconciler:
 
     async def run_with(self, client: Client, settings: Settings) -> None:
         """Reconcile through a given client until cancelled. Raises NoConfigurationError."""
-        node = OwnNode(client, settings.node_name, on_change=self._triggered.set)
+        node = OwnNode(
+            client,
+            settings.node_name,
+            on_change=self._triggered.set,
+            people=settings.quarantine.people,
+            release_labels=settings.driver_release.labels,
+        )
         writer = NodeWriter(client, settings, node, on_action=self._on_action, now=self._now)
         self._client, self._writer, self.node = client, writer, node
         following = asyncio.create_task(node.follow())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from gpuhealth.api.names import (
     DISMISSED,
     MANUAL,
     PENDING,
+    PEOPLE,
     QUARANTINE,
     STATE_LABEL,
     TAINT,
@@ -27,9 +29,8 @@ from gpuhealth.quarantine.marks import (
     Object,
     QuarantineRecord,
     dismissed_codes,
-    ended_manually,
+    ended_by_person,
     has_taint,
-    is_out,
     labels,
     out_of_service,
     override,
@@ -61,6 +62,7 @@ class NodeMarks(msgspec.Struct, frozen=True, kw_only=True):
     dismissed: tuple[str, ...] = ()  # codes whose quarantine a person has ended
     preflight: str | None = None  # key of a taint that should be there until the tests have passed
     causes: tuple[Cause, ...] = ()
+    keeps_record: bool = False  # without taint and cordon: another client has removed them, and they will be put back
 
 
 class Action(NamedTuple):
@@ -88,13 +90,15 @@ def requested_codes(node: Object, desired: Desired) -> tuple[str, ...]:
     return (MANUAL, *desired.quarantine) if out_of_service(node) else desired.quarantine
 
 
-def quarantine_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def quarantine_codes(
+    node: Object, desired: Desired, people: Sequence[str] = PEOPLE
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The codes that may quarantine the node, and those whose quarantine a person has ended.
 
     A dismissal ends with its finding. A verdict of unknown ends none: a missing finding is no evidence then.
     """
     dismissed, codes = set(dismissed_codes(node)), requested_codes(node, desired)
-    if ended_manually(node):
+    if ended_by_person(node, people):
         ours = record(node)
         dismissed |= {*codes, *([ours.code] if ours else [])}
     elif desired.verdict.verdict is not State.UNKNOWN:
@@ -103,27 +107,31 @@ def quarantine_codes(node: Object, desired: Desired) -> tuple[tuple[str, ...], t
     return tuple(code for code in codes if code not in dismissed), tuple(sorted(dismissed))
 
 
-def is_admitted(node: Object, desired: Desired) -> bool:
-    """Whether the node is out by our action already, and needs no new slots to stay out.
+def is_admitted(node: Object, desired: Desired, people: Sequence[str] = PEOPLE) -> bool:
+    """Whether the node went out by our action, and needs no new slots to stay out or to have its marks put back.
 
     A node that was out by a manual request which is over needs slots for what else keeps it out.
     """
     ours = record(node)
-    over = ours is not None and ours.code == MANUAL and MANUAL not in quarantine_codes(node, desired)[0]
-    return is_out(node) and not over
+    if ours is None or ended_by_person(node, people):
+        return False
+    return ours.code != MANUAL or MANUAL in quarantine_codes(node, desired, people)[0]
 
 
-def target_marks(node: Object, desired: Desired, *, cordon: bool, preflight_taint: str) -> NodeMarks:
+def target_marks(
+    node: Object, desired: Desired, *, cordon: bool, preflight_taint: str, people: Sequence[str] = PEOPLE
+) -> NodeMarks:
     """The marks that the Node should carry if every budget had a slot for it.
 
-    `cordon`: whether a quarantined node is cordoned, too; `preflight_taint`: the key of that taint.
+    `cordon`: whether a quarantined node is cordoned, too; `preflight_taint`: the key of that taint; `people`: patterns
+    of the field managers of people.
     """
     person, ours = override(node), record(node)
-    codes, dismissed = quarantine_codes(node, desired)
+    codes, dismissed = quarantine_codes(node, desired, people)
     is_unknown = desired.verdict.verdict is State.UNKNOWN
     if person is Override.HEALTHY or (ours is None and has_taint(node)):  # the latter: out, but not by our action
         codes = ()
-    elif ours is not None and is_admitted(node, desired) and not codes and is_unknown:
+    elif ours is not None and is_admitted(node, desired, people) and not codes and is_unknown:
         codes = (ours.code,)  # without measurements nothing shows that the fault is gone
     taint = codes[0] if codes else None
     keeps_causes = ours is not None and not desired.quarantine and is_unknown
@@ -141,6 +149,12 @@ def target_marks(node: Object, desired: Desired, *, cordon: bool, preflight_tain
 def marks_in_service(node: Object, target: NodeMarks, desired: Desired, *, preflight_taint: str) -> NodeMarks:
     """The marks of a node that stays in service because a budget blocks its quarantine."""
     return _with_state(node, msgspec.structs.replace(target, taint=None, cordon=False), desired, preflight_taint)
+
+
+def marks_kept_off(node: Object, target: NodeMarks, desired: Desired, *, preflight_taint: str) -> NodeMarks:
+    """The marks of a node while those that a program has removed are not put back yet: its record stays."""
+    kept = target if has_taint(node) else marks_in_service(node, target, desired, preflight_taint=preflight_taint)
+    return msgspec.structs.replace(kept, taint=None, cordon=False, keeps_record=True)
 
 
 def _with_state(node: Object, marks: NodeMarks, desired: Desired, preflight_taint: str) -> NodeMarks:
@@ -170,7 +184,7 @@ def node_change(node: Object, marks: NodeMarks, now: datetime) -> NodeChange:
     ours = record(node)
     spec, actions, cordoned = _spec_change(node, marks, ours)
     metadata: Object = {}
-    new_record = None
+    new_record = ours if marks.keeps_record else None
     if marks.taint is not None and (ours is not None or not has_taint(node)):
         since = ours.since if ours else now.replace(microsecond=0)
         new_record = QuarantineRecord(marks.taint, since, cordoned, marks.causes)
@@ -207,7 +221,7 @@ def _spec_change(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) 
     if marks.cordon and not unschedulable(node):
         spec["unschedulable"] = cordoned = True
         actions.append(Action("cordon", name, marks.taint or ""))
-    elif cordoned and not marks.cordon:
+    elif cordoned and not marks.cordon and not marks.keeps_record:
         cordoned = False
         if unschedulable(node):
             spec["unschedulable"] = None
@@ -219,7 +233,7 @@ def _new_taints(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) -
     """The complete new list, or None if it does not change. A taint of our key added by another client stays."""
     others = [taint for taint in taints(node) if taint["key"] != TAINT]
     present = [taint for taint in taints(node) if taint["key"] == TAINT]
-    if present and ours is None:
+    if (present and ours is None) or marks.keeps_record:
         return None
     wanted = [] if marks.taint is None else [{"key": TAINT, "value": _value(marks.taint), "effect": "NoSchedule"}]
     return None if present == wanted else others + wanted

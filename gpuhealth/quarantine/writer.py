@@ -27,21 +27,24 @@ from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.model.out_of_service import BURNIN_REQUIRED
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, condition_patch, is_due
+from gpuhealth.quarantine.condition import MESSAGE_LIMIT, STAYS_IN_SERVICE, Summary, condition_patch, is_due
 from gpuhealth.quarantine.marks import (
     annotations_of,
     condition,
     dismissed_codes,
-    ended_manually,
+    ended_by_person,
     has_taint,
     is_out,
     labels,
+    marks_removed,
     out_of_service,
     override,
     record,
     unreadable_record,
 )
+from gpuhealth.quarantine.other_writer import OtherWriter
 from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.removed_marks import RemovedMarks, Remover
 from gpuhealth.quarantine.report import Facts, Report, status_of
 from gpuhealth.quarantine.slots.holder import Blocked, SlotHolder
 from gpuhealth.quarantine.slots.manager import SlotManager
@@ -52,6 +55,7 @@ from gpuhealth.quarantine.target import (
     NodeMarks,
     is_admitted,
     marks_in_service,
+    marks_kept_off,
     node_change,
     requested_codes,
     target_marks,
@@ -81,7 +85,8 @@ class PendingPatch(msgspec.Struct, frozen=True):
 
     change: NodeChange
     marks: NodeMarks
-    ended_manually: bool
+    dismisses: bool  # a person has removed our marks
+    puts_back: bool  # a program has removed them
 
 
 class NodeWriter:
@@ -102,6 +107,7 @@ class NodeWriter:
         self._client = client
         self._mode = settings.mode
         self._preflight_taint = settings.preflight.taint
+        self._people = settings.quarantine.people
         self._dry_run = dry_run
         self._on_action = on_action
         self._now = now
@@ -109,6 +115,8 @@ class NodeWriter:
         self._events = EventRecorder(client, AGENT, node.name, host=node.name, now=now)
         holder = SlotHolder(client, settings.kubernetes.namespace, node.name)
         self._slots = SlotManager(holder, self._record, self._queue_event)
+        self._removed = RemovedMarks(settings.quarantine, node.name, warn=self._queue_event, now=now)
+        self._other_writer = OtherWriter(self._queue_event)
         self._report = Report(client, node.name)
         self._actions: list[AppliedAction] = []  # of this pass
         self._status_due_at = 0.0  # by the event loop's clock
@@ -121,7 +129,12 @@ class NodeWriter:
     @property
     def blocked(self) -> Blocked | None:
         """Why our node stays in service although it should be out."""
-        return self._slots.blocked
+        return self._removed.blocked or self._slots.blocked
+
+    @property
+    def marks_removed(self) -> dict[str, int]:
+        """How often another client has removed our marks, by who that was."""
+        return {str(remover): count for remover, count in self._removed.counts.items()}
 
     @property
     def is_settled(self) -> bool:
@@ -132,7 +145,7 @@ class NodeWriter:
     def retry_in(self) -> float | None:
         """Seconds until apply() has something to do again, for the status or for slots; None if nothing is due."""
         due = [self._status_due_at] if self._status_pending else []
-        due += [] if self._slots.due_at is None else [self._slots.due_at]
+        due += [at for at in (self._slots.due_at, self._removed.due_at) if at is not None]
         return max(0.0, min(due) - asyncio.get_running_loop().time()) if due else None
 
     # --- a pass -------------------------------------------------------------------------------------------------------
@@ -161,10 +174,10 @@ class NodeWriter:
     async def _apply(self, node: Object, desired: Desired, facts: Facts, *, defer_status: bool) -> None:
         self._status_pending = False
         if override(node) is Override.UNMANAGED:
-            self._slots.suspend()
+            self._suspend()
             await self._write_report(node, desired, facts)
         elif self._dry_run or self._mode == "observe":
-            self._slots.suspend()
+            self._suspend()
             self._observe(node, desired)
             if not self._dry_run:
                 await self._write_report(node, desired, facts)
@@ -181,6 +194,11 @@ class NodeWriter:
             if not self._status_pending:
                 await self._write_status(node, target)
                 await self._write_report(node, desired, facts)
+
+    def _suspend(self) -> None:
+        """Nothing of the Node is changed: neither slots nor marks are due."""
+        self._slots.suspend()
+        self._removed.none_missing()
 
     def _record(self, kind: str, target: str, detail: str) -> None:
         """Report an action that was done: the one way in which actions leave the writer."""
@@ -207,7 +225,13 @@ class NodeWriter:
     # --- taint, cordon and label --------------------------------------------------------------------------------------
 
     def _target(self, node: Object, desired: Desired) -> NodeMarks:
-        return target_marks(node, desired, cordon=self._mode == "cordon", preflight_taint=self._preflight_taint)
+        return target_marks(
+            node,
+            desired,
+            cordon=self._mode == "cordon",
+            preflight_taint=self._preflight_taint,
+            people=self._people,
+        )
 
     async def _mark(self, node: Object, desired: Desired) -> tuple[Object, NodeMarks]:
         """Write the missing marks; after a conflict read the Node again and start over.
@@ -231,8 +255,11 @@ class NodeWriter:
         if target.taint is None:
             self._check_record(node)
             self._slots.set_in_service()
-        elif is_admitted(node, desired):
+            self._removed.none_missing()
+        elif is_admitted(node, desired, self._people):
             await self._slots.check(labels(node))
+            if not self._removed.may_put_back(node, target.taint):
+                return marks_kept_off(node, target, desired, preflight_taint=self._preflight_taint)
         elif not await self._slots.request(labels(node), target.taint):
             return marks_in_service(node, target, desired, preflight_taint=self._preflight_taint)
         return target
@@ -249,7 +276,9 @@ class NodeWriter:
     async def _write(self, node: Object, marks: NodeMarks) -> Object:
         change = node_change(node, marks, self._now())
         if change.body is not None:
-            self._pending = PendingPatch(change, marks, ended_manually(node))
+            dismisses = ended_by_person(node, self._people)
+            puts_back = marks_removed(node) and marks.taint is not None and not dismisses
+            self._pending = PendingPatch(change, marks, dismisses, puts_back)
             new = change.body["metadata"].get("annotations") or {}
             self._written_record = new.get(QUARANTINE) or self._written_record
             node = await self._client.patch(NODES, self.node.name, change.body)
@@ -265,11 +294,14 @@ class NodeWriter:
         for action in sent.change.actions:
             self._record(*action)
         kinds = {action.kind for action in sent.change.actions}
+        if sent.puts_back:
+            self._removed.was_put_back()
         if "preflight" in kinds:
             self._queue_event("Preflight", "rebooted: to be tested before work may come", warning=False)
         if "taint" in kinds:
             self._queue_event("Quarantined", f"taken out of service: {sent.marks.condition.message}")
-        elif sent.ended_manually:
+        elif sent.dismisses:
+            self._removed.counts[Remover.PERSON] += 1
             codes = ", ".join(sent.marks.dismissed)
             text = f"ended manually; not again for {codes} until it has cleared"
             self._queue_event("QuarantineEnded", text, warning=False)
@@ -297,12 +329,14 @@ class NodeWriter:
     async def _write_status(self, node: Object, target: NodeMarks) -> None:
         """Write condition and Events; they show the findings, regardless of budgets."""
         wanted = target.condition
+        self._other_writer.see(condition(node), self._now())
         if self.blocked is not None:
-            message = f"{wanted.message}; stays in service: {self.blocked.reason}"[:MESSAGE_LIMIT]
+            message = f"{wanted.message}{STAYS_IN_SERVICE}{self.blocked.reason}"[:MESSAGE_LIMIT]
             wanted = Summary(wanted.status, wanted.reason, message)
         if is_due(node, wanted, self._now()):
             before = (condition(node) or {}).get("status", "True")
             patch = condition_patch(node, wanted, self._now())
+            self._other_writer.sending(patch["status"]["conditions"][0])
             node = await self._client.patch(
                 NODES, self.node.name, patch, content_type=STRATEGIC_MERGE_PATCH, subresource="status"
             )

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from gpuhealth.api.names import CONTROLLER_LEASE, NAMESPACE, POOL_LABEL, PREFLIGHT_TAINT
+from gpuhealth.api.names import CONTROLLER_LEASE, NAMESPACE, PEOPLE, POOL_LABEL, PREFLIGHT_TAINT
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.policy import FindingPolicy
 
@@ -205,6 +205,9 @@ class Quarantine(Section):
     """Taking nodes out of service."""
 
     test_before_return: bool = False  # once the finding has cleared, a burn-in must pass before the node returns
+    people: tuple[str, ...] = PEOPLE  # patterns of field managers; "" is a client that left no trace on the Node
+    put_back_after: Duration = 30.0  # before a mark is put back that a program has removed; seconds
+    put_back_per_hour: int = Field(default=6, ge=1, le=LARGEST)  # how often at most; then it stays off for a while
 
 
 class FindingSettings(Section):

@@ -57,6 +57,7 @@ PROMISED = {
     "gpuhealth_nvlink_up": {"gpu", "link"},
     "gpuhealth_xid_errors_total": {"xid", "gpu"},
     "gpuhealth_kernel_events_total": {"kind"},
+    "gpuhealth_marks_removed_total": {"by"},
     "gpuhealth_agent_judge_seconds": {"monitor"},
     "gpuhealth_check_last_success_timestamp_seconds": {"check"},
     "gpuhealth_not_checked": {"check", "reason"},
@@ -287,13 +288,14 @@ def test_a_held_quarantine_names_its_budget(make_agent: Callable[[], Agent]) -> 
     """A node that ought to be out and may not says which limit of which budget has no place, and for what."""
     agent = make_agent()
     blocked = Blocked("xid.79", "pool-a", Limit.PER_FAULT, "as many are out")
-    agent.reconciler._writer = SimpleNamespace(blocked=blocked)  # type: ignore[assignment]
+    agent.reconciler._writer = SimpleNamespace(blocked=blocked, marks_removed={"person": 1, "program": 0})  # type: ignore[assignment]
     agent.reconciler._client = SimpleNamespace(unreadable=SimpleNamespace(counts={"Lease": 2}))  # type: ignore[assignment]
     agent.counts.api_calls["PATCH", 0] += 2
     samples = parsed(Exposition(agent, 10.0).text().decode())
     labels = (("budget", "pool-a"), ("code", "xid.79"), ("limit", "maxPerFault"))
     assert samples["gpuhealth_quarantine_blocked"] == {labels: 1}
     assert samples["gpuhealth_kube_requests_total"] == {(("method", "PATCH"), ("status", "0")): 2}
+    assert samples["gpuhealth_marks_removed_total"] == {(("by", "person"),): 1, (("by", "program"),): 0}
 
 
 def test_labels_are_escaped(make_agent: Callable[[], Agent]) -> None:

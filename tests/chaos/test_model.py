@@ -27,6 +27,7 @@ from gpuhealth.quarantine.marks import Object, dismissed_codes, has_taint, recor
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Quarantine
 
 CODES = st.sampled_from(["ecc.uncorrectable", "gpu.lost", "xid.79"])
 FAULTS = st.sampled_from([409, 429, 500, 401, "reset", "lost"])
@@ -35,6 +36,7 @@ THEIRS = [
     {"key": "theirs", "value": "x", "effect": "NoExecute"},
     {"key": TAINT, "value": "by-hand", "effect": "NoSchedule"},
 ]
+QUARANTINE = Quarantine(people=("kubectl*", ""), put_back_after=0.0, put_back_per_hour=10_000)
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/gpuhealth/leases"
 
 
@@ -66,7 +68,8 @@ class OneNode(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """Restarts the agent with empty state."""
-        self.writer = NodeWriter(self.client, Settings(mode=self.mode), OwnNode(self.client, self.node))
+        settings = Settings(mode=self.mode, quarantine=QUARANTINE)
+        self.writer = NodeWriter(self.client, settings, OwnNode(self.client, self.node))
 
     @rule(code=CODES)
     def fault(self, code: str) -> None:
@@ -139,6 +142,14 @@ class OneNode(RuleBasedStateMachine):
             self.pool.patch(self.node, {"spec": {"unschedulable": None}})
         else:
             self.pool.patch(self.node, {"spec": {"taints": self.their_taints or None}})
+
+    @precondition(lambda self: self.is_out() and self.their_taints)
+    @rule()
+    def program_removes_it(self) -> None:
+        """A program writes its own list of taints, which ends nothing."""
+        path = f"/api/v1/nodes/{self.node}?fieldManager=program"
+        taints = {"spec": {"taints": self.their_taints}}
+        self.plane.request("PATCH", path, taints, content_type="application/merge-patch+json")
 
     @precondition(lambda self: record(self.seen()) is None)
     @rule(which=st.sampled_from(THEIRS))

@@ -124,19 +124,47 @@ def test_fleet(desk: Desk) -> None:
     desk.plane.request("PATCH", path, body, content_type=content)
 
     said = desk.run("fleet", "--pool", desk.pool.name)
-    assert (said.code, said.err) == (0, "")
+    assert (said.code, said.err) == (3, "")
     lines = said.out.splitlines()
     assert lines[0] == "4 GPU nodes, 4 GPUs"
-    assert lines[1].split() == ["state", "2", "healthy,", "1", "quarantined,", "1", "unhealthy"]
-    assert lines[2].split() == ["pool", f"{desk.pool.name}:", "4", "nodes,", "3", "need", "attention"]
-    assert lines[3].strip() == "model   NVIDIA H100: 2 unhealthy, 1 healthy, 1 unknown"
-    rows = {line.split()[0]: " ".join(line.split()[2:]) for line in lines[6:]}
+    assert lines[1].split(maxsplit=1) == ["agents", "1 node without a working agent"]
+    assert lines[2].split() == ["state", "1", "healthy,", "1", "quarantined,", "1", "unhealthy,", "1", "unknown"]
+    assert lines[3].split() == ["pool", f"{desk.pool.name}:", "4", "nodes,", "3", "need", "attention"]
+    assert lines[4].strip() == "model   NVIDIA H100: 2 unhealthy, 1 healthy, 1 unknown"
+    rows = {line.split()[0]: " ".join(line.split()[2:]) for line in lines[7:]}
     assert rows.keys() == {out, held, silent}
     assert rows[out].startswith("quarantined xid.79")
     assert re.search(r" \d+[sm] quarantined draining, 3 left$", rows[out])
     assert rows[held].startswith("unhealthy gpu.lost")
     assert rows[held].endswith(f"blocked by {desk.pool.name} -")
-    assert rows[silent].startswith("healthy AgentSilent")
+    assert rows[silent].startswith("unknown AgentSilent")
+
+
+def test_fleet_shows_nodes_that_nobody_watches(desk: Desk) -> None:
+    """A node with GPUs and without an agent, or with the report of an earlier Node, is listed; the exit code is 3."""
+    gke = desk.pool.node(labels={"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"})
+    again = desk.pool.node()
+    desk.pool.node(labels={"karpenter.k8s.aws/instance-gpu-manufacturer": "amd"})
+    desk.agent(again)
+    owner = {"apiVersion": "v1", "kind": "Node", "name": again, "uid": "of-an-earlier-node"}
+    path, body = f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{again}", {"metadata": {"ownerReferences": [owner]}}
+    desk.plane.request("PATCH", path, body, content_type="application/merge-patch+json")
+
+    said = desk.run("fleet", "--pool", desk.pool.name)
+    assert (said.code, said.err) == (3, "")
+    lines = said.out.splitlines()
+    assert lines[0] == "2 GPU nodes, 1 GPU"
+    assert lines[1].split(maxsplit=1) == ["agents", "2 nodes without a working agent"]
+    assert lines[2].split() == ["state", "2", "unknown"]
+    rows = {line.split()[0]: " ".join(line.split()[2:]) for line in lines[7:]}
+    assert rows[gke] == "unknown no agent - - -"
+    assert rows[again].startswith("unknown no report")
+    (cluster,) = desk.run("fleet", "--json", "--pool", desk.pool.name).json["clusters"]
+    assert cluster["unwatched"] == 2
+    assert {row["node"]: row["unwatched"] for row in cluster["needs_attention"]} == {
+        gke: "no_agent",
+        again: "no_report",
+    }
 
 
 def test_fleet_of_two_clusters(desk: Desk) -> None:

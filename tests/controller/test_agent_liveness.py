@@ -41,6 +41,21 @@ def test_a_silent_agent(cluster: Cluster, how: str) -> None:
     assert cluster.reasons(node, "default").count("AgentSilent") == 1
 
 
+def test_a_node_that_never_had_an_agent(cluster: Cluster) -> None:
+    """A node whose labels show GPUs, and to which no agent ever came, says so as well; one of another vendor's not."""
+    node = cluster.node(state="", labels={"cloud.google.com/gke-accelerator": "nvidia-l4"})
+    other = cluster.node(state="", labels={"karpenter.k8s.aws/instance-gpu-manufacturer": "amd"})
+    for each in (node, other):
+        cluster.plane.request("DELETE", f"/apis/gpuhealth.io/v1alpha1/gpuhealthreports/{each}")
+
+    async def run() -> None:
+        async with cluster.controller(agent_silent_after="300ms"):
+            await until(lambda: cluster.health(node) == SILENT)
+
+    asyncio.run(run())
+    assert cluster.health(other) == ("", "")
+
+
 def test_a_node_that_cannot_be_marked(cluster: Cluster) -> None:
     """A silent node that the API server refuses to mark does not delay the others, and is marked later."""
     (first, pod), (second, other) = healthy_node(cluster), healthy_node(cluster)

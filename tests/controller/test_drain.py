@@ -300,6 +300,27 @@ def test_without_our_taint_nothing_is_drained(cluster: Cluster) -> None:
     assert cluster.evictions(pod) == {}
 
 
+def test_a_taint_that_is_put_back_moves_no_deadline(cluster: Cluster) -> None:
+    """Where another program removed the taint for a while, the drain goes on with the deadline that it had."""
+    node = cluster.node()
+    pod = cluster.pod(node)
+    cluster.quarantine(node)
+
+    async def run() -> None:
+        async with cluster.controller():
+            await until(lambda: cluster.evictions(pod)[201] == 1)
+            deadline = in_seconds(5_000)
+            cluster.say(node, {"drain": {"deadline": deadline}})
+            cluster.say(node, {"quarantine": {"state": "blocked", "limit": "marks_removed", "drain": False}})
+            cluster.patch(f"/api/v1/nodes/{node}", {"spec": {"taints": None}})
+            await until(lambda: cluster.drain(node)["phase"] == "cancelled")
+            cluster.quarantine(node)
+            await until(lambda: cluster.drain(node)["phase"] == "draining")
+            assert cluster.drain(node)["deadline"] == deadline
+
+    asyncio.run(run())
+
+
 def test_pods_that_start_on_a_drained_node(cluster: Cluster) -> None:
     """A pod that tolerates the taint and starts on a drained node is evicted as well, also by the next controller, with
     a new deadline; after the quarantine it may stay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -76,7 +77,9 @@ def test_every_alert_says_what_to_do() -> None:
     for alert in rules.ALERTS:
         rule = alert.rule()
         assert rule["labels"]["severity"] in ("critical", "warning")
-        assert {"$labels.node", "$labels.budget"} & set(rule["annotations"]["summary"].split())
+        assert {"$labels.node", "$labels.budget", "$labels.reason"} & set(
+            re.findall(r"[$\w.]+", rule["annotations"]["summary"])
+        )
         assert alert.description
         assert alert.advice
 

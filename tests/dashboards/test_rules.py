@@ -65,6 +65,10 @@ FAULTS = {
         about='budget="pool-a",code="xid.79"',
     ),
     "GPUNodeUnknown": Fault(_series("gpuhealth_verdict", 'verdict="unknown"'), "0", "1"),
+    "GPUNodesUnwatched": Fault(
+        _series("gpuhealth_unwatched_nodes", 'reason="no_agent",pool="a"'), "_", "3", about='reason="no_agent"'
+    ),
+    "GPUHealthMarksRemoved": Fault(_series("gpuhealth_marks_removed_total", 'by="program"'), "0", "+1"),
     "GPUHealthAgentDown": Fault(_series("up"), "1", "0", agent="_"),
     "GPUNodeDegraded": Fault(_series("gpuhealth_verdict", 'verdict="degraded"'), "0", "1"),
     "GPUHealthNotChecked": Fault(

@@ -166,8 +166,7 @@ def test_a_person_who_removes_the_taint_ends_it(marked: Marked) -> None:
     deleted(marked.sim)
     with marked.sim as sim:
         wait_for("the taint", lambda: marked.taint() == LOST)
-        path, merge = f"/api/v1/nodes/{marked.name}", "application/merge-patch+json"
-        marked.plane.request("PATCH", path, {"spec": {"taints": None}}, content_type=merge)
+        marked.pool.dismiss(marked.name)
         wait_for("the end", lambda: sim.findings() == set())
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
         assert marked.taint() is None

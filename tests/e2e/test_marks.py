@@ -86,11 +86,33 @@ def test_a_person_may_take_it_back_untested(marked: Marked) -> None:
         wait_for("the taint", lambda: marked.taint() == "gpu_memory.remap_failed")
         sim.driver.clear()
         wait_for("the requirement", lambda: marked.taint() == "burnin.required")
-        path = f"/api/v1/nodes/{marked.name}"
-        patch = {"spec": {"taints": None}}
-        marked.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
+        marked.pool.dismiss(marked.name)
         wait_for("a healthy condition", lambda: marked.condition() == ("True", "Healthy"))
         wait_for("no word of it", lambda: "gpuhealth.io/dismissed" not in str(marked.node()["metadata"]))
+        assert marked.taint() is None
+
+
+def test_a_program_that_removes_the_taint(marked: Marked) -> None:
+    """The running agent puts it back by itself, also after a restart without its journal; a person ends it."""
+    marked.budget(1)
+    marked.sim.configure({"quarantine": {"put_back_after": "500ms"}})
+    removed = 'gpuhealth_marks_removed_total{by="%s"}'
+    with marked.sim as sim:
+        sim.driver.inject("remap_failed", gpu=2)
+        wait_for("the taint", lambda: marked.taint() == "gpu_memory.remap_failed")
+        marked.program_untaints()
+        wait_for("the removal counted", lambda: sim.metric(removed % "program") == 1)
+        wait_for("the taint again", lambda: marked.taint() == "gpu_memory.remap_failed")
+        wait_for("the report", lambda: marked.quarantine() == "quarantined")
+    (marked.sim.folder / "journal.sqlite").unlink()
+    marked.program_untaints()
+    with marked.sim as sim:
+        wait_for("the taint again", lambda: marked.taint() is not None)
+        wait_for("the report", lambda: marked.quarantine() == "quarantined")
+        assert sim.metric(removed % "person") == 0
+        marked.pool.dismiss(marked.name)
+        wait_for("the end", lambda: marked.quarantine() == "dismissed")
+        assert sim.metric(removed % "person") == 1
         assert marked.taint() is None
 
 

@@ -118,6 +118,53 @@ def test_an_upgrade_by_the_gpu_operator(upgraded: Upgraded) -> None:
     assert raised == {"xid.45", "xid.95"}
 
 
+PAUSED = {f"nvidia.com/gpu.deploy.{name}": "paused-for-%s" for name in ("device-plugin", "dcgm", "client")}
+
+
+@pytest.mark.parametrize(
+    ("labels", "done", "reason"),
+    [
+        (
+            {key: value % "driver-upgrade" for key, value in PAUSED.items()},
+            dict.fromkeys(PAUSED, "true"),
+            "driver_upgrade",
+        ),
+        (
+            {"nvidia.com/mig.config.state": "pending", **{key: value % "mig-change" for key, value in PAUSED.items()}},
+            {"nvidia.com/mig.config.state": "success", **dict.fromkeys(PAUSED, "true")},
+            "mig_change",
+        ),
+        ({"nvidia.com/mig.config.state": "rebooting"}, {"nvidia.com/mig.config.state": "success"}, "mig_change"),
+        ({"example.com/work": "gpu-firmware"}, {"example.com/work": None}, "label"),
+    ],
+)
+def test_announced_work(
+    upgraded: Upgraded, labels: dict[str, str | None], done: dict[str, str | None], reason: str
+) -> None:
+    """What others announce by labels: nobody holds the driver, GPUs that they reset and a driver that takes its time
+    are no fault, and the node is healthy throughout."""
+    upgraded.sim.configure({"driver_release": {"labels": ["example.com/work=gpu-*"], "reacquire_grace": "1s"}})
+    upgraded.sim.configure({"findings": {"driver.not_loaded": {"raise_after": "10m"}}})
+    with upgraded.sim as sim:
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
+        upgraded.says(labels=labels)
+        wait_for("the release", lambda: sim.metric(RELEASED % reason) == 1)
+        wait_for("no holder", lambda: not upgraded.holders())
+        upgraded.unload()
+        sim.xid(79, gpu=1, text="pid=1, name=x, GPU has fallen off the bus.")
+        wait_for("the XID", lambda: ("raised", "xid.79") in entries(sim))
+        wait_for("the condition", upgraded.is_released)
+        upgraded.says(labels=done)
+        wait_for("the driver being asked again", lambda: sim.metric("gpuhealth_agent_driver_released") == 0)
+        upgraded.outlast(3.0)  # the module is loaded only after everything runs again
+        assert sim.findings() <= {"xid.79"}
+        assert upgraded.taint() is None
+        upgraded.load()
+        wait_for("a healthy condition", lambda: upgraded.condition() == ("True", "Healthy"))
+        assert upgraded.taint() is None
+    assert {code for kind, code in entries(sim) if kind == "raised"} == {"xid.79"}
+
+
 def test_several_reasons_at_once(upgraded: Upgraded) -> None:
     """The driver stays released until annotation, label and signal are all withdrawn."""
     with upgraded.sim as sim:

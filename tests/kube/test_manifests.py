@@ -16,6 +16,7 @@ from testing.cluster_objects import Pool
 from testing.paths import BASE
 
 from gpuhealth import __version__
+from gpuhealth.api.names import GPU_NODE_LABELS
 from gpuhealth.kube.kinds import BUDGETS, REPORTS
 from gpuhealth.monitors.settings import load
 
@@ -54,6 +55,16 @@ def test_pods_of_all_kinds_are_looked_at() -> None:
     """The test above finds the pods of both DaemonSets, the Deployment and the PodTemplate."""
     kinds = sorted(d["kind"] for d in ALL if any(pods(d)))
     assert kinds == ["DaemonSet", "DaemonSet", "Deployment", "PodTemplate"]
+
+
+def test_agents_get_to_every_node_that_needs_one() -> None:
+    """The DaemonSet selects the labels by which controller and commands expect an agent on a node, and no others."""
+    (affinity,) = agent()["affinity"].values()
+    terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    expressions = [expression for term in terms for expression in term["matchExpressions"]]
+    selected = {each["key"]: (each["operator"], tuple(each.get("values", ()))) for each in expressions}
+    assert selected == {key: ("In" if values else "Exists", values) for key, values in GPU_NODE_LABELS.items()}
+    assert len(expressions) == len(terms), "each term selects by one label"
 
 
 def test_the_agent_s_memory_is_enough_for_commands() -> None:

@@ -35,6 +35,7 @@ from gpuhealth.monitors.nvidia.nvml import stale_library
 from gpuhealth.monitors.nvidia.probe import NvidiaProbe
 from gpuhealth.monitors.nvidia.readings import NvidiaReadings
 from gpuhealth.monitors.nvidia.settings import Nvml
+from gpuhealth.monitors.own_process.monitor import MONITOR as OWN_PROCESS
 from gpuhealth.monitors.registry import AnyMonitor, code_of
 from gpuhealth.monitors.runner import MonitorRunner
 from gpuhealth.monitors.settings import Settings
@@ -44,6 +45,8 @@ PATIENT = 30.0  # seconds for a round; none takes that long
 
 EVENTS = {code.name for codes in (xid.CHECK.codes, KERNEL_LOG.codes) for code in codes}
 """Codes of the kernel log, which fire in test_codes.py, and clear in the tests of their checks."""
+OWN = {code.name for code in OWN_PROCESS.codes}
+"""Codes about the agent and not the node."""
 FOLLOWS = {"burnin.required", "quarantine.memory_lost", *(code.name for code in FLEET_FINDINGS.codes)}
 """Raised by another finding's clearing, from the record on the Node, or by the controller."""
 
@@ -274,7 +277,7 @@ def test_no_libnvidia_ml(make_node: Callable[[str], Simulator], monkeypatch: pyt
     it = _look(node)
     assert [finding.code for finding in it.tracker.active()] == ["agent.nvml_library"]
     clean = {each.code for each in it.outcomes if isinstance(each, Clean)}
-    assert clean <= EVENTS | {"fabric.manager_down", "driver.not_loaded"}
+    assert clean <= EVENTS | OWN | {"fabric.manager_down", "driver.not_loaded"}
 
 
 def test_no_library_and_no_gpu(make_node: Callable[[str], Simulator], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +288,7 @@ def test_no_library_and_no_gpu(make_node: Callable[[str], Simulator], monkeypatc
     shutil.rmtree(node.root / "dev")
     it = _look(node)
     assert it.tracker.active() == ()
-    assert {each.code for each in it.outcomes if isinstance(each, Clean)} <= EVENTS
+    assert {each.code for each in it.outcomes if isinstance(each, Clean)} <= EVENTS | OWN
 
 
 def test_mig(make_node: Callable[[str], Simulator]) -> None:
@@ -326,7 +329,7 @@ def test_release(make_node: Callable[[str], Simulator]) -> None:
             node.clear()
             await it.round(seconds=3600)
             assert [finding.code for finding in it.tracker.active()] == ["gpu_memory.remap_failed"]
-            assert all(isinstance(each, NotChecked) for each in it.outcomes if each.code not in EVENTS)
+            assert all(isinstance(each, NotChecked) for each in it.outcomes if each.code not in EVENTS | OWN)
             it.nvidia.nvml.acquire()
             for _ in range(2):
                 await it.round(seconds=30)

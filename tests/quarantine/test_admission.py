@@ -30,15 +30,23 @@ from gpuhealth.api.names import OVERRIDE, STATE_LABEL, TAINT
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError, InvalidError
 from gpuhealth.monitors.settings import Settings
+from gpuhealth.quarantine.marks import marks_removed
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Quarantine
 
 PREFLIGHT = "gpuhealth-preflight"
 REFUSED = (ForbiddenError, InvalidError)  # the latter where an expression cannot be evaluated, as with the year 0
 SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
 SICKER = Desired(verdict=verdict(finding("ecc.uncorrectable"), finding()), quarantine=("ecc.uncorrectable", "xid.79"))
 HEALTHY = Desired(verdict=verdict())
+AT_ONCE = Quarantine(put_back_after=0.0)
+REMOVALS: dict[str, list[Document]] = {
+    "taint": [{"taints": [THEIR_TAINT]}],
+    "cordon": [{"taints": [THEIR_TAINT]}, {"unschedulable": None}],
+    "observe": [],
+}
 
 
 class Guarded:
@@ -55,6 +63,11 @@ class Guarded:
         if mode != self._mode:
             self.admission.plugin.put(with_variable(self.admission.objects, "mode", f"'{mode}'"))
             self._mode = mode
+
+    def program_writes(self, node: str, spec: Document) -> None:
+        """Changes the spec of a Node as a program does that knows nothing of our marks."""
+        path, merge = f"/api/v1/nodes/{node}?fieldManager=program", "application/merge-patch+json"
+        self.plane.request("PATCH", path, {"spec": spec}, content_type=merge)
 
     def token(self, node: str, account: str = "gpuhealth-agent") -> str:
         """The token of a pod that runs on the node."""
@@ -104,7 +117,7 @@ def pool(guarded: Guarded) -> Iterator[Pool]:
 
 @pytest.mark.parametrize("mode", ["taint", "cordon", "observe"])
 def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["taint", "cordon", "observe"]) -> None:
-    """A node's whole life: sick, sicker, held, back, released by a person, overridden, among marks of others."""
+    """A node's whole life: sick, sicker, held, back, marked again, freed by a person, overridden, among other marks."""
     node, other = pool.nodes(2)
     pool.budget(1, maxPerWindow="100%", maxPerFault=1, window="1s")
     theirs = {"labels": {"a": "b"}, "annotations": {"c": "d", "e": ""}, "finalizers": ["f/g"]}
@@ -118,15 +131,20 @@ def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["t
     seen = len(guarded.admission.reviewed)
 
     async def life(client: Client) -> None:
-        write = NodeWriter(client, Settings(mode=mode), OwnNode(client, node))
+        write = NodeWriter(client, Settings(mode=mode, quarantine=AT_ONCE), OwnNode(client, node))
         follow = asyncio.create_task(write.node.follow())
         await until(lambda: write.node.labels)
         for desired in (HEALTHY, SICK, SICKER, HEALTHY):
             await write.apply(desired)
             await _settled(write, desired, acting=acting)
         await _settled(write, SICK, acting=acting)
-        pool.patch(node, {"spec": {"unschedulable": None} if mode == "cordon" else {"taints": [THEIR_TAINT]}})
-        await until(lambda: len(write.node.taints) == 1 or mode == "cordon")
+        for spec in REMOVALS[mode]:
+            guarded.program_writes(node, spec)
+            await until(lambda: write.node.latest is not None and marks_removed(write.node.latest))
+            await write.apply(SICK)
+            assert not marks_removed(pool.get(node))
+        pool.patch(node, {"spec": {"unschedulable": None, "taints": [THEIR_TAINT]}})
+        await until(lambda: len(write.node.taints) == 1)
         await asyncio.sleep(0)
         await write.apply(SICK)
         await write.apply(HEALTHY)

@@ -12,10 +12,9 @@ from gpuhealth.api.names import OVERRIDE, QUARANTINE, TAINT, Override
 from gpuhealth.kube.client import Object
 from gpuhealth.model.causes import Cause
 from gpuhealth.model.component import NODE
-from gpuhealth.quarantine.marks import ended_manually, override, record, release_requests
+from gpuhealth.quarantine.marks import is_out, marks_removed, override, record
 
 OURS = '{"code":"xid.79","since":"2026-03-01T11:00:00Z","cordoned":%s}'
-UPGRADE = "nvidia.com/gpu-driver-upgrade-state"
 
 
 @pytest.mark.parametrize("value", ["healthy", "unmanaged"])
@@ -37,7 +36,7 @@ def test_broken_annotation_is_nobodys(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "cordoned", "ended"),
+    ("spec", "cordoned", "removed"),
     [
         ({"taints": [{"key": TAINT, "value": "xid.79", "effect": "NoSchedule"}]}, "false", False),
         ({}, "false", True),
@@ -46,35 +45,11 @@ def test_broken_annotation_is_nobodys(text: str) -> None:
         ({"unschedulable": True}, "true", True),
     ],
 )
-def test_a_person_ends_a_quarantine(spec: Object, cordoned: str, ended: bool) -> None:
-    """Our taint removed, or the node uncordoned that we had cordoned."""
-    assert ended_manually(node_object(spec=spec, annotations={QUARANTINE: OURS % cordoned})) is ended
-
-
-@pytest.mark.parametrize(
-    ("state", "requests"),
-    [
-        ("", ()),
-        ("upgrade-required", ()),
-        ("cordon-required", ()),
-        ("wait-for-jobs-required", ()),
-        ("pod-deletion-required", ("driver_upgrade",)),
-        ("drain-required", ("driver_upgrade",)),
-        ("node-maintenance-required", ()),
-        ("post-maintenance-required", ("driver_upgrade",)),
-        ("pod-restart-required", ("driver_upgrade",)),
-        ("validation-required", ()),
-        ("uncordon-required", ()),
-        ("upgrade-done", ()),
-        ("upgrade-failed", ()),
-    ],
-)
-def test_the_operators_upgrade_asks_for_the_driver(state: str, requests: tuple[str, ...]) -> None:
-    """In those states in which the driver's pod is about to be restarted, and in no other."""
-    assert release_requests(node_object(labels={UPGRADE: state})) == requests
-    both = node_object(labels={UPGRADE: state}, annotations={"gpuhealth.io/release-gpus": "true"})
-    assert release_requests(both) == ("annotation", *requests)
-    assert release_requests(node_object(annotations={"gpuhealth.io/release-gpus": "false"})) == ()
+def test_another_client_removes_our_marks(spec: Object, cordoned: str, removed: bool) -> None:
+    """Our taint removed, or the node uncordoned that we had cordoned; with the taint it is out all the same."""
+    node = node_object(spec=spec, annotations={QUARANTINE: OURS % cordoned})
+    assert marks_removed(node) is removed
+    assert is_out(node) is bool(spec.get("taints"))
 
 
 def test_the_record_of_an_earlier_version_is_ours() -> None:

@@ -114,7 +114,7 @@ def test_the_last_hand_wins(plane: ControlPlane, pool: Pool) -> None:
         annotate(pool, node, OVERRIDE, None)
         await writer.apply(HEALTHY)
         assert ours(pool, node) == ["manual"]
-        pool.patch(node, {"spec": {"taints": None}})
+        pool.dismiss(node)
         await writer.apply(HEALTHY)
         await writer.apply(HEALTHY)
         assert ours(pool, node) == []
@@ -167,7 +167,7 @@ def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
             await writer(client, node, mode).apply(SICK)
-            pool.patch(node, {"spec": {"taints": None} if mode == "taint" else {"unschedulable": None}})
+            pool.dismiss(node)
             acts = await writer(client, node, mode).apply(SICK)
             assert "dismissed" in {act.kind for act in acts}
             for _ in range(2):  # also after another restart

@@ -113,10 +113,16 @@ class Pool:
         return found
 
     def patch(self, node: str, body: Document) -> Document:
-        """Changes a Node by a merge patch, as a person does."""
-        content = "application/merge-patch+json"
-        patched: Document = self.plane.request("PATCH", f"/api/v1/nodes/{node}", body, content_type=content)
+        """Changes a Node by a merge patch, as a person does: the API server records the manager kubectl-edit."""
+        content, path = "application/merge-patch+json", f"/api/v1/nodes/{node}?fieldManager=kubectl-edit"
+        patched: Document = self.plane.request("PATCH", path, body, content_type=content)
         return patched
+
+    def dismiss(self, node: str) -> None:
+        """Removes our marks as a person does who edits the Node; a taint stays, so that the list has an owner."""
+        others = [taint for taint in self.get(node)["spec"].get("taints", []) if taint["key"] != TAINT]
+        theirs = [{"key": "of-a-person", "effect": "PreferNoSchedule"}]
+        self.patch(node, {"spec": {"taints": others or theirs, "unschedulable": None}})
 
     def slots(self, budget: str = "") -> dict[str, str]:
         """The holders of a budget's slots, by the names of the slots."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.model.component import NODE, Component, Kind
 from gpuhealth.model.finding import Severity
 from gpuhealth.monitors.nvidia.settings import Nvml
+from gpuhealth.runtime.single_instance import InstanceLock
 from testing.burnin_results import PASSED, result, run
 
 Change = Callable[[Simulator], None]
@@ -46,6 +48,19 @@ _full, _empty = _mount_data(Path(__file__)), _mount_data(Path("/proc"))  # which
 def _any_disk_is_full(node: Simulator) -> dict[str, Any]:
     """Settings with which a disk is full if it has a size."""
     return {"host": {"root": node.root, "disk_free_percent": 100, "inodes_free_percent": 100}}
+
+
+def _second_agent(node: Simulator) -> None:
+    """An agent that does not get the lock of the journal's folder."""
+    first = InstanceLock(node.root)
+    assert first.take("first", 0.0)
+    assert not InstanceLock(node.root).take("second", 0.0)
+    first.release()
+
+
+def _long_ago(node: Simulator) -> None:
+    """That was an hour ago."""
+    os.utime(node.root / "instance.refused", times=(0, 0))
 
 
 class Case(NamedTuple):
@@ -209,6 +224,14 @@ CASES = [
     Case("fabric.manager_down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, component=NODE),
     Case("host.disk_full", WARNING, _full, _empty, before=_empty, component=DATA, more=_any_disk_is_full),
     Case("host.inodes", WARNING, _full, _empty, before=_empty, component=DATA, more=_any_disk_is_full),
+    Case(
+        "agent.second_agent",
+        WARNING,
+        _second_agent,
+        _long_ago,
+        component=NODE,
+        more=lambda node: {"journal": {"path": node.root / "journal.sqlite"}},
+    ),
     Case("persistence.off", WARNING, *fault("persistence_off")),
     *map(failing, ("exact", "repeat", "memory", "bandwidth", "p2p", "collectives", "soak")),
 ]

@@ -45,6 +45,12 @@ class Marked:
         """Sets an annotation of the Node, as a person does; None removes it."""
         self.pool.patch(self.name, {"metadata": {"annotations": {key: value}}})
 
+    def program_untaints(self) -> None:
+        """Writes a list of taints without ours, as a node pool's controller does."""
+        path, merge = f"/api/v1/nodes/{self.name}?fieldManager=node-pool", "application/merge-patch+json"
+        taints = [{"key": "sku", "value": "gpu", "effect": "NoSchedule"}]
+        self.plane.request("PATCH", path, {"spec": {"taints": taints}}, content_type=merge)
+
     def taint(self) -> str | None:
         """The value of our taint; None without it."""
         return next(iter(taints(self.node())), None)

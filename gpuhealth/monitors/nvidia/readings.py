@@ -190,7 +190,7 @@ class KernelModule(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 class Release(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """A request to close the driver, so that others can reset GPUs or replace it."""
 
-    reasons: tuple[str, ...]  # annotation, signal, driver_upgrade
+    reasons: tuple[str, ...]  # signal, or those that a Node may have: quarantine.driver_work
     since: datetime
     known: bool = False  # whether the node's state was known when the release began
     until: datetime | None = None  # when the last request ended; the driver is not back since then

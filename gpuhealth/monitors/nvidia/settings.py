@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from gpuhealth.runtime.settings import LARGEST, Count, Duration, Section
+
+ReleaseLabel = Annotated[str, Field(pattern=r"^[^=]+=[^=]*$", max_length=500)]
+"""A pattern of a label and its value, as KEY=VALUE."""
 
 
 class Nvml(Section):
@@ -83,6 +88,7 @@ class DriverRelease(Section):
 
     max_duration: Duration = 7200.0  # a node whose driver is released longer than this is unknown
     reacquire_grace: Duration = 120.0  # for the driver to be back after the last request ended
+    labels: tuple[ReleaseLabel, ...] = ()  # further labels of the Node that request it: patterns such as "a.com/b=busy"
 
 
 class NvidiaSettings(Section):

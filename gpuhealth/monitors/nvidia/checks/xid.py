@@ -26,6 +26,7 @@ from gpuhealth.monitors.nvidia.catalog import sxid, xid
 from gpuhealth.monitors.nvidia.catalog.xid import CONSEQUENCES, NVLINK, RECOVERY_ACTION
 from gpuhealth.monitors.nvidia.checks import gpu as gpu_checks
 from gpuhealth.monitors.nvidia.checks.log_events import CODES as DRIVER_LINES
+from gpuhealth.monitors.nvidia.checks.log_events import INIT_FAILED
 from gpuhealth.monitors.nvidia.context import GpuContext, NvidiaContext, label
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 from gpuhealth.monitors.nvidia.settings import Xid as XidSettings
@@ -51,6 +52,9 @@ _ESCALATING_ACTIONS = (Action.CONTACT_SUPPORT, Action.INSPECT_HARDWARE)
 _KEPT_PROCESSES = 64
 EXPIRE_AFTER_SECONDS = 600.0
 """Default of the setting xid.expire_after."""
+_WHILE_RELEASED = ", while the driver was released on request"
+_CAUSED_BY_RESETS = frozenset({79})
+"""XIDs that a reset on request causes: the GPU is gone for a moment. If it stays away, a reading shows that later."""
 _NAMED_CAUSE = re.compile(r"caused by previous Xid (\d+)")
 
 
@@ -100,7 +104,7 @@ class _EventRules:
 
     def __init__(self, context: GpuContext) -> None:
         self._time = context.time
-        self._released = context.readings.release is not None
+        self.released = context.readings.release is not None
         self._settings = context.settings.xid
         self._history = context.history
         self._gpus = {slot_of(gpu.pci): gpu for gpu in context.gpus if isinstance(gpu.pci, str)}
@@ -134,11 +138,13 @@ class _EventRules:
     def _follows(self, event: KernelEvent, code: int, component: Component, at: float) -> str:
         """The XID whose cleanup this one is, in words. Records XIDs that others may follow."""
         key = history_key("xid", _owner(component))
+        if self.released and code in _CAUSED_BY_RESETS:
+            return _WHILE_RELEASED
         if code not in CONSEQUENCES:
             self._history.record_event(key, at, self._settings.secondary_window, detail=str(code), keep=1)
             return ""
-        if self._released:  # operators end the users of the driver first
-            return ", while the driver was released on request"
+        if self.released:  # operators end the users of the driver first
+            return _WHILE_RELEASED
         if named := _NAMED_CAUSE.search(event.line):  # newer drivers name the cause
             return f", a consequence of XID {named[1]}"
         before = self._history.events_within(key, at, self._settings.secondary_window)
@@ -280,7 +286,18 @@ def judge_events(round_context: NvidiaContext) -> Iterator[Outcome]:
     rules = _EventRules(GpuContext(round_context))
     for event in round_context.events:
         yield from rules.outcomes(event)
+    if rules.released:
+        events = tuple(_while_released(event) for event in round_context.events)
+        round_context = msgspec.structs.replace(round_context, events=events)
     yield from log_events.judge(round_context, DRIVER_LINES)
+
+
+def _while_released(event: KernelEvent) -> KernelEvent:
+    """The event without the severity of a failed start of a GPU, which others work on; the next failure counts."""
+    if event.finding != INIT_FAILED.name:
+        return event
+    meaning = event.meaning + _WHILE_RELEASED
+    return msgspec.structs.replace(event, severity=Severity.INFO, action=Action.NONE, meaning=meaning)
 
 
 def _run(round_context: NvidiaContext) -> Iterator[Outcome]:

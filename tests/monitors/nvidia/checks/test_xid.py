@@ -160,8 +160,13 @@ def test_clean_up_while_the_driver_is_released() -> None:
     (ended,) = node.finds(line(45))
     assert (ended.severity, ended.action) == (Severity.INFO, Action.NONE)
     assert "while the driver was released on request" in ended.message
+    (reset,) = node.finds(line(79))
+    assert (reset.severity, reset.action) == (Severity.INFO, Action.NONE)
     (other,) = node.finds(line(48))
     assert other.severity is Severity.CRITICAL
+    node.release = None
+    (lost,) = node.finds(line(79), after=60)
+    assert lost.severity is Severity.CRITICAL
 
 
 def test_a_storm_of_teardowns_is_no_hardware_fault() -> None:
