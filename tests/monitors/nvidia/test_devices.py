@@ -9,7 +9,7 @@ import pytest
 
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia import devices
-from gpuhealth.monitors.nvidia.devices import FabricManagerProbe, device_nodes, live_pids
+from gpuhealth.monitors.nvidia.devices import ProcessProbe, device_nodes, live_pids
 
 
 def test_device_nodes_are_the_numbered_ones(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_pid_namespace_of_our_own_tells_nothing(tmp_path: Path) -> None:
 def test_the_fabric_manager_is_found_and_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """nv-fabricmanager is found by its name, missed when it ends, and found again under another pid."""
     monkeypatch.setattr(devices, "_RESCAN_SECONDS", 0.0)
-    probe = FabricManagerProbe(tmp_path)
+    probe = ProcessProbe(tmp_path, "nv-fabricmanager")
     assert probe.read() is False
     _process(tmp_path, 100, "nv-fabricmanage")
     _process(tmp_path, 101, "bash")
@@ -50,7 +50,7 @@ def test_the_fabric_manager_is_found_and_missed(tmp_path: Path, monkeypatch: pyt
     assert probe.read() is False
     _process(tmp_path, 200, "nv-fabricmanage")
     assert probe.read() is True
-    assert isinstance(FabricManagerProbe(tmp_path / "none").read(), Missing)
+    assert isinstance(ProcessProbe(tmp_path / "none", "nvlsm").read(), Missing)
 
 
 def _process(proc: Path, pid: int, name: str) -> None:

@@ -1,0 +1,34 @@
+"""GPUs that join the bus of a running node: added to a virtual machine, or given back by one."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from gpuhealth.model.missing import Missing, Reading
+from gpuhealth.model.pci import PciAddress
+from gpuhealth.monitors.nvidia.readings import NVIDIA_DRIVERS, NvmlReadings, PciDevice
+
+
+class JoinedGpus:
+    """Detects GPUs that have joined the bus while NVML runs: it lists them only when it is started again."""
+
+    def __init__(self) -> None:
+        self._before: set[PciAddress] | None = None  # those of the driver, in the last round
+        self._joined: set[PciAddress] = set()
+        self._restarted_at = -math.inf
+
+    def seen(self, nvml: NvmlReadings, pci: Reading[tuple[PciDevice, ...]], interval: float) -> bool:
+        """Whether NVML should be started again; at most once in `interval` seconds."""
+        if isinstance(pci, Missing) or not nvml.is_complete:
+            return False
+        bound = {device.address for device in pci if device.is_gpu and device.driver in NVIDIA_DRIVERS}
+        if self._before is not None:
+            self._joined |= bound - self._before
+        self._before = bound
+        self._joined &= bound - {gpu.pci for gpu in nvml.gpus}
+        now = time.monotonic()
+        if not self._joined or now - self._restarted_at < interval:
+            return False
+        self._restarted_at = now
+        return True
