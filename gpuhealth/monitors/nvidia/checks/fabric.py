@@ -32,8 +32,8 @@ MANAGER_DOWN = define(
     "fabric.manager_down",
     Severity.CRITICAL,
     Action.UPDATE_SOFTWARE,
-    meaning="The node has NVSwitches, but nv-fabricmanager, which programs them, does not run, or nvlsm, through which it"
-    " reaches those of HGX B200 and later: CUDA programs cannot start after the next reset.",
+    meaning="The node has NVSwitches, but nv-fabricmanager, which programs them, does not run, or nvlsm, through which"
+    " it reaches those of HGX B200 and later: CUDA programs cannot start after the next reset.",
     advice="Start nvidia-fabricmanager.service, which also starts nvlsm; its version must be exactly the driver's.",
     quarantine=True,
     raise_after=30.0,  # a restart of the service is not a fault

@@ -175,6 +175,8 @@ def _unmanaged(context: GpuContext) -> RuleResult:
 
 
 def _replaced(context: GpuContext) -> RuleResult:
+    if isinstance(context.nvml, Missing):
+        return context.nvml
     if not context.are_replaced:
         return None
     present, known = {gpu.id: gpu for gpu in context.gpus}, context.baseline.gpus
@@ -190,8 +192,8 @@ PRESENCE_CHECK = per_node((MISSING, _missing), (UNMANAGED, _unmanaged), (REPLACE
 def remember(context: GpuContext) -> None:
     """Adds the GPUs that answered in this round to the baseline.
 
-    A lost or missing GPU stays in it until another one is in its slot, it is handed over to another driver, all GPUs are
-    replaced over a reboot, or `expected_gpus` shows that the present ones are complete.
+    A lost or missing GPU stays in it until another one is in its slot, it is handed over to another driver, all GPUs
+    are replaced over a reboot, or `expected_gpus` shows that the present ones are complete.
     """
     nvml, baseline = context.nvml, context.baseline
     if isinstance(nvml, Missing):
