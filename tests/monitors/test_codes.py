@@ -290,6 +290,7 @@ ELSEWHERE: dict[str, Callable[[], list[Finding]]] = {
     "agent.kmsg_overrun": lambda: _by_readings(KernelLogStatus("kmsg", lost_records=1)),
     "agent.kmsg_unavailable": lambda: _by_readings(KernelLogStatus("nvml")),
     "gpu.repeated_app_faults": _by_different_programs,
+    "gpu.replaced": _by_a_reboot,
     "fleet.digest_mismatch": lambda: _by_the_controller("fleet.digest_mismatch"),
     "fleet.slow_gpu": lambda: _by_the_controller("fleet.slow_gpu"),
     "burnin.required": _in_place_of_a_cleared_fault,

@@ -44,8 +44,8 @@ PATIENT = 30.0  # seconds for a round; none takes that long
 
 EVENTS = {code.name for codes in (xid.CHECK.codes, KERNEL_LOG.codes) for code in codes}
 """Codes of the kernel log, which fire in test_codes.py, and clear in the tests of their checks."""
-FOLLOWS = {"burnin.required", "quarantine.memory_lost", *(code.name for code in FLEET_FINDINGS.codes)}
-"""Raised by another finding's clearing, from the record on the Node, or by the controller."""
+FOLLOWS = {"burnin.required", "quarantine.memory_lost", "gpu.replaced", *(code.name for code in FLEET_FINDINGS.codes)}
+"""Raised by another finding's clearing, from the record on the Node, over a reboot, or by the controller."""
 
 
 class Bench:
