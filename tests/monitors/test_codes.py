@@ -14,7 +14,7 @@ import yaml
 from testing.fault_cases import CASES
 from testing.findings import at, clean, facts, found, tracker
 from testing.kernel_lines import LINES
-from testing.readings import START, gpu, node, uuid
+from testing.readings import START, gpu, node, pci, remembering, uuid
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.cli import explain
@@ -266,6 +266,11 @@ def _by_the_controller(code: str) -> list[Finding]:
     judge = Judge(Settings(), time=START)
     judge.set_readings(NVIDIA, node(gpu(0)).nvidia, START)
     return raised(judge.round(FLEET_FINDINGS, FleetReadings((FleetFinding(code, uuid(0), "differs"),)), START))
+
+
+def _by_a_reboot() -> list[Finding]:
+    memory = remembering(gpus={"GPU-old": pci(0)}, boot_id="boot-0")
+    return raised(Judge(Settings(), memory, boot_id="boot-1", time=START).round(NVIDIA, node(gpu(0)).nvidia, START))
 
 
 def _by_different_programs() -> list[Finding]:

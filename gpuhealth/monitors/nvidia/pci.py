@@ -110,7 +110,7 @@ def _link_name(path: str) -> str:
     """The name of the folder that a link leads to; empty without a link."""
     try:
         return os.readlink(path).rpartition("/")[2].lower()  # noqa: PTH115 - a name, which need not exist
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 
