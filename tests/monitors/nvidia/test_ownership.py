@@ -195,7 +195,9 @@ FUNCTION = st.tuples(
 )
 
 
-@given(st.lists(FUNCTION, min_size=1, unique_by=lambda function: function[0]), st.sets(st.integers(0, 5)), st.booleans())
+@given(
+    st.lists(FUNCTION, min_size=1, unique_by=lambda function: function[0]), st.sets(st.integers(0, 5)), st.booleans()
+)
 def test_never_healthy_without_a_gpu_of_the_driver(
     functions: list[tuple[str, int, int, int, str, bool]], absent: set[int], known: bool
 ) -> None:
