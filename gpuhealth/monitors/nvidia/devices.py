@@ -147,7 +147,7 @@ def _is_switch_management(vital_product_data: Path) -> bool:
 
 
 def excluded_gpus(proc: Path, suspects: Iterable[PciAddress]) -> tuple[PciAddress, ...]:
-    """Those of the suspects that the driver's options tell it to leave alone; may block while the driver hangs.
+    """Those of the suspects that the driver's options exclude; may block while the driver hangs.
 
     NVreg_ExcludedGpus has uuids, which only the driver can match with addresses; NVreg_AssignGpus lists the addresses
     of all others.

@@ -253,7 +253,7 @@ class NvidiaReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, 
     fabric_manager_running: Reading[bool] = UNREAD
     subnet_manager_running: Reading[bool] = NOT_SUPPORTED  # nvlsm, for NVLink switches reached over InfiniBand
     switch_management: Reading[tuple[str, ...]] = NOT_SUPPORTED  # InfiniBand devices that lead to NVLink switches
-    excluded_gpus: tuple[PciAddress, ...] = ()  # on the bus, and left alone by the driver because its options say so
+    excluded_gpus: tuple[PciAddress, ...] = ()  # on the bus, excluded by the driver's options
     system_memory_bytes: Reading[int] = UNREAD
     release: Release | None = None  # the active release of the driver
 

@@ -139,7 +139,7 @@ def scan(sys: Path) -> tuple[PciDevice, ...]:
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
 def test_machines_that_are_not_ours(tmp_path: Path, machine: Machine) -> None:
-    """GPUs are told from switches, audio and other vendors' displays, and the driver's from those of others."""
+    """GPUs are distinguished from switches, audio and other vendors' displays, and by their driver."""
     for path, pci_class, device, vendor, driver in machine.functions:
         add_function(tmp_path, path, pci_class, device, vendor=vendor, driver=driver)
     found = scan(tmp_path)

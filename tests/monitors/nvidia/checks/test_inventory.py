@@ -84,7 +84,7 @@ def test_remembers_one_that_never_told_its_name() -> None:
 
 
 def elsewhere(count: int = 8, **changes: Any) -> Round:
-    """The same machine with other uuids at other addresses; `changes` are readings of the node."""
+    """A healthy node whose GPUs have other uuids and addresses than those of `gpus`; `changes` are its readings."""
     listed = [gpu(index, uuid=f"GPU-new{index}", pci=PciAddress(f"00{index:02x}:00:00.0")) for index in range(count)]
     on_bus = tuple(device(each.index, address=each.pci) for each in listed)
     return node(*listed, **({"pci": on_bus} | changes))
@@ -109,7 +109,7 @@ class Machine:
 
     @property
     def baseline(self) -> Baseline:
-        """What is remembered."""
+        """The known GPUs of the node after the rounds so far."""
         known: Baseline = self.memory.baseline(MONITOR)
         return known
 
