@@ -48,6 +48,16 @@ def test_handed_over(gpu_node: Node, sys: Path, driver: str, node_stays: int) ->
     assert len(said.json["gpus"]) == 7
 
 
+@pytest.mark.parametrize(("override", "missing"), [("vfio-pci", False), ("(null)", True), ("nvidia", True)])
+def test_reserved_for_another_driver(gpu_node: Node, sys: Path, override: str, missing: bool) -> None:
+    """A GPU that waits for the next virtual machine has no driver, and may be bound to vfio-pci alone."""
+    inject(gpu_node, "drop", gpu=7, bus=1)
+    (sys / "bus/pci/devices" / LAST / "driver_override").write_text(f"{override}\n")
+    said = gpu_node.run("check", "--json")
+    assert codes(said) == ({"gpu.missing": "critical"} if missing else {"gpu.unmanaged": "info"})
+    assert missing or f"{LAST} is reserved for vfio-pci" in message(said)
+
+
 @pytest.mark.parametrize("driver", ["", "nouveau", "nova_core"])
 def test_taken_by_no_driver(gpu_node: Node, sys: Path, driver: str) -> None:
     """A GPU that no driver took, or one that binds by itself, is missing."""
@@ -243,3 +253,21 @@ def test_models_with_their_services(tmp_path: Path, model: str, gpus: int) -> No
     (node.root / "proc/4711/comm").write_text("bash\n")
     needed = model in ("h20", "b300")
     assert codes(node.run("check", "--json")) == ({"fabric.manager_down": "critical"} if needed else {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [((), 3), (("--expected-gpus", "0"), 0), (("--expected-gpus", "1"), 2)]
+)
+def test_machine_without_gpus(node: Node, arguments: tuple[str, ...], expected: int) -> None:
+    """A machine without GPU and driver is unknown, unless the configured number says that it should have none."""
+    assert node.run("check", "--json", *arguments).code == expected
+
+
+def test_vgpu_manager(tmp_path: Path) -> None:
+    """Where the vGPU manager runs, memory that no process holds belongs to virtual machines."""
+    node = Node(tmp_path).with_gpus("l40s", 2)
+    inject(node, "leaked_memory")
+    assert codes(node.run("check", "--json")) == {"gpu.leaked_memory": "warning"}
+    (node.root / "proc/900").mkdir()
+    (node.root / "proc/900/comm").write_text("nvidia-vgpu-mgr\n")
+    assert codes(node.run("check", "--json")) == {}

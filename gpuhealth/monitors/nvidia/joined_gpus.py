@@ -9,13 +9,16 @@ from gpuhealth.model.missing import Missing, Reading
 from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.nvidia.readings import NVIDIA_DRIVERS, NvmlReadings, PciDevice
 
+_PATIENCE_SECONDS = 300.0
+"""How long NVML is started again for a GPU: the start disturbs the readings of the others."""
+
 
 class JoinedGpus:
     """Detects GPUs that have joined the bus while NVML runs: it lists them only when it is started again."""
 
     def __init__(self) -> None:
         self._before: set[PciAddress] | None = None  # those of the driver, in the last round
-        self._joined: set[PciAddress] = set()
+        self._joined: dict[PciAddress, float] = {}  # and when
         self._restarted_at = -math.inf
 
     def seen(self, nvml: NvmlReadings, pci: Reading[tuple[PciDevice, ...]], interval: float) -> bool:
@@ -23,11 +26,16 @@ class JoinedGpus:
         if isinstance(pci, Missing) or not nvml.is_complete:
             return False
         bound = {device.address for device in pci if device.is_gpu and device.driver in NVIDIA_DRIVERS}
-        if self._before is not None:
-            self._joined |= bound - self._before
-        self._before = bound
-        self._joined &= bound - {gpu.pci for gpu in nvml.gpus}
         now = time.monotonic()
+        if self._before is not None:
+            self._joined |= dict.fromkeys(bound - self._before, now)
+        self._before = bound
+        awaited = bound - {gpu.pci for gpu in nvml.gpus}
+        self._joined = {
+            address: since
+            for address, since in self._joined.items()
+            if address in awaited and now - since < _PATIENCE_SECONDS
+        }
         if not self._joined or now - self._restarted_at < interval:
             return False
         self._restarted_at = now

@@ -8,6 +8,7 @@ from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.monitors.nvidia.readings import NVIDIA_DRIVERS, UNINTENDED_DRIVERS, NvidiaReadings, PciDevice
 
 _DISPLAY = (0x0300, 0x0380)
+_LONGEST_REASON = 80
 
 
 def unmanaged_gpus(readings: NvidiaReadings, baseline: Baseline) -> dict[PciAddress, str]:
@@ -20,7 +21,8 @@ def unmanaged_gpus(readings: NvidiaReadings, baseline: Baseline) -> dict[PciAddr
     reasons: dict[PciAddress, str] = {}
     for device in gpus:
         if device.is_handed_over:
-            reasons[device.address] = f"bound to {device.driver}"
+            how = f"bound to {device.driver}" if device.driver else f"reserved for {device.reserved_for}"
+            reasons[device.address] = how[:_LONGEST_REASON]
         elif device.address in readings.excluded_gpus:
             reasons[device.address] = "excluded by the driver's options"
         elif _is_display_card(device, others) and device.address not in baseline.gpus.values():

@@ -49,12 +49,14 @@ class PciProbe:
         if device is None or device.physical_function:
             return device  # errors of a virtual function are counted at the physical one
         folder = f"{self._devices}/{address}"
+        driver = _driver(folder)
         return msgspec.structs.replace(
             device,
             aer_correctable=_aer(folder, "correctable"),
             aer_nonfatal=_aer(folder, "nonfatal"),
             aer_fatal=_aer(folder, "fatal"),
-            driver=_driver(folder),
+            driver=driver,
+            reserved_for=_override(folder) if driver == "" else "",
             ports=tuple(self._port(port.address, ports) for port in device.ports),
         )
 
@@ -104,6 +106,15 @@ def _driver(folder: str) -> Reading[str]:
         return ""  # none is bound
     except OSError as error:
         return file_missing(error)
+
+
+def _override(folder: str) -> str:
+    """The driver that alone may bind to a function; empty if there is no such rule."""
+    try:
+        text = Path(folder, "driver_override").read_text(errors="replace").strip()
+    except OSError:
+        return ""
+    return "" if text == "(null)" else printable(text)
 
 
 def _link_name(path: str) -> str:

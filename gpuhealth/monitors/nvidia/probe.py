@@ -50,6 +50,7 @@ class NvidiaProbe:
         self._kernel_module = KernelModuleProbe(roots.sys)
         self._fabric_manager = ProcessProbe(roots.proc, "nv-fabricmanager")
         self._subnet_manager = ProcessProbe(roots.proc, "nvlsm")
+        self._vgpu_manager = ProcessProbe(roots.proc, "nvidia-vgpu-mgr")
         self._switch_management = SwitchManagement(roots.sys)
         self._joined_gpus = JoinedGpus()
         self._slow_management = _SlowRead[Reading[tuple[str, ...]]](_LATE)
@@ -86,6 +87,7 @@ class NvidiaProbe:
             live_pids=live_pids(self._proc, _pids(nvml)),
             excluded_gpus=await self._excluded_gpus(nvml, pci),
             system_memory_bytes=system_memory(self._proc),
+            vgpu_manager_running=self._vgpu_manager.read() if self._leaks(nvml) else NOT_SUPPORTED,
             **await self._fabric(nvml, pci),
         )
         if interval is None:
@@ -94,6 +96,12 @@ class NvidiaProbe:
         self._plan_ping(interval / 2)
         known_gpus, grace = len(self._context.baseline.gpus), settings.driver_release.reacquire_grace
         return self.release.mask(readings, self._context.now(), known_gpus, grace)
+
+    def _leaks(self, nvml: NvmlReadings) -> bool:
+        """Whether memory of a GPU is in use that no process holds, as a virtual machine's is."""
+        limit = self._context.settings.gpu_memory.leaked_bytes
+        used = ((gpu.memory_used_bytes, gpu.compute_processes) for gpu in nvml.gpus)
+        return any(isinstance(size, int) and size > limit and not holders for size, holders in used)
 
     async def _fabric(self, nvml: NvmlReadings, pci: Reading[tuple[PciDevice, ...]]) -> dict[str, Any]:
         """What manages the NVLink switches of this node, where it has any."""

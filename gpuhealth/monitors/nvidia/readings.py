@@ -181,6 +181,7 @@ class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     aer_nonfatal: Reading[int] = UNREAD
     aer_fatal: Reading[int] = UNREAD
     driver: Reading[str] = UNREAD  # the kernel driver that is bound to it; empty if none is
+    reserved_for: str = ""  # the only driver that may bind to it (driver_override); empty if any may
     physical_function: str = ""  # address of the function that this one is an SR-IOV virtual function of
     has_mediated_devices: bool = False  # whether it can be shared with virtual machines through mdev
     ports: tuple[PciPort, ...] = ()  # between the GPU and the CPU, the nearest first
@@ -201,8 +202,8 @@ class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_handed_over(self) -> bool:
-        """Whether it was bound to another driver on purpose, such as vfio-pci for a virtual machine."""
-        driver = self.driver
+        """Whether it is bound to another driver on purpose, or reserved for one: vfio-pci for a virtual machine."""
+        driver = self.driver or self.reserved_for
         return isinstance(driver, str) and driver not in (*NVIDIA_DRIVERS, *UNINTENDED_DRIVERS)
 
 
@@ -255,6 +256,7 @@ class NvidiaReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, 
     switch_management: Reading[tuple[str, ...]] = NOT_SUPPORTED  # InfiniBand devices that lead to NVLink switches
     excluded_gpus: tuple[PciAddress, ...] = ()  # on the bus, excluded by the driver's options
     system_memory_bytes: Reading[int] = UNREAD
+    vgpu_manager_running: Reading[bool] = NOT_SUPPORTED  # read where GPU memory is in use and no process holds it
     release: Release | None = None  # the active release of the driver
 
     @property

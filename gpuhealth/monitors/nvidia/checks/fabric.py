@@ -144,6 +144,10 @@ def _switches_of_node(context: GpuContext) -> Reading[str]:
     joined = [gpu for gpu in context.gpus if isinstance(gpu.fabric, Fabric) and gpu.fabric.is_of_node]
     if not joined:
         return pci if isinstance(pci, Missing) else Missing(MissingReason.NOT_SUPPORTED, "no NVSwitch to manage")
+    addresses = {gpu.pci for gpu in context.gpus}
+    links = [link for gpu in joined if not isinstance(gpu.nvlinks, Missing) for link in gpu.nvlinks]
+    if any(link.remote_pci in addresses for link in links):
+        return Missing(MissingReason.NOT_SUPPORTED, "the NVLinks lead from GPU to GPU")
     if not isinstance(management, Missing) and management:
         return f"NVLink switches behind {', '.join(management)}"
     if any(gpu.virtualization_mode in _VIRTUAL_MACHINE for gpu in joined):

@@ -172,7 +172,8 @@ def _leaked_memory(gpu: GpuReadings, context: GpuContext) -> RuleResult:
 def _is_used_by_vms(gpu: GpuReadings, context: GpuContext) -> bool:
     """Whether virtual machines share the GPU: what they use belongs to no process of this node."""
     functions = () if isinstance(context.readings.pci, Missing) else context.readings.pci
-    return gpu.virtualization_mode in _VGPU_HOST or any(
+    is_host = gpu.virtualization_mode in _VGPU_HOST or context.readings.vgpu_manager_running is True
+    return is_host or any(
         function.physical_function == gpu.pci or (function.address == gpu.pci and function.has_mediated_devices)
         for function in functions
     )
