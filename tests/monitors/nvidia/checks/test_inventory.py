@@ -8,14 +8,15 @@ import msgspec
 import pytest
 from testing.readings import LOST, Round, device, gpu, gpus, judged, node, nvml, pci, uuid
 
-from gpuhealth.model.component import NODE
+from gpuhealth.model.component import NODE, Kind
 from gpuhealth.model.finding import Finding
+from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.judge import Judge, Memory
 from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.monitors.nvidia.checks import gpu as subject
 from gpuhealth.monitors.nvidia.monitor import MONITOR
-from gpuhealth.monitors.nvidia.readings import GpuReadings, NvLink, PciDevice
+from gpuhealth.monitors.nvidia.readings import GpuReadings, NvLink, NvmlReadings, PciDevice
 from gpuhealth.monitors.settings import Settings
 
 
@@ -103,7 +104,7 @@ class Machine:
         """The codes of the findings of one round in a boot."""
         judge = Judge(self.settings, self.memory, boot_id=boot_id, time=looked.time)
         judge.set_readings(MONITOR, looked.nvidia, looked.time)
-        self.seen = len(judge.components)
+        self.seen, self.complete = len(judge.components), Kind.GPU in judge.facts().complete
         outcomes = judge.round(MONITOR, looked.nvidia, looked.time)
         return [outcome.code for outcome in outcomes if isinstance(outcome, Finding)]
 
@@ -217,6 +218,18 @@ def test_handed_over_and_given_back() -> None:
     assert machine.look(node(*gpus(7), pci=handed_over()), "boot-1") == []  # NVML need not list it yet
     assert machine.look(node(*gpus(8), pci=handed_over()), "boot-1") == []
     assert machine.look(node(*gpus(7), pci=handed_over()), "boot-1") == ["gpu.missing"]
+
+
+def test_all_handed_over() -> None:
+    """Once all GPUs are virtual machines' and the driver is gone, none is left: findings on them end."""
+    machine = Machine(node(*gpus(8)))
+    away = Missing(MissingReason.NOT_LOADED, "nvmlInit_v2: Driver Not Loaded (9)")
+    looked = node(nvml=NvmlReadings(problem=away), pci=handed_over(*range(8)), device_nodes=())
+    assert machine.look(looked, "boot-1") == ["gpu.unmanaged"]
+    assert (machine.seen, machine.complete) == (0, True)
+    looked = node(nvml=NvmlReadings(problem=away), pci=handed_over(*range(7)), device_nodes=())
+    machine.look(looked, "boot-1")
+    assert (machine.seen, machine.complete) == (1, False)
 
 
 def test_one_missing_among_those_handed_over() -> None:
