@@ -1,4 +1,4 @@
-"""GPUs that join the bus of a running node: added to a virtual machine, or given back by one."""
+"""GPUs that join or leave the driver of a running node: added to a virtual machine, given to one, or given back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATIENCE_SECONDS = 300.0
 
 
 class JoinedGpus:
-    """Detects GPUs that have joined the bus while NVML runs: it lists them only when it is started again."""
+    """Detects GPUs that join or leave the driver while NVML runs: its list changes only when it is started again."""
 
     def __init__(self) -> None:
         self._before: set[PciAddress] | None = None  # those of the driver, in the last round
@@ -36,7 +36,9 @@ class JoinedGpus:
             for address, since in self._joined.items()
             if address in awaited and now - since < _PATIENCE_SECONDS
         }
-        if not self._joined or now - self._restarted_at < interval:
+        handed_over = {device.address for device in pci if device.is_handed_over}
+        left = any(gpu.pci in handed_over for gpu in nvml.gpus)
+        if not (self._joined or left) or now - self._restarted_at < interval:
             return False
         self._restarted_at = now
         return True

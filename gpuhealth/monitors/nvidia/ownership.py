@@ -16,7 +16,8 @@ def unmanaged_gpus(readings: NvidiaReadings, baseline: Baseline) -> dict[PciAddr
     if isinstance(readings.pci, Missing):
         return {}
     gpus = [device for device in readings.pci if device.is_gpu]
-    used = [device for device in gpus if device.driver in NVIDIA_DRIVERS]
+    listed = {gpu.pci for gpu in readings.nvml.gpus}
+    used = [device for device in gpus if device.driver in NVIDIA_DRIVERS or device.address in listed]
     others = used or [device for device in gpus if device.is_handed_over]
     reasons: dict[PciAddress, str] = {}
     for device in gpus:

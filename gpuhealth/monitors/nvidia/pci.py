@@ -18,6 +18,7 @@ _MOST_PORTS = 8
 """Maximum number of ports above one GPU that are read; two switches in a row have five."""
 _MOST_DIGITS = 20  # of a 64-bit counter
 _TOTALS = {"correctable": "TOTAL_ERR_COR", "nonfatal": "TOTAL_ERR_NONFATAL", "fatal": "TOTAL_ERR_FATAL"}
+_REPORTED = {"correctable": "cor", "nonfatal": "nonfatal", "fatal": "fatal"}
 
 
 class PciProbe:
@@ -57,7 +58,7 @@ class PciProbe:
             aer_fatal=_aer(folder, "fatal"),
             driver=driver,
             reserved_for=_override(folder) if driver == "" else "",
-            ports=tuple(self._port(port.address, ports) for port in device.ports),
+            ports=tuple(self._port(port.address, ports, own=len(device.ports) == 1) for port in device.ports),
         )
 
     def _identify(self, address: str) -> PciDevice | None:
@@ -78,13 +79,33 @@ class PciProbe:
         )
         return msgspec.structs.replace(device, ports=_ports_above(str(folder))) if device.is_gpu else device
 
-    def _port(self, address: PciAddress, ports: dict[str, PciPort]) -> PciPort:
+    def _port(self, address: PciAddress, ports: dict[str, PciPort], *, own: bool) -> PciPort:
+        """The counters of a port; `own` if it is the root port of this GPU alone.
+
+        Such a port also counts the errors that are reported to it without a source that the kernel can identify.
+        """
         if address not in ports:
             folder = f"{self._devices}/{address}"
-            ports[address] = PciPort(
-                address, _aer(folder, "correctable"), _aer(folder, "nonfatal"), _aer(folder, "fatal")
-            )
+            counts = (_aer(folder, kind) for kind in _TOTALS)
+            reported = (_reported(folder, kind) if own else 0 for kind in _TOTALS)
+            ports[address] = PciPort(address, *map(_larger, counts, reported))
         return ports[address]
+
+
+def _reported(folder: str, kind: str) -> int:
+    """Errors that were reported to a root port; 0 where the kernel does not count them."""
+    try:
+        with open(f"{folder}/aer_rootport_total_err_{_REPORTED[kind]}") as file:  # noqa: PTH123 - as below
+            text = file.read(_MOST_DIGITS).strip()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return int(text) if text.isdecimal() else 0
+
+
+def _larger(counted: Reading[int], reported: int) -> Reading[int]:
+    if isinstance(counted, Missing):
+        return reported if reported and counted.is_unsupported else counted
+    return max(counted, reported)
 
 
 def _ports_above(folder: str) -> tuple[PciPort, ...]:

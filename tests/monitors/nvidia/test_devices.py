@@ -105,6 +105,14 @@ def test_nvml_is_started_again_for_gpus_that_join() -> None:
     assert not joined.seen(nvml(*gpus(5)), five, 0.0)
 
 
+def test_nvml_is_started_again_for_gpus_that_leave() -> None:
+    """A GPU that NVML lists, and that another driver holds now, is a reason for a new start."""
+    joined = JoinedGpus()
+    bus = (*map(device, range(3)), device(3, driver="vfio-pci"))
+    assert joined.seen(nvml(*gpus(4)), bus, 3600.0)
+    assert not joined.seen(nvml(*gpus(3)), bus, 0.0)
+
+
 def test_nvml_is_not_started_again_for_others() -> None:
     """A GPU that was there from the beginning, or that is another driver's, is no reason for a new start of NVML."""
     joined = JoinedGpus()

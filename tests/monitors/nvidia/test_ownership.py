@@ -167,6 +167,19 @@ def test_ports_above_a_gpu(tmp_path: Path) -> None:
     assert [port.aer_fatal for port in found.ports] == [0, 0, 1]
 
 
+def test_errors_reported_to_a_root_port(tmp_path: Path) -> None:
+    """The root port of one GPU also counts errors whose source is not identified; one with a switch below does not."""
+    direct, shared = "0000:15:01.0/0000:16:00.0", "0000:25:01.0/0000:26:00.0/0000:27:02.0/0000:28:00.0"
+    for path in (direct, shared):
+        add_function(tmp_path, path[:12], PORT, 0x352A, vendor=INTEL, driver="pcieport", aer={"nonfatal": 1})
+        for kind, text in (("cor", "12\n"), ("nonfatal", "\xb2\n"), ("fatal", "3\n")):
+            (tmp_path / "bus/pci/devices" / path[:12] / f"aer_rootport_total_err_{kind}").write_text(text)
+        add_function(tmp_path, path, CONTROLLER_3D, 0x2330, driver="nvidia", aer={})
+    roots = [each.ports[-1] for each in scan(tmp_path)]
+    counts = [(port.aer_correctable, port.aer_nonfatal, port.aer_fatal) for port in roots]
+    assert counts == [(12, 1, 3), (0, 1, 0)]
+
+
 def test_driver_changes_while_we_look(tmp_path: Path) -> None:
     """The driver is read in every scan; virtual functions appear and go."""
     address = add_function(tmp_path, "0000:17:00.0", CONTROLLER_3D, 0x20B7, driver="nvidia")
