@@ -166,7 +166,7 @@ class PciPort(msgspec.Struct, frozen=True, omit_defaults=True):
     """A PCI Express port between a GPU and the CPU: of a switch, or a root port. AER counters count since boot."""
 
     address: PciAddress
-    aer_correctable: Reading[int] = UNREAD  # totals from the kernel: errors that the port has detected, or was told of
+    aer_correctable: Reading[int] = UNREAD  # totals: errors that the port has detected, or that were reported to it
     aer_nonfatal: Reading[int] = UNREAD
     aer_fatal: Reading[int] = UNREAD
 
