@@ -36,7 +36,7 @@ class JoinedGpus:
             for address, since in self._joined.items()
             if address in awaited and now - since < _PATIENCE_SECONDS
         }
-        handed_over = {device.address for device in pci if device.is_handed_over}
+        handed_over = {device.address for device in pci if device.is_passed_through}
         left = any(gpu.pci in handed_over for gpu in nvml.gpus)
         if not (self._joined or left) or now - self._restarted_at < interval:
             return False

@@ -21,7 +21,7 @@ def unmanaged_gpus(readings: NvidiaReadings, baseline: Baseline) -> dict[PciAddr
     others = used or [device for device in gpus if device.is_handed_over]
     reasons: dict[PciAddress, str] = {}
     for device in gpus:
-        if device.is_handed_over:
+        if device.is_passed_through or (device.is_handed_over and device.address not in listed):
             how = f"bound to {device.driver}" if device.driver else f"reserved for {device.reserved_for}"
             reasons[device.address] = how[:_LONGEST_REASON]
         elif device.address in readings.excluded_gpus:

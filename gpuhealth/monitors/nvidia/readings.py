@@ -206,6 +206,16 @@ class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
         driver = self.driver or self.reserved_for
         return isinstance(driver, str) and driver not in (*NVIDIA_DRIVERS, *UNINTENDED_DRIVERS)
 
+    @property
+    def is_passed_through(self) -> bool:
+        """Whether that driver is one that gives the function to a virtual machine: NVML cannot use it."""
+        driver = self.driver or self.reserved_for
+        return (
+            self.is_handed_over
+            and isinstance(driver, str)
+            and any(name in driver for name in ("vfio", "stub", "pciback"))
+        )
+
 
 class KernelModule(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The NVIDIA kernel module of the node, as visible in every container."""

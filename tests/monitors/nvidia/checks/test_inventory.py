@@ -220,6 +220,15 @@ def test_handed_over_and_given_back() -> None:
     assert machine.look(node(*gpus(7), pci=handed_over()), "boot-1") == ["gpu.missing"]
 
 
+def test_an_unknown_driver_under_which_nvml_works() -> None:
+    """Whatever the driver of a GPU is called: what NVML lists is checked, unless it is a virtual machine's."""
+    unknown = tuple(device(index, driver="nvgpu") for index in range(2))
+    machine = Machine(node(*gpus(2), pci=unknown))
+    assert machine.look(node(*gpus(2), pci=unknown), "boot-1") == []
+    assert machine.seen == 2
+    assert machine.look(node(*gpus(1), pci=unknown), "boot-1") == ["gpu.unmanaged"]
+
+
 def test_all_handed_over() -> None:
     """Once all GPUs are virtual machines' and the driver is gone, none is left: findings on them end."""
     machine = Machine(node(*gpus(8)))
