@@ -229,6 +229,8 @@ def _conclusion(result: RunResult) -> Text:
 def _summary(verdict: Verdict) -> str:
     found = _counts(verdict)
     match verdict.verdict:
+        case State.HEALTHY if not verdict.gpus:
+            return "the NVIDIA driver of this machine has no GPU to use: nothing to check."
         case State.HEALTHY:
             return f"{counted(len(verdict.gpus), 'GPU')}, no fault found."
         case State.DEGRADED:

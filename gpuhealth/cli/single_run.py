@@ -225,7 +225,7 @@ def _nothing_to_check(readings: NodeReadings, settings: Settings, judging: Judge
     if isinstance(nvidia, Missing) or NVIDIA not in judging.monitors:
         return ""
     problem, baseline = nvidia.nvml.problem, judging.memory.baseline(NVIDIA)
-    if problem is None or problem.reason not in _NEVER_LOADED or settings.expected_gpus or baseline.gpus:
+    if problem is None or problem.reason not in _NEVER_LOADED or settings.expected_gpus is not None or baseline.gpus:
         return ""
     on_bus = [] if isinstance(nvidia.pci, Missing) else [device for device in nvidia.pci if device.is_gpu]
     nodes = [] if isinstance(nvidia.device_nodes, Missing) else nvidia.device_nodes

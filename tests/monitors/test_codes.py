@@ -14,7 +14,7 @@ import yaml
 from testing.fault_cases import CASES
 from testing.findings import at, clean, facts, found, tracker
 from testing.kernel_lines import LINES
-from testing.readings import START, gpu, node, uuid
+from testing.readings import START, gpu, node, pci, remembering, uuid
 
 from gpuhealth.agent.agent import Agent
 from gpuhealth.cli import explain
@@ -268,6 +268,11 @@ def _by_the_controller(code: str) -> list[Finding]:
     return raised(judge.round(FLEET_FINDINGS, FleetReadings((FleetFinding(code, uuid(0), "differs"),)), START))
 
 
+def _by_a_reboot() -> list[Finding]:
+    memory = remembering(gpus={"GPU-old": pci(0)}, boot_id="boot-0")
+    return raised(Judge(Settings(), memory, boot_id="boot-1", time=START).round(NVIDIA, node(gpu(0)).nvidia, START))
+
+
 def _by_different_programs() -> list[Finding]:
     lines = [f"NVRM: Xid (PCI:0000:01:00): {number}, pid={number}, name=x, words" for number in (13, 31, 69)]
     return raised(judged(*map(event_of, lines)))
@@ -290,6 +295,7 @@ ELSEWHERE: dict[str, Callable[[], list[Finding]]] = {
     "agent.kmsg_overrun": lambda: _by_readings(KernelLogStatus("kmsg", lost_records=1)),
     "agent.kmsg_unavailable": lambda: _by_readings(KernelLogStatus("nvml")),
     "gpu.repeated_app_faults": _by_different_programs,
+    "gpu.replaced": _by_a_reboot,
     "fleet.digest_mismatch": lambda: _by_the_controller("fleet.digest_mismatch"),
     "fleet.slow_gpu": lambda: _by_the_controller("fleet.slow_gpu"),
     "burnin.required": _in_place_of_a_cleared_fault,

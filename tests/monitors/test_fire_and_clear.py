@@ -47,8 +47,8 @@ EVENTS = {code.name for codes in (xid.CHECK.codes, KERNEL_LOG.codes) for code in
 """Codes of the kernel log, which fire in test_codes.py, and clear in the tests of their checks."""
 OWN = {code.name for code in OWN_PROCESS.codes}
 """Codes about the agent and not the node."""
-FOLLOWS = {"burnin.required", "quarantine.memory_lost", *(code.name for code in FLEET_FINDINGS.codes)}
-"""Raised by another finding's clearing, from the record on the Node, or by the controller."""
+FOLLOWS = {"burnin.required", "quarantine.memory_lost", "gpu.replaced", *(code.name for code in FLEET_FINDINGS.codes)}
+"""Raised by another finding's clearing, from the record on the Node, over a reboot, or by the controller."""
 
 
 class Bench:
@@ -247,9 +247,7 @@ def _look(node: Simulator, rounds: int = 2) -> Bench:
     return asyncio.run(look())
 
 
-@pytest.mark.parametrize(
-    "model", ["h100-sxm", "h200", "b200", "a100-sxm4-80gb", "a100-pcie-80gb", "l40s", "t4", "v100-sxm2-32gb"]
-)
+@pytest.mark.parametrize("model", sorted(path.stem for path in MODELS.glob("*.model")))
 @pytest.mark.parametrize("load", [None, "busy"])
 def test_healthy_models(model: str, load: str | None, make_node: Callable[[str], Simulator]) -> None:
     """A healthy node of any model, idle or busy, has no finding, and nothing unchecked but what needs load."""
@@ -277,7 +275,7 @@ def test_no_libnvidia_ml(make_node: Callable[[str], Simulator], monkeypatch: pyt
     it = _look(node)
     assert [finding.code for finding in it.tracker.active()] == ["agent.nvml_library"]
     clean = {each.code for each in it.outcomes if isinstance(each, Clean)}
-    assert clean <= EVENTS | OWN | {"fabric.manager_down", "driver.not_loaded"}
+    assert clean <= EVENTS | OWN | {"fabric.manager_down", "driver.not_loaded", "gpu.unmanaged"}
 
 
 def test_no_library_and_no_gpu(make_node: Callable[[str], Simulator], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,17 @@ import pynvml
 import pytest
 from nvmlsim.simulator import COMMAND, Simulator, SimulatorError
 
-MODELS = ["a100-pcie-80gb", "a100-sxm4-80gb", "b200", "h100-sxm", "h200", "l40s", "t4", "v100-sxm2-32gb"]
+MODELS = [
+    *("a100-pcie-80gb", "a100-sxm4-80gb", "b200", "b300", "gb200", "gb300", "h100-sxm", "h20", "h200", "l40s"),
+    *("rtx-pro-6000", "t4", "v100-sxm2-32gb"),
+]
 
 OLD = {"t4", "v100-sxm2-32gb"}
 AMPERE = {"a100-pcie-80gb", "a100-sxm4-80gb"}
-HOPPER_ON = {"h100-sxm", "h200", "b200"}
+GRACE = {"gb200", "gb300"}
+NVLINK5 = {"b200", "b300", *GRACE}
+HOPPER_ON = {"h100-sxm", "h20", "h200", *NVLINK5}
+PCIE = {"l40s", "rtx-pro-6000"}
 NVLINK = {"v100-sxm2-32gb", "a100-sxm4-80gb", *HOPPER_ON}
 NEWER = set(MODELS) - OLD
 
@@ -46,29 +52,29 @@ SUPPORTED_BY: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "L2 location": (lambda handle: pynvml.nvmlDeviceGetMemoryErrorCounter(handle, 1, 0, 1), OLD),
     "SRAM status": (
         _filled("nvmlDeviceGetSramEccErrorStatus", pynvml.c_nvmlEccSramErrorStatus_v1_t),
-        {"l40s", *HOPPER_ON},
+        {*PCIE, *HOPPER_ON},
     ),
-    "repair status": (pynvml.nvmlDeviceGetRepairStatus, {"b200"}),
-    "unrepairable memory": (pynvml.nvmlDeviceGetUnrepairableMemoryFlag_v1, {"b200"}),
-    "margin": (pynvml.nvmlDeviceGetMarginTemperature, {"l40s", *HOPPER_ON}),
-    "limit as margin": (_field(194), {"l40s", *HOPPER_ON}),
-    "memory temperature": (_field(82), set(MODELS) - {"t4", "l40s"}),
+    "repair status": (pynvml.nvmlDeviceGetRepairStatus, NVLINK5),
+    "unrepairable memory": (pynvml.nvmlDeviceGetUnrepairableMemoryFlag_v1, NVLINK5),
+    "margin": (pynvml.nvmlDeviceGetMarginTemperature, {*PCIE, *HOPPER_ON}),
+    "limit as margin": (_field(194), {*PCIE, *HOPPER_ON}),
+    "memory temperature": (_field(82), set(MODELS) - {"t4", *PCIE}),
     "memory threshold": (
         lambda handle: pynvml.nvmlDeviceGetTemperatureThreshold(handle, 2),
-        set(MODELS) - {"t4", "l40s"},
+        set(MODELS) - {"t4", *PCIE},
     ),
     "power cap time": (_field(74), set(MODELS)),
     "thermal slowdown time": (_field(270), NEWER),
     "average power": (_field(185), NEWER),
     "NVLink": (lambda handle: pynvml.nvmlDeviceGetNvLinkState(handle, 0), NVLINK),
     "NVLink count": (_field(91), NVLINK),
-    "NVLink errors": (lambda handle: pynvml.nvmlDeviceGetNvLinkErrorCounter(handle, 0, 1), NVLINK - {"b200"}),
-    "NVLink 5 counters": (_field(208), {"b200"}),
+    "NVLink errors": (lambda handle: pynvml.nvmlDeviceGetNvLinkErrorCounter(handle, 0, 1), NVLINK - NVLINK5),
+    "NVLink 5 counters": (_field(208), NVLINK5),
     "fabric": (_filled("nvmlDeviceGetGpuFabricInfoV", pynvml.c_nvmlGpuFabricInfo_v3_t), HOPPER_ON),
     "recovery action": (_field(230), NEWER),
-    "MIG": (pynvml.nvmlDeviceGetMigMode, AMPERE | HOPPER_ON),
-    "platform": (_filled("nvmlDeviceGetPlatformInfo", pynvml.c_nvmlPlatformInfo_v2_t), {"b200"}),
-    "C2C": (_field(171), set()),
+    "MIG": (pynvml.nvmlDeviceGetMigMode, AMPERE | HOPPER_ON | {"rtx-pro-6000"}),
+    "platform": (_filled("nvmlDeviceGetPlatformInfo", pynvml.c_nvmlPlatformInfo_v2_t), NVLINK5),
+    "C2C": (_field(171), GRACE),
     "ECC": (pynvml.nvmlDeviceGetEccMode, set(MODELS)),
     "fan": (pynvml.nvmlDeviceGetFanSpeed, set()),
 }

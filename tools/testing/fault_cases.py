@@ -25,7 +25,7 @@ GPUS = 4
 RESTARTING = Nvml(reinit_interval=0.0)  # NVML is started again in every round in which something is lost
 FABRIC_MANAGER = 77  # its pid
 GONE = 999_999  # a pid that no process has
-GRADE = {Severity.WARNING: "warning", Severity.CRITICAL: "critical"}
+GRADE = {Severity.INFO: "info", Severity.WARNING: "warning", Severity.CRITICAL: "critical"}
 
 
 DATA = Component(Kind.MOUNT, "/data")
@@ -104,6 +104,11 @@ def throttled(reason: str) -> Change:
     return lambda node: node.add({f"gpu0.throttle_ns.{reason}": int(ROUND * 1e9)})
 
 
+def port_errors(kind: str) -> tuple[Change, Change]:
+    """The port above the first GPU counts errors; the fault ends when it counts no more."""
+    return lambda node: node.add({f"gpu0.port.{kind}": 100}), lambda _: None
+
+
 def _stop_fabric_manager(node: Simulator) -> None:
     shutil.rmtree(node.root / "proc" / str(FABRIC_MANAGER))
 
@@ -157,7 +162,7 @@ def failing(test: str) -> Case:
 HALF = 0x3FE0000000000000
 """The bits of 0.5 as a double."""
 VERSION = "550.90.07"
-WARNING, CRITICAL = Severity.WARNING, Severity.CRITICAL
+INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 HANG = fault("hang", call="nvmlDeviceGetPowerUsage")[0], Simulator.release
 HUNG = Nvml(warn_after=0.3, critical_after=0.6)
 
@@ -166,6 +171,7 @@ CASES = [
     Case("gpu.reset_required", CRITICAL, *fault("reset_required")),
     Case("gpu.missing", CRITICAL, *fault("drop"), component=NODE),
     Case("gpu.missing", CRITICAL, *fault("drop", bus=1, node=1), component=NODE),
+    Case("gpu.unmanaged", INFO, *fault("passthrough"), component=NODE),
     Case("gpu.recovery_action", CRITICAL, *fault("recovery_action", value=2)),
     Case("gpu.recovery_action", WARNING, *fault("recovery_action", value=3)),
     Case("gpu.straggler", WARNING, *fault("straggler"), before=all_busy),
@@ -214,6 +220,9 @@ CASES = [
     Case("pcie.aer_correctable_rate", WARNING, *fault("aer", count=100)),
     Case("pcie.aer_uncorrectable", CRITICAL, *fault("aer", severity="fatal")),
     Case("pcie.aer_uncorrectable", CRITICAL, *fault("aer", severity="nonfatal")),
+    Case("pcie.aer_correctable_rate", WARNING, *port_errors("correctable")),
+    Case("pcie.aer_uncorrectable", WARNING, *port_errors("nonfatal")),
+    Case("pcie.aer_uncorrectable", WARNING, *port_errors("fatal")),
     Case("nvlink.down", CRITICAL, *fault("nvlink_down", link=3)),
     Case("nvlink.down", CRITICAL, lambda node: node.inject("nvlink_down"), lambda node: node.clear("nvlink_down")),
     Case("nvlink.errors", WARNING, *fault("nvlink_errors", link=3)),
@@ -222,6 +231,8 @@ CASES = [
     Case("fabric.incomplete", CRITICAL, *fault("fabric_incomplete")),
     Case("fabric.unhealthy", CRITICAL, *fault("fabric_unhealthy")),
     Case("fabric.manager_down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, component=NODE),
+    Case("fabric.manager_down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, component=NODE, model="b200"),
+    Case("fabric.manager_down", CRITICAL, _stop_fabric_manager, _start_fabric_manager, component=NODE, model="b300"),
     Case("host.disk_full", WARNING, _full, _empty, before=_empty, component=DATA, more=_any_disk_is_full),
     Case("host.inodes", WARNING, _full, _empty, before=_empty, component=DATA, more=_any_disk_is_full),
     Case(

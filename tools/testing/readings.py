@@ -116,7 +116,7 @@ def nvml(*listed: GpuReadings, **changes: Any) -> NvmlReadings:
 
 def device(index: int, **changes: Any) -> PciDevice:
     """The function of a GPU in sysfs."""
-    function = PciDevice(pci(index), 0x030200, 0x2330, aer_correctable=0, aer_nonfatal=0, aer_fatal=0)
+    function = PciDevice(pci(index), 0x030200, 0x2330, 0, 0, 0, driver="nvidia")
     return msgspec.structs.replace(function, **changes)
 
 

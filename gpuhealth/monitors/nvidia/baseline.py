@@ -15,3 +15,4 @@ class Baseline(msgspec.Struct):
     active_links: dict[str, list[int]] = {}  # uuid -> NVLinks that have been active
     ecc: dict[str, bool] = {}  # uuid -> ECC was on
     models: dict[str, str] = {}  # uuid -> name
+    boot_id: str = ""  # of the boot in which all GPUs were last present; empty if not recorded

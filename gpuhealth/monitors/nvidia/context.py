@@ -6,7 +6,7 @@ prevented a result. An unsupported reading needs no check and has no outcome; an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from typing import TypeAlias, TypeVar
 
@@ -19,7 +19,8 @@ from gpuhealth.model.finding import Action, Finding, Outcome, Severity
 from gpuhealth.model.missing import UNREAD, Missing, MissingReason, Reading
 from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.nvidia.baseline import Baseline
-from gpuhealth.monitors.nvidia.readings import GpuReadings, NvidiaReadings, NvmlReadings, PciDevice
+from gpuhealth.monitors.nvidia.ownership import are_replaced, nothing_to_use, unmanaged_gpus
+from gpuhealth.monitors.nvidia.readings import GpuReadings, NvidiaReadings, NvmlReadings
 from gpuhealth.monitors.nvidia.settings import NvidiaSettings
 
 T = TypeVar("T")
@@ -34,7 +35,11 @@ class GpuContext:
         self.round = context
         self.settings, self.history, self.baseline = context.settings, context.history, context.baseline
         self.time, self.now = context.time, context.now
-        self.readings = _unread(context.readings) if isinstance(context.readings, Missing) else context.readings
+        readings = _unread(context.readings) if isinstance(context.readings, Missing) else context.readings
+        self.nothing_to_use = nothing_to_use(readings, self.baseline, self.settings.expected_gpus)
+        if self.nothing_to_use:
+            readings = msgspec.structs.replace(readings, nvml=NvmlReadings(problem=self.nothing_to_use))
+        self.readings = readings
 
     @property
     def nvml(self) -> Reading[NvmlReadings]:
@@ -49,7 +54,19 @@ class GpuContext:
     @cached_property
     def gpus(self) -> tuple[GpuReadings, ...]:
         """The GPUs that answered, and a placeholder (see its `error`) for every remembered one that did not."""
-        return known_gpus(self.readings, self.baseline)
+        if self.nothing_to_use:
+            return ()
+        return known_gpus(self.readings, self.unmanaged, {} if self.are_replaced else self.baseline.gpus)
+
+    @cached_property
+    def unmanaged(self) -> dict[PciAddress, str]:
+        """The GPUs on the bus that the driver is not meant to use, each with the reason."""
+        return unmanaged_gpus(self.readings, self.baseline)
+
+    @cached_property
+    def are_replaced(self) -> bool:
+        """Whether other GPUs have taken the place of the known ones over a reboot."""
+        return are_replaced(self.readings, self.baseline, self.round.boot_id)
 
     @property
     def components(self) -> tuple[ComponentInfo, ...]:
@@ -106,6 +123,7 @@ def _unread(reason: Missing) -> NvidiaReadings:
         kernel_module=reason,
         live_pids=reason,
         fabric_manager_running=reason,
+        system_memory_bytes=reason,
     )
 
 
@@ -115,8 +133,13 @@ def label(gpu: GpuReadings) -> str:
     return f"GPU {gpu.index} ({place})" if gpu.index >= 0 else f"GPU {place}"
 
 
-def known_gpus(readings: NvidiaReadings, baseline: Baseline) -> tuple[GpuReadings, ...]:
-    """Every GPU that answered, and a placeholder for each remembered one that did not; its `error` has the reason."""
+def known_gpus(
+    readings: NvidiaReadings, unmanaged: Collection[PciAddress], remembered: dict[str, PciAddress]
+) -> tuple[GpuReadings, ...]:
+    """Every GPU that answered, and a placeholder for each remembered one that did not; its `error` has the reason.
+
+    GPUs that the driver is not meant to use are left out. NVML lists them until it is started again.
+    """
     nvml = readings.nvml
     reason = Missing(MissingReason.ERROR, "NVML no longer lists this GPU")
     listed: tuple[GpuReadings, ...] = ()
@@ -129,8 +152,11 @@ def known_gpus(readings: NvidiaReadings, baseline: Baseline) -> tuple[GpuReading
         if not nvml.answered:
             call = nvml.waiting_for or "NVML"
             reason = Missing(MissingReason.TIMEOUT, f"waiting {nvml.waiting_seconds:.0f} s for {call}")
-    remembered = baseline.gpus
-    gpus = _recognised(_placed(listed, readings.pci), remembered)
+    remembered = {uuid: pci for uuid, pci in remembered.items() if pci not in unmanaged}
+    listed = tuple(gpu for gpu in listed if gpu.pci not in unmanaged)
+    pci = () if isinstance(readings.pci, Missing) else readings.pci
+    on_bus = [device.address for device in pci if device.is_gpu and device.address not in unmanaged]
+    gpus = _recognised(_placed(listed, on_bus), remembered)
     seen = {gpu.uuid for gpu in gpus}
     if any(isinstance(gpu.uuid, Missing) for gpu in gpus):
         return gpus  # it is one of the absent GPUs, but which one is unknown
@@ -138,10 +164,9 @@ def known_gpus(readings: NvidiaReadings, baseline: Baseline) -> tuple[GpuReading
     return (*gpus, *(GpuReadings(-1, uuid=uuid, pci=pci, error=reason) for uuid, pci in placeholders))
 
 
-def _placed(gpus: tuple[GpuReadings, ...], pci: Reading[tuple[PciDevice, ...]]) -> tuple[GpuReadings, ...]:
+def _placed(gpus: tuple[GpuReadings, ...], on_bus: list[PciAddress]) -> tuple[GpuReadings, ...]:
     """Assigns the only unclaimed GPU address on the bus to the only GPU without an address."""
     nowhere = [gpu for gpu in gpus if isinstance(gpu.pci, Missing)]
-    on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
     left = set(on_bus) - {gpu.pci for gpu in gpus if isinstance(gpu.pci, str)}
     if len(nowhere) != 1 or len(left) != 1 or len(on_bus) != len(gpus):
         return gpus
@@ -184,7 +209,7 @@ def per_gpu(
         away = context.nvml if isinstance(context.nvml, Missing) and not context.gpus and not of_node_too else None
         for code, judge in rules:
             if away:
-                yield code.not_checked(away)
+                yield from outcome_of(code, NODE, away)
             for gpu in context.gpus:
                 result = gpu.error if gpu.error and not broken_too else judge(gpu, context)
                 yield from outcome_of(code, gpu.component, result)

@@ -1,4 +1,4 @@
-"""Device nodes, kernel module and processes, from /dev, /sys and /proc."""
+"""Device nodes, kernel module, its options, processes and management ports, from /dev, /sys and /proc."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.model.pci import PciAddress, parse_address
 from gpuhealth.monitors.nvidia.readings import KernelModule
 from gpuhealth.runtime.files import file_missing
+from gpuhealth.runtime.text import printable
 
 _DEVICE_NODE = re.compile(r"nvidia(\d+)")
-_FABRIC_MANAGER = "nv-fabricmanage"  # the kernel truncates a process name to 15 characters
+_COMM_LENGTH = 15  # the kernel truncates a process name to so many characters
+_LONGEST_VPD = 1 << 15  # PCI: bytes of vital product data
+_ASSIGNED = re.compile(r'^AssignGpus: "([^"\n]*)"', re.MULTILINE)
+_EXCLUDED = re.compile(r"^(?:GPU Excluded|Blacklisted):\s*Yes\b", re.MULTILINE)  # the name before R470
+_MEMORY = re.compile(rb"^MemTotal:\s+(\d{1,15}) kB", re.MULTILINE)
 _NAMELESS = "of unknown version"
 _RESCAN_SECONDS = 60.0  # a scan of /proc costs 10 ms with 1,000 processes
 
@@ -71,17 +77,18 @@ def _sees_all_processes(proc: Path) -> bool:
         return True
 
 
-class FabricManagerProbe:
-    """Whether nv-fabricmanager runs; its pid is cached, so that /proc is scanned only when it is not there."""
+class ProcessProbe:
+    """Whether a program runs; its pid is cached, so that /proc is scanned only when it is not there."""
 
-    def __init__(self, proc: Path) -> None:
+    def __init__(self, proc: Path, program: str) -> None:
         self._proc = proc
+        self._name = program[:_COMM_LENGTH]
         self._pid: str | None = None
         self._scanned_at = -_RESCAN_SECONDS
 
     def read(self) -> Reading[bool]:
         """True, False, or why /proc cannot be read."""
-        if self._pid and self._is_fabric_manager(self._pid):
+        if self._pid and self._is_running(self._pid):
             return True
         if self._pid is None and time.monotonic() - self._scanned_at < _RESCAN_SECONDS:
             return False
@@ -90,11 +97,93 @@ class FabricManagerProbe:
             pids = [name for name in os.listdir(self._proc) if name.isdecimal()]  # noqa: PTH208 - names only
         except OSError as error:
             return file_missing(error)
-        self._pid = next((pid for pid in pids if self._is_fabric_manager(pid)), None)
+        self._pid = next((pid for pid in pids if self._is_running(pid)), None)
         return self._pid is not None
 
-    def _is_fabric_manager(self, pid: str) -> bool:
+    def _is_running(self, pid: str) -> bool:
         try:
-            return (self._proc / pid / "comm").read_text().startswith(_FABRIC_MANAGER)
+            return (self._proc / pid / "comm").read_bytes().startswith(self._name.encode())
         except OSError:
             return False  # it has ended
+
+
+class SwitchManagement:
+    """The InfiniBand devices through which a baseboard's NVLink switches are managed, where they are not PCI functions.
+
+    On HGX B200 and later these are ConnectX-7 functions whose vital product data contains SW_MNG. A device reads its
+    vital product data slowly, so each is read once.
+    """
+
+    def __init__(self, sys: Path) -> None:
+        self._devices = sys / "class" / "infiniband"
+        self._known: dict[str, bool] = {}
+
+    def read(self) -> Reading[tuple[str, ...]]:
+        """Their names, such as mlx5_8; may block as long as a device does not answer."""
+        try:
+            names = sorted(os.listdir(self._devices))  # noqa: PTH208 - names only
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            return file_missing(error)
+        self._known = {name: known for name, known in self._known.items() if name in names}
+        unread: Missing | None = None
+        for name in names:
+            if name not in self._known:
+                try:
+                    self._known[name] = _is_switch_management(self._devices / name / "device" / "vpd")
+                except OSError as error:
+                    unread = file_missing(error)
+        found = tuple(printable(name) for name in names if self._known.get(name))
+        return found or unread or ()
+
+
+def _is_switch_management(vital_product_data: Path) -> bool:
+    try:
+        with vital_product_data.open("rb") as file:
+            return b"SW_MNG" in file.read(_LONGEST_VPD)
+    except FileNotFoundError:
+        return False  # the device has none
+
+
+def excluded_gpus(proc: Path, suspects: Iterable[PciAddress]) -> tuple[PciAddress, ...]:
+    """Those of the suspects that the driver's options exclude; may block while the driver hangs.
+
+    NVreg_ExcludedGpus has uuids, which only the driver can match with addresses; NVreg_AssignGpus lists the addresses
+    of all others.
+    """
+    driver = proc / "driver" / "nvidia"
+    assigned = _assigned(driver / "params")
+    return tuple(
+        address
+        for address in suspects
+        if (assigned and address not in assigned) or _says_excluded(driver / "gpus" / address / "information")
+    )
+
+
+def _assigned(params: Path) -> set[PciAddress]:
+    """The GPUs in NVreg_AssignGpus; empty if the option is not set."""
+    match = _ASSIGNED.search(_text(params))
+    addresses = (parse_address(part) for part in match[1].split(",")) if match else ()
+    return {address for address in addresses if address}
+
+
+def _says_excluded(information: Path) -> bool:
+    return _EXCLUDED.search(_text(information)) is not None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""  # not shown to us: nothing says that a GPU is left alone
+
+
+def system_memory(proc: Path) -> Reading[int]:
+    """The memory of the machine, in bytes."""
+    path = proc / "meminfo"
+    try:
+        match = _MEMORY.search(path.read_bytes())
+    except OSError as error:
+        return file_missing(error)
+    return int(match[1]) * 1024 if match else Missing(MissingReason.ERROR, f"{path} has no line MemTotal")

@@ -36,6 +36,7 @@ def _facts(round_context: NvidiaContext) -> MonitorFacts:
     context = GpuContext(round_context)
     nvml = context.readings.nvml
     complete = nvml.is_complete and all(isinstance(gpu.uuid, str) for gpu in nvml.gpus)
+    complete = complete or context.nothing_to_use is not None
     version = nvml.driver_version
     return MonitorFacts(
         components=context.components,

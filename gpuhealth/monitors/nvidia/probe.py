@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from gpuhealth.model.kernel_event import KernelEvent
-from gpuhealth.model.missing import NOT_SUPPORTED, Missing
-from gpuhealth.model.pci import parse_address, slot_of
+from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason, Reading
+from gpuhealth.model.pci import PciAddress, parse_address, slot_of
 from gpuhealth.monitors.monitor import ProbeContext
 from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.monitors.nvidia.catalog import xid
-from gpuhealth.monitors.nvidia.devices import FabricManagerProbe, KernelModuleProbe, device_nodes, live_pids
+from gpuhealth.monitors.nvidia.devices import (
+    KernelModuleProbe,
+    ProcessProbe,
+    SwitchManagement,
+    device_nodes,
+    excluded_gpus,
+    live_pids,
+    system_memory,
+)
+from gpuhealth.monitors.nvidia.joined_gpus import JoinedGpus
 from gpuhealth.monitors.nvidia.nvml.child import XidSeen
 from gpuhealth.monitors.nvidia.nvml.full_round import read_full_round
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.monitors.nvidia.pci import PciProbe
-from gpuhealth.monitors.nvidia.readings import NvidiaReadings, NvmlReadings
+from gpuhealth.monitors.nvidia.readings import Fabric, NvidiaReadings, NvmlReadings, PciDevice
 from gpuhealth.monitors.nvidia.release import DriverRelease
 from gpuhealth.monitors.nvidia.settings import NvidiaSettings
 
+T = TypeVar("T")
+
+_READ_SECONDS = 5.0
+_LATE = Missing(MissingReason.TIMEOUT, f"not read within {_READ_SECONDS:g} s")
 _LONGEST_BRANCH = 6  # digits
 _MIN_WAIT_SECONDS = 2.0  # at least, for a round of NVML: slow answers of a busy node are normal
 
@@ -35,7 +49,13 @@ class NvidiaProbe:
         self.nvml = NvmlProbe(context.settings.nvml)
         self._pci = PciProbe(roots.sys)
         self._kernel_module = KernelModuleProbe(roots.sys)
-        self._fabric_manager = FabricManagerProbe(roots.proc)
+        self._fabric_manager = ProcessProbe(roots.proc, "nv-fabricmanager")
+        self._subnet_manager = ProcessProbe(roots.proc, "nvlsm")
+        self._vgpu_manager = ProcessProbe(roots.proc, "nvidia-vgpu-mgr")
+        self._switch_management = SwitchManagement(roots.sys)
+        self._joined_gpus = JoinedGpus()
+        self._slow_management = _SlowRead[Reading[tuple[str, ...]]](_LATE)
+        self._slow_exclusion = _SlowRead[tuple[PciAddress, ...]](())
         self._stale_library = StaleLibrary()
         self._ping: asyncio.TimerHandle | None = None
         self.on_release_change: Callable[[str], None] = lambda _: None
@@ -58,14 +78,18 @@ class NvidiaProbe:
         else:
             nvml = await self.nvml.read(max(interval, _MIN_WAIT_SECONDS))
         pci = self._pci.read()
-        has_switches = not isinstance(pci, Missing) and any(device.is_nvswitch for device in pci)
+        if self._joined_gpus.seen(nvml, pci, settings.nvml.reinit_interval):
+            self.nvml.restart()
         readings = NvidiaReadings(
             nvml=nvml,
             pci=pci,
             device_nodes=device_nodes(self._dev),
             kernel_module=self._kernel_module.read(),
             live_pids=live_pids(self._proc, _pids(nvml)),
-            fabric_manager_running=self._fabric_manager.read() if has_switches else NOT_SUPPORTED,
+            excluded_gpus=await self._excluded_gpus(nvml, pci),
+            system_memory_bytes=system_memory(self._proc),
+            vgpu_manager_running=self._vgpu_manager.read() if self._leaks(nvml) else NOT_SUPPORTED,
+            **await self._fabric(nvml, pci),
         )
         if interval is None:
             return readings
@@ -73,6 +97,34 @@ class NvidiaProbe:
         self._plan_ping(interval / 2)
         known_gpus, grace = len(self._context.baseline.gpus), settings.driver_release.reacquire_grace
         return self.release.mask(readings, self._context.now(), known_gpus, grace)
+
+    def _leaks(self, nvml: NvmlReadings) -> bool:
+        """Whether memory of a GPU is in use that no process holds, as a virtual machine's is."""
+        limit = self._context.settings.gpu_memory.leaked_bytes
+        used = ((gpu.memory_used_bytes, gpu.compute_processes) for gpu in nvml.gpus)
+        return any(isinstance(size, int) and size > limit and not holders for size, holders in used)
+
+    async def _fabric(self, nvml: NvmlReadings, pci: Reading[tuple[PciDevice, ...]]) -> dict[str, Any]:
+        """What manages the NVLink switches of this node, where it has any."""
+        if not isinstance(pci, Missing) and any(device.is_nvswitch for device in pci):
+            return {"fabric_manager_running": self._fabric_manager.read()}
+        if not any(isinstance(gpu.fabric, Fabric) and gpu.fabric.is_of_node for gpu in nvml.gpus):
+            return {"fabric_manager_running": NOT_SUPPORTED}
+        management = await self._slow_management(self._switch_management.read)
+        has_management = not isinstance(management, Missing) and bool(management)
+        return {
+            "fabric_manager_running": self._fabric_manager.read(),
+            "subnet_manager_running": self._subnet_manager.read() if has_management else NOT_SUPPORTED,
+            "switch_management": management,
+        }
+
+    async def _excluded_gpus(self, nvml: NvmlReadings, pci: Reading[tuple[PciDevice, ...]]) -> tuple[PciAddress, ...]:
+        """GPUs on the bus that a driver which works does not list because of its options."""
+        if isinstance(pci, Missing) or not nvml.is_complete:
+            return ()
+        listed = {gpu.pci for gpu in nvml.gpus}
+        suspects = [device.address for device in pci if device.is_gpu and device.address not in listed]
+        return await self._slow_exclusion(lambda: excluded_gpus(self._proc, suspects)) if suspects else ()
 
     def _plan_ping(self, seconds: float) -> None:
         """Sends a ping to the driver between two rounds, so that a hang is detected that much earlier."""
@@ -100,6 +152,25 @@ class NvidiaProbe:
         if self._ping is not None:
             self._ping.cancel()
         self.nvml.close()
+
+
+class _SlowRead(Generic[T]):
+    """A read that may block as long as a device or the driver hangs; then no other thread is spent on it."""
+
+    def __init__(self, late: T) -> None:
+        self._late = late
+        self._pending: asyncio.Task[T] | None = None
+
+    async def __call__(self, read: Callable[[], T]) -> T:
+        """The result of the function; the value for a late one if it has none after some seconds."""
+        if self._pending and not self._pending.done():
+            return self._late
+        self._pending = asyncio.create_task(asyncio.to_thread(read))
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                return await asyncio.shield(self._pending)
+        except TimeoutError:
+            return self._late
 
 
 def event_of(seen: XidSeen) -> KernelEvent:

@@ -36,6 +36,11 @@ class Fabric(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     health_mask: int | None = None  # None if the structure's version has no mask
     health_summary: int | None = None  # 1 healthy, 2 unhealthy, 3 limited capacity
 
+    @property
+    def is_of_node(self) -> bool:
+        """Whether the fabric is within this node: one across nodes (NVL72) has a cluster uuid."""
+        return self.state != 0 and not self.cluster.strip("0")
+
 
 class MigDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     """One MIG device of a GPU."""
@@ -107,6 +112,8 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
     fabric: Reading[Fabric] = UNREAD
     compute_processes: Reading[tuple[GpuProcess, ...]] = UNREAD
     graphics_processes: Reading[tuple[GpuProcess, ...]] = UNREAD
+    virtualization_mode: Reading[int] = UNREAD  # 0 none, 1 passed to this VM, 2 vGPU of this VM, 3 and 4 vGPU host
+    addressing_mode: Reading[int] = UNREAD  # 0 none, 1 HMM, 2 ATS: one address space with the CPU's memory
     persistence_mode: Reading[bool] = UNREAD
     compute_mode: Reading[int] = UNREAD
     mig_enabled: Reading[bool] = UNREAD
@@ -149,6 +156,21 @@ class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
         return 0.0 if self.answered else self.waiting_seconds
 
 
+NVIDIA_DRIVERS = ("nvidia", "nvidia-nvswitch")
+UNINTENDED_DRIVERS = ("", "nouveau", "nova_core", "nova-core", "NovaCore", "nvidiafb", "rivafb")
+"""Drivers of a function that NVIDIA's driver did not take: none, or one that binds by itself at boot. Any other one,
+such as vfio-pci, pci-stub, xen-pciback or nvgrace_gpu_vfio_pci, was bound on purpose."""
+
+
+class PciPort(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A PCI Express port between a GPU and the CPU: of a switch, or a root port. AER counters count since boot."""
+
+    address: PciAddress
+    aer_correctable: Reading[int] = UNREAD  # totals: errors that the port has detected, or that were reported to it
+    aer_nonfatal: Reading[int] = UNREAD
+    aer_fatal: Reading[int] = UNREAD
+
+
 class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     """One NVIDIA function on the PCI bus, from sysfs. AER counters count since boot."""
 
@@ -158,16 +180,41 @@ class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     aer_correctable: Reading[int] = UNREAD  # totals from the kernel
     aer_nonfatal: Reading[int] = UNREAD
     aer_fatal: Reading[int] = UNREAD
+    driver: Reading[str] = UNREAD  # the kernel driver that is bound to it; empty if none is
+    reserved_for: str = ""  # the only driver that may bind to it (driver_override); empty if any may
+    physical_function: str = ""  # address of the function that this one is an SR-IOV virtual function of
+    has_mediated_devices: bool = False  # whether it can be shared with virtual machines through mdev
+    ports: tuple[PciPort, ...] = ()  # between the GPU and the CPU, the nearest first
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a display controller; bridges are NVSwitches, 0x0403 is a card's audio function."""
-        return self.device_class >> 8 in (0x0300, 0x0302)
+        """Whether it is a GPU: a display controller (VGA, 3D, other), and not a virtual function of one.
+
+        Bridges are NVSwitches, 0x0403 is a card's audio function. In a virtual machine the kernel shows a virtual
+        function that was passed to it as an ordinary one.
+        """
+        return self.device_class >> 8 in (0x0300, 0x0302, 0x0380) and not self.physical_function
 
     @property
     def is_nvswitch(self) -> bool:
         """Whether it is an NVSwitch, which is a bridge of class 0x0680."""
         return self.device_class >> 8 == 0x0680
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether it is bound to another driver on purpose, or reserved for one: vfio-pci for a virtual machine."""
+        driver = self.driver or self.reserved_for
+        return isinstance(driver, str) and driver not in (*NVIDIA_DRIVERS, *UNINTENDED_DRIVERS)
+
+    @property
+    def is_passed_through(self) -> bool:
+        """Whether that driver is one that gives the function to a virtual machine: NVML cannot use it."""
+        driver = self.driver or self.reserved_for
+        return (
+            self.is_handed_over
+            and isinstance(driver, str)
+            and any(name in driver for name in ("vfio", "stub", "pciback"))
+        )
 
 
 class KernelModule(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -215,6 +262,11 @@ class NvidiaReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, 
     kernel_module: Reading[KernelModule] = UNREAD
     live_pids: Reading[tuple[int, ...]] = UNREAD  # existing processes that hold a GPU
     fabric_manager_running: Reading[bool] = UNREAD
+    subnet_manager_running: Reading[bool] = NOT_SUPPORTED  # nvlsm, for NVLink switches reached over InfiniBand
+    switch_management: Reading[tuple[str, ...]] = NOT_SUPPORTED  # InfiniBand devices that lead to NVLink switches
+    excluded_gpus: tuple[PciAddress, ...] = ()  # on the bus, excluded by the driver's options
+    system_memory_bytes: Reading[int] = UNREAD
+    vgpu_manager_running: Reading[bool] = NOT_SUPPORTED  # read where GPU memory is in use and no process holds it
     release: Release | None = None  # the active release of the driver
 
     @property

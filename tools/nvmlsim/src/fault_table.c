@@ -50,6 +50,13 @@ static void drop(struct gpu *gpu, const char *arguments)
     gpu->device_node = argument(arguments, "node", 0);
 }
 
+static void passthrough(struct gpu *gpu, const char *arguments)
+{
+    gpu->present = 0;
+    gpu->handed_over = 1;
+    gpu->device_node = argument(arguments, "node", 0);
+}
+
 static void reset_required(struct gpu *gpu, const char *arguments)
 {
     (void)arguments;
@@ -436,6 +443,7 @@ static void crash(struct rule *rule, const char *arguments)
 const struct fault faults[] = {
     {"lost", "", "fallen off the bus: calls return GPU_IS_LOST, also for a new handle", lost, NULL},
     {"drop", "bus=0 node=0", "not enumerated any more; bus=1 still in /sys, node=1 still in /dev", drop, NULL},
+    {"passthrough", "node=0", "no fault: bound to vfio-pci for a virtual machine; node=1 still in /dev", passthrough, NULL},
     {"reset_required", "", "readings return RESET_REQUIRED, recovery action 1", reset_required, NULL},
     {"corrupted_inforom", "", "the InfoROM does not validate", corrupted_inforom, NULL},
     {"recovery_action", "value=1", "value of field 230 (2 reboot, 3 drain P2P, 4 drain and reset ...)", recovery_action,

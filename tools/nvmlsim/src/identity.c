@@ -95,7 +95,7 @@ UINT_GETTER(nvmlDeviceGetMultiGpuBoard, STATIC, true, 0)
 UINT_GETTER(nvmlDeviceGetBusType, STATIC, true, 2 /* PCIe */)
 UINT_GETTER(nvmlDeviceGetPersistenceMode, STATIC, true, gpu->persistence_mode)
 UINT_GETTER(nvmlDeviceGetComputeMode, STATIC, true, gpu->compute_mode)
-UINT_GETTER(nvmlDeviceGetVirtualizationMode, STATIC, true, 0 /* bare metal */)
+UINT_GETTER(nvmlDeviceGetVirtualizationMode, STATIC, true, gpu->virtualization_mode)
 UINT_GETTER(nvmlDeviceGetDisplayMode, STATIC, true, 0)
 UINT_GETTER(nvmlDeviceGetDisplayActive, STATIC, true, 0)
 
@@ -152,5 +152,14 @@ NVML_API nvmlReturn_t nvmlDeviceGetPlatformInfo(nvmlDevice_t device, nvmlPlatfor
     info->hostId = (unsigned char)gpu->platform.host;
     info->peerType = (unsigned char)gpu->platform.peer_type;
     info->moduleId = (unsigned char)gpu->module_id;
+    return NVML_SUCCESS;
+}
+
+NVML_API nvmlReturn_t nvmlDeviceGetAddressingMode(nvmlDevice_t device, nvmlDeviceAddressingMode_v1_t *mode)
+{
+    DEVICE_CALL(device, STATIC);
+    REQUIRE_ARGUMENT(mode);
+    REQUIRE_VERSION(mode, nvmlDeviceAddressingMode_v1_t, 1);
+    mode->value = (unsigned int)gpu->addressing_mode;
     return NVML_SUCCESS;
 }

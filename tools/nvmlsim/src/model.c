@@ -20,6 +20,7 @@ struct machine {
     char buses[128];
     int switches;
     int64_t switch_device_id;
+    bool multi_node;
 };
 
 static bool fail(char *error, size_t size, const char *format, ...)
@@ -90,6 +91,11 @@ static bool model_line(struct gpu *gpu, struct machine *machine, const char *key
     if (strcmp(key, "switches") == 0) {
         bool ok = number_parse(text, &number) && number >= 0 && number <= MAX_SWITCHES;
         machine->switches = (int)number;
+        return ok;
+    }
+    if (strcmp(key, "multi_node") == 0) {
+        bool ok = number_parse(text, &number) && (number == 0 || number == 1);
+        machine->multi_node = number == 1;
         return ok;
     }
     if (strcmp(key, "switch_device_id") == 0)
@@ -235,6 +241,8 @@ bool model_build(struct state *state, const struct node_request *request, char *
     node->gpus = request->gpus;
     uint64_t seed = request->seed;
     draw_uuid(node->cluster_uuid, sizeof node->cluster_uuid, "", &seed);
+    if (!machine.multi_node) /* a fabric within the node has no uuid */
+        strcpy(node->cluster_uuid, "00000000-0000-0000-0000-000000000000");
     snprintf(node->chassis_serial, sizeof node->chassis_serial, "182%010llu",
              (unsigned long long)(draw(&seed) % 10000000000));
     node->switches = machine.switches;

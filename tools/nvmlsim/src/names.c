@@ -65,7 +65,7 @@ static const struct name mig_names[] = {
 
 static const struct name gpu_names[] = {
     STRING(name), STRING(uuid), STRING(serial), STRING(part_number), STRING(vbios), STRING(inforom_image),
-    NUMBER(present), NUMBER(on_bus), NUMBER(device_node), NUMBER(lost), NUMBER(reset_required),
+    NUMBER(present), NUMBER(on_bus), NUMBER(device_node), NUMBER(handed_over), NUMBER(lost), NUMBER(reset_required),
     NUMBER(inforom_corrupted), NUMBER(recovery_action),
     NUMBER(brand), NUMBER(architecture), NUMBER(cores), NUMBER(memory_bus_bits), NUMBER(module_id), NUMBER(numa_node), NUMBER(board_id),
     NUMBER(cuda.major), NUMBER(cuda.minor),
@@ -76,6 +76,8 @@ static const struct name gpu_names[] = {
     NUMBER(pcie.naks_received), NUMBER(pcie.receiver_errors), NUMBER(pcie.bad_tlp), NUMBER(pcie.naks_sent),
     NUMBER(pcie.bad_dllp), NUMBER(pcie.non_fatal), NUMBER(pcie.fatal), NUMBER(pcie.unsupported_requests),
     NUMBER(pcie.lcrc_errors), NUMBER(pcie.lane_errors), NUMBER(pcie.l0_to_recovery),
+    NUMBER(port.correctable), NUMBER(port.nonfatal), NUMBER(port.fatal), NUMBER(virtualization_mode),
+    NUMBER(addressing_mode),
     NUMBER(temperature), NUMBER(memory_temperature),
     NUMBER(threshold.shutdown), NUMBER(threshold.slowdown), NUMBER(threshold.memory_max), NUMBER(threshold.gpu_max),
     NUMBER(tlimit.shutdown), NUMBER(tlimit.slowdown), NUMBER(tlimit.memory_max), NUMBER(tlimit.gpu_max),

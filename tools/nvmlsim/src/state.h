@@ -89,6 +89,7 @@ struct gpu {
     value present; /* 0: the driver does not enumerate it */
     value on_bus; /* 0: /sys does not show it */
     value device_node; /* 0: it has no /dev/nvidiaN */
+    value handed_over; /* 1: /sys shows it bound to vfio-pci */
     value lost;
     value reset_required;
     value inforom_corrupted;
@@ -118,6 +119,11 @@ struct gpu {
         value nonfatal[AER_UNCORRECTABLE];
         value fatal[AER_UNCORRECTABLE];
     } aer;
+    struct {
+        value correctable, nonfatal, fatal;
+    } port; /* AER errors that the port above it has counted */
+    value virtualization_mode; /* nvmlGpuVirtualizationMode_t */
+    value addressing_mode; /* nvmlDeviceAddressingModeType_t */
 
     value temperature;
     value memory_temperature;

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 enum { TEXT = 4096 };
+#define GPU_DRIVERS "../../../../bus/pci/drivers" /* from a GPU's folder */
 
 static char root[PATH_MAX];
 static bool failed;
@@ -87,8 +88,12 @@ static void put_link(const char *target, const char *format, ...)
     va_start(arguments, format);
     path_below(path, format, arguments);
     va_end(arguments);
+    char present[PATH_MAX];
+    ssize_t length = readlink(path, present, sizeof present);
+    if (length == (ssize_t)strlen(target) && memcmp(present, target, (size_t)length) == 0)
+        return;
     make_folders(path);
-    if (symlink(target, path) < 0 && errno != EEXIST)
+    if ((length >= 0 && unlink(path) < 0) || symlink(target, path) < 0)
         failed = true;
 }
 
@@ -134,6 +139,17 @@ static void put_aer(const char *folder, const char *file, const char *const *nam
     put(text, "%s/%s", folder, file);
 }
 
+/* The AER files of a port, of which only the totals count. */
+static void put_port_aer(const char *folder, struct gpu *gpu)
+{
+    put_line(folder, "aer_dev_correctable", "BadTLP %lld\nTOTAL_ERR_COR %lld", (long long)gpu->port.correctable,
+             (long long)gpu->port.correctable);
+    put_line(folder, "aer_dev_nonfatal", "CmpltTO %lld\nTOTAL_ERR_NONFATAL %lld", (long long)gpu->port.nonfatal,
+             (long long)gpu->port.nonfatal);
+    put_line(folder, "aer_dev_fatal", "SDES %lld\nTOTAL_ERR_FATAL %lld", (long long)gpu->port.fatal,
+             (long long)gpu->port.fatal);
+}
+
 /* The AER files of a function; NULL: one that has had no error. */
 static void put_aer_files(const char *folder, struct gpu *gpu)
 {
@@ -145,19 +161,57 @@ static void put_aer_files(const char *folder, struct gpu *gpu)
             "TOTAL_ERR_FATAL");
 }
 
-static void put_driver_link(const char *address, const char *driver)
+/* `drivers` is the folder of drivers, as seen from that of the function. */
+static void put_driver_link(const char *address, const char *driver, const char *drivers)
 {
     char target[PATH_MAX];
-    snprintf(target, sizeof target, "../../drivers/%s", driver);
+    snprintf(target, sizeof target, "%s/%s", drivers, driver);
     put_link(target, "sys/bus/pci/devices/%s/driver", address);
     snprintf(target, sizeof target, "../../devices/%s", address);
     put_link(target, "sys/bus/pci/drivers/%s/%s", driver, address);
 }
 
-static void put_gpu_function(struct gpu *gpu, const char *address)
+/* A GPU is below a root port of its own, on the bus before its own, as the kernel shows it. */
+struct place {
+    char address[32];
+    char port[32];
+    char port_folder[96];
+    char folder[160];
+};
+
+static struct place place_of(struct gpu *gpu)
 {
-    char folder[64];
-    snprintf(folder, sizeof folder, "sys/bus/pci/devices/%s", address);
+    struct place place;
+    unsigned domain = (unsigned)gpu->pci.domain & 0xffff, bus = (unsigned)gpu->pci.bus & 0xff, above = (bus - 1) & 0xff;
+    snprintf(place.address, sizeof place.address, "%04x:%02x:%02x.0", domain, bus, (unsigned)gpu->pci.device & 0x1f);
+    snprintf(place.port, sizeof place.port, "%04x:%02x:01.0", domain, above);
+    snprintf(place.port_folder, sizeof place.port_folder, "devices/pci%04x:%02x/%s", domain, above, place.port);
+    snprintf(place.folder, sizeof place.folder, "%s/%s", place.port_folder, place.address);
+    return place;
+}
+
+static void put_function_link(const char *address, const char *folder)
+{
+    char target[256];
+    snprintf(target, sizeof target, "../../../%s", folder);
+    put_link(target, "sys/bus/pci/devices/%s", address);
+}
+
+static void put_port(struct gpu *gpu, const struct place *place)
+{
+    char folder[128];
+    snprintf(folder, sizeof folder, "sys/%s", place->port_folder);
+    put_line(folder, "class", "0x060400");
+    put_line(folder, "vendor", "0x8086");
+    put_line(folder, "device", "0x352a");
+    put_port_aer(folder, gpu);
+    put_function_link(place->port, place->port_folder);
+}
+
+static void put_gpu_function(struct gpu *gpu, const struct place *place)
+{
+    char folder[192];
+    snprintf(folder, sizeof folder, "sys/%s", place->folder);
     put_line(folder, "class", "0x030200");
     put_line(folder, "vendor", "0x%04x", (unsigned)gpu->pci.device_id & 0xffff);
     put_line(folder, "device", "0x%04x", (unsigned)(gpu->pci.device_id >> 16) & 0xffff);
@@ -170,6 +224,7 @@ static void put_gpu_function(struct gpu *gpu, const char *address)
     put_line(folder, "current_link_speed", "%s", link_speed(gpu->lost ? 0 : pcie_generation_now(gpu)));
     put_line(folder, "current_link_width", "%d", gpu->lost ? 63 : (int)gpu->pcie.width);
     put_aer_files(folder, gpu);
+    put_function_link(place->address, place->folder);
 }
 
 static void put_gpu_information(struct node *node, struct gpu *gpu, int slot, const char *address)
@@ -194,25 +249,33 @@ static void put_gpu_information(struct node *node, struct gpu *gpu, int slot, co
 static void update_gpu(struct state *state, int slot)
 {
     struct gpu *gpu = &state->gpu[slot];
-    char address[32];
-    snprintf(address, sizeof address, "%04x:%02x:%02x.0", (unsigned)gpu->pci.domain & 0xffff,
-             (unsigned)gpu->pci.bus & 0xff, (unsigned)gpu->pci.device & 0x1f);
+    struct place place = place_of(gpu);
+    const char *address = place.address;
     if (gpu->device_node)
         put("", "dev/nvidia%d", slot);
     else
         drop("dev/nvidia%d", slot);
-    if (gpu->on_bus)
-        put_gpu_function(gpu, address);
-    else
+    if (gpu->on_bus) {
+        put_port(gpu, &place);
+        put_gpu_function(gpu, &place);
+    } else {
         drop("sys/bus/pci/devices/%s", address);
-    if (gpu->on_bus && gpu->present) {
-        put_driver_link(address, "nvidia");
+        drop("sys/%s", place.folder);
+    }
+    bool in_use = gpu->on_bus && gpu->present, handed_over = gpu->on_bus && gpu->handed_over;
+    if (in_use) {
+        put_driver_link(address, "nvidia", GPU_DRIVERS);
         put_gpu_information(&state->node, gpu, slot, address);
     } else {
         drop("sys/bus/pci/drivers/nvidia/%s", address);
-        drop("sys/bus/pci/devices/%s/driver", address);
         drop("proc/driver/nvidia/gpus/%s", address);
     }
+    if (handed_over)
+        put_driver_link(address, "vfio-pci", GPU_DRIVERS);
+    else
+        drop("sys/bus/pci/drivers/vfio-pci/%s", address);
+    if (gpu->on_bus && !in_use && !handed_over)
+        drop("sys/bus/pci/devices/%s/driver", address);
 }
 
 static void put_switch(struct node *node, int number)
@@ -231,7 +294,7 @@ static void put_switch(struct node *node, int number)
     put_line(folder, "current_link_speed", "%s", link_speed(4));
     put_line(folder, "current_link_width", "2");
     put_aer_files(folder, NULL);
-    put_driver_link(address, "nvidia-nvswitch");
+    put_driver_link(address, "nvidia-nvswitch", "../../drivers");
     put("", "dev/nvidia-nvswitch%d", number);
 }
 

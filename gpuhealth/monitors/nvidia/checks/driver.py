@@ -55,6 +55,10 @@ NVML_ERROR = define(
 )
 
 
+_SHOWN = 8
+"""Maximum number of GPUs named in a message."""
+
+
 def _unresponsive(context: GpuContext) -> RuleResult:
     nvml, limits = context.readings.nvml, context.settings.nvml
     waited = nvml.waiting_seconds
@@ -87,12 +91,17 @@ def _not_loaded(context: GpuContext) -> RuleResult:
         return module  # the library may be missing only in our container
     if module.is_loaded:
         return None  # agent.nvml_library: the node has its driver, but our container cannot use it
-    pci = context.readings.pci
-    on_bus = [] if isinstance(pci, Missing) else [device.address for device in pci if device.is_gpu]
+    pci = () if isinstance(context.readings.pci, Missing) else context.readings.pci
+    on_bus = [device.address for device in pci if device.is_gpu and device.address not in context.unmanaged]
     expected = len(context.baseline.gpus) if context.settings.expected_gpus is None else context.settings.expected_gpus
     if not on_bus and not expected:
         return nvml  # no GPU is known: this is neither a fault nor proof that there are none
-    gpus = f"GPUs on the PCI bus: {', '.join(on_bus)}" if on_bus else f"the node should have {expected} GPUs"
+    more = f" and {len(on_bus) - _SHOWN} more" if len(on_bus) > _SHOWN else ""
+    gpus = (
+        f"GPUs on the PCI bus: {', '.join(on_bus[:_SHOWN])}{more}"
+        if on_bus
+        else f"the node should have {expected} GPUs"
+    )
     return context.found(
         NOT_LOADED, None, f"kernel module nvidia is not loaded; {gpus}", source="nvmlInit_v2, /sys/module", reading=nvml
     )

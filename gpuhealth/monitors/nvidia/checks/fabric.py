@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpuhealth.model.codes import define
 from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
-from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.model.missing import Missing, MissingReason, Reading
 from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, per_node, together
 from gpuhealth.monitors.nvidia.readings import Fabric, GpuReadings
 
@@ -32,9 +32,9 @@ MANAGER_DOWN = define(
     "fabric.manager_down",
     Severity.CRITICAL,
     Action.UPDATE_SOFTWARE,
-    meaning="The node has NVSwitches, but nv-fabricmanager, which programs them, does not run: CUDA programs cannot"
-    " start after the next reset.",
-    advice="Start nvidia-fabricmanager.service; its version must be exactly the driver's.",
+    meaning="The node has NVSwitches, but nv-fabricmanager, which programs them, does not run, or nvlsm, through which"
+    " it reaches those of HGX B200 and later: CUDA programs cannot start after the next reset.",
+    advice="Start nvidia-fabricmanager.service, which also starts nvlsm; its version must be exactly the driver's.",
     quarantine=True,
     raise_after=30.0,  # a restart of the service is not a fault
 )
@@ -51,6 +51,7 @@ _MASK_FAULTS = (
     (4, Severity.CRITICAL, "route unhealthy"),
     (6, Severity.WARNING, "access timeout recovery in progress"),
 )
+_VIRTUAL_MACHINE = (1, 2)  # nvmlGpuVirtualizationMode_t: PASSTHROUGH, VGPU
 _CONFIGURATION_SHIFT = 8  # four bits: 0 not supported, 1 correct, above it the kind of error
 _CONFIGURATION = {
     2: "wrong system GUID",
@@ -116,18 +117,42 @@ def _faults(fabric: Fabric) -> list[tuple[Severity, str]]:
 
 
 def _manager_down(context: GpuContext) -> RuleResult:
-    running, pci = context.readings.fabric_manager_running, context.readings.pci
+    readings = context.readings
+    running = readings.fabric_manager_running
     if isinstance(running, Missing):
         return running
-    if isinstance(pci, Missing):
-        return None if running else pci
-    switches = [device.address for device in pci if device.is_nvswitch]
-    if not switches:
-        return Missing(MissingReason.NOT_SUPPORTED, "no NVSwitch to manage")
-    if running:
+    switches = _switches_of_node(context)
+    if isinstance(switches, Missing):
+        return None if running and not switches.is_unsupported else switches
+    stopped = [] if running else ["nv-fabricmanager"]
+    stopped += ["nvlsm"] if readings.subnet_manager_running is False else []
+    if not stopped:
         return None
-    message = f"nv-fabricmanager does not run; NVSwitches: {', '.join(switches)}"
+    do = "does" if len(stopped) == 1 else "do"
+    message = f"{' and '.join(stopped)} {do} not run; {switches}"
     return context.found(MANAGER_DOWN, None, message, source="/proc", reading="not running", threshold="running")
+
+
+def _switches_of_node(context: GpuContext) -> Reading[str]:
+    """The NVLink switches that a fabric manager on this node has to program, in words."""
+    pci, management = context.readings.pci, context.readings.switch_management
+    nvswitches = [] if isinstance(pci, Missing) else [device for device in pci if device.is_nvswitch]
+    if here := [device.address for device in nvswitches if not device.is_handed_over]:
+        return f"NVSwitches: {', '.join(here)}"
+    if nvswitches:
+        return Missing(MissingReason.NOT_SUPPORTED, "the NVSwitches belong to a virtual machine")
+    joined = [gpu for gpu in context.gpus if isinstance(gpu.fabric, Fabric) and gpu.fabric.is_of_node]
+    if not joined:
+        return pci if isinstance(pci, Missing) else Missing(MissingReason.NOT_SUPPORTED, "no NVSwitch to manage")
+    addresses = {gpu.pci for gpu in context.gpus}
+    links = [link for gpu in joined if not isinstance(gpu.nvlinks, Missing) for link in gpu.nvlinks]
+    if any(link.remote_pci in addresses for link in links):
+        return Missing(MissingReason.NOT_SUPPORTED, "the NVLinks lead from GPU to GPU")
+    if not isinstance(management, Missing) and management:
+        return f"NVLink switches behind {', '.join(management)}"
+    if any(gpu.virtualization_mode in _VIRTUAL_MACHINE for gpu in joined):
+        return Missing(MissingReason.NOT_SUPPORTED, "the NVLink switches are not managed from this virtual machine")
+    return f"the NVLink fabric of {len(joined)} GPUs is within this node"
 
 
 CHECK = together(

@@ -9,7 +9,7 @@ from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.catalog.recovery import recovery_action
-from gpuhealth.monitors.nvidia.checks.inventory import MISSING_CHECK
+from gpuhealth.monitors.nvidia.checks.inventory import PRESENCE_CHECK
 from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, split, together
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
@@ -72,6 +72,10 @@ ZOMBIE_PROCESS = define(
     raise_after=60.0,
 )
 
+_VGPU_HOST = (3, 4)  # nvmlGpuVirtualizationMode_t: HOST_VGPU, HOST_VSGA
+_ATS = 2  # nvmlDeviceAddressingModeType_t
+_SAME_MEMORY = 0.02
+"""How much the memory of GPU and machine may differ, as a share, to be the same one."""
 _FEWEST_TO_COMPARE = 3  # with two it is unknown which is the outlier
 _IDLE = Missing(MissingReason.NO_HISTORY, "the GPU has no load to judge by")
 
@@ -148,6 +152,8 @@ def _leaked_memory(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     used, limit = gpu.memory_used_bytes, context.settings.gpu_memory.leaked_bytes
     if isinstance(used, Missing):
         return used
+    if _is_used_by_vms(gpu, context) or _is_system_memory(gpu, context):
+        return Missing(MissingReason.NOT_SUPPORTED, "memory is used by others than processes on the GPU")
     if used <= limit:
         return None
     processes, unread = split({"compute": gpu.compute_processes, "graphics": gpu.graphics_processes})
@@ -163,12 +169,28 @@ def _leaked_memory(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     return context.found(LEAKED_MEMORY, gpu, message, source="nvmlDeviceGetMemoryInfo", reading=used, threshold=limit)
 
 
+def _is_used_by_vms(gpu: GpuReadings, context: GpuContext) -> bool:
+    """Whether virtual machines share the GPU: what they use belongs to no process of this node."""
+    functions = () if isinstance(context.readings.pci, Missing) else context.readings.pci
+    is_host = gpu.virtualization_mode in _VGPU_HOST or context.readings.vgpu_manager_running is True
+    return is_host or any(
+        function.physical_function == gpu.pci or (function.address == gpu.pci and function.has_mediated_devices)
+        for function in functions
+    )
+
+
+def _is_system_memory(gpu: GpuReadings, context: GpuContext) -> bool:
+    """Whether the kernel uses the GPU's memory, too: an integrated GPU, or one in the CPU's address space (Grace)."""
+    total, system = gpu.memory_total_bytes, context.readings.system_memory_bytes
+    is_whole = isinstance(total, int) and isinstance(system, int) and abs(total - system) <= system * _SAME_MEMORY
+    is_integrated = isinstance(gpu.pcie_width, Missing) and gpu.pcie_width.is_unsupported
+    return is_whole or is_integrated or gpu.addressing_mode == _ATS
+
+
 def _zombie_process(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     processes, live = gpu.compute_processes, context.readings.live_pids
     if isinstance(processes, Missing):
         return processes
-    if isinstance(live, Missing):
-        return live
     if isinstance(live, Missing):
         return live
     gone = sorted({process.pid for process in processes} - set(live))
@@ -181,7 +203,7 @@ def _zombie_process(gpu: GpuReadings, context: GpuContext) -> RuleResult:
 
 CHECK = together(
     per_gpu((LOST, _lost), (RESET_REQUIRED, _reset_required), broken_too=True),
-    MISSING_CHECK,
+    PRESENCE_CHECK,
     per_gpu(
         (RECOVERY_ACTION, _recovery_action),
         (STRAGGLER, _straggler),

@@ -7,8 +7,9 @@ from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Finding, Severity
 from gpuhealth.model.history import key as history_key
 from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, split
-from gpuhealth.monitors.nvidia.readings import GpuReadings, PciDevice
+from gpuhealth.monitors.nvidia.readings import GpuReadings, PciDevice, PciPort
 
 WIDTH = define(
     "pcie.width",
@@ -37,15 +38,18 @@ AER_CORRECTABLE_RATE = define(
     "pcie.aer_correctable_rate",
     Severity.WARNING,
     Action.INSPECT_HARDWARE,
-    meaning="The kernel counts many corrected errors on the GPU's PCI Express link: its signal is poor.",
-    advice="Reseat the GPU, its riser or cable; `lspci -vvv` names the kinds of error.",
+    meaning="The kernel counts many corrected errors on the GPU's PCI Express link, at the GPU or at a port between it"
+    " and the CPU: the signal there is poor.",
+    advice="Reseat the GPU, its riser or cable; `lspci -vvv` names the kinds of error. A port that several GPUs share"
+    " is on a switch or the mainboard.",
     clear_after=300.0,
 )
 AER_UNCORRECTABLE = define(
     "pcie.aer_uncorrectable",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
-    meaning="The kernel has counted PCI Express errors of the GPU that could not be corrected: transfers were lost.",
+    meaning="The kernel has counted PCI Express errors of the GPU that could not be corrected: transfers were lost. It"
+    " is a warning if only a port between GPU and CPU has detected them.",
     advice="Drain the node, look for XID 79 and AER lines in the kernel log, reboot, and reseat the GPU if it repeats.",
     quarantine=True,
 )
@@ -96,20 +100,46 @@ def _aer_correctable_rate(gpu: GpuReadings, context: GpuContext) -> RuleResult:
         return device
     limit = context.settings.pcie.correctable_per_minute
     source, unit = "sysfs aer_dev_correctable", "corrected PCIe errors"
-    return _rate(AER_CORRECTABLE_RATE, gpu, context, source, unit, device.aer_correctable, limit)
+    own = _rate(AER_CORRECTABLE_RATE, gpu, context, source, unit, device.aer_correctable, limit)
+    at_ports = [
+        _rate(AER_CORRECTABLE_RATE, gpu, context, source, unit, port.aer_correctable, limit, port.address)
+        for port in device.ports
+    ]
+    return _worst(own, at_ports)
+
+
+def _worst(own: RuleResult, at_ports: list[RuleResult]) -> RuleResult:
+    """The finding on the GPU itself, else that on the nearest port; a port without counters has nothing to check."""
+    if isinstance(own, Finding):
+        return own
+    found = next((result for result in at_ports if isinstance(result, Finding)), None)
+    if found or (isinstance(own, Missing) and not own.is_unsupported):
+        return found or own
+    unread = [result for result in at_ports if isinstance(result, Missing) and not result.is_unsupported]
+    measured = own is None or None in at_ports
+    return unread[0] if unread else None if measured else own
 
 
 def _rate(
-    code: Code, gpu: GpuReadings, context: GpuContext, source: str, unit: str, value: Reading[int], per_minute: int
+    code: Code,
+    gpu: GpuReadings,
+    context: GpuContext,
+    source: str,
+    unit: str,
+    value: Reading[int],
+    per_minute: int,
+    port: PciAddress | None = None,
 ) -> RuleResult:
     if isinstance(value, Missing):
         return value
     window = context.settings.pcie.window
-    grown = context.history.counter_increase(history_key(code.name, gpu.component), value, context.now, window)
+    grown = context.history.counter_increase(
+        history_key(code.name, gpu.component, _part("", port)), value, context.now, window
+    )
     if grown.amount > per_minute * window / _MINUTE:
-        message = f"{grown.amount} {unit} within {window:g} s"
+        message = f"{grown.amount} {unit} within {window:g} s{_at(port)}"
         return context.found(
-            code, gpu, message, source=source, reading=grown.amount, threshold=f"{per_minute} a minute"
+            code, gpu, message, source=source + _at(port), reading=grown.amount, threshold=f"{per_minute} a minute"
         )
     return None if grown.seconds else Missing(MissingReason.NO_HISTORY)
 
@@ -118,18 +148,46 @@ def _aer_uncorrectable(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     device = _device(gpu, context)
     if isinstance(device, Missing):
         return device
-    counts, unread = split({"nonfatal": device.aer_nonfatal, "fatal": device.aer_fatal})
+    own = _uncorrectable_at(gpu, context, device)
+    return _worst(own, [_uncorrectable_at(gpu, context, port, port.address) for port in device.ports])
+
+
+def _uncorrectable_at(
+    gpu: GpuReadings, context: GpuContext, place: PciDevice | PciPort, port: PciAddress | None = None
+) -> RuleResult:
+    """Uncorrectable errors that the GPU has detected, or a port above it: these may be about other devices, too."""
+    counts, unread = split({"nonfatal": place.aer_nonfatal, "fatal": place.aer_fatal})
     window = context.settings.pcie.uncorrectable_window
-    keys = {kind: history_key(AER_UNCORRECTABLE.name, gpu.component, kind) for kind in counts}
     grown = {
-        kind: context.history.counter_increase(keys[kind], count, context.now, window) for kind, count in counts.items()
+        kind: context.history.counter_increase(
+            history_key(AER_UNCORRECTABLE.name, gpu.component, _part(kind, port)), count, context.now, window
+        )
+        for kind, count in counts.items()
     }
     listing = ", ".join(f"{kind} {each.amount}" for kind, each in grown.items() if each.amount)
     if listing:
-        message = f"uncorrectable PCIe errors within {window / _MINUTE:g} min: {listing}"
-        return context.found(AER_UNCORRECTABLE, gpu, message, source="sysfs aer_dev_*", reading=listing, threshold=0)
+        message = f"uncorrectable PCIe errors within {window / _MINUTE:g} min{_at(port)}: {listing}"
+        severity = Severity.WARNING if port else None
+        return context.found(
+            AER_UNCORRECTABLE,
+            gpu,
+            message,
+            source=f"sysfs aer_dev_*{_at(port)}",
+            reading=listing,
+            threshold=0,
+            severity=severity,
+        )
     # Errors counted before the first round may date from the boot, when device probing causes them.
     return unread or (None if all(each.seconds for each in grown.values()) else Missing(MissingReason.NO_HISTORY))
+
+
+def _part(kind: str, port: PciAddress | None) -> str:
+    """Which of several counters on a GPU's link it is, for its history."""
+    return f"{kind}/{port}".strip("/") if port else kind
+
+
+def _at(port: PciAddress | None) -> str:
+    return f" at port {port} above it" if port else ""
 
 
 def _device(gpu: GpuReadings, context: GpuContext) -> Reading[PciDevice]:

@@ -178,6 +178,8 @@ class Gpu:
             "serial": self._once("nvmlDeviceGetSerial", convert=text),
             "vbios": self._once("nvmlDeviceGetVbiosVersion", convert=text),
             "minor": self._once("nvmlDeviceGetMinorNumber"),
+            "virtualization_mode": self._once("nvmlDeviceGetVirtualizationMode"),
+            "addressing_mode": self._once("nvmlDeviceGetAddressingMode"),
             "slowdown_celsius": self._once(threshold, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
             "gpu_max_celsius": self._once(threshold, pynvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX),
             "memory_max_celsius": self._once(threshold, pynvml.NVML_TEMPERATURE_THRESHOLD_MEM_MAX),

@@ -333,6 +333,11 @@ class NvmlProbe:
             self._retire(child)
         return readings
 
+    def restart(self) -> None:
+        """Ends the present child, so that the next round starts NVML afresh, which lists the GPUs again."""
+        if self._child and self._child.waiting is None and not self._released:
+            self._retire(self._child)
+
     def ping(self) -> None:
         """Sends a ping to the driver between two rounds, so that a hang is detected that much earlier."""
         if self._child and self._child.waiting is None and not self._child.exited:

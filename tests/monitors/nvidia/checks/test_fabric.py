@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
-from testing.readings import SWITCH, Judged, device, gpu, judged, node
+from testing.readings import SWITCH, Judged, device, gpu, judged, node, pci
 
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
 from gpuhealth.monitors.nvidia.checks import fabric as subject
-from gpuhealth.monitors.nvidia.readings import Fabric
+from gpuhealth.monitors.nvidia.readings import Fabric, NvLink
 
 HEALTHY = 0xAA | 1 << 8  # every two-bit fault false, the configuration correct
 
@@ -85,3 +86,39 @@ def test_fabric_manager_unread() -> None:
     result = look(pci=hidden, fabric_manager_running=False)
     assert result.why_not("fabric.manager_down", NODE) is MissingReason.NOT_INSTALLED
     assert look(pci=hidden).is_clean("fabric.manager_down", NODE)
+
+
+def of_node(cluster: str = "00" * 16, state: int = 3) -> Fabric:
+    """A fabric that the GPU has joined; one within the node has a cluster uuid of zeros."""
+    return Fabric(state, 0, cluster=cluster)
+
+
+def test_fabric_without_nvswitches_on_the_bus() -> None:
+    """GPUs that report a fabric within their node need the fabric manager; those of a fabric across nodes do not."""
+    no_switch = {"pci": (device(0),), "fabric_manager_running": False}
+    for state in (1, 2, 3):
+        assert look(of_node(state=state), **no_switch).severity("fabric.manager_down", NODE) is Severity.CRITICAL
+    assert look(of_node(), pci=(device(0),)).is_clean("fabric.manager_down", NODE)
+    assert look(of_node("9c6f5af353bf49b5a436b66766c413c3"), **no_switch).says_nothing("fabric.manager_down", NODE)
+    assert look(of_node(state=0), **no_switch).says_nothing("fabric.manager_down", NODE)
+
+
+def test_links_from_gpu_to_gpu() -> None:
+    """GPUs whose NVLinks lead to each other have no switches, whatever they report of a fabric."""
+    pair = [gpu(index, fabric=of_node(), nvlinks=(NvLink(0, 1, remote_pci=pci(1 - index)),)) for index in range(2)]
+    result = judged(subject.CHECK, node(*pair, fabric_manager_running=False))
+    assert result.says_nothing("fabric.manager_down", NODE)
+
+
+def test_subnet_manager() -> None:
+    """Where the switches are behind InfiniBand devices, nvlsm has to run as well; the message names what does not."""
+    behind = {"pci": (device(0),), "switch_management": ("mlx5_8", "mlx5_9")}
+    assert look(of_node(), subnet_manager_running=True, **behind).is_clean("fabric.manager_down", NODE)
+    message = look(of_node(), subnet_manager_running=False, **behind).finding("fabric.manager_down", NODE).message
+    assert message == "nvlsm does not run; NVLink switches behind mlx5_8, mlx5_9"
+
+
+def test_switches_of_a_virtual_machine() -> None:
+    """NVSwitches that are bound to vfio-pci are managed in the virtual machine that has them."""
+    given = msgspec.structs.replace(SWITCH, driver="vfio-pci")
+    assert look(pci=(device(0), given), fabric_manager_running=False).says_nothing("fabric.manager_down", NODE)

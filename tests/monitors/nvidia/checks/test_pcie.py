@@ -9,8 +9,10 @@ from testing.readings import Judged, device, gpu, judged, node
 
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason
+from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import pcie as subject
+from gpuhealth.monitors.nvidia.readings import PciDevice, PciPort
 
 UNREAD = Missing(MissingReason.ERROR, "Unknown Error (999)")
 
@@ -102,3 +104,67 @@ def test_hidden_bus() -> None:
     assert look(function=device(5)).why_not("pcie.aer_uncorrectable") is MissingReason.NOT_INSTALLED
     hidden = judged(subject.CHECK, node(gpu(), pci=UNREAD))
     assert hidden.why_not("pcie.aer_correctable_rate") is MissingReason.ERROR
+
+
+# --- ports above the GPU ----------------------------------------------------------------------------------------------
+
+NEAREST, ROOT = PciAddress("0000:17:02.0"), PciAddress("0000:16:01.0")
+
+
+def below(nearest: dict[str, Any], root: dict[str, Any] | None = None, **own: Any) -> PciDevice:
+    """The GPU's function below two ports with these counters; zero where none is given."""
+    zero = {"aer_correctable": 0, "aer_nonfatal": 0, "aer_fatal": 0}
+    ports = (PciPort(NEAREST, **zero | nearest), PciPort(ROOT, **zero | (root or {})))
+    return device(0, ports=ports, **own)
+
+
+def test_errors_at_a_port() -> None:
+    """Corrected errors that a port above the GPU counts are a warning on the GPU that names the port; it ends."""
+    memory = Memory()
+    look(memory, function=below({}))
+    result = look(memory, at=10.0, function=below({"aer_correctable": 33}))
+    assert result.severity("pcie.aer_correctable_rate") is Severity.WARNING
+    assert (
+        f"33 corrected PCIe errors within 60 s at port {NEAREST}" in result.finding("pcie.aer_correctable_rate").message
+    )
+    assert look(memory, at=71.0, function=below({"aer_correctable": 33})).is_clean("pcie.aer_correctable_rate")
+
+
+@pytest.mark.parametrize("kind", ["aer_nonfatal", "aer_fatal"])
+@pytest.mark.parametrize("place", ["nearest", "root"])
+def test_uncorrectable_errors_at_a_port(kind: str, place: str) -> None:
+    """Errors that only a port has detected may be about other devices: a warning, which does not quarantine."""
+    memory = Memory()
+    look(memory, function=below({kind: 5}, {kind: 5}))
+    counts = ({kind: 6}, {kind: 5}) if place == "nearest" else ({kind: 5}, {kind: 6})
+    result = look(memory, at=10.0, function=below(*counts))
+    assert result.severity("pcie.aer_uncorrectable") is Severity.WARNING
+    assert (NEAREST if place == "nearest" else ROOT) in result.finding("pcie.aer_uncorrectable").message
+
+
+def test_own_errors_come_first() -> None:
+    """Where the GPU itself has detected errors, it is critical, whatever its ports have."""
+    memory = Memory()
+    look(memory, function=below({}))
+    result = look(memory, at=10.0, function=below({"aer_fatal": 1}, aer_fatal=1))
+    assert result.severity("pcie.aer_uncorrectable") is Severity.CRITICAL
+    assert "port" not in result.finding("pcie.aer_uncorrectable").message
+
+
+def test_counter_of_a_port_starts_again() -> None:
+    """A port that was removed and added counts from zero: only what it has counted since then is new."""
+    memory = Memory()
+    look(memory, function=below({"aer_correctable": 10**6}))
+    assert look(memory, at=10.0, function=below({"aer_correctable": 2})).is_clean("pcie.aer_correctable_rate")
+
+
+def test_ports_without_counters() -> None:
+    """A port without AER has nothing to check; one that cannot be read leaves the check undone."""
+    without = dict.fromkeys(("aer_correctable", "aer_nonfatal", "aer_fatal"), NOT_SUPPORTED)
+    unread = dict.fromkeys(without, UNREAD)
+    for code in ("pcie.aer_correctable_rate", "pcie.aer_uncorrectable"):
+        memory = Memory()
+        look(memory, function=below(without))
+        assert look(memory, at=10.0, function=below(without)).is_clean(code)
+        assert look(memory, at=20.0, function=below(without, unread)).why_not(code) is MissingReason.ERROR
+        assert look(memory, at=30.0, function=below(without, without, **without)).says_nothing(code)

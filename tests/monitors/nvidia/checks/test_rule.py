@@ -36,6 +36,8 @@ from gpuhealth.monitors.settings import Settings
 # What is said of the node, and what is said of a GPU that does not answer.
 NODE_CODES = {
     "gpu.missing",
+    "gpu.unmanaged",
+    "gpu.replaced",
     "driver.unresponsive",
     "driver.not_loaded",
     "driver.version_mismatch",
