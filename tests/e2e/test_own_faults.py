@@ -73,7 +73,7 @@ def test_one_odd_return_code_is_a_warning_of_ours(node: SimulatedNode, call: str
 
 def test_a_gpu_with_an_odd_value_and_a_fault_is_found(node: SimulatedNode) -> None:
     """The fault of a GPU is found although another reading of it cannot be used, and all eight GPUs are there."""
-    node.driver.inject("odd_field", gpu=3, field=82, type=0, bits=0x3FE0000000000000)
+    node.driver.lie("nvmlDeviceGetFieldValues", gpu=3, field=82, value=0.5)
     node.driver.inject("ecc_uncorrectable", gpu=3)
     node.driver.inject("prints")
     with node:

@@ -82,6 +82,19 @@ class Simulator:
         """Take a fault back; without a name everything is healthy again."""
         self.run("clear", *([fault] if fault else []), *_slots(gpu))
 
+    def lie(self, function: str, gpu: int | None = None, **answer: int | float | str) -> None:
+        """Make a function answer something else than the truth (`nvmlsim lies` says what): code=999, value=-1."""
+        where = [] if gpu is None else [f"gpu={gpu}"]
+        self.run("lie", function, *where, *(f"{name}={value}" for name, value in answer.items()))
+
+    def truth(self, function: str | None = None) -> None:
+        """End the lies of a function, or all of them."""
+        self.run("truth", *([function] if function else []))
+
+    def calls(self) -> list[str]:
+        """Return the functions that programs have called, and "field=ID" for the field values they asked for."""
+        return [line.partition(" ")[0] for line in self.run("calls").splitlines()]
+
     def release(self) -> None:
         """End every hang of the simulated driver."""
         self.run("release")

@@ -89,6 +89,11 @@ def fault(name: str, **arguments: Any) -> tuple[Change, Change]:
     return lambda node: node.inject(name, gpu=0, **arguments), lambda node: node.clear(name, gpu=0)
 
 
+def lie(function: str, **answer: Any) -> tuple[Change, Change]:
+    """A function that answers something else for the first GPU, and its end."""
+    return lambda node: node.lie(function, gpu=0, **answer), lambda node: node.truth(function)
+
+
 def of_calls(name: str, **arguments: Any) -> tuple[Change, Change]:
     """A fault of calls about no GPU in particular, and its end."""
     return lambda node: node.inject(name, **arguments), lambda node: node.clear(name)
@@ -159,8 +164,6 @@ def failing(test: str) -> Case:
     return Case(code, Severity.CRITICAL, burnin(test, TestStatus.FAILED), clear, before=passes, every_round=stops)
 
 
-HALF = 0x3FE0000000000000
-"""The bits of 0.5 as a double."""
 VERSION = "550.90.07"
 INFO, WARNING, CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
 HANG = fault("hang", call="nvmlDeviceGetPowerUsage")[0], Simulator.release
@@ -190,7 +193,7 @@ CASES = [
     Case("agent.unexpected_reading", WARNING, *of_calls("init_failure", code=26), component=NODE, at_start=True),
     Case("agent.unexpected_reading", WARNING, *fault("error", call="nvmlDeviceGetPowerUsage", code=999)),
     Case("agent.unexpected_reading", WARNING, *fault("error", call="nvmlDeviceGetApplicationsClock", code=26)),
-    Case("agent.unexpected_reading", WARNING, *fault("odd_field", field=82, type=0, bits=HALF)),
+    Case("agent.unexpected_reading", WARNING, *lie("nvmlDeviceGetFieldValues", field=82, value=0.5)),
     Case("ecc.uncorrectable", CRITICAL, *fault("ecc_uncorrectable")),
     Case("ecc.uncorrectable", CRITICAL, *fault("ecc_uncorrectable", location="sram")),
     Case("ecc.corrected_rate", WARNING, *fault("ecc_corrected", count=20_000)),

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "faults.h"
+#include "lies.h"
 #include "model.h"
 #include "names.h"
 #include "state.h"
@@ -27,6 +28,11 @@ static const char usage[] =
     "nvmlsim clear STATE [FAULT] [gpu=N,N|*]   without FAULT everything is healthy again\n"
     "nvmlsim release STATE                     end every hang\n"
     "nvmlsim faults [STATE]                    the faults there are; of a state: those that are active\n"
+    "nvmlsim lie STATE FUNCTION [gpu=N] [WHERE=N...] ANSWER...\n"
+    "                                          make a function answer something else; `nvmlsim lies` says what\n"
+    "nvmlsim lies [STATE]                      the lies and functions there are; of a state: those that are active\n"
+    "nvmlsim truth STATE [FUNCTION]            end the lies of a function, or all of them, as `clear` does too\n"
+    "nvmlsim calls STATE                       the functions and field values that programs have asked for\n"
     "nvmlsim tree STATE ROOT                   write ROOT/dev, ROOT/sys and ROOT/proc of the node; from then on\n"
     "                                          every command keeps them in line with the state\n"
     "\n"
@@ -151,6 +157,8 @@ static int change_fault(struct state *state, bool inject, int count, char **word
     }
     if (inject && !name)
         return complain("%s", "which fault? see `nvmlsim faults`");
+    if (!inject && !name && !gpus)
+        lies_end(state, NULL);
     bool done = inject ? fault_inject(state, name, gpus, given, arguments, error, sizeof error)
                        : fault_clear(state, name, gpus, error, sizeof error);
     return done ? 0 : complain("%s", error);
@@ -176,6 +184,22 @@ static int run(struct state *state, const char *verb, int count, char **words)
         fault_print_active(state);
         return 0;
     }
+    if (strcmp(verb, "lie") == 0) {
+        char error[256];
+        return lie_add(state, count, words, error, sizeof error) ? 0 : complain("%s", error);
+    }
+    if (strcmp(verb, "lies") == 0) {
+        lies_print(state);
+        return 0;
+    }
+    if (strcmp(verb, "truth") == 0) {
+        lies_end(state, count ? words[0] : NULL);
+        return 0;
+    }
+    if (strcmp(verb, "calls") == 0) {
+        calls_print(state);
+        return 0;
+    }
     if (strcmp(verb, "tree") == 0 && count == 1)
         return tree_choose(state, words[0]) ? 0 : complain("%s", strerror(errno));
     return complain("no such command: %s (see nvmlsim --help)", verb);
@@ -198,6 +222,10 @@ int main(int argc, char **argv)
     }
     if (argc == 2 && strcmp(verb, "faults") == 0) {
         fault_print_help();
+        return 0;
+    }
+    if (argc == 2 && strcmp(verb, "lies") == 0) {
+        lies_print_help();
         return 0;
     }
     if (argc < 3)

@@ -14,10 +14,10 @@ struct nvmlEventSet_st {
     bool listening; /* from the first registration on */
 };
 
-NVML_API nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *set)
+NVML_CALL(nvmlEventSetCreate)(nvmlEventSet_t *set)
 {
     struct state *state;
-    nvmlReturn_t entered = enter_system(__func__, &state);
+    nvmlReturn_t entered = enter_system(CALL_NAME, &state);
     if (entered != NVML_SUCCESS)
         return entered;
     REQUIRE_ARGUMENT(set);
@@ -29,10 +29,10 @@ NVML_API nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *set)
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set)
+NVML_CALL(nvmlEventSetFree)(nvmlEventSet_t set)
 {
     struct state *state;
-    nvmlReturn_t entered = enter_system(__func__, &state);
+    nvmlReturn_t entered = enter_system(CALL_NAME, &state);
     if (entered != NVML_SUCCESS)
         return entered;
     REQUIRE_ARGUMENT(set);
@@ -41,7 +41,7 @@ NVML_API nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set)
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device, unsigned long long *types)
+NVML_CALL(nvmlDeviceGetSupportedEventTypes)(nvmlDevice_t device, unsigned long long *types)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(types);
@@ -49,7 +49,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device, unsi
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long types, nvmlEventSet_t set)
+NVML_CALL(nvmlDeviceRegisterEvents)(nvmlDevice_t device, unsigned long long types, nvmlEventSet_t set)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(set);
@@ -120,12 +120,12 @@ static nvmlReturn_t wait_event(const char *call, nvmlEventSet_t set, nvmlEventDa
     }
 }
 
-NVML_API nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeout_ms)
+NVML_CALL(nvmlEventSetWait_v2)(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeout_ms)
 {
     return wait_event("nvmlEventSetWait", set, data, timeout_ms);
 }
 
-NVML_API nvmlReturn_t nvmlEventSetWait(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeout_ms)
+NVML_CALL(nvmlEventSetWait)(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeout_ms)
 {
     return wait_event("nvmlEventSetWait", set, data, timeout_ms);
 }

@@ -417,15 +417,6 @@ static void slow(struct rule *rule, const char *arguments)
     rule->kind = RULE_SLOW;
 }
 
-static void odd_field(struct rule *rule, const char *arguments)
-{
-    strcpy(rule->call, "nvmlDeviceGetFieldValues");
-    rule->field = argument(arguments, "field", 82);
-    rule->type = argument(arguments, "type", 0);
-    rule->bits = argument(arguments, "bits", 0);
-    rule->kind = RULE_FIELD;
-}
-
 static void prints(struct rule *rule, const char *arguments)
 {
     (void)arguments;
@@ -487,8 +478,6 @@ const struct fault faults[] = {
     {"init_failure", "code=9 count=K", "nvmlInit returns the code", NULL, init_failure},
     {"driver_mismatch", "", "nvmlInit returns LIB_RM_VERSION_MISMATCH", NULL, driver_mismatch},
     {"hang", "seconds=forever call=*|FUNCTION", "calls return when the time is over, or on `release`", NULL, hang},
-    {"odd_field", "call=FUNCTION field=82 type=0 bits=0", "a field value of that nvmlValueType_t, with these 64 bits", NULL,
-     odd_field},
     {"prints", "call=*|FUNCTION", "the library prints a line to standard output and one to standard error", NULL, prints},
     {"crash", "call=*|FUNCTION", "the process that calls is ended by SIGSEGV", NULL, crash},
     {"slow", "ms=100 call=*|FUNCTION", "calls take that much longer", NULL, slow},

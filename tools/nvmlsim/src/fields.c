@@ -299,7 +299,7 @@ static nvmlReturn_t read_field(struct gpu *gpu, nvmlFieldValue_t *field)
     return read_device_field(gpu, field);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t *fields)
+NVML_CALL(nvmlDeviceGetFieldValues)(nvmlDevice_t device, int count, nvmlFieldValue_t *fields)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(fields && count > 0);
@@ -310,7 +310,6 @@ NVML_API nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, n
         field->timestamp = now.tv_sec * 1000000ll + now.tv_nsec / 1000;
         field->latencyUsec = 0;
         field->nvmlReturn = read_field(gpu, field);
-        odd_field_value(target.state, target.slot, field);
     }
     return NVML_SUCCESS;
 }

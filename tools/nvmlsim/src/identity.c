@@ -9,10 +9,10 @@ void mig_uuid(const struct target *target, char uuid[48])
     snprintf(uuid, 48, "MIG-%.32s%04x", target->gpu->uuid + 4, (unsigned)target->mig->gpu_instance & 0xffff);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length)
+NVML_CALL(nvmlDeviceGetName)(nvmlDevice_t device, char *name, unsigned int length)
 {
     struct target target;
-    nvmlReturn_t entered = enter_any_device(__func__, STATIC, device, &target);
+    nvmlReturn_t entered = enter_any_device(CALL_NAME, STATIC, device, &target);
     if (entered != NVML_SUCCESS)
         return entered;
     if (!target.mig)
@@ -23,10 +23,10 @@ NVML_API nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigne
     return copy_string(name, length, text);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length)
+NVML_CALL(nvmlDeviceGetUUID)(nvmlDevice_t device, char *uuid, unsigned int length)
 {
     struct target target;
-    nvmlReturn_t entered = enter_any_device(__func__, STATIC, device, &target);
+    nvmlReturn_t entered = enter_any_device(CALL_NAME, STATIC, device, &target);
     if (entered != NVML_SUCCESS)
         return entered;
     char text[48];
@@ -36,7 +36,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigne
 }
 
 #define STRING_GETTER(call, text)                                                              \
-    NVML_API nvmlReturn_t call(nvmlDevice_t device, char *buffer, unsigned int length)         \
+    NVML_CALL(call)(nvmlDevice_t device, char *buffer, unsigned int length)         \
     {                                                                                          \
         DEVICE_CALL(device, STATIC);                                                           \
         return copy_string(buffer, length, text);                                              \
@@ -47,8 +47,8 @@ STRING_GETTER(nvmlDeviceGetBoardPartNumber, gpu->part_number)
 STRING_GETTER(nvmlDeviceGetVbiosVersion, gpu->vbios)
 STRING_GETTER(nvmlDeviceGetInforomImageVersion, gpu->inforom_image)
 
-NVML_API nvmlReturn_t nvmlDeviceGetInforomVersion(nvmlDevice_t device, unsigned int object, char *version,
-                                                  unsigned int length)
+NVML_CALL(nvmlDeviceGetInforomVersion)(nvmlDevice_t device, unsigned int object, char *version,
+                                       unsigned int length)
 {
     DEVICE_CALL(device, STATIC);
     static const char *const versions[] = {"2.1", "7.16", "N/A", "1.0"};
@@ -57,13 +57,13 @@ NVML_API nvmlReturn_t nvmlDeviceGetInforomVersion(nvmlDevice_t device, unsigned 
     return copy_string(version, length, versions[object]);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceValidateInforom(nvmlDevice_t device)
+NVML_CALL(nvmlDeviceValidateInforom)(nvmlDevice_t device)
 {
     DEVICE_CALL(device, STATIC);
     return gpu->inforom_corrupted ? NVML_ERROR_CORRUPTED_INFOROM : NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetInforomConfigurationChecksum(nvmlDevice_t device, unsigned int *checksum)
+NVML_CALL(nvmlDeviceGetInforomConfigurationChecksum)(nvmlDevice_t device, unsigned int *checksum)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(checksum);
@@ -73,10 +73,10 @@ NVML_API nvmlReturn_t nvmlDeviceGetInforomConfigurationChecksum(nvmlDevice_t dev
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index)
+NVML_CALL(nvmlDeviceGetIndex)(nvmlDevice_t device, unsigned int *index)
 {
     struct target target;
-    nvmlReturn_t entered = enter_any_device(__func__, CACHED, device, &target);
+    nvmlReturn_t entered = enter_any_device(CALL_NAME, CACHED, device, &target);
     if (entered != NVML_SUCCESS)
         return entered;
     REQUIRE_ARGUMENT(index);
@@ -99,7 +99,7 @@ UINT_GETTER(nvmlDeviceGetVirtualizationMode, STATIC, true, gpu->virtualization_m
 UINT_GETTER(nvmlDeviceGetDisplayMode, STATIC, true, 0)
 UINT_GETTER(nvmlDeviceGetDisplayActive, STATIC, true, 0)
 
-NVML_API nvmlReturn_t nvmlDeviceSetPersistenceMode(nvmlDevice_t device, unsigned int mode)
+NVML_CALL(nvmlDeviceSetPersistenceMode)(nvmlDevice_t device, unsigned int mode)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(mode <= 1);
@@ -107,7 +107,7 @@ NVML_API nvmlReturn_t nvmlDeviceSetPersistenceMode(nvmlDevice_t device, unsigned
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetNumaNodeId(nvmlDevice_t device, int *node)
+NVML_CALL(nvmlDeviceGetNumaNodeId)(nvmlDevice_t device, int *node)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(node);
@@ -117,10 +117,10 @@ NVML_API nvmlReturn_t nvmlDeviceGetNumaNodeId(nvmlDevice_t device, int *node)
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor)
+NVML_CALL(nvmlDeviceGetCudaComputeCapability)(nvmlDevice_t device, int *major, int *minor)
 {
     struct target target;
-    nvmlReturn_t entered = enter_any_device(__func__, STATIC, device, &target);
+    nvmlReturn_t entered = enter_any_device(CALL_NAME, STATIC, device, &target);
     if (entered != NVML_SUCCESS)
         return entered;
     REQUIRE_ARGUMENT(major && minor);
@@ -129,7 +129,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, in
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetGspFirmwareVersion(nvmlDevice_t device, char *version)
+NVML_CALL(nvmlDeviceGetGspFirmwareVersion)(nvmlDevice_t device, char *version)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(version);
@@ -137,7 +137,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetGspFirmwareVersion(nvmlDevice_t device, char 
     return copy_string(version, 64, target.state->node.driver_version);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetPlatformInfo(nvmlDevice_t device, nvmlPlatformInfo_t *info)
+NVML_CALL(nvmlDeviceGetPlatformInfo)(nvmlDevice_t device, nvmlPlatformInfo_t *info)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(info);

@@ -82,19 +82,6 @@ static nvmlReturn_t apply_rules(struct state *state, const char *call, int one, 
     return NVML_SUCCESS;
 }
 
-void odd_field_value(struct state *state, int slot, nvmlFieldValue_t *field)
-{
-    for (int i = 0; state->rules_in_use && i < MAX_RULES; i++) {
-        struct rule *rule = &state->rule[i];
-        if (rule->kind != RULE_FIELD || (rule->gpu != -1 && rule->gpu != slot) || rule->field != field->fieldId)
-            continue;
-        int64_t bits = rule->bits;
-        field->valueType = (unsigned)rule->type;
-        memcpy(&field->value, &bits, sizeof bits);
-        field->nvmlReturn = NVML_SUCCESS;
-    }
-}
-
 static nvmlReturn_t enter(const char *call, int slot, struct state *state)
 {
     atomic_fetch_add_explicit(&state->node.calls, 1, memory_order_relaxed);
@@ -141,6 +128,12 @@ nvmlReturn_t enter_any_device(const char *call, enum access access, nvmlDevice_t
             return NVML_ERROR_INVALID_ARGUMENT;
     }
     return NVML_SUCCESS;
+}
+
+int slot_of_handle(uintptr_t device)
+{
+    uintptr_t offset = device - (uintptr_t)handles;
+    return offset < sizeof handles ? (int)(offset / HANDLES_PER_GPU) : -1;
 }
 
 nvmlReturn_t enter_device(const char *call, enum access access, nvmlDevice_t device, struct target *target)
@@ -214,10 +207,15 @@ static struct state *attach(void)
     return state;
 }
 
-NVML_API nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
+struct state *node_state(void)
+{
+    return references ? shared : attach();
+}
+
+NVML_CALL(nvmlInitWithFlags)(unsigned int flags)
 {
     (void)flags;
-    struct state *state = references ? shared : attach();
+    struct state *state = node_state();
     if (!state)
         return NVML_ERROR_DRIVER_NOT_LOADED;
     nvmlReturn_t entered = enter("nvmlInit", -1, state);
@@ -230,20 +228,20 @@ NVML_API nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlInit_v2(void)
+NVML_CALL(nvmlInit_v2)(void)
 {
-    return nvmlInitWithFlags(0);
+    return answer_nvmlInitWithFlags(0);
 }
 
-NVML_API nvmlReturn_t nvmlInit(void)
+NVML_CALL(nvmlInit)(void)
 {
-    return nvmlInitWithFlags(0);
+    return answer_nvmlInitWithFlags(0);
 }
 
-NVML_API nvmlReturn_t nvmlShutdown(void)
+NVML_CALL(nvmlShutdown)(void)
 {
     struct state *state;
-    nvmlReturn_t entered = enter_system(__func__, &state);
+    nvmlReturn_t entered = enter_system(CALL_NAME, &state);
     if (entered != NVML_SUCCESS)
         return entered;
     pthread_mutex_lock(&lock);

@@ -9,6 +9,14 @@
 
 #define NVML_API __attribute__((visibility("default")))
 
+/*
+ * Begins a function of the library. Programs call the function of that name in lies.c, which calls this one and may
+ * change its answer.
+ */
+#define NVML_CALL(name) nvmlReturn_t answer_##name
+/* The name without "answer_". */
+#define CALL_NAME (__func__ + 7)
+
 /* What a call reads decides what it answers on a GPU that is lost or waits for a reset. */
 enum access {
     CACHED, /* known since the driver attached: answered even by a lost GPU */
@@ -38,7 +46,7 @@ nvmlReturn_t enter_device(const char *call, enum access access, nvmlDevice_t dev
  */
 #define DEVICE_CALL(device, access)                                                 \
     struct target target;                                                           \
-    nvmlReturn_t entered = enter_device(__func__, access, device, &target);         \
+    nvmlReturn_t entered = enter_device(CALL_NAME, access, device, &target);         \
     if (entered != NVML_SUCCESS)                                                    \
         return entered;                                                             \
     struct gpu *gpu = target.gpu;                                                   \
@@ -64,7 +72,7 @@ nvmlReturn_t enter_device(const char *call, enum access access, nvmlDevice_t dev
 
 /* A call that fills one number. */
 #define UINT_GETTER(call, access, supported, expression)        \
-    NVML_API nvmlReturn_t call(nvmlDevice_t device, unsigned int *result) \
+    NVML_CALL(call)(nvmlDevice_t device, unsigned int *result) \
     {                                                           \
         DEVICE_CALL(device, access);                            \
         REQUIRE_ARGUMENT(result);                               \
@@ -73,8 +81,10 @@ nvmlReturn_t enter_device(const char *call, enum access access, nvmlDevice_t dev
         return NVML_SUCCESS;                                    \
     }
 
-/* What the rules make of a field value that has been read. */
-void odd_field_value(struct state *state, int slot, nvmlFieldValue_t *field);
+/* The node of this process, also before nvmlInit; NULL without one. */
+struct state *node_state(void);
+/* The slot of a handle of a GPU or MIG device, or -1. */
+int slot_of_handle(uintptr_t device);
 
 /* Handles are addresses in tables of this library. */
 nvmlDevice_t device_handle(int slot);

@@ -10,10 +10,10 @@ static void memory_of(const struct target *target, int64_t *total, int64_t *rese
     *used = target->mig ? target->mig->used_memory : gpu->memory.used;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
+NVML_CALL(nvmlDeviceGetMemoryInfo)(nvmlDevice_t device, nvmlMemory_t *memory)
 {
     struct target target;
-    nvmlReturn_t entered = enter_any_device(__func__, DYNAMIC, device, &target);
+    nvmlReturn_t entered = enter_any_device(CALL_NAME, DYNAMIC, device, &target);
     if (entered != NVML_SUCCESS)
         return entered;
     REQUIRE_ARGUMENT(memory);
@@ -25,10 +25,10 @@ NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t 
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory)
+NVML_CALL(nvmlDeviceGetMemoryInfo_v2)(nvmlDevice_t device, nvmlMemory_v2_t *memory)
 {
     struct target target;
-    nvmlReturn_t entered = enter_any_device(__func__, DYNAMIC, device, &target);
+    nvmlReturn_t entered = enter_any_device(CALL_NAME, DYNAMIC, device, &target);
     if (entered != NVML_SUCCESS)
         return entered;
     REQUIRE_ARGUMENT(memory);
@@ -42,7 +42,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, nvmlBAR1Memory_t *memory)
+NVML_CALL(nvmlDeviceGetBAR1MemoryInfo)(nvmlDevice_t device, nvmlBAR1Memory_t *memory)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(memory);
@@ -52,7 +52,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, nvmlBAR1M
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending)
+NVML_CALL(nvmlDeviceGetEccMode)(nvmlDevice_t device, unsigned int *current, unsigned int *pending)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(current && pending);
@@ -70,8 +70,8 @@ static bool counts_ecc(struct gpu *gpu)
     return gpu->supports.ecc && gpu->ecc.mode;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, unsigned int type, unsigned int counter,
-                                                  unsigned long long *count)
+NVML_CALL(nvmlDeviceGetTotalEccErrors)(nvmlDevice_t device, unsigned int type, unsigned int counter,
+                                       unsigned long long *count)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(count && type < NVML_MEMORY_ERROR_TYPE_COUNT && counter < NVML_ECC_COUNTER_TYPE_COUNT);
@@ -80,8 +80,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, unsigned 
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetDetailedEccErrors(nvmlDevice_t device, unsigned int type, unsigned int counter,
-                                                     nvmlEccErrorCounts_t *counts)
+NVML_CALL(nvmlDeviceGetDetailedEccErrors)(nvmlDevice_t device, unsigned int type, unsigned int counter,
+                                          nvmlEccErrorCounts_t *counts)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(counts && type < NVML_MEMORY_ERROR_TYPE_COUNT && counter < NVML_ECC_COUNTER_TYPE_COUNT);
@@ -94,8 +94,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetDetailedEccErrors(nvmlDevice_t device, unsign
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, unsigned int type, unsigned int counter,
-                                                      unsigned int location, unsigned long long *count)
+NVML_CALL(nvmlDeviceGetMemoryErrorCounter)(nvmlDevice_t device, unsigned int type, unsigned int counter,
+                                           unsigned int location, unsigned long long *count)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(count && type < NVML_MEMORY_ERROR_TYPE_COUNT && counter < NVML_ECC_COUNTER_TYPE_COUNT &&
@@ -108,7 +108,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetMemoryErrorCounter(nvmlDevice_t device, unsig
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceClearEccErrorCounts(nvmlDevice_t device, unsigned int counter)
+NVML_CALL(nvmlDeviceClearEccErrorCounts)(nvmlDevice_t device, unsigned int counter)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(counter < NVML_ECC_COUNTER_TYPE_COUNT);
@@ -119,7 +119,7 @@ NVML_API nvmlReturn_t nvmlDeviceClearEccErrorCounts(nvmlDevice_t device, unsigne
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetSramEccErrorStatus(nvmlDevice_t device, nvmlEccSramErrorStatus_v1_t *status)
+NVML_CALL(nvmlDeviceGetSramEccErrorStatus)(nvmlDevice_t device, nvmlEccSramErrorStatus_v1_t *status)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(status);
@@ -146,8 +146,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetSramEccErrorStatus(nvmlDevice_t device, nvmlE
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned int *corrected,
-                                                unsigned int *uncorrected, unsigned int *pending, unsigned int *failure)
+NVML_CALL(nvmlDeviceGetRemappedRows)(nvmlDevice_t device, unsigned int *corrected,
+                                     unsigned int *uncorrected, unsigned int *pending, unsigned int *failure)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(corrected && uncorrected && pending && failure);
@@ -159,7 +159,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned in
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetRemappedRows_v2(nvmlDevice_t device, nvmlRemappedRowsInfo_v2_t *info)
+NVML_CALL(nvmlDeviceGetRemappedRows_v2)(nvmlDevice_t device, nvmlRemappedRowsInfo_v2_t *info)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(info);
@@ -175,7 +175,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetRemappedRows_v2(nvmlDevice_t device, nvmlRema
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetRowRemapperHistogram(nvmlDevice_t device, nvmlRowRemapperHistogramValues_t *values)
+NVML_CALL(nvmlDeviceGetRowRemapperHistogram)(nvmlDevice_t device, nvmlRowRemapperHistogramValues_t *values)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(values);
@@ -190,7 +190,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetRowRemapperHistogram(nvmlDevice_t device, nvm
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetBankRemapperStatus_v1(nvmlDevice_t device, nvmlEccBankRemapperStatus_v1_t *status)
+NVML_CALL(nvmlDeviceGetBankRemapperStatus_v1)(nvmlDevice_t device, nvmlEccBankRemapperStatus_v1_t *status)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(status);
@@ -226,15 +226,15 @@ static nvmlReturn_t retired_pages(struct gpu *gpu, unsigned int cause, unsigned 
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetRetiredPages(nvmlDevice_t device, unsigned int cause, unsigned int *count,
-                                                unsigned long long *addresses)
+NVML_CALL(nvmlDeviceGetRetiredPages)(nvmlDevice_t device, unsigned int cause, unsigned int *count,
+                                     unsigned long long *addresses)
 {
     DEVICE_CALL(device, DYNAMIC);
     return retired_pages(gpu, cause, count, addresses, NULL);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetRetiredPages_v2(nvmlDevice_t device, unsigned int cause, unsigned int *count,
-                                                   unsigned long long *addresses, unsigned long long *times)
+NVML_CALL(nvmlDeviceGetRetiredPages_v2)(nvmlDevice_t device, unsigned int cause, unsigned int *count,
+                                        unsigned long long *addresses, unsigned long long *times)
 {
     DEVICE_CALL(device, DYNAMIC);
     return retired_pages(gpu, cause, count, addresses, times);
@@ -243,7 +243,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetRetiredPages_v2(nvmlDevice_t device, unsigned
 UINT_GETTER(nvmlDeviceGetRetiredPagesPendingStatus, DYNAMIC, gpu->supports.retired_pages && gpu->ecc.mode,
             gpu->retired.pending != 0)
 
-NVML_API nvmlReturn_t nvmlDeviceGetRepairStatus(nvmlDevice_t device, nvmlRepairStatus_v1_t *status)
+NVML_CALL(nvmlDeviceGetRepairStatus)(nvmlDevice_t device, nvmlRepairStatus_v1_t *status)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(status);
@@ -254,8 +254,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetRepairStatus(nvmlDevice_t device, nvmlRepairS
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetUnrepairableMemoryFlag_v1(nvmlDevice_t device,
-                                                             nvmlUnrepairableMemoryStatus_v1_t *status)
+NVML_CALL(nvmlDeviceGetUnrepairableMemoryFlag_v1)(nvmlDevice_t device,
+                                                  nvmlUnrepairableMemoryStatus_v1_t *status)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(status);

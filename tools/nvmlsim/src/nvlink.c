@@ -17,7 +17,7 @@ static nvmlReturn_t find_link(struct gpu *gpu, unsigned int number, struct link 
     if (found != NVML_SUCCESS)                                    \
         return found
 
-NVML_API nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned int number, unsigned int *active)
+NVML_CALL(nvmlDeviceGetNvLinkState)(nvmlDevice_t device, unsigned int number, unsigned int *active)
 {
     LINK_CALL(device, number);
     REQUIRE_ARGUMENT(active);
@@ -25,7 +25,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned int
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetNvLinkVersion(nvmlDevice_t device, unsigned int number, unsigned int *version)
+NVML_CALL(nvmlDeviceGetNvLinkVersion)(nvmlDevice_t device, unsigned int number, unsigned int *version)
 {
     LINK_CALL(device, number);
     REQUIRE_ARGUMENT(version);
@@ -33,8 +33,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetNvLinkVersion(nvmlDevice_t device, unsigned i
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetNvLinkCapability(nvmlDevice_t device, unsigned int number, unsigned int capability,
-                                                    unsigned int *result)
+NVML_CALL(nvmlDeviceGetNvLinkCapability)(nvmlDevice_t device, unsigned int number, unsigned int capability,
+                                         unsigned int *result)
 {
     LINK_CALL(device, number);
     REQUIRE_ARGUMENT(result && capability < NVML_NVLINK_CAP_COUNT);
@@ -42,7 +42,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetNvLinkCapability(nvmlDevice_t device, unsigne
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, unsigned int number, unsigned int *type)
+NVML_CALL(nvmlDeviceGetNvLinkRemoteDeviceType)(nvmlDevice_t device, unsigned int number, unsigned int *type)
 {
     LINK_CALL(device, number);
     REQUIRE_ARGUMENT(type);
@@ -50,7 +50,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, u
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t device, unsigned int number, nvmlPciInfo_t *info)
+NVML_CALL(nvmlDeviceGetNvLinkRemotePciInfo_v2)(nvmlDevice_t device, unsigned int number, nvmlPciInfo_t *info)
 {
     LINK_CALL(device, number);
     REQUIRE_ARGUMENT(info);
@@ -76,8 +76,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t device, u
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t device, unsigned int number, unsigned int counter,
-                                                      unsigned long long *count)
+NVML_CALL(nvmlDeviceGetNvLinkErrorCounter)(nvmlDevice_t device, unsigned int number, unsigned int counter,
+                                           unsigned long long *count)
 {
     LINK_CALL(device, number);
     REQUIRE_ARGUMENT(count && counter < NVML_NVLINK_ERROR_COUNT);
@@ -89,7 +89,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t device, unsig
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceResetNvLinkErrorCounters(nvmlDevice_t device, unsigned int number)
+NVML_CALL(nvmlDeviceResetNvLinkErrorCounters)(nvmlDevice_t device, unsigned int number)
 {
     LINK_CALL(device, number);
     REQUIRE_SUPPORT(gpu->supports.nvlink_errors);
@@ -98,7 +98,7 @@ NVML_API nvmlReturn_t nvmlDeviceResetNvLinkErrorCounters(nvmlDevice_t device, un
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetGpuFabricInfo(nvmlDevice_t device, nvmlGpuFabricInfo_t *info)
+NVML_CALL(nvmlDeviceGetGpuFabricInfo)(nvmlDevice_t device, nvmlGpuFabricInfo_t *info)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(info);
@@ -111,7 +111,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetGpuFabricInfo(nvmlDevice_t device, nvmlGpuFab
 }
 
 /* The caller's structure is of the version that it says; the third only adds to the end of the second. */
-NVML_API nvmlReturn_t nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t device, nvmlGpuFabricInfo_v3_t *info)
+NVML_CALL(nvmlDeviceGetGpuFabricInfoV)(nvmlDevice_t device, nvmlGpuFabricInfo_v3_t *info)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(info);
@@ -129,7 +129,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t device, nvmlGpuFa
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetGpuFabricInfo_v4(nvmlDevice_t device, nvmlGpuFabricInfo_v4_t *info)
+NVML_CALL(nvmlDeviceGetGpuFabricInfo_v4)(nvmlDevice_t device, nvmlGpuFabricInfo_v4_t *info)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(info);
@@ -145,7 +145,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetGpuFabricInfo_v4(nvmlDevice_t device, nvmlGpu
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetC2cModeInfoV(nvmlDevice_t device, nvmlC2cModeInfo_v1_t *info)
+NVML_CALL(nvmlDeviceGetC2cModeInfoV)(nvmlDevice_t device, nvmlC2cModeInfo_v1_t *info)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(info);

@@ -14,7 +14,7 @@ static void pci_info(struct gpu *gpu, nvmlPciInfo_t *info)
     snprintf(info->busId, sizeof info->busId, "%08X:%02X:%02X.0", info->domain, info->bus, info->device);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *info)
+NVML_CALL(nvmlDeviceGetPciInfo_v3)(nvmlDevice_t device, nvmlPciInfo_t *info)
 {
     DEVICE_CALL(device, CACHED);
     REQUIRE_ARGUMENT(info);
@@ -22,7 +22,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetPciInfoExt(nvmlDevice_t device, nvmlPciInfoExt_v1_t *info)
+NVML_CALL(nvmlDeviceGetPciInfoExt)(nvmlDevice_t device, nvmlPciInfoExt_v1_t *info)
 {
     DEVICE_CALL(device, CACHED);
     REQUIRE_ARGUMENT(info);
@@ -59,7 +59,7 @@ static unsigned megabits_per_lane(unsigned generation)
 
 UINT_GETTER(nvmlDeviceGetPcieSpeed, DYNAMIC, true, megabits_per_lane(pcie_generation_now(gpu)))
 
-NVML_API nvmlReturn_t nvmlDeviceGetPcieThroughput(nvmlDevice_t device, unsigned int counter, unsigned int *kbps)
+NVML_CALL(nvmlDeviceGetPcieThroughput)(nvmlDevice_t device, unsigned int counter, unsigned int *kbps)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(kbps && counter < 2);
@@ -84,10 +84,10 @@ static unsigned common_ancestor(const struct target *first, const struct target 
     return first->gpu->numa_node == second->gpu->numa_node ? NVML_TOPOLOGY_NODE : NVML_TOPOLOGY_SYSTEM;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDevice_t other, unsigned int *level)
+NVML_CALL(nvmlDeviceGetTopologyCommonAncestor)(nvmlDevice_t one, nvmlDevice_t other, unsigned int *level)
 {
     struct target first, second;
-    nvmlReturn_t entered = enter_pair(__func__, one, other, &first, &second);
+    nvmlReturn_t entered = enter_pair(CALL_NAME, one, other, &first, &second);
     if (entered != NVML_SUCCESS)
         return entered;
     REQUIRE_ARGUMENT(level);
@@ -95,8 +95,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvml
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetTopologyNearestGpus(nvmlDevice_t device, unsigned int level, unsigned int *count,
-                                                       nvmlDevice_t *devices)
+NVML_CALL(nvmlDeviceGetTopologyNearestGpus)(nvmlDevice_t device, unsigned int level, unsigned int *count,
+                                            nvmlDevice_t *devices)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(count);
@@ -113,10 +113,10 @@ NVML_API nvmlReturn_t nvmlDeviceGetTopologyNearestGpus(nvmlDevice_t device, unsi
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceOnSameBoard(nvmlDevice_t one, nvmlDevice_t other, int *same)
+NVML_CALL(nvmlDeviceOnSameBoard)(nvmlDevice_t one, nvmlDevice_t other, int *same)
 {
     struct target first, second;
-    nvmlReturn_t entered = enter_pair(__func__, one, other, &first, &second);
+    nvmlReturn_t entered = enter_pair(CALL_NAME, one, other, &first, &second);
     if (entered != NVML_SUCCESS)
         return entered;
     REQUIRE_ARGUMENT(same);
@@ -132,11 +132,11 @@ static bool has_active_link(struct gpu *gpu)
     return false;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t other, unsigned int index,
-                                             unsigned int *status)
+NVML_CALL(nvmlDeviceGetP2PStatus)(nvmlDevice_t one, nvmlDevice_t other, unsigned int index,
+                                  unsigned int *status)
 {
     struct target first, second;
-    nvmlReturn_t entered = enter_pair(__func__, one, other, &first, &second);
+    nvmlReturn_t entered = enter_pair(CALL_NAME, one, other, &first, &second);
     if (entered != NVML_SUCCESS)
         return entered;
     REQUIRE_ARGUMENT(status && index < NVML_P2P_CAPS_INDEX_UNKNOWN && first.slot != second.slot);

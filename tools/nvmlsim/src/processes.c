@@ -37,9 +37,9 @@ static nvmlReturn_t processes(const char *call, nvmlDevice_t device, unsigned in
 }
 
 #define PROCESS_GETTER(call, graphics)                                                                         \
-    NVML_API nvmlReturn_t call(nvmlDevice_t device, unsigned int *count, nvmlProcessInfo_t *infos)             \
+    NVML_CALL(call)(nvmlDevice_t device, unsigned int *count, nvmlProcessInfo_t *infos)             \
     {                                                                                                          \
-        return processes(__func__, device, count, infos, graphics);                                            \
+        return processes(CALL_NAME, device, count, infos, graphics);                                            \
     }
 
 /* Versions 2 and 3 have the same layout. */
@@ -50,7 +50,7 @@ PROCESS_GETTER(nvmlDeviceGetGraphicsRunningProcesses_v3, 1)
 PROCESS_GETTER(nvmlDeviceGetMPSComputeRunningProcesses_v2, 2)
 PROCESS_GETTER(nvmlDeviceGetMPSComputeRunningProcesses_v3, 2)
 
-NVML_API nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending)
+NVML_CALL(nvmlDeviceGetMigMode)(nvmlDevice_t device, unsigned int *current, unsigned int *pending)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(current && pending);
@@ -62,7 +62,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *cu
 
 UINT_GETTER(nvmlDeviceGetMaxMigDeviceCount, STATIC, true, gpu->supports.mig ? (int64_t)gpu->mig.max_devices : 0)
 
-NVML_API nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index, nvmlDevice_t *mig)
+NVML_CALL(nvmlDeviceGetMigDeviceHandleByIndex)(nvmlDevice_t device, unsigned int index, nvmlDevice_t *mig)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(mig);
@@ -77,11 +77,11 @@ NVML_API nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, u
 /* A call that only MIG devices answer. */
 #define MIG_CALL(device)                                                                    \
     struct target target;                                                                   \
-    nvmlReturn_t entered = enter_any_device(__func__, STATIC, device, &target);             \
+    nvmlReturn_t entered = enter_any_device(CALL_NAME, STATIC, device, &target);             \
     if (entered != NVML_SUCCESS)                                                            \
         return entered
 
-NVML_API nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *is_mig)
+NVML_CALL(nvmlDeviceIsMigDeviceHandle)(nvmlDevice_t device, unsigned int *is_mig)
 {
     MIG_CALL(device);
     REQUIRE_ARGUMENT(is_mig);
@@ -89,7 +89,7 @@ NVML_API nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned 
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t mig, nvmlDevice_t *device)
+NVML_CALL(nvmlDeviceGetDeviceHandleFromMigDeviceHandle)(nvmlDevice_t mig, nvmlDevice_t *device)
 {
     MIG_CALL(mig);
     REQUIRE_ARGUMENT(device && target.mig);
@@ -97,7 +97,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t 
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t mig, unsigned int *id)
+NVML_CALL(nvmlDeviceGetGpuInstanceId)(nvmlDevice_t mig, unsigned int *id)
 {
     MIG_CALL(mig);
     REQUIRE_ARGUMENT(id && target.mig);
@@ -105,7 +105,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t mig, unsigned int 
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t mig, unsigned int *id)
+NVML_CALL(nvmlDeviceGetComputeInstanceId)(nvmlDevice_t mig, unsigned int *id)
 {
     MIG_CALL(mig);
     REQUIRE_ARGUMENT(id && target.mig);
@@ -113,7 +113,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t mig, unsigned 
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t mig, nvmlDeviceAttributes_t *attributes)
+NVML_CALL(nvmlDeviceGetAttributes_v2)(nvmlDevice_t mig, nvmlDeviceAttributes_t *attributes)
 {
     MIG_CALL(mig);
     REQUIRE_ARGUMENT(attributes);

@@ -1,7 +1,7 @@
 /* Temperature, power, clocks, utilization, and what slows a GPU down. */
 #include "library.h"
 
-NVML_API nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, unsigned int sensor, unsigned int *temperature)
+NVML_CALL(nvmlDeviceGetTemperature)(nvmlDevice_t device, unsigned int sensor, unsigned int *temperature)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(temperature && sensor == 0);
@@ -9,7 +9,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, unsigned int
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, nvmlTemperature_v1_t *temperature)
+NVML_CALL(nvmlDeviceGetTemperatureV)(nvmlDevice_t device, nvmlTemperature_v1_t *temperature)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(temperature);
@@ -19,7 +19,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, nvmlTempera
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, nvmlMarginTemperature_v1_t *margin)
+NVML_CALL(nvmlDeviceGetMarginTemperature)(nvmlDevice_t device, nvmlMarginTemperature_v1_t *margin)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(margin);
@@ -29,8 +29,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, nvmlMa
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, unsigned int threshold,
-                                                        unsigned int *temperature)
+NVML_CALL(nvmlDeviceGetTemperatureThreshold)(nvmlDevice_t device, unsigned int threshold,
+                                             unsigned int *temperature)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(temperature && threshold < NVML_TEMPERATURE_THRESHOLD_COUNT);
@@ -58,8 +58,8 @@ UINT_GETTER(nvmlDeviceGetPerformanceState, DYNAMIC, true, gpu->performance_state
 UINT_GETTER(nvmlDeviceGetNumFans, STATIC, true, 0)
 UINT_GETTER(nvmlDeviceGetFanSpeed, DYNAMIC, false, 0) /* passive boards all of them */
 
-NVML_API nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t device, unsigned int *minimum,
-                                                                   unsigned int *maximum)
+NVML_CALL(nvmlDeviceGetPowerManagementLimitConstraints)(nvmlDevice_t device, unsigned int *minimum,
+                                                        unsigned int *maximum)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(minimum && maximum);
@@ -68,7 +68,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t 
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *energy)
+NVML_CALL(nvmlDeviceGetTotalEnergyConsumption)(nvmlDevice_t device, unsigned long long *energy)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(energy);
@@ -84,7 +84,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, u
                                                  : (set).video)
 
 #define CLOCK_GETTER(call, access, set)                                                          \
-    NVML_API nvmlReturn_t call(nvmlDevice_t device, unsigned int type, unsigned int *clock)      \
+    NVML_CALL(call)(nvmlDevice_t device, unsigned int type, unsigned int *clock)      \
     {                                                                                            \
         DEVICE_CALL(device, access);                                                             \
         REQUIRE_ARGUMENT(clock && type < NVML_CLOCK_COUNT);                                      \
@@ -99,7 +99,7 @@ CLOCK_GETTER(nvmlDeviceGetMaxClockInfo, STATIC, gpu->max_clocks)
 CLOCK_GETTER(nvmlDeviceGetApplicationsClock, DYNAMIC, gpu->application_clocks)
 CLOCK_GETTER(nvmlDeviceGetDefaultApplicationsClock, STATIC, gpu->default_application_clocks)
 
-NVML_API nvmlReturn_t nvmlDeviceGetClock(nvmlDevice_t device, unsigned int type, unsigned int id, unsigned int *clock)
+NVML_CALL(nvmlDeviceGetClock)(nvmlDevice_t device, unsigned int type, unsigned int id, unsigned int *clock)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(clock && type < NVML_CLOCK_COUNT && id < NVML_CLOCK_ID_COUNT);
@@ -112,7 +112,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetClock(nvmlDevice_t device, unsigned int type,
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization)
+NVML_CALL(nvmlDeviceGetUtilizationRates)(nvmlDevice_t device, nvmlUtilization_t *utilization)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(utilization);
@@ -124,7 +124,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUti
 
 /* The reasons have two names each: drivers before R535 called them throttle reasons. */
 #define REASONS_GETTER(call, access, reasons)                                                \
-    NVML_API nvmlReturn_t call(nvmlDevice_t device, unsigned long long *result)              \
+    NVML_CALL(call)(nvmlDevice_t device, unsigned long long *result)              \
     {                                                                                        \
         DEVICE_CALL(device, access);                                                         \
         REQUIRE_ARGUMENT(result);                                                            \
@@ -137,7 +137,7 @@ REASONS_GETTER(nvmlDeviceGetCurrentClocksThrottleReasons, DYNAMIC, gpu->clocks_e
 REASONS_GETTER(nvmlDeviceGetSupportedClocksEventReasons, STATIC, gpu->supported_clocks_event_reasons)
 REASONS_GETTER(nvmlDeviceGetSupportedClocksThrottleReasons, STATIC, gpu->supported_clocks_event_reasons)
 
-NVML_API nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, unsigned int policy, nvmlViolationTime_t *time)
+NVML_CALL(nvmlDeviceGetViolationStatus)(nvmlDevice_t device, unsigned int policy, nvmlViolationTime_t *time)
 {
     DEVICE_CALL(device, DYNAMIC);
     REQUIRE_ARGUMENT(time && policy < NVML_PERF_POLICY_COUNT);

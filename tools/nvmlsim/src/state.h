@@ -19,7 +19,7 @@ typedef _Atomic int64_t value;
 
 enum {
     STATE_MAGIC = 0x4e564d4c, /* "NVML" */
-    STATE_VERSION = 1,
+    STATE_VERSION = 2,
     MAX_GPUS = 16,
     MAX_LINKS = NVML_NVLINK_MAX_LINKS,
     MAX_PROCESSES = 16,
@@ -29,6 +29,9 @@ enum {
     MAX_FAULTS = 256,
     MAX_EVENTS = 1024,
     MAX_RETIRED_PAGES = 64,
+    MAX_LIES = 256,
+    MAX_CALLS = 160,
+    MAX_FIELDS = 512,
 };
 
 /* Error bits of PCIe's advanced error reporting, in the kernel's order. */
@@ -233,7 +236,7 @@ struct nvswitch {
 };
 
 /* A rule that is put between a program and its calls. */
-enum rule_kind { RULE_NONE, RULE_HANG, RULE_SLOW, RULE_ERROR, RULE_FIELD, RULE_PRINT, RULE_CRASH };
+enum rule_kind { RULE_NONE, RULE_HANG, RULE_SLOW, RULE_ERROR, RULE_PRINT, RULE_CRASH };
 struct rule {
     value kind; /* written last, so that no reader sees half a rule */
     value generation; /* of this place: a call that hung in the rule before is not held by the next one */
@@ -243,8 +246,18 @@ struct rule {
     value count; /* RULE_ERROR: how many calls are left; -1: all */
     value until_ns; /* RULE_HANG: CLOCK_MONOTONIC; 0: until released */
     value delay_ms; /* RULE_SLOW */
-    value field, type, bits; /* RULE_FIELD: what field value answers with which nvmlValueType_t and which bits */
     char call[64]; /* function, "*" for all */
+};
+
+/* What a function answers instead of the truth; see lies.h. */
+enum lie_part { LIE_CODE = 1, LIE_TYPE = 2, LIE_NUMBER = 4, LIE_REAL = 8, LIE_TEXT = 16, LIE_ZERO = 32, LIE_SHIFT = 64 };
+struct lie {
+    value parts; /* of enum lie_part; written last, 0: no lie here */
+    int64_t gpu, field, argument, member; /* where it holds; -1: everywhere */
+    int64_t code, type, bits;
+    char call[64];
+    char text[64];
+    char words[192]; /* as they were given */
 };
 
 /* Only the command reads these; the array has no holes and is in the order of injection. */
@@ -289,6 +302,10 @@ struct state {
     int64_t faults;
     struct active_fault fault[MAX_FAULTS];
     struct event event[MAX_EVENTS];
+    _Atomic uint32_t lies_in_use;
+    struct lie lie[MAX_LIES];
+    value called[MAX_CALLS]; /* how often, by place in calls.h */
+    value field_asked[MAX_FIELDS];
 };
 
 /* Map the state file for reading and writing; NULL and errno when it is missing or no state of this version. */

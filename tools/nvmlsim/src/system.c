@@ -6,23 +6,23 @@
 
 #define SYSTEM_CALL()                                          \
     struct state *state;                                       \
-    nvmlReturn_t entered = enter_system(__func__, &state);     \
+    nvmlReturn_t entered = enter_system(CALL_NAME, &state);     \
     if (entered != NVML_SUCCESS)                               \
         return entered
 
-NVML_API nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length)
+NVML_CALL(nvmlSystemGetDriverVersion)(char *version, unsigned int length)
 {
     SYSTEM_CALL();
     return copy_string(version, length, state->node.driver_version);
 }
 
-NVML_API nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned int length)
+NVML_CALL(nvmlSystemGetNVMLVersion)(char *version, unsigned int length)
 {
     SYSTEM_CALL();
     return copy_string(version, length, state->node.nvml_version);
 }
 
-NVML_API nvmlReturn_t nvmlSystemGetDriverBranch(nvmlSystemDriverBranchInfo_v1_t *info, unsigned int length)
+NVML_CALL(nvmlSystemGetDriverBranch)(nvmlSystemDriverBranchInfo_v1_t *info, unsigned int length)
 {
     SYSTEM_CALL();
     REQUIRE_ARGUMENT(info);
@@ -32,7 +32,7 @@ NVML_API nvmlReturn_t nvmlSystemGetDriverBranch(nvmlSystemDriverBranchInfo_v1_t 
     return copy_string(info->branch, length < sizeof info->branch ? length : sizeof info->branch, branch);
 }
 
-NVML_API nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version)
+NVML_CALL(nvmlSystemGetCudaDriverVersion_v2)(int *version)
 {
     SYSTEM_CALL();
     REQUIRE_ARGUMENT(version);
@@ -40,12 +40,12 @@ NVML_API nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version)
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version)
+NVML_CALL(nvmlSystemGetCudaDriverVersion)(int *version)
 {
-    return nvmlSystemGetCudaDriverVersion_v2(version);
+    return answer_nvmlSystemGetCudaDriverVersion_v2(version);
 }
 
-NVML_API nvmlReturn_t nvmlSystemGetProcessName(unsigned int pid, char *name, unsigned int length)
+NVML_CALL(nvmlSystemGetProcessName)(unsigned int pid, char *name, unsigned int length)
 {
     SYSTEM_CALL();
     REQUIRE_ARGUMENT(name && length > 0);
@@ -62,7 +62,7 @@ NVML_API nvmlReturn_t nvmlSystemGetProcessName(unsigned int pid, char *name, uns
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count)
+NVML_CALL(nvmlDeviceGetCount_v2)(unsigned int *count)
 {
     SYSTEM_CALL();
     REQUIRE_ARGUMENT(count);
@@ -82,12 +82,12 @@ static nvmlReturn_t handle_of(struct state *state, const char *call, int slot, n
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device)
+NVML_CALL(nvmlDeviceGetHandleByIndex_v2)(unsigned int index, nvmlDevice_t *device)
 {
     SYSTEM_CALL();
     int slot = slot_of_index(state, index);
     REQUIRE_ARGUMENT(device && slot >= 0);
-    return handle_of(state, __func__, slot, device);
+    return handle_of(state, CALL_NAME, slot, device);
 }
 
 static nvmlReturn_t handle_by_uuid(struct state *state, const char *call, const char *uuid, nvmlDevice_t *device)
@@ -113,41 +113,41 @@ static nvmlReturn_t handle_by_uuid(struct state *state, const char *call, const 
     return NVML_ERROR_NOT_FOUND;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
+NVML_CALL(nvmlDeviceGetHandleByUUID)(const char *uuid, nvmlDevice_t *device)
 {
     SYSTEM_CALL();
     REQUIRE_ARGUMENT(uuid && device);
-    return handle_by_uuid(state, __func__, uuid, device);
+    return handle_by_uuid(state, CALL_NAME, uuid, device);
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const nvmlUUID_v1_t *uuid, nvmlDevice_t *device)
+NVML_CALL(nvmlDeviceGetHandleByUUIDV)(const nvmlUUID_v1_t *uuid, nvmlDevice_t *device)
 {
     SYSTEM_CALL();
     REQUIRE_ARGUMENT(uuid && device);
     REQUIRE_VERSION(uuid, nvmlUUID_v1_t, 1);
     if (uuid->type == NVML_UUID_TYPE_ASCII)
-        return handle_by_uuid(state, __func__, uuid->value.str, device);
+        return handle_by_uuid(state, CALL_NAME, uuid->value.str, device);
     REQUIRE_ARGUMENT(uuid->type == NVML_UUID_TYPE_BINARY);
     for (int slot = 0; slot < state->node.gpus; slot++) {
         unsigned char bytes[16];
         parse_uuid(state->gpu[slot].uuid, bytes);
         if (state->gpu[slot].present && memcmp(bytes, uuid->value.bytes, sizeof bytes) == 0)
-            return handle_of(state, __func__, slot, device);
+            return handle_of(state, CALL_NAME, slot, device);
     }
     return NVML_ERROR_NOT_FOUND;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device)
+NVML_CALL(nvmlDeviceGetHandleBySerial)(const char *serial, nvmlDevice_t *device)
 {
     SYSTEM_CALL();
     REQUIRE_ARGUMENT(serial && device);
     for (int slot = 0; slot < state->node.gpus; slot++)
         if (state->gpu[slot].present && strcmp(state->gpu[slot].serial, serial) == 0)
-            return handle_of(state, __func__, slot, device);
+            return handle_of(state, CALL_NAME, slot, device);
     return NVML_ERROR_NOT_FOUND;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *pci, nvmlDevice_t *device)
+NVML_CALL(nvmlDeviceGetHandleByPciBusId_v2)(const char *pci, nvmlDevice_t *device)
 {
     SYSTEM_CALL();
     REQUIRE_ARGUMENT(pci && device);
@@ -157,7 +157,7 @@ NVML_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *pci, nvmlDevi
         struct gpu *gpu = &state->gpu[slot];
         if (gpu->present && gpu->pci.domain == domain && gpu->pci.bus == bus && gpu->pci.device == function_device &&
             function == 0)
-            return handle_of(state, __func__, slot, device);
+            return handle_of(state, CALL_NAME, slot, device);
     }
     return NVML_ERROR_NOT_FOUND;
 }

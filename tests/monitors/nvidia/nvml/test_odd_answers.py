@@ -252,8 +252,8 @@ def test_a_double_costs_one_reading_in_the_child(tmp_path: Path, monkeypatch: py
     simulator = Simulator(tmp_path)
     for name, value in simulator.env.items():
         monkeypatch.setenv(name, value)
-    simulator.inject("odd_field", gpu=3, field=pynvml.NVML_FI_DEV_MEMORY_TEMP, type=0, bits=0x3FE0000000000000)
-    simulator.inject("odd_field", gpu=4, field=pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, type=7, bits=1)
+    simulator.lie("nvmlDeviceGetFieldValues", gpu=3, field=pynvml.NVML_FI_DEV_MEMORY_TEMP, value=0.5)
+    simulator.lie("nvmlDeviceGetFieldValues", gpu=4, field=pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, type=7)
     simulator.set({"gpu5.name": "caf\udce9"})
     simulator.inject("prints")
 
