@@ -20,7 +20,7 @@ struct answering {
     struct lie *lie;
     const word *arguments;
     unsigned room; /* how many records fit where argument 1 pointed to before the call */
-    int member; /* of the next number */
+    int member; /* number of the first number of the next output */
 };
 
 static bool lie_applies(struct lie *lie, const char *call, int slot, const word *arguments)
@@ -83,9 +83,8 @@ static size_t size_of(char member)
 }
 
 /* Walk over the members of one structure, change what the lie changes, and return the structure's size. */
-static size_t put_members(struct answering *call, const char *members, char *base, size_t limit)
+static size_t put_members(struct lie *lie, int number, const char *members, char *base, size_t limit)
 {
-    struct lie *lie = call->lie;
     size_t offset = 0, widest = 1;
     for (const char *at = members; *at && *at != ' ';) {
         char member = *at++;
@@ -100,9 +99,9 @@ static size_t put_members(struct answering *call, const char *members, char *bas
         else if (member == 's' && (lie->parts & LIE_TEXT))
             put_text(base + start, count, lie->text);
         else if (strchr("IQBP", member) && (lie->parts & (LIE_NUMBER | LIE_REAL)) &&
-                 (lie->member < 0 || lie->member == call->member))
+                 (lie->member < 0 || lie->member == number))
             memcpy(base + start, &lie->bits, size); /* little-endian: the lowest bytes */
-        call->member += strchr("IQBP", member) != NULL;
+        number += strchr("IQBP", member) != NULL;
     }
     size_t whole = (offset + widest - 1) / widest * widest;
     if ((lie->parts & LIE_SHIFT) && offset > 4)
@@ -110,12 +109,22 @@ static size_t put_members(struct answering *call, const char *members, char *bas
     return whole < limit ? whole : limit;
 }
 
-/* Change one output: "ARGUMENT:MEMBERS". */
+static int numbers_of(const char *members)
+{
+    int numbers = 0;
+    for (; *members && *members != ' '; members++)
+        numbers += strchr("IQBP", *members) != NULL;
+    return numbers;
+}
+
+/* Change one output: "ARGUMENT:MEMBERS". All records of a list have the same numbers. */
 static void put_output(struct answering *call, const char *output)
 {
     int place = output[0] - '0';
     char *base = (char *)call->arguments[place];
     const char *members = output + 2;
+    int first = call->member;
+    call->member += numbers_of(members);
     if (!base)
         return;
     if (members[0] == 's' && !isdigit((unsigned char)members[1])) {
@@ -129,11 +138,11 @@ static void put_output(struct answering *call, const char *output)
             put_field(call->lie, (nvmlFieldValue_t *)base + i);
     } else if (members[0] == '*') {
         for (unsigned i = 0; i < call->room; i++)
-            base += put_members(call, members + 1, base, SIZE_MAX);
+            base += put_members(call->lie, first, members + 1, base, SIZE_MAX);
     } else {
         unsigned version;
         memcpy(&version, base, sizeof version);
-        put_members(call, members, base, members[0] == 'v' ? version & 0xffffff : SIZE_MAX);
+        put_members(call->lie, first, members, base, members[0] == 'v' ? version & 0xffffff : SIZE_MAX);
     }
 }
 
