@@ -25,9 +25,7 @@ struct answering {
 
 static bool lie_applies(struct lie *lie, const char *call, int slot, const word *arguments)
 {
-    size_t length = strlen(lie->call);
-    return lie->parts && (lie->gpu < 0 || lie->gpu == slot) && strncmp(lie->call, call, length) == 0 &&
-           (call[length] == '\0' || (call[length] == '_' && call[length + 1] == 'v')) &&
+    return lie->parts && (lie->gpu < 0 || lie->gpu == slot) && same_call(lie->call, call) &&
            (lie->argument < 0 || (unsigned)arguments[1] == (unsigned)lie->argument);
 }
 

@@ -15,6 +15,9 @@ struct call {
 extern const struct call calls[];
 extern const int calls_known;
 
+/* Is it the function that is wanted, in whichever version? */
+bool same_call(const char *wanted, const char *call);
+
 /* Add the lie of the words FUNCTION [NAME=VALUE...]. False, and what is wrong with it in `error`. */
 bool lie_add(struct state *state, int count, char **words, char *error, size_t size);
 /* End the lies of a function, or all of them. */
