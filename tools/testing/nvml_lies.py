@@ -37,7 +37,7 @@ def _library() -> ctypes.CDLL:
 
 
 def add(function: str, gpu: int | None = None, **answer: int | float | str) -> None:
-    """Tells a lie in the node of this process, as `Simulator.lie` does in any. Raises ValueError if there is no such."""
+    """Tells a lie in the node of this process, as `Simulator.lie` does. Raises ValueError if there is none such."""
     words = [function, *([] if gpu is None else [f"gpu={gpu}"]), *(f"{name}={value}" for name, value in answer.items())]
     given = (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
     if _library().nvmlsimLie(len(words), given):

@@ -102,8 +102,20 @@ def _counts(context: GpuContext) -> dict[str, int]:
     if not isinstance(readings.device_nodes, Missing) and readings.device_nodes:
         counts["/dev/nvidiaN"] = len(readings.device_nodes)
     if not isinstance(nvml, Missing) and not isinstance(nvml.count, Missing):
-        counts["NVML"] = nvml.count - sum(gpu.pci in unmanaged for gpu in nvml.gpus)
+        number = nvml.count - sum(gpu.pci in unmanaged for gpu in nvml.gpus)
+        counts["NVML"] = min(number, _most_counted(context)) if on_bus else number
     return counts
+
+
+def _most_counted(context: GpuContext) -> int:
+    """The largest count of GPUs to believe: as many as NVML names, or the bus has.
+
+    A count that is too large must not make a node lack GPUs that never were there.
+    """
+    listed = () if isinstance(context.nvml, Missing) else context.nvml.gpus
+    managed = [gpu for gpu in listed if gpu.pci not in context.unmanaged]
+    named = sum(isinstance(gpu.uuid, str) or isinstance(gpu.pci, str) for gpu in managed)
+    return max(named, len(_on_bus(context)))
 
 
 def _wanted(context: GpuContext, counts: dict[str, int], joining: int) -> int:
@@ -208,7 +220,8 @@ def remember(context: GpuContext) -> None:
         baseline.counted = max(0, baseline.counted - len(handed_over))
     _learn(context, present)
     listed = [gpu for gpu in nvml.gpus if gpu.pci not in context.unmanaged]
-    baseline.counted = max(baseline.counted, len(listed))
+    counted = min(len(listed), _most_counted(context)) if _on_bus(context) else len(listed)
+    baseline.counted = max(baseline.counted, counted)
     present = {gpu.uuid for gpu in listed if isinstance(gpu.uuid, str)}
     expected = context.settings.expected_gpus
     if nvml.answered and expected == len(present) and len(present) == len(listed):

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from gpuhealth.model.codes import Code, define
 from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
-from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.model.missing import UNREAD, Missing, MissingReason
 from gpuhealth.monitors.nvidia.checks.driver import fails_most_calls
 from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, per_node, together
 from gpuhealth.monitors.nvidia.readings import GpuReadings, KernelModule
@@ -40,7 +40,7 @@ PERMISSION = define(
     "agent.permission",
     Severity.WARNING,
     Action.UPDATE_SOFTWARE,
-    meaning="NVML denies the agent access for lack of permission: the node's GPUs are not measured.",
+    meaning="NVML denies the agent access for lack of permission: the GPU, or all of the node's, is not measured.",
     advice="Run the agent privileged, or give its container the /dev/nvidia* devices.",
 )
 
@@ -87,6 +87,23 @@ def _of_node(reason: MissingReason, code: Code, what: str) -> tuple[Code, _NodeR
     return code, judge
 
 
+def _unexpected_of_node(context: GpuContext) -> RuleResult:
+    unread = _of_node(MissingReason.ERROR, UNEXPECTED_READING, "unexpected answer")[1](context)
+    if unread is not None:
+        return unread
+    nvml = context.readings.nvml
+    versions = (nvml.driver_version, nvml.nvml_version, nvml.cuda_version) if nvml.answered else ()
+    odd = [each.detail for each in versions if isinstance(each, Missing) and each != UNREAD and not each.is_unsupported]
+    return _odd_answers(context, None, odd)
+
+
+def _permission_for_gpu(gpu: GpuReadings, context: GpuContext) -> RuleResult:
+    of_this_gpu = gpu.index >= 0  # the error of a remembered GPU is that of NVML, and is reported on the node
+    if of_this_gpu and gpu.error and gpu.error.reason is MissingReason.NO_PERMISSION:
+        return context.found(PERMISSION, gpu, f"no permission: {gpu.error.detail}", source="NVML", reading=gpu.error)
+    return gpu.error
+
+
 def _failed_for_gpu(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if gpu.error and gpu.error.reason is MissingReason.AGENT_FAULT:
         return context.found(MONITOR_FAILED, gpu, gpu.error.detail, source="agent", reading=gpu.error)
@@ -100,23 +117,35 @@ def _unexpected(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     # A corrupt InfoROM is a finding of its own, and so is a GPU that fails most calls.
     own = (MissingReason.CORRUPTED_INFOROM, *([MissingReason.DRIVER_ERROR] if fails_most_calls(gpu) else []))
     odd = [each.detail for each in (gpu.error, *gpu.failed_calls.values()) if each and each.reason not in own]
-    odd = list(dict.fromkeys(odd))
-    if not odd:
-        return None
-    shown, more = odd[:_SHOWN], len(odd) - _SHOWN
-    message = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
-    return context.found(UNEXPECTED_READING, gpu, f"unexpected answers: {message}", source="NVML", reading=message)
+    return _odd_answers(context, gpu, odd)
 
 
 _SHOWN = 3
 """Maximum number of answers named in a message: a few examples are enough."""
+_LONGEST_SHOWN = 200
+
+
+def _odd_answers(context: GpuContext, gpu: GpuReadings | None, answers: list[str]) -> RuleResult:
+    odd = list(dict.fromkeys(answers))
+    if not odd:
+        return None
+    shown, more = [answer[:_LONGEST_SHOWN] for answer in odd[:_SHOWN]], len(odd) - _SHOWN
+    message = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+    return context.found(UNEXPECTED_READING, gpu, f"unexpected answers: {message}", source="NVML", reading=message)
+
 
 CHECK = together(
     per_node(
         (NVML_LIBRARY, _nvml_library),
         _of_node(MissingReason.NO_PERMISSION, PERMISSION, "no permission"),
         _of_node(MissingReason.AGENT_FAULT, MONITOR_FAILED, "NVML is not measured"),
-        _of_node(MissingReason.ERROR, UNEXPECTED_READING, "unexpected answer"),
+        (UNEXPECTED_READING, _unexpected_of_node),
     ),
-    per_gpu((MONITOR_FAILED, _failed_for_gpu), (UNEXPECTED_READING, _unexpected), broken_too=True, of_node_too=True),
+    per_gpu(
+        (PERMISSION, _permission_for_gpu),
+        (MONITOR_FAILED, _failed_for_gpu),
+        (UNEXPECTED_READING, _unexpected),
+        broken_too=True,
+        of_node_too=True,
+    ),
 )

@@ -130,6 +130,7 @@ class _Child:
             if count != self._count:  # the GPU behind an index may have changed
                 self._count = count
                 driver = self._driver = nvml_driver.Driver(self.progress)
+            driver.read_versions()
             self.say(Began(None, driver.driver_version, driver.nvml_version, driver.cuda_version, count))
             self._lost = isinstance(count, Missing)
             if not isinstance(count, Missing):

@@ -11,14 +11,16 @@ from typing import Any
 
 import pynvml
 
-from gpuhealth.model.missing import Missing, MissingReason, Reading
+from gpuhealth.model.missing import UNREAD, Missing, MissingReason, Reading
+from gpuhealth.monitors.nvidia.nvml import abi
 from gpuhealth.monitors.nvidia.nvml import value as nvml_value
-from gpuhealth.monitors.nvidia.nvml.gpu import Gpu, Progress
-from gpuhealth.monitors.nvidia.nvml.value import missing, pci_address, text, unexpected, whole
+from gpuhealth.monitors.nvidia.nvml.calls import Progress
+from gpuhealth.monitors.nvidia.nvml.gpu import Gpu
+from gpuhealth.monitors.nvidia.nvml.value import missing, pci_address, unexpected, within
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
-_MOST_GPUS = 256
-"""Maximum plausible count of GPUs. A larger value is garbage, and a loop over it would not end."""
+_gpu_count = within(0, 256, "a number of GPUs")
+_cuda_number = within(1000, 100_000, "a version of CUDA")
 
 
 def start(progress: Progress) -> Missing | None:
@@ -46,10 +48,20 @@ class Driver:
     def __init__(self, progress: Progress, before: Driver | None = None) -> None:
         self._progress = progress
         self._gpus: dict[int, Gpu] = {}
+        self._names: dict[int, list[str]] = {}  # uuid and address of each, by index
         self._known_before = before.known() if before else {}
-        self.driver_version: Reading[str] = self._ask("nvmlSystemGetDriverVersion", text)
-        self.nvml_version: Reading[str] = self._ask("nvmlSystemGetNVMLVersion", text)
-        self.cuda_version: Reading[str] = self._ask("nvmlSystemGetCudaDriverVersion_v2", _cuda_version)
+        self.driver_version: Reading[str] = UNREAD
+        self.nvml_version: Reading[str] = UNREAD
+        self.cuda_version: Reading[str] = UNREAD
+
+    def read_versions(self) -> None:
+        """Reads the versions that have not been read yet."""
+        if isinstance(self.driver_version, Missing):
+            self.driver_version = self._ask("nvmlSystemGetDriverVersion", nvml_value.name)
+        if isinstance(self.nvml_version, Missing):
+            self.nvml_version = self._ask("nvmlSystemGetNVMLVersion", nvml_value.name)
+        if isinstance(self.cuda_version, Missing):
+            self.cuda_version = self._ask("nvmlSystemGetCudaDriverVersion_v2", _cuda_version)
 
     def _ask(self, name: str, convert: Callable[[Any], Any]) -> Any:
         self._progress(name)
@@ -62,7 +74,7 @@ class Driver:
 
     def count(self) -> Reading[int]:
         """Number of GPUs that NVML enumerates."""
-        count: Reading[int] = self._ask("nvmlDeviceGetCount", lambda number: nvml_value.count(number, _MOST_GPUS))
+        count: Reading[int] = self._ask("nvmlDeviceGetCount", _gpu_count)
         if isinstance(count, Missing) and count.reason is MissingReason.NOT_SUPPORTED:
             # "Not supported" would mean that there is nothing to check.
             return Missing(MissingReason.ERROR, f"nvmlDeviceGetCount: {count}")
@@ -76,7 +88,15 @@ class Driver:
             # the one that had this index before.
             known = self._known_before.get(index) if len(self._known_before) == count else None
             gpu = self._gpus[index] = Gpu(index, self._progress, known)
-        return gpu.read()
+        readings = gpu.read(self._owners(index))
+        self._names[index] = [name for name in (readings.uuid, readings.pci) if isinstance(name, str)]
+        return readings
+
+    def _owners(self, index: int) -> dict[str, str]:
+        """The uuids and addresses of the GPUs other than this one, each with its owner."""
+        return {
+            name: f"that of GPU {other}" for other, names in self._names.items() if other != index for name in names
+        }
 
     def ping(self) -> None:
         """Makes one call that the library cannot answer from its own cache."""
@@ -90,7 +110,7 @@ class Driver:
 
 
 def _cuda_version(number: Any) -> str:
-    return f"{whole(number) // 1000}.{number % 1000 // 10}"
+    return f"{_cuda_number(number) // 1000}.{number % 1000 // 10}"
 
 
 def listen(seen: Callable[[int, str, str, float], None]) -> XidEvents | Missing:
@@ -113,27 +133,36 @@ class XidEvents:
         self._stopping = threading.Event()
         self._set = pynvml.nvmlEventSetCreate()
         self._gpus: dict[int | None, tuple[str, str]] = {}  # handle -> PCI address, uuid; a lost GPU reports neither
-        for index in range(nvml_value.count(pynvml.nvmlDeviceGetCount(), _MOST_GPUS)):
-            # A GPU that is lost, too old or returns garbage delivers none; the others do.
-            with contextlib.suppress(Exception):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                pci, uuid = pci_address(pynvml.nvmlDeviceGetPciInfo(handle)), text(pynvml.nvmlDeviceGetUUID(handle))
-                pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
-                self._gpus[cast(handle, c_void_p).value] = (pci, uuid)
-        if not self._gpus:
-            pynvml.nvmlEventSetFree(self._set)
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._free)
+            for index in range(_gpu_count(pynvml.nvmlDeviceGetCount())):
+                # A GPU that is lost, too old or returns garbage delivers none; the others do.
+                with contextlib.suppress(Exception):
+                    self._register(pynvml.nvmlDeviceGetHandleByIndex(index))
+            if not self._gpus:
+                raise pynvml.NVMLError(abi.NOT_SUPPORTED)
+            undo.pop_all()
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
+
+    def _register(self, handle: Any) -> None:
+        pci = pci_address(pynvml.nvmlDeviceGetPciInfo(handle))
+        uuid = nvml_value.name(pynvml.nvmlDeviceGetUUID(handle))
+        pynvml.nvmlDeviceRegisterEvents(handle, abi.XID_EVENT, self._set)
+        self._gpus[cast(handle, c_void_p).value] = (pci, uuid)
+
+    def _free(self) -> None:
+        with contextlib.suppress(Exception):  # nothing depends on it
+            pynvml.nvmlEventSetFree(self._set)
 
     def _wait(self) -> None:
         while not self._stopping.is_set():
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._set, self._WAIT_MILLISECONDS)
-                xid, device = whole(event.eventData), cast(event.device, c_void_p).value
-            except pynvml.NVMLError_Timeout:
-                continue
-            except Exception:  # noqa: BLE001 - one odd event must not end the thread that reads all of them
+                xid, device = nvml_value.xid(event.eventData), cast(event.device, c_void_p).value
+            except Exception as error:  # noqa: BLE001 - one odd event must not end the thread that reads all of them
+                if isinstance(error, pynvml.NVMLError) and error.value == abi.TIMEOUT:
+                    continue
                 # After an XID 79 the wait fails immediately every time: avoid spinning.
                 self._stopping.wait(self._WAIT_MILLISECONDS / 1000)
                 continue
@@ -144,4 +173,4 @@ class XidEvents:
         """Ends the thread before NVML is shut down, which would crash during a waiting call."""
         self._stopping.set()
         self._thread.join()
-        pynvml.nvmlEventSetFree(self._set)
+        self._free()
