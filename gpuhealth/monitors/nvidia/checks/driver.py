@@ -132,11 +132,19 @@ def _node_error(context: GpuContext) -> RuleResult:
 
 
 def _gpu_error(gpu: GpuReadings, context: GpuContext) -> RuleResult:
-    if gpu.error and gpu.error.reason is MissingReason.DRIVER_ERROR:
+    if gpu.error and gpu.error.reason is MissingReason.DRIVER_ERROR and not is_counted_only(gpu, context):
         return _broken(context, gpu, "NVML cannot open it", gpu.error.detail, Severity.CRITICAL)
     if fails_most_calls(gpu):
         return _repeating(context, gpu, "most NVML calls failed", "; ".join(map(_detail, gpu.failed_calls.values())))
     return gpu.error
+
+
+def is_counted_only(gpu: GpuReadings, context: GpuContext) -> bool:
+    """Whether NVML counts this GPU, but all GPUs of the PCI bus are others: its number of GPUs is wrong."""
+    if isinstance(gpu.uuid, str) or isinstance(gpu.pci, str) or isinstance(context.readings.pci, Missing):
+        return False
+    on_bus = sum(device.is_gpu for device in context.readings.pci)
+    return 0 < on_bus <= sum(isinstance(other.pci, str) for other in context.gpus if other.index >= 0)
 
 
 def fails_most_calls(gpu: GpuReadings) -> bool:

@@ -122,7 +122,8 @@ def _ber(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     if isinstance(gpu.nvlinks, Missing):
         return gpu.nvlinks
     limit = context.settings.nvlink.effective_ber
-    rates = {link.link: link.effective_ber for link in gpu.nvlinks if _is_up(link)}
+    # A link whose state is unknown may be up.
+    rates = {link.link: link.effective_ber for link in gpu.nvlinks if _is_up(link) or isinstance(link.state, Missing)}
     bad = {link: rate for link, rate in rates.items() if not isinstance(rate, Missing) and rate > limit}
     if not bad:
         unread = [rate for rate in rates.values() if isinstance(rate, Missing)]

@@ -12,7 +12,7 @@ from gpuhealth.model.codes import Code, define
 from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import UNREAD, Missing, MissingReason
-from gpuhealth.monitors.nvidia.checks.driver import fails_most_calls
+from gpuhealth.monitors.nvidia.checks.driver import fails_most_calls, is_counted_only
 from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, per_node, together
 from gpuhealth.monitors.nvidia.readings import GpuReadings, KernelModule
 from gpuhealth.monitors.own_faults import MONITOR_FAILED
@@ -112,6 +112,8 @@ def _failed_for_gpu(gpu: GpuReadings, context: GpuContext) -> RuleResult:
 
 def _unexpected(gpu: GpuReadings, context: GpuContext) -> RuleResult:
     remembered_only = gpu.index < 0  # its error is that of NVML as a whole, and is reported on the node
+    if gpu.error and is_counted_only(gpu, context):
+        return _odd_answers(context, gpu, [f"NVML counts it, but the PCI bus has no such GPU: {gpu.error.detail}"])
     if gpu.error and (remembered_only or gpu.error.reason is not MissingReason.ERROR):
         return gpu.error
     # A corrupt InfoROM is a finding of its own, and so is a GPU that fails most calls.

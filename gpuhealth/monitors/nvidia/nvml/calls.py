@@ -213,7 +213,7 @@ class Calls:
                 self.error = Missing(MissingReason.DRIVER_ERROR, f"{_OPEN}: the handle is NULL")
         except pynvml.NVMLError as error:
             self.error = _refused_handle(error)
-        except Exception as error:  # noqa: BLE001 - as for every call; it is the binding that fails
+        except Exception as error:  # noqa: BLE001 - as for every call; it is the binding that fails, not the driver
             self.error = unexpected(error, _OPEN)
         if self.error:
             raise DeviceGoneError

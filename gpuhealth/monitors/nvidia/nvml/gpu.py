@@ -25,7 +25,8 @@ class Gpu:
     def __init__(self, index: int, progress: Progress, known: dict[tuple[Any, ...], Any] | None = None) -> None:
         self.index = index
         self.calls = Calls(index, progress, known)
-        self._nvlink5: bool | None = None
+        self._fields_of_link: dict[int, dict[int, Convert]] = {}
+        self._nvlink5: bool | None = None  # None until most counters of either kind have a value
 
     @property
     def known(self) -> dict[tuple[Any, ...], Any]:
@@ -202,23 +203,33 @@ class Gpu:
     def _link(self, link: int, state: Reading[int]) -> NvLink:
         call = "nvmlDeviceGetNvLinkRemotePciInfo"
         remote = self.calls.once(call, link, convert=nvml_value.remote_pci_address)
+        counts, rates = self._link_errors(link)
+        errors = {name: count for name, count in counts.items() if not isinstance(count, Missing)}
+        return NvLink(link, state, remote, errors, *rates)
+
+    def _link_errors(self, link: int) -> tuple[dict[str, Any], list[Any]]:
+        """The counters of a link, and its two bit error rates, which only NVLink 5 has."""
         rates: list[Any] = [NOT_SUPPORTED, NOT_SUPPORTED]
         counts: dict[str, Any] = {}
         if self._nvlink5 is not False:
-            counters = {
+            fields = self.calls.fields(self._link_fields(link), link)
+            counts = {name: fields[field] for name, field in abi.NVLINK5_ERRORS.items()}
+            rates = [fields[abi.FIELD_EFFECTIVE_BER], fields[abi.FIELD_SYMBOL_BER]]
+            self._nvlink5 = True if _are_most_read(counts) else self._nvlink5
+        if self._nvlink5 is not True:
+            older = {name: self._link_counter(link, name, counter) for name, counter in abi.NVLINK_ERRORS.items()}
+            self._nvlink5 = False if _are_most_read(older) else self._nvlink5
+            counts = older if self._nvlink5 is False else {**counts, **older}
+        return counts, rates
+
+    def _link_fields(self, link: int) -> dict[int, Convert]:
+        if link not in self._fields_of_link:
+            rates = dict.fromkeys((abi.FIELD_EFFECTIVE_BER, abi.FIELD_SYMBOL_BER), nvml_value.bit_error_rate)
+            self._fields_of_link[link] = rates | {
                 field: self.calls.counter("nvlink", link, name, convert=nvml_value.link_errors)
                 for name, field in abi.NVLINK5_ERRORS.items()
             }
-            ber = dict.fromkeys((abi.FIELD_EFFECTIVE_BER, abi.FIELD_SYMBOL_BER), nvml_value.bit_error_rate)
-            fields = self.calls.fields({**counters, **ber}, link)
-            counts = {name: fields[field] for name, field in abi.NVLINK5_ERRORS.items()}
-            rates = [fields[field] for field in ber]
-            if self._nvlink5 is None:
-                self._nvlink5 = _are_there(counts)
-        if self._nvlink5 is False:
-            counts = {name: self._link_counter(link, name, counter) for name, counter in abi.NVLINK_ERRORS.items()}
-        errors = {name: count for name, count in counts.items() if not isinstance(count, Missing)}
-        return NvLink(link, state, remote, errors, *rates)
+        return self._fields_of_link[link]
 
     def _link_counter(self, link: int, name: str, counter: int) -> Any:
         convert = self.calls.counter("nvlink", link, name, convert=nvml_value.link_errors)
@@ -248,9 +259,19 @@ class Gpu:
         most = self.calls.ask("nvmlDeviceGetMaxMigDeviceCount", convert=_most_mig_devices)
         call, empty = "nvmlDeviceGetMigDeviceHandleByIndex", abi.NOT_FOUND
         for index in range(0 if isinstance(most, Missing) else most):
-            device = self.calls.ask(call, index, convert=_mig_device, absent=empty)
-            if isinstance(device, MigDevice):
-                yield device
+            device = self.calls.ask(call, index, convert=_as_it_is, absent=empty)
+            if isinstance(device, Missing):
+                continue
+            uuid = self._of_mig_device(_UUID, device, nvml_value.name)
+            instances = [
+                self._of_mig_device(function, device, nvml_value.small_number)
+                for function in ("nvmlDeviceGetGpuInstanceId", "nvmlDeviceGetComputeInstanceId")
+            ]
+            if not any(isinstance(value, Missing) for value in (uuid, *instances)):
+                yield MigDevice(uuid, *instances)
+
+    def _of_mig_device(self, call: str, device: Any, convert: Convert) -> Any:
+        return self.calls.make(call, lambda _: convert(getattr(pynvml, call)(device)))
 
 
 _PLAIN_READINGS = [field.name for field in msgspec.structs.fields(GpuReadings) if field.default is UNREAD]
@@ -272,11 +293,8 @@ def _is_absent(reading: Reading[int]) -> bool:
     return isinstance(reading, Missing) and reading.is_unsupported
 
 
-def _are_there(counts: dict[str, Any]) -> bool | None:
-    """Whether the GPU has these counters; None while their absence is not certain."""
-    if any(not isinstance(count, Missing) for count in counts.values()):
-        return True
-    return False if all(count.is_unsupported for count in counts.values()) else None
+def _are_most_read(counts: dict[str, Any]) -> bool:
+    return 2 * sum(not isinstance(count, Missing) for count in counts.values()) > len(counts)
 
 
 def _fabric(info: Any) -> Reading[Fabric]:
@@ -291,12 +309,4 @@ def _fabric(info: Any) -> Reading[Fabric]:
         cluster=bytes(info.clusterUuid).hex(),
         health_mask=nvml_value.health_mask(info.healthMask),
         health_summary=summary(info.healthSummary) if hasattr(info, "healthSummary") else None,
-    )
-
-
-def _mig_device(handle: Any) -> MigDevice:
-    return MigDevice(
-        uuid=nvml_value.name(pynvml.nvmlDeviceGetUUID(handle)),
-        gpu_instance=nvml_value.small_number(pynvml.nvmlDeviceGetGpuInstanceId(handle)),
-        compute_instance=nvml_value.small_number(pynvml.nvmlDeviceGetComputeInstanceId(handle)),
     )
