@@ -72,6 +72,7 @@ class Calls:
         self._progress = progress
         self._handle: Any = None
         self._resets: set[str] = set()
+        self._settled: set[tuple[Any, ...]] = set()  # keys of what is known for good
         self._counts: dict[tuple[Any, ...], int] = {}
 
     def begin_round(self) -> None:
@@ -106,6 +107,8 @@ class Calls:
 
     def make(self, name: str, call: Convert, *, absent: int | None = None, newer: bool = False) -> Any:
         """Like `ask`, for a call that is made by a function of its own, from the handle."""
+        if self.error is not None and self.error.reason is MissingReason.GPU_LOST:
+            raise DeviceGoneError
         if self._handle is None:
             self._open()
         self.called.add(name)
@@ -113,14 +116,22 @@ class Calls:
         return self._guarded(name, lambda: call(self._handle), absent, newer=newer)
 
     def once(self, name: str, *arguments: Any, convert: Convert = whole, newer: bool = False) -> Any:
-        """Like `ask`, for fixed properties: a lost GPU still has its name."""
+        """Like `ask`, for fixed properties, which are known after two equal answers: a lost GPU still has its name."""
         key = (name, *arguments)
-        if key not in self.known:
+        if key in self._settled:
+            return self.known[key]
+        before = self.known.get(key)
+        try:
             value = self.ask(name, *arguments, convert=convert, newer=newer)
-            if isinstance(value, Missing):
-                return value
+        except DeviceGoneError:
+            if before is None:
+                raise
+            return before
+        if not isinstance(value, Missing):
             self.known[key] = value
-        return self.known[key]
+            if value == before:
+                self._settled.add(key)
+        return value
 
     def part(self, name: str, answer: Any, read: Convert, absent: int | None = None) -> Any:
         """One value from an answer with several."""
@@ -158,6 +169,7 @@ class Calls:
         """Rejects an answer for a reason that lies in another one; returns the `Missing` that replaces it."""
         for key in [key for key in self.known if key[0] == name]:
             del self.known[key]
+            self._settled.discard(key)
         return self._refused(name, Missing(MissingReason.ERROR, f"{name}: {why}"))
 
     def _guarded(self, name: str, read: Callable[[], Any], absent: int | None = None, *, newer: bool = False) -> Any:

@@ -26,7 +26,7 @@ class Gpu:
         self.index = index
         self.calls = Calls(index, progress, known)
         self._fields_of_link: dict[int, dict[int, Convert]] = {}
-        self._nvlink5: bool | None = None  # None until most counters of either kind have a value
+        self._nvlink5: bool | None = None  # None while neither kind of counter is certain
 
     @property
     def known(self) -> dict[tuple[Any, ...], Any]:
@@ -186,7 +186,9 @@ class Gpu:
         }
 
     def _links(self) -> dict[str, Any]:
-        call, past_the_last = "nvmlDeviceGetNvLinkState", abi.INVALID_ARGUMENT
+        call = "nvmlDeviceGetNvLinkState"
+        # Either the link is past the last, or the handle is wrong.
+        past_the_last = abi.INVALID_ARGUMENT if _UUID not in self.calls.failed else None
         states: list[Reading[int]] = []
         for link in range(abi.NVLINKS):
             states.append(self.calls.ask(call, link, convert=nvml_value.link_state, absent=past_the_last))
@@ -203,24 +205,24 @@ class Gpu:
     def _link(self, link: int, state: Reading[int]) -> NvLink:
         call = "nvmlDeviceGetNvLinkRemotePciInfo"
         remote = self.calls.once(call, link, convert=nvml_value.remote_pci_address)
-        counts, rates = self._link_errors(link)
-        errors = {name: count for name, count in counts.items() if not isinstance(count, Missing)}
+        errors, rates = self._link_errors(link)
         return NvLink(link, state, remote, errors, *rates)
 
-    def _link_errors(self, link: int) -> tuple[dict[str, Any], list[Any]]:
+    def _link_errors(self, link: int) -> tuple[dict[str, int], list[Any]]:
         """The counters of a link, and its two bit error rates, which only NVLink 5 has."""
         rates: list[Any] = [NOT_SUPPORTED, NOT_SUPPORTED]
-        counts: dict[str, Any] = {}
+        newer: dict[str, int] = {}
+        older: dict[str, int] = {}
         if self._nvlink5 is not False:
             fields = self.calls.fields(self._link_fields(link), link)
-            counts = {name: fields[field] for name, field in abi.NVLINK5_ERRORS.items()}
+            newer = _read({name: fields[field] for name, field in abi.NVLINK5_ERRORS.items()})
             rates = [fields[abi.FIELD_EFFECTIVE_BER], fields[abi.FIELD_SYMBOL_BER]]
-            self._nvlink5 = True if _are_most_read(counts) else self._nvlink5
-        if self._nvlink5 is not True:
-            older = {name: self._link_counter(link, name, counter) for name, counter in abi.NVLINK_ERRORS.items()}
-            self._nvlink5 = False if _are_most_read(older) else self._nvlink5
-            counts = older if self._nvlink5 is False else {**counts, **older}
-        return counts, rates
+        are_newer = 2 * len(newer) > len(abi.NVLINK5_ERRORS)
+        if self._nvlink5 is not True or not are_newer:
+            older = _read({name: self._link_counter(link, name, each) for name, each in abi.NVLINK_ERRORS.items()})
+        are_older = 2 * len(older) > len(abi.NVLINK_ERRORS)
+        self._nvlink5 = are_newer if are_newer is not are_older else None
+        return newer | older, rates
 
     def _link_fields(self, link: int) -> dict[int, Convert]:
         if link not in self._fields_of_link:
@@ -293,8 +295,8 @@ def _is_absent(reading: Reading[int]) -> bool:
     return isinstance(reading, Missing) and reading.is_unsupported
 
 
-def _are_most_read(counts: dict[str, Any]) -> bool:
-    return 2 * sum(not isinstance(count, Missing) for count in counts.values()) > len(counts)
+def _read(counts: dict[str, Reading[int]]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if not isinstance(count, Missing)}
 
 
 def _fabric(info: Any) -> Reading[Fabric]:
