@@ -150,7 +150,7 @@ def test_what_was_asked_is_known(node: Simulator, gpu: Any) -> None:
 
 
 def test_lies_within_the_process(node: Simulator, gpu: Any) -> None:
-    """A test tells lies and ends them without starting the command."""
+    """A test adds lies and ends them without starting the command."""
     with tell("nvmlDeviceGetTemperature", gpu=0, value=7):
         assert pynvml.nvmlDeviceGetTemperature(gpu, 0) == 7
     assert pynvml.nvmlDeviceGetTemperature(gpu, 0) == 30

@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, tuple[str, float, dict[str, str]]] = {
         {"overhead_percent": "<= 5", "caught_percent": "= 100", "false_positives": "= 0"},
     ),
     "idle_writes": ("an hour's rounds of a healthy node", 72, {"writes_per_hour": "= 0"}),
+    "soak": ("24 hours of rounds under a driver that lies; --seconds is the limit", 3600, {"rounds": "= 8640"}),
     "test_suite": ("tools/test, and tools/test --fast", 360, {"minutes": "<= 6", "seconds": "<= 60"}),
     "scrape": ("/metrics while NVML hangs", 60, {"p99_ms": "<= 10"}),
     "nvml_hang": ("a hang of 45 s under the running agent", 45, {"scrapes_failed": "= 0", "reported_after_s": "<= 30"}),

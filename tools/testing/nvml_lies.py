@@ -1,15 +1,15 @@
-"""Every way in which a function of the simulated driver can lie, and telling lies within this process."""
+"""Every way in which a function of the simulated driver can lie, and lies within this process."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from nvmlsim.simulator import LIBRARY
 
-Answer: TypeAlias = dict[str, int | float | str]
+Answer: TypeAlias = Mapping[str, int | float | str]
 """What is answered: the words of `nvmlsim lie`."""
 
 CODES = (*range(1, 32), 77, 255, 998, 999, 1000, -1, -(1 << 31))
@@ -37,7 +37,7 @@ def _library() -> ctypes.CDLL:
 
 
 def add(function: str, gpu: int | None = None, **answer: int | float | str) -> None:
-    """Tells a lie in the node of this process, as `Simulator.lie` does. Raises ValueError if there is none such."""
+    """Adds a lie to the node of this process, as `Simulator.lie` does. Raises ValueError if there is none such."""
     words = [function, *([] if gpu is None else [f"gpu={gpu}"]), *(f"{name}={value}" for name, value in answer.items())]
     given = (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
     if _library().nvmlsimLie(len(words), given):
@@ -51,7 +51,7 @@ def end() -> None:
 
 @contextlib.contextmanager
 def tell(function: str, gpu: int | None = None, **answer: int | float | str) -> Iterator[None]:
-    """Tells one lie in the node of this process. Raises ValueError if there is no such lie."""
+    """Adds one lie to the node of this process, and ends it. Raises ValueError if there is no such lie."""
     add(function, gpu, **answer)
     try:
         yield

@@ -104,6 +104,10 @@ class Driver:
             self._progress("nvmlDeviceGetPowerUsage on GPU 0")
             pynvml.nvmlDeviceGetPowerUsage(pynvml.nvmlDeviceGetHandleByIndex(0))
 
+    def calls_of(self, index: int) -> set[str]:
+        """The functions that were called about a GPU in its last round."""
+        return self._gpus[index].calls.called
+
     def known(self) -> dict[int, dict[tuple[Any, ...], Any]]:
         """Fixed properties of each GPU, by index."""
         return {index: gpu.known for index, gpu in self._gpus.items()}

@@ -1,4 +1,4 @@
-"""Lies about NVML as a whole: handles, number of GPUs, versions; and many lies at once, told to the real process."""
+"""Lies about NVML as a whole: handles, number of GPUs, versions; and many lies at once, read by the real process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from nvmlsim.simulator import Simulator
 from testing.lying_node import GPUS, LYING, OPEN, LyingNode, lying_node
-from testing.nvml_lies import CODES, DOUBLES, NUMBERS, add, answers, end, tell
+from testing.nvml_lies import CODES, DOUBLES, NUMBERS, Answer, add, answers, end, tell
 
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Action, Clean, Finding, Severity
@@ -92,14 +92,14 @@ def test_a_wrong_handle_is_not_kept(node: LyingNode) -> None:
 def test_two_gpus_with_one_name_are_two(node: LyingNode, name: str) -> None:
     """A GPU that answers with another's uuid or address keeps a component of its own, and is read."""
     first = node.honest.gpus[0]
-    lies = {
-        "nvmlDeviceGetUUID": [{"text": first.uuid}],
+    lies: dict[str, list[Answer]] = {
+        "nvmlDeviceGetUUID": [{"text": first.id}],
         "nvmlDeviceGetPciInfo": [
             {"member": member, "value": node.simulator.get(f"gpu0.pci.{part}")}
             for member, part in enumerate(("domain", "bus", "device"))
         ],
-    }[name]
-    for lie in lies:
+    }
+    for lie in lies[name]:
         add(name, gpu=LYING, **lie)
     told = node.read()
     end()
@@ -113,7 +113,7 @@ def test_two_gpus_with_one_name_are_two(node: LyingNode, name: str) -> None:
 def test_any_number_of_gpus(node: LyingNode, lie: dict[str, int | float]) -> None:
     """A count that cannot be is missing, one that is too large adds no GPU to those that the bus has, and only one
     that is too small is a GPU that is gone."""
-    with tell("nvmlDeviceGetCount", **lie):
+    with tell("nvmlDeviceGetCount", gpu=None, **lie):
         told = node.read()
     found = {each.code for each in new_findings(node, told)}
     if isinstance(told.count, Missing):
@@ -145,7 +145,7 @@ VERSIONS = ("nvmlSystemGetDriverVersion", "nvmlSystemGetNVMLVersion", "nvmlSyste
 def test_versions(node: LyingNode, name: str) -> None:
     """Whatever a version is, it costs this version, and is read again in the next round."""
     for lie in answers(text="Cuda" not in name):
-        with tell(name, **lie):
+        with tell(name, gpu=None, **lie):
             told = node.read()
         assert told.gpus == node.honest.gpus
         versions = (told.driver_version, told.nvml_version, told.cuda_version)
@@ -188,8 +188,7 @@ def test_many_lies_told_to_the_process(simulated: Simulator) -> None:
     again as soon as they end."""
 
     async def body(probe: NvmlProbe) -> None:
-        for _ in range(3):
-            honest = await probe.read(60.0)
+        honest = await _read(probe, rounds=3)
         pids, calls = probe.pids, [name for name in simulated.calls() if name.startswith("nvmlDevice")]
         for seed in range(int(os.environ.get("GPUHEALTH_LIES", "0")) // 1000 + 4):
             chosen = random.Random(seed)
@@ -204,12 +203,19 @@ def test_many_lies_told_to_the_process(simulated: Simulator) -> None:
                 assert told.gpus[0] == honest.gpus[0], seed
                 assert not any(_is_of_our_process(gpu) for gpu in told.gpus), seed
             simulated.truth()
-            for _ in range(3):  # a reset GPU is opened again, a fixed property is read twice, a count has fallen
-                told = await probe.read(60.0)
-        assert _without_time(told) == _without_time(honest)
+            # A GPU is opened again, a fixed property is read twice, a count has fallen.
+            told = await _read(probe, rounds=3)
+            assert _without_time(told) == _without_time(honest), seed
         assert probe.pids == pids
 
     run(body)
+
+
+async def _read(probe: NvmlProbe, rounds: int) -> NvmlReadings:
+    """The last of so many rounds."""
+    for _ in range(rounds - 1):
+        await probe.read(60.0)
+    return await probe.read(60.0)
 
 
 def _is_of_our_process(gpu: GpuReadings) -> bool:
