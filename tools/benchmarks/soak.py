@@ -1,7 +1,7 @@
 """A day of rounds under a driver that lies: memory, descriptors and threads of the agent and its NVML process.
 
-A real agent reads 8 GPUs without a pause between its rounds. Every few rounds the driver lies in other ways, now and then
-an XID is logged, and sometimes the NVML process is killed.
+A real agent reads 8 GPUs without a pause between its rounds. Every few rounds the driver lies in other ways, now and
+then an XID is logged, and sometimes the NVML process is killed.
 """
 
 from __future__ import annotations
