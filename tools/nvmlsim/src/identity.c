@@ -155,7 +155,7 @@ NVML_CALL(nvmlDeviceGetPlatformInfo)(nvmlDevice_t device, nvmlPlatformInfo_t *in
     return NVML_SUCCESS;
 }
 
-NVML_API nvmlReturn_t nvmlDeviceGetAddressingMode(nvmlDevice_t device, nvmlDeviceAddressingMode_v1_t *mode)
+NVML_CALL(nvmlDeviceGetAddressingMode)(nvmlDevice_t device, nvmlDeviceAddressingMode_v1_t *mode)
 {
     DEVICE_CALL(device, STATIC);
     REQUIRE_ARGUMENT(mode);

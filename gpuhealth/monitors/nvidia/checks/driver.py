@@ -143,7 +143,7 @@ def is_counted_only(gpu: GpuReadings, context: GpuContext) -> bool:
     """Whether NVML counts this GPU, but all GPUs of the PCI bus are others: its number of GPUs is wrong."""
     if isinstance(gpu.uuid, str) or isinstance(gpu.pci, str) or isinstance(context.readings.pci, Missing):
         return False
-    on_bus = sum(device.is_gpu for device in context.readings.pci)
+    on_bus = sum(device.is_gpu and device.address not in context.unmanaged for device in context.readings.pci)
     return 0 < on_bus <= sum(isinstance(other.pci, str) for other in context.gpus if other.index >= 0)
 
 

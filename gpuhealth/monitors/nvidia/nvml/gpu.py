@@ -67,6 +67,8 @@ class Gpu:
         yield "serial", once("nvmlDeviceGetSerial", convert=text)
         yield "vbios", once("nvmlDeviceGetVbiosVersion", convert=text)
         yield "minor", once("nvmlDeviceGetMinorNumber", convert=nvml_value.small_number)
+        yield "virtualization_mode", once("nvmlDeviceGetVirtualizationMode", convert=nvml_value.small_number)
+        yield "addressing_mode", once("nvmlDeviceGetAddressingMode", convert=nvml_value.small_number, newer=True)
         yield "slowdown_celsius", once(threshold, abi.THRESHOLD_SLOWDOWN, convert=nvml_value.celsius)
         yield "gpu_max_celsius", once(threshold, abi.THRESHOLD_GPU_MAX, convert=nvml_value.celsius)
         yield "memory_max_celsius", once(threshold, abi.THRESHOLD_MEMORY_MAX, convert=nvml_value.celsius)
