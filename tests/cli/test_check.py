@@ -129,6 +129,27 @@ def test_one_lost_gpu_does_not_hide_the_others(gpu_node: Node) -> None:
     assert "GPU is lost" in missing[0]["detail"]
 
 
+@pytest.mark.parametrize(
+    ("code", "exit_code", "finding"),
+    [
+        (999, 2, "nvml.error"),
+        (8, 2, "nvml.error"),
+        (2, 2, "nvml.error"),
+        (15, 2, "gpu.lost"),
+        (4, 3, "agent.permission"),
+        (13, 3, "agent.unexpected_reading"),
+    ],
+)
+def test_one_gpu_of_eight_that_cannot_be_opened(gpu_node: Node, code: int, exit_code: int, finding: str) -> None:
+    """A refused handle is that GPU's fault at the first look, and our own lack of something makes it unknown."""
+    assert gpu_node.simulator
+    gpu_node.simulator.lie("nvmlDeviceGetHandleByIndex", gpu=3, code=code)
+    said = gpu_node.run("check", "--json")
+    assert (said.code, len(said.json["gpus"])) == (exit_code, 8)
+    assert [each["code"] for each in said.json["findings"]] == [finding]
+    assert [gpu["verdict"] for gpu in said.json["gpus"]].count("healthy") == 7
+
+
 @pytest.mark.parametrize("value", [0.5, math.nan, math.inf])
 @pytest.mark.parametrize("field", [82, 230])
 def test_an_odd_value_hides_no_fault(gpu_node: Node, field: int, value: float) -> None:
