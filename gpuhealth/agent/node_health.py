@@ -19,11 +19,16 @@ from gpuhealth.model.pci import slot_of
 from gpuhealth.model.tracker import Change, ChangeKind, FindingTracker
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.judge import Judge
-from gpuhealth.monitors.registry import AnyMonitor
+from gpuhealth.monitors.registry import AnyMonitor, known_codes
 from gpuhealth.runtime.clock import SteadyClock
 from gpuhealth.runtime.journal import Entry, JournalWriter, RepeatFilter, entry_of
 
 log = structlog.get_logger()
+
+_MAX_UNKNOWN_SLOTS = 64
+"""How many PCI slots that are not those of known GPUs are distinguished: a log may name any number."""
+_OTHER = "other"
+"""Stands for all XIDs that are not in the catalogue, in metrics."""
 
 
 class NodeHealth:
@@ -47,6 +52,8 @@ class NodeHealth:
         self._clock = clock
         self._on_change = on_change
         self._repeats = RepeatFilter()
+        self._codes = frozenset(known_codes())
+        self._unknown_slots: set[str] = set()  # PCI slots in the kernel log that are not those of known GPUs
 
     def apply_round(self, monitor: AnyMonitor, readings: Any, failure: str = "") -> None:
         """Judges one monitor's round and publishes the changes."""
@@ -68,7 +75,8 @@ class NodeHealth:
         for event in events:
             self.counts.kernel_events[event.kind] += 1
             if event.kind == "xid":
-                self.counts.xids[str(event.code), self._component_of(event).id if event.pci else ""] += 1
+                number = str(event.code) if event.finding in self._codes else _OTHER
+                self.counts.xids[number, self._component_of(event).id if event.pci else ""] += 1
             self._journal_event(event, now)
         self.publish(changes)
 
@@ -123,15 +131,22 @@ class NodeHealth:
         return {name: known for name, known in aliases.items() if name != known}
 
     def _component_of(self, event: KernelEvent) -> Component:
-        """The GPU in the event's PCI slot; a PCI device if the slot is not that of a known GPU; else the node."""
+        """The GPU in the event's PCI slot; a PCI device for one of the first slots of no known GPU; else the node."""
         if event.pci is None:
             return NODE
         known = next((info for info in self.judge.components if info.is_in(event.pci)), None)
-        return known.component if known else Component(Kind.PCI_DEVICE, event.pci)
+        if known:
+            return known.component
+        if event.pci not in self._unknown_slots and len(self._unknown_slots) >= _MAX_UNKNOWN_SLOTS:
+            return NODE
+        self._unknown_slots.add(event.pci)
+        return Component(Kind.PCI_DEVICE, event.pci)
 
     def _journal_event(self, event: KernelEvent, now: datetime) -> None:
         """Journals a kernel event; a recurring one more and more rarely, with the number of repetitions."""
-        repeats = self._repeats.suppressed((event.finding, event.pci or ""), time.monotonic())
+        component = self._component_of(event)
+        code = event.finding if event.finding in self._codes else event.kind
+        repeats = self._repeats.suppressed((code, component.id), time.monotonic())
         if repeats is None:
             return
         message = event.meaning + (f" ({repeats} more since the last entry)" if repeats else "")
@@ -139,7 +154,7 @@ class NodeHealth:
             time=event.time or now,
             kind="kernel",
             code=event.finding,
-            component=self._component_of(event),
+            component=component,
             message=message,
             severity=str(event.severity),
             detail=event.line,

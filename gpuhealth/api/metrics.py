@@ -57,7 +57,7 @@ COMPONENT_VERDICT = gauge(
 )
 FINDING = gauge("finding", "1 while a finding is active", "code", "severity", "kind", "component", "parent")
 FINDINGS = counter("findings", "Findings raised", "code")
-XID_ERRORS = counter("xid_errors", "XIDs seen in the kernel log or reported by NVML", "xid", "gpu")
+XID_ERRORS = counter("xid_errors", "XIDs of the kernel log or NVML; unknown ones are xid=other", "xid", "gpu")
 KERNEL_EVENTS = counter("kernel_events", "Kernel-log records that were recognised", "kind")
 NOT_CHECKED = gauge("not_checked", "1 for a check that could not be made", "check", "reason")
 CHECK_LAST_SUCCESS = gauge(

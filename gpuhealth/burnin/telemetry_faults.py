@@ -65,7 +65,7 @@ def _throttling(window: TelemetryWindow) -> Iterator[str]:
 
 def _is_fault(event: KernelEvent) -> bool:
     """During a test only our own programs use the GPU: even an XID that applications can cause is a fault."""
-    return event.severity is not Severity.INFO and event.kind in ("xid", "sxid", "nvrm", "aer")
+    return event.severity is not Severity.INFO and event.kind in ("xid", "sxid", "nvrm", "aer", "dpc", "hotplug")
 
 
 def _describe_event(event: KernelEvent) -> str:

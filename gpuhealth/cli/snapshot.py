@@ -20,6 +20,7 @@ from gpuhealth.model.tracker import ChangeKind
 from gpuhealth.model.tracker_state import TrackedFinding, TrackerState
 from gpuhealth.monitors.judge import Memory, decode_memory
 from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
+from gpuhealth.monitors.kernel_log.mounted_disks import MountedDisks
 from gpuhealth.monitors.monitor import ProbeContext
 from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.nvidia.probe import is_waiting
@@ -159,7 +160,8 @@ async def _read_kernel_log(settings: Settings) -> tuple[Reading[KernelLogStatus]
     gone = ""
     if reader.begins:
         gone = f"kernel log: from {reader.begins:%Y-%m-%d %H:%M:%SZ} on; earlier records of this boot are gone"
-    return KernelLogStatus("kmsg", reader.records, not_read=gone), records
+    disks = MountedDisks(settings.roots.proc, settings.roots.sys).read()
+    return KernelLogStatus("kmsg", reader.records, not_read=gone, disks=disks), records
 
 
 @contextlib.asynccontextmanager

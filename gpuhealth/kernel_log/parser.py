@@ -6,12 +6,18 @@ program from forging a fault: a record with text of a user is recognised as such
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
 
 from gpuhealth.kernel_log import user_text
 from gpuhealth.kernel_log.pattern import Ends, LogPatterns, PartialMessage, event_of
+from gpuhealth.kernel_log.user_text import UserText
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
+from gpuhealth.runtime.text import printable
 
+NO_WORDS: Mapping[str, Collection[str]] = MappingProxyType({})
 _MAX_RECORDS_BETWEEN = 16
 """How many other records may appear between the lines of one message."""
 
@@ -24,16 +30,24 @@ class KernelLogParser:
 
     def __init__(self, patterns: Sequence[LogPatterns], driver_branch: int | None = None) -> None:
         self.driver_branch = driver_branch  # of the NVIDIA driver (570, 575 …), once it is known
-        self.may_matter = any_of({word for pattern in patterns for word in pattern.words})
+        self.may_matter = any_of(
+            {word for pattern in patterns for word in pattern.words},
+            {word: others for pattern in patterns for word, others in pattern.guarded_words.items()},
+        )
         self._read = [pattern.read for pattern in patterns]
         self._ends = [pattern.ends for pattern in patterns if pattern.ends]
         self._read_first = [pattern.read_first for pattern in patterns if pattern.read_first]
         self._user_text = {form: read for pattern in patterns for form, read in pattern.user_text.items()}
+        self._after_user_text = {form: read for pattern in patterns for form, read in pattern.after_user_text.items()}
         self._partial: PartialMessage | None = None
         self._records_since = 0
 
     def feed(self, record: KernelRecord) -> KernelEvent | None:
-        """The event of this record, if it has one. Never raises, for any text."""
+        """The event of this record, if it has one, in printable text. Never raises, for any text."""
+        event = self._feed(record)
+        return event if event is None or event.line.isprintable() else _printable(event)
+
+    def _feed(self, record: KernelRecord) -> KernelEvent | None:
         if self._partial is not None:
             self._count_record()
         text = record.text
@@ -43,8 +57,7 @@ class KernelLogParser:
             if event := read_first(record, self.driver_branch):
                 return None if user_text.file_first(text) else event
         if form := user_text.event_form(text):
-            read = self._user_text.get(form.form)
-            return event_of(record, form.form, read(form.parts)) if read else None
+            return self._of_user_text(record, form)
         # Most records have no meaning, so the check for text of a user is cheaper when it comes last.
         partial = self._partial
         found = self._by_patterns(record)
@@ -55,12 +68,18 @@ class KernelLogParser:
             return None
         if isinstance(found, PartialMessage):
             self._partial, self._records_since = found, 0
-            return None
+            return found.event
         return found
 
     def ends(self, record: KernelRecord, event: KernelEvent | None) -> Ends | None:
         """The earlier faults that this record, with its event if it has one, proves to be over; mostly None."""
         return next((ends for pattern in self._ends if (ends := pattern(record, event))), None)
+
+    def _of_user_text(self, record: KernelRecord, form: UserText) -> KernelEvent | None:
+        if finish := self._after_user_text.get(form.form):
+            self._partial, self._records_since = PartialMessage(finish), 0
+        read = self._user_text.get(form.form)
+        return event_of(record, form.form, read(form.parts)) if read else None
 
     def _by_patterns(self, record: KernelRecord) -> KernelEvent | PartialMessage | None:
         if self._partial is not None and (event := self._partial.finish(record)):
@@ -78,13 +97,26 @@ class KernelLogParser:
             self._partial = None
 
 
-def any_of(words: Collection[str]) -> Callable[[str], bool]:
-    """Return a function that tests whether one of the words is in a text.
+def _printable(event: KernelEvent) -> KernelEvent:
+    """The event without control characters, which a program may have in its name: it is shown, and sent as JSON."""
+    return msgspec.structs.replace(
+        event,
+        line=printable(event.line),
+        meaning=printable(event.meaning),
+        process=None if event.process is None else printable(event.process),
+        disk=printable(event.disk),
+    )
+
+
+def any_of(words: Collection[str], guarded: Mapping[str, Collection[str]] = NO_WORDS) -> Callable[[str], bool]:
+    """Return a function that tests whether one of the words is in a text, or one guarded word and one of its others.
 
     Nearly all lines of a log have no meaning, and this test is what makes reading them cheap. A compiled expression of
     plain substring tests is several times faster here than a loop over the words, or one regular expression.
     """
     shortest = [word for word in words if not any(other != word and other in word for other in words)]
     tests = " or ".join(f"{word!r} in text" for word in sorted(shortest))
-    found: Callable[[str], bool] = eval(f"lambda text: {tests or False}")  # noqa: S307 - built from constants only
+    for word, others in guarded.items():
+        tests += f" or {word!r} in text and ({' or '.join(f'{other!r} in text' for other in others)})"
+    found: Callable[[str], bool] = eval(f"lambda text: {tests.removeprefix(' or ') or False}")  # noqa: S307 - built from constants only
     return found

@@ -34,6 +34,7 @@ class LineMeaning(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     process: str | None = None
     interface: str = ""  # the network interface, if the line names its device, too
+    disk: str = ""  # the block device
 
 
 Groups: TypeAlias = Mapping[str, str]
@@ -61,9 +62,10 @@ def line_pattern(
 
 
 class PartialMessage(msgspec.Struct, frozen=True):
-    """The first line of a message of several lines; `finish` makes the event from the last one."""
+    """The first line of a message of several lines; `finish` makes the event from a later one."""
 
     finish: Callable[[KernelRecord], KernelEvent | None]
+    event: KernelEvent | None = None  # of the first line alone, if it has a meaning of its own
 
 
 class LogPatterns(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +73,8 @@ class LogPatterns(msgspec.Struct, frozen=True, kw_only=True):
 
     words: tuple[str, ...]
     """At least one of these is in every line with a meaning, with or without a log's prefix. Case-sensitive."""
+    guarded_words: Mapping[str, tuple[str, ...]] = {}
+    """Or one of these words, together with one of those that it stands before here: for a word of many other lines."""
     read: Callable[[KernelRecord, int | None], KernelEvent | PartialMessage | None]
     """The event of a record, given the driver branch if known. Never raises, for any text."""
     read_first: Callable[[KernelRecord, int | None], KernelEvent | None] | None = None
@@ -79,6 +83,8 @@ class LogPatterns(msgspec.Struct, frozen=True, kw_only=True):
     """The earlier faults that a record, with its event if it has one, proves to be over; None for most records."""
     user_text: Mapping[str, Callable[[Groups], LineMeaning]] = {}
     """By form: the meaning of records that contain text of a user."""
+    after_user_text: Mapping[str, Callable[[KernelRecord], KernelEvent | None]] = {}
+    """By form: the event of a later line of the message that such a record begins."""
 
 
 def match(lines: tuple[LinePattern, ...], record: KernelRecord) -> KernelEvent | None:
@@ -106,6 +112,7 @@ def event_of(record: KernelRecord, kind: str, meaning: LineMeaning) -> KernelEve
         pid=meaning.pid,
         process=meaning.process,
         interface=meaning.interface,
+        disk=meaning.disk,
         meaning=meaning.meaning,
         sequence=record.sequence,
     )

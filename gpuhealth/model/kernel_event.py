@@ -7,6 +7,7 @@ from datetime import datetime
 import msgspec
 
 from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.missing import UNREAD, Reading
 from gpuhealth.model.pci import PciSlot
 
 
@@ -22,7 +23,7 @@ class KernelRecord(msgspec.Struct, frozen=True):
 class KernelEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A kernel-log record (or an NVML event) with a known meaning."""
 
-    kind: str  # xid, sxid, nvrm, aer, edac, mce, hung_task, soft_lockup, fs_readonly, io_error, oom, mlx5, segfault, …
+    kind: str  # xid, sxid, nvrm, aer, dpc, hotplug, edac, mce, oops, hung_task, fs_readonly, io_error, oom, mlx5, …
     line: str
     finding: str  # the finding's code, such as xid.79
     severity: Severity
@@ -36,8 +37,16 @@ class KernelEvent(msgspec.Struct, frozen=True, kw_only=True):
     process: str | None = None
     link: int | None = None  # NVLink number
     interface: str = ""  # name of the network interface, if the line names its PCI device, too
+    disk: str = ""  # kernel's name of the block device, such as sda1 or dm-0
     meaning: str = ""
     sequence: int = -1
+
+
+class Disks(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Block devices with mounted filesystems, by the kernel's names, and the disks that they are part of."""
+
+    of_node: tuple[str, ...] = ()  # a filesystem of the node itself is on them
+    of_pods: tuple[str, ...] = ()  # only volumes of pods are on them
 
 
 class KernelLogStatus(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -48,3 +57,4 @@ class KernelLogStatus(msgspec.Struct, frozen=True, tag=True, omit_defaults=True)
     lost_records: int = 0  # overwritten before they were read, since the last round
     lag_seconds: float = 0.0
     not_read: str = ""  # which records of this boot were not looked at, where some were not
+    disks: Reading[Disks] = UNREAD  # lines about block devices are judged by them

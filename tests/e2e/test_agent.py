@@ -314,6 +314,44 @@ def test_stops_in_good_order(node: SimulatedNode) -> None:
     assert [line["event"] for line in node.log()][-1] == "agent stopped"
 
 
+def test_a_volume_takes_no_node_out(node: SimulatedNode) -> None:
+    """A volume of a pod that becomes read-only is a warning; a filesystem of the node takes the node out of service."""
+    pod = "/var/lib/kubelet/pods/0b6f3d0e-8a43-4c5e-9f0a-6a1f0b7d2c11/volumes/kubernetes.io~csi/pvc-1/mount"
+    table = "".join(
+        f"29 1 {number} / {point} rw shared:1 - ext4 /dev/{disk} rw\n"
+        for number, point, disk in (("8:1", "/", "sda1"), ("8:16", pod, "sdb"))
+    )
+    (node.driver.root / "proc/1/mountinfo").write_text(table)
+    with node:
+        wait_for("the GPUs", lambda: healthy(node))
+        node.kernel_says("EXT4-fs (sdb): Remounting filesystem read-only")
+        wait_for("the finding", lambda: node.findings() == {"host.volume_errors"})
+        assert node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 0
+        node.kernel_says("EXT4-fs (sda1): Remounting filesystem read-only")
+        wait_for("the finding", lambda: node.metric('gpuhealth_verdict{verdict="unhealthy"}') == 1)
+        assert "host.disk_readonly" in node.findings()
+
+
+def test_random_lines_stay_few(node: SimulatedNode) -> None:
+    """20,000 XIDs with random codes and addresses make few series, findings and entries, and hide no real one."""
+    now = time.monotonic() * 1e6
+    with node:
+        wait_for("the GPUs", lambda: healthy(node))
+        with node.kmsg.open("a") as log:
+            for number in range(20_000):
+                place = f"{number % 499:04x}:{number % 251:02x}:00"
+                log.write(
+                    f"3,{number},{now:.0f},-;NVRM: Xid (PCI:{place}): {300 + number}, pid={number}, name=x, words\n"
+                )
+            log.write(
+                f"3,20000,{now:.0f},-;NVRM: Xid (PCI:{node.pci(0)}): 79, pid=1, name=x, GPU has fallen off the bus.\n"
+            )
+        wait_for("the real one", lambda: "xid.79" in node.findings())
+        assert len(node.findings()) < 40
+        assert node.get("/metrics")[1].count("\ngpuhealth_xid_errors_total{") < 100
+    assert len(entries(node)) < 200
+
+
 def test_a_storm_stays_bounded(node: SimulatedNode) -> None:
     """Thousands of XID 45 of a crashed job: no critical finding, few journal lines, a true count."""
     lines, address, now = 5000, node.pci(0), time.monotonic() * 1e6

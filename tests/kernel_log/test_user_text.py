@@ -99,6 +99,14 @@ FORMS = {
     "btrfs label": Form(lambda name, file: f"BTRFS: device label {file} devid 1 transid 5 /dev/sdb scanned by {name}"),
     "btrfs option": Form(lambda _, file: f"BTRFS error (device loop0): unrecognized mount option '{file}'"),
     "mipsy": Form(lambda name, _: f"do_page_fault(): sending SIGSEGV to {name} for invalid read access from 0000"),
+    "warning": Form(lambda name, _: f"WARNING: kernel/workqueue.c:1790 at f+0x0/0x20, CPU#3: {name}/12"),
+    "bad page": Form(lambda name, _: f"BUG: Bad page state in process {name}  pfn:12345"),
+    "atomic": Form(lambda name, _: f"BUG: scheduling while atomic: {name}/12/0x00000002"),
+    "preemptible": Form(lambda name, _: f"BUG: using smp_processor_id() in preemptible [00000000] code: {name}/12"),
+    "exited": Form(lambda name, _: f"note: {name}[12] exited with irqs disabled"),
+    "poisoned": Form(
+        lambda name, _: f"Memory failure: 0x12: Sending SIGBUS to {name}:12 due to hardware memory corruption", "edac"
+    ),
     "nvidia client": Form(lambda name, _: f"NVRM: API mismatch: the client '{name}' (pid 12) has version 1", "nvrm"),
     "ext4 error": Form(
         lambda name, file: f"EXT4-fs error (device sda1): ext4_lookup:1: inode #2: comm {name}: bad entry '{file}'",
@@ -122,6 +130,21 @@ FORGERIES = [
     (FORMS["oom killer"], "eth0 Link down", ""),
     (FORMS["trap"], "x", "lib\nEDAC MC0: 1 UE memory read error on CPU"),
     (FORMS["the rest of a segfault"], "", "\nNVRM: Xid (PCI:0000:3b:00): 79, x"),
+    (FORMS["segfault"], "Oops: 0000", "Oops: 0000 [#1] SMP"),
+    (FORMS["segfault"], "BUG: unable to", "kernel BUG at mm/slub.c:379!"),
+    (FORMS["trap"], "Oops [#1]", "RIP: 0010:f+0x1/0x2 [nvidia]"),
+    (FORMS["trap of old"], "Oops: Oops", "x: 0000 [#1] SMP"),
+    (FORMS["drop_caches"], "Oops: 0000 [#1]", ""),
+    (FORMS["segfault"], "NVRM: nvAssertO", "Assertion failed: Reset required [NV_ERR_RESET_REQUIRED] (0x00000062)"),
+    (FORMS["segfault"], "NVRM: k", "GSP RM heartbeat timed out"),
+    (FORMS["segfault"], "NVRM: BAR1 is ", "0M @ 0x0 (PCI:0000:05:00.0)"),
+    (FORMS["segfault"], "nvidia: probe o", "of 0000:05:00.0 failed with error -1"),
+    (FORMS["trap"], "x", "nvidia 0000:3b:00.0: Unable to change power state from D3cold to D0"),
+    (FORMS["segfault"], "Memory failure:", "0x1: recovery action for huge page: Failed"),
+    (FORMS["segfault"], "WARNING: CPU: 1", "at x.c:1 f+0x1/0x2 [nvidia]"),
+    (FORMS["warning"], "f+0x1 [nvidia]", ""),
+    (FORMS["netfilter"], "Oops: 0000 [#1]", ""),
+    (FORMS["segfault"], "pciehp: Slot(1)", "pcieport 0000:00:01.1: pciehp: Slot(0): Link Down"),
 ]
 
 

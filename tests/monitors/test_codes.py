@@ -30,9 +30,10 @@ from gpuhealth.monitors.fleet_findings.monitor import MONITOR as FLEET_FINDINGS
 from gpuhealth.monitors.fleet_findings.readings import FleetFinding, FleetReadings
 from gpuhealth.monitors.judge import Judge
 from gpuhealth.monitors.kernel_log import codes as host_codes
+from gpuhealth.monitors.kernel_log import oops
 from gpuhealth.monitors.kernel_log import patterns as host_patterns
 from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
-from gpuhealth.monitors.nvidia import patterns as nvidia_patterns
+from gpuhealth.monitors.nvidia import nvrm_lines, pci_lines
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
 from gpuhealth.monitors.nvidia.checks import log_events as driver_codes
 from gpuhealth.monitors.nvidia.checks import pcie
@@ -48,6 +49,8 @@ NUMBERED = [f"NVRM: Xid (PCI:0000:01:00): {code}, pid=1, name=x, words" for code
 ]
 COUNTED = {pcie.AER_CORRECTABLE_RATE.name, pcie.AER_UNCORRECTABLE.name}
 """Codes that lines name and no line raises: the kernel counts these errors in /sys, and that is read."""
+OF_PORTS = driver_codes.PORT_ERROR.name
+"""The code of lines about a port, which count only if a GPU is below it."""
 KNOWN = known_codes()
 
 
@@ -101,10 +104,10 @@ def explained(text: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_every_pattern_has_an_example() -> None:
     """No pattern of the catalogue is without a line that shows what becomes of it."""
-    for pattern in (*host_patterns.LINES, *nvidia_patterns.PCIE_LINES):
+    for pattern in (*host_patterns.LINES, *oops.LINES, *pci_lines.LINES):
         assert any(pattern.expression.match(line) for line in EXAMPLES), (pattern.kind, pattern.expression.pattern)
-    for expression, (_, _, _, meaning) in nvidia_patterns.NVRM:
-        assert any(event_of(line).meaning == meaning for line in EXAMPLES), expression.pattern
+    for each in nvrm_lines.LINES:
+        assert any(event_of(line).meaning == each.meaning for line in EXAMPLES), each.pattern.pattern
     forms = {form for monitor in monitors() if monitor.patterns for form in monitor.patterns.user_text}
     assert {"hung_task", "soft_lockup", "oom", "segfault"} <= forms <= {event_of(line).kind for line in EXAMPLES}
 
@@ -114,7 +117,7 @@ def test_what_a_line_says_is_found(line: str) -> None:
     """A line that is a warning or worse becomes a finding of its code as soon as it comes, but for what is counted."""
     event = event_of(line)
     findings = raised(judged(event))
-    if event.finding in COUNTED:
+    if event.finding in (*COUNTED, OF_PORTS):
         assert findings == []
     elif event.severity is not Severity.INFO:
         (found,) = (each for each in findings if each.code == event.finding)
@@ -274,8 +277,24 @@ def _by_a_reboot() -> list[Finding]:
 
 
 def _by_different_programs() -> list[Finding]:
-    lines = [f"NVRM: Xid (PCI:0000:01:00): {number}, pid={number}, name=x, words" for number in (13, 31, 69)]
+    lines = [f"NVRM: Xid (PCI:0000:01:00): {number}, pid={number}, name=p{number}, words" for number in (13, 31, 69)]
     return raised(judged(*map(event_of, lines)))
+
+
+def _at_a_port() -> list[Finding]:
+    return raised(
+        Judge(Settings(), time=START).judge_events([event_of("pcieport 0000:89:02.0: DPC: containment event")], START)
+    )
+
+
+def _by_many_remapped_rows() -> list[Finding]:
+    judge, settings = Judge(Settings(), time=START), Settings().xid
+    judge.set_readings(NVIDIA, node(gpu(0)).nvidia, START)
+    event = event_of("NVRM: Xid (PCI:0000:01:00): 63, pid=1, name=x, Row Remapper: New row marked for remapping")
+    times = [at(10 * settings.coalesce * number) for number in range(settings.remaps_warning)]
+    return [
+        each for when in times for each in raised(judge.judge_events([msgspec.structs.replace(event, time=when)], when))
+    ]
 
 
 def _in_place_of_a_cleared_fault() -> list[Finding]:
@@ -296,6 +315,8 @@ ELSEWHERE: dict[str, Callable[[], list[Finding]]] = {
     "agent.kmsg_unavailable": lambda: _by_readings(KernelLogStatus("nvml")),
     "gpu.repeated_app_faults": _by_different_programs,
     "gpu.replaced": _by_a_reboot,
+    OF_PORTS: _at_a_port,
+    "gpu_memory.repeated_remaps": _by_many_remapped_rows,
     "fleet.digest_mismatch": lambda: _by_the_controller("fleet.digest_mismatch"),
     "fleet.slow_gpu": lambda: _by_the_controller("fleet.slow_gpu"),
     "burnin.required": _in_place_of_a_cleared_fault,

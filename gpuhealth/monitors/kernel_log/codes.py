@@ -33,17 +33,28 @@ MEMORY_EDAC = define(
     "host.memory_edac",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
-    meaning="The host's memory had an error that could not be corrected. A corrected one is only information.",
+    meaning="The host's memory had an error that could not be corrected and from which the kernel did not recover, or"
+    " many from which it did. A corrected one is only information.",
     advice="Drain the node and replace the memory module that the line names.",
     quarantine=True,
     drain=True,
     clears=Clears.REBOOT,
 )
+MEMORY_RECOVERED = define(
+    "host.memory_recovered",
+    Severity.WARNING,
+    Action.NONE,
+    meaning="A page of the host's memory had an error that could not be corrected, and the kernel took it out of use."
+    " At most the program that used it has ended.",
+    advice="Restart the program. Many such pages within a day are host.memory_edac: then replace the memory module.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=_DAY,
+)
 DISK_READONLY = define(
     "host.disk_readonly",
     Severity.CRITICAL,
     Action.INSPECT_HARDWARE,
-    meaning="The kernel stopped writing to a filesystem after errors.",
+    meaning="The kernel stopped writing to a filesystem of the node itself after errors.",
     advice="Drain the node, look at its disks, repair the filesystem and reboot.",
     quarantine=True,
     drain=True,
@@ -94,6 +105,26 @@ IO_ERRORS = define(
     clears=Clears.QUIET_PERIOD,
     clear_after=_HOUR,
 )
+VOLUME_ERRORS = define(
+    "host.volume_errors",
+    Severity.WARNING,
+    Action.NONE,
+    meaning="A volume of a pod, or a network block device, had errors, or its filesystem became read-only. The node's"
+    " own disks are not concerned.",
+    advice="Look at the storage system that provides the volume; restart the pods that use it.",
+    clears=Clears.QUIET_PERIOD,
+    clear_after=600.0,
+)
+KERNEL_OOPS = define(
+    "host.kernel_oops",
+    Severity.WARNING,
+    Action.REBOOT_NODE,
+    meaning="The kernel met an error in itself (oops, BUG, general protection fault) and ended the task that ran. It is"
+    " critical within a module of the NVIDIA driver: what the task held there stays locked.",
+    advice="Reboot the node when it is free, at once if programs hang; report the stack that follows the line.",
+    quarantine=True,
+    clears=Clears.REBOOT,
+)
 SEGFAULT = define(
     "host.segfault",
     Severity.INFO,
@@ -133,12 +164,15 @@ NIC_DOWN = define(
 
 EVENTS = (
     MEMORY_EDAC,
+    MEMORY_RECOVERED,
     DISK_READONLY,
     MCE,
     HUNG_TASK,
     CPU_LOCKUP,
     OOM,
     IO_ERRORS,
+    VOLUME_ERRORS,
+    KERNEL_OOPS,
     SEGFAULT,
     INFINIBAND_ERRORS,
     INFINIBAND_DOWN,

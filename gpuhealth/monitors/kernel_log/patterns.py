@@ -6,69 +6,22 @@ text could be text of a user. Records with such text are recognised by `user_tex
 
 from __future__ import annotations
 
-from gpuhealth.kernel_log.pattern import BDF, Groups, LineMeaning, LogPatterns, line_pattern, match, number, pci_slot
-from gpuhealth.kernel_log.user_text import BYTE, NAME_BYTES
+from gpuhealth.kernel_log.pattern import (
+    BDF,
+    Groups,
+    LineMeaning,
+    LogPatterns,
+    PartialMessage,
+    line_pattern,
+    match,
+    number,
+    pci_slot,
+)
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
-from gpuhealth.monitors.kernel_log import codes
+from gpuhealth.monitors.kernel_log import codes, disk_lines, memory_lines, oops
 
 _INFO, _WARNING, _CRITICAL = Severity.INFO, Severity.WARNING, Severity.CRITICAL
-
-
-def _edac(groups: Groups) -> LineMeaning:
-    if groups["what"] == "UE":
-        meaning = "Uncorrectable error in the host's memory"
-        return LineMeaning(
-            finding=codes.MEMORY_EDAC, severity=_CRITICAL, action=Action.INSPECT_HARDWARE, meaning=meaning
-        )
-    return LineMeaning(
-        finding=codes.MEMORY_EDAC, severity=_INFO, action=Action.NONE, meaning="Corrected error in the host's memory"
-    )
-
-
-def _memory_failure(groups: Groups) -> LineMeaning:
-    pid, process = number(groups["pid"]), groups["process"] or None
-    meaning = "A page of the host's memory has failed"
-    return LineMeaning(
-        finding=codes.MEMORY_EDAC,
-        severity=_CRITICAL,
-        action=Action.INSPECT_HARDWARE,
-        meaning=meaning,
-        pid=pid,
-        process=process,
-    )
-
-
-def _mce(groups: Groups) -> LineMeaning:
-    if groups["logged"]:
-        return LineMeaning(
-            finding=codes.MCE,
-            severity=_WARNING,
-            action=Action.NONE,
-            meaning="The processor logged machine-check events",
-        )
-    if groups["exception"]:
-        return LineMeaning(
-            finding=codes.MCE,
-            severity=_CRITICAL,
-            action=Action.INSPECT_HARDWARE,
-            meaning="The processor raised a machine-check exception",
-        )
-    return LineMeaning(
-        finding=codes.MCE,
-        severity=_WARNING,
-        action=Action.INSPECT_HARDWARE,
-        meaning="The processor reported a machine check",
-    )
-
-
-def _ghes(groups: Groups) -> LineMeaning:
-    word = groups["severity"].lower()
-    meaning = f"The firmware reported a hardware error ({word})"
-    if word in ("corrected", "info", "informational"):
-        return LineMeaning(finding=codes.MCE, severity=_INFO, action=Action.NONE, meaning=meaning)
-    severity = _CRITICAL if word in ("fatal", "panic") else _WARNING
-    return LineMeaning(finding=codes.MCE, severity=severity, action=Action.INSPECT_HARDWARE, meaning=meaning)
 
 
 def _hung_task(groups: Groups) -> LineMeaning:
@@ -112,16 +65,6 @@ def _oom(groups: Groups) -> LineMeaning:
     return LineMeaning(
         finding=codes.OOM, severity=_WARNING, action=Action.RESTART_WORKLOAD, meaning=meaning, pid=pid, process=process
     )
-
-
-def _readonly(groups: Groups) -> LineMeaning:
-    meaning = f"The kernel gave up writing to the filesystem on {groups['device'] or 'a disk'} after errors"
-    return LineMeaning(finding=codes.DISK_READONLY, severity=_CRITICAL, action=Action.INSPECT_HARDWARE, meaning=meaning)
-
-
-def _io_error(groups: Groups) -> LineMeaning:
-    meaning = f"Input or output errors of {groups['device'] or 'a disk'}"
-    return LineMeaning(finding=codes.IO_ERRORS, severity=_WARNING, action=Action.INSPECT_HARDWARE, meaning=meaning)
 
 
 def _mlx5(groups: Groups) -> LineMeaning:
@@ -171,37 +114,9 @@ def _link(groups: Groups) -> LineMeaning:
     )
 
 
-_NAME = rf"(?P<process>{BYTE}{{1,{NAME_BYTES}}}?)"
-_DISK = r"(?P<device>[\w.!@+-]{1,64})(?::? state \w{1,16})?"
-LINES = tuple(
+_LINES = tuple(
     line_pattern(kind, words, expression, read)
     for kind, words, expression, read in (
-        (
-            "edac",
-            ("EDAC",),
-            r"EDAC (?:\w{1,32} )?MC\d+: \d+ (?P<what>CE|UE) (?:[\w ,./()-]{1,120} )?on ",
-            _edac,
-        ),
-        (
-            "edac",
-            ("Memory failure",),
-            r"Memory failure: 0x[0-9a-f]+: (?:recovery action for|"
-            rf"(?:Sending SIGBUS to|Killing) {_NAME}:(?P<pid>\d+) due to hardware memory corruption)",
-            _memory_failure,
-        ),
-        (
-            "mce",
-            ("mce: [Hardware Error]",),
-            r"mce: \[Hardware Error\]: (?:(?P<logged>Machine check events logged)|"
-            r"CPU \d+: Machine Check(?P<exception> Exception)?: )",
-            _mce,
-        ),
-        (
-            "mce",
-            ("[Hardware Error]",),
-            r"(?:\{\d+\})?\[Hardware Error\]:\s+event severity: (?P<severity>\w+)",
-            _ghes,
-        ),
         (
             "soft_lockup",
             ("hard LOCKUP",),
@@ -213,57 +128,6 @@ LINES = tuple(
             ("stall",),
             r"(?:rcu: )?INFO: rcu_\w+ (?:self-detected stall|detected (?:expedited )?stalls)",
             _rcu_stall,
-        ),
-        (
-            "fs_readonly",
-            ("read-only",),
-            rf"(?:EXT[234]-fs|F2FS-fs|FAT-fs|JBD2?) \((?:device )?{_DISK}\): (?:error: )?"
-            r"[Rr]emounting filesystem read-only",
-            _readonly,
-        ),
-        (
-            "fs_readonly",
-            ("hut down", "hutting down"),
-            rf"XFS \({_DISK}\): (?:Filesystem has been shut down|(?:[A-Z][\w/ -]{{1,60}}(?: \(0x[0-9a-f]{{1,8}}\))? "
-            r"(?:[Dd]etected|received)(?: at [\w.+/]{1,120}(?: \[\w{1,32}\])? \([\w./-]{1,120}:\d+\))?\. {1,2})?"
-            r"[Ss]hutting down filesystem)",
-            _readonly,
-        ),
-        (
-            "fs_readonly",
-            ("forced readonly",),
-            rf"BTRFS:?(?: \w{{1,16}})? \(device {_DISK}\): forced readonly",
-            _readonly,
-        ),
-        ("fs_readonly", ("Aborting journal",), r"Aborting journal on device (?P<device>[\w.-]{1,64})\.", _readonly),
-        (
-            "io_error",
-            ("O error", "medium error"),
-            r"(?:(?:blk_update_request|print_req_error): )?(?:I/O error|critical medium error), dev "
-            r"(?P<device>(?!fd\d|sr\d)\S{1,32}), sector ",
-            _io_error,
-        ),
-        (
-            "io_error",
-            ("Buffer I/O error",),
-            r"Buffer I/O error on dev(?:ice)? (?P<device>(?!fd\d|sr\d)[^\s,]{1,32})",
-            _io_error,
-        ),
-        (
-            "io_error",
-            ("nvme",),
-            r"nvme (?P<device>nvme\d+): (?:I/O (?:tag )?\d+ (?:\([0-9a-f]{1,8}\) )?(?:type \d+ )?"
-            r"(?:opcode 0x[0-9a-f]+ )?(?:\([\w/ -]{1,40}\) )?QID \d+ timeout|controller is down; will reset|"
-            r"Removing after probe failure|Device not ready; aborting)",
-            _io_error,
-        ),
-        ("io_error", ("EXT4-fs error",), rf"EXT4-fs error \(device {_DISK}\)", _io_error),
-        ("io_error", ("metadata I/O error",), rf"XFS \({_DISK}\): metadata I/O error", _io_error),
-        (
-            "io_error",
-            ("Disk failure on",),
-            r"md/raid[\w:-]+: ?Disk failure on (?P<device>\S{1,32}), disabling",
-            _io_error,
         ),
         (
             "link",
@@ -293,34 +157,43 @@ LINES = tuple(
 )
 
 
+# Each word costs every ordinary line some time, a longer one less.
 _WORDS = (
-    "rror",  # [Hardware Error], I/O error, EXT4-fs error, medium error, mlx5
+    "rror",  # [Hardware Error], I/O error, EXT4-fs error, medium error, mlx5, "Internal error" of an oops
     "mlx5_core",
-    "ink ",  # Link is Down, link status
-    "EDAC",
-    "nvme",
+    "EDAC ",
+    "nvme nvme",
     "blocked ",
-    "lockup",
+    "BUG",  # also of a soft lockup
     "LOCKUP",
+    "[#",  # the number of an oops
+    "Unable to handle kernel",
+    "Kernel panic",
     "segfault",
-    "process ",  # Killed process
-    "ead-only",
-    "eadonly",
-    "hut down",
-    "hutting down",
-    "stall",
-    "Memory failure",
+    "ut of memory",
+    "only",  # read-only, readonly
+    "hut",  # shut down, shutting down
+    "INFO: rcu",
+    "failure",  # of memory, of a disk
     "Aborting journal",
-    "Disk failure",
+    "nvidia",  # modules in a stack, and at an instruction pointer
+    "gdrdrv",
 )
 
 
-def _read(record: KernelRecord, _driver: int | None) -> KernelEvent | None:
+LINES = (*memory_lines.LINES, *disk_lines.LINES, *_LINES)
+
+
+def _read(record: KernelRecord, _driver: int | None) -> KernelEvent | PartialMessage | None:
+    if event := match(oops.LINES, record):
+        return oops.begun(event)
     return match(LINES, record)
 
 
 PATTERNS = LogPatterns(
     words=_WORDS,
+    guarded_words={"ink ": ("own", "OWN", " up", " Up", " UP")},  # each pod makes a line "link becomes ready"
     read=_read,
     user_text={"hung_task": _hung_task, "soft_lockup": _soft_lockup, "oom": _oom, "segfault": _segfault},
+    after_user_text={"hung_task": oops.hung_in_driver, "soft_lockup": oops.stuck_in_driver},
 )

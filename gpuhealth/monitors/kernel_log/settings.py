@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gpuhealth.runtime.settings import Duration, Section
+from pydantic import Field
+
+from gpuhealth.runtime.settings import LARGEST, Duration, Section
 
 
 class Kmsg(Section):
@@ -12,7 +14,15 @@ class Kmsg(Section):
     since_boot: bool = True  # they also look in all older records of this boot for what only a reset or a reboot ends
 
 
+class HostMemory(Section):
+    """Pages of the host's memory that failed and that the kernel took out of use."""
+
+    recovered_critical: int = Field(default=10, ge=1, le=LARGEST)  # pages within the window that are a critical fault
+    window: Duration = 86400.0
+
+
 class KernelLogSettings(Section):
     """Settings for reading the kernel log."""
 
     kmsg: Kmsg = Kmsg()
+    host_memory: HostMemory = HostMemory()

@@ -40,6 +40,9 @@ class Xid(Section):
     app_fault_threshold: int = Field(
         default=3, ge=2, le=LARGEST
     )  # faults of different processes on one GPU within repeat_window
+    crash_loop_window: Duration = 3600.0  # two faults of programs of one name within this time are one program
+    remaps_warning: int = Field(default=4, ge=2, le=LARGEST)  # XIDs 63 of one GPU within remap_window
+    remap_window: Duration = 604800.0
     expire_after: Duration = 600.0  # how long an XID without a reading lasts if it does not recur
 
 

@@ -17,11 +17,12 @@ from gpuhealth.model.tracker import ChangeKind
 from gpuhealth.monitors.judge import Judge
 from gpuhealth.monitors.kernel_log.codes import EVENTS, OVERRUN, UNAVAILABLE
 from gpuhealth.monitors.nvidia.checks.log_events import CODES as OF_DRIVER
+from gpuhealth.monitors.nvidia.checks.log_events import PORT_ERROR
 from gpuhealth.monitors.registry import code_of, kernel_log_parser
 from gpuhealth.monitors.settings import Settings
 
 MLX5 = "mlx5_core 0000:9a:00.0"
-CODES = (*EVENTS, *OF_DRIVER)
+CODES = (*EVENTS, *(code for code in OF_DRIVER if code is not PORT_ERROR))
 """Of every line that by itself is all there is to know, whichever monitor it belongs to."""
 OF_LOG = {code.name for code in (*CODES, OVERRUN, UNAVAILABLE)}
 
@@ -46,6 +47,9 @@ def findings(*lines: str) -> list[Finding]:
 
 CASES = {
     "host.memory_edac": ("EDAC MC0: 1 UE memory read error on CPU", Severity.CRITICAL),
+    "host.memory_recovered": ("Memory failure: 0x1f: recovery action for dirty LRU page: Recovered", Severity.WARNING),
+    "host.volume_errors": ("EXT4-fs (rbd1): Remounting filesystem read-only", Severity.WARNING),
+    "host.kernel_oops": ("BUG: kernel NULL pointer dereference, address: 00000000000000a8", Severity.WARNING),
     "host.disk_readonly": ("EXT4-fs (sda1): Remounting filesystem read-only", Severity.CRITICAL),
     "driver.needs_reboot": (
         "NVRM: f: uvm encountered global fatal error 0x60, requiring os reboot to recover.",
@@ -126,6 +130,23 @@ def test_fires_and_clears(name: str) -> None:
         assert reported.take(seconds=1e6, boot="boot-2") == [(ChangeKind.CLEARED, name)]
     else:
         assert reported.take(seconds=code.clear_after) == [(ChangeKind.CLEARED, name)]
+
+
+def test_an_oops_in_the_driver_takes_the_node_out() -> None:
+    """An oops is a warning until its instruction pointer shows that it was in the driver; only a reboot ends it."""
+    said = events("Oops: 0002 [#1] PREEMPT SMP NOPTI", "RIP: 0010:nvlogInit+0x6/0xd0 [nvidia]")
+    judge, tracked = Judge(Settings(), boot_id="boot-1", time=START), tracker()
+    quarantined = []
+    for event in said:
+        tracked.apply(judge.judge_events([event], START), START, "boot-1")
+        quarantined.append([each.code for each in tracked.quarantine().findings])
+    assert quarantined == [[], ["host.kernel_oops"]]
+    (found,) = tracked.active()
+    assert (found.severity, found.component) == (Severity.CRITICAL, NODE)
+    tracked.apply([], START + timedelta(days=7), "boot-1")
+    assert tracked.active()
+    tracked.apply([], START + timedelta(days=7), "boot-2")
+    assert tracked.active() == ()
 
 
 @pytest.mark.parametrize("name", ["infiniband.down", "nic.down"])

@@ -22,10 +22,24 @@ class RecoveryAction(msgspec.Struct, frozen=True):
     word: str = ""  # identifies the action in a text
 
     @property
+    def strength(self) -> tuple[int, int]:
+        """Orders actions by how much they ask for."""
+        return self.severity.rank, _STRENGTH.get(self.action, 0)
+
+    @property
+    def request(self) -> str:
+        """What the driver asks for, as a sentence."""
+        if self.action is Action.NONE:
+            return f"The driver requests no recovery action: {self.meaning}"
+        return f"The driver requests {self.name}: {self.meaning}"
+
+    @property
     def quarantine(self) -> bool:
         """Whether a GPU with this action is taken out of service."""
         return self.severity is Severity.CRITICAL
 
+
+_STRENGTH = {Action.RESTART_WORKLOAD: 1, Action.CONTACT_SUPPORT: 2, Action.RESET_GPU: 3, Action.REBOOT_NODE: 4}
 
 _TEXT = re.compile(
     r"GPU recovery action changed from 0x[0-9a-f]{1,8} \([^)]*\) to 0x([0-9a-f]{1,8})(?: \(([^)]*)\))?",
@@ -57,14 +71,25 @@ def recovery_action(value: int, name: str = "") -> RecoveryAction:
     known = actions()
     if value in known:
         return known[value]
-    for action in sorted(known.values(), key=lambda each: -len(each.word)):
-        if action.word in name.lower():
-            return msgspec.structs.replace(action, value=value, name=name)
+    if action := _by_words(name):
+        return msgspec.structs.replace(action, value=value, name=name)
     unknown = f"an action that is not known ({value}{f', {name}' if name else ''})"
     return RecoveryAction(value, name or "unknown", Severity.WARNING, Action.CONTACT_SUPPORT, unknown)
 
 
+def _by_words(name: str) -> RecoveryAction | None:
+    """The known action with the longest word that the name contains."""
+    words = sorted(actions().values(), key=lambda each: -len(each.word))
+    return next((action for action in words if action.word in name.lower()), None)
+
+
 def from_text(text: str) -> RecoveryAction | None:
-    """The new action named in the text of an XID 154."""
+    """The new action in the text of an XID 154. If its number and its words differ, the stronger action counts."""
     match = _TEXT.search(text)
-    return recovery_action(int(match[1], 16), match[2] or "") if match else None
+    if match is None:
+        return None
+    by_number = recovery_action(int(match[1], 16), match[2] or "")
+    by_words = _by_words(match[2] or "")
+    if by_words is None or by_words.strength <= by_number.strength:
+        return by_number
+    return by_words

@@ -112,7 +112,7 @@ def _by_text(code: int, text: str, driver: int | None, meaning: str) -> Assessme
         asked = recovery.from_text(text)
         if asked is None:
             return None
-        return Assessment(asked.severity, asked.action, f"The driver requests {asked.name}: {asked.meaning}")
+        return Assessment(asked.severity, asked.action, asked.request)
     decoded = nvlink.decode_74(text) if code == 74 else nvlink.decode_5(code, text, driver)
     if decoded is None:
         return None

@@ -10,7 +10,8 @@ INIT_FAILED = define(
     Severity.CRITICAL,
     Action.REBOOT_NODE,
     meaning="The driver could not initialise a GPU.",
-    advice="Reboot the node; if it comes back, look at power and seating of the GPU, then replace it.",
+    advice="If the line names versions, firmware files or unsupported GPUs, install a driver that fits. Else reboot the"
+    " node; if it comes back, look at power and seating of the GPU, then replace it.",
     quarantine=True,
     clears=Clears.QUIET_PERIOD,  # the driver retries and logs it whenever the GPU is opened, also by us
     clear_after=600.0,
@@ -29,8 +30,10 @@ CLIENT_MISMATCH = define(
     "driver.client_mismatch",
     Severity.WARNING,
     Action.UPDATE_SOFTWARE,
-    meaning="A program came with a driver library of another version than the kernel module: it cannot use the GPUs.",
-    advice="Rebuild the program's image without driver libraries, or restart it after a driver upgrade.",
+    meaning="A program, or fabric manager, came with a driver library of another version than the kernel module: it"
+    " cannot use the GPUs.",
+    advice="Rebuild the program's image without driver libraries, or restart it after a driver upgrade. Fabric manager"
+    " must have exactly the driver's version.",
     clears=Clears.QUIET_PERIOD,
     clear_after=600.0,
 )
@@ -44,4 +47,15 @@ ERRORS = define(
     clear_after=600.0,
 )
 
-CODES = (INIT_FAILED, NEEDS_REBOOT, CLIENT_MISMATCH, ERRORS)
+PORT_ERROR = define(
+    "pcie.port_error",
+    Severity.WARNING,
+    Action.INSPECT_HARDWARE,
+    meaning="The PCI Express port above a GPU has cut it off, lost its link, or had an error that was not corrected.",
+    advice="Look for XID 79 at the same time. Reboot the node; if it repeats, reseat the GPU, its riser or cable.",
+    quarantine=True,
+    clears=Clears.QUIET_PERIOD,
+    clear_after=3600.0,
+)
+
+CODES = (INIT_FAILED, NEEDS_REBOOT, CLIENT_MISMATCH, ERRORS, PORT_ERROR)

@@ -22,9 +22,11 @@ from gpuhealth.model.kernel_event import KernelEvent
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing
 from gpuhealth.model.pci import function_zero, slot_of
 from gpuhealth.monitors import log_events
+from gpuhealth.monitors.log_events import is_admitted
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
 from gpuhealth.monitors.nvidia.catalog.xid import CONSEQUENCES, NVLINK, RECOVERY_ACTION
 from gpuhealth.monitors.nvidia.checks import gpu as gpu_checks
+from gpuhealth.monitors.nvidia.checks import ports, xid_repeats
 from gpuhealth.monitors.nvidia.checks.log_events import CODES as DRIVER_LINES
 from gpuhealth.monitors.nvidia.checks.log_events import INIT_FAILED
 from gpuhealth.monitors.nvidia.context import GpuContext, NvidiaContext, label
@@ -39,17 +41,7 @@ COVERAGE = define(
     advice="Let the agent read /dev/kmsg: privileged, or with CAP_SYSLOG and the device mounted.",
     essential=True,
 )
-REPEATED_APP_FAULTS = define(
-    "gpu.repeated_app_faults",
-    Severity.WARNING,
-    Action.INSPECT_HARDWARE,
-    meaning="Different programs have failed on the same GPU with errors that are usually a program's own fault.",
-    advice="Run `gpuhealth burnin` on this GPU: if every program fails, the GPU may be the cause.",
-    clears=Clears.QUIET_PERIOD,
-    clear_after=86400.0,
-)
 _ESCALATING_ACTIONS = (Action.CONTACT_SUPPORT, Action.INSPECT_HARDWARE)
-_KEPT_PROCESSES = 64
 EXPIRE_AFTER_SECONDS = 600.0
 """Default of the setting xid.expire_after."""
 _WHILE_RELEASED = ", while the driver was released on request"
@@ -108,15 +100,20 @@ class _EventRules:
         self._settings = context.settings.xid
         self._history = context.history
         self._gpus = {slot_of(gpu.pci): gpu for gpu in context.gpus if isinstance(gpu.pci, str)}
+        bus = context.readings.pci
+        self._bus = None if isinstance(bus, Missing) else {slot_of(device.address) for device in bus}
 
     def outcomes(self, event: KernelEvent) -> Iterator[Outcome]:
         """The outcomes of one event."""
         kind, _, number = event.finding.partition(".")
         if kind not in ("xid", "sxid") or not number.isdecimal():
             return
+        when = event.time or self._time
+        event = self._placed(event, when.timestamp())
         code, gpu = int(number), self._gpu(event) if kind == "xid" else None
         component = _component(gpu, event)
-        when = event.time or self._time
+        if not self._is_known(kind, code, when.timestamp()):
+            return
         if kind == "xid" and code == RECOVERY_ACTION:
             yield from self._recovery(event, gpu, when)
             return
@@ -127,7 +124,24 @@ class _EventRules:
         if count:
             yield self._finding(event, gpu, component, when, count, follows)
             if kind == "xid" and gpu and not follows:
-                yield from self._repeated_app_faults(event, code, gpu, when)
+                yield from xid_repeats.repeats(event, code, gpu, when, self._history, self._settings)
+
+    def _placed(self, event: KernelEvent, at: float) -> KernelEvent:
+        """The event; without its address if that is of no device that the node is known to have.
+
+        Until the bus has been read, the first few unknown addresses are believed.
+        """
+        if event.pci is None or event.pci in self._gpus:
+            return event
+        known = is_admitted(self._history, "pci", event.pci, at) if self._bus is None else event.pci in self._bus
+        if known:
+            return event
+        return msgspec.structs.replace(event, pci=None, meaning=f"{event.meaning} (unknown device {event.pci})")
+
+    def _is_known(self, kind: str, code: int, at: float) -> bool:
+        """Whether the code is in the catalogue, or one of the first few that are not."""
+        table = xid.table() if kind == "xid" else sxid.table()
+        return code in table or is_admitted(self._history, kind, str(code), at)
 
     def _gpu(self, event: KernelEvent) -> GpuReadings | None:
         """The GPU at the event's PCI address; an unknown one is represented by the address."""
@@ -216,30 +230,6 @@ class _EventRules:
                 action=event.action,
             )
 
-    def _repeated_app_faults(
-        self, event: KernelEvent, code: int, gpu: GpuReadings, when: datetime
-    ) -> Iterator[Outcome]:
-        """Counts program faults on one GPU: repeated ones of different programs suggest a fault of the GPU."""
-        if event.pid is None or code in CONSEQUENCES or xid.lookup(code).action is not Action.RESTART_WORKLOAD:
-            return
-        key, at = history_key("app_faults", gpu.component), when.timestamp()
-        window = self._settings.repeat_window
-        faults = self._history.events_within(key, at, window)
-        if str(event.pid) not in {pid for _, pid in faults}:
-            faults = self._history.record_event(
-                key, at, window, str(event.pid), max(_KEPT_PROCESSES, self._settings.app_fault_threshold)
-            )
-        if len(faults) >= self._settings.app_fault_threshold:
-            yield REPEATED_APP_FAULTS.found(
-                _component(gpu, event),
-                f"{label(gpu)}: faults of {len(faults)} different processes, the last one XID {code}",
-                now=when,
-                source="kernel log" if event.line else "NVML event",
-                reading=f"{len(faults)} processes",
-                threshold=f"{self._settings.app_fault_threshold} in {window:g} s",
-                line=event.line,
-            )
-
 
 def _process(event: KernelEvent) -> str:
     if event.pid is None and event.process is None:
@@ -283,13 +273,14 @@ def judge_events(round_context: NvidiaContext) -> Iterator[Outcome]:
     """The findings of XID and SXid events, and of other lines of the driver, as soon as they arrive."""
     if not round_context.events:
         return
-    rules = _EventRules(GpuContext(round_context))
+    context = GpuContext(round_context)
+    rules = _EventRules(context)
     for event in round_context.events:
         yield from rules.outcomes(event)
+    events = tuple(ports.placed(event, context) for event in round_context.events)
     if rules.released:
-        events = tuple(_while_released(event) for event in round_context.events)
-        round_context = msgspec.structs.replace(round_context, events=events)
-    yield from log_events.judge(round_context, DRIVER_LINES)
+        events = tuple(_while_released(event) for event in events)
+    yield from log_events.judge(round_context, DRIVER_LINES, events)
 
 
 def _while_released(event: KernelEvent) -> KernelEvent:
@@ -306,4 +297,4 @@ def _run(round_context: NvidiaContext) -> Iterator[Outcome]:
     yield from judge_events(round_context)
 
 
-CHECK = Check((COVERAGE, REPEATED_APP_FAULTS, *DRIVER_LINES), _run)
+CHECK = Check((COVERAGE, *xid_repeats.CODES, *DRIVER_LINES), _run)

@@ -27,11 +27,36 @@ TEXT = "GPU recovery action changed from 0x0 (None) to {}"
     ],
 )
 def test_value_and_text(value: int, name: str, severity: Severity, action: Action) -> None:
-    """The value decides, whatever a driver calls it; a value that is not known is read by its words."""
+    """The value decides where the words say no more; a value that is not known is read by its words."""
     found = recovery.from_text(TEXT.format(f"{value:#x} ({name})"))
     assert found is not None
     assert (found.value, found.severity, found.action) == (value, severity, action)
     assert found.quarantine is (severity is Severity.CRITICAL)
+
+
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        ("0x1 (Node Reboot Required)", Action.REBOOT_NODE),
+        ("0x2 (GPU Reset Required)", Action.REBOOT_NODE),
+        ("0x0 (GPU Reset Required)", Action.RESET_GPU),
+        ("0x3 (System Reboot)", Action.REBOOT_NODE),
+        ("0x4 (Drain P2P)", Action.RESET_GPU),
+    ],
+)
+def test_value_and_text_differ(text: str, action: Action) -> None:
+    """Where number and words name different actions, the stronger one counts."""
+    found = recovery.from_text(TEXT.format(text))
+    assert found is not None
+    assert (found.severity, found.action) == (Severity.CRITICAL, action)
+
+
+def test_requests_in_words() -> None:
+    """A change back to none is no request for an action called None."""
+    for text, words in (("0x0 (None)", "requests no recovery action"), ("0x1 (PF FLR)", "requests GPU Reset Required")):
+        found = recovery.from_text(TEXT.format(text))
+        assert found is not None
+        assert words in found.request
 
 
 def test_no_action_in_the_text() -> None:

@@ -7,69 +7,31 @@ from datetime import datetime, timedelta
 import msgspec
 import pytest
 from testing.readings import START, gpu, uuid
+from testing.xid_node import READ, Node, line
 
 from gpuhealth.model import component
 from gpuhealth.model.codes import CODES, Clears, Code
 from gpuhealth.model.component import NODE, Component, Kind
-from gpuhealth.model.finding import Action, Clean, Finding, NotChecked, Outcome, Severity
+from gpuhealth.model.finding import Action, Clean, Finding, NotChecked, Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelLogStatus, KernelRecord
-from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, MissingReason, Reading
+from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, MissingReason
 from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.judge import Judge, Memory
-from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
 from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.monitors.nvidia.catalog import sxid, xid
 from gpuhealth.monitors.nvidia.checks.xid import CHECK, COVERAGE, with_expiry
 from gpuhealth.monitors.nvidia.monitor import MONITOR
 from gpuhealth.monitors.nvidia.nvml.child import XidSeen
 from gpuhealth.monitors.nvidia.probe import event_of
-from gpuhealth.monitors.nvidia.readings import MigDevice, NvidiaReadings, NvmlReadings, Release
+from gpuhealth.monitors.nvidia.readings import MigDevice, Release
 from gpuhealth.monitors.nvidia.settings import Xid
 from gpuhealth.monitors.registry import code_of, kernel_log_parser
 from gpuhealth.monitors.settings import Settings
-
-READ = KernelLogStatus("kmsg")
-SETTINGS = Settings()
-
-
-class Node:
-    """A node with GPUs at 0000:01:00 and on, whose kernel writes lines."""
-
-    def __init__(self, log: Reading[KernelLogStatus] = READ) -> None:
-        self.gpus = [gpu(0), gpu(1)]
-        self.away: Missing | None = None  # why NVML does not answer
-        self.release: Release | None = None
-        self.memory = Memory()
-        self._parser = kernel_log_parser()
-        self._log = log
-
-    def says(self, *lines: str, after: float = 0.0) -> list[Outcome]:
-        """What is made of lines that are logged together, so many seconds after the start."""
-        when = START + timedelta(seconds=after)
-        events = [event for line in lines if (event := self._parser.feed(KernelRecord(line, when)))]
-        return [each for each in self.judged(*events, when=when) if each.code != "xid"]
-
-    def judged(self, *events: KernelEvent, when: datetime = START) -> list[Outcome]:
-        """What is made of events."""
-        judge = Judge(SETTINGS, self.memory, boot_id="boot", time=when)
-        judge.set_readings(KERNEL_LOG, self._log, when)
-        nvml = NvmlReadings(answered=True, problem=self.away, gpus=() if self.away else tuple(self.gpus))
-        judge.set_readings(MONITOR, NvidiaReadings(nvml=nvml, release=self.release), when)
-        return list(CHECK.run(judge.context(MONITOR, events)))
-
-    def finds(self, *lines: str, after: float = 0.0) -> list[Finding]:
-        """The findings among them."""
-        return [each for each in self.says(*lines, after=after) if isinstance(each, Finding)]
 
 
 def nvml_event(code: int) -> KernelEvent:
     """An XID of the first GPU that NVML reports."""
     return event_of(XidSeen(xid=code, pci="0000:01:00", uuid=uuid(0), time=0.0))
-
-
-def line(code: int, bus: int = 1, pid: int = 100, text: str = "text", domain: int = 0, instance: str = "") -> str:
-    """A line of an XID on the GPU at that bus."""
-    return f"NVRM: Xid (PCI:{domain:04x}:{bus:02x}:00{instance}): {code}, pid={pid}, name=python, {text}"
 
 
 def test_a_fault_is_attributed_by_the_whole_address() -> None:
@@ -198,43 +160,6 @@ def test_repetition_of_unused_and_unknown_codes_stays_a_warning(code: int) -> No
     """What no catalogue knows a remedy for never takes a node out."""
     node = Node()
     assert {node.finds(line(code), after=60 * number)[0].severity for number in range(6)} == {Severity.WARNING}
-
-
-def test_faults_of_different_programs_cast_doubt_on_the_gpu() -> None:
-    """Three processes that fail on one GPU within a day are a warning that asks for a burn-in, and no more."""
-    node = Node()
-    assert len(node.finds(line(13, pid=1))) == 1
-    assert len(node.finds(line(31, pid=2), after=600)) == 1
-    found = node.finds(line(13, pid=3), after=1200)
-    assert [each.code for each in found] == ["xid.13", "gpu.repeated_app_faults"]
-    repeated = next(each for each in CHECK.codes if each.name == "gpu.repeated_app_faults")
-    assert (found[1].severity, found[1].component) == (Severity.WARNING, component.gpu(uuid(0)))
-    assert not repeated.quarantine
-    assert "burnin" in repeated.advice
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        [line(13, pid=1)] * 5,
-        [line(13, pid=1), line(13, pid=2, bus=2), line(13, pid=3, bus=2)],
-        [line(45, pid=1), line(45, pid=2), line(45, pid=3), line(43, pid=4), line(43, pid=5)],
-        ["NVRM: Xid (PCI:0000:01:00): 13, text"] * 5,
-    ],
-    ids=["one process", "two GPUs", "teardowns", "no process"],
-)
-def test_no_doubt_without_different_programs_on_one_gpu(lines: list[str]) -> None:
-    """One program that fails again and again, or programs on different GPUs, say nothing of a GPU."""
-    node = Node()
-    codes = {found.code for number, each in enumerate(lines) for found in node.finds(each, after=600 * number)}
-    assert "gpu.repeated_app_faults" not in codes
-
-
-def test_old_faults_are_forgotten() -> None:
-    """Faults of different programs more than a day apart are not counted together."""
-    node = Node()
-    found = [node.finds(line(13, pid=number), after=number * 50_000) for number in range(4)]
-    assert all(len(each) == 1 for each in found)
 
 
 def test_recovery_action_by_value() -> None:
