@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gpuhealth.kernel_log import user_text
+from gpuhealth.kernel_log.escapes import unescape
 from gpuhealth.kernel_log.parser import KernelLogParser
 from gpuhealth.model.kernel_event import KernelRecord
 
@@ -45,7 +46,6 @@ _LEVELS = {"emerg": 0, "alert": 1, "crit": 2, "err": 3, "warn": 4, "notice": 5, 
 _FACILITIES = (0, 1)  # kern, user
 _KMSG = re.compile(r"(\d{1,4}),(\d{1,20}),(\d{1,20}),[^;]*;(.*)", re.ASCII | re.DOTALL)
 _KMSG_TAG = re.compile(r" [A-Z][A-Z0-9_]*=")
-_ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
 _PRI = re.compile(r"<(\d{1,3})>", re.ASCII)
 _RFC5424 = re.compile(r"1 (\S+) \S+ (\S+) \S+ \S+ (?:-|(?:\[[^\]]*\])+) ?\ufeff?(.*)", re.ASCII | re.DOTALL)
 # The thread or CPU that wrote the record: the kernel prints it behind its time, dmesg behind times of all its formats.
@@ -109,12 +109,6 @@ def _kmsg(line: str) -> Message | None:
     if "\\x" in text:
         text = unescape(text)
     return Message(text, level, Stamp("kmsg", match[3]), int(match[2]))
-
-
-def unescape(text: str) -> str:
-    r"""The text of a raw record, in which the kernel escapes unprintable characters as `\x0a`."""
-    raw = text.encode("utf-8", "surrogatepass")
-    return _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), raw).decode("utf-8", "replace")
 
 
 def _dmesg(line: str) -> Message | None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from testing.kernel_lines import LINES
 
 from gpuhealth.kernel_log import user_text
-from gpuhealth.kernel_log.formats import classify, unescape
+from gpuhealth.kernel_log.escapes import unescape
+from gpuhealth.kernel_log.formats import classify
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 from gpuhealth.monitors.registry import kernel_log_parser
