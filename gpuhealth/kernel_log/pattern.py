@@ -79,6 +79,12 @@ class LogPatterns(msgspec.Struct, frozen=True, kw_only=True):
     """The earlier faults that a record, with its event if it has one, proves to be over; None for most records."""
     user_text: Mapping[str, Callable[[Groups], LineMeaning]] = {}
     """By form: the meaning of records that contain text of a user."""
+    reports: re.Pattern[str] | None = None
+    """Found in lines that report a fault. Where such a line of a text has no event, it was not understood."""
+    report_words: tuple[str, ...] = ()
+    """At least one of these is in every line in which `reports` is found."""
+    details: re.Pattern[str] | None = None
+    """Found in lines that only add details to the event of another line."""
 
 
 def match(lines: tuple[LinePattern, ...], record: KernelRecord) -> KernelEvent | None:
