@@ -13,10 +13,11 @@ from collections import deque
 
 from gpuhealth.kernel_log import user_text
 from gpuhealth.kernel_log.escapes import plain
-from gpuhealth.kernel_log.prefix import Place, places
+from gpuhealth.kernel_log.prefix import Place, common_place, places
 
 _LINES_OF_A_RECORD = 256  # a record has at most 1 KiB, and a file's name of 255 bytes as many line breaks
 _DIGITS = re.compile(r"\d+")
+_SECONDS = re.compile(r"\[ *\d{1,12}\.\d{1,9}\]", re.ASCII)
 
 
 class EarlierLines:
@@ -28,6 +29,8 @@ class EarlierLines:
 
     def end_in(self, line: str, number: int, place: Place) -> bool:
         """Whether the message at this place of the line with this number is the end of such a record."""
+        if place.raw:
+            return False
         if place.seconds:
             return self._has_time_of_user_text(place.seconds)
         if place.dated:
@@ -40,7 +43,7 @@ class EarlierLines:
         for earlier in reversed(self.lines):
             record.append(earlier)
             ends_indentation = indented and earlier[:1] not in (" ", "\t")
-            if ends_indentation or _head(earlier).seconds:
+            if ends_indentation or ("." in earlier and _head(earlier).seconds):
                 return any(map(_has_user_text, record))
         self._without_time = number  # a log without times: each line may be a record
         return False
@@ -58,23 +61,32 @@ class EarlierLines:
 
     def _lacks_time(self, line: str, place: Place) -> bool:
         """Whether the kernel's time is missing in this line only: a shipper has given each part a prefix of its own."""
-        shape = _DIGITS.sub("0", line[: place.start])
+        shape = ""
         for earlier in reversed(self.lines):
-            head = _head(earlier)
-            if head.seconds:
-                return bool(head.outer) and _DIGITS.sub("0", head.outer) == shape and _has_user_text(earlier)
-            if _DIGITS.sub("0", earlier[: len(shape)]) != shape:
+            time = _SECONDS.search(earlier)
+            if time and not time.start():
+                return False
+            if earlier[:1] != line[:1] and not (earlier[:1].isdigit() and line[:1].isdigit()):
+                return False
+            shape = shape or _DIGITS.sub("0", line[: place.start])
+            if time:
+                return _DIGITS.sub("0", earlier[: time.start()]) == shape and _has_user_text(earlier)
+            if _DIGITS.sub("0", earlier[: place.start]) != shape:
                 return False
         return False
 
 
 def _head(line: str) -> Place:
+    line = plain(line)
+    if common := common_place(line):
+        return common
     last = Place(0)
-    for last in places(plain(line)):
+    for last in places(line):
         pass
     return last
 
 
 def _has_user_text(line: str) -> bool:
     line = plain(line)
-    return any(user_text.recognise(line[place.start :]) for place in places(line))
+    common = common_place(line)
+    return any(user_text.recognise(line[place.start :]) for place in ((common,) if common else places(line)))

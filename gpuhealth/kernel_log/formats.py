@@ -19,7 +19,7 @@ from gpuhealth.kernel_log import prose, structured, user_text
 from gpuhealth.kernel_log.continuation import EarlierLines
 from gpuhealth.kernel_log.escapes import plain, unescape
 from gpuhealth.kernel_log.parser import KernelLogParser
-from gpuhealth.kernel_log.prefix import Place, places
+from gpuhealth.kernel_log.prefix import Place, common_place, places
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 
 _MOST_DEPTH = 4  # of logs in logs: a journal entry in the log of a container, in a record of a shipper
@@ -80,28 +80,44 @@ class KernelLogText:
         self._earlier = EarlierLines()
         self._block: _Block | None = None
         self._cut: tuple[int, str] | None = None  # number and text of a line that may go on in the next
+        self._waits = False  # whether there is one of the two
 
     def events(self, lines: Iterable[bytes | str]) -> Iterator[FoundEvent]:
         """The events in the lines, as soon as they are known. Never raises for any text."""
-        may_report, earlier, previous = self._parser.may_report, self._earlier.lines, ""
+        may_report, add, previous = self._parser.may_report, self._earlier.lines.append, ""
         for number, raw in enumerate(lines, 1):
-            earlier.append(previous)
+            add(previous)
             previous = line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
-            if self._block is not None:
-                if self._belongs(line):
-                    continue
-                yield from self._end_block()
-            if self._cut is not None:
-                if joined := self._joined(number, line):
-                    yield joined
-                    continue
-            elif not may_report(line):
-                if not (line.startswith("{") and '"MESSAGE"' in line and _ENCODED.search(line)):
-                    continue
-            yield from self._line(number, line.strip("\r\n\0"))
+            if self._waits:
+                yield from self._next_line(number, line)
+            elif may_report(line):
+                line = line.strip("\r\n\0")  # a crash leaves zeros in a file that was not yet written to disk
+                if (place := common_place(line)) and (event := self._feed(line[place.start :], line, place)):
+                    if not self._earlier.end_in(line, number, place):
+                        yield FoundEvent(number, line, event)
+                elif place is None or self._parser.names_report(line):
+                    yield from self._line(number, line)
+            elif line.startswith("{") and '"MESSAGE"' in line and _ENCODED.search(line):
+                yield from self._line(number, line.strip("\r\n\0"))
         if self._block is not None:
             yield from self._end_block()
         self._end_cut()
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self._block is not None or self._cut is not None
+
+    def _next_line(self, number: int, line: str) -> Iterator[FoundEvent]:
+        """The events of a line that may go on with what has begun before."""
+        if self._block is not None:
+            if self._belongs(line):
+                return
+            yield from self._end_block()
+        if self._cut is not None and (joined := self._joined(number, line)):
+            yield joined
+        elif self._parser.may_report(line):
+            yield from self._line(number, line.strip("\r\n\0"))
+        self._waits = self._is_waiting
 
     # -- one line ------------------------------------------------------------------------------------------------------
 
@@ -118,16 +134,17 @@ class KernelLogText:
         if found or self.of_users:
             return
         if _CUT.search(text):
-            self._cut = number, line
+            self._cut, self._waits = (number, line), True
         elif report := self._parser.report_in(text):
             if not prose.mentions(text, report.start()):
                 self._count_unread(number, line)
 
     def _read(self, text: str, number: int, depth: int = 0) -> Iterator[KernelEvent]:
         place, rest = Place(0), text
-        for place in places(text):
+        common = common_place(text)
+        for place in (common,) if common else places(text):
             rest = text[place.start :]
-            if rest[:1] in ("{", "[") and '"' in rest and depth < _MOST_DEPTH and not place.of_kernel:
+            if rest[:1] in ("{", "[") and depth < _MOST_DEPTH and _may_be_structured(rest, place):
                 found = False
                 for event in self._of_records(structured.records(rest), number, depth):
                     found = True
@@ -147,11 +164,12 @@ class KernelLogText:
             self.of_users = True
 
     def _feed(self, rest: str, text: str, place: Place) -> KernelEvent | None:
-        if place.start and text[place.start - 1] in _QUOTES:
+        if place.raw:
+            if "\\x" in rest:
+                rest = unescape(rest)
+        elif place.start and text[place.start - 1] in _QUOTES:
             rest = rest.rstrip(f"{_QUOTES},; \t\0")
-        if place.raw and "\\x" in rest:
-            rest = unescape(rest)
-        if head := _XID_HEAD.match(rest):
+        if not rest.startswith("NVRM: ") and (head := _XID_HEAD.match(rest)):
             rest = f"NVRM: Xid ({rest[head.end() :]}"
         return self._parser.feed(KernelRecord(rest))
 
@@ -193,7 +211,7 @@ class KernelLogText:
 
     def _begin_block(self, number: int, line: str) -> None:
         """Starts a record that has a field in each line, with those lines of it that came before."""
-        self._block = _Block([line], number, line)
+        self._block, self._waits = _Block([line], number, line), True
         before: list[str] = []
         for earlier in reversed(self._earlier.lines):
             if not self._belongs(earlier, store=False):
@@ -256,3 +274,8 @@ class KernelLogText:
         self.unread += 1
         if self.unread == 1:
             self.first_unread = number, line
+
+
+def _may_be_structured(rest: str, place: Place) -> bool:
+    """Whether structured data may begin at this place. In a record of the kernel it would be text of a user."""
+    return '"' in rest and not place.seconds and not place.raw and not user_text.recognise(rest)

@@ -21,7 +21,7 @@ class KernelLogParser:
     """Parses one kernel log, record by record. It stores only the first line of an incomplete message.
 
     `may_matter(text)` is whether a line, with or without a log's prefix, can have a meaning: cheap, no false negatives.
-    `may_report(text)` is also true where `report_in` can find something.
+    `names_report(text)` is whether `report_in` can find something, and `may_report(text)` whether either is the case.
     """
 
     def __init__(self, patterns: Sequence[LogPatterns], driver_branch: int | None = None) -> None:
@@ -35,6 +35,7 @@ class KernelLogParser:
         self._details = [pattern.details for pattern in patterns if pattern.details]
         self._partial: PartialMessage | None = None
         self._records_since = 0
+        self.names_report = any_of({word for pattern in patterns for word in pattern.report_words})
         self.may_report = any_of({word for pattern in patterns for word in (*pattern.words, *pattern.report_words)})
 
     def report_in(self, text: str) -> re.Match[str] | None:

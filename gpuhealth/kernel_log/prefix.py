@@ -23,6 +23,7 @@ _COUNTED = {"kern": 0, "user": 1, "syslog": 5}
 A record that a program writes to /dev/kmsg has the facility user, unless it names one. gpud's fault injector names
 syslog (leptonai/gpud, pkg/kmsg/writer).
 """
+_FACILITIES = frozenset(_COUNTED.values())
 
 # A word of a date in any language: `Mar`, `mars`, `mer.`, `мар`, `3月`, `มี.ค.`
 _DATE_WORD = r"[^\s\d\[\]<>{}()=,;:|\"'`/\\]{1,12}[.,]?"
@@ -49,7 +50,7 @@ _STRONG = (  # the order counts: what begins like another token but is longer go
     r"\[ *(?P<seconds>\d{1,12}\.\d{1,9})(?: *<[ \d.+-]+>)?\]:?",  # the kernel's time
     rf"(?P<dated>\[(?:{_DATE})\]:?|(?:{_DATE})(?=[\s\[\]:{{,|\"'<]|$):?)",
     rf"\[ *(?:{_LEVEL}|{_FACILITY})(?:[.: ]{_LEVEL})? *\]:?",
-    r"\[(?![{\"])(?=[^\[\]]*[\d/+])[^\[\]]{0,400}\]:?",  # threads, pods, structured data, relative times
+    r"\[(?!\")(?=[^\[\]{}]*[\d/+])[^\[\]{}]{0,400}\]:?",  # threads, pods, structured data, relative times
     rf"(?P<facility>{_FACILITY}) *[.:] *{_LEVEL} *:?(?=\s)",
     rf"{_LEVEL}(?=[\s|])",
     r"(?:stdout|stderr) [FP](?=\s)",  # the log of a container
@@ -71,6 +72,14 @@ _NAME = re.compile(rf"{_HOST}:?\s+|{_WORD}:?\s+{_EVIDENCE}")
 _NAME_AFTER_DATE = re.compile(rf"{_HOST}(?:\s+kernel(?=\s))?\s+|{_WORD}\s+{_EVIDENCE}|{_WORD}:\s+(?={{\s*\")")
 _CUT_TIME = re.compile(r"[\s\"'`>|]*(?:[\d ]{0,12}\.?\d{1,9}\]|\]) ?(?!\[)", re.ASCII)
 _MOST_NAMES = 4
+
+# The most common prefixes in one expression, several times faster than the grammar.
+_COMMON = re.compile(
+    r"(?:(\d{1,4}),\d{1,20},\d{1,20},[^;]{0,200};"
+    r"|((?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?)"
+    r" (?:[\w.-]{1,253} )?kernel: )?(?:\[ *(\d{1,12}\.\d{1,9})\](?: ?\[ *[TC]\d+\])? )?)(?=[A-Za-z])",
+    re.ASCII,
+)
 
 _TAG = re.compile(r" [A-Z][A-Z0-9_]*=")  # of a raw record, such as " SUBSYSTEM=pci"
 
@@ -115,8 +124,22 @@ def places(line: str) -> Iterator[Place]:
         position = name.end()
 
 
+def common_place(line: str) -> Place | None:
+    """Where the message begins after one of the most common prefixes of the kernel; None for any other line."""
+    match = _COMMON.match(line)
+    if match is None:
+        return None
+    raw, dated, seconds = match.groups()
+    end = match.end()
+    if raw:
+        return Place(end, True, raw=True) if int(raw) // 8 in _FACILITIES else None
+    if not end or line.find("kernel", end, end + 300) >= 0:  # perhaps another prefix follows
+        return None
+    return Place(end, True, seconds or "", line[: match.start(3)] if seconds and dated else "", dated is not None)
+
+
 def _counts(run: re.Match[str]) -> bool:
     number = run["raw"] or run["priority"]
-    if number and int(number) // 8 not in _COUNTED.values():
+    if number and int(number) // 8 not in _FACILITIES:
         return False
     return not run["facility"] or run["facility"].lower() in _COUNTED
