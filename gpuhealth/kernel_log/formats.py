@@ -28,7 +28,7 @@ _MOST_LINES = 512  # of a structured record
 _XID_HEAD = re.compile(r"(?:N?V?R?M(?:\[\d{1,10}\])?: ?|: )?Xid \(", re.ASCII)
 _QUOTES = "\"'`“”«»‘’|*"
 _ENCODED = re.compile(r'"MESSAGE"\s*:\s*(?:\[|"[^"]*\\u)')
-_PRETTY = re.compile(r'\s*"[\w@. -]{1,100}"\s*:\s')
+_PRETTY = re.compile(r'\s*(?:"[\w@. -]{1,100}"\s*:\s|(?:- )?(?:MESSAGE|message|textPayload): )')  # JSON, YAML
 _FIELD = re.compile(r"(?: {4})?[A-Z_][A-Z0-9_]{0,63}=")
 _CUT = re.compile(
     r"(?:NVRM:?(?: X?i?d?)?|Xid(?: \((?:P?C?I?:?[0-9a-fA-F:. ]{0,24}(?:GPU-[\w: -]{0,24})?)?(?:\):? ?\d{0,6})?)?)\s*$",
@@ -95,7 +95,7 @@ class KernelLogText:
                 if (place := common_place(line)) and (event := self._feed(line[place.start :], line, place)):
                     if not self._earlier.end_in(line, number, place):
                         yield FoundEvent(number, line, event)
-                elif place is None or self._parser.names_report(line):
+                elif place is None or self._parser.names_report(line) or _CUT.search(line[-16:]):
                     yield from self._line(number, line)
             elif line.startswith("{") and '"MESSAGE"' in line and _ENCODED.search(line):
                 yield from self._line(number, line.strip("\r\n\0"))
@@ -159,7 +159,8 @@ class KernelLogText:
                 return
             if user_text.recognise(rest):
                 self.of_users = True
-                return
+                if place.of_kernel or not place.dated:  # else a host may stand before the identifier of a program
+                    return
         if prose.of_program(text, rest, dated=place.dated or bool(place.seconds)):
             self.of_users = True
 
@@ -278,4 +279,5 @@ class KernelLogText:
 
 def _may_be_structured(rest: str, place: Place) -> bool:
     """Whether structured data may begin at this place. In a record of the kernel it would be text of a user."""
-    return '"' in rest and not place.seconds and not place.raw and not user_text.recognise(rest)
+    quoted = '"' in rest or "'" in rest
+    return quoted and not place.seconds and not place.raw and not user_text.recognise(rest)

@@ -36,11 +36,11 @@ _DATE = (
     rf"|(?:{_DATE_WORD} {{0,2}}){{0,2}}(?:{_NUMBER} +){{1,3}}(?:{_DATE_WORD} +)?(?:{_NUMBER} +)?{_CLOCK}{_ZONE}"
     rf"|{_CLOCK}{_ZONE}"
 )
-_HOST = r"(?:(?=[^\s:]*[\d.-])[\w.%@-]{1,253}|[0-9a-fA-F]{0,4}:[0-9a-fA-F:.]{2,40}(?:%\w{1,15})?|localhost)"
+_HOST = r"(?:(?=[^\s:]*[\d.-])[\w.%@-]{1,253}|[0-9a-fA-F]{0,4}:[0-9a-fA-F:.]{2,40}(?:%\w{1,15})?|localhost|\(none\))"
 _WORD = r"[\w.@%/-]{1,253}"
 
-_KERNEL = r"(?:vm)?kernel(?:\[[\d-]*\])?:"
-_PATH = r"(?:[\w.@+~%-]*/)+[\w.@+~%-]*"
+_KERNEL = r"(?:(?:vm)?kernel|vmkwarning)(?:\[[\d-]*\])?:"
+_PATH = r"(?:/[\w.@+~%-]+|[\w.@+~%-]+/)[\w.@+~%/-]*"
 _FILE = rf"(?:{_PATH}|[\w.@+~%-]+\.(?:log|txt|gz|zst|xz|bz2|out|err|json|\d{{1,8}}))"
 
 _STRONG = (  # the order counts: what begins like another token but is longer goes first
@@ -52,25 +52,29 @@ _STRONG = (  # the order counts: what begins like another token but is longer go
     rf"\[ *(?:{_LEVEL}|{_FACILITY})(?:[.: ]{_LEVEL})? *\]:?",
     r"\[(?!\")(?=[^\[\]{}]*[\d/+])[^\[\]{}]{0,400}\]:?",  # threads, pods, structured data, relative times
     rf"(?P<facility>{_FACILITY}) *[.:] *{_LEVEL} *:?(?=\s)",
-    rf"{_LEVEL}(?=[\s|])",
+    rf"(?:kern +)?{_LEVEL}(?=[\s|])",
     r"(?:stdout|stderr) [FP](?=\s)",  # the log of a container
     rf"(?:(?:{_HOST}|{_WORD}) +)?(?:{_FACILITY}\.{_LEVEL} +)?(?P<kernel>{_KERNEL})",
     r"(?P<rfc5424>(?:\S{1,255} )?kernel (?:-|\d+) \S{1,32} )",
-    r"cpu\d{1,4}:\d{1,12}\)|\w{1,8}\(\d{1,4}\)(?=\s)",  # ESXi
+    r"cpu\d{1,4}:\d{1,12}\)(?:WARNING: )?|\w{1,8}\(\d{1,4}\)(?=\s)",  # ESXi
+    r"\((?:d\d{1,5}|XEN)\)",
+    r"(?:ok|changed|fatal|failed): \[[^\[\]]{1,253}\]:?(?: [A-Z]+!)? =>",  # ansible
+    r"\{[a-z]\w{1,15}\}",  # Jira
+    r"\[(?=')|b(?=['\"])",  # lists and bytes as Python prints them
     r"\{\w{1,64}=\"[^{}]{0,2000}\}",  # labels of Loki
     r"(?:message|msg|log|line|text|event|MESSAGE)=",
     r"[\w@.-]{1,64}=(?:(?=[\"'])|[^\s\"',{}\[\]]{1,200}(?=[\s,]))",
-    rf"{_FILE}(?:[:-]\d{{1,9}}){{0,2}}(?:[:-]|(?=[\s\[]))",
+    rf"{_FILE}(?:(?::\d{{1,9}}(?=:)){{1,2}}|-\d{{1,9}}(?=-))?(?:[:-]|(?=[\s\[]))",
     r"[\w.@-]{1,120} *\|(?=\s)|[\w.@-]{1,120}\t(?=\S)",  # docker compose, ansible; GNU parallel
     r"\d[\d.:,/+-]*[:|)\]]?(?=[\s\[\]<\"'{,]|$)|\d{1,9}[:-](?=\D)",  # numbers, also of lines
-    r"[\"'`“”«»„‘’|>*•+,-]+|\.\.\.|…",  # quotes, lists
+    r"[\"'`“”«»„‘’|>›*•+,-]+|\.\.\.|…",  # quotes, lists
 )  # fmt: skip
 _RUN = re.compile(rf"(?:{'|'.join(_STRONG)})*")
 _EVIDENCE = rf"(?=\[ *[\d+\[{{\"]|<\d|{_KERNEL}|{{\s*\"|{_FACILITY} *[.:] *{_LEVEL}|\d{{1,4}},\d+,\d+,|{_DATE})"
-_NAME = re.compile(rf"{_HOST}:?\s+|{_WORD}:?\s+{_EVIDENCE}")
+_NAME = re.compile(rf"{_HOST}:?\s+|{_WORD}(?::\s*|\s+){_EVIDENCE}")
 # After a date stand a host and the identifier of a program: only a host is skipped. Fluentd's tag stands before JSON.
 _NAME_AFTER_DATE = re.compile(rf"{_HOST}(?:\s+kernel(?=\s))?\s+|{_WORD}\s+{_EVIDENCE}|{_WORD}:\s+(?={{\s*\")")
-_CUT_TIME = re.compile(r"[\s\"'`>|]*(?:[\d ]{0,12}\.?\d{1,9}\]|\]) ?(?!\[)", re.ASCII)
+_CUT_HEAD = re.compile(r"[\s\"'`>|]*(?:[\d ]{0,12}\.?\d{1,9}\]|\]) ?(?!\[)|(?:ernel|rnel|nel|el|l): ", re.ASCII)
 _MOST_NAMES = 4
 
 # The most common prefixes in one expression, several times faster than the grammar.
@@ -102,7 +106,7 @@ def places(line: str) -> Iterator[Place]:
     """
     if _TAG.match(line):
         return
-    cut = _CUT_TIME.match(line)
+    cut = _CUT_HEAD.match(line)
     position, dated, hosted = cut.end() if cut else 0, False, False
     for _ in range(_MOST_NAMES):
         run = _RUN.match(line, position)

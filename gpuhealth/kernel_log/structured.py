@@ -26,6 +26,7 @@ _PAIR = re.compile(
     r"""(?:"(?P<text>(?:[^"\\]|\\.){0,65536})"?|'(?P<other>(?:[^'\\]|\\.){0,65536})'|\[(?P<bytes>[\d,\s]{1,65536})\])""",
     re.DOTALL,
 )
+_YAML = re.compile(r"\s*(?:- )?(?P<key>[\w.-]{1,100}): +(?P<value>\S.*)")
 _FIELD = re.compile(r"([A-Z_][A-Z0-9_]{0,63})=(.*)", re.DOTALL)
 
 
@@ -152,4 +153,5 @@ def fields(lines: Iterable[str]) -> Record | None:
             pairs.append((binary, re.sub(r"^.{1,7}\0{1,7}", "", line, count=1, flags=re.DOTALL)))
         binary = text if text.isupper() and text.replace("_", "").isalnum() else ""
     pairs = pairs or _pairs("\n".join(lines))
+    pairs = pairs or [(found["key"], found["value"].strip("\"'")) for found in map(_YAML.match, lines) if found]
     return _record(pairs) if pairs else None
