@@ -36,7 +36,9 @@ class UnreadableError(Exception):
 
 
 def text_of(log: IO[bytes]) -> IO[bytes]:
-    """The text in UTF-8 in a log, which is buffered. Raises UnreadableError and OSError, as does reading the result."""
+    """The text in UTF-8 in a log. Raises UnreadableError and OSError, as does reading the result."""
+    if not isinstance(log, io.BufferedReader):
+        log = io.BufferedReader(cast("io.RawIOBase", log))
     for _ in range(_MOST_LAYERS):
         head = _peek(log)
         if head.startswith(_GZIP):

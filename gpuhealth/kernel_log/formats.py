@@ -19,7 +19,7 @@ from gpuhealth.kernel_log import prose, structured, user_text
 from gpuhealth.kernel_log.continuation import EarlierLines
 from gpuhealth.kernel_log.escapes import plain, unescape
 from gpuhealth.kernel_log.parser import KernelLogParser
-from gpuhealth.kernel_log.prefix import Place, common_place, places
+from gpuhealth.kernel_log.prefix import Place, common_place, is_tag, places
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 
 _MOST_DEPTH = 4  # of logs in logs: a journal entry in the log of a container, in a record of a shipper
@@ -111,6 +111,7 @@ class KernelLogText:
         """The events of a line that may go on with what has begun before."""
         if self._block is not None:
             if self._belongs(line):
+                self._continue_block(number, line.rstrip("\r\n"))
                 return
             yield from self._end_block()
         if self._cut is not None and (joined := self._joined(number, line)):
@@ -140,6 +141,9 @@ class KernelLogText:
                 self._count_unread(number, line)
 
     def _read(self, text: str, number: int, depth: int = 0) -> Iterator[KernelEvent]:
+        if is_tag(text):
+            self.of_users = True
+            return
         place, rest = Place(0), text
         common = common_place(text)
         for place in (common,) if common else places(text):
@@ -201,41 +205,42 @@ class KernelLogText:
             elif user_text.recognise(text):
                 self.of_users = True
             return
-        found = False
-        text = plain(text)
-        for event in self._read(text, number, depth + 1):
-            found = True
-            yield event
-        if not found and "\n" in text:
-            for line in text.splitlines():
-                yield from self._read(line, number, depth + 1)
+        crash = False  # the line before has text of a user, in which there may be a line break
+        for line in plain(text).splitlines():
+            place = common_place(line) or next(places(line), Place(0))
+            if crash and not place.seconds and not place.dated:
+                continue
+            self._earlier.lines.append(line)
+            yield from self._read(line, number, depth + 1)
+            crash = bool(user_text.recognise(line[place.start :]))
 
     def _begin_block(self, number: int, line: str) -> None:
         """Starts a record that has a field in each line, with those lines of it that came before."""
         self._block, self._waits = _Block([line], number, line), True
         before: list[str] = []
         for earlier in reversed(self._earlier.lines):
-            if not self._belongs(earlier, store=False):
+            if not self._belongs(earlier):
                 break
             before.append(earlier.strip("\r\n"))
         self._block.lines[:0] = reversed(before)
 
-    def _belongs(self, line: str, *, store: bool = True) -> bool:
-        """Whether a line is a part of the present block; it is stored, and may be the one with the message."""
+    def _belongs(self, line: str) -> bool:
+        """Whether a line is a part of the present block."""
         assert self._block is not None
-        line = line.rstrip("\r\n")
+        line, begun = line.rstrip("\r\n"), self._block.line
+        if len(self._block.lines) > _MOST_LINES:
+            return False
+        if _PRETTY.match(begun):
+            return line.strip() != "" and len(line) - len(line.lstrip()) >= len(begun) - len(begun.lstrip())
+        return bool(_FIELD.match(line)) or line.isupper() or "\0" in line
+
+    def _continue_block(self, number: int, line: str) -> None:
+        """Adds a line to the present block; it may be the one with the message."""
+        assert self._block is not None
         block = self._block
-        if _PRETTY.match(block.line):
-            belongs = len(line) - len(line.lstrip()) >= len(block.line) - len(block.line.lstrip()) and line.strip() != ""
-        else:
-            belongs = bool(_FIELD.match(line)) or line.isupper() or "\0" in line
-        if belongs and len(block.lines) < _MOST_LINES:
-            if store:
-                block.lines.append(line)
-                if self._parser.report_in(line) or ("MESSAGE" in line and "MESSAGE" not in block.line):
-                    self._block = block._replace(number=block.number + len(block.lines) - 1, line=line)
-            return True
-        return False
+        block.lines.append(line)
+        if self._parser.report_in(line) or ("MESSAGE" in line and "MESSAGE" not in block.line):
+            self._block = block._replace(number=number, line=line)
 
     def _end_block(self) -> Iterator[FoundEvent]:
         assert self._block is not None

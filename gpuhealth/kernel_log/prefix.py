@@ -104,8 +104,6 @@ def places(line: str) -> Iterator[Place]:
 
     There is none where a prefix names a facility that is not the kernel's.
     """
-    if _TAG.match(line):
-        return
     cut = _CUT_HEAD.match(line)
     position, dated, hosted = cut.end() if cut else 0, False, False
     for _ in range(_MOST_NAMES):
@@ -140,6 +138,11 @@ def common_place(line: str) -> Place | None:
     if not end or line.find("kernel", end, end + 300) >= 0:  # perhaps another prefix follows
         return None
     return Place(end, True, seconds or "", line[: match.start(3)] if seconds and dated else "", dated is not None)
+
+
+def is_tag(line: str) -> bool:
+    """Whether the line is a tag that follows a raw record of /dev/kmsg."""
+    return _TAG.match(line) is not None
 
 
 def _counts(run: re.Match[str]) -> bool:

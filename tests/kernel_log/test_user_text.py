@@ -13,7 +13,7 @@ from testing.kernel_lines import LINES
 
 from gpuhealth.kernel_log import user_text
 from gpuhealth.kernel_log.escapes import unescape
-from gpuhealth.kernel_log.formats import classify
+from gpuhealth.kernel_log.formats import KernelLogText
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 from gpuhealth.monitors.registry import kernel_log_parser
@@ -237,9 +237,9 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
 def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, file: str, line: str) -> None:
     """In a log where a line break in a name begins a line, that line is no event of its own, and joins no other."""
     lines = WRITTEN[written](form.record(name, f"{file}{line}"))
-    found = list(classify(lines, kernel_log_parser()))
-    assert {each["kind"] for each in found} <= {form.kind}
-    assert Severity.CRITICAL not in {each["severity"] for each in found}
+    found = list(KernelLogText(kernel_log_parser()).events(lines))
+    assert {each.event.kind for each in found} <= {form.kind}
+    assert Severity.CRITICAL not in {each.event.severity for each in found}
 
 
 @pytest.mark.parametrize(
@@ -254,4 +254,4 @@ def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, f
 )
 def test_a_record_after_a_crash_counts(lines: list[str]) -> None:
     """A fault after a crash, of another time or in a log without exact times, is not lost."""
-    assert list(classify(lines, kernel_log_parser()))[-1]["finding"] == "xid.79"
+    assert list(KernelLogText(kernel_log_parser()).events(lines))[-1].event.finding == "xid.79"
