@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gpuhealth.kernel_log import prose, structured, user_text
-from gpuhealth.kernel_log.continuation import EarlierLines
+from gpuhealth.kernel_log.continuation import Continues, EarlierLines
 from gpuhealth.kernel_log.escapes import plain, unescape
 from gpuhealth.kernel_log.parser import KernelLogParser
 from gpuhealth.kernel_log.prefix import Place, common_place, is_tag, places
@@ -93,8 +93,11 @@ class KernelLogText:
             elif may_report(line):
                 line = line.strip("\r\n\0")  # a crash leaves zeros in a file that was not yet written to disk
                 if (place := common_place(line)) and (event := self._feed(line[place.start :], line, place)):
-                    if not self._earlier.end_in(line, number, place):
+                    continues = self._earlier.end_in(line, number, place)
+                    if continues is Continues.NO:
                         yield FoundEvent(number, line, event)
+                    elif continues is Continues.PERHAPS and self._parser.report_in(line):
+                        self._count_unread(number, line)
                 elif place is None or self._parser.names_report(line) or _CUT.search(line[-16:]):
                     yield from self._line(number, line)
             elif line.startswith("{") and '"MESSAGE"' in line and _ENCODED.search(line):
@@ -132,6 +135,10 @@ class KernelLogText:
             for event in self._read(part, number):
                 found = True
                 yield FoundEvent(number, line, event)
+            if self.of_users:
+                break
+            if part is not text:
+                self._earlier.lines.append(part)
         if found or self.of_users:
             return
         if _CUT.search(text):
@@ -156,9 +163,10 @@ class KernelLogText:
                 if found or self.of_users:
                     return
             if event := self._feed(rest, text, place):
-                if not self._earlier.end_in(text, number, place):
+                continues = self._earlier.end_in(text, number, place)
+                if continues is Continues.NO:
                     yield event
-                else:
+                elif continues is Continues.YES:
                     self.of_users = True
                 return
             if user_text.recognise(rest):
@@ -205,14 +213,19 @@ class KernelLogText:
             elif user_text.recognise(text):
                 self.of_users = True
             return
-        crash = False  # the line before has text of a user, in which there may be a line break
-        for line in plain(text).splitlines():
+        lines = plain(text).splitlines()
+        if len(lines) > 1 and user_text.recognise(text):
+            self.of_users = True
+            return
+        crash: Place | None = None  # in the line before is text of a user, which may have a line break
+        for line in lines:
             place = common_place(line) or next(places(line), Place(0))
-            if crash and not place.seconds and not place.dated:
+            if crash and not (crash.seconds and (place.seconds or place.dated)):
                 continue
-            self._earlier.lines.append(line)
             yield from self._read(line, number, depth + 1)
-            crash = bool(user_text.recognise(line[place.start :]))
+            crash = place if user_text.recognise(line[place.start :]) else None
+            if len(lines) > 1:
+                self._earlier.lines.append(line)
 
     def _begin_block(self, number: int, line: str) -> None:
         """Starts a record that has a field in each line, with those lines of it that came before."""

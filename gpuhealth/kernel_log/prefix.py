@@ -47,7 +47,7 @@ _STRONG = (  # the order counts: what begins like another token but is longer go
     r"[\s\ufeff\0]+",
     r"(?P<raw>\d{1,4}),\d{1,20},\d{1,20},[^;]{0,200};",  # a record of /dev/kmsg
     rf"<(?:(?P<priority>\d{{1,3}})>(?:1 )?|{_FACILITY}\.{_LEVEL}>|\w{{1,16}}>:?)",
-    r"\[ *(?P<seconds>\d{1,12}\.\d{1,9})(?: *<[ \d.+-]+>)?\]:?",  # the kernel's time
+    r"(?P<seconds>\[ *\d{1,12}\.\d{1,9}(?: *<[ \d.+-]+>)?\]:?)",  # the kernel's time
     rf"(?P<dated>\[(?:{_DATE})\]:?|(?:{_DATE})(?=[\s\[\]:{{,|\"'<]|$):?)",
     rf"\[ *(?:{_LEVEL}|{_FACILITY})(?:[.: ]{_LEVEL})? *\]:?",
     r"\[(?!\")(?=[^\[\]{}]*[\d/+])[^\[\]{}]{0,400}\]:?",  # threads, pods, structured data, relative times
@@ -85,6 +85,7 @@ _COMMON = re.compile(
     re.ASCII,
 )
 
+_SECONDS = re.compile(r"\[ *(\d{1,12}\.\d{1,9})", re.ASCII)
 _TAG = re.compile(r" [A-Z][A-Z0-9_]*=")  # of a raw record, such as " SUBSYSTEM=pci"
 
 
@@ -110,10 +111,12 @@ def places(line: str) -> Iterator[Place]:
         run = _RUN.match(line, position)
         if run is None or not _counts(run):
             return
-        seconds = run["seconds"] or ""
+        # Of several times in brackets the first is the kernel's: the others may be text of a user.
+        time = _SECONDS.search(line, run.start()) if run["seconds"] else None
+        seconds = time[1] if time else ""
         of_kernel = bool(seconds or run["kernel"] or run["raw"] or run["rfc5424"])
         dated = dated or bool(run["dated"])
-        outer = line[: run.start("seconds")] if seconds else ""
+        outer = line[: time.start()] if time else ""
         yield Place(run.end(), of_kernel, seconds, outer, dated, run["raw"] is not None)
         if of_kernel:
             return
