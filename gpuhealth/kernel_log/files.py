@@ -42,11 +42,11 @@ def text_of(log: IO[bytes]) -> IO[bytes]:
     for _ in range(_MOST_LAYERS):
         head = _peek(log)
         if head.startswith(_GZIP):
-            log = _decompressed(gzip.GzipFile(fileobj=log), EOFError, zlib.error)  # a BadGzipFile is an OSError
+            log = _decompressed(gzip.GzipFile(fileobj=log), EOFError, zlib.error, gzip.BadGzipFile)
         elif head.startswith(_XZ):
-            log = _decompressed(lzma.LZMAFile(log), EOFError, lzma.LZMAError)
+            log = _decompressed(lzma.LZMAFile(log), EOFError, lzma.LZMAError)  # noqa: SIM115 - the caller closes the file
         elif head.startswith(_BZIP2) and head[3:4].isdigit():
-            log = _decompressed(bz2.BZ2File(log), EOFError, ValueError)
+            log = _decompressed(bz2.BZ2File(log), EOFError, OSError)
         elif head.startswith(_ZSTD):
             log = _zstd(log)
         else:
@@ -110,7 +110,7 @@ class _Decompressed(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         try:
             data = self._stream.read1(len(view))
-        except (*self._errors, gzip.BadGzipFile) as error:
+        except self._errors as error:
             raise UnreadableError(f"its compressed data is damaged or cut ({error})") from None
         view[: len(data)] = data
         return len(data)

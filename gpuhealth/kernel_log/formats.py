@@ -26,7 +26,7 @@ _MOST_DEPTH = 4  # of logs in logs: a journal entry in the log of a container, i
 _MOST_LINES = 512  # of a structured record
 # The driver's name is split off by journald and syslog where a program wrote the record, or lost in a paste.
 _XID_HEAD = re.compile(r"(?:N?V?R?M(?:\[\d{1,10}\])?: ?|: )?Xid \(", re.ASCII)
-_QUOTES = "\"'`“”«»‘’|*"
+_QUOTES = "\"'`“”«»\u2018\u2019|*"
 _ENCODED = re.compile(r'"MESSAGE"\s*:\s*(?:\[|"[^"]*\\u)')
 _PRETTY = re.compile(r'\s*(?:"[\w@. -]{1,100}"\s*:\s|(?:- )?(?:MESSAGE|message|textPayload): )')  # JSON, YAML
 _FIELD = re.compile(r"(?: {4})?[A-Z_][A-Z0-9_]{0,63}=")
@@ -141,11 +141,11 @@ class KernelLogText:
                 self._earlier.lines.append(part)
         if found or self.of_users:
             return
+        report = self._parser.report_in(text)
         if _CUT.search(text):
             self._cut, self._waits = (number, line), True
-        elif report := self._parser.report_in(text):
-            if not prose.mentions(text, report.start()):
-                self._count_unread(number, line)
+        elif report and not prose.mentions(text, report.start()):
+            self._count_unread(number, line)
 
     def _read(self, text: str, number: int, depth: int = 0) -> Iterator[KernelEvent]:
         if is_tag(text):
@@ -169,7 +169,7 @@ class KernelLogText:
                 elif continues is Continues.YES:
                     self.of_users = True
                 return
-            if user_text.recognise(rest):
+            if not place.guessed and user_text.recognise(rest):
                 self.of_users = True
                 if place.of_kernel or not place.dated:  # else a host may stand before the identifier of a program
                     return
@@ -188,9 +188,7 @@ class KernelLogText:
 
     # -- structured records --------------------------------------------------------------------------------------------
 
-    def _of_records(
-        self, records: Iterable[structured.Record], number: int, depth: int = 0
-    ) -> Iterator[KernelEvent]:
+    def _of_records(self, records: Iterable[structured.Record], number: int, depth: int = 0) -> Iterator[KernelEvent]:
         for record in records:
             named = record.identifier not in ("", "-", "kernel")
             for text in record.texts:

@@ -53,7 +53,7 @@ _STRONG = (  # the order counts: what begins like another token but is longer go
     r"\[(?!\")(?=[^\[\]{}]*[\d/+])[^\[\]{}]{0,400}\]:?",  # threads, pods, structured data, relative times
     rf"(?P<facility>{_FACILITY}) *[.:] *{_LEVEL} *:?(?=\s)",
     rf"(?:kern +)?{_LEVEL}(?=[\s|])",
-    r"(?:stdout|stderr) [FP](?=\s)",  # the log of a container
+    r"(?P<container>(?:stdout|stderr) [FP])(?=\s)",  # the log of a container
     rf"(?:(?:{_HOST}|{_WORD}) +)?(?:{_FACILITY}\.{_LEVEL} +)?(?P<kernel>{_KERNEL})",
     r"(?P<rfc5424>(?:\S{1,255} )?kernel (?:-|\d+) \S{1,32} )",
     r"cpu\d{1,4}:\d{1,12}\)(?:WARNING: )?|\w{1,8}\(\d{1,4}\)(?=\s)",  # ESXi
@@ -64,18 +64,21 @@ _STRONG = (  # the order counts: what begins like another token but is longer go
     r"\{\w{1,64}=\"[^{}]{0,2000}\}",  # labels of Loki
     r"(?:message|msg|log|line|text|event|MESSAGE)=",
     r"[\w@.-]{1,64}=(?:(?=[\"'])|[^\s\"',{}\[\]]{1,200}(?=[\s,]))",
-    rf"{_FILE}(?:(?::\d{{1,9}}(?=:)){{1,2}}|-\d{{1,9}}(?=-))?(?:[:-]|(?=[\s\[]))",
-    r"[\w.@-]{1,120} *\|(?=\s)|[\w.@-]{1,120}\t(?=\S)",  # docker compose, ansible; GNU parallel
     r"\d[\d.:,/+-]*[:|)\]]?(?=[\s\[\]<\"'{,]|$)|\d{1,9}[:-](?=\D)",  # numbers, also of lines
-    r"[\"'`“”«»„‘’|>›*•+,-]+|\.\.\.|…",  # quotes, lists
+    r"[\"'`“”«»„\u2018\u2019|>\u203a*•+,-]+|\.\.\.|…",  # quotes, lists
 )  # fmt: skip
+_LOOSE = re.compile(  # a message may begin like these: "I/O error, …", "md/raid1:md0: …"
+    rf"{_FILE}(?:(?::\d{{1,9}}(?=:)){{1,2}}|-\d{{1,9}}(?=-))?(?:[:-]|(?=[\s\[]))"
+    r"|[\w.@-]{1,120} *\|(?=\s)|[\w.@-]{1,120}\t(?=\S)"  # docker compose, ansible; GNU parallel
+)
 _RUN = re.compile(rf"(?:{'|'.join(_STRONG)})*")
 _EVIDENCE = rf"(?=\[ *[\d+\[{{\"]|<\d|{_KERNEL}|{{\s*\"|{_FACILITY} *[.:] *{_LEVEL}|\d{{1,4}},\d+,\d+,|{_DATE})"
 _NAME = re.compile(rf"{_HOST}:?\s+|{_WORD}(?::\s*|\s+){_EVIDENCE}")
 # After a date stand a host and the identifier of a program: only a host is skipped. Fluentd's tag stands before JSON.
 _NAME_AFTER_DATE = re.compile(rf"{_HOST}(?:\s+kernel(?=\s))?\s+|{_WORD}\s+{_EVIDENCE}|{_WORD}:\s+(?={{\s*\")")
+_BLANK = re.compile(r"(?:[\s\ufeff\0\"'`>|*-]|\[ *[TC]\d+\])*")
 _CUT_HEAD = re.compile(r"[\s\"'`>|]*(?:[\d ]{0,12}\.?\d{1,9}\]|\]) ?(?!\[)|(?:ernel|rnel|nel|el|l): ", re.ASCII)
-_MOST_NAMES = 4
+_MOST_NAMES = 8
 
 # The most common prefixes in one expression, several times faster than the grammar.
 _COMMON = re.compile(
@@ -98,6 +101,7 @@ class Place(NamedTuple):
     outer: str = ""  # what stands before that time
     dated: bool = False  # a time other than the kernel's stands before it
     raw: bool = False  # a record of /dev/kmsg, with escapes
+    guessed: bool = False  # what follows may also be more of the prefix
 
 
 def places(line: str) -> Iterator[Place]:
@@ -117,15 +121,22 @@ def places(line: str) -> Iterator[Place]:
         of_kernel = bool(seconds or run["kernel"] or run["raw"] or run["rfc5424"])
         dated = dated or bool(run["dated"])
         outer = line[: time.start()] if time else ""
-        yield Place(run.end(), of_kernel, seconds, outer, dated, run["raw"] is not None)
+        place = Place(run.end(), of_kernel, seconds, outer, dated, run["raw"] is not None)
+        marked = max(position, *(run.end(name) for name in ("raw", "seconds", "kernel", "rfc5424")))
+        begin = _BLANK.match(line, marked).end()  # type: ignore[union-attr] - it matches everything
+        if begin < run.end() and line[begin].isalpha():
+            yield place._replace(start=begin, guessed=True)
+        loose = None if of_kernel else _LOOSE.match(line, run.end())
+        yield place._replace(guessed=loose is not None)
         if of_kernel:
             return
-        if dated and hosted:
+        after_date = dated and run.end("container") <= run.end("dated")  # else a line of its own begins
+        if loose is None and after_date and hosted:
             return
-        name = (_NAME_AFTER_DATE if dated else _NAME).match(line, run.end())
+        name = loose or (_NAME_AFTER_DATE if after_date else _NAME).match(line, run.end())
         if name is None:
             return
-        hosted = dated
+        hosted = after_date and loose is None
         position = name.end()
 
 

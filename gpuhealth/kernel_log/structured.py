@@ -13,10 +13,10 @@ from typing import NamedTuple
 import msgspec
 
 _PROGRAM_KEYS = frozenset(
-    ("syslog_identifier", "identifier", "ident", "program", "programname", "appname", "app_name", "app-name")
-    + ("syslogtag", "process", "process.name", "process_name", "logger", "func", "funcname")
-)
-"""Keys, in lower case, of what names the writer: journald, rsyslog, syslog-ng, Fluentd, Vector, ECS, logs of programs."""
+    ("syslog_identifier", "identifier", "ident", "program", "programname", "appname", "app_name", "app-name", "syslogtag",
+     "process", "process.name", "process_name", "logger", "func", "funcname")
+)  # fmt: skip
+"""Keys, in lower case, of the writer: in journald, rsyslog, syslog-ng, Fluentd, Vector, ECS, and logs of programs."""
 _TRANSPORT_KEYS = ("_transport", "transport")
 _KERNEL_NAMES = ("", "-", "kernel", "vmkernel", "kmsg", "dmesg")
 _MOST_DEPTH = 8

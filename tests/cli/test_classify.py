@@ -134,7 +134,9 @@ def test_lines_that_are_not_understood(run: Run) -> None:
     said = run("classify", stdin=f"{XID}\n{NOISE}\n{odd}\n{odd}\n")
     assert said.code == 3
     assert [json.loads(line)["number"] for line in said.out.splitlines()] == [1]
-    assert said.err.startswith("gpuhealth: 2 lines with an XID or SXid could not be understood; the first is line 3: ~~")
+    assert said.err.startswith(
+        "gpuhealth: 2 lines with an XID or SXid could not be understood; the first is line 3: ~~"
+    )
     assert said.err.count("\n") == 1
     assert "\x07" not in said.err
     assert len(said.err) < 250

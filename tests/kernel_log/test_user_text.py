@@ -229,7 +229,9 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
     "syslog": lambda record: [f"Nov 22 01:43:47 gpu kernel: {STAMP}{line}" for line in record.split("\n")],
     "syslog, escaped": lambda record: [f"Nov 22 01:43:47 gpu kernel: {STAMP}{record}".replace("\n", "#012")],
     "pdsh of dmesg": lambda record: [f"node1: {line}" for line in (STAMP + record).split("\n")],
-    "grep of dmesg": lambda record: [f"dmesg.1:{number}:{line}" for number, line in enumerate((STAMP + record).split("\n"))],
+    "grep of dmesg": lambda record: [
+        f"dmesg.1:{number}:{line}" for number, line in enumerate((STAMP + record).split("\n"))
+    ],
     "kubectl logs of dmesg": lambda record: [
         f"[pod/a-1/b] 2025-03-07T10:11:12.1Z {line}" for line in (STAMP + record).split("\n")
     ],

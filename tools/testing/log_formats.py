@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# ruff: noqa: E501 - one line is one entry
+# ruff: noqa: E501, RUF001 - one line is one entry, in any language
 
 MESSAGE = "NVRM: Xid (PCI:0000:01:00): 79, pid=6755, name=python, GPU has fallen off the bus."
 """The message, `{m}` in the texts; `{x}` is the part after the driver's name."""
