@@ -35,39 +35,45 @@ class UnreadableError(Exception):
     """The data is no text of a log, or damaged; the text says what it is, and how its text is had."""
 
 
-def text_of(log: IO[bytes]) -> IO[bytes]:
+def text_of(log: IO[bytes]) -> io.BufferedReader:
     """The text in UTF-8 in a log. Raises UnreadableError and OSError, as does reading the result."""
-    if not isinstance(log, io.BufferedReader):
-        log = io.BufferedReader(cast("io.RawIOBase", log))
+    text = log if isinstance(log, io.BufferedReader) else io.BufferedReader(cast("io.RawIOBase", log))
     for _ in range(_MOST_LAYERS):
-        head = _peek(log)
-        if head.startswith(_GZIP):
-            log = _decompressed(gzip.GzipFile(fileobj=log), EOFError, zlib.error, gzip.BadGzipFile)
-        elif head.startswith(_XZ):
-            log = _decompressed(lzma.LZMAFile(log), EOFError, lzma.LZMAError)  # noqa: SIM115 - the caller closes the file
-        elif head.startswith(_BZIP2) and head[3:4].isdigit():
-            log = _decompressed(bz2.BZ2File(log), EOFError, OSError)
-        elif head.startswith(_ZSTD):
-            log = _zstd(log)
-        else:
+        opened = _decompressed(text, _peek(text))
+        if opened is None:
             break
+        text = opened
+    head = _peek(text)
     for offset, magic, what, remedy in _BINARY:
         if head[offset : offset + len(magic)] == magic:
             raise UnreadableError(f"this is {what}, not the text of a log: {remedy}")
     encoding = _wide_encoding(head)
-    return io.BufferedReader(_Recoded(log, encoding)) if encoding else log
+    return io.BufferedReader(_Recoded(text, encoding)) if encoding else text
 
 
-def _peek(log: IO[bytes]) -> bytes:
+def _decompressed(log: io.BufferedReader, head: bytes) -> io.BufferedReader | None:
+    """What is compressed in a log that begins with these bytes; None where it is not compressed."""
+    if head.startswith(_GZIP):
+        return _reader(gzip.GzipFile(fileobj=log), EOFError, zlib.error, gzip.BadGzipFile)
+    if head.startswith(_XZ):
+        return _reader(lzma.LZMAFile(log), EOFError, lzma.LZMAError)
+    if head.startswith(_BZIP2) and head[3:4].isdigit():
+        return _reader(bz2.BZ2File(log), EOFError, OSError)
+    if head.startswith(_ZSTD):
+        return _zstd(log)
+    return None
+
+
+def _peek(log: io.BufferedReader) -> bytes:
     """The first bytes, without taking them; of a pipe what its writer has written so far."""
-    return cast("io.BufferedReader", log).peek(_PEEK)[:_PEEK]
+    return log.peek(_PEEK)[:_PEEK]
 
 
-def _decompressed(stream: object, *errors: type[Exception]) -> IO[bytes]:
+def _reader(stream: object, *errors: type[Exception]) -> io.BufferedReader:
     return io.BufferedReader(_Decompressed(cast("io.BufferedReader", stream), errors))
 
 
-def _zstd(log: IO[bytes]) -> IO[bytes]:
+def _zstd(log: io.BufferedReader) -> io.BufferedReader:
     try:
         if sys.version_info >= (3, 14):
             from compression import zstd
@@ -78,7 +84,7 @@ def _zstd(log: IO[bytes]) -> IO[bytes]:
             "this is compressed with zstd, and the package backports.zstd is not installed: "
             "use zstd -dc FILE | gpuhealth classify"
         ) from None
-    return _decompressed(zstd.ZstdFile(log), EOFError, zstd.ZstdError)
+    return _reader(zstd.ZstdFile(log), EOFError, zstd.ZstdError)
 
 
 def _wide_encoding(head: bytes) -> str:
@@ -119,7 +125,7 @@ class _Decompressed(io.RawIOBase):
 class _Recoded(io.RawIOBase):
     """A stream in UTF-8, from one in another encoding."""
 
-    def __init__(self, log: IO[bytes], encoding: str) -> None:
+    def __init__(self, log: io.BufferedReader, encoding: str) -> None:
         self._log = log
         self._decoder = codecs.getincrementaldecoder(encoding)("replace")
         self._rest = b""
@@ -130,7 +136,7 @@ class _Recoded(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         """Fills the buffer with what has arrived; 0 at the end."""
         while not self._rest:
-            chunk = self._log.read1(_CHUNK)  # type: ignore[attr-defined] - it is buffered
+            chunk = self._log.read1(_CHUNK)
             self._rest = self._decoder.decode(chunk, final=not chunk).encode("utf-8", "replace")
             if not chunk:
                 break

@@ -34,7 +34,6 @@ _CUT = re.compile(
     r"(?:NVRM:?(?: X?i?d?)?|Xid(?: \((?:P?C?I?:?[0-9a-fA-F:. ]{0,24}(?:GPU-[\w: -]{0,24})?)?(?:\):? ?\d{0,6})?)?)\s*$",
     re.ASCII,
 )
-_QUOTING = re.compile(r"[\s>|]*")
 
 
 class FoundEvent(NamedTuple):
@@ -162,10 +161,10 @@ class KernelLogText:
                     yield event
                 if found or self.of_users:
                     return
-            if event := self._feed(rest, text, place):
+            if of_message := self._feed(rest, text, place):
                 continues = self._earlier.end_in(text, number, place)
                 if continues is Continues.NO:
-                    yield event
+                    yield of_message
                 elif continues is Continues.YES:
                     self.of_users = True
                 return
@@ -271,7 +270,7 @@ class KernelLogText:
         assert self._cut is not None
         begun = self._cut[1].rstrip("\r\n")
         line = line.rstrip("\r\n")
-        rest = line[_QUOTING.match(line).end() :]  # type: ignore[union-attr] - it matches everything
+        rest = line.lstrip(" \t>|")
         for space in ("", " "):
             whole = plain(f"{begun.rstrip() if space else begun}{space}{rest}")
             for event in self._read(whole, number):

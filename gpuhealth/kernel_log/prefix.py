@@ -123,7 +123,8 @@ def places(line: str) -> Iterator[Place]:
         outer = line[: time.start()] if time else ""
         place = Place(run.end(), of_kernel, seconds, outer, dated, run["raw"] is not None)
         marked = max(position, *(run.end(name) for name in ("raw", "seconds", "kernel", "rfc5424")))
-        begin = _BLANK.match(line, marked).end()  # type: ignore[union-attr] - it matches everything
+        blank = _BLANK.match(line, marked)
+        begin = blank.end() if blank else marked
         if begin < run.end() and line[begin].isalpha():
             yield place._replace(start=begin, guessed=True)
         loose = None if of_kernel else _LOOSE.match(line, run.end())

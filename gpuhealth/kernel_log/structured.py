@@ -13,8 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 _PROGRAM_KEYS = frozenset(
-    ("syslog_identifier", "identifier", "ident", "program", "programname", "appname", "app_name", "app-name", "syslogtag",
-     "process", "process.name", "process_name", "logger", "func", "funcname")
+    ("syslog_identifier", "identifier", "ident", "program", "programname", "appname", "app_name", "app-name",
+     "syslogtag", "process", "process.name", "process_name", "logger", "func", "funcname")
 )  # fmt: skip
 """Keys, in lower case, of the writer: in journald, rsyslog, syslog-ng, Fluentd, Vector, ECS, and logs of programs."""
 _TRANSPORT_KEYS = ("_transport", "transport")

@@ -109,7 +109,7 @@ def _tar() -> bytes:
     ],
 )
 def test_no_text(run: Run, tmp_path: Path, data: bytes, reason: str) -> None:
-    """A binary file, or damaged data, is an error of one sentence that tells what it is, with exit code 3."""
+    """A binary file, or damaged data, is an error of one sentence with what it is, and exit code 3."""
     log = tmp_path / "log"
     log.write_bytes(data)
     said = run("classify", log)
