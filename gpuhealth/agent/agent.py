@@ -57,7 +57,7 @@ log = structlog.get_logger()
 _STATE_SECONDS = 60.0  # between two writes of state that changes in every round, such as counters
 _NODE_WAIT_SECONDS = 10.0  # to read from our Node whether the driver may be opened, before the first time
 _CLOCK_SECONDS = 1.0  # between two checks of the wall clock and the settings file
-_FIXED_SETTINGS = ("node_name", "log_level", "roots", "http", "journal", "monitors")
+_FIXED_SETTINGS = ("node_name", "log_level", "roots", "http", "journal", "monitors", "kernel_log")
 _NODE_UNKNOWN = Missing(MissingReason.ERROR, "our Node has not been seen yet")
 
 Service = Callable[["Agent"], Awaitable[None]]
@@ -260,8 +260,14 @@ class Agent:
         await asyncio.sleep(min(_CLOCK_SECONDS, self.settings.interval))
 
     async def _follow_kernel_log(self) -> None:
-        kmsg = self.settings.kmsg
-        await self.kernel_log.follow(self.settings.roots.kmsg, kmsg.lookback, self._first_round, kmsg.since_boot)
+        settings = self.settings
+        await self.kernel_log.follow(
+            settings.roots.kmsg,
+            settings.kmsg.lookback,
+            self._first_round,
+            settings.kmsg.since_boot,
+            accept_user_records=settings.kernel_log.accept_user_records,
+        )
 
     # -- the cluster ---------------------------------------------------------------------------------------------------
 

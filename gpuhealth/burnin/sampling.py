@@ -90,7 +90,13 @@ class Sampler:
         self._first_timeout = settings.nvml.critical_after  # the driver may have to initialize all GPUs
         self._timeout = settings.nvml.warn_after
         self._interval = interval
-        self._kmsg = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, 0.0)
+        self._kmsg = KmsgReader(
+            settings.roots.kmsg,
+            boot_id(settings.roots.proc),
+            None,
+            0.0,
+            accept_user_records=settings.kernel_log.accept_user_records,
+        )
         self._kernel = kernel_log_parser()
         self._events: list[KernelEvent] = []
         self._recorders: dict[str, _WindowRecorder] = {}

@@ -86,18 +86,17 @@ def _codes(text: str) -> list[str]:
 
 def _event(text: str) -> KernelEvent | None:
     """The event of a log line, or the last event of several lines; None where there is none."""
-    from gpuhealth.kernel_log import formats as logtext
-    from gpuhealth.kernel_log import user_text
+    from gpuhealth.kernel_log.formats import KernelLogText
     from gpuhealth.monitors.registry import kernel_log_parser
 
     # Pasted through a shell or a chat, a line may have lost the format of a log; the message is still in it.
     message = re.search(r"NVRM: .*|nvidia-nvswitch\d+: .*|(?<=kernel: ).*", text)
     for lines in (text.splitlines(), [message[0]] if message else []):
-        parser, records = kernel_log_parser(), list(logtext.records(lines))
-        events = [event for record in records if (event := parser.feed(record))]
+        log = KernelLogText(kernel_log_parser())
+        events = [found.event for found in log.events(lines)]
         if events:
             return events[-1]
-        if any(user_text.recognise(record.text) for record in records):
+        if log.of_users:
             return None  # the rest is a program's text, not a kernel message
     return None
 

@@ -148,7 +148,13 @@ async def _round(runners: list[MonitorRunner], settings: Settings) -> NodeReadin
 
 
 async def _read_kernel_log(settings: Settings) -> tuple[Reading[KernelLogStatus], list[KernelRecord]]:
-    reader = KmsgReader(settings.roots.kmsg, boot_id(settings.roots.proc), None, math.inf)
+    reader = KmsgReader(
+        settings.roots.kmsg,
+        boot_id(settings.roots.proc),
+        None,
+        math.inf,
+        accept_user_records=settings.kernel_log.accept_user_records,
+    )
     records: list[KernelRecord] = []
     try:
         async for batch in reader.available():

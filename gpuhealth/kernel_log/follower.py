@@ -67,14 +67,30 @@ class KernelLogFollower:
         """Sets the branch of the NVIDIA driver (570, 575 …), on which the meaning of some lines depends."""
         self._parser.driver_branch = branch
 
-    async def follow(self, kmsg: Path, lookback: float, after: asyncio.Event, since_boot: bool = False) -> None:
+    async def follow(
+        self,
+        kmsg: Path,
+        lookback: float,
+        after: asyncio.Event,
+        since_boot: bool = False,
+        *,
+        accept_user_records: bool = False,
+    ) -> None:
         """Opens the log at once and reads it continuously once `after` is set; returns when it should be called again.
 
         At the very first start it begins with the records of the last `lookback` seconds. With `since_boot`, it then
-        also looks in all older ones for faults that only a reset or a reboot ends. Raises KmsgError when reading fails.
+        also looks in all older ones for faults that only a reset or a reboot ends. Records that programs have written
+        to /dev/kmsg count only with `accept_user_records`. Raises KmsgError when reading fails.
         """
         whole = since_boot and self.position is None
-        reader = KmsgReader(kmsg, self._boot_id, self.position, math.inf if whole else lookback, self._now)
+        reader = KmsgReader(
+            kmsg,
+            self._boot_id,
+            self.position,
+            math.inf if whole else lookback,
+            self._now,
+            accept_user_records=accept_user_records,
+        )
         problem = reader.open()
         if problem is not None:
             if self._problem != problem:

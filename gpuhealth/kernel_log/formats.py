@@ -1,327 +1,298 @@
-"""Kernel messages from text: raw /dev/kmsg records, dmesg in its time formats, syslog, journalctl, journald's JSON.
+"""Kernel events in the text of a log, in whatever format it was written, shipped, viewed or pasted.
 
-The format is detected for each line separately, so files that mix formats are read, too. Only messages of the kernel
-count: in syslog and the journal the kernel's entries, in raw records the facilities kern and user. The latter is what
-a record written to /dev/kmsg gets, and so how a fault is injected for a test.
+A kernel message is found wherever it stands in its line (`prefix`), in structured records (`structured`), and in a line
+that a terminal has wrapped. Only messages of the kernel count: what stands behind the identifier of a program counts
+for nothing, nor does a sentence that mentions a message. Where a line names its facility, it must be kern, or user or
+syslog, which are those of drills: a text does not prove who wrote it, and a person reads the result.
 
-/dev/kmsg escapes a line break within a record. Other formats break the line there, and the rest looks like a record of
-its own: text of a user (a file's name in a crash) could look like one. Where the kernel's time or the indentation shows
-that a line is the rest of such a record, it is no event. Where times are coarser than a microsecond nothing shows it.
+A line that reports a fault and was not understood is counted (`KernelLogText.unread`), so that no result means that
+there was nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
-import msgspec
-
-from gpuhealth.kernel_log import user_text
+from gpuhealth.kernel_log import prose, structured, user_text
+from gpuhealth.kernel_log.continuation import Continues, EarlierLines
+from gpuhealth.kernel_log.escapes import plain, unescape
 from gpuhealth.kernel_log.parser import KernelLogParser
-from gpuhealth.model.kernel_event import KernelRecord
+from gpuhealth.kernel_log.prefix import Place, common_place, is_tag, places
+from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 
-
-class Stamp(NamedTuple):
-    """A time as written, with the clock it refers to."""
-
-    clock: str  # kmsg (µs since boot), boot (s since boot), unix (s), iso, ctime; empty if unknown
-    text: str
-
-
-class Message(NamedTuple):
-    """One kernel message without the prefix of its format."""
-
-    text: str
-    priority: int = 6
-    stamp: Stamp = Stamp("", "")
-    sequence: int = -1
-    since_boot: str = ""  # the kernel's own time as written, to the microsecond: lines of one record have the same
-
-
-_LEVELS = {"emerg": 0, "alert": 1, "crit": 2, "err": 3, "warn": 4, "notice": 5, "info": 6, "debug": 7}
-_FACILITIES = (0, 1)  # kern, user
-_KMSG = re.compile(r"(\d{1,4}),(\d{1,20}),(\d{1,20}),[^;]*;(.*)", re.ASCII | re.DOTALL)
-_KMSG_TAG = re.compile(r" [A-Z][A-Z0-9_]*=")
-_ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
-_PRI = re.compile(r"<(\d{1,3})>", re.ASCII)
-_RFC5424 = re.compile(r"1 (\S+) \S+ (\S+) \S+ \S+ (?:-|(?:\[[^\]]*\])+) ?\ufeff?(.*)", re.ASCII | re.DOTALL)
-# The thread or CPU that wrote the record: the kernel prints it behind its time, dmesg behind times of all its formats.
-_REST = r"(?: ?\[ *[TC]\d+\])? ?(.*)"
-_SECONDS = re.compile(r"\[ *(\d{1,12}\.\d{1,9})(?: *<[ \d.]+>)?\]" + _REST, re.ASCII | re.DOTALL)
-_CTIME = re.compile(r"\[([A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4})\]" + _REST, re.ASCII | re.DOTALL)
-_RELATIVE = re.compile(r"\[(?:[A-Z][a-z]{2} ?\d{1,2} \d\d:\d\d| *\+ *\d+\.\d+)\]" + _REST, re.ASCII | re.DOTALL)
-_DECODED = re.compile(r"([a-z0-9]{3,9}) *:(emerg|alert|crit|err|warn|notice|info|debug) *: ?(.*)", re.ASCII | re.DOTALL)
-_ISO = re.compile(
-    r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?)(?= )" + _REST, re.ASCII | re.DOTALL
+_MOST_DEPTH = 4  # of logs in logs: a journal entry in the log of a container, in a record of a shipper
+_MOST_LINES = 512  # of a structured record
+# The driver's name is split off by journald and syslog where a program wrote the record, or lost in a paste.
+_XID_HEAD = re.compile(r"(?:N?V?R?M(?:\[\d{1,10}\])?: ?|: )?Xid \(", re.ASCII)
+_QUOTES = "\"'`“”«»\u2018\u2019|*"
+_ENCODED = re.compile(r'"MESSAGE"\s*:\s*(?:\[|"[^"]*\\u)')
+_PRETTY = re.compile(r'\s*(?:"[\w@. -]{1,100}"\s*:\s|(?:- )?(?:MESSAGE|message|textPayload): )')  # JSON, YAML
+_FIELD = re.compile(r"(?: {4})?[A-Z_][A-Z0-9_]{0,63}=")
+_CUT = re.compile(
+    r"(?:NVRM:?(?: X?i?d?)?|Xid(?: \((?:P?C?I?:?[0-9a-fA-F:. ]{0,24}(?:GPU-[\w: -]{0,24})?)?(?:\):? ?\d{0,6})?)?)\s*$",
+    re.ASCII,
 )
-_SYSLOG = re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d{1,9})? (.*)", re.ASCII | re.DOTALL)
-_FULL = re.compile(
-    r"[A-Z][a-z]{2} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d{1,9})? (?:[A-Z]{2,5}|[+-]\d{2,4}) (.*)",
-    re.ASCII | re.DOTALL,
-)
-_UNIX = re.compile(r"(\d{9,11}\.\d{1,9}) (.*)", re.ASCII | re.DOTALL)
-_OF_KERNEL = re.compile(r"(?:[^\s:]+ )?kernel(?:\[\d+\])?: (.*)", re.DOTALL)
-_OF_PROGRAM = re.compile(r"[^\s:]+ [\w./@-]+(?:\[\d+\])?: ", re.ASCII)
-_COLOUR = re.compile("\x1b\\[[\\d;]*m")
-_LINES_OF_A_RECORD = 256  # a record has at most 1 KiB, and a file's name of 255 bytes as many line breaks
 
 
-class _JournalEntry(msgspec.Struct):
-    message: Any = msgspec.field(name="MESSAGE", default="")
-    transport: Any = msgspec.field(name="_TRANSPORT", default="")
-    identifier: Any = msgspec.field(name="SYSLOG_IDENTIFIER", default="")
-    priority: Any = msgspec.field(name="PRIORITY", default="6")
-    time: Any = msgspec.field(name="__REALTIME_TIMESTAMP", default="")
+class FoundEvent(NamedTuple):
+    """An event and its line; of a message over several lines the last one, which completes it."""
+
+    number: int  # from 1
+    line: str
+    event: KernelEvent
+
+    def described(self) -> dict[str, Any]:
+        """What `classify` prints of it."""
+        event = self.event
+        return {
+            "number": self.number,
+            "line": self.line,
+            "kind": event.kind,
+            "code": event.code,
+            "pci": event.pci,
+            "pid": event.pid,
+            "process": event.process,
+            "severity": event.severity,
+            "action": event.action,
+            "finding": event.finding,
+        }
 
 
-_journal_entry = msgspec.json.Decoder(_JournalEntry)
+class _Block(NamedTuple):
+    """Lines of one structured record, as far as they have been read."""
+
+    lines: list[str]
+    number: int  # of the line with the message
+    line: str
 
 
-def message(line: str) -> Message | None:
-    """The kernel message in a line of any format; None for a line that is not from the kernel."""
-    if "\x1b" in line:
-        line = _COLOUR.sub("", line)
-    first = line[:1]
-    if first == "[":
-        return _dmesg(line)
-    if first.isdigit():
-        return _kmsg(line) or _iso(line) or _unix(line) or Message(line)
-    if first == "{":  # JSON, or the number that the kernel prefixes to a firmware error: {1}[Hardware Error]
-        return Message(line) if line[1:2].isdigit() else _journald(line)
-    if first == "<":
-        return _with_priority(line)
-    if first in (" ", "\t"):  # a second line of the record before, or, in raw records, a tag such as " SUBSYSTEM=pci"
-        return None if _KMSG_TAG.match(line) else Message(line.strip())
-    return _worded(line)
+class KernelLogText:
+    """Finds the events in the lines of one log."""
 
+    def __init__(self, parser: KernelLogParser) -> None:
+        self.unread = 0  # lines that report a fault and were not understood
+        self.first_unread: tuple[int, str] = (0, "")  # number and text
+        self.of_users = False  # the last line that was read is text of a user or a program
+        self._parser = parser
+        self._earlier = EarlierLines()
+        self._block: _Block | None = None
+        self._cut: tuple[int, str] | None = None  # number and text of a line that may go on in the next
+        self._waits = False  # whether there is one of the two
 
-def _kmsg(line: str) -> Message | None:
-    match = _KMSG.match(line)
-    if match is None:
-        return None
-    facility, level = divmod(int(match[1]), 8)
-    if facility not in _FACILITIES:
-        return Message("")
-    text = match[4]
-    if "\\x" in text:
-        text = unescape(text)
-    return Message(text, level, Stamp("kmsg", match[3]), int(match[2]))
+    def events(self, lines: Iterable[bytes | str]) -> Iterator[FoundEvent]:
+        """The events in the lines, as soon as they are known. Never raises for any text."""
+        may_report, add, previous = self._parser.may_report, self._earlier.lines.append, ""
+        for number, raw in enumerate(lines, 1):
+            add(previous)
+            previous = line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+            if self._waits:
+                yield from self._next_line(number, line)
+            elif may_report(line):
+                line = line.strip("\r\n\0")  # a crash leaves zeros in a file that was not yet written to disk
+                if (place := common_place(line)) and (event := self._feed(line[place.start :], line, place)):
+                    continues = self._earlier.end_in(line, number, place)
+                    if continues is Continues.NO:
+                        yield FoundEvent(number, line, event)
+                    elif continues is Continues.PERHAPS and self._parser.report_in(line):
+                        self._count_unread(number, line)
+                elif place is None or self._parser.names_report(line) or _CUT.search(line[-16:]):
+                    yield from self._line(number, line)
+            elif line.startswith("{") and '"MESSAGE"' in line and _ENCODED.search(line):
+                yield from self._line(number, line.strip("\r\n\0"))
+        if self._block is not None:
+            yield from self._end_block()
+        self._end_cut()
 
+    @property
+    def _is_waiting(self) -> bool:
+        return self._block is not None or self._cut is not None
 
-def unescape(text: str) -> str:
-    r"""The text of a raw record, in which the kernel escapes unprintable characters as `\x0a`."""
-    raw = text.encode("utf-8", "surrogatepass")
-    return _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), raw).decode("utf-8", "replace")
+    def _next_line(self, number: int, line: str) -> Iterator[FoundEvent]:
+        """The events of a line that may go on with what has begun before."""
+        if self._block is not None:
+            if self._belongs(line):
+                self._continue_block(number, line.rstrip("\r\n"))
+                return
+            yield from self._end_block()
+        if self._cut is not None and (joined := self._joined(number, line)):
+            yield joined
+        elif self._parser.may_report(line):
+            yield from self._line(number, line.strip("\r\n\0"))
+        self._waits = self._is_waiting
 
+    # -- one line ------------------------------------------------------------------------------------------------------
 
-def _dmesg(line: str) -> Message | None:
-    for pattern, clock in ((_SECONDS, "boot"), (_CTIME, "ctime")):
-        if match := pattern.match(line):
-            since_boot = match[1] if clock == "boot" else ""
-            return _of_kernel(match[2], Stamp(clock, match[1]), bare=True, since_boot=since_boot)
-    if match := _RELATIVE.match(line):
-        return Message(match[1])
-    return Message(line)
+    def _line(self, number: int, line: str) -> Iterator[FoundEvent]:
+        if _FIELD.match(line) or _PRETTY.match(line):
+            self._begin_block(number, line)
+            return
+        self.of_users = found = False
+        text = plain(line)
+        for part in text.split("\r") if "\r" in text else (text,):  # a serial console
+            for event in self._read(part, number):
+                found = True
+                yield FoundEvent(number, line, event)
+            if self.of_users:
+                break
+            if part is not text:
+                self._earlier.lines.append(part)
+        if found or self.of_users:
+            return
+        report = self._parser.report_in(text)
+        if _CUT.search(text):
+            self._cut, self._waits = (number, line), True
+        elif report and not prose.mentions(text, report.start()):
+            self._count_unread(number, line)
 
+    def _read(self, text: str, number: int, depth: int = 0) -> Iterator[KernelEvent]:
+        if is_tag(text):
+            self.of_users = True
+            return
+        place, rest = Place(0), text
+        common = common_place(text)
+        for place in (common,) if common else places(text):
+            rest = text[place.start :]
+            if rest[:1] in ("{", "[") and depth < _MOST_DEPTH and _may_be_structured(rest, place):
+                found = False
+                for event in self._of_records(structured.records(rest), number, depth):
+                    found = True
+                    yield event
+                if found or self.of_users:
+                    return
+            if of_message := self._feed(rest, text, place):
+                continues = self._earlier.end_in(text, number, place)
+                if continues is Continues.NO:
+                    yield of_message
+                elif continues is Continues.YES:
+                    self.of_users = True
+                return
+            if not place.guessed and user_text.recognise(rest):
+                self.of_users = True
+                if place.of_kernel or not place.dated:  # else a host may stand before the identifier of a program
+                    return
+        if prose.of_program(text, rest, dated=place.dated or bool(place.seconds)):
+            self.of_users = True
 
-def _iso(line: str) -> Message | None:
-    match = _ISO.match(line)
-    if match is None:
-        return None
-    # dmesg writes its fraction after a comma and no host; of syslog and the journal a host and a program follow.
-    of_dmesg = "," in match[1]
-    bare = of_dmesg or not _OF_PROGRAM.match(match[2])
-    return _of_kernel(match[2], Stamp("iso", match[1].replace(",", ".")), bare=bare) or Message("")
+    def _feed(self, rest: str, text: str, place: Place) -> KernelEvent | None:
+        if place.raw:
+            if "\\x" in rest:
+                rest = unescape(rest)
+        elif place.start and text[place.start - 1] in _QUOTES:
+            rest = rest.rstrip(f"{_QUOTES},; \t\0")
+        if not rest.startswith("NVRM: ") and (head := _XID_HEAD.match(rest)):
+            rest = f"NVRM: Xid ({rest[head.end() :]}"
+        return self._parser.feed(KernelRecord(rest))
 
+    # -- structured records --------------------------------------------------------------------------------------------
 
-def _unix(line: str) -> Message | None:
-    match = _UNIX.match(line)
-    return _of_kernel(match[2], Stamp("unix", match[1]), bare=False) if match else None
+    def _of_records(self, records: Iterable[structured.Record], number: int, depth: int = 0) -> Iterator[KernelEvent]:
+        for record in records:
+            named = record.identifier not in ("", "-", "kernel")
+            for text in record.texts:
+                if named and not record.of_other_transport:
+                    # journald splits the identifier off a record that a program wrote to /dev/kmsg
+                    whole = f"{record.identifier}: {text}"
+                    if event := self._parser.feed(KernelRecord(whole)):
+                        yield event
+                        continue
+                if record.of_program:
+                    self.of_users = self.of_users or self._parser.may_report(text)
+                elif self._parser.may_report(text) or record.transport:
+                    yield from self._message(text, number, depth, whole=bool(record.transport))
 
+    def _message(self, text: str, number: int, depth: int, *, whole: bool) -> Iterator[KernelEvent]:
+        """The events in a text of a structured record: one message, which may have several lines, or a log."""
+        if whole:
+            if event := self._parser.feed(KernelRecord(text)):
+                yield event
+            elif user_text.recognise(text):
+                self.of_users = True
+            return
+        lines = plain(text).splitlines()
+        if len(lines) > 1 and user_text.recognise(text):
+            self.of_users = True
+            return
+        crash: Place | None = None  # in the line before is text of a user, which may have a line break
+        for line in lines:
+            place = common_place(line) or next(places(line), Place(0))
+            if crash and not (crash.seconds and (place.seconds or place.dated)):
+                continue
+            yield from self._read(line, number, depth + 1)
+            crash = place if user_text.recognise(line[place.start :]) else None
+            if len(lines) > 1:
+                self._earlier.lines.append(line)
 
-def _worded(line: str) -> Message | None:
-    if line.startswith("kernel: "):
-        return _of_kernel(line, Stamp("", ""), bare=False)
-    if match := _SYSLOG.match(line):
-        return _of_kernel(match[1], Stamp("", ""), bare=False)
-    if match := _FULL.match(line):
-        return _of_kernel(match[2], Stamp("", ""), bare=False)
-    if match := _DECODED.match(line):
-        if match[1] not in ("kern", "user"):
-            return None
-        timed = match[3][:1] == "[" or match[3][:1].isdigit()  # anything else would nest as deep as the line is long
-        inner = message(match[3]) if timed else Message(match[3])
-        return inner._replace(priority=_LEVELS[match[2]]) if inner else None
-    return Message(line)
+    def _begin_block(self, number: int, line: str) -> None:
+        """Starts a record that has a field in each line, with those lines of it that came before."""
+        self._block, self._waits = _Block([line], number, line), True
+        before: list[str] = []
+        for earlier in reversed(self._earlier.lines):
+            if not self._belongs(earlier):
+                break
+            before.append(earlier.strip("\r\n"))
+        self._block.lines[:0] = reversed(before)
 
-
-def _with_priority(line: str) -> Message | None:
-    match = _PRI.match(line)
-    if match is None:
-        return Message(line)
-    facility, level = divmod(int(match[1]), 8)
-    if facility not in _FACILITIES:
-        return None
-    rest = line[match.end() :]
-    if structured := _RFC5424.match(rest):
-        stamp = Stamp("iso", structured[1])
-        return Message(structured[3], level, stamp) if structured[2] == "kernel" else None
-    if rest[:1] == "<":  # no log nests this; a line of many of them must not cause deep recursion
-        return None
-    inner = message(rest)
-    return inner._replace(priority=level) if inner else None
-
-
-def _of_kernel(rest: str, stamp: Stamp, *, bare: bool, since_boot: str = "") -> Message | None:
-    """The message after a time: "host kernel: text"; if `bare`, also a text alone."""
-    if match := _OF_KERNEL.match(rest):
-        text = match[1]
-        if inner := _SECONDS.match(text):  # syslog keeps the kernel's own time before the text
-            return Message(inner[2], 6, stamp, -1, inner[1])
-        return Message(text, 6, stamp, -1, since_boot)
-    return Message(rest, 6, stamp, -1, since_boot) if bare else None
-
-
-def _journald(line: str) -> Message | None:
-    try:
-        entry = _journal_entry.decode(line)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
-    if (entry.transport or entry.identifier) != "kernel":
-        return None
-    text = entry.message
-    if isinstance(text, list):  # a message that is not valid UTF-8 is a list of its bytes
-        try:
-            text = bytes(text).decode("utf-8", "replace")
-        except (TypeError, ValueError):
-            return None
-    if not isinstance(text, str):
-        return None
-    priority = int(entry.priority) if entry.priority in tuple("01234567") else 6
-    micros = str(entry.time)
-    timed = micros.isascii() and micros.isdecimal() and len(micros) < 18
-    stamp = Stamp("unix", f"{int(micros) / 1e6:.6f}") if timed else Stamp("", "")
-    return Message(text, priority, stamp)
-
-
-def records(lines: Iterable[bytes | str], booted: datetime | None = None, zone: tzinfo = UTC) -> Iterator[KernelRecord]:
-    """The kernel's records in the lines of a log.
-
-    `booted` is the reference for times since boot, `zone` that of local times; a time without a year is dropped.
-    """
-    earlier = _Earlier()
-    for number, raw in enumerate(lines):
-        line = _decoded(raw)
-        found = message(line)
-        if found is not None and found.text and not earlier.end_in(line, number, found):
-            yield KernelRecord(found.text, _time(found.stamp, booted, zone), found.sequence, found.priority)
-        earlier.lines.append(line)
-
-
-class _Earlier:
-    """The lines before the current one: they show whether it continues a record with text of a user."""
-
-    def __init__(self) -> None:
-        self.lines: deque[str] = deque(maxlen=_LINES_OF_A_RECORD)
-        self._without_time = -1  # number of the last line without a time that was accepted as a record
-
-    def end_in(self, line: str, number: int, found: Message) -> bool:
-        """Whether the line with this number is the last line of such a record."""
-        if found.since_boot:
-            return self._has_time_of_user_text(found.since_boot)
-        if found.stamp.clock or found.sequence >= 0:
+    def _belongs(self, line: str) -> bool:
+        """Whether a line is a part of the present block."""
+        assert self._block is not None
+        line, begun = line.rstrip("\r\n"), self._block.line
+        if len(self._block.lines) > _MOST_LINES:
             return False
-        indented = line[:1] in (" ", "\t")
-        if not indented and self._without_time == number - 1:
-            self._without_time = number
-            return False
-        record: list[str] = []
-        for earlier in reversed(self.lines):
-            record.append(earlier)
-            ends_indentation = indented and earlier[:1] not in (" ", "\t")
-            if ends_indentation or (earlier[:1] == "[" and (head := message(earlier)) and head.since_boot):
-                return any(map(_has_user_text, record))
-        self._without_time = number  # a log without times: each line may be a record
-        return False
+        if _PRETTY.match(begun):
+            return line.strip() != "" and len(line) - len(line.lstrip()) >= len(begun) - len(begun.lstrip())
+        return bool(_FIELD.match(line)) or line.isupper() or "\0" in line
 
-    def _has_time_of_user_text(self, since_boot: str) -> bool:
-        if not self.lines or since_boot not in self.lines[-1]:
-            return False
-        for earlier in reversed(self.lines):
-            head = message(earlier)
-            if head is None or head.since_boot != since_boot:
-                return False
-            if user_text.recognise(head.text):
-                return True
-        return False
+    def _continue_block(self, number: int, line: str) -> None:
+        """Adds a line to the present block; it may be the one with the message."""
+        assert self._block is not None
+        block = self._block
+        block.lines.append(line)
+        if self._parser.report_in(line) or ("MESSAGE" in line and "MESSAGE" not in block.line):
+            self._block = block._replace(number=number, line=line)
 
+    def _end_block(self) -> Iterator[FoundEvent]:
+        assert self._block is not None
+        block, self._block = self._block, None
+        self.of_users = found = False
+        record = structured.fields(block.lines)
+        for event in self._of_records([record] if record else [], block.number):
+            found = True
+            yield FoundEvent(block.number, block.line, event)
+        if not found and not self.of_users and self._parser.report_in(block.line):
+            self._count_unread(block.number, block.line)
 
-def _has_user_text(line: str) -> bool:
-    found = message(line)
-    return found is not None and user_text.recognise(found.text) is not None
+    # -- lines that go on, and lines that were not understood ----------------------------------------------------------
 
-
-def _time(stamp: Stamp, booted: datetime | None, zone: tzinfo) -> datetime | None:
-    try:
-        match stamp.clock:
-            case "kmsg":
-                return booted + timedelta(microseconds=int(stamp.text)) if booted else None
-            case "boot":
-                return booted + timedelta(seconds=float(stamp.text)) if booted else None
-            case "unix":
-                return datetime.fromtimestamp(float(stamp.text), UTC)
-            case "iso":
-                when = datetime.fromisoformat(stamp.text)
-            case "ctime":
-                when = datetime.strptime(stamp.text, "%a %b %d %H:%M:%S %Y")  # noqa: DTZ007 - the zone follows
-            case _:
-                return None
-        return (when if when.tzinfo else when.replace(tzinfo=zone)).astimezone(UTC)
-    except (ValueError, OverflowError, OSError):
+    def _joined(self, number: int, line: str) -> FoundEvent | None:
+        """The event of a line that was cut, together with this one; without one, the line before was not understood."""
+        assert self._cut is not None
+        begun = self._cut[1].rstrip("\r\n")
+        line = line.rstrip("\r\n")
+        rest = line.lstrip(" \t>|")
+        for space in ("", " "):
+            whole = plain(f"{begun.rstrip() if space else begun}{space}{rest}")
+            for event in self._read(whole, number):
+                self._cut = None
+                return FoundEvent(number, whole, event)
+        self._end_cut()
         return None
 
+    def _end_cut(self) -> None:
+        if self._cut is not None:
+            number, line = self._cut
+            self._cut = None
+            if self._parser.report_in(line):
+                self._count_unread(number, line)
 
-def _decoded(raw: bytes | str) -> str:
-    line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
-    return line.rstrip("\r\n")
-
-
-def classify(lines: Iterable[bytes | str], parser: KernelLogParser) -> Iterator[dict[str, Any]]:
-    """One dictionary for each line with a known meaning; `number` is the line number, starting at 1.
-
-    Of a message over several lines it is the last line, which completes the message.
-    """
-    feed, may_matter = parser.feed, parser.may_matter
-    earlier, previous = _Earlier(), ""
-    for number, raw in enumerate(lines, 1):
-        earlier.lines.append(previous)
-        previous = line = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
-        if not may_matter(line) and not (line.startswith("{") and '"MESSAGE"' in line and _is_bytes(line)):
-            continue
-        line = line.strip("\r\n\0")  # a crash leaves zeros at the end of a file that was not yet written to disk
-        found = message(line)
-        event = feed(KernelRecord(found.text)) if found else None
-        if found and event is not None and not earlier.end_in(line, number, found):
-            yield {
-                "number": number,
-                "line": line,
-                "kind": event.kind,
-                "code": event.code,
-                "pci": event.pci,
-                "pid": event.pid,
-                "process": event.process,
-                "severity": event.severity,
-                "action": event.action,
-                "finding": event.finding,
-            }
+    def _count_unread(self, number: int, line: str) -> None:
+        self.unread += 1
+        if self.unread == 1:
+            self.first_unread = number, line
 
 
-_BYTES = re.compile(r'"MESSAGE"\s*:\s*(?:\[|"[^"]*\\u)')
-
-
-def _is_bytes(line: str) -> bool:
-    """Whether the message of a JSON entry is encoded, so that its words are not visible in the line."""
-    return _BYTES.search(line) is not None
+def _may_be_structured(rest: str, place: Place) -> bool:
+    """Whether structured data may begin at this place. In a record of the kernel it would be text of a user."""
+    quoted = '"' in rest or "'" in rest
+    return quoted and not place.seconds and not place.raw and not user_text.recognise(rest)

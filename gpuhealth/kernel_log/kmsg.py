@@ -5,6 +5,9 @@ overwritten records show as a gap in the sequence numbers and are counted.
 
 Reading starts after the last record handled, if that was in this boot; at the first record of this boot, if it was in
 another; with the records of the last `lookback` seconds, if none was ever handled.
+
+Only the kernel writes records of facility 0 (kern). The device gives a record that a program writes to it the facility
+1 (user), or another one that the program names, but never 0 (devkmsg_write in the kernel's kernel/printk/printk.c).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpuhealth.kernel_log.formats import unescape
+from gpuhealth.kernel_log.escapes import unescape
 from gpuhealth.model.kernel_event import KernelRecord
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.runtime.clock import Now, wall_clock
@@ -29,7 +32,7 @@ _READ_BYTES = 16384  # a record is at most 8 KiB: the device refuses smaller buf
 _BATCH = 256  # records between two steps of the loop: some milliseconds
 _MOST_OTHER_BYTES = 1 << 20  # without a single record in them: what is read is no kernel log
 _POLL_SECONDS = 0.2  # for files that epoll does not support: a plain file in place of the device
-_FACILITIES = (0, 1)  # kern; user, which the device assigns to records written from user space
+_KERN, _USER = 0, 1  # facilities
 _PREFIX = re.compile(rb"(\d{1,4}),(\d{1,20}),(\d{1,20}),[^;\n]*;", re.ASCII)
 
 
@@ -52,8 +55,17 @@ class KmsgReader:
     """Reads batches of records forever: `async for batch in reader`. One task reads, any may look at the counters."""
 
     def __init__(
-        self, path: Path, boot_id: str, after: Position | None, lookback: float, now: Now = wall_clock
+        self,
+        path: Path,
+        boot_id: str,
+        after: Position | None,
+        lookback: float,
+        now: Now = wall_clock,
+        *,
+        accept_user_records: bool = False,
     ) -> None:
+        """With `accept_user_records`, records of the facility user are returned, too."""
+        self._facilities = (_KERN, _USER) if accept_user_records else (_KERN,)
         self._path = path
         self._now = now
         self._boot_id = boot_id
@@ -159,7 +171,7 @@ class KmsgReader:
         facility, level = divmod(int(match[1]), 8)
         self.records += 1
         self.lag_seconds = max(0.0, age)
-        if facility not in _FACILITIES:
+        if facility not in self._facilities:
             return None
         text = raw[match.end() :].decode("utf-8", "replace")
         if "\\x" in text:

@@ -6,6 +6,7 @@ program from forging a fault: a record with text of a user is recognised as such
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
@@ -26,6 +27,7 @@ class KernelLogParser:
     """Parses one kernel log, record by record. It stores only the first line of an incomplete message.
 
     `may_matter(text)` is whether a line, with or without a log's prefix, can have a meaning: cheap, no false negatives.
+    `names_report(text)` is whether `report_in` can find something, and `may_report(text)` whether either is the case.
     """
 
     def __init__(self, patterns: Sequence[LogPatterns], driver_branch: int | None = None) -> None:
@@ -39,8 +41,20 @@ class KernelLogParser:
         self._read_first = [pattern.read_first for pattern in patterns if pattern.read_first]
         self._user_text = {form: read for pattern in patterns for form, read in pattern.user_text.items()}
         self._after_user_text = {form: read for pattern in patterns for form, read in pattern.after_user_text.items()}
+        self._reports = [pattern.reports for pattern in patterns if pattern.reports]
+        self._details = [pattern.details for pattern in patterns if pattern.details]
         self._partial: PartialMessage | None = None
         self._records_since = 0
+        self.names_report = any_of({word for pattern in patterns for word in pattern.report_words})
+        self.may_report = any_of({word for pattern in patterns for word in (*pattern.words, *pattern.report_words)})
+
+    def report_in(self, text: str) -> re.Match[str] | None:
+        """Where the text reports a fault, in whatever form; None where it does not, or only adds details."""
+        for pattern in self._reports:
+            found = pattern.search(text)
+            if found and not any(detail.search(text) for detail in self._details):
+                return found
+        return None
 
     def feed(self, record: KernelRecord) -> KernelEvent | None:
         """The event of this record, if it has one, in printable text. Never raises, for any text."""

@@ -85,6 +85,12 @@ class LogPatterns(msgspec.Struct, frozen=True, kw_only=True):
     """By form: the meaning of records that contain text of a user."""
     after_user_text: Mapping[str, Callable[[KernelRecord], KernelEvent | None]] = {}
     """By form: the event of a later line of the message that such a record begins."""
+    reports: re.Pattern[str] | None = None
+    """Found in lines that report a fault. Where such a line of a text has no event, it was not understood."""
+    report_words: tuple[str, ...] = ()
+    """At least one of these is in every line in which `reports` is found."""
+    details: re.Pattern[str] | None = None
+    """Found in lines that only add details to the event of another line."""
 
 
 def match(lines: tuple[LinePattern, ...], record: KernelRecord) -> KernelEvent | None:

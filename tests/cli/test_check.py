@@ -213,6 +213,15 @@ def test_finding_that_the_agent_still_holds(gpu_node: Node) -> None:
     assert "note: the agent still reports xid.79 since " in said.out
 
 
+def test_records_that_a_program_wrote(gpu_node: Node) -> None:
+    """A record that a program has written to /dev/kmsg is no fault, unless the settings accept it for a drill."""
+    gpu_node.kmsg.write_text("")
+    gpu_node.log("NVRM: Xid (PCI:0000:07:00): 79, pid=1, name=x, GPU has fallen off the bus.", priority=11)
+    assert "xid.79" not in gpu_node.run("check").out
+    gpu_node.configure("kernel_log: {accept_user_records: true}")
+    assert "xid.79" in gpu_node.run("check").out
+
+
 def test_a_damaged_journal_is_a_note(gpu_node: Node) -> None:
     """An unreadable journal is a note, and does not stop the check."""
     gpu_node.journal.write_text("this is no journal, and long enough to be looked at as one\n" * 50)

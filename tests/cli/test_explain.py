@@ -83,6 +83,42 @@ def test_log_line(run: Run) -> None:
     assert "XID 79" in said.out
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "192.168.0.9: kern: warning: [2026-04-22T21:25:20.505406921Z]: NVRM: Xid (PCI:0000:3b:00): 79, pid=1, x",
+        '{"MESSAGE":"Xid (PCI:0000:3b:00): 79, GPU has fallen","_TRANSPORT":"kernel","SYSLOG_IDENTIFIER":"NVRM"}',
+        "_TRANSPORT=kernel\nMESSAGE=NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
+        "11月 15 14:15:47 node1 kernel: NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
+        "> `[12345.678901] NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.`",
+    ],
+)
+def test_log_lines_of_every_format(run: Run, line: str) -> None:
+    """A line is explained in every format that `classify` reads."""
+    said = run("explain", line)
+    assert said.code == 0
+    assert "PCI 0000:3b:00" in said.out
+    assert "XID 79" in said.out
+
+
+@pytest.mark.parametrize(
+    ("line", "finding"),
+    [
+        (
+            "mlx5_core 0000:5c:00.0: mlx5_pcie_event:299:(pid 26): Detected insufficient power on the PCIe slot (27W).",
+            "infiniband.errors",
+        ),
+        ("mlx5_core 0000:0f:00.0: device's health compromised - reached miss count", "infiniband.errors"),
+        ("igb 0000:41:00.0 enp65s0f0: igb: enp65s0f0 NIC Link is Up 1000 Mbps", "nic.down"),
+    ],
+)
+def test_log_line_of_a_network_adapter(run: Run, line: str, finding: str) -> None:
+    """A line of a network adapter is explained (the first: leptonai/gpud#348)."""
+    said = run("explain", line)
+    assert said.code == 0
+    assert finding in said.out
+
+
 def test_log_line_without_quotes(node: Node) -> None:
     """A line that the shell has split into words is joined again."""
     assert "XID 79" in node.run("explain", *LINE.split()).out

@@ -88,9 +88,11 @@ class Log:
         with self.path.open("a") as file:
             file.write(f"{priority},{sequence},{stamp},-;{text}\n SUBSYSTEM=pci\n")
 
-    async def read(self, after: Position | None, lookback: float = 60.0) -> KmsgReader:
+    async def read(
+        self, after: Position | None, lookback: float = 60.0, *, accept_user_records: bool = False
+    ) -> KmsgReader:
         """Reads what there is."""
-        reader = KmsgReader(self.path, BOOT, after, lookback)
+        reader = KmsgReader(self.path, BOOT, after, lookback, accept_user_records=accept_user_records)
         async for batch in reader:
             self.texts = [record.text for record in batch]
             break
@@ -111,7 +113,7 @@ def log(tmp_path: Path) -> Log:
 @in_loop
 async def test_records_of_the_device(mark: str) -> None:
     """What is written to the real log arrives with text, level, sequence and the time of now."""
-    reader = KmsgReader(DEVICE, BOOT, None, 60.0)
+    reader = KmsgReader(DEVICE, BOOT, None, 60.0, accept_user_records=True)
     write(f"{mark} one", level=3)
     write(f"{mark} two é\nlines", level=6)
     seen = await read_until(reader, ends_with(f"{mark} two é\nlines"))
@@ -130,9 +132,25 @@ async def test_records_of_the_device(mark: str) -> None:
 
 @device
 @in_loop
+async def test_what_a_program_writes_to_the_device(mark: str) -> None:
+    """A program cannot write a record as the kernel: whatever facility it names, the record does not count."""
+    reader = KmsgReader(DEVICE, BOOT, None, 60.0)
+    control = KmsgReader(DEVICE, BOOT, None, 60.0, accept_user_records=True)
+    for priority in (0, 3, 11, 30):
+        write(f"{mark} {priority}", level=priority)
+    write(f"{mark} last")
+    await read_until(control, ends_with(f"{mark} last"))
+    texts = [record.text async for batch in reader.available() for record in batch]
+    reader.close()
+    control.close()
+    assert not [text for text in texts if text.startswith(mark)]
+
+
+@device
+@in_loop
 async def test_waits_for_the_next_record(mark: str) -> None:
     """A reader that has read all wakes up for a new record."""
-    reader = KmsgReader(DEVICE, BOOT, None, 60.0)
+    reader = KmsgReader(DEVICE, BOOT, None, 60.0, accept_user_records=True)
     write(f"{mark} one")
     await read_until(reader, ends_with(f"{mark} one"))
     later = asyncio.get_running_loop().call_later(0.05, write, f"{mark} two")
@@ -146,12 +164,12 @@ async def test_waits_for_the_next_record(mark: str) -> None:
 @in_loop
 async def test_goes_on_behind_what_was_handled(mark: str) -> None:
     """After a restart in the same boot no record comes twice and none is missed."""
-    first = KmsgReader(DEVICE, BOOT, None, 60.0)
+    first = KmsgReader(DEVICE, BOOT, None, 60.0, accept_user_records=True)
     write(f"{mark} one")
     await read_until(first, ends_with(f"{mark} one"))
     first.close()
     write(f"{mark} two")
-    second = KmsgReader(DEVICE, BOOT, first.position, 0.0)
+    second = KmsgReader(DEVICE, BOOT, first.position, 0.0, accept_user_records=True)
     seen = await read_until(second, ends_with(f"{mark} two"))
     second.close()
     assert [record.text for record in seen if record.text.startswith(mark)] == [f"{mark} two"]
@@ -162,7 +180,7 @@ async def test_goes_on_behind_what_was_handled(mark: str) -> None:
 @in_loop
 async def test_an_overrun_is_counted(mark: str) -> None:
     """Records that the ring overwrites before they are read are counted, once, and the newest still arrive."""
-    reader = KmsgReader(DEVICE, BOOT, None, 60.0)
+    reader = KmsgReader(DEVICE, BOOT, None, 60.0, accept_user_records=True)
     write(f"{mark} first")
     (*_, last) = await read_until(reader, ends_with(f"{mark} first"))
     filler = "x" * 900
@@ -232,16 +250,17 @@ async def test_what_was_handled_is_skipped(log: Log) -> None:
 # -- what counts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("accept", [False, True])
 @in_loop
-async def test_only_what_the_kernel_wrote(log: Log) -> None:
-    """Records of daemons are read past; those of the kernel and of a writer to the device count."""
+async def test_only_what_the_kernel_wrote(log: Log, accept: bool) -> None:
+    """Only records of the kernel count, and with the setting those that a program has written to the device."""
     log.add(0, "of a daemon", priority=30)
     log.add(1, "of a writer", priority=11)
     with log.path.open("a") as file:
         file.write("garbage\n;;\n-1,2,3;x\n")
     log.add(2, "of the \\x0akernel", priority=3)
-    reader = await log.read(None)
-    assert log.texts == ["of a writer", "of the \nkernel"]
+    reader = await log.read(None, accept_user_records=accept)
+    assert log.texts == (["of a writer"] if accept else []) + ["of the \nkernel"]
     assert (reader.records, reader.take_lost_records()) == (3, 0)
 
 

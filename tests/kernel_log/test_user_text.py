@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from testing.kernel_lines import LINES
 
 from gpuhealth.kernel_log import user_text
-from gpuhealth.kernel_log.formats import classify, unescape
+from gpuhealth.kernel_log.escapes import unescape
+from gpuhealth.kernel_log.formats import KernelLogText
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.kernel_event import KernelEvent, KernelRecord
 from gpuhealth.monitors.registry import kernel_log_parser
@@ -249,19 +251,39 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
     "old dmesg": lambda record: (STAMP + record).split("\n"),
     "syslog": lambda record: [f"Nov 22 01:43:47 gpu kernel: {STAMP}{line}" for line in record.split("\n")],
     "syslog, escaped": lambda record: [f"Nov 22 01:43:47 gpu kernel: {STAMP}{record}".replace("\n", "#012")],
+    "pdsh of dmesg": lambda record: [f"node1: {line}" for line in (STAMP + record).split("\n")],
+    "grep of dmesg": lambda record: [
+        f"dmesg.1:{number}:{line}" for number, line in enumerate((STAMP + record).split("\n"))
+    ],
+    "kubectl logs of dmesg": lambda record: [
+        f"[pod/a-1/b] 2025-03-07T10:11:12.1Z {line}" for line in (STAMP + record).split("\n")
+    ],
+    "CRI of dmesg": lambda record: [f"2025-03-07T10:11:12.1Z stdout F {line}" for line in (STAMP + record).split("\n")],
+    "docker of dmesg": lambda record: [json.dumps({"log": f"{line}\n"}) for line in (STAMP + record).split("\n")],
+    "Fluent Bit": lambda record: [json.dumps({"priority": 6, "msg": record})],
+    "journal": lambda record: [json.dumps({"_TRANSPORT": "kernel", "MESSAGE": record})],
+    "docker of Fluent Bit": lambda record: [json.dumps({"log": json.dumps({"msg": STAMP + record})})],
     "dmesg, escaped": lambda record: [STAMP + record.replace("\n", "\\x0a").replace("\x1b", "\\x1b")],
 }
 
 
 @pytest.mark.parametrize("form", [form for key, form in FORMS.items() if key not in NOT_IN_A_TEXT])
 @given(written=st.sampled_from(sorted(WRITTEN)), name=st.one_of(NAMES, HEADS_OF_LINES), file=FILES, line=HEADS_OF_LINES)
+@example(written="dmesg", name="x\n", file="lib\n", line=HEADS[0])
+@example(written="dmesg", name="x", file="lib\n[    2.000001] ", line=HEADS[0])
+@example(written="dmesg -S, console", name="x", file="lib\n[    2.000001] ", line=HEADS[0])
+@example(written="kubectl logs of dmesg", name="x\n", file="lib\n", line=HEADS[0])
+@example(written="docker of dmesg", name="x", file="lib\n[    1.000001] ", line=HEADS[0])
+@example(written="CRI of dmesg", name="x", file="lib\nMar  7 10:11:12 h kernel: ", line=HEADS[0])
+@example(written="grep of dmesg", name="x", file="lib\r", line=HEADS[0])
+@example(written="Fluent Bit", name="x", file='lib\n{"msg":"', line=HEADS[0])
 @example(written="dmesg -S, console", name="x", file="lib\nEDAC MC0: 1 UE memory read error on CPU", line="")
 def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, file: str, line: str) -> None:
     """In a log where a line break in a name begins a line, that line is no event of its own, and joins no other."""
     lines = WRITTEN[written](form.record(name, f"{file}{line}"))
-    found = list(classify(lines, kernel_log_parser()))
-    assert {each["kind"] for each in found} <= {form.kind}
-    assert Severity.CRITICAL not in {each["severity"] for each in found}
+    found = list(KernelLogText(kernel_log_parser()).events(lines))
+    assert {each.event.kind for each in found} <= {form.kind}
+    assert Severity.CRITICAL not in {each.event.severity for each in found}
 
 
 @pytest.mark.parametrize(
@@ -276,4 +298,4 @@ def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, f
 )
 def test_a_record_after_a_crash_counts(lines: list[str]) -> None:
     """A fault after a crash, of another time or in a log without exact times, is not lost."""
-    assert list(classify(lines, kernel_log_parser()))[-1]["finding"] == "xid.79"
+    assert list(KernelLogText(kernel_log_parser()).events(lines))[-1].event.finding == "xid.79"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from gpuhealth.kernel_log.formats import classify
+from gpuhealth.kernel_log.formats import KernelLogText
 from gpuhealth.monitors.registry import kernel_log_parser
 
 _LINES = 300_000
@@ -43,8 +43,8 @@ def _rate(path: Path, out: Path) -> float:
     encode = msgspec.json.Encoder().encode
     began = time.process_time()
     with path.open("rb") as lines, out.open("wb") as results:
-        for found in classify(lines, kernel_log_parser()):
-            results.write(encode(found) + b"\n")
+        for found in KernelLogText(kernel_log_parser()).events(lines):
+            results.write(encode(found.described()) + b"\n")
     return _LINES / (time.process_time() - began)
 
 

@@ -71,11 +71,11 @@ class Node:
             f"node_name: gpu-node-17\nroots: {json.dumps(roots)}\njournal: {{path: {self.journal}}}\n{more}\n"
         )
 
-    def log(self, text: str, seconds_ago: float = 1.0) -> None:
-        """Adds a record to the kernel log."""
+    def log(self, text: str, seconds_ago: float = 1.0, priority: int = 4) -> None:
+        """Adds a record to the kernel log; with a priority from 8 on one that a program has written."""
         micros = int((time.monotonic() - seconds_ago) * 1e6)
         with self.kmsg.open("a") as kmsg:
-            kmsg.write(f"4,{self._records},{micros},-;{text}\n")
+            kmsg.write(f"{priority},{self._records},{micros},-;{text}\n")
         self._records += 1
 
     def env(self, **more: str) -> dict[str, str]:

@@ -79,6 +79,8 @@ class SimulatedNode:
             "http": {"host": "127.0.0.1", "port": 0},
             "kubernetes": {"enabled": kubeconfig is not None} | ({"kubeconfig": str(kubeconfig)} if kubeconfig else {}),
         }
+        if self.kmsg == REAL_KMSG:
+            self.settings["kernel_log"] = {"accept_user_records": True}
         self.configure(settings or {})
 
     def _make_proc(self) -> None:

@@ -21,8 +21,15 @@ class HostMemory(Section):
     window: Duration = 86400.0
 
 
+class KernelLog(Section):
+    """Which records of the kernel log count. A change needs a restart of the agent."""
+
+    accept_user_records: bool = False  # for drills: also those that a program with write access to /dev/kmsg wrote
+
+
 class KernelLogSettings(Section):
     """Settings for reading the kernel log."""
 
     kmsg: Kmsg = Kmsg()
     host_memory: HostMemory = HostMemory()
+    kernel_log: KernelLog = KernelLog()

@@ -144,4 +144,16 @@ def _ends(record: KernelRecord, event: KernelEvent | None) -> Ends | None:
     return None
 
 
-PATTERNS = LogPatterns(words=_WORDS, read=_read, read_first=_read_first, ends=_ends)
+# An XID or SXid with an address, or one that is cut before its end.
+_REPORT = re.compile(r"Xid \((?:(?:PCI:)?[0-9a-fA-F]{2,8}:|(?:P(?:CI?)?|PCI:[0-9a-fA-F]*)?\s*$)", re.ASCII)
+_DETAIL = re.compile(rf"SXid \([^()]{{1,32}}\): \d{{1,6}}, {_SXID_FOLLOW_UP.pattern}", re.ASCII | re.IGNORECASE)
+
+PATTERNS = LogPatterns(
+    words=_WORDS,
+    read=_read,
+    read_first=_read_first,
+    ends=_ends,
+    reports=_REPORT,
+    report_words=("Xid (",),
+    details=_DETAIL,
+)
