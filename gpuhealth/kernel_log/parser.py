@@ -32,10 +32,12 @@ class KernelLogParser:
 
     def __init__(self, patterns: Sequence[LogPatterns], driver_branch: int | None = None) -> None:
         self.driver_branch = driver_branch  # of the NVIDIA driver (570, 575 …), once it is known
-        self.may_matter = any_of(
-            {word for pattern in patterns for word in pattern.words},
-            {word: others for pattern in patterns for word, others in pattern.guarded_words.items()},
-        )
+        words = {word for pattern in patterns for word in pattern.words}
+        guarded = {word: others for pattern in patterns for word, others in pattern.guarded_words.items()}
+        report_words = {word for pattern in patterns for word in pattern.report_words}
+        self.may_matter = any_of(words, guarded)
+        self.names_report = any_of(report_words)
+        self.may_report = any_of(words | report_words, guarded)
         self._read = [pattern.read for pattern in patterns]
         self._ends = [pattern.ends for pattern in patterns if pattern.ends]
         self._read_first = [pattern.read_first for pattern in patterns if pattern.read_first]
@@ -45,8 +47,6 @@ class KernelLogParser:
         self._details = [pattern.details for pattern in patterns if pattern.details]
         self._partial: PartialMessage | None = None
         self._records_since = 0
-        self.names_report = any_of({word for pattern in patterns for word in pattern.report_words})
-        self.may_report = any_of({word for pattern in patterns for word in (*pattern.words, *pattern.report_words)})
 
     def report_in(self, text: str) -> re.Match[str] | None:
         """Where the text reports a fault, in whatever form; None where it does not, or only adds details."""
