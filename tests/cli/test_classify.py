@@ -107,6 +107,7 @@ def _tar() -> bytes:
         (zstd.compress(XID.encode() * 100)[:-5], "its compressed data is damaged or cut"),
         (zstd.compress(XID.encode())[:4] + b"x" * 100, "its compressed data is damaged or cut"),
     ],
+    ids=["journal", "tar", "tar.gz", "zip", "gz cut", "gz damaged", "xz cut", "zstd cut", "zstd damaged"],
 )
 def test_no_text(run: Run, tmp_path: Path, data: bytes, reason: str) -> None:
     """A binary file, or damaged data, is an error of one sentence with what it is, and exit code 3."""
