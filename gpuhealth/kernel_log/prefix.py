@@ -39,12 +39,12 @@ _DATE = (
 _HOST = r"(?:(?=[^\s:]*[\d.-])[\w.%@-]{1,253}|[0-9a-fA-F]{0,4}:[0-9a-fA-F:.]{2,40}(?:%\w{1,15})?|localhost|\(none\))"
 _WORD = r"[\w.@%/-]{1,253}"
 
-_KERNEL = r"(?:(?:vm)?kernel|vmkwarning)(?:\[[\d-]*\])?:"
+_KERNEL = r"(?:(?:vm)?kernel|vmkwarning|vmunix)(?:\[[\d-]*\])?:"
 _PATH = r"(?:/[\w.@+~%-]+|[\w.@+~%-]+/)[\w.@+~%/-]*"
 _FILE = rf"(?:{_PATH}|[\w.@+~%-]+\.(?:log|txt|gz|zst|xz|bz2|out|err|json|\d{{1,8}}))"
 
 _STRONG = (  # the order counts: what begins like another token but is longer goes first
-    r"[\s\ufeff\0]+",
+    r"[\s\ufeff\x00-\x1f\x7f]+",
     r"(?P<raw>\d{1,4}),\d{1,20},\d{1,20},[^;]{0,200};",  # a record of /dev/kmsg
     rf"<(?:(?P<priority>\d{{1,3}})>(?:1 )?|{_FACILITY}\.{_LEVEL}>|\w{{1,16}}>:?)",
     r"(?P<seconds>\[ *\d{1,12}\.\d{1,9}(?: *<[ \d.+-]+>)?\]:?)",  # the kernel's time
@@ -57,7 +57,7 @@ _STRONG = (  # the order counts: what begins like another token but is longer go
     rf"(?:(?:{_HOST}|{_WORD}) +)?(?:{_FACILITY}\.{_LEVEL} +)?(?P<kernel>{_KERNEL})",
     r"(?P<rfc5424>(?:\S{1,255} )?kernel (?:-|\d+) \S{1,32} )",
     r"cpu\d{1,4}:\d{1,12}\)(?:WARNING: )?|\w{1,8}\(\d{1,4}\)(?=\s)",  # ESXi
-    r"\((?:d\d{1,5}|XEN)\)",
+    r"\((?:d?\d{1,5}|XEN)\)",
     r"(?:ok|changed|fatal|failed): \[[^\[\]]{1,253}\]:?(?: [A-Z]+!)? =>",  # ansible
     r"\{[a-z]\w{1,15}\}",  # Jira
     r"\[(?=')|b(?=['\"])",  # lists and bytes as Python prints them
@@ -70,6 +70,9 @@ _STRONG = (  # the order counts: what begins like another token but is longer go
 _LOOSE = re.compile(  # a message may begin like these: "I/O error, …", "md/raid1:md0: …"
     rf"{_FILE}(?:(?::\d{{1,9}}(?=:)){{1,2}}|-\d{{1,9}}(?=-))?(?:[:-]|(?=[\s\[]))"
     r"|[\w.@-]{1,120} *\|(?=\s)|[\w.@-]{1,120}\t(?=\S)"  # docker compose, ansible; GNU parallel
+    r"|[\w.:-]{1,120}[\"']?[,;][\"']?(?=\S)"  # CSV
+    r"|\[[^\[\]{}\"']{0,100}\]:?|\([\w.-]{1,64}\)(?=\s)"  # anything in brackets
+    rf"|{_LEVEL}: +|{_HOST} :"
 )
 _RUN = re.compile(rf"(?:{'|'.join(_STRONG)})*")
 _EVIDENCE = rf"(?=\[ *[\d+\[{{\"]|<\d|{_KERNEL}|{{\s*\"|{_FACILITY} *[.:] *{_LEVEL}|\d{{1,4}},\d+,\d+,|{_DATE})"

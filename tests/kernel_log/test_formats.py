@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from testing import log_formats
 from testing.kernel_lines import LINES
 from testing.log_formats import MESSAGE, text
+from testing.pasted_log_lines import FORMS
 from testing.real_log_lines import LINES as REAL_LINES
 from testing.real_log_lines import RealLine
 
@@ -51,6 +52,13 @@ def test_every_format(group: str, name: str, binary: bool) -> None:
     assert [{key: event[key] for key in facts} for event in found] == [facts]
     assert unread == 0
     assert 2 <= found[0]["number"] < len(lines)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pasted_lines(form: str) -> None:
+    """A message is found behind any prefix with which people paste it, and every line is understood."""
+    found, unread = read(text(form).split("\n"))
+    assert [(event["finding"], event["pci"], unread) for event in found] == [("xid.79", "0000:01:00", 0)]
 
 
 @pytest.mark.parametrize("name", log_formats.MENTIONS)
