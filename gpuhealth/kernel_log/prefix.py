@@ -70,6 +70,7 @@ _STRONG = (  # the order counts: what begins like another token but is longer go
 _LOOSE = re.compile(  # a message may begin like these: "I/O error, …", "md/raid1:md0: …"
     rf"{_FILE}(?:(?::\d{{1,9}}(?=:)){{1,2}}|-\d{{1,9}}(?=-))?(?:[:-]|(?=[\s\[]))"
     r"|[\w.@-]{1,120} *\|(?=\s)|[\w.@-]{1,120}\t(?=\S)"  # docker compose, ansible; GNU parallel
+    r"|\(standard input\)[:-](?:\d{1,9}[:-])?"  # grep
     r"|[\w.:-]{1,120}[\"']?[,;][\"']?(?=\S)"  # CSV
     r"|\[[^\[\]{}\"']{0,100}\]:?|\([\w.-]{1,64}\)(?=\s)"  # anything in brackets
     rf"|{_LEVEL}: +|{_HOST} :"

@@ -45,6 +45,8 @@ HOSTS: Mapping[str, str] = {
     'psh': 'node1: Mar  7 10:11:12 node1 kernel: {m}',
     'sos': 'sos_commands/kernel/dmesg:[12345.678901] {m}',
     'tar member': './var/log/dmesg:[12345.678901] {m}',
+    'grep of a pipe': '(standard input):[12345.678901] {m}',
+    'grep -n of a pipe': '(standard input):17:Mar  7 10:11:12 node1 kernel: {m}',
     'talos in grep': 'talos.log:10.5.0.2: kern: warning: [2025-03-07T10:11:12.123Z]: {m}',
     'syslog in cri in grep': '/var/log/pods/x_y/0.log:12:2025-03-07T10:11:12.1Z stdout F Mar  7 10:11:12 node1 kernel: [12345.678901] {m}',
 }

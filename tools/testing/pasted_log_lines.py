@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# ruff: noqa: E501, RUF001 - one line is one entry, in any language
+# ruff: noqa: RUF001 - one line is one entry, in any language
 # fmt: off
 FORMS = (
     'Mar  7 10:11:12 node1 kernel: [UFW BLOCK] x\nMar  7 10:11:12 node1 kernel: {m}',

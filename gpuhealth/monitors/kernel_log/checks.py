@@ -54,7 +54,7 @@ def _of_disk(event: KernelEvent, disks: Reading[Disks]) -> KernelEvent:
     elif _is_among(event.disk, disks.of_node):
         if readonly:
             meaning = f"The kernel stopped writing to a filesystem of the node, on {event.disk}, after errors"
-            return msgspec.structs.replace(event, meaning=meaning)
+            return msgspec.structs.replace(event, severity=Severity.CRITICAL, meaning=meaning)
         where = ""
     elif _is_among(event.disk, disks.of_pods):
         where = "it is mounted as a volume of pods"

@@ -11,6 +11,9 @@ from gpuhealth.monitors.kernel_log import codes
 NETWORK = re.compile(r"(?:rbd|nbd|drbd)\d")
 """Beginning of the names of block devices that are reached over the network: Ceph RBD, NBD, DRBD."""
 
+_WHOLE = re.compile(r"(?:sd|vd|xvd|hd)[a-z]{1,3}|nvme\d{1,4}n\d{1,4}", re.ASCII)
+"""Names of whole disks. A node's own filesystems mostly lie on partitions or LVM, volumes of pods on whole disks."""
+
 
 def _readonly(groups: Groups) -> LineMeaning:
     disk = groups["device"]
@@ -18,10 +21,10 @@ def _readonly(groups: Groups) -> LineMeaning:
         return of_volume(disk, "its filesystem does not accept writes any more; it is a network block device")
     return LineMeaning(
         finding=codes.DISK_READONLY,
-        severity=Severity.CRITICAL,
+        severity=Severity.WARNING if _WHOLE.fullmatch(disk) else Severity.CRITICAL,
         action=Action.INSPECT_HARDWARE,
-        meaning=f"The kernel stopped writing to the filesystem on {disk} after errors; this counts for filesystems of"
-        " the node itself",
+        meaning=f"The kernel stopped writing to the filesystem on {disk} after errors; critical if it is a filesystem of"
+        " the node itself, and a warning if it is a volume of pods",
         disk=disk,
     )
 

@@ -175,6 +175,7 @@ def found(line: str, disks: Reading[Disks] = KNOWN) -> Finding:
         "XFS (dm-0): Filesystem has been shut down due to log error (0x2).",
         "BTRFS info (device nvme0n1p1: state E): forced readonly",
         "Aborting journal on device sda1-8.",
+        "XFS (sda): Filesystem has been shut down due to log error (0x2).",
     ],
 )
 def test_a_filesystem_of_the_node(line: str) -> None:
@@ -206,6 +207,16 @@ def test_a_volume(line: str, disks: Reading[Disks], reason: str) -> None:
     assert tracked.quarantine().findings == ()
     tracked.apply([], START + timedelta(seconds=601), "boot-1")
     assert tracked.active() == ()
+
+
+@pytest.mark.parametrize(
+    ("disk", "severity"),
+    [("sda1", "critical"), ("dm-0", "critical"), ("nvme0n1p2", "critical"), ("sdb", "warning"), ("nvme1n1", "warning")],
+)
+def test_without_a_node(disk: str, severity: str) -> None:
+    """A line alone does not tell whose filesystem it is: of a whole disk, often a volume of pods, it is a warning."""
+    event = kernel_log_parser().feed(KernelRecord(f"EXT4-fs ({disk}): Remounting filesystem read-only", START))
+    assert event is not None and (event.finding, event.severity) == ("host.disk_readonly", severity)
 
 
 @pytest.mark.parametrize("line", ["I/O error, dev sda, sector 0", "nvme nvme0: I/O 12 QID 3 timeout, aborting",
