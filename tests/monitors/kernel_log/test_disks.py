@@ -213,10 +213,11 @@ def test_a_volume(line: str, disks: Reading[Disks], reason: str) -> None:
     ("disk", "severity"),
     [("sda1", "critical"), ("dm-0", "critical"), ("nvme0n1p2", "critical"), ("sdb", "warning"), ("nvme1n1", "warning")],
 )
-def test_without_a_node(disk: str, severity: str) -> None:
+def test_a_line_alone(disk: str, severity: str) -> None:
     """A line alone does not tell whose filesystem it is: of a whole disk, often a volume of pods, it is a warning."""
     event = kernel_log_parser().feed(KernelRecord(f"EXT4-fs ({disk}): Remounting filesystem read-only", START))
-    assert event is not None and (event.finding, event.severity) == ("host.disk_readonly", severity)
+    assert event is not None
+    assert (event.finding, event.severity) == ("host.disk_readonly", severity)
 
 
 @pytest.mark.parametrize("line", ["I/O error, dev sda, sector 0", "nvme nvme0: I/O 12 QID 3 timeout, aborting",
