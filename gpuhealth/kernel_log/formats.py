@@ -97,7 +97,7 @@ class KernelLogText:
                         yield FoundEvent(number, line, event)
                     elif continues is Continues.PERHAPS and self._parser.report_in(line):
                         self._count_unread(number, line)
-                elif place is None or self._parser.names_report(line) or _CUT.search(line[-16:]):
+                elif place is None or self._parser.names_report(line) or "NVRM" in line[-16:]:
                     yield from self._line(number, line)
             elif line.startswith("{") and '"MESSAGE"' in line and _ENCODED.search(line):
                 yield from self._line(number, line.strip("\r\n\0"))
@@ -181,7 +181,7 @@ class KernelLogText:
                 rest = unescape(rest)
         elif place.start and text[place.start - 1] in _QUOTES:
             rest = rest.rstrip(f"{_QUOTES},; \t\0")
-        if not rest.startswith("NVRM: ") and (head := _XID_HEAD.match(rest)):
+        if "Xid (" in rest[:24] and not rest.startswith("NVRM: ") and (head := _XID_HEAD.match(rest)):
             rest = f"NVRM: Xid ({rest[head.end() :]}"
         return self._parser.feed(KernelRecord(rest))
 
