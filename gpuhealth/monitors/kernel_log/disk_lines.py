@@ -23,8 +23,8 @@ def _readonly(groups: Groups) -> LineMeaning:
         finding=codes.DISK_READONLY,
         severity=Severity.WARNING if _WHOLE.fullmatch(disk) else Severity.CRITICAL,
         action=Action.INSPECT_HARDWARE,
-        meaning=f"The kernel stopped writing to the filesystem on {disk} after errors; critical if it is one of the node"
-        " itself, a warning if it is a volume of pods",
+        meaning=f"The kernel stopped writing to the filesystem on {disk} after errors; critical if it is one of the"
+        " node itself, a warning if it is a volume of pods",
         disk=disk,
     )
 
