@@ -199,3 +199,21 @@ def test_a_double_costs_one_reading_in_the_child(tmp_path: Path, monkeypatch: py
     ]
     assert "0.5 is not a whole number" in str(odd[3]["nvmlDeviceGetFieldValues(82)"])
     assert all(gpu.temperature_celsius == 30 for gpu in readings.gpus)
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, 25])
+def test_nvml_that_is_not_supported_is_never_clean(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """An nvmlInit that answers "not supported" is an error: it does not mean that there is nothing to check."""
+    monkeypatch.setattr(pynvml, "nvmlInit", _raising(pynvml.NVMLError(code)))
+    problem = nvml_driver.start(lambda _: None)
+    assert problem is not None
+    assert problem.reason is MissingReason.ERROR
+    assert "nvmlInit_v2" in problem.detail
+
+
+@pytest.mark.parametrize("pages", ["x" * 5000, b"x" * 5000, {}])
+def test_retired_pages_are_a_list(driver: nvml_driver.Driver, monkeypatch: pytest.MonkeyPatch, pages: Any) -> None:
+    """The length of a text is no number of retired pages."""
+    _lying("nvmlDeviceGetRetiredPages", lambda: pages, monkeypatch)
+    read = driver.read(LYING, 2)
+    assert all(isinstance(count, Missing) for count in read.retired_pages.values())
