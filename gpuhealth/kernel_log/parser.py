@@ -12,8 +12,6 @@ from types import MappingProxyType
 
 import msgspec
 
-import msgspec
-
 from gpuhealth.kernel_log import user_text
 from gpuhealth.kernel_log.pattern import Ends, LogPatterns, PartialMessage, event_of
 from gpuhealth.kernel_log.user_text import UserText

@@ -21,6 +21,7 @@ from nvmlsim.simulator import Simulator
 
 from gpuhealth.model.missing import Missing
 from gpuhealth.monitors.nvidia.nvml import driver as nvml_driver
+from gpuhealth.monitors.nvidia.nvml import lists
 from gpuhealth.monitors.nvidia.readings import GpuReadings
 
 
@@ -105,6 +106,9 @@ class Replay:
         self.nodes = []
         for name in _NAMES:
             setattr(pynvml, name, self._function(name))
+        self._lists = lists.running_processes, lists.retired_pages
+        lists.running_processes = self._list("running_processes")
+        lists.retired_pages = self._list("retired_pages")
         before = os.environ.get("NVMLSIM_STATE")
         with tempfile.TemporaryDirectory() as folder:
             for number, (model, gpus) in enumerate(specs):
@@ -131,6 +135,7 @@ class Replay:
 
     def close(self) -> None:
         """Puts the library's functions back."""
+        lists.running_processes, lists.retired_pages = self._lists
         for name, function in self._real.items():
             setattr(pynvml, name, function)
 
@@ -159,6 +164,29 @@ class Replay:
 
         call.__name__ = name
         return call
+
+    def _list(self, name: str) -> Callable[..., Any]:
+        """In place of a function that reads a list from the library itself: it has the return code of the lies."""
+        real = getattr(lists, name)
+
+        def read(*arguments: Any) -> Any:
+            global CALLS
+            handle = next(argument for argument in arguments if isinstance(argument, _Handle))
+            call = arguments[0] if name == "running_processes" else "nvmlDeviceGetRetiredPages"
+            key = (call, *(argument if argument is not handle else handle.gpu for argument in arguments))
+            if self._recording is not None:
+                CALLS = CALLS if call in CALLS else (*CALLS, call)
+                node = self._recording
+                node.answers[key] = _answered(lambda: real(*_real(node, arguments)))
+            for lie in self.lies.get(call, ()):
+                if lie.gpu in (-1, handle.gpu) and lie.kind in ("code", "raise"):
+                    return self._lied(lie, call, arguments)
+            answer = (self._recording or self.node).answers.get(key, pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED))
+            if isinstance(answer, pynvml.NVMLError):
+                raise answer
+            return answer
+
+        return read
 
     def _gpu_of(self, name: str, arguments: tuple[Any, ...]) -> int:
         if not arguments:
@@ -193,9 +221,7 @@ class Replay:
 
     def _recorded(self, node: Node, name: str, arguments: tuple[Any, ...]) -> Any:
         global CALLS
-        real = tuple(
-            node.handles[argument.gpu] if isinstance(argument, _Handle) else argument for argument in arguments
-        )
+        real = _real(node, arguments)
         key, outputs = _key(name, arguments)
         if name not in CALLS:
             CALLS = (*CALLS, name)
@@ -249,6 +275,19 @@ class _Handle:
 
     def __init__(self, gpu: int) -> None:
         self.gpu = gpu
+
+
+def _real(node: Node, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with the library's handles."""
+    return tuple(node.handles[argument.gpu] if isinstance(argument, _Handle) else argument for argument in arguments)
+
+
+def _answered(call: Callable[[], Any]) -> Any:
+    """What a call returns, or the NVMLError that it raises."""
+    try:
+        return call()
+    except pynvml.NVMLError as error:
+        return error
 
 
 def _key(name: str, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any]]:

@@ -170,6 +170,8 @@ class PciPort(msgspec.Struct, frozen=True, omit_defaults=True):
     aer_correctable: Reading[int] = UNREAD  # totals: errors that the port has detected, or that were reported to it
     aer_nonfatal: Reading[int] = UNREAD
     aer_fatal: Reading[int] = UNREAD
+
+
 def with_own_names(nvml: NvmlReadings) -> NvmlReadings:
     """The readings with distinct GPUs: uuids and addresses that several of them report are missing.
 

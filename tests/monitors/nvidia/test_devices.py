@@ -120,6 +120,8 @@ def test_nvml_is_not_started_again_for_others() -> None:
     assert not joined.seen(nvml(*gpus(4)), tuple(device(index) for index in range(5)), 0.0)
     assert not joined.seen(nvml(*gpus(4)), (*map(device, range(5)), device(5, driver="vfio-pci")), 0.0)
     assert joined.seen(nvml(*gpus(4)), tuple(map(device, range(6))), 0.0)
+
+
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     """A program whose name is no UTF-8, which any user may start, does not end the search for the fabric manager."""
     for pid in (1, 2):

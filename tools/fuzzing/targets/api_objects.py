@@ -30,6 +30,7 @@ from gpuhealth.kube.watching import WatchChanged, WatchListed, WatchUnreadable
 from gpuhealth.model.verdict import Coverage, State, Verdict
 from gpuhealth.quarantine import marks
 from gpuhealth.quarantine.condition import condition_patch, is_due, summary
+from gpuhealth.quarantine.driver_work import release_requests
 from gpuhealth.quarantine.report import merge_patch
 from gpuhealth.quarantine.slots.budget import (
     BudgetError,
@@ -136,7 +137,8 @@ class Target:
 
     def _check_node(self, node: dict[str, Any]) -> None:
         marks.restored(marks.annotations_of(node))
-        marks.release_requests(node)
+        release_requests(node)
+        marks.removers(node)
         require(len(marks.out_of_service(node)) <= 1024, "a reason is not bounded")
         for state, codes in ((State.HEALTHY, ()), (State.UNHEALTHY, ("xid.79",)), (State.UNKNOWN, ())):
             verdict = Verdict(node="a", time=_NOW, verdict=state, coverage=Coverage((), ()))
@@ -163,7 +165,7 @@ class Target:
 
     def _check_evidence(self, node: dict[str, Any], state: State, wanted: Any) -> None:
         """Without a measurement nothing shows that a fault is gone: the node that is out stays out."""
-        declared = marks.override(node) is not None or marks.ended_manually(node)
+        declared = marks.override(node) is not None or marks.marks_removed(node)
         dismissed = marks.dismissed_codes(node)
         ours = marks.record(node)
         if (

@@ -17,10 +17,9 @@ from fuzzing.target import documents, require_printable, require_sentence
 from gpuhealth.cli import check_report, explain, fleet_report, node_report
 from gpuhealth.cli.output import CommandError, console
 from gpuhealth.cli.single_run import CodeFilter, judge
-from gpuhealth.kernel_log import formats
 from gpuhealth.kube.kinds import NODES, REPORTS
 from gpuhealth.kube.objects import read
-from gpuhealth.model.kernel_event import KernelLogStatus
+from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.settings import Settings
 
@@ -129,7 +128,7 @@ class Target:
         round_ = node(gpu(0, **texts), gpu(1), kernel_log=KernelLogStatus("kmsg"))
         nvml = msgspec.structs.replace(round_.nvidia.nvml, driver_version=version)
         readings = msgspec.structs.replace(round_, nvidia=msgspec.structs.replace(round_.nvidia, nvml=nvml)).readings()
-        records = formats.records(plan.lines, START)
+        records = [KernelRecord(line.decode("utf-8", "replace"), START) for line in plan.lines]
         result = judge([readings], records, Settings(node_name="a"), Memory(), CodeFilter([]), 600.0)
         output = plain_output(lambda: check_report.show(result, ["a note"], verbose=True))
         self._check_text(output, "check")

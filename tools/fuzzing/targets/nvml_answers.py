@@ -43,13 +43,7 @@ from gpuhealth.quarantine.report import Facts, status_of
 _NODES = (("l40s", 4), ("h100-sxm", 2), ("b200", 2), ("t4", 1))
 _MOST_BYTES = 1 << 20
 _PIPE_BYTES = 1 << 20
-_IDENTITY = {
-    "nvmlDeviceGetHandleByIndex",
-    "nvmlDeviceGetCount",
-    "nvmlInit",
-    "nvmlDeviceGetUUID",
-    "nvmlDeviceGetPciInfo",
-}
+_NAMES = {"nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID", "nvmlDeviceGetPciInfo"}
 _PARTS = {
     "nvmlDeviceGetFieldValues": ("nvmlReturn", "valueType", "value", "fieldId"),
     "nvmlDeviceGetMemoryInfo": ("total", "used", "free", "version"),
@@ -220,7 +214,8 @@ class Target:
         if any(lie.call.startswith(("nvmlInit", "nvmlDeviceGetCount")) for lie in so_far):
             return
         require(len(nvml.gpus) == node.count, "a GPU is missing from the round")
-        touched = {lie.gpu for lie in so_far}
+        names_too = any(lie.call in _NAMES for lie in so_far)  # two GPUs that report one name lose it both
+        touched = {-1} if names_too else {lie.gpu for lie in so_far}
         for gpu in nvml.gpus:
             require(gpu.error is None or gpu.error.reason != "agent_fault", f"not read by a bug: {gpu.error}")
             if -1 not in touched and gpu.index not in touched:

@@ -24,7 +24,7 @@ from gpuhealth.monitors.host.monitor import MONITOR as HOST
 from gpuhealth.monitors.judge import Judge, tracker_rules
 from gpuhealth.monitors.kernel_log.monitor import MONITOR as KERNEL_LOG
 from gpuhealth.monitors.monitor import MetricsContext
-from gpuhealth.monitors.nvidia.devices import FabricManagerProbe, KernelModuleProbe, device_nodes, live_pids
+from gpuhealth.monitors.nvidia.devices import KernelModuleProbe, ProcessProbe, device_nodes, live_pids
 from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.nvidia.pci import PciProbe
 from gpuhealth.monitors.nvidia.readings import NvidiaReadings
@@ -196,7 +196,7 @@ class Target:
                 device_nodes=device_nodes(root / "dev"),
                 kernel_module=KernelModuleProbe(root / "sys").read(),
                 live_pids=live_pids(root / "proc", [4711, 4712]),
-                fabric_manager_running=FabricManagerProbe(root / "proc").read(),
+                fabric_manager_running=ProcessProbe(root / "proc", "nv-fabricmanager").read(),
             ),
         }
 
