@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import reprlib
 import tarfile
 import tempfile
 import zlib
@@ -19,11 +20,13 @@ from typing import IO, Any, Protocol, TypeVar
 
 import msgspec
 
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.kernel_event import KernelRecord
 from gpuhealth.model.missing import Missing
 from gpuhealth.monitors.nvidia.monitor import MONITOR as NVIDIA
 from gpuhealth.monitors.readings import NodeReadings, decode
 from gpuhealth.runtime.files import open_file
+from gpuhealth.runtime.text import printable
 
 FORMAT = 2
 MAX_KERNEL_LOG_BYTES = 20 << 20
@@ -32,6 +35,7 @@ _MAX_TOTAL_BYTES = 256 << 20
 _MAX_MEMBERS = 64
 MAX_ROUNDS = 1000
 _MAX_GPUS = 256
+_ERROR_CHARACTERS = 200
 _FIRST_YEAR, _LAST_YEAR = 2000, 9000  # with room for sums on both sides
 _FOLDER = "gpuhealth-capture"
 
@@ -189,7 +193,7 @@ def _decoded(members: dict[str, bytes]) -> Capture:
     head = _json(members, "manifest.json", dict[str, Any])
     version = head.get("format")
     if version != FORMAT:
-        raise CaptureError(f"its format is {version!r}, and this gpuhealth reads format {FORMAT}")
+        raise CaptureError(f"its format is {reprlib.repr(version)}, and this gpuhealth reads format {FORMAT}")
     manifest = _json(members, "manifest.json", Manifest)
     if "readings.jsonl" not in members:
         raise CaptureError("it has no readings")
@@ -235,8 +239,13 @@ def _gpus(readings: NodeReadings) -> int:
 def _json(members: dict[str, bytes], name: str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(members[name], type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise CaptureError(f"{name} cannot be read: {error}") from None
+    except JSON_ERRORS as error:
+        raise CaptureError(f"{name} cannot be read: {_shown(error)}") from None
+
+
+def _shown(error: Exception) -> str:
+    """The text of an error, which may quote the file."""
+    return printable(str(error)[:_ERROR_CHARACTERS])
 
 
 def _lines(members: dict[str, bytes], name: str, decode_line: Callable[[bytes], T]) -> list[T]:
@@ -245,6 +254,6 @@ def _lines(members: dict[str, bytes], name: str, decode_line: Callable[[bytes], 
         if line.strip():
             try:
                 lines.append(decode_line(line))
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-                raise CaptureError(f"line {number} of {name} cannot be read: {error}") from None
+            except JSON_ERRORS as error:
+                raise CaptureError(f"line {number} of {name} cannot be read: {_shown(error)}") from None
     return lines

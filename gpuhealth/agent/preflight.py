@@ -27,6 +27,7 @@ from gpuhealth.kube.errors import ApiError, InvalidError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.model.burnin_run import BurninRun, TestStatus
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.missing import Missing
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.burnin_results.probe import BurninProbe
@@ -252,7 +253,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _decoded(text: bytes, kind: type[_T]) -> _T | None:
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(*JSON_ERRORS):
         return msgspec.json.decode(text, type=kind)
     return None  # the command could not do its work
 

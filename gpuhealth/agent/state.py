@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from gpuhealth.kernel_log.kmsg import Position
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.tracker_state import TrackerState
 from gpuhealth.monitors.judge import Memory, decode_memory
 from gpuhealth.monitors.nvidia.readings import Release
@@ -76,12 +77,15 @@ def restore(journal: Journal | None, clock: SteadyClock, boot_id: str) -> AgentS
     try:
         state.tracker = _stored(journal, FINDINGS, TrackerState) or state.tracker
         if not state.tracker.is_sound():
-            log.error("stored findings discarded: times without a time zone")
+            log.error("stored findings discarded: times without a time zone, or of another age")
             state.tracker = TrackerState()
         state.memory = _stored(journal, CHECKS, Memory, decode_memory) or state.memory
         state.position = _stored(journal, "kmsg", Position)
         state.preflight_due = _stored(journal, "preflight_due", bool) or False
         written = _stored(journal, "written", Instant)
+        if written is not None and not written.is_sound():
+            log.error("stored time discarded: not one of this clock")
+            written = None
         state.rebooted = written is not None and written.boot_id != boot_id and bool(written.boot_id and boot_id)
         if written and written.boot_id == boot_id:  # a reboot ends every release
             state.release = _stored(journal, "release", Release | None)
@@ -112,7 +116,7 @@ def _stored(
         return None
     try:
         decoded: _T = decode(value) if decode else msgspec.json.decode(value, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         log.error("stored state discarded: unreadable", key=key, error=str(error))  # noqa: TRY400
         return None
     return decoded

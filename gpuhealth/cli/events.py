@@ -58,9 +58,11 @@ def command(
 def _read(path: Path, since: datetime, pattern: str, limit: int) -> list[Entry]:
     from gpuhealth.runtime.journal import Journal, JournalError
 
-    if not path.exists():
-        raise CommandError(f"no journal at {path}: has the agent run on this node? (use --journal for another path)")
     try:
+        if not path.exists():
+            raise CommandError(
+                f"no journal at {path}: has the agent run on this node? (use --journal for another path)"
+            )
         journal = Journal(path, keep_seconds=_FOREVER, max_entries=limit, read_only=True)
         try:
             return list(journal.entries(since, pattern, limit))
@@ -68,6 +70,8 @@ def _read(path: Path, since: datetime, pattern: str, limit: int) -> list[Entry]:
             journal.close()
     except JournalError as error:
         raise CommandError(str(error)) from None
+    except OSError as error:  # such as a name that is too long
+        raise CommandError(f"cannot read journal {path}: {error.strerror}") from None
 
 
 def _table(entries: list[Entry]) -> None:
@@ -81,7 +85,12 @@ def _table(entries: list[Entry]) -> None:
     rows = [[Text(heading, style="dim") for heading in ("time", "event", "code", "component")]]
     for entry in entries:
         style = STYLE.get(entry.severity, "") if entry.kind == "raised" else ""
-        cells = (f"{entry.time:%Y-%m-%d %H:%M:%SZ}", entry.kind, printable(entry.code), short_name(entry.component.id))
+        cells = (
+            f"{entry.time:%Y-%m-%d %H:%M:%SZ}",
+            printable(entry.kind),
+            printable(entry.code),
+            short_name(entry.component.id),
+        )
         rows.append([Text(cell, style=style) for cell in cells])
     messages = [Text("message", style="dim"), *(Text(printable(entry.message)) for entry in entries)]
     if wide:

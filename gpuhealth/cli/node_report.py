@@ -175,7 +175,7 @@ def _part(report: dict[str, Any], name: str, kind: type[_T]) -> _T:
 def _header(out: Console, node: str, report: dict[str, Any]) -> None:
     line = Text.assemble((printable(node), "bold"))
     driver = _part(report, "inventory", Inventory).driver or "-"
-    out.print(line.append(f"  driver {printable(driver)}  agent {report.get('agentVersion') or '-'}"))
+    out.print(line.append(printable(f"  driver {driver}  agent {report.get('agentVersion') or '-'}")))
 
 
 def _condition(out: Console, condition: dict[str, Any]) -> None:
@@ -293,8 +293,8 @@ def _finding(out: Console, raw: Any) -> None:
         print_labelled(out, "line", printable(evidence.line))
     print_labelled(out, "source", printable(evidence.source or "-"))
     first, last = finding.first_seen, finding.last_seen
-    print_labelled(out, "seen", f"first {first} ({_ago(first)} ago), last {last}")
-    print_labelled(out, "action", f"{finding.action}: {ACTIONS.get(finding.action, '')}")
+    print_labelled(out, "seen", printable(f"first {first} ({_ago(first)} ago), last {last}"))
+    print_labelled(out, "action", printable(f"{finding.action}: {ACTIONS.get(finding.action, '')}"))
     print_labelled(out, "clears", f"when {printable(finding.clears_when)}")
 
 

@@ -14,6 +14,7 @@ import msgspec
 from gpuhealth.agent.state import CHECKS, FINDINGS
 from gpuhealth.kernel_log.kmsg import KmsgError, KmsgReader
 from gpuhealth.model.causes import Ended
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.kernel_event import KernelLogStatus, KernelRecord
 from gpuhealth.model.missing import Missing, Reading
 from gpuhealth.model.tracker import ChangeKind
@@ -70,7 +71,7 @@ def read_journal(settings: Settings, with_entries: bool = False) -> AgentJournal
 def _findings(state: bytes | None) -> TrackerState:
     try:
         known = msgspec.json.decode(state, type=TrackerState) if state else TrackerState()
-    except (msgspec.DecodeError, RecursionError):
+    except JSON_ERRORS:
         return TrackerState()
     return known if known.is_sound() else TrackerState()
 
@@ -79,7 +80,7 @@ def ended_in(entries: Iterable[msgspec.Raw]) -> list[Ended]:
     """The findings that have ended according to the journal in a capture. Entries of another form are left out."""
     ended = []
     for line in entries:
-        with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        with contextlib.suppress(*JSON_ERRORS):
             entry = msgspec.json.decode(line, type=Entry)
             if entry.kind == ChangeKind.CLEARED and entry.time.tzinfo:
                 ended.append(Ended(entry.code, entry.component, entry.time))
@@ -92,7 +93,7 @@ def load_memory(json: bytes | None) -> Memory:
         return Memory()
     try:
         return decode_memory(json)
-    except (msgspec.DecodeError, RecursionError):
+    except JSON_ERRORS:
         return Memory()
 
 

@@ -38,6 +38,7 @@ from gpuhealth.kube.errors import (
 )
 from gpuhealth.kube.kinds import Kind
 from gpuhealth.kube.unreadable import UnreadableObjects
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.runtime.supervisor import cancellations, raise_if_cancelled
 
 _NO_LIMITS = aiohttp.ClientTimeout(total=None)  # without one the library sets its own, of five minutes
@@ -421,7 +422,7 @@ def _selectors(labels: str, fields: str) -> dict[str, str | int]:
 def _decoded(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except JSON_ERRORS:
         return data.decode(errors="replace")  # plain text, such as a proxy's error page
 
 

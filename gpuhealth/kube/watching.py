@@ -26,6 +26,7 @@ from gpuhealth.kube.errors import (
 )
 from gpuhealth.kube.kinds import Kind
 from gpuhealth.kube.objects import Reader
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
 SERVER_SECONDS = 300
@@ -177,7 +178,7 @@ async def _events(
                 continue
             try:
                 event = msgspec.json.decode(line, type=_Line)
-            except (msgspec.DecodeError, RecursionError):
+            except JSON_ERRORS:
                 yield _NOT_DECODED, {}
                 continue
             if event.type == "ERROR":

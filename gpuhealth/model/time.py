@@ -12,6 +12,13 @@ ZonedTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 """A time with a zone; a time without one cannot be compared, and is rejected when read from a file."""
 
+_USABLE_YEARS = (1970, 9000)  # with room for sums on both sides
+
+
+def is_usable(time: datetime) -> bool:
+    """Whether a stored time has a zone, and can be shifted and compared."""
+    return time.tzinfo is not None and _USABLE_YEARS[0] <= time.year <= _USABLE_YEARS[1]
+
 
 def to_second(time: datetime) -> datetime:
     """The time in UTC, truncated to seconds, as the API server keeps it."""

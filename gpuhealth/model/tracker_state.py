@@ -10,6 +10,7 @@ import msgspec
 from gpuhealth.model import causes
 from gpuhealth.model.causes import Cause, Ended
 from gpuhealth.model.finding import Finding
+from gpuhealth.model.time import is_usable
 
 MAX_ENDED = 256
 """Number of ended findings kept, the newest ones: a Node that cannot be written to may still name them."""
@@ -35,11 +36,11 @@ class TrackerState(msgspec.Struct):
     ended: list[Ended] = []  # newest last
 
     def is_sound(self) -> bool:
-        """Whether all its times have a zone, which a manually edited journal may lack."""
+        """Whether all its times have a zone and can be calculated with, unlike those of a journal edited by hand."""
         times = [self.restored, *self.last_complete.values(), *(ended.time for ended in self.ended)]
         for tracked in self.tracked:
             times += [tracked.finding.first_seen, tracked.finding.last_seen, tracked.clean_since]
-        return all(time is None or time.tzinfo is not None for time in times)
+        return all(time is None or is_usable(time) for time in times)
 
     def shift(self, seconds: float) -> None:
         """Shifts every time after the wall clock was set, so that durations stay the same."""

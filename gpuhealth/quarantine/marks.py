@@ -30,6 +30,7 @@ from gpuhealth.api.names import (
 )
 from gpuhealth.kube.errors import AnswerError
 from gpuhealth.model.causes import Cause
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.time import ZonedTime
 
 Object = dict[str, Any]
@@ -130,11 +131,7 @@ def record(node: Object) -> QuarantineRecord | None:
     """The record of our changes to the Node; None without one that can be read."""
     try:
         found = msgspec.json.decode(annotations_of(node)[QUARANTINE], type=QuarantineRecord)
-    except (
-        KeyError,
-        msgspec.DecodeError,
-        RecursionError,
-    ):  # edited by a person: then nothing on the Node is known to be ours
+    except (KeyError, *JSON_ERRORS):  # edited by a person: then nothing on the Node is known to be ours
         return None
     times = (found.since, *(cause.since for cause in found.causes))
     return found if all(_YEARS[0] <= time.year <= _YEARS[1] for time in times) else None

@@ -95,8 +95,10 @@ def merge_patch(old: Any, new: Object) -> Object:
     patch: Object = {}
     for key, value in new.items():
         if isinstance(value, dict):
-            gone = {name: None for name in before.get(key) or {} if name not in value}
-            if (inner := merge_patch(before.get(key), value) | gone) or key not in before:
+            known = before.get(key)
+            names = known if isinstance(known, dict) else None  # None: a patch creates the map
+            gone = {name: None for name in names or {} if name not in value}
+            if (inner := merge_patch(known, value) | gone) or names is None:
                 patch[key] = inner
         elif key not in before or before[key] != value:
             patch[key] = value

@@ -8,10 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from gpuhealth.model.time import is_usable
+
 Now = Callable[[], datetime]
 """Source of the current time, with a zone, in UTC."""
 
 _SET_SECONDS = 5.0  # a larger offset is a step of the wall clock; a leap second is not
+_LONGEST_BOOT_SECONDS = 100 * 365 * 86400.0
 
 
 def wall_clock() -> datetime:
@@ -25,6 +28,10 @@ class Instant(msgspec.Struct, frozen=True):
     boot_id: str
     time: datetime
     monotonic_seconds: float  # since boot, the same for every process
+
+    def is_sound(self) -> bool:
+        """Whether it can be calculated with, unlike one from a journal edited by hand."""
+        return is_usable(self.time) and 0.0 <= self.monotonic_seconds <= _LONGEST_BOOT_SECONDS
 
 
 class SteadyClock:

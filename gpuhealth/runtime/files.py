@@ -12,6 +12,7 @@ from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.runtime.text import printable
 
 _NULL = os.makedev(1, 3)  # /dev/null, an empty file
+_BOOT_ID_CHARACTERS = 100  # at most; the kernel's has 36
 
 
 def file_missing(error: OSError) -> Missing:
@@ -37,6 +38,6 @@ def open_file(path: Path) -> IO[bytes]:
 def boot_id(proc: Path) -> str:
     """The kernel's id of this boot; empty if it cannot be read."""
     try:
-        return (proc / "sys/kernel/random/boot_id").read_text().strip()
+        return printable((proc / "sys/kernel/random/boot_id").read_text(errors="replace").strip())[:_BOOT_ID_CHARACTERS]
     except OSError:
         return ""

@@ -22,10 +22,13 @@ import msgspec
 import structlog
 
 from gpuhealth.model.component import Component
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.tracker import Change
+from gpuhealth.runtime.text import printable
 
 log = structlog.get_logger()
 
+_DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter: SQLite quotes a damaged schema in its error
 _RETRY_SECONDS = 5.0
 _RAM_DISK = Path("/dev/shm")  # noqa: S108 - writable when no disk is
 _MAX_UNWRITTEN = 10_000  # entries held while the disk refuses them
@@ -85,6 +88,11 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     detail: str = ""  # JSON, or the raw kernel-log line
 
 
+def _shown(error: Exception) -> str:
+    """The text of an error, which may quote a damaged file."""
+    return printable(str(error))
+
+
 def entry_of(change: Change) -> Entry:
     """The journal entry for a change of a finding."""
     finding = change.finding
@@ -120,11 +128,11 @@ class Journal:
             self._database = self._open(read_only)
         except sqlite3.OperationalError as error:
             if not (read_only and path.is_file()):
-                raise JournalError(f"cannot open journal {path}: {error}") from None
+                raise JournalError(f"cannot open journal {path}: {_shown(error)}") from None
             self._database = self._copy_opened()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if read_only:
-                raise JournalError(f"{path} is no journal: {error}") from None
+                raise JournalError(f"{path} is no journal: {_shown(error)}") from None
             self.set_aside = path.with_suffix(f".damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
             self._database = self._begun_again(self.set_aside)
         except OSError as error:
@@ -143,8 +151,8 @@ class Journal:
             database.text_factory = _text
             _upgrade(database)  # the copy: the file stays as it is
             database.execute("PRAGMA query_only=ON")
-        except (OSError, sqlite3.Error) as error:
-            raise JournalError(f"cannot read journal {self.path}: {error}") from None
+        except (OSError, *_DATABASE_ERRORS) as error:
+            raise JournalError(f"cannot read journal {self.path}: {_shown(error)}") from None
         return database
 
     def _begun_again(self, set_aside: Path) -> sqlite3.Connection:
@@ -152,8 +160,8 @@ class Journal:
         try:
             self.path.rename(set_aside)
             return self._open(read_only=False)
-        except (OSError, sqlite3.Error) as error:
-            raise JournalError(f"{self.path} is no journal, and cannot be set aside: {error}") from None
+        except (OSError, *_DATABASE_ERRORS) as error:
+            raise JournalError(f"{self.path} is no journal, and cannot be set aside: {_shown(error)}") from None
 
     def _open(self, read_only: bool) -> sqlite3.Connection:
         mode = "ro" if read_only else "rwc"
@@ -212,15 +220,15 @@ class Journal:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
-            raise JournalError(f"cannot write journal {self.path}: {error}") from None
+        except _DATABASE_ERRORS as error:
+            raise JournalError(f"cannot write journal {self.path}: {_shown(error)}") from None
 
     def stored(self, key: str) -> bytes | None:
         """A stored value; None if there is none. Raises JournalError."""
         try:
             row = self._database.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
-        except sqlite3.Error as error:
-            raise JournalError(f"cannot read journal {self.path}: {error}") from None
+        except _DATABASE_ERRORS as error:
+            raise JournalError(f"cannot read journal {self.path}: {_shown(error)}") from None
         if row is None or isinstance(row[0], bytes):
             return None if row is None else row[0]
         raise DamagedValueError(f"journal {self.path}: the stored value of {key} is damaged")
@@ -239,8 +247,8 @@ class Journal:
                         yield entry
                     else:
                         log.warning("corrupt journal entry skipped", file=str(self.path), entry=number)
-        except sqlite3.Error as error:
-            raise JournalError(f"cannot read journal {self.path}: {error}") from None
+        except _DATABASE_ERRORS as error:
+            raise JournalError(f"cannot read journal {self.path}: {_shown(error)}") from None
 
     def prune(self, now: datetime) -> None:
         """Drops entries beyond the maximum age or number. Raises JournalError."""
@@ -253,8 +261,8 @@ class Journal:
                 self._database.execute(
                     "DELETE FROM entries WHERE id <= (SELECT max(id) FROM entries) - ?", (self._max_entries,)
                 )
-        except sqlite3.Error as error:
-            raise JournalError(f"cannot prune journal {self.path}: {error}") from None
+        except _DATABASE_ERRORS as error:
+            raise JournalError(f"cannot prune journal {self.path}: {_shown(error)}") from None
 
     def close(self) -> None:
         """Closes the file after the running write."""
@@ -301,7 +309,7 @@ def _entry(when: object, *texts: object) -> Entry | None:
     kind, name, component, severity, message, detail = words
     try:
         part = msgspec.json.decode(component, type=Component)
-    except (msgspec.DecodeError, RecursionError):
+    except JSON_ERRORS:
         return None
     return Entry(time=time, kind=kind, code=name, component=part, message=message, severity=severity, detail=detail)
 

@@ -341,3 +341,19 @@ def test_newest_records_are_kept() -> None:
     assert [record.sequence for record in capture.newest(records, 35)] == [7, 8, 9]
     assert len(capture.newest(records, 1000)) == 10
     assert capture.newest([], 10) == ()
+
+
+def test_an_error_quotes_no_control_characters(tmp_path: Path) -> None:
+    """An error that quotes the capture is one printable sentence of bounded length."""
+    odd = READINGS | {"monitors": {"nvidia": {"type": "missing", "reason": "\x1b[31m" * 5000}}}
+    file = archive(tmp_path / "capture.tar.gz", good(readings_jsonl=json.dumps(odd).encode()))
+    with pytest.raises(capture.CaptureError) as unusable:
+        capture.load(file)
+    assert str(unusable.value).isprintable()
+    assert len(str(unusable.value)) < 1000
+    file = archive(
+        tmp_path / "other.tar.gz", good(manifest_json=json.dumps(MANIFEST | {"format": "9" * 5000}).encode())
+    )
+    with pytest.raises(capture.CaptureError, match="its format is") as unusable:
+        capture.load(file)
+    assert len(str(unusable.value)) < 1000

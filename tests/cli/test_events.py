@@ -2,10 +2,13 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from testing.command import Node, Run
 
+from gpuhealth.cli import events
+from gpuhealth.cli.output import CommandError
 from gpuhealth.model.component import NODE, Component, gpu
 from gpuhealth.runtime.journal import Entry, Journal
 
@@ -142,3 +145,16 @@ def test_spoiled_memory_stops_no_check(node: Node) -> None:
         assert "the stored value of findings is damaged" in said.out
         assert "Traceback" not in said.err
     journal.close()
+
+
+def test_no_column_controls_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of a journal that somebody has edited has no control characters in any column."""
+    escape = "\x1b[2J"
+    events._table([Entry(time=datetime.now(UTC), kind=escape, code=escape, component=gpu(escape), message=escape)])
+    assert escape not in capsys.readouterr().out
+
+
+def test_a_path_that_no_file_can_have() -> None:
+    """A name that is too long is one sentence, as for any other file that cannot be read."""
+    with pytest.raises(CommandError, match="File name too long"):
+        events._read(Path("x" * 5000), datetime.now(UTC), "*", 10)

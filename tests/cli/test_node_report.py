@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.odd_objects import SAMPLES, TIME, mutants
@@ -64,3 +65,24 @@ def test_fleet_shows_every_node(node: Any, report: Any, first: bool) -> None:
     assert "a" in {row.node for row in rows}
     assert all(row.unreadable.startswith(("Node ", "GPUHealthReport ")) for row in rows if row.unreadable)
     show_fleet(console(io.StringIO()), summarize("", rows))
+
+
+@pytest.mark.parametrize("place", ["firstSeen", "lastSeen", "action", "message", "code", "clearsWhen"])
+def test_node_prints_no_control_characters(place: str) -> None:
+    """Nothing in a report controls the terminal on which it is shown."""
+    escape = "\x1b[31m\x85"
+    report = {"agentVersion": escape, "inventory": {"driver": escape}, "findings": [FINDING | {place: escape}]}
+    details = NodeDetails(
+        node=escape,
+        condition={"type": "GPUHealthy", "status": "True", "message": escape},
+        state=escape,
+        taint=escape,
+        cordoned=False,
+        annotations={"override": escape},
+        budgets=[],
+        report=report,
+        events=[EVENT | {"message": escape}],
+    )
+    out = io.StringIO()
+    show(console(out), details)
+    assert out.getvalue().replace("\n", "").isprintable()

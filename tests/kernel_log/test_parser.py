@@ -209,3 +209,14 @@ def test_no_text_is_too_much(text: str) -> None:
 def test_a_line_that_only_mentions_an_xid(prefix: str, line: str) -> None:
     """A message that quotes an event anywhere but at its start is no event."""
     assert fed(prefix + line) == [None]
+
+
+def test_names_of_programs_control_no_terminal() -> None:
+    """Control characters in the name of a program are escaped in the event: it is shown, journalled and published."""
+    escape, end = "\x1b[31m", "\x85"
+    (event,) = fed(f"NVRM: Xid (PCI:0000:3b:00): 13, pid=1, name={escape}{end}, Graphics Exception")
+    assert event is not None
+    assert (event.finding, event.process) == ("xid.13", r"\x1b[31m\x85")
+    (killed,) = fed(f"Out of memory: Killed process 12 ({escape}) total-vm:1kB")
+    assert killed is not None
+    assert all(text.isprintable() for text in (event.line, killed.line, killed.meaning, killed.process or ""))

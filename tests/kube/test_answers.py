@@ -197,3 +197,12 @@ def test_any_answer(standing: tuple[asyncio.Runner, Page, Client], answer: Any, 
         assert (await Evictor(client).evict("a", "b", "c")).outcome in set(EvictionOutcome)
 
     runner.run(calls())
+
+
+@pytest.mark.parametrize("body", [b'{"kind":"\xff"}', b'"\xff"', b"\xff", b"[" * 100_000])
+def test_an_answer_that_is_no_text(standing: tuple[asyncio.Runner, Page, Client], body: bytes) -> None:
+    """JSON with text that is no UTF-8 costs that request an ApiError, and nothing else."""
+    runner, page, client = standing
+    page.body = body
+    with pytest.raises(ApiError):
+        runner.run(client.get(NODES, "n"))

@@ -12,7 +12,7 @@ from testing.node_writing import HEALTHY, SICK, writer
 from gpuhealth.api.report import Gpu, Inventory
 from gpuhealth.kube.client import Client
 from gpuhealth.model.finding import Severity
-from gpuhealth.quarantine.report import Facts
+from gpuhealth.quarantine.report import Facts, merge_patch
 from gpuhealth.quarantine.target import Desired
 
 
@@ -65,3 +65,11 @@ def test_report_leaves_the_controllers_part_alone(plane: ControlPlane, pool: Poo
             assert pool.report(node)["status"]["verdict"] == "healthy", "deleted by somebody, made again"
 
     asyncio.run(run())
+
+
+def test_a_status_with_other_types_is_replaced() -> None:
+    """A section that is no map on the server becomes one, and no longer stops the report from being written."""
+    assert merge_patch({"inventory": True, "driver": 5}, {"inventory": {}}) == {"inventory": {}}
+    assert merge_patch({"inventory": [1]}, {"inventory": {"gpus": []}}) == {"inventory": {"gpus": []}}
+    assert merge_patch({"counters": {"a": 1}}, {"counters": {}}) == {"counters": {"a": None}}
+    assert merge_patch({"counters": {}}, {"counters": {}}) == {}

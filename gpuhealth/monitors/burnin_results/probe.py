@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from gpuhealth.model.burnin_run import BurninRun, TestResult
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.missing import Missing, MissingReason, Reading
 from gpuhealth.monitors.burnin_results.readings import BurninReadings
 from gpuhealth.runtime.files import file_missing, open_file
@@ -81,7 +82,7 @@ class BurninProbe:
             return msgspec.json.decode(text, type=BurninRun)
         except OSError as error:
             return f"{name}: {error.strerror}"
-        except (msgspec.DecodeError, RecursionError) as error:
+        except JSON_ERRORS as error:
             return f"{name}: {error}"
 
 

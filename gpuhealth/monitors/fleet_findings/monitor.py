@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from gpuhealth.api.names import FLEET_FINDINGS
+from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.fleet_findings.checks import CHECK
 from gpuhealth.monitors.fleet_findings.readings import FleetFinding, FleetReadings
@@ -22,7 +23,7 @@ class _AnnotationProbe:
         try:
             text = annotations.get(FLEET_FINDINGS, "[]")
             return FleetReadings(msgspec.json.decode(text, type=tuple[FleetFinding, ...]))
-        except msgspec.DecodeError as error:
+        except JSON_ERRORS as error:
             return Missing(MissingReason.ERROR, f"annotation {FLEET_FINDINGS}: {error}")
 
     def configure(self, _settings: NoSettings) -> None:

@@ -20,7 +20,7 @@ from gpuhealth.model.missing import UNREAD, Missing, MissingReason, Reading
 from gpuhealth.model.pci import PciAddress
 from gpuhealth.monitors.nvidia.baseline import Baseline
 from gpuhealth.monitors.nvidia.ownership import are_replaced, nothing_to_use, unmanaged_gpus
-from gpuhealth.monitors.nvidia.readings import GpuReadings, NvidiaReadings, NvmlReadings
+from gpuhealth.monitors.nvidia.readings import GpuReadings, NvidiaReadings, NvmlReadings, with_own_names
 from gpuhealth.monitors.nvidia.settings import NvidiaSettings
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class GpuContext:
         self.nothing_to_use = nothing_to_use(readings, self.baseline, self.settings.expected_gpus)
         if self.nothing_to_use:
             readings = msgspec.structs.replace(readings, nvml=NvmlReadings(problem=self.nothing_to_use))
-        self.readings = readings
+        self.readings = msgspec.structs.replace(readings, nvml=with_own_names(readings.nvml))
 
     @property
     def nvml(self) -> Reading[NvmlReadings]:

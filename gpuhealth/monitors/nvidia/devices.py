@@ -14,7 +14,7 @@ from gpuhealth.monitors.nvidia.readings import KernelModule
 from gpuhealth.runtime.files import file_missing
 from gpuhealth.runtime.text import printable
 
-_DEVICE_NODE = re.compile(r"nvidia(\d+)")
+_DEVICE_NODE = re.compile(r"nvidia(\d{1,9})", re.ASCII)
 _COMM_LENGTH = 15  # the kernel truncates a process name to so many characters
 _LONGEST_VPD = 1 << 15  # PCI: bytes of vital product data
 _ASSIGNED = re.compile(r'^AssignGpus: "([^"\n]*)"', re.MULTILINE)

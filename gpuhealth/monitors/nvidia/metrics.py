@@ -16,7 +16,7 @@ from gpuhealth.model.missing import Missing
 from gpuhealth.monitors.monitor import MetricsContext
 from gpuhealth.monitors.nvidia import metric_names as own
 from gpuhealth.monitors.nvidia.probe import NvidiaProbe
-from gpuhealth.monitors.nvidia.readings import GpuReadings, NvidiaReadings, NvmlReadings
+from gpuhealth.monitors.nvidia.readings import GpuReadings, NvidiaReadings, NvmlReadings, with_own_names
 from gpuhealth.monitors.nvidia.settings import NvidiaSettings
 from gpuhealth.runtime.metric_families import family
 
@@ -103,7 +103,7 @@ def _of_gpus(collect: Callable[[NvmlReadings], Iterator[Metric]], context: Conte
         return
     nvml = readings.nvml
     if nvml.answered or nvml.waiting_seconds < context.settings.nvml.warn_after:
-        yield from collect(nvml)
+        yield from collect(with_own_names(nvml))
 
 
 def _nvml(context: Context) -> Iterator[Metric]:

@@ -65,7 +65,7 @@ class PciProbe:
         """What the function is; None for another vendor's. Raises OSError or ValueError if it cannot be read."""
         folder = Path(self._devices, address)
         vendor, device_id, device_class = (
-            int((folder / name).read_text(), 16) for name in ("vendor", "device", "class")
+            _hexadecimal((folder / name).read_text()) for name in ("vendor", "device", "class")
         )
         parsed = parse_address(address)
         if vendor != _NVIDIA or parsed is None:
@@ -90,6 +90,13 @@ class PciProbe:
             reported = (_reported(folder, kind) if own else 0 for kind in _TOTALS)
             ports[address] = PciPort(address, *map(_larger, counts, reported))
         return ports[address]
+
+
+def _hexadecimal(text: str) -> int:
+    """A number of the configuration space, of at most 24 bits. Raises ValueError."""
+    if not 0 <= (number := int(text, 16)) < 1 << 24:
+        raise ValueError(f"{text[:20]!a} is no number of at most 24 bits")
+    return number
 
 
 def _reported(folder: str, kind: str) -> int:

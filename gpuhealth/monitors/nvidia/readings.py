@@ -6,6 +6,7 @@ process sends these structures, and a capture stores them.
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime, timedelta
 
 import msgspec
@@ -169,6 +170,31 @@ class PciPort(msgspec.Struct, frozen=True, omit_defaults=True):
     aer_correctable: Reading[int] = UNREAD  # totals: errors that the port has detected, or that were reported to it
     aer_nonfatal: Reading[int] = UNREAD
     aer_fatal: Reading[int] = UNREAD
+
+
+def with_own_names(nvml: NvmlReadings) -> NvmlReadings:
+    """The readings with distinct GPUs: uuids and addresses that several of them report are missing.
+
+    Under one name, the clean readings of one GPU would hide the faults of another.
+    """
+    shared = {
+        name
+        for names in (Counter(gpu.uuid for gpu in nvml.gpus), Counter(gpu.pci for gpu in nvml.gpus))
+        for name, count in names.items()
+        if count > 1 and isinstance(name, str)
+    }
+    if not shared:
+        return nvml
+    return msgspec.structs.replace(nvml, gpus=tuple(_without_names(gpu, shared) for gpu in nvml.gpus))
+
+
+def _without_names(gpu: GpuReadings, shared: set[str]) -> GpuReadings:
+    failed, changes = dict(gpu.failed_calls), {}
+    for field, call in (("uuid", "nvmlDeviceGetUUID"), ("pci", "nvmlDeviceGetPciInfo")):
+        name = getattr(gpu, field)
+        if isinstance(name, str) and name in shared:
+            changes[field] = failed[call] = Missing(MissingReason.ERROR, f"{call}: another GPU also reports {name}")
+    return msgspec.structs.replace(gpu, failed_calls=failed, **changes) if changes else gpu
 
 
 class PciDevice(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -12,6 +12,7 @@ from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia import devices
 from gpuhealth.monitors.nvidia.devices import ProcessProbe, SwitchManagement, device_nodes, live_pids
 from gpuhealth.monitors.nvidia.joined_gpus import JoinedGpus
+from gpuhealth.monitors.nvidia.probe import driver_branch
 
 
 def test_device_nodes_are_the_numbered_ones(tmp_path: Path) -> None:
@@ -119,3 +120,26 @@ def test_nvml_is_not_started_again_for_others() -> None:
     assert not joined.seen(nvml(*gpus(4)), tuple(device(index) for index in range(5)), 0.0)
     assert not joined.seen(nvml(*gpus(4)), (*map(device, range(5)), device(5, driver="vfio-pci")), 0.0)
     assert joined.seen(nvml(*gpus(4)), tuple(map(device, range(6))), 0.0)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """A program whose name is no UTF-8, which any user may start, does not end the search for the fabric manager."""
+    for pid in (1, 2):
+        _process(tmp_path, pid, "x")
+    (tmp_path / "1" / "comm").write_bytes(b"\xb7\xff\n")
+    assert ProcessProbe(tmp_path, "nv-fabricmanager").read() is False
+    _process(tmp_path, 3, "nv-fabricmanage")
+    assert ProcessProbe(tmp_path, "nv-fabricmanager").read() is True
+
+
+def test_device_nodes_with_absurd_numbers(tmp_path: Path) -> None:
+    """A number that no driver gives is that of no GPU."""
+    for name in ("nvidia0", "nvidia" + "9" * 200, "nvidia\u0661"):
+        (tmp_path / name).touch()
+    assert device_nodes(tmp_path) == (0,)
+
+
+def test_the_branch_of_a_driver_version() -> None:
+    """The branch is a short number; any other text has none."""
+    assert driver_branch("570.86.15") == 570
+    assert [driver_branch(text) for text in ("", "x.1", "9" * 5000, "²")] == [None] * 4

@@ -77,3 +77,17 @@ def test_no_tree(tmp_path: Path) -> None:
     found = PciProbe(tmp_path).read()
     assert isinstance(found, Missing)
     assert found.reason is MissingReason.NOT_INSTALLED
+
+
+def test_numbers_that_no_device_has(node: Simulator) -> None:
+    """A function whose type is no 24-bit number is left out; a counter that is no 64-bit number is missing."""
+    devices = node.root / "sys/bus/pci/devices"
+    first, second = list(scan(PciProbe(node.root / "sys")))[:2]
+    (devices / first / "device").write_text("0x" + "f" * 5000)
+    for text in (b"TOTAL_ERR_COR " + b"9" * 5000, b"TOTAL_ERR_COR \xff\n"):
+        (devices / second / "aer_dev_correctable").write_bytes(text)
+        found = PciProbe(node.root / "sys").read()
+        assert not isinstance(found, Missing)
+        assert first not in {device.address for device in found}
+        (counter,) = (device.aer_correctable for device in found if device.address == second)
+        assert _reason(counter) is MissingReason.ERROR

@@ -77,6 +77,7 @@ _ATS = 2  # nvmlDeviceAddressingModeType_t
 _SAME_MEMORY = 0.02
 """How much the memory of GPU and machine may differ, as a share, to be the same one."""
 _FEWEST_TO_COMPARE = 3  # with two it is unknown which is the outlier
+_NOT_MEASURED = Missing(MissingReason.ERROR, "NVML has no reading of the GPU's state")
 _IDLE = Missing(MissingReason.NO_HISTORY, "the GPU has no load to judge by")
 
 
@@ -87,7 +88,15 @@ def _lost(gpu: GpuReadings, context: GpuContext) -> RuleResult:
         )
     # A GPU that needs a reset, or whose InfoROM is corrupt, is present and responds.
     answers = (MissingReason.RESET_REQUIRED, MissingReason.CORRUPTED_INFOROM)
-    return None if gpu.error and gpu.error.reason in answers else gpu.error
+    if gpu.error and gpu.error.reason not in answers:
+        return gpu.error
+    return None if gpu.error or _is_measured(gpu) else _NOT_MEASURED
+
+
+def _is_measured(gpu: GpuReadings) -> bool:
+    """Whether NVML has any value of the GPU's state: one that supports or answers nothing is not known to work."""
+    state = (gpu.temperature_celsius, gpu.power_milliwatts, gpu.memory_total_bytes, gpu.ecc_enabled, gpu.sm_clock_mhz)
+    return not all(isinstance(reading, Missing) for reading in state)
 
 
 def _reset_required(gpu: GpuReadings, context: GpuContext) -> RuleResult:

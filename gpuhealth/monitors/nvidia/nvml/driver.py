@@ -29,10 +29,15 @@ def start(progress: Progress) -> Missing | None:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return missing(error, "nvmlInit_v2")
+        return _required(missing(error, "nvmlInit_v2"), "nvmlInit_v2")
     except Exception as error:  # noqa: BLE001 - a binding or library that does not match: the parent reports it
         return unexpected(error, "nvmlInit_v2")
     return None
+
+
+def _required(reason: Missing, call: str) -> Missing:
+    """The reason for a call without which nothing can be read: "not supported" would mean that nothing is to check."""
+    return Missing(MissingReason.ERROR, f"{call}: {reason}") if reason.is_unsupported else reason
 
 
 def stop(progress: Progress) -> None:
@@ -75,10 +80,7 @@ class Driver:
     def count(self) -> Reading[int]:
         """Number of GPUs that NVML enumerates."""
         count: Reading[int] = self._ask("nvmlDeviceGetCount", _gpu_count)
-        if isinstance(count, Missing) and count.reason is MissingReason.NOT_SUPPORTED:
-            # "Not supported" would mean that there is nothing to check.
-            return Missing(MissingReason.ERROR, f"nvmlDeviceGetCount: {count}")
-        return count
+        return _required(count, "nvmlDeviceGetCount") if isinstance(count, Missing) else count
 
     def read(self, index: int, count: int) -> GpuReadings:
         """Everything about one of `count` GPUs."""

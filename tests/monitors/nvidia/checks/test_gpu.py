@@ -243,3 +243,24 @@ def test_counts_agree_or_are_found(bus: int, nodes: int, counted: int, before: i
         assert result.is_clean("gpu.missing", NODE)
     else:
         assert result.severity("gpu.missing", NODE) is Severity.CRITICAL
+
+
+STATE = ("temperature_celsius", "power_milliwatts", "memory_total_bytes", "ecc_enabled", "sm_clock_mhz")
+
+
+@pytest.mark.parametrize("reason", [NOT_SUPPORTED, Missing(MissingReason.ERROR, "x")])
+def test_a_gpu_without_any_reading_is_not_known_to_work(reason: Missing) -> None:
+    """A GPU that answers every call with "not supported", or with errors, is not clean; with one value it is."""
+    unread = gpu(0, **dict.fromkeys(STATE, reason))
+    assert look(unread).why_not("gpu.lost") is MissingReason.ERROR
+    assert look(gpu(0, **dict.fromkeys(STATE[1:], reason))).is_clean("gpu.lost")
+
+
+def test_gpus_that_report_one_uuid_are_kept_apart() -> None:
+    """Clean readings of one GPU do not hide the fault of another that reports the same uuid and address."""
+    twins = (gpu(0, recovery_action=2), gpu(1, uuid=uuid(0)), gpu(2, uuid=uuid(0), pci=pci(1)))
+    found = look(*twins)
+    assert found.severity("gpu.recovery_action", pci(0)) is Severity.CRITICAL
+    assert found.is_clean("gpu.recovery_action", "gpu1")
+    assert found.is_clean("gpu.recovery_action", "gpu2")
+    assert found.says_nothing("gpu.recovery_action", uuid(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from testing.readings import LOADED, NOT_LOADED, Judged, gpu, judged, node, nvml
+from testing.readings import LOADED, NOT_LOADED, Judged, gpu, judged, node, nvml, pci, uuid
 
 from gpuhealth.model.component import NODE
 from gpuhealth.model.finding import Action, Severity
@@ -107,3 +107,10 @@ def test_a_gpu_with_a_code_of_its_own_is_not_unexpected() -> None:
     assert look(nvml(gpu(0, failed_calls=failing))).is_clean("agent.unexpected_reading")
     corrupt = {"nvmlDeviceGetSerial": Missing(MissingReason.CORRUPTED_INFOROM, "(14)")}
     assert look(nvml(gpu(0, failed_calls=corrupt))).is_clean("agent.unexpected_reading")
+
+
+def test_gpus_that_report_one_uuid_are_a_warning() -> None:
+    """Each GPU that reports the uuid of another has a finding that says so."""
+    found = judged(subject.CHECK, node(gpu(0), gpu(1, uuid=uuid(0))))
+    for place in (pci(0), pci(1)):
+        assert f"another GPU also reports {uuid(0)}" in found.finding("agent.unexpected_reading", place).message

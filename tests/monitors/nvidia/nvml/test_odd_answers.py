@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from nvmlsim.simulator import Simulator
 from testing.lying_node import GPUS, LYING, LyingNode, flat, lying_node
 
-from gpuhealth.model.missing import Missing
+from gpuhealth.model.missing import Missing, MissingReason
+from gpuhealth.monitors.nvidia.nvml import driver as nvml_driver
 from gpuhealth.monitors.nvidia.nvml import value as nvml_value
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
@@ -199,3 +200,17 @@ def test_a_double_costs_one_reading_in_the_child(tmp_path: Path, monkeypatch: py
     ]
     assert "0.5 is not a whole number" in str(odd[3]["nvmlDeviceGetFieldValues(82)"])
     assert all(gpu.temperature_celsius == 30 for gpu in readings.gpus)
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, 25])
+def test_nvml_that_is_not_supported_is_never_clean(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """An nvmlInit that answers "not supported" is an error: it does not mean that there is nothing to check."""
+
+    def refused() -> None:
+        raise pynvml.NVMLError(code)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", refused)
+    problem = nvml_driver.start(lambda _: None)
+    assert problem is not None
+    assert problem.reason is MissingReason.ERROR
+    assert "nvmlInit_v2" in problem.detail
