@@ -214,7 +214,7 @@ def test_a_volume(line: str, disks: Reading[Disks], reason: str) -> None:
     [("sda1", "critical"), ("dm-0", "critical"), ("nvme0n1p2", "critical"), ("sdb", "warning"), ("nvme1n1", "warning")],
 )
 def test_a_line_alone(disk: str, severity: str) -> None:
-    """Without a node, a whole disk, which often is a volume of pods, gives a warning, and a partition a critical event."""
+    """Without a node, a whole disk, often a volume of pods, gives a warning, and a partition a critical event."""
     event = kernel_log_parser().feed(KernelRecord(f"EXT4-fs ({disk}): Remounting filesystem read-only", START))
     assert event is not None
     assert (event.finding, event.severity) == ("host.disk_readonly", severity)
