@@ -52,7 +52,6 @@ _STRONG = (  # the order counts: what begins like another token but is longer go
     rf"\[ *(?:{_LEVEL}|{_FACILITY})(?:[.: ]{_LEVEL})? *\]:?",
     r"\[(?!\")(?=[^\[\]{}]*[\d/+])[^\[\]{}]{0,400}\]:?",  # threads, pods, structured data, relative times
     rf"(?P<facility>{_FACILITY}) *[.:] *{_LEVEL} *:?(?=\s)",
-    rf"(?:kern +)?{_LEVEL}(?=[\s|])",
     r"(?P<container>(?:stdout|stderr) [FP])(?=\s)",  # the log of a container
     rf"(?:(?:{_HOST}|{_WORD}) +)?(?:{_FACILITY}\.{_LEVEL} +)?(?P<kernel>{_KERNEL})",
     r"(?P<rfc5424>(?:\S{1,255} )?kernel (?:-|\d+) \S{1,32} )",
@@ -73,7 +72,7 @@ _LOOSE = re.compile(  # a message may begin like these: "I/O error, …", "md/ra
     r"|\(standard input\)[:-](?:\d{1,9}[:-])?"  # grep
     r"|[\w.:-]{1,120}[\"']?[,;][\"']?(?=\S)"  # CSV
     r"|\[[^\[\]{}\"']{0,100}\]:?|\([\w.-]{1,64}\)(?=\s)"  # anything in brackets
-    rf"|{_LEVEL}: +|{_HOST} :"
+    rf"|(?:kern +)?{_LEVEL}(?:: +|(?=[\s|]))|{_HOST} :"
 )
 _RUN = re.compile(rf"(?:{'|'.join(_STRONG)})*")
 _EVIDENCE = rf"(?=\[ *[\d+\[{{\"]|<\d|{_KERNEL}|{{\s*\"|{_FACILITY} *[.:] *{_LEVEL}|\d{{1,4}},\d+,\d+,|{_DATE})"
@@ -114,7 +113,7 @@ def places(line: str) -> Iterator[Place]:
     There is none where a prefix names a facility that is not the kernel's.
     """
     cut = _CUT_HEAD.match(line)
-    position, dated, hosted = cut.end() if cut else 0, False, False
+    position, dated, after_date, hosted = cut.end() if cut else 0, False, False, False
     for _ in range(_MOST_NAMES):
         run = _RUN.match(line, position)
         if run is None or not _counts(run):
@@ -135,7 +134,8 @@ def places(line: str) -> Iterator[Place]:
         yield place._replace(guessed=loose is not None)
         if of_kernel:
             return
-        after_date = dated and run.end("container") <= run.end("dated")  # else a line of its own begins
+        if run["dated"] or run["container"]:  # in the log of a container a line of its own begins
+            after_date = run.end("container") <= run.end("dated")
         if loose is None and after_date and hosted:
             return
         name = loose or (_NAME_AFTER_DATE if after_date else _NAME).match(line, run.end())
