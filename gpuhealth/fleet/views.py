@@ -48,6 +48,7 @@ from gpuhealth.quarantine.slots.lease import read_slot
 
 _MULTIPLES = {"k": 10**3, "M": 10**6, "G": 10**9}
 """Suffixes of a quantity that is a count; the API server writes 1000 as 1k."""
+_MOST_GPUS = 10_000  # of one node; a device plugin that shares GPUs offers hundreds
 _SPEEDS = {"soak": "_tflops", "bandwidth": "_gigabytes_per_second", "collectives": "_gigabytes_per_second"}
 """Tests that measure the speed of a GPU, and how the names of those figures end."""
 
@@ -249,8 +250,10 @@ def name_of(item: Object) -> str:
 
 
 def _count(quantity: Any) -> int:
+    """The number of GPUs in a quantity, within bounds: each is counted by itself, and a kubelet reports any number."""
     text = str(quantity)
-    return int(text[:-1]) * _MULTIPLES[text[-1:]] if text[-1:] in _MULTIPLES else int(text)
+    number = int(text[:-1]) * _MULTIPLES[text[-1:]] if text[-1:] in _MULTIPLES else int(text)
+    return max(0, min(number, _MOST_GPUS))
 
 
 def report_view(item: Object) -> ReportView:

@@ -264,3 +264,12 @@ def test_a_state_of_another_version() -> None:
     newer["status"]["inventory"]["gpus"][0]["verdict"] = "suspect"
     read_ = views.report_view(newer)
     assert (read_.quarantine.asks_for_drain, read_.drain.phase, read_.gpus) == (False, "paused", (("suspect", "H100"),))
+
+
+@pytest.mark.parametrize("quantity", [2**63 - 1, "9223372036854775807", "99999999G", -5])
+def test_an_absurd_number_of_gpus(quantity: Json) -> None:
+    """A node that reports more GPUs than memory could hold one by one is counted with a bounded number."""
+    fleet = Fleet("gpuhealth", ())
+    taken(fleet, NODES, poisoned(NODES, "status", "allocatable", "nvidia.com/gpu", value=quantity), views.node_view)
+    assert 0 <= fleet.nodes.items["a"].gpus <= 10_000
+    assert sum(fleet.gpus_by_verdict.values()) == fleet.nodes.items["a"].gpus
