@@ -80,8 +80,8 @@ class EarlierLines:
             if len(earlier) < _SHORTEST_DATED:
                 continue
             if time := _SECONDS.search(earlier):
-                outer = "" if earlier.startswith("{") else _DIGITS.sub("0", earlier[: time.start()])
-                if not (_DIGITS.sub("0", line).startswith(outer) and self._record_has_user_text("")):
+                outer = "" if earlier.startswith("{") else earlier[: time.start()]
+                if not (_begins_like(line, outer) and self._record_has_user_text("")):
                     return Continues.NO
                 return Continues.YES if outer else Continues.PERHAPS
             compared += 1
@@ -101,6 +101,13 @@ class EarlierLines:
             if head.seconds and _has_user_text(_without_prefix(record, head.outer)):
                 return True
         return False
+
+
+def _begins_like(line: str, prefix: str) -> bool:
+    """Whether the line begins with this prefix, but for other digits."""
+    if prefix and line[:1] != prefix[0] and not (line[:1].isdigit() and prefix[0].isdigit()):
+        return False  # most lines of a file that mixes formats, without the cost of what follows
+    return _DIGITS.sub("0", line).startswith(_DIGITS.sub("0", prefix))
 
 
 def _without_prefix(record: list[str], outer: str) -> list[str]:
