@@ -130,7 +130,7 @@ PLACES = (
     "typer:echo",
     "gpuhealth.cli.streams:_StandardStreams.write_line",
     "gpuhealth.kube.client:Client.from_kubeconfig",
-    "gpuhealth.kernel_log.formats:classify",
+    "gpuhealth.kernel_log.formats:KernelLogText.events",
     "gpuhealth.agent.capture:save",
     "gpuhealth.agent.agent:Agent.run",
     "gpuhealth.burnin.targets:targets",
