@@ -154,6 +154,9 @@ class KernelLogText:
         common = common_place(text)
         for place in (common,) if common else places(text):
             rest = text[place.start :]
+            if place.after_time and _is_list_of_tasks(text[place.after_time :], rest):
+                self.of_users = True
+                return
             if rest[:1] in ("{", "[") and depth < _MOST_DEPTH and _may_be_structured(rest, place):
                 found = False
                 for event in self._of_records(structured.records(rest), number, depth):
@@ -296,3 +299,9 @@ def _may_be_structured(rest: str, place: Place) -> bool:
     """Whether structured data may begin at this place. In a record of the kernel it would be text of a user."""
     quoted = '"' in rest or "'" in rest
     return quoted and not place.seconds and not place.raw and not user_text.recognise(rest)
+
+
+def _is_list_of_tasks(after_time: str, rest: str) -> bool:
+    """Whether what seems to be more of a prefix after the kernel's time is numbers of a task, and then its name."""
+    text = after_time.lstrip(" :")
+    return text != rest and user_text.recognise(text) is not None

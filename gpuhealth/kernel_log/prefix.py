@@ -105,6 +105,7 @@ class Place(NamedTuple):
     dated: bool = False  # a time other than the kernel's stands before it
     raw: bool = False  # a record of /dev/kmsg, with escapes
     guessed: bool = False  # what follows may also be more of the prefix
+    after_time: int = 0  # where the kernel's time ends, if more of a prefix seems to follow it
 
 
 def places(line: str) -> Iterator[Place]:
@@ -124,7 +125,8 @@ def places(line: str) -> Iterator[Place]:
         of_kernel = bool(seconds or run["kernel"] or run["raw"] or run["rfc5424"])
         dated = dated or bool(run["dated"])
         outer = line[: time.start()] if time else ""
-        place = Place(run.end(), of_kernel, seconds, outer, dated, run["raw"] is not None)
+        after_time = line.find("]", time.end()) + 1 if time else 0
+        place = Place(run.end(), of_kernel, seconds, outer, dated, run["raw"] is not None, after_time=after_time)
         marked = max(position, *(run.end(name) for name in ("raw", "seconds", "kernel", "rfc5424")))
         blank = _BLANK.match(line, marked)
         begin = blank.end() if blank else marked

@@ -278,6 +278,7 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
 @example(written="grep of dmesg", name="x", file="lib\r", line=HEADS[0])
 @example(written="Fluent Bit", name="x", file='lib\n{"msg":"', line=HEADS[0])
 @example(written="dmesg -S, console", name="x", file="lib\nEDAC MC0: 1 UE memory read error on CPU", line="")
+@example(written="CRI of dmesg", name="Oops: 0000 [#1]", file="lib", line="")
 def test_no_name_makes_an_event_in_a_text(form: Form, written: str, name: str, file: str, line: str) -> None:
     """In a log where a line break in a name begins a line, that line is no event of its own, and joins no other."""
     lines = WRITTEN[written](form.record(name, f"{file}{line}"))

@@ -144,8 +144,8 @@ def _ends(record: KernelRecord, event: KernelEvent | None) -> Ends | None:
     return None
 
 
-# An XID or SXid with an address, or one that is cut before its end.
-_REPORT = re.compile(r"Xid \((?:(?:PCI:)?[0-9a-fA-F]{2,8}:|(?:P(?:CI?)?|PCI:[0-9a-fA-F]*)?\s*$)", re.ASCII)
+# Whatever looks like an XID or SXid, also cut or damaged.
+_REPORT = re.compile(r"Xid \(")
 _DETAIL = re.compile(rf"SXid \([^()]{{1,32}}\): \d{{1,6}}, {_SXID_FOLLOW_UP.pattern}", re.ASCII | re.IGNORECASE)
 
 PATTERNS = LogPatterns(
