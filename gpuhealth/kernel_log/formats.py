@@ -26,6 +26,7 @@ _MOST_DEPTH = 4  # of logs in logs: a journal entry in the log of a container, i
 _MOST_LINES = 512  # of a structured record
 # The driver's name is split off by journald and syslog where a program wrote the record, or lost in a paste.
 _XID_HEAD = re.compile(r"(?:N?V?R?M(?:\[\d{1,10}\])?: ?|: )?Xid \(", re.ASCII)
+_RAW = re.compile(r"\d{1,4},\d{1,20},\d{1,20},", re.ASCII)  # the head of a record of /dev/kmsg
 _QUOTES = "\"'`“”«»\u2018\u2019|*"
 _ENCODED = re.compile(r'"MESSAGE"\s*:\s*(?:\[|"[^"]*\\u)')
 _PRETTY = re.compile(r'\s*(?:"[\w@. -]{1,100}"\s*:\s|(?:- )?(?:MESSAGE|message|textPayload): )')  # JSON, YAML
@@ -274,13 +275,18 @@ class KernelLogText:
         begun = self._cut[1].rstrip("\r\n")
         line = line.rstrip("\r\n")
         rest = line.lstrip(" \t>|")
-        for space in ("", " "):
+        for space in () if self._stands_alone(line, begun) else ("", " "):
             whole = plain(f"{begun.rstrip() if space else begun}{space}{rest}")
             for event in self._read(whole, number):
                 self._cut = None
                 return FoundEvent(number, whole, event)
         self._end_cut()
         return None
+
+    def _stands_alone(self, line: str, begun: str) -> bool:
+        """Whether the line has a prefix of the kernel, or names another XID, so that it continues none."""
+        names_another = self._parser.names_report(begun) and self._parser.names_report(line)
+        return names_another or common_place(line) is not None or _RAW.match(line) is not None
 
     def _end_cut(self) -> None:
         if self._cut is not None:

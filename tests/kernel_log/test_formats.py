@@ -240,3 +240,20 @@ PARTS = st.sampled_from(
 def test_no_mixture_is_too_much(written: str) -> None:
     """Parts of all formats in any order raise nothing."""
     read(written.split("\n"))
+
+
+@pytest.mark.parametrize(
+    "following",
+    [f"3,9,12345678,-;{MESSAGE}", f"[    9.000001] {MESSAGE}", f"Mar  7 10:11:12 node1 kernel: {MESSAGE}", MESSAGE],
+)
+def test_a_line_that_was_cut_before_another_message(following: str) -> None:
+    """A line that was cut after its address takes nothing from the next message, and is counted as not understood."""
+    found, unread = read(["2026-11-22T01:43:47,123456+00:00 NVRM: Xid (PCI:0000:3B:00): ", following])
+    assert [(event["finding"], event["pci"], event["number"]) for event in found] == [("xid.79", "0000:01:00", 2)]
+    assert unread == 1
+
+
+def test_a_line_that_was_cut_before_an_ordinary_record() -> None:
+    """The number of another record is no XID."""
+    found, unread = read(["[    9.000001] NVRM: Xid (PCI:0000:3B:00): ", "6,10,12345678,-;usb 1-1: new device"])
+    assert (found, unread) == ([], 1)
