@@ -163,7 +163,7 @@ LINES = (
 
 # kernel-open/nvidia/linux_nvswitch.c and common/nvlink: fabric manager is of another version.
 _FABRIC_MISMATCH = re.compile(
-    r"nvidia-nv(?:switch|link): (?:\w{1,64}: )?version mismatch, kernel version ", re.ASCII | re.IGNORECASE
+    r"nvidia-nv(?:switch|link)\d*: (?:\w{1,64}: )?version mismatch, kernel version ", re.ASCII | re.IGNORECASE
 )
 _NVLINK = re.compile(
     rf"(?:nvidia-nvlink\d*: {_WORDS}|nvidia-nvswitch\d+: [^\"'\n]{{0,200}}?)(?:fail|timed out|error)", re.IGNORECASE

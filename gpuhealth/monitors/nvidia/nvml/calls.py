@@ -219,10 +219,13 @@ class Calls:
         self.called.add(_OPEN)
         self._progress(f"{_OPEN} on GPU {self._index}")
         try:
-            self._handle = getattr(pynvml, _OPEN)(self._index)
-            if not self._handle:  # NULL
-                self._handle = None
+            handle = getattr(pynvml, _OPEN)(self._index)
+            if handle:
+                self._handle = handle
+            elif isinstance(handle, pynvml.c_nvmlDevice_t):
                 self.error = Missing(MissingReason.DRIVER_ERROR, f"{_OPEN}: the handle is NULL")
+            else:  # not even a pointer: this is of the binding, not of the driver
+                self.error = Missing(MissingReason.ERROR, f"{_OPEN}: the handle is {type(handle).__name__}")
         except pynvml.NVMLError as error:
             self.error = _refused_handle(error)
         except Exception as error:  # noqa: BLE001 - as for every call; it is the binding that fails, not the driver

@@ -19,6 +19,7 @@ from testing.lying_node import GPUS, LYING, LyingNode, flat, lying_node
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.nvml import driver as nvml_driver
 from gpuhealth.monitors.nvidia.nvml import value as nvml_value
+from gpuhealth.monitors.nvidia.nvml.gpu import Gpu
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
 from gpuhealth.monitors.nvidia.settings import Nvml
@@ -214,3 +215,16 @@ def test_nvml_that_is_not_supported_is_never_clean(monkeypatch: pytest.MonkeyPat
     assert problem is not None
     assert problem.reason is MissingReason.ERROR
     assert "nvmlInit_v2" in problem.detail
+
+
+@pytest.mark.parametrize("handle", [None, 0, "", {}, []], ids=["None", "0", "text", "dict", "list"])
+def test_an_empty_handle_that_is_no_pointer(monkeypatch: pytest.MonkeyPatch, handle: object) -> None:
+    """A binding that returns no pointer is no fault of the GPU; a pointer that is NULL is."""
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda _: handle)
+    error = Gpu(0, lambda _: None).read().error
+    assert error is not None
+    assert error.reason is MissingReason.ERROR
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda _: pynvml.c_nvmlDevice_t())
+    error = Gpu(0, lambda _: None).read().error
+    assert error is not None
+    assert error.reason is MissingReason.DRIVER_ERROR
