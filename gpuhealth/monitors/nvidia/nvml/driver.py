@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ctypes import c_void_p, cast
 from typing import Any
 
+import msgspec
 import pynvml
 
 from gpuhealth.model.missing import UNREAD, Missing, MissingReason, Reading
@@ -91,8 +92,18 @@ class Driver:
             known = self._known_before.get(index) if len(self._known_before) == count else None
             gpu = self._gpus[index] = Gpu(index, self._progress, known)
         readings = gpu.read(self._owners(index))
+        if readings.error and readings.error.reason is MissingReason.DRIVER_ERROR:
+            readings = self._without_blame(readings, count)
         self._names[index] = [name for name in (readings.uuid, readings.pci) if isinstance(name, str)]
         return readings
+
+    def _without_blame(self, readings: GpuReadings, count: int) -> GpuReadings:
+        """The readings of a GPU that cannot be opened; if GPUs have left since they were counted, it has no fault."""
+        now = self.count()
+        if isinstance(now, Missing) or now == count:
+            return readings
+        error = Missing(MissingReason.ERROR, f"NVML counted {count} GPUs and now {now}: {readings.error}")
+        return msgspec.structs.replace(readings, error=error)
 
     def _owners(self, index: int) -> dict[str, str]:
         """The uuids and addresses of the GPUs other than this one, each with its owner."""

@@ -228,3 +228,25 @@ def test_an_empty_handle_that_is_no_pointer(monkeypatch: pytest.MonkeyPatch, han
     error = Gpu(0, lambda _: None).read().error
     assert error is not None
     assert error.reason is MissingReason.DRIVER_ERROR
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"), [((8, 8), MissingReason.DRIVER_ERROR), ((8, 7), MissingReason.ERROR)], ids=["same", "fewer"]
+)
+def test_gpus_that_leave_in_the_middle_of_a_round(
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int], reason: MissingReason
+) -> None:
+    """A GPU that cannot be opened is at fault, except where fewer GPUs are counted than at the start of the round."""
+    left = iter(counts)
+
+    def refused(_: int) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: next(left))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", refused)
+    driver = nvml_driver.Driver(lambda _: None)
+    count = driver.count()
+    assert count == 8
+    error = driver.read(7, count).error
+    assert error is not None
+    assert error.reason is reason
