@@ -77,17 +77,22 @@ class Marked:
 
     def is_silent(self, for_rounds: int) -> bool:
         """Whether the agent writes nothing in so many rounds; to be asked again, since something may be due."""
-        began, before = rounds(self.sim), self.writes()
-        wait_for("rounds", lambda: rounds(self.sim) > began + for_rounds)
-        return self.writes() == before
+        return not self.writes_during(for_rounds)
 
-    def writes(self) -> int:
-        """How many requests of agents have changed something of this node."""
+    def writes_during(self, for_rounds: int) -> list[str]:
+        """What the agent writes in so many rounds: the verb and path of each request."""
+        began, before = rounds(self.sim), len(self.writes())
+        wait_for("rounds", lambda: rounds(self.sim) > began + for_rounds)
+        return self.writes()[before:]
+
+    def writes(self) -> list[str]:
+        """The requests of agents that have changed something of this node: verb, path and, if logged, the body."""
         user = "system:serviceaccount:gpuhealth:gpuhealth-agent"
-        return sum(
-            event["user"].get("username") == user and event["verb"] not in ("get", "list", "watch")
+        return [
+            f"{event['verb']} {event['requestURI']} {event.get('requestObject', '')}"
             for event in self.plane.audit(self.name, self._since)
-        )
+            if event["user"].get("username") == user and event["verb"] not in ("get", "list", "watch")
+        ]
 
     def remove(self) -> None:
         """Takes the Node and its budget away."""
