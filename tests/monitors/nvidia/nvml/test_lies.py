@@ -92,22 +92,22 @@ def _assert_lie_costs_its_call_only(node: LyingNode, call: Call, lie: Answer) ->
         assert lying.gpus[index] == honest.gpus[index], what
     assert msgspec.structs.replace(lying, gpus=()) == msgspec.structs.replace(honest, gpus=()), what
 
-    told, truth = flat(lying.gpus[LYING]), flat(honest.gpus[LYING])
-    changed = {name: told.get(name) for name in {*told, *truth} if told.get(name) != truth.get(name)}
+    read, expected = flat(lying.gpus[LYING]), flat(honest.gpus[LYING])
+    changed = {name: read.get(name) for name in {*read, *expected} if read.get(name) != expected.get(name)}
     assert lying.gpus[LYING].error is None, what
-    assert changed.keys() <= node.reach[call] | _also_changed(call, told, truth), (what, changed)
+    assert changed.keys() <= node.reach[call] | _also_changed(call, read, expected), (what, changed)
     for name, value in changed.items():
         _assert_missing_or_legal(name, value, what)
     if changed or lying.gpus[LYING].failed_calls:
         _assert_judged(node, lying, changed, what)
 
 
-def _also_changed(call: Call, told: dict[str, Any], truth: dict[str, Any]) -> set[str]:
+def _also_changed(call: Call, read: dict[str, Any], expected: dict[str, Any]) -> set[str]:
     """Readings of NVLinks that there are only with this answer, or not with it: links, and the counters of a link."""
     if call.function not in (FIELDS, LINK_STATE):
         return set()
-    without_links = {name for name in {*told, *truth} if name.startswith("nvlinks")} if "nvlinks" in told else set()
-    new = {name for name in told if name.startswith("nvlinks.") and _is_absent(truth.get(name))}
+    without_links = {name for name in {*read, *expected} if name.startswith("nvlinks")} if "nvlinks" in read else set()
+    new = {name for name in read if name.startswith("nvlinks.") and _is_absent(expected.get(name))}
     return new | without_links
 
 
@@ -135,13 +135,13 @@ def _assert_missing_or_legal(name: str, value: Any, what: tuple[Call, Answer]) -
 
 def _assert_judged(node: LyingNode, lying: NvmlReadings, changed: dict[str, Any], what: tuple[Call, Answer]) -> None:
     call, lie = what
-    said = node.outcomes_after(lying)
+    outcomes = node.outcomes_after(lying)
     before = {(each.code, each.component) for each in node.clean if isinstance(each, Finding)}
-    found = [each for each in said if isinstance(each, Finding) and (each.code, each.component) not in before]
+    found = [each for each in outcomes if isinstance(each, Finding) and (each.code, each.component) not in before]
     odd = [each for each in found if each.code == UNEXPECTED]
     unread = [value for value in changed.values() if isinstance(value, Missing) and not value.is_unsupported]
     gone = not changed.keys() <= flat(lying.gpus[LYING]).keys()  # such as a counter of a link
-    assert bool(odd) == bool(lying.gpus[LYING].failed_calls) or lie.get("code") == CORRUPTED_INFOROM, (what, said)
+    assert bool(odd) == bool(lying.gpus[LYING].failed_calls) or lie.get("code") == CORRUPTED_INFOROM, (what, outcomes)
     assert odd or not (unread or gone) or call.is_legal(lie), (what, changed)
     for each in odd:
         assert each.severity is Severity.WARNING, what
@@ -153,7 +153,7 @@ def _assert_judged(node: LyingNode, lying: NvmlReadings, changed: dict[str, Any]
     for each in found:
         assert code_of(each.code).clears not in (Clears.REBOOT, Clears.REBOOT_OR_BURNIN), (what, each)
     was_clean = {(each.code, each.component) for each in node.clean if isinstance(each, Clean)}
-    clean = {(each.code, each.component) for each in said if isinstance(each, Clean)}
+    clean = {(each.code, each.component) for each in outcomes if isinstance(each, Clean)}
     assert legal or clean <= was_clean, (what, clean - was_clean)
 
 

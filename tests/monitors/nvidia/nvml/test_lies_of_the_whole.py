@@ -36,21 +36,21 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LyingNode]:
         yield made
 
 
-def new_findings(node: LyingNode, told: NvmlReadings, rounds: int = 3) -> list[Finding]:
+def new_findings(node: LyingNode, readings: NvmlReadings, rounds: int = 3) -> list[Finding]:
     """What is found after so many rounds with the lie, and was not without it."""
     before = {(each.code, each.component) for each in node.clean if isinstance(each, Finding)}
-    said = node.outcomes_after(told, rounds)
-    return [each for each in said if isinstance(each, Finding) and (each.code, each.component) not in before]
+    outcomes = node.outcomes_after(readings, rounds)
+    return [each for each in outcomes if isinstance(each, Finding) and (each.code, each.component) not in before]
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_a_handle_that_is_refused(node: LyingNode, code: int) -> None:
     """One GPU that cannot be opened is at fault in the first round, unless only our own process lacks something."""
     with tell(OPEN, gpu=LYING, code=code):
-        told = node.read()
-    assert told.gpus[0] == node.honest.gpus[0]
-    assert told.gpus[LYING].error
-    found = new_findings(node, told, rounds=1)
+        readings = node.read()
+    assert readings.gpus[0] == node.honest.gpus[0]
+    assert readings.gpus[LYING].error
+    found = new_findings(node, readings, rounds=1)
     assert {each.component.id for each in found} == {node.honest.gpus[LYING].uuid}
     assert [each.code for each in found] == [OWN.get(code, NAMED.get(code, "nvml.error"))]
     assert found[0].severity is (Severity.WARNING if code in OWN else Severity.CRITICAL)
@@ -58,7 +58,7 @@ def test_a_handle_that_is_refused(node: LyingNode, code: int) -> None:
     if code in OWN:
         assert found[0].action is not Action.REBOOT_NODE
         assert found[0].severity is Severity.WARNING
-    clean = {each.code for each in node.outcomes_after(told) if isinstance(each, Clean) and each.component != NODE}
+    clean = {each.code for each in node.outcomes_after(readings) if isinstance(each, Clean) and each.component != NODE}
     assert clean  # those of the other GPU
 
 
@@ -66,18 +66,18 @@ def test_a_handle_that_is_refused(node: LyingNode, code: int) -> None:
 def test_our_own_lack_at_every_gpu_is_no_fault_of_theirs(node: LyingNode, code: int) -> None:
     """Handles that all GPUs refuse for lack of permission or of a function are findings agent.* and no others."""
     with tell(OPEN, code=code):
-        told = node.read()
-    assert {each.code for each in new_findings(node, told)} == {OWN[code]}
+        readings = node.read()
+    assert {each.code for each in new_findings(node, readings)} == {OWN[code]}
 
 
 @pytest.mark.parametrize("lie", [{"zero": 1}, {"value": 0}, {"value": -1}, {"value": 7}])
 def test_a_handle_that_is_none(node: LyingNode, lie: dict[str, int]) -> None:
     """A NULL handle is a refused one; with one that the driver does not know nothing about the GPU is clean."""
     with tell(OPEN, gpu=LYING, **lie):
-        told = node.read()
-    assert told.gpus[0] == node.honest.gpus[0]
-    found = {each.code for each in new_findings(node, told)}
-    assert found == ({"nvml.error"} if told.gpus[LYING].error else {"agent.unexpected_reading"})
+        readings = node.read()
+    assert readings.gpus[0] == node.honest.gpus[0]
+    found = {each.code for each in new_findings(node, readings)}
+    assert found == ({"nvml.error"} if readings.gpus[LYING].error else {"agent.unexpected_reading"})
 
 
 def test_a_wrong_handle_is_not_kept(node: LyingNode) -> None:
@@ -101,12 +101,12 @@ def test_two_gpus_with_one_name_are_two(node: LyingNode, name: str) -> None:
     }
     for lie in lies[name]:
         add(name, gpu=LYING, **lie)
-    told = node.read()
+    readings = node.read()
     end()
-    assert len({gpu.id for gpu in told.gpus}) == GPUS
-    assert list(told.gpus[LYING].failed_calls) == [name]
-    assert told.gpus[LYING].temperature_celsius == first.temperature_celsius
-    assert {each.code for each in new_findings(node, told)} == {"agent.unexpected_reading"}
+    assert len({gpu.id for gpu in readings.gpus}) == GPUS
+    assert list(readings.gpus[LYING].failed_calls) == [name]
+    assert readings.gpus[LYING].temperature_celsius == first.temperature_celsius
+    assert {each.code for each in new_findings(node, readings)} == {"agent.unexpected_reading"}
 
 
 @pytest.mark.parametrize("lie", [*({"value": value} for value in (*NUMBERS, *DOUBLES)), {"zero": 1}])
@@ -114,15 +114,15 @@ def test_any_number_of_gpus(node: LyingNode, lie: dict[str, int | float]) -> Non
     """A count that cannot be is missing, one that is too large adds no GPU to those that the bus has, and only one
     that is too small is a GPU that is gone."""
     with tell("nvmlDeviceGetCount", gpu=None, **lie):
-        told = node.read()
-    found = {each.code for each in new_findings(node, told)}
-    if isinstance(told.count, Missing):
-        assert told.gpus == ()
+        readings = node.read()
+    found = {each.code for each in new_findings(node, readings)}
+    if isinstance(readings.count, Missing):
+        assert readings.gpus == ()
         assert found == {"agent.unexpected_reading"}
-    elif told.count == GPUS:
+    elif readings.count == GPUS:
         assert found == set()
-    elif told.count > GPUS:
-        assert told.gpus[:GPUS] == node.honest.gpus
+    elif readings.count > GPUS:
+        assert readings.gpus[:GPUS] == node.honest.gpus
         assert found == {"agent.unexpected_reading"}
     else:
         assert "gpu.missing" in found
@@ -131,9 +131,9 @@ def test_any_number_of_gpus(node: LyingNode, lie: dict[str, int | float]) -> Non
 def test_a_count_that_was_too_large_is_forgotten(node: LyingNode) -> None:
     """After one round with a GPU too many the node is as it was."""
     with tell("nvmlDeviceGetCount", value=GPUS + 1):
-        told = node.read()
-    said = node.outcomes_of([told, node.honest, node.honest])
-    assert {each.code for each in said if isinstance(each, Finding)} <= {
+        readings = node.read()
+    outcomes = node.outcomes_of([readings, node.honest, node.honest])
+    assert {each.code for each in outcomes if isinstance(each, Finding)} <= {
         each.code for each in node.clean if isinstance(each, Finding)
     }
 
@@ -146,13 +146,15 @@ def test_versions(node: LyingNode, name: str) -> None:
     """Whatever a version is, it costs this version, and is read again in the next round."""
     for lie in answers(text="Cuda" not in name):
         with tell(name, gpu=None, **lie):
-            told = node.read()
-        assert told.gpus == node.honest.gpus
-        versions = (told.driver_version, told.nvml_version, told.cuda_version)
+            readings = node.read()
+        assert readings.gpus == node.honest.gpus
+        versions = (readings.driver_version, readings.nvml_version, readings.cuda_version)
         honest = (node.honest.driver_version, node.honest.nvml_version, node.honest.cuda_version)
         assert sum(one != other for one, other in zip(versions, honest, strict=True)) <= 1, lie
         odd = any(isinstance(each, Missing) and not each.is_unsupported for each in versions)
-        assert {each.code for each in new_findings(node, told)} == ({"agent.unexpected_reading"} if odd else set()), lie
+        assert {each.code for each in new_findings(node, readings)} == (
+            {"agent.unexpected_reading"} if odd else set()
+        ), lie
     with node.started() as driver:
         with tell(name, code=999):
             driver.read_versions()
@@ -196,16 +198,16 @@ def test_many_lies_told_to_the_process(simulated: Simulator) -> None:
                 call, lie = chosen.choice(calls), chosen.choice(answers())
                 simulated.lie(call, gpu=chosen.choice((1, 2)), **lie)
             for _ in range(3):
-                told = await probe.read(60.0)
-                assert told.answered, seed
-                assert told.problem is None, seed
-                assert [gpu.index for gpu in told.gpus] == [0, 1, 2], seed
-                assert told.gpus[0] == honest.gpus[0], seed
-                assert not any(_is_of_our_process(gpu) for gpu in told.gpus), seed
+                readings = await probe.read(60.0)
+                assert readings.answered, seed
+                assert readings.problem is None, seed
+                assert [gpu.index for gpu in readings.gpus] == [0, 1, 2], seed
+                assert readings.gpus[0] == honest.gpus[0], seed
+                assert not any(_is_of_our_process(gpu) for gpu in readings.gpus), seed
             simulated.truth()
             # A GPU is opened again, a fixed property is read twice, a count has fallen.
-            told = await _read(probe, rounds=3)
-            assert _without_time(told) == _without_time(honest), seed
+            readings = await _read(probe, rounds=3)
+            assert _without_time(readings) == _without_time(honest), seed
         assert probe.pids == pids
 
     run(body)
