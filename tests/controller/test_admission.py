@@ -234,7 +234,7 @@ FORBIDDEN: dict[str, tuple[Crime, str]] = {
     "another container": (lambda body: body["spec"]["containers"].append(SHELL), f"{CONFINED}|{WHAT}"),
     "another name": (container(name="x"), WHAT),
     "another image": (container(image="busybox"), WHAT),
-    "an image of the same name": (container(image="registry.example.com/gpuhealth-burnin:0.1.0"), WHAT),
+    "an image of the same name": (container(image="gpuhealth-burnin:0.1.0"), WHAT),
     "a shell": (container(command=["sh", "-c", "id"]), WHAT),
     "a hook": (container(lifecycle={"postStart": {"exec": {"command": ["id"]}}}), WHAT),
     "a port of the host": (container(ports=[{"containerPort": 22, "hostPort": 22}]), WHAT),

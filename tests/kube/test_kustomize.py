@@ -114,7 +114,7 @@ def test_the_image_follows(elsewhere: list[Document]) -> None:
     """A burn-in may have the image that its PodTemplate has got."""
     (template,) = [d["template"] for d in elsewhere if d["kind"] == "PodTemplate"]
     image = template["spec"]["containers"][0]["image"]
-    assert image.startswith("registry.example.com/")
+    assert image.startswith("registry.corp.example/gpuhealth-burnin:")
     assert literals(policies_of(elsewhere)["gpuhealth-burnins"])["image"] == f"'{image}'"
 
 

@@ -22,7 +22,7 @@ from gpuhealth.monitors.settings import load
 
 BUDGET = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "metadata": {"name": "valid"}}
 ALL = documents(BASE)
-_IMAGE_TAG = re.compile(r"\bgpuhealth(?:-\w+)?:(\d[\w.+-]*)")
+_IMAGE_TAG = re.compile(r"\bgpuhealth(?:-\w+)?(?::|, newTag: )(\d[\w.+-]*)")
 
 
 def identity(document: Document) -> str:
@@ -81,10 +81,19 @@ def test_schema(document: Document, version: str) -> None:
     kubernetes_validate.validate(document, version, strict=True)
 
 
+def test_images_have_the_version_and_a_name_that_no_registry_serves() -> None:
+    """Each pod has an image of this version, which gpuhealth/__init__.py sets, in a registry that cannot exist.
+
+    A name without a registry would mean one of Docker Hub's, which anybody could publish.
+    """
+    images = sorted({c["image"] for document in ALL for pod in pods(document) for c in pod["containers"]})
+    assert images == [f"registry.example.com/{name}:{__version__}" for name in ("gpuhealth-burnin", "gpuhealth")]
+
+
 def test_image_tags_are_the_version() -> None:
-    """Manifests, policies and the Containerfile name the images of this version, which gpuhealth/__init__.py sets."""
+    """No file of the manifests names an image of another version, and the tag stands in two places only."""
     tags = [
-        (f"{path.relative_to(BASE.parent)}:{number}", tag)
+        (f"{path.relative_to(BASE)}:{number}", tag)
         for path in sorted(path for path in BASE.rglob("*") if path.is_file())
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         for tag in _IMAGE_TAG.findall(line)
@@ -92,8 +101,7 @@ def test_image_tags_are_the_version() -> None:
     stale = [f"{place} has {tag}" for place, tag in tags if tag != __version__]
     assert not stale, f"the version is {__version__}: change the image tag where {', '.join(stale)}"
     files = {place.partition(":")[0] for place, _ in tags}
-    pods_in = {"agent", "controller", "burnin", "preflight", "admission/burnins"}
-    assert {f"daemonset/{name}.yaml" for name in pods_in} | {"daemonset/images/Containerfile"} <= files
+    assert files == {"kustomization.yaml", "admission/burnins.yaml"}
 
 
 def test_applied_twice_changes_nothing(plane: ControlPlane) -> None:
