@@ -82,6 +82,7 @@ class Agent:
         self.http_port = 0
         self._config_valid = True
         self._file = SettingsFile(Settings, config_path)
+        self._settings_digest = self._file.digest  # of the file whose settings are all in use
         self._services = services
         self._boot_id = boot_id(settings.roots.proc)
         self._node_labels: dict[str, str] = {}
@@ -368,6 +369,7 @@ class Agent:
             dict(self.counts.findings),
             __version__,
             None if isinstance(burnin, Missing) else burnin.runs,
+            self._settings_digest,
         )
 
     def _count_call(self, method: str, status: int) -> None:
@@ -445,6 +447,8 @@ class Agent:
         fixed = {name: getattr(self.settings, name) for name in _FIXED_SETTINGS}
         if later := [name for name, value in fixed.items() if getattr(settings, name) != value]:
             log.warning("restart needed for changed settings", settings=later)
+        else:
+            self._settings_digest = self._file.digest
         _warn_of_unmatched(settings)
         self.settings = settings.model_copy(update=fixed)
         for runner in self.runners.values():

@@ -258,6 +258,8 @@ class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Code of the worst finding."""
     boot_id: str = msgspec.field(name="bootID", default="")
     agent_version: str = ""
+    settings_digest: str = ""
+    """The first twelve hexadecimal digits of the SHA-256 of the settings file that the agent uses."""
     inventory: Inventory = Inventory()
     findings: tuple[Finding, ...] = ()
     """The worst first."""
