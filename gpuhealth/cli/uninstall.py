@@ -28,10 +28,10 @@ def command(
 ) -> None:
     """Remove gpuhealth from a cluster, with every mark on the Nodes.
 
-    Deletes agents and controller with their rights, so that nothing puts marks back; then takes taints, cordons, labels,
-    annotations and conditions off the Nodes; then deletes slots, policies, roles, budgets, reports and the namespace.
-    Nodes that are out of service return to service. Removes only what gpuhealth added, and prints what is left. If it
-    is interrupted, run it again.
+    Deletes agents and controller with their rights, so that nothing puts marks back; then takes taints, cordons,
+    labels, annotations and conditions off the Nodes; then deletes slots, policies, roles, budgets, reports and the
+    namespace. Nodes that are out of service return to service. Removes only what gpuhealth added, and prints what is
+    left. If it is interrupted, run it again.
     """
 
     def remove(*, dry_run: bool, shown: bool) -> Removal:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from gpuhealth.api.names import CONDITION, NAMESPACE
 from gpuhealth.fleet.gpu_nodes import has_gpus
-from gpuhealth.installation.kinds import CONFIG_MAPS, DAEMON_SETS, DEPLOYMENTS
+from gpuhealth.installation.kinds import CONFIG_MAPS, DAEMON_SETS, DEPLOYMENTS, SERVICE_ACCOUNTS
 from gpuhealth.installation.manifests import (
     AGENT,
     COMPONENT_LABEL,
@@ -30,6 +30,8 @@ from gpuhealth.runtime.settings_file import ConfigError, load_text
 
 T = TypeVar("T")
 _OURS = f"{NAME_LABEL}={NAME}"
+AGENT_ACCOUNT = "gpuhealth-agent"
+"""Name of the agents' service account."""
 _REASON_CHARACTERS = 300
 
 
@@ -69,18 +71,25 @@ class Cluster:
         return found
 
     async def objects(
-        self, kind: Kind, namespace: str = "", *, labels: str = "", keep: Callable[[Object], Object] = lambda item: item
+        self,
+        kind: Kind,
+        namespace: str = "",
+        *,
+        labels: str = "",
+        fields: str = "",
+        keep: Callable[[Object], Object] = lambda item: item,
     ) -> list[Object]:
-        """All objects of a kind; `keep` returns the parts of one that are needed."""
+        """All objects of a kind that the selectors match; `keep` returns the parts of one that are needed."""
 
         async def read() -> list[Object]:
             found: list[Object] = []
-            async for page in self.client.pages(kind, namespace, labels=labels):
+            async for page in self.client.pages(kind, namespace, labels=labels, fields=fields):
                 found += [keep(item) for item in page.items]
             return found
 
         where = f" in {namespace}" if namespace else ""
-        return await self._once((kind, namespace, labels), lambda: self.request(read(), f"{kind.plural}{where}"))
+        key = (kind, namespace, labels, fields)
+        return await self._once(key, lambda: self.request(read(), f"{kind.plural}{where}"))
 
     async def get(self, kind: Kind, name: str, namespace: str = "") -> Object | None:
         """One object; None where it does not exist."""
@@ -100,14 +109,16 @@ class Cluster:
     # --- the installation ---------------------------------------------------------------------------------------------
 
     async def namespace(self) -> str:
-        """The namespace of the installation: the given one, else that of the agents' DaemonSet, else gpuhealth."""
+        """The namespace of the installation: the given one, else that of its DaemonSets or of the agent's account."""
         if self._namespace:
             return self._namespace
         try:
-            found = {item["metadata"]["namespace"] for item in await self.objects(DAEMON_SETS, labels=_OURS)}
+            found = await self.objects(DAEMON_SETS, labels=_OURS)
+            found = found or await self.objects(SERVICE_ACCOUNTS, fields=f"metadata.name={AGENT_ACCOUNT}")
         except CannotCheckError:  # not permitted in all namespaces
             return NAMESPACE
-        return NAMESPACE if NAMESPACE in found or not found else min(found)
+        namespaces = {item["metadata"]["namespace"] for item in found}
+        return NAMESPACE if NAMESPACE in namespaces or not namespaces else min(namespaces)
 
     async def workload(self, component: str) -> Object | None:
         """The DaemonSet or Deployment of a component; None where there is none."""

@@ -137,9 +137,8 @@ class Uninstaller:
         for kind in _WORKLOADS:
             for item in await self._ours(kind, namespace):
                 known = annotations_of(item) | labels(item)
-                self._left += [
-                    text.format(known[key].partition(":")[0]) for key, text in _APPLIERS.items() if key in known
-                ]
+                appliers = {key: text for key, text in _APPLIERS.items() if key in known}
+                self._left += [text.format(known[key].partition(":")[0]) for key, text in appliers.items()]
                 await self._delete(kind, item["metadata"]["name"], namespace)
 
     async def _end_pods(self, namespace: str) -> None:
@@ -249,7 +248,7 @@ class Uninstaller:
 
     async def _delete_all(self, which: Iterable[Kind], namespace: str) -> None:
         for kind in which:
-            scopes = (namespace,) if kind.namespaced else ("",)
+            scopes: tuple[str, ...] = (namespace if kind.namespaced else "",)
             if kind in (kinds.ROLES, kinds.ROLE_BINDINGS):
                 scopes = (namespace, "default")  # of Events about Nodes, which are there
             for scope in dict.fromkeys(scopes):
