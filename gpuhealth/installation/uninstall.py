@@ -51,6 +51,8 @@ _REST = (
     kinds.ADMISSION_POLICIES,
     kinds.SERVICE_ACCOUNTS,  # the last in the namespace: by the agent's, a removal that continues finds it
 )
+REMOVED = frozenset(kind.kind for kind in (*_WORKLOADS, *_BINDINGS, *_REST, kinds.CUSTOM_RESOURCES, NAMESPACES, LEASES))
+"""Kinds of objects that are removed."""
 _OF_OTHERS = (PODS, *_WORKLOADS, kinds.SERVICES, kinds.CONFIG_MAPS)
 """Kinds of objects that keep a namespace from being deleted if they are not ours."""
 _MADE_BY_KUBERNETES = ("kube-root-ca.crt", "openshift-service-ca.crt")
