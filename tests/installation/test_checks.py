@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from kube import ControlPlane
 from testing.cluster_objects import budget
+from testing.installation import GPU_LABEL, Installation
 
 from gpuhealth import __version__
 from gpuhealth.installation.checks import CHECKS
 from gpuhealth.installation.problem import CannotCheckError, Level
 from gpuhealth.runtime.settings_file import digest
-from tests.installation.conftest import GPU_LABEL, Installation
 
 APPS = "/apis/apps/v1/namespaces/gpuhealth"
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
