@@ -111,6 +111,7 @@ NAMES = frozenset(
         "gpuhealth-auth-delegator",
         "gpuhealth-burnin",
         "gpuhealth-controller",
+        "gpuhealth-doctor",
         "gpuhealth-metrics-reader",
         "gpuhealth-operator",
         "gpuhealth-preflight",
