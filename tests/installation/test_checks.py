@@ -77,12 +77,12 @@ def test_settings(installation: Installation, plane: ControlPlane) -> None:
 def test_references(installation: Installation, plane: ControlPlane) -> None:
     """Pods that name a missing RuntimeClass or PriorityClass are refused, and images are still to be set."""
     messages = installation.messages("references")
-    assert sum("names the RuntimeClass nvidia, which is missing" in message for message in messages) == 3
-    assert sum("has no image of yours: registry.example.com/" in message for message in messages) == 4
+    assert sum("name the RuntimeClass nvidia, which is missing" in message for message in messages) == 1
+    assert sum("have no image of yours: registry.example.com/" in message for message in messages) == 2
     installation.create("/apis/node.k8s.io/v1/runtimeclasses", RUNTIME)
     assert not any("RuntimeClass" in message for message in installation.messages("references"))
     installation.without("/apis/scheduling.k8s.io/v1/priorityclasses/gpuhealth-burnin")
-    assert any("names the PriorityClass gpuhealth-burnin" in message for message in installation.messages("references"))
+    assert any("name the PriorityClass gpuhealth-burnin" in message for message in installation.messages("references"))
 
 
 def test_versions(installation: Installation) -> None:

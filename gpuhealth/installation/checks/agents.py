@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from msgspec import structs
+
 from gpuhealth.api.names import AGENT_LABEL, ConditionReason, Override
 from gpuhealth.installation.cluster import Cluster, pod_spec
 from gpuhealth.installation.manifests import AGENT, INSTALL
@@ -17,10 +19,10 @@ from gpuhealth.quarantine.marks import condition, override
 _FIXES = {
     "label": f"kubectl label node NODE {AGENT_LABEL}=true, or add its label to the affinity in daemonset/agent.yaml",
     "taint": "add a toleration for it to the DaemonSet",
-    "refused": "kubectl describe daemonset shows the refusals; allow the pods there",
-    "unknown": "kubectl describe daemonset, and kubectl get pods -o wide",
-    "pod": "kubectl describe pod and kubectl logs show more",
-    "silent": "kubectl logs of its pod shows why",
+    "refused": "allow the pods there: kubectl describe daemonset -n {namespace} shows all refusals",
+    "unknown": "kubectl describe daemonset -n {namespace} shows why, unless it has just been made",
+    "pod": "kubectl describe pod -n {namespace} and kubectl logs show more",
+    "silent": "kubectl logs -n {namespace} of its pod shows why",
 }
 _MESSAGE_CHARACTERS = 240
 
@@ -34,7 +36,9 @@ async def check(cluster: Cluster) -> list[Problem]:
         return [error("there is no DaemonSet of the agents", INSTALL, names)]
     pods = {node_of(pod): pod for pod in await cluster.pods(AGENT)}
     reports = await cluster.reports()
-    return judge(nodes, pods, reports, pod_spec(daemon_set), await refusal(cluster, daemon_set))
+    found = judge(nodes, pods, reports, pod_spec(daemon_set), await refusal(cluster, daemon_set))
+    namespace = await cluster.namespace()
+    return [structs.replace(problem, fix=problem.fix.format(namespace=namespace)) for problem in found]
 
 
 async def refusal(cluster: Cluster, daemon_set: Object) -> str:
@@ -58,7 +62,7 @@ async def refusal(cluster: Cluster, daemon_set: Object) -> str:
 def judge(
     nodes: Iterable[Object], pods: Mapping[str, Object], reports: Mapping[str, Object], spec: Object, refused: str
 ) -> list[Problem]:
-    """GPU nodes without a working agent, together where the reason is the same.
+    """GPU nodes without a working agent, together where the reason is the same; `{namespace}` stands in the fixes.
 
     `pods`: the agents' pods by node; `spec`: of the DaemonSet's pods; `refused`: message of the last refusal.
     """
@@ -89,7 +93,7 @@ def _without_pod(node: Object, spec: Object, refused: str) -> tuple[str, str]:
         return "taint", f"the DaemonSet does not tolerate {keys}"
     if refused:
         return "refused", f"the API server refuses the pod: {refused}"
-    return "unknown", "the DaemonSet has made no pod for it"
+    return "unknown", "the DaemonSet has made no pod there"
 
 
 def _with_pod(node: Object, pod: Object, has_report: bool) -> tuple[str, str]:

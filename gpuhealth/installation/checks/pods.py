@@ -28,6 +28,10 @@ def judge(component: str, pods: Iterable[Object]) -> list[Problem]:
         if not ended and (reason := trouble(pod)):  # a burn-in that fails has found a fault
             names[reason].append(pod["metadata"]["name"])
     return [
-        error(f"the {component} does not run ({some_of(pods)}): {reason}", "kubectl describe pod shows more", pods)
+        error(
+            f"the {component} does not run ({some_of(pods)}): {reason}",
+            "kubectl describe pod and kubectl logs show more",
+            pods,
+        )
         for reason, pods in names.items()
     ]
