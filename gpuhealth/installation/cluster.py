@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpuhealth.api.names import AGENT as AGENT_ACCOUNT
 from gpuhealth.api.names import CONDITION, NAMESPACE
 from gpuhealth.fleet.gpu_nodes import has_gpus
 from gpuhealth.installation.kinds import CONFIG_MAPS, DAEMON_SETS, DEPLOYMENTS, SERVICE_ACCOUNTS
@@ -30,8 +31,6 @@ from gpuhealth.runtime.settings_file import ConfigError, load_text
 
 T = TypeVar("T")
 _OURS = f"{NAME_LABEL}={NAME}"
-AGENT_ACCOUNT = "gpuhealth-agent"
-"""Name of the agents' service account."""
 _REASON_CHARACTERS = 300
 
 

@@ -49,7 +49,7 @@ async def diagnose(cluster: Cluster) -> Diagnosis:
         return Diagnosis(
             answer=Answer.NOT_INSTALLED, version=__version__, namespace=namespace, problems=(), fine=(), not_checked=()
         )
-    results = await asyncio.gather(*(_run(name, check, cluster) for name, check in CHECKS.items()))
+    results = await asyncio.gather(*(run_check(name, check, cluster) for name, check in CHECKS.items()))
     problems = [each for result in results if isinstance(result, list) for each in result]
     not_checked = [result for result in results if isinstance(result, NotChecked)]
     bad = {problem.check for problem in problems if problem.level is not Level.INFO}
@@ -73,7 +73,8 @@ def _answer(problems: list[Problem], not_checked: list[NotChecked]) -> Answer:
     return Answer.INCOMPLETE if any(each.supported for each in not_checked) else Answer.FINE
 
 
-async def _run(name: str, check: Check, cluster: Cluster) -> list[Problem] | NotChecked:
+async def run_check(name: str, check: Check, cluster: Cluster) -> list[Problem] | NotChecked:
+    """The problems that one check finds, or why it could not be made. Raises UnauthorizedError."""
     try:
         return [msgspec.structs.replace(problem, check=name) for problem in await check(cluster)]
     except CannotCheckError as reason:

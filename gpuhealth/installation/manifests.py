@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from gpuhealth.api import names
 from gpuhealth.api.names import GROUP
 
 NAME_LABEL = "app.kubernetes.io/name"
@@ -29,7 +30,7 @@ POLICIES = (
     "gpuhealth-reports",
     "gpuhealth-slots",
     "gpuhealth-events",
-    "gpuhealth-controller",
+    names.CONTROLLER,
     "gpuhealth-controller-events",
     "gpuhealth-burnins",
     "gpuhealth-pods",
@@ -106,11 +107,11 @@ RIGHTS: dict[str, frozenset[Right]] = {
 NAMES = frozenset(
     {
         "gpuhealth",  # ConfigMap
-        "gpuhealth-agent",
+        names.AGENT,
         "gpuhealth-agent-events",
         "gpuhealth-auth-delegator",
-        "gpuhealth-burnin",
-        "gpuhealth-controller",
+        names.BURNIN_TEMPLATE,
+        names.CONTROLLER,
         "gpuhealth-doctor",
         "gpuhealth-metrics-reader",
         "gpuhealth-operator",

@@ -18,7 +18,7 @@ _PREFIX = f"{GROUP}/"
 
 
 class MarksRemoval(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done with one Node."""
+    """The requests that take the marks off one Node, and what they leave."""
 
     patch: Object | None  # merge patch of the Node under its resourceVersion; None: nothing to change
     status_patch: Object | None  # strategic merge patch of its status

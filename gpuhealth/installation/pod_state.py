@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from gpuhealth.api.names import UNSCHEDULABLE_TAINT
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.selectors import matches
 from gpuhealth.quarantine.marks import labels, taints
@@ -17,7 +18,7 @@ _TOLERATED_BY_ALL = (  # tolerations that the DaemonSet controller adds to each 
     "node.kubernetes.io/disk-pressure",
     "node.kubernetes.io/memory-pressure",
     "node.kubernetes.io/pid-pressure",
-    "node.kubernetes.io/unschedulable",
+    UNSCHEDULABLE_TAINT,
 )
 
 

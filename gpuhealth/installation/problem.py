@@ -55,7 +55,7 @@ def warning(message: str, fix: str = "", objects: Iterable[str] = ()) -> Problem
 
 
 def info(message: str, fix: str = "", objects: Iterable[str] = ()) -> Problem:
-    """Something worth knowing."""
+    """A fact worth knowing that requires no action."""
     return Problem(level=Level.INFO, message=message, fix=fix, objects=tuple(objects))
 
 

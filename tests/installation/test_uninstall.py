@@ -87,7 +87,7 @@ class Marked:
         return traces(self.plane)
 
     def remove(self) -> None:
-        """Deletes the nodes."""
+        """Deletes the nodes of this test."""
         for name in ("out", "new", "theirs", "tainted"):
             self.plane.request("DELETE", f"/api/v1/nodes/{name}")
 
