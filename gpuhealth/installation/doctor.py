@@ -8,8 +8,7 @@ import enum
 import msgspec
 
 from gpuhealth import __version__
-from gpuhealth.api import report
-from gpuhealth.api.names import GROUP
+from gpuhealth.api import crd, report
 from gpuhealth.installation.checks import CHECKS, Check
 from gpuhealth.installation.cluster import Cluster
 from gpuhealth.installation.kinds import CUSTOM_RESOURCES
@@ -91,6 +90,6 @@ async def _is_absent(cluster: Cluster) -> bool:
     try:
         if await cluster.workloads():
             return False
-        return await cluster.get(CUSTOM_RESOURCES, f"{report.DEFINITION.plural}.{GROUP}") is None
+        return await cluster.get(CUSTOM_RESOURCES, crd.name_of(report.DEFINITION)) is None
     except CannotCheckError:
         return False

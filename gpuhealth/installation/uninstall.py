@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
+from gpuhealth.api import crd
 from gpuhealth.api.budget import DEFINITION as BUDGET
-from gpuhealth.api.names import BUDGET_LABEL, CONTROLLER_LEASE, GROUP, NAMESPACE, PREFLIGHT_TAINT
+from gpuhealth.api.names import BUDGET_LABEL, CONTROLLER_LEASE, NAMESPACE, PREFLIGHT_TAINT
 from gpuhealth.api.report import DEFINITION as REPORT
 from gpuhealth.installation import kinds
 from gpuhealth.installation.cluster import Cluster
@@ -115,7 +116,7 @@ class Uninstaller:
         await self._delete_leases(namespace)
         await self._delete_all(_REST, namespace)
         for definition in (REPORT, BUDGET):
-            await self._delete(kinds.CUSTOM_RESOURCES, f"{definition.plural}.{GROUP}", detail="with all its objects")
+            await self._delete(kinds.CUSTOM_RESOURCES, crd.name_of(definition), detail="with all its objects")
         await self._delete_namespace(namespace)
         keys = " or ".join(sorted(preflight_taints))
         self._left.append(f"on each node the folder {HOST_FOLDER}: rm -r {HOST_FOLDER}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpuhealth import __version__
 from gpuhealth.api import budget, crd, report
-from gpuhealth.api.names import API_VERSION, GROUP
+from gpuhealth.api.names import API_VERSION
 from gpuhealth.api.resource import Definition
 from gpuhealth.installation.cluster import Cluster
 from gpuhealth.installation.kinds import CUSTOM_RESOURCES
@@ -15,21 +15,21 @@ from gpuhealth.installation.problem import Problem, error, some_of, warning
 from gpuhealth.kube.client import Object
 
 _APPLY = "kubectl apply -k daemonset/crds"
-_VERSION = API_VERSION.removeprefix(f"{GROUP}/")
+_VERSION = API_VERSION.rpartition("/")[2]
 
 
 async def check(cluster: Cluster) -> list[Problem]:
     """Both CustomResourceDefinitions: present, established, with every field that this version writes."""
     problems: list[Problem] = []
     for definition in (report.DEFINITION, budget.DEFINITION):
-        found = await cluster.get(CUSTOM_RESOURCES, f"{definition.plural}.{GROUP}")
+        found = await cluster.get(CUSTOM_RESOURCES, crd.name_of(definition))
         problems += judge(definition, found)
     return problems
 
 
 def judge(definition: Definition, found: Object | None) -> Iterator[Problem]:
     """The problems of one CustomResourceDefinition as the API server has it; None if it has none."""
-    name = f"{definition.plural}.{GROUP}"
+    name = crd.name_of(definition)
     if found is None:
         yield error(f"the CustomResourceDefinition {name} is missing", _APPLY, [name])
         return
