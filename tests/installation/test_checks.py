@@ -12,6 +12,7 @@ from testing.installation import GPU_LABEL, Installation
 
 from gpuhealth import __version__
 from gpuhealth.installation.checks import CHECKS
+from gpuhealth.installation.checks.gpu_stack import part_of
 from gpuhealth.installation.problem import CannotCheckError, Level
 from gpuhealth.runtime.settings_file import digest
 
@@ -140,6 +141,24 @@ def test_agents_that_do_not_run(installation: Installation, container: dict[str,
     assert expected in problem.message
 
 
+def test_an_agent_whose_container_cannot_be_made(installation: Installation, plane: ControlPlane) -> None:
+    """Of a pod that waits for its containers, the kubelet's last Event is the reason."""
+    node = installation.gpu_node()
+    path = installation.agent(node, status={"phase": "Pending"})
+    message = 'Failed to create pod sandbox: failed to get sandbox runtime: no runtime for "nvidia" is configured'
+    pod = plane.request("GET", path)["metadata"]
+    event = {
+        "metadata": {"name": "sandbox"},
+        "type": "Warning",
+        "reason": "FailedCreatePodSandBox",
+        "message": message,
+        "involvedObject": {"kind": "Pod", "namespace": "gpuhealth", "name": pod["name"], "uid": pod["uid"]},
+    }
+    assert ["not ready yet" in each for each in installation.messages("agents")] == [True]
+    installation.create("/api/v1/namespaces/gpuhealth/events", event)
+    assert [message in each for each in installation.messages("agents")] == [True]
+
+
 def test_agents_that_are_missing(installation: Installation, plane: ControlPlane) -> None:
     """Nodes without a pod of the DaemonSet: no label, an untolerated taint, refused by the API server, unknown."""
     assert installation.check("agents") == []
@@ -261,6 +280,33 @@ def test_the_gpu_stack(installation: Installation) -> None:
     more = [{"key": f"gpuhealth.io/{name}", "operator": "Exists"} for name in ("unhealthy", "preflight")]
     installation.patch(path, {"spec": {"template": {"spec": {"tolerations": tolerations + more}}}})
     assert installation.check("gpu-stack") == []
+
+
+PARTS = {
+    "gpu-operator/nvidia-driver-daemonset nvcr.io/nvidia/driver:550.90.07-ubuntu22.04": "the driver",
+    "gpu-operator/nvidia-container-toolkit-daemonset nvcr.io/nvidia/k8s/container-toolkit:v1.16.1-ubuntu20.04": (
+        "the container toolkit"
+    ),
+    "kube-system/nvidia-gpu-device-plugin gke.gcr.io/nvidia-gpu-device-plugin@sha256:0123": "the device plugin",
+    "nvidia/dra-kubelet-plugin nvcr.io/nvidia/k8s-dra-driver-gpu:v25.3.0": "the DRA driver",
+    "network/mofed-ubuntu22.04 mirror.example.com:5000/mellanox/doca-driver:24.10": "the network driver",
+    "nfd/nfd-node-feature-discovery-worker registry.k8s.io/nfd/node-feature-discovery:v0.16.4": (
+        "the worker of node feature discovery"
+    ),
+    "nfd/nfd-topology-updater registry.k8s.io/nfd/node-feature-discovery:v0.16.4": None,
+    "gpu-operator/nvidia-dcgm-exporter nvcr.io/nvidia/k8s/dcgm-exporter:3.3.7": None,
+    "kube-system/ebs-csi-node example.com/csi/driver:v1": None,
+}
+
+
+@pytest.mark.parametrize(("daemon_set", "expected"), PARTS.items())
+def test_parts_of_the_gpu_stack(daemon_set: str, expected: str | None) -> None:
+    """DaemonSets of the public charts are recognised by their images, also in another registry; others are not."""
+    name, image = daemon_set.split()
+    spec = {"containers": [{"image": image}], "initContainers": [{"image": "nvcr.io/nvidia/gpu-operator-validator:1"}]}
+    item = {"metadata": {"name": name.rpartition("/")[2]}, "spec": {"template": {"spec": spec}}}
+    part = part_of(item)
+    assert (part and part.what) == expected
 
 
 def test_clocks(installation: Installation) -> None:

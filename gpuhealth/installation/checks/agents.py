@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import structs
 
@@ -36,22 +36,25 @@ async def check(cluster: Cluster) -> list[Problem]:
         return [error("there is no DaemonSet of the agents", INSTALL, names)]
     pods = {node_of(pod): pod for pod in await cluster.pods(AGENT)}
     reports = await cluster.reports()
-    found = judge(nodes, pods, reports, pod_spec(daemon_set), await refusal(cluster, daemon_set))
+    found = judge(nodes, pods, reports, daemon_set, await _events(cluster))
     namespace = await cluster.namespace()
     return [structs.replace(problem, fix=problem.fix.format(namespace=namespace)) for problem in found]
 
 
-async def refusal(cluster: Cluster, daemon_set: Object) -> str:
-    """Why the API server refused the last pod of a DaemonSet; empty where it did not, or where that is unknown."""
-    metadata = daemon_set["metadata"]
+async def _events(cluster: Cluster) -> list[Object]:
     try:
-        events = await cluster.objects(EVENTS, metadata["namespace"])
-    except CannotCheckError:
-        return ""
+        return await cluster.objects(EVENTS, await cluster.namespace())
+    except CannotCheckError:  # the reasons are less exact without them
+        return []
+
+
+def last_message(events: Iterable[Object], uid: str, reason: str = "") -> str:
+    """The message of the last Event of type Warning about an object, or of those with a reason; empty without one."""
     about = [
         event
         for event in events
-        if event.get("reason") == "FailedCreate" and (event.get("involvedObject") or {}).get("uid") == metadata["uid"]
+        if (event.get("involvedObject") or {}).get("uid") == uid
+        and (event.get("reason") == reason if reason else event.get("type") == "Warning")
     ]
     if not about:
         return ""
@@ -60,19 +63,27 @@ async def refusal(cluster: Cluster, daemon_set: Object) -> str:
 
 
 def judge(
-    nodes: Iterable[Object], pods: Mapping[str, Object], reports: Mapping[str, Object], spec: Object, refused: str
+    nodes: Iterable[Object],
+    pods: Mapping[str, Object],
+    reports: Mapping[str, Object],
+    daemon_set: Object,
+    events: Collection[Object],
 ) -> list[Problem]:
     """GPU nodes without a working agent, together where the reason is the same; `{namespace}` stands in the fixes.
 
-    `pods`: the agents' pods by node; `spec`: of the DaemonSet's pods; `refused`: message of the last refusal.
+    `pods`: the agents' pods by node; `events`: of the namespace.
     """
+    spec, refused = pod_spec(daemon_set), last_message(events, daemon_set["metadata"]["uid"], "FailedCreate")
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     total = 0
     for node in nodes:
         total += 1
         name = node["metadata"]["name"]
         pod = pods.get(name)
-        kind, reason = _without_pod(node, spec, refused) if pod is None else _with_pod(node, pod, name in reports)
+        if pod is None:
+            kind, reason = _without_pod(node, spec, refused)
+        else:
+            kind, reason = _with_pod(node, pod, name in reports, events)
         if reason:
             found[kind, reason].append(name)
     return [
@@ -96,14 +107,15 @@ def _without_pod(node: Object, spec: Object, refused: str) -> tuple[str, str]:
     return "unknown", "the DaemonSet has made no pod there"
 
 
-def _with_pod(node: Object, pod: Object, has_report: bool) -> tuple[str, str]:
+def _with_pod(node: Object, pod: Object, has_report: bool, events: Collection[Object]) -> tuple[str, str]:
     if reason := trouble(pod):
         return "pod", reason
     ours = condition(node) or {}
     if ours.get("reason") == ConditionReason.AGENT_SILENT:
         return "silent", "its agent is silent: the controller has set the condition to Unknown"
     if not is_ready(pod):
-        return "pod", "its pod is not ready yet"
+        why = last_message(events, pod["metadata"]["uid"])
+        return "pod", f"its pod is not ready: {why}" if why else "its pod is not ready yet"
     if override(node) is not Override.UNMANAGED and not (ours and has_report):
         return "silent", "its agent runs and has not reported to the API server"
     return "", ""

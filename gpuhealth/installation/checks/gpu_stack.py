@@ -75,9 +75,8 @@ def judge(daemon_sets: Iterable[Object], taints: Iterable[Object]) -> list[Probl
 
 def part_of(daemon_set: Object) -> _Part | None:
     """The part of the GPU stack that a DaemonSet runs, by the names of its images, in whichever registry they are."""
-    spec = pod_spec(daemon_set)
-    containers = [*(spec.get("containers") or []), *(spec.get("initContainers") or [])]
-    for container in containers:
+    # Not those of init containers: many programs wait for the driver with the image of the operator's validator.
+    for container in pod_spec(daemon_set).get("containers") or []:
         path = str(container.get("image") or "").partition("@")[0]
         image = path.rpartition("/")[2].partition(":")[0]
         for part in _PARTS:
