@@ -78,7 +78,7 @@ class Roots(Section):
 
 
 class HostRoot(Section):
-    """The host's files."""
+    """Where the files of the host are, for a process that may run in a container."""
 
     root: Path = Path("/")  # where the host's root filesystem is mounted, with all mounts below it
 

@@ -44,7 +44,8 @@ class Container:
 
     def end_grace(self) -> None:
         """The grace of faults of the driver is over at once."""
-        self.sim.configure({"findings": self.sim.settings["findings"] | dict.fromkeys(NODE_FAULTS, {"raise_after": 0})})
+        at_once = {code: {"raise_after": 0} for code in NODE_FAULTS}
+        self.sim.configure({"findings": self.sim.settings["findings"] | at_once})
 
     def library(self) -> str:
         """The libnvidia-ml that the agent's NVML process has mapped; empty without one."""
@@ -198,8 +199,8 @@ def test_a_driver_container_is_upgraded_and_removed(cluster_node: OnCluster) -> 
 
 
 def test_a_host_in_the_middle_of_an_upgrade(cluster_node: OnCluster) -> None:
-    """New library files below the old module are a fault of the node only after the grace, and only as long as no
-    library fits; the old library beside them is one that does."""
+    """A new library with the old module is a fault of the node only after the grace, and only if the old library is
+    gone."""
     node, marked = cluster_node, cluster_node.marked
     old = node.host.red_hat(OLD)
     node.load(OLD)

@@ -26,7 +26,7 @@ class LibraryFinder:
         self._slow = SlowRead[LibrarySearch](_LATE)
 
     async def find(self, paths: tuple[Path, ...], *, loader_failed: bool) -> LibrarySearch:
-        """The present libraries; none while the loader's own search is to be used."""
+        """The libraries that the node has now; none where the loader's own search is enough."""
         if not paths and not loader_failed and self._is_own_root():
             return LibrarySearch()
         return await self._slow(lambda: find_libraries(self._root, module_version(self._sys, self._proc), paths))

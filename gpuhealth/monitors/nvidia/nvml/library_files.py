@@ -6,6 +6,7 @@ are those of a driver container within that container's root. Files that this pr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -62,7 +63,7 @@ class _Root(NamedTuple):
 
 
 def find_libraries(root: Path, module: str, paths: tuple[Path, ...] = ()) -> LibrarySearch:
-    """Every libnvidia-ml.so.1 of the node, in the order in which they are to be tried. It may block as long as a disk.
+    """Every libnvidia-ml.so.1 of the node, the best one first. It may block as long as a disk hangs.
 
     `paths` are files or folders of the node that are searched first. The libraries of the version of the kernel module
     come before those whose version their name does not show, and these before others.
@@ -93,10 +94,8 @@ def find_libraries(root: Path, module: str, paths: tuple[Path, ...] = ()) -> Lib
 
 def module_version(sys: Path, proc: Path) -> str:
     """The version of the loaded kernel module; empty if none is loaded, or its version cannot be read."""
-    try:
+    with contextlib.suppress(OSError):
         return (sys / "module" / "nvidia" / "version").read_text(errors="replace").strip()
-    except OSError:
-        pass
     try:
         match = _OF_MODULE.search((proc / "driver" / "nvidia" / "version").read_bytes())
     except OSError:
@@ -136,10 +135,8 @@ def _candidates(root: Path, paths: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _roots(root: Path) -> Iterator[_Root]:
-    try:
+    with contextlib.suppress(OSError):  # no driver container
         yield _Root(resolved(root, DRIVER_CONTAINER), _FOLDERS)
-    except OSError:
-        pass  # no driver container
     yield _Root(root, (*_FOLDERS, *_FOLDERS_OF_NODES))
 
 

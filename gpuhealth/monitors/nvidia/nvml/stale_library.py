@@ -1,8 +1,8 @@
 """Whether the driver library in our container is older than the node's kernel module.
 
-Where the NVIDIA container runtime puts libnvidia-ml.so.1 into the container (daemonset/components/runtime-class), it does
-so when the container is created. A process that started before the driver was loaded, or before it was upgraded, keeps
-the library from that time; only a new container gets the present one. A library of the node itself is never stale.
+With daemonset/components/runtime-class, the NVIDIA container runtime puts libnvidia-ml.so.1 into the container when it
+creates that. A process that started before the driver was loaded, or before it was upgraded, keeps the old
+library; only a new container gets the present one. A library of the node itself is never stale.
 """
 
 from __future__ import annotations

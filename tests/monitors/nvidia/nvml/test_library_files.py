@@ -57,7 +57,7 @@ def test_the_library_of_the_loaded_module_wins(host: HostRoot, module: str) -> N
     host.red_hat(NEW)
     host.gke(OLD)
     search = find_libraries(host.path, module)
-    assert [library.version for library in search.found][0] == module
+    assert search.found[0].version == module
     assert len(search.found) == 3
     assert search.fits(module)
     assert not search.fits("535.1.1")
