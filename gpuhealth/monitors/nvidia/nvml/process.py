@@ -321,10 +321,8 @@ class NvmlProbe:
         if self._released:
             return RELEASED
         child = self._child or await self._start_with_present_library()
-        if self._released:
-            return RELEASED
-        if child is None:
-            return NvmlReadings(problem=self._last_exit, libraries=self._libraries)
+        if child is None:  # it may have been released during the search for a library
+            return RELEASED if self.released else NvmlReadings(problem=self._last_exit, libraries=self._libraries)
         if not child.in_round:
             child.ask()
         with contextlib.suppress(TimeoutError):
