@@ -31,6 +31,7 @@ from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.missing import Missing
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.burnin_results.probe import BurninProbe
+from gpuhealth.monitors.monitor import RestartRequiredError
 from gpuhealth.monitors.nvidia.devices import KernelModuleProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.monitors.settings import Settings
@@ -157,6 +158,7 @@ class Preflight:
             verdict = _decoded(output, Verdict)
             if verdict is not None:
                 if verdict.verdict in _ACCEPTED:
+                    self._require_present_driver()
                     return
                 codes = {finding.code for finding in verdict.findings}
                 self._stale_library.judge(self._module.read(), fails=not codes.isdisjoint(_LIBRARY_FINDINGS))
@@ -164,6 +166,18 @@ class Preflight:
             if loop.time() >= deadline:
                 raise PreflightError(f"not healthy within {limits.readiness_timeout:g} s: {self._last_status}")
             await asyncio.sleep(limits.retry)
+
+    def _require_present_driver(self) -> None:
+        """Raises RestartRequiredError where this container was created with the libraries of another driver.
+
+        The checks find the node's own libnvidia-ml; the burn-in has the CUDA libraries that this container got.
+        """
+        module = self._module.read()
+        if not isinstance(module, Missing) and module.has_changed:
+            raise RestartRequiredError(
+                f"kernel module {module.version} was loaded after this container was created; the burn-in needs a new"
+                " one, with its libraries"
+            )
 
     async def _burnin(self) -> BurninRun:
         """Run the burn-in, which saves its result for the agent; repeated while it cannot start, as on a GPU in use."""

@@ -77,6 +77,12 @@ class Roots(Section):
     kmsg: Path = Path("/dev/kmsg")
 
 
+class HostRoot(Section):
+    """Where the files of the host are, for a process that may run in a container."""
+
+    root: Path = Path("/")  # where the host's root filesystem is mounted, with all mounts below it
+
+
 class Tls(Section):
     """TLS files in PEM format. Renewed files are loaded while running."""
 
@@ -246,6 +252,7 @@ class CoreSettings(Section):
     unknown_after: Duration = 120.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     roots: Roots = Roots()
+    host: HostRoot = HostRoot()  # the monitor of the host adds limits
     monitors: dict[str, Schedule] = {}  # by the name of the monitor
     http: Http = Http()
     journal: Journal = Journal()

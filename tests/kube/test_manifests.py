@@ -179,9 +179,24 @@ def test_settings_are_valid(tmp_path: Path) -> None:
     path.write_text(config_map["data"]["gpuhealth.yaml"])
     settings = load(path)
     mounts = {mount["mountPath"] for mount in agent()["containers"][0]["volumeMounts"]}
-    assert {str(settings.roots.sys), str(settings.roots.proc), str(settings.roots.kmsg)} <= mounts
-    assert str(settings.journal.path.parent) in mounts
+    roots = settings.roots
+    assert {roots.dev, roots.sys, roots.proc} == {Path("/host/dev"), Path("/host/sys"), Path("/host/proc")}
+    assert {"/host", str(roots.kmsg.parent), str(settings.journal.path.parent)} <= mounts
     assert settings.http.port == agent()["containers"][0]["ports"][0]["containerPort"]
+
+
+def test_the_agent_needs_no_container_runtime_of_nvidia() -> None:
+    """The agent starts without driver: no runtime class, no variable or resource of NVIDIA's. It sees later mounts."""
+    (container,) = agent()["containers"]
+    assert "runtimeClassName" not in agent()
+    assert not [each["name"] for each in container["env"] if each["name"].startswith("NVIDIA_")]
+    assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+    paths = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in agent()["volumes"]}
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert (paths[mounts["/host"]["name"]], paths[mounts["/dev"]["name"]]) == ("/", "/dev")
+    assert mounts["/host"]["mountPropagation"] == "HostToContainer"
+    assert mounts["/host"]["readOnly"]
+    assert not container["terminationMessagePath"].startswith("/dev/"), "the kubelet would make a file in the node's"
 
 
 def test_agents_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
