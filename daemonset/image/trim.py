@@ -25,6 +25,10 @@ _UNUSED_PARTS = (
                                         "test", "utils", "watch")),
     *(f"kubernetes/aio/client/{name}" for name in ("api", "models")),
     *(f"kubernetes/aio/{name}" for name in ("dynamic", "e2e_test", "leaderelection", "stream", "test", "watch")),
+    # 1 GB: the burn-in computes no convolutions; torch needs the library itself, and libcudnn_graph for its version
+    *(f"nvidia/cudnn/lib/libcudnn_{name}.so.9" for name in ("adv", "cnn", "engines_precompiled",
+                                                            "engines_runtime_compiled", "heuristic", "ops")),
+    "torch/include", "torch/test",  # to compile extensions
 )  # fmt: skip
 _PROGRAM = "gpuhealth"
 
@@ -34,8 +38,11 @@ def trim(packages: Path, programs: Path | None = None) -> None:
     for each in distributions(path=[str(packages)]):
         if each.metadata["Name"].lower().replace("_", "-") in _UNUSED_DISTRIBUTIONS:
             _remove(each, packages)
-    for part in _UNUSED_PARTS:
-        shutil.rmtree(packages / part, ignore_errors=True)
+    for part in (packages / name for name in _UNUSED_PARTS):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
     for program in programs.iterdir() if programs else ():
         if program.is_file() and program.name != _PROGRAM and not program.name.startswith("python"):
             program.unlink()
