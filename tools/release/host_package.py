@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from image import ROOT, version
-from lock import IMAGE
+from release.image import ROOT, version
+from release.lock import IMAGE
 
 HOST = ROOT / "daemonset" / "host"
 _LEVELS = ("0", "2")  # for commands; and PYTHONOPTIMIZE of the unit
