@@ -21,7 +21,19 @@ _UNUSED = ("ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtlede
 def main() -> None:
     """Do all of it."""
     subprocess.run(
-        [sys.executable, "-B", "-m", "pip", "uninstall", "--yes", "--quiet", "--root-user-action=ignore", "wheel", "setuptools", "pip"],
+        [
+            sys.executable,
+            "-B",
+            "-m",
+            "pip",
+            "uninstall",
+            "--yes",
+            "--quiet",
+            "--root-user-action=ignore",
+            "wheel",
+            "setuptools",
+            "pip",
+        ],
         check=True,
     )
     for program in Path(sysconfig.get_path("scripts")).iterdir():

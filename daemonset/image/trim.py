@@ -1,4 +1,4 @@
-"""Removes what no command of gpuhealth imports from a folder of installed packages: `python trim.py PACKAGES [PROGRAMS]`.
+"""Removes from a folder of installed packages what no command imports: `python trim.py PACKAGES [PROGRAMS]`.
 
 PACKAGES is a folder such as site-packages; PROGRAMS is the folder of the scripts that were installed with them.
 """

@@ -1,4 +1,4 @@
-"""Errors of CUDA and torch that say that driver, torch and GPU do not fit together: nothing was tested, no GPU is at fault.
+"""Errors of CUDA and torch for a driver, a torch and a GPU that do not fit: nothing was tested, no GPU is at fault.
 
 The texts are those of the CUDA runtime (cudaGetErrorString) and of torch's CUDAFunctions.cpp and cuda/__init__.py.
 """
@@ -10,10 +10,12 @@ import re
 PREFIX = "not tested: "
 """Begins the sentence of `gpuhealth burnin` in these cases."""
 
-_TOO_OLD = "the driver is too old for this build of torch ({torch}, CUDA {cuda}){found}: update the driver, or use an image"
+_TOO_OLD = (
+    "the driver is too old for this build of torch ({torch}, CUDA {cuda}){found}: update the driver, or use an image"
+)
 _TOO_OLD += " with a build for an older CUDA"
 _NO_CODE = "this build of torch ({torch}, CUDA {cuda}) has no code for the architecture of the GPU: use another build"
-_RESTART = "the driver's libraries and its kernel module are of different versions: start this container anew"
+_RESTART = "the driver's libraries and its kernel module are of different versions: restart this container"
 _COMPAT = "libcuda of the package cuda-compat is in use, which this GPU does not support: remove it from the image"
 _MISFITS = (
     # cudaErrorInsufficientDriver (35), in torch's words and in those of CUDA; 36, 222
@@ -37,14 +39,14 @@ _NO_DEVICES = (
 def reason(error: str, torch: str, cuda: str, *, at_start: bool) -> str:
     """Why nothing can be tested, as one sentence; empty for an error that a GPU may have caused.
 
-    `error` is the text of an exception, `torch` and `cuda` are the versions of torch and of the CUDA that it is built for.
+    `error` is the text of an exception, `torch` the version of torch, and `cuda` that of the CUDA it is built for.
     Where CUDA loses its devices after the start, a GPU may be at fault.
     """
     for pattern, sentence in (*_MISFITS, *(_NO_DEVICES if at_start else ())):
         if re.search(pattern, error):
             version = re.search(r"found version (\d+)\)", error)
             found = f", it supports CUDA {_version(int(version[1]))}" if version else ""
-            return PREFIX + sentence.format(torch=torch, cuda=cuda, found=found)
+            return f"{PREFIX}{sentence.format(torch=torch, cuda=cuda, found=found)}"
     return ""
 
 

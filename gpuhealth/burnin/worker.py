@@ -93,7 +93,9 @@ def _devices(torch: ModuleType) -> DeviceList | Unsupported:
         count = torch.cuda.device_count()
         found = [(f"cuda:{index}", torch.cuda.get_device_properties(index)) for index in range(count)]
     except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
-        return Unsupported(_not_tested(error, torch, at_start=True) or f"CUDA cannot be initialized: {_first_line(error)}")
+        return Unsupported(
+            _not_tested(error, torch, at_start=True) or f"CUDA cannot be initialized: {_first_line(error)}"
+        )
     if not found:
         return Unsupported("torch sees no GPU: run `gpuhealth check`, and look at CUDA_VISIBLE_DEVICES")
     return DeviceList(tuple(CudaDevice(name, str(properties.uuid), properties.name) for name, properties in found))

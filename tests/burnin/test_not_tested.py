@@ -104,7 +104,7 @@ def test_a_kernel_that_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_kernel_that_fails(tmp_path: Path) -> None:
-    """The same operation with the error of a bad GPU is a failure of that GPU."""
+    """An operation that fails with an error of bad hardware makes the test fail, with the text of the error."""
     end = _end(_job("memory"), odd_torch.first_kernel_fails(tmp_path, CUDA.format("unspecified launch failure")))
     assert isinstance(end, JobResult)
     assert "unspecified launch failure" in end.gpus[0].failure

@@ -58,7 +58,12 @@ class NewNode(Marked):
 
     def start(self, **more: str) -> None:
         """Starts `gpuhealth preflight` in the background, with more variables."""
-        environment = {**self.sim.env, **more, "GPUHEALTH_KUBERNETES__KUBECONFIG": str(self._kubeconfig), "PYTHONWARNINGS": ""}
+        environment = {
+            **self.sim.env,
+            **more,
+            "GPUHEALTH_KUBERNETES__KUBECONFIG": str(self._kubeconfig),
+            "PYTHONWARNINGS": "",
+        }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gpuhealth", "preflight"],

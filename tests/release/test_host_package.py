@@ -26,9 +26,11 @@ from gpuhealth.monitors.settings import load
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which tools/host-package has put a tar.gz and, where dpkg-deb exists, a .deb."""
     output = tmp_path_factory.mktemp("dist")
-    command = [ROOT / "tools" / "host-package", "--python", sys.executable, "--output", output]
+    command: list[str | Path] = [ROOT / "tools" / "host-package", "--python", sys.executable, "--output", output]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode and re.search(r"No matching distribution|Could not find a version|connection|resolve", done.stderr):
+    if done.returncode and re.search(
+        r"No matching distribution|Could not find a version|connection|resolve", done.stderr
+    ):
         pytest.skip("no package index can be reached: the host package cannot be built")
     assert done.returncode == 0, done.stderr
     return output
@@ -53,7 +55,7 @@ def _environment(sim: SimulatedNode) -> dict[str, str]:
 
 
 def test_nothing_needless_is_in_it(installed: Path) -> None:
-    """Every module is compiled for commands and for the unit, and there are no installers, tests of ours or stray programs."""
+    """Every module is compiled for commands and for the unit, and there are no installers, tests or stray programs."""
     library = installed / "opt" / "gpuhealth" / "lib"
     names = {path.name for path in library.iterdir()}
     assert {"gpuhealth", "kubernetes", "pydantic"} <= names

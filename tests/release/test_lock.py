@@ -64,5 +64,8 @@ def test_a_lock_is_not_written_twice() -> None:
 def test_the_folder_of_the_images_is_complete() -> None:
     """The Containerfile names each file of its folder."""
     containerfile = (IMAGE / "Containerfile").read_text()
-    others = {path.name for path in Path(IMAGE).iterdir() if path.is_file()} - {"Containerfile", "Containerfile.dockerignore"}
+    others = {path.name for path in Path(IMAGE).iterdir() if path.is_file()} - {
+        "Containerfile",
+        "Containerfile.dockerignore",
+    }
     assert {name for name in others if f"daemonset/image/{name}" not in containerfile} == set()

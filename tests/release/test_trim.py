@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from kube import ControlPlane
+from kube.control_plane import ADMIN_TOKEN
 from release.lock import IMAGE
 from testing.paths import ROOT
 
@@ -92,6 +93,6 @@ def test_commands_print_tables_and_help(trimmed: Path) -> None:
 
 def test_the_api_server_is_read(trimmed: Path, plane: ControlPlane) -> None:
     """A command with a kubeconfig works on a real API server."""
-    done = _run(_COMMAND, trimmed, "fleet", "--json", KUBECONFIG=str(plane.write_kubeconfig("trim", plane.service_account_token("default", "default"))))
+    done = _run(_COMMAND, trimmed, "fleet", "--json", KUBECONFIG=str(plane.write_kubeconfig("trim", ADMIN_TOKEN)))
     assert done.stderr == ""
     assert done.stdout.startswith("{")

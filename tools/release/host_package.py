@@ -69,7 +69,10 @@ def make_tree(root: Path, python: str, minor: str, temporary: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(source.read_text().replace("@PYTHON@", f"python{minor}"))
         target.chmod(source.stat().st_mode & 0o777)
-    for source, to in ((HOST / "gpuhealth.service", "usr/lib/systemd/system"), (HOST / "gpuhealth.yaml", "etc/gpuhealth")):
+    for source, to in (
+        (HOST / "gpuhealth.service", "usr/lib/systemd/system"),
+        (HOST / "gpuhealth.yaml", "etc/gpuhealth"),
+    ):
         (root / to).mkdir(parents=True)
         shutil.copy(source, root / to)
     (root / "usr" / "bin").mkdir(parents=True)
@@ -79,8 +82,14 @@ def make_tree(root: Path, python: str, minor: str, temporary: Path) -> None:
 def _install(library: Path, python: str, temporary: Path) -> None:
     """Install the locked dependencies and gpuhealth, built by locked tools, with that Python."""
     subprocess.run([python, "-m", "venv", temporary / "venv"], check=True)
-    pip = [temporary / "venv" / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    locked = ["--no-compile", "--no-deps", "--require-hashes", "--requirement"]
+    pip: list[str | Path] = [
+        temporary / "venv" / "bin" / "python",
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    locked: list[str | Path] = ["--no-compile", "--no-deps", "--require-hashes", "--requirement"]
     subprocess.run([*pip, "install", *locked, IMAGE / "build.lock"], check=True)
     subprocess.run([*pip, "install", "--target", library, *locked, IMAGE / "requirements.lock"], check=True)
     with tempfile.TemporaryDirectory() as copied:  # hatchling takes what lies in the folder
@@ -88,7 +97,7 @@ def _install(library: Path, python: str, temporary: Path) -> None:
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, source)
         shutil.copytree(ROOT / "gpuhealth", source / "gpuhealth", ignore=shutil.ignore_patterns("__pycache__"))
-        build = ["--no-compile", "--no-deps", "--no-build-isolation", "--no-index", source]
+        build: list[str | Path] = ["--no-compile", "--no-deps", "--no-build-isolation", "--no-index", source]
         subprocess.run([*pip, "install", "--target", library, *build], check=True)
 
 

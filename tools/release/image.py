@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -116,4 +115,4 @@ def _compressed(layer: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

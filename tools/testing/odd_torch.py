@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 TOO_OLD = (
-    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading and"
-    " installing a new version from the URL: http://www.nvidia.com/Download/index.aspx Alternatively, go to:"
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading"
+    " and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx Alternatively, go to:"
     " https://pytorch.org to install a PyTorch version that has been compiled with your version of the CUDA driver."
 )
 """torch with CUDA 12 on a driver of the branch R470."""
