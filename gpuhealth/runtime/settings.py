@@ -194,6 +194,7 @@ class Controller(Section):
     orphaned_slot_timeout: Duration = 900.0  # before a budget slot is freed whose node is in service and has no agent
     drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, regardless of their disruption budgets
     drain_retry: Duration = Field(default=10.0, gt=0)  # between attempts of a refused eviction
+    drain_exempt_owners: tuple[str, ...] = ()  # kinds whose pods are not evicted, such as NodeSet.slinky.slurm.net
     evictions_per_second: float = Field(default=10.0, gt=0)  # over the whole fleet
     eviction_burst: int = Field(default=20, ge=1, le=LARGEST)
     periodic: Periodic = Periodic()
