@@ -49,7 +49,8 @@ from gpuhealth.quarantine.writer import AppliedAction
 from gpuhealth.runtime import supervisor
 from gpuhealth.runtime.clock import Now, SteadyClock, wall_clock
 from gpuhealth.runtime.files import boot_id
-from gpuhealth.runtime.journal import Entry, JournalWriter
+from gpuhealth.runtime.journal import Entry
+from gpuhealth.runtime.journal_writer import JournalWriter
 from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
 
 log = structlog.get_logger()
@@ -95,7 +96,8 @@ class Agent:
 
         journal = stored.open_journal(settings.journal)
         state = stored.restore(journal, self.clock, self._boot_id)
-        self.journal = JournalWriter(journal, self._state, self.clock)
+        reopen = partial(stored.journal_for_writing, settings.journal)
+        self.journal = JournalWriter(journal, self._state, self.clock, reopen)
         # A node seen for the first time got the taint at registration, or must not have it.
         self._preflight_due = state.preflight_due or (state.rebooted and settings.preflight.after_reboot)
         judge = Judge(settings, state.memory, boot_id=self._boot_id, time=self.clock())

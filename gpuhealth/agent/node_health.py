@@ -21,7 +21,8 @@ from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.judge import Judge
 from gpuhealth.monitors.registry import AnyMonitor, known_codes
 from gpuhealth.runtime.clock import SteadyClock
-from gpuhealth.runtime.journal import Entry, JournalWriter, RepeatFilter, entry_of
+from gpuhealth.runtime.journal import Entry, entry_of
+from gpuhealth.runtime.journal_writer import JournalWriter, RepeatFilter
 
 log = structlog.get_logger()
 
