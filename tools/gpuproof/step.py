@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-_KILL_SECONDS = 10.0  # after SIGTERM
+_KILL_SECONDS = 3.0  # after SIGTERM
 
 
 class Status(enum.StrEnum):

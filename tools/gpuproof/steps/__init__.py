@@ -9,9 +9,9 @@ STEPS = (
     Step("replay", 40, health.replay),
     Step("readings", 60, readings.run),
     Step("agent", 95, agent.run),
-    Step("burnin", 120, burnin.levels),
+    Step("burnin", 110, burnin.levels),
     Step("digests", 60, burnin.digests),
-    Step("faults", 80, burnin.faults),
+    Step("faults", 90, burnin.faults),
     Step("overhead", 45, overhead.run),
 )
 """Names, shares of the time in seconds of nine minutes, and functions."""

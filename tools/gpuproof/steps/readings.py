@@ -84,6 +84,8 @@ def _look(context: Context) -> tuple[_Looks, NvmlReadings]:
     _ask(context, looks)
     if isinstance(readings, Missing):
         raise SmiError(f"NVML was not read: {readings}")
+    if readings.nvml.problem is not None:
+        raise SmiError(f"NVML was not read: {readings.nvml.problem}")
     return looks, readings.nvml
 
 
