@@ -92,7 +92,7 @@ def test_no_driver(node: SimulatedNode) -> None:
 
 
 def test_an_interrupt_leaves_a_usable_folder(node: SimulatedNode) -> None:
-    """Ctrl-C in the middle of a step: what was proved before is there, with a verdict and the steps that did not run."""
+    """Ctrl-C in a step: what was proved before is there, with a verdict and the names of the steps that did not run."""
     out = node.folder.parent / "out"
     words = [str(TOOL), "--out", str(out), "environment", "agent", "overhead"]
     with subprocess.Popen(words, env=environment(node), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

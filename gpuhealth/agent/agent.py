@@ -206,7 +206,7 @@ class Agent:
 
     @property
     def has_judged(self) -> bool:
-        """Whether there is a verdict: every monitor has had a round, and older records of the kernel log were judged."""
+        """Whether there is a verdict: every monitor has had a round, and older kernel records were judged."""
         return self.node_health.verdict is not None
 
     def is_current(self) -> bool:

@@ -251,7 +251,7 @@ class Burnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The node's full health status. The agent writes all fields except `drain` and `silentSince`, and only changed ones."""
+    """The node's full health status. The agent writes all but `drain` and `silentSince`, and only changed ones."""
 
     verdict: Annotated[str, one_of(State)] = State.UNKNOWN
     worst: str = ""

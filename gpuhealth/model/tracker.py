@@ -146,9 +146,7 @@ class FindingTracker:
         changes = self.apply(outcomes, facts.time, facts.boot_id)
         return changes + self.resolve(facts)
 
-    def apply(
-        self, outcomes: Iterable[Outcome], now: datetime, boot_id: str, *, dated: bool = False
-    ) -> list[Change]:
+    def apply(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str, *, dated: bool = False) -> list[Change]:
         """Applies outcomes of a part of the checks.
 
         `dated` findings count from their own time and not from now: those of kernel-log events, which are old where no

@@ -55,8 +55,8 @@ class JournalWriter:
     """Writes in the background: the disk may be slow, full or gone, and must not delay the rounds.
 
     After a failed write, and where the file was deleted or replaced, the journal is opened anew for each attempt: what
-    was opened on a full or read-only disk can never be written to. With the first write that succeeds the whole state is
-    stored, whatever was lost before.
+    was opened on a full or read-only disk can never be written to. The first write that succeeds stores the whole
+    state, whatever was lost before.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Commands run by hand in the agent's container: enough memory for two, and without it the command ends, not the agent."""
+"""Manual commands in the agent's container: memory for two, and where there is too little, the command ends."""
 
 from __future__ import annotations
 

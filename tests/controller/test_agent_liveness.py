@@ -12,8 +12,8 @@ from testing.managed_cluster import Cluster, until
 
 @pytest.mark.parametrize("how", ["not ready", "gone", "node not ready"])
 def test_a_silent_agent(cluster: Cluster, how: str) -> None:
-    """No ready pod, no pod, or a Node that is not ready: Unknown with the time in condition, label and report, one write
-    of each, one Event, no taint."""
+    """No ready pod, no pod, or a Node that is not ready: unknown with the time in condition, label and report, by one
+    write each, one Event, no taint."""
     node, pod = healthy_node(cluster)
 
     async def run() -> None:

@@ -16,7 +16,6 @@ from testing.waiting import wait_for
 AGO = 300.0
 
 
-
 @pytest.fixture
 def marked(plane: ControlPlane, tmp_path: Path) -> Iterator[Marked]:
     """A node with a budget for it, whose agent looks back as by default."""

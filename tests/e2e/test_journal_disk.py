@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A small filesystem of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_MEBIBYTES}m", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={_MEBIBYTES}m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting needs CAP_SYS_ADMIN")
     yield folder
@@ -62,7 +63,7 @@ def fill(disk: Path) -> None:
 
 
 def free(disk: Path) -> None:
-    """Ends `fill`."""
+    """Removes the file that `fill` has written, so that there is space again."""
     (disk / "other-data").unlink()
 
 
@@ -72,14 +73,14 @@ def read_only(disk: Path) -> None:
 
 
 def writable(disk: Path) -> None:
-    """Ends `read_only`."""
+    """Lets files be changed again after `read_only`."""
     subprocess.run(["mount", "-o", f"remount,rw,size={_MEBIBYTES}m", disk], check=True)
 
 
 def survives(node: SimulatedNode, codes: set[str]) -> None:
     """The agent, killed and started again without a kernel log, still has the findings."""
     for code in codes:
-        wait_for(f"{code} in the journal", lambda code=code: journalled(node, code))
+        wait_for(f"{code} in the journal", partial(journalled, node, code))
     node.stop(signal.SIGKILL)
     node.kmsg.write_text("")
     node.start()

@@ -15,8 +15,8 @@ def main() -> int:
     """Exit code: 0 all proved, 1 not all could be proved here, 2 something was disproved, 3 no proof was possible."""
     parser = argparse.ArgumentParser(
         prog="tools/gpu-proof",
-        description="Proves on this machine what gpuhealth says of its GPUs. Exit code: 0 all proved, 1 not all could be"
-        " proved here, 2 something was disproved, 3 no proof was possible.",
+        description="Proves on this machine what gpuhealth says of its GPUs."
+        " Exit code: 0 all proved, 1 not all could be proved here, 2 something was disproved, 3 no proof was possible.",
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help="only these steps")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results; default: gpu-proof-TIME")

@@ -15,6 +15,7 @@ import msgspec
 
 from gpuproof.step import Context, Outcome, Status, Step, TooLateError, not_proved
 
+
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """A step that has ended."""
 

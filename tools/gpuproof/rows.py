@@ -34,7 +34,9 @@ def _field(name: str, *paths: str, **options: Any) -> Row:
 
 
 def _item(field: str, key: str, *paths: str, **options: Any) -> Row:
-    return Row(name=f"{field}.{key}", read=lambda gpu: getattr(gpu, field).get(key, NOT_SUPPORTED), paths=paths, **options)
+    return Row(
+        name=f"{field}.{key}", read=lambda gpu: getattr(gpu, field).get(key, NOT_SUPPORTED), paths=paths, **options
+    )
 
 
 _ECC = {
@@ -93,10 +95,7 @@ ROWS = (
     ),
     _field("sram_threshold_exceeded", "ecc_errors/aggregate/sram_threshold_exceeded", convert=flag),
     _field("unrepairable_memory", "ecc_errors/unrepairable_memory", convert=flag),
-    *(
-        _item("repair_pending", key, f"ecc_errors/{key}_repair_pending", convert=flag)
-        for key in ("channel", "tpc")
-    ),
+    *(_item("repair_pending", key, f"ecc_errors/{key}_repair_pending", convert=flag) for key in ("channel", "tpc")),
     _field("remap_correctable_rows", f"{_ROWS}/remapped_row_corr", column="remapped_rows.correctable"),
     _field("remap_uncorrectable_rows", f"{_ROWS}/remapped_row_unc", column="remapped_rows.uncorrectable"),
     _field("remap_pending", f"{_ROWS}/remapped_row_pending", convert=flag),

@@ -18,7 +18,8 @@ import msgspec
 
 _UNSUPPORTED = frozenset({"n/a", "not supported", ""})
 _UNAVAILABLE = (
-    "unknown error", "gpu is lost", "gpu requires reset", "insufficient permissions", "reset required", "timeout", "err!",
+    "unknown error", "gpu is lost", "gpu requires reset", "insufficient permissions", "reset required", "timeout",
+    "err!",
 )  # fmt: skip
 _DEPRECATED = "requested functionality has been deprecated"
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)\s*(%|[A-Za-z/()]*)")

@@ -26,7 +26,7 @@ class MemoryCgroup:
         return f"import os; open({str(self._folder / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
 
     def limit(self, mebibytes: int) -> None:
-        """Sets the limit."""
+        """Sets the limit that the processes of the group share."""
         name = "memory.max" if self._v2 else "memory.limit_in_bytes"
         (self._folder / name).write_text(str(mebibytes << 20))
 

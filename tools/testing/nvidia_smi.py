@@ -1,7 +1,7 @@
-"""nvidia-smi for the simulated driver: the values of its state in the real XML and CSV. `install` puts it into a folder.
+"""nvidia-smi for the simulated driver: the values of its state in the real XML and CSV; `install` writes the program.
 
-It reads the state itself and not through NVML, so that a reading that is wrong differs from it. SMI_LIES names a file of
-JSON with values that it gives in place of the true ones: by path of the XML, by column, or all texts of a kind.
+It reads the state itself and not through NVML, so that a reading that is wrong differs from it. SMI_LIES names a file
+of JSON with texts that it gives in place of the true ones of the first GPU, by path of the XML.
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def run(context: Context) -> Outcome:
     if rss > _LIMIT_MIB:
         return disproved(f"{sentence}: more than {_LIMIT_MIB:.0f} MiB", **facts)
     if released is None:
-        return disproved(f"GPU devices are still open {_RELEASE_SECONDS:g} s after SIGUSR1", *_devices(process.pid), **facts)
+        return disproved(
+            f"GPU devices are still open {_RELEASE_SECONDS:g} s after SIGUSR1", *_devices(process.pid), **facts
+        )
     if not held:
         return not_proved(f"{sentence}; it held no /dev/nvidia* that it could release", **facts)
     return proved(f"{sentence}; {len(held)} devices released within {released:.2f} s", **facts)
@@ -113,7 +115,7 @@ def _devices(pid: int) -> list[str]:
     for process in _processes(pid):
         for link in Path(f"/proc/{process.pid}/fd").glob("*"):
             with suppress(OSError):
-                target = os.readlink(link)
+                target = str(link.readlink())
                 found |= {target} if target.startswith("/dev/nvidia") else set()
     return sorted(found)
 

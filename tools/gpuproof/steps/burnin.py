@@ -19,7 +19,9 @@ def levels(context: Context) -> Outcome:
     """Proved where a quick burn-in of all tests passes on every device."""
     if _lacks_torch():
         return not_proved(_NO_TORCH)
-    run, problem = _burnin(context, "levels", "--level", "quick", "--duration", f"{max(5.0, context.left / 2 - 20):.0f}s")
+    run, problem = _burnin(
+        context, "levels", "--level", "quick", "--duration", f"{max(5.0, context.left / 2 - 20):.0f}s"
+    )
     if run is None:
         return not_proved(f"no burn-in: {problem}")
     lines, figures = [], {}
@@ -52,7 +54,9 @@ def digests(context: Context) -> Outcome:
                 found.setdefault((models.get(result["gpu"], ""), product), set()).add(digest)
     if runs < 2 or not found:
         return not_proved("the products were not repeated often enough to compare runs")
-    different = [f"{product}: {len(values)} different results" for (_, product), values in found.items() if len(values) > 1]
+    different = [
+        f"{product}: {len(values)} different results" for (_, product), values in found.items() if len(values) > 1
+    ]
     if different:
         return disproved("the same product has different results", *different)
     return proved(f"{len(found)} products have one digest each over {runs} results", products=len(found))
@@ -62,7 +66,9 @@ def faults(context: Context) -> Outcome:
     """Proved where each test fails for the bits that are flipped in its data."""
     if _lacks_torch():
         return not_proved(_NO_TORCH)
-    lines, missed, tried = [], [], 0
+    lines: list[str] = []
+    missed: list[str] = []
+    tried = 0
     for number, (test, kind) in enumerate(_FAULTS.items()):
         seconds = max(2.0, context.left / (len(_FAULTS) + 1 - number) - _START_SECONDS)
         given = json.dumps([{"kind": kind, "test": test, "after": 1}])

@@ -28,6 +28,7 @@ print(next(line.split()[-1] for line in open("/proc/self/maps") if "libnvidia-ml
 
 def run(context: Context) -> Outcome:
     """Proved where the driver's library can be used and finds GPUs."""
+    packages = {name: _version(name) for name in _PACKAGES}
     facts: dict[str, object] = {
         "kernel": platform.release(),
         "machine": platform.machine(),
@@ -36,14 +37,14 @@ def run(context: Context) -> Outcome:
         "devices": [f"{path} {path.stat().st_mode & 0o777:o}" for path in sorted(Path("/dev").glob("nvidia*"))],
         "kernel_log_readable": os.access("/dev/kmsg", os.R_OK),
         "nvidia_smi": shutil.which("nvidia-smi") or "",
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": packages,
     }
     for name, path in _FILES.items():
         with suppress(OSError):
             text = Path(path).read_text()
             wanted = [line for line in text.splitlines() if line.startswith("CapEff")] or text.splitlines()
             facts[name] = wanted[0].strip()
-    lacking = [f"{name} is not installed" for name, version in dict.items(facts["packages"]) if not version]  # type: ignore[arg-type]
+    lacking = [f"{name} is not installed" for name, version in packages.items() if not version]
     lacking += [] if facts["nvidia_smi"] else ["nvidia-smi is not on PATH"]
     lacking += [] if facts["kernel_log_readable"] else ["/dev/kmsg cannot be read by this user"]
     done = context.run([sys.executable, "-c", _LIBRARY])

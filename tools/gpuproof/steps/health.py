@@ -37,9 +37,7 @@ def replay(context: Context) -> Outcome:
     done = context.gpuhealth("capture", "-o", str(path), "--force")
     if done.code:
         return not_proved(f"capture failed: {done.problem}")
-    live, again = (
-        _document(context.gpuhealth("check", "--json", *more)) for more in ((), ("--replay", str(path)))
-    )
+    live, again = (_document(context.gpuhealth("check", "--json", *more)) for more in ((), ("--replay", str(path))))
     if live is None or again is None:
         return disproved("check or its replay gave no verdict")
     here, there = _gist(live), _gist(again)

@@ -33,9 +33,10 @@ def measure(name: str, seconds: float) -> dict[str, float | str]:
     """The overhead of each format in per cent, or why there is none. Runs in a process of its own: it loads torch."""
     import time
 
+    from testing.exact_gemm import overhead
+
     from gpuhealth.burnin.device import Device, enable_deterministic_mode
     from gpuhealth.burnin.gemm import FORMATS, unavailable_reason
-    from testing.exact_gemm import overhead
 
     enable_deterministic_mode()
     device, began = Device(name, name), time.monotonic()
