@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from gpuproof import proof, smi
+from gpuproof.rows import ROWS
 from gpuproof.step import Context, Outcome, Status, Step, proved
 from gpuproof.steps import STEPS, burnin, readings
 from testing import nvidia_smi
@@ -179,7 +180,7 @@ def test_both_say_that_there_is_none(node: SimulatedNode) -> None:
 )
 def test_what_agrees(ours: Any, said: list[smi.Value], agrees: bool) -> None:
     """The value lies between those before and after it, with the tolerance of a temperature, or neither has one."""
-    row = next(row for row in readings.ROWS if row.name == "temperature_celsius")
+    row = next(row for row in ROWS if row.name == "temperature_celsius")
     assert readings._agrees(ours, said, row) is agrees
 
 

@@ -57,7 +57,7 @@ def test_a_backlog_that_takes_too_long(make_agent: Callable[[], Agent], monkeypa
     with capture_logs() as logs:
         asyncio.run(agent._limit_backlog())
     assert [line["log_level"] for line in logs] == ["warning"]
-    assert agent.has_judged
+    assert agent.node_health.verdict is not None
     assert not agent.is_current()
     desired = agent._desired_marks()
     assert desired is not None
