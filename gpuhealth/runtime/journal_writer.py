@@ -54,7 +54,7 @@ class RepeatFilter:
 class JournalWriter:
     """Writes in the background: the disk may be slow, full or gone, and must not delay the rounds.
 
-    After a failed write, and where the file was deleted or replaced, the journal is opened anew for each attempt: what
+    After a failed write, and where the file was deleted or replaced, the journal is opened again for each attempt: what
     was opened on a full or read-only disk can never be written to. The first write that succeeds stores the whole
     state, whatever was lost before.
     """
@@ -127,7 +127,7 @@ class JournalWriter:
         if self._journal is not None and not self._journal.read_only:
             if self._journal.is_in_place():
                 return self._journal
-            log.error("journal was deleted or replaced: opening it anew", file=str(self._journal.path))
+            log.error("journal was deleted or replaced: opening it again", file=str(self._journal.path))
         self._drop()
         self._journal = self._reopen()
         if self._journal.set_aside:
