@@ -1,4 +1,4 @@
-"""GPUHealthReport: one per node, owned by its Node. Written by the agent, and `drain` by the controller."""
+"""GPUHealthReport: one per node, owned by its Node. Written by the agent; `drain`, `silentSince` by the controller."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ class Burnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The node's full health status. The agent writes all fields except `drain`, and only changed ones."""
+    """The node's full health status. The agent writes all but `drain` and `silentSince`, and only changed ones."""
 
     verdict: Annotated[str, one_of(State)] = State.UNKNOWN
     worst: str = ""
@@ -274,6 +274,9 @@ class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """In mode observe, actions that would have been taken."""
     drain: Drain | None = None
     burnin: Burnin | None = None
+    silent_since: Time | None = None
+    """Since when no agent has been ready on the node: the other fields are those of before. Written by the controller,
+    and absent while there is one."""
 
 
 class GPUHealthReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -289,6 +292,7 @@ DEFINITION = Definition(
     struct=GPUHealthReport,
     columns=(
         Column("Verdict", ".status.verdict"),
+        Column("Silent", ".status.silentSince", "date"),
         Column("Worst", ".status.worst"),
         Column("Quarantine", ".status.quarantine.state"),
         Column("Since", ".status.quarantine.since", "date"),

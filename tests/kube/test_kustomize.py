@@ -143,3 +143,19 @@ def test_the_runtime_class_component(tmp_path: Path) -> None:
     assert host_paths == {"/sys", "/proc", "/var/lib/gpuhealth"}
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, "1.37")
+
+
+def test_an_agent_that_is_not_privileged(tmp_path: Path) -> None:
+    """The component takes the container's privileges and its mount of the kernel log, which a device plugin provides;
+    everything else stays, and the result is valid."""
+    objects = built(shown_in(BASE / "components" / "unprivileged" / "kustomization.yaml", tmp_path))
+    changed, before = ({(d["kind"], d["metadata"]["name"]): d for d in found} for found in (objects, built(BASE)))
+    ours = ("DaemonSet", "gpuhealth-agent")
+    assert {key for key in changed if changed[key] != before[key]} == {ours}
+    kubernetes_validate.validate(changed[ours], "1.37", strict=True)
+    (container,) = changed[ours]["spec"]["template"]["spec"]["containers"]
+    security = container["securityContext"]
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["SYSLOG"]}
+    assert (security["privileged"], security["allowPrivilegeEscalation"]) == (False, False)
+    assert container["resources"]["limits"].keys() == {"memory", "squat.ai/kmsg"}
+    assert "/dev/kmsg" not in {mount["mountPath"] for mount in container["volumeMounts"]}

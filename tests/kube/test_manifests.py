@@ -72,6 +72,20 @@ def test_the_agent_s_memory_is_enough_for_commands() -> None:
     assert agent()["containers"][0]["resources"]["limits"] == {"memory": "400Mi"}
 
 
+@pytest.mark.parametrize("name", ["gpuhealth-agent", "gpuhealth-controller"])
+def test_probes_follow_a_start_closely(name: str) -> None:
+    """A start has two minutes, and is noticed within a second; a process that answers is Ready two seconds later, and a
+    running one that stops answering is killed after a minute as before."""
+    ((container,),) = [pod["containers"] for d in ALL if d["metadata"]["name"] == name for pod in pods(d)]
+    startup, live, ready = (container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness"))
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 120
+    assert startup["periodSeconds"] + ready["periodSeconds"] <= 3
+    assert "initialDelaySeconds" not in startup | ready
+    assert ready["periodSeconds"] * ready["failureThreshold"] == 30
+    assert live["periodSeconds"] * live["failureThreshold"] == 60
+    assert (startup["httpGet"], ready["httpGet"]["path"]) == (live["httpGet"], "/readyz")
+
+
 @pytest.mark.parametrize("version", ["1.31", "1.37"])
 @pytest.mark.parametrize("document", ALL, ids=identity)
 def test_schema(document: Document, version: str) -> None:
