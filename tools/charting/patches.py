@@ -1,0 +1,82 @@
+"""Strategic merge patches of kustomize as conditions in a template: what a component changes, if it is enabled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, SequenceNode
+
+from charting.editing import Edit, Source, child, identities, is_block
+
+_IDENTITY = ("apiVersion", "kind", "metadata.name", "metadata.namespace")
+
+
+def merge(source: Source, patch: str, condition: str) -> None:
+    """Edit a document so that a patch is applied to it where a condition of the template is true.
+
+    Items of lists are found by their name, as the API server finds those of pods.
+    """
+    root = yaml.compose(patch, Loader=yaml.SafeLoader)
+    _Merge(source, condition).mapping("", source.root, root)
+
+
+class _Merge:
+    """One patch on its way into one document."""
+
+    def __init__(self, source: Source, condition: str) -> None:
+        self._source = source
+        self._if = condition
+
+    def mapping(self, path: str, base: Node, patch: Node) -> None:
+        assert isinstance(base, MappingNode), f"{path} is no mapping"
+        assert isinstance(patch, MappingNode), f"the patch of {path} is no mapping"
+        for key, value in patch.value:
+            below = f"{path}.{key.value}" if path else key.value
+            if below in _IDENTITY:
+                continue
+            old = child(base, key.value)
+            if old is None:
+                self._add(base, {key.value: _plain(value)})
+            elif isinstance(value, MappingNode):
+                self.mapping(below, old, value)
+            elif isinstance(value, SequenceNode):
+                self._items(below, old, value)
+            elif value.tag == "tag:yaml.org,2002:null":
+                (first,) = [name for name, found in base.value if found is old]
+                self._remove(first, old)
+            elif value.value != old.value:
+                start, end = old.start_mark.index, old.end_mark.index
+                text = f"{{{{ if {self._if} }}}}{value.value}{{{{ else }}}}{self._source.text[start:end]}{{{{ end }}}}"
+                self._source.edits.append(Edit(start, end, text))
+
+    def _items(self, path: str, base: Node, patch: SequenceNode) -> None:
+        added = []
+        for item in patch.value:
+            (name,) = identities(item)
+            old = child(base, name)
+            if old is None:
+                added.append(_plain(item))
+            elif child(item, "$patch") is not None:
+                self._remove(old, old)
+            else:
+                self.mapping(f"{path}.{name}", old, item)
+        if added:
+            self._add(base, added)
+
+    def _add(self, base: Node, new: dict[str, Any] | list[Any]) -> None:
+        """Add keys to a mapping, or items to a list."""
+        if is_block(base):
+            text = yaml.safe_dump(new, sort_keys=False, width=1000).rstrip()
+            self._source.append(base, f"{{{{- if {self._if} }}}}\n{text}\n{{{{- end }}}}")
+        else:
+            text = yaml.safe_dump(new, sort_keys=False, width=1000, default_flow_style=True).strip()[1:-1]
+            end = base.end_mark.index - 1
+            self._source.edits.append(Edit(end, end, f"{{{{ if {self._if} }}}}, {text}{{{{ end }}}}"))
+
+    def _remove(self, first: Node, last: Node) -> None:
+        self._source.wrap(first, last, f"{{{{- if not {self._if} }}}}", "{{- end }}")
+
+
+def _plain(node: Node) -> Any:
+    return yaml.SafeLoader("").construct_document(node)
