@@ -131,8 +131,9 @@ CONDITIONS = {
 COMPONENTS = {
     "secure-metrics": ".Values.secureMetrics.enabled",
     "prometheus": ".Values.prometheus.enabled",
-    "critical-pods-quota": ".Values.criticalPodsQuota.enabled",
-    "openshift": ".Values.openshift.enabled",
+    "aks": '(eq .Values.platform "aks")',
+    "gke": '(eq .Values.platform "gke")',
+    "openshift": '(eq .Values.platform "openshift")',
 }
 _NAMESPACE = re.compile(
     r"(?P<before>\bnamespace: |system:serviceaccount:|kubernetes\.io/metadata\.name: )gpuhealth(?P<after>$|[:},\s])",
@@ -152,7 +153,7 @@ def files() -> dict[Path, str]:
 
 
 def _templates() -> Iterator[tuple[str, str]]:
-    patches = dict(_patches())
+    patches = _patches()
     for file in sources():
         text = (BASE / file).read_text(encoding="utf-8")
         body = "\n---\n".join(_document(file, each, patches) for each in text.rstrip("\n").split("\n---\n"))
@@ -178,16 +179,17 @@ def _kustomization(folder: Path) -> Any:
     return yaml.safe_load((BASE / folder / "kustomization.yaml").read_text(encoding="utf-8"))
 
 
-def _patches() -> Iterator[tuple[tuple[str, str], list[tuple[str, str]]]]:
-    """The patches of components by the object that they change, each with its condition."""
+def _patches() -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """The patches of components by kind and name of the object that they change, each with its condition."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for component, condition in COMPONENTS.items():
         folder = Path("components") / component
         for patch in _kustomization(folder).get("patches", ()):
             for text in (BASE / folder / patch["path"]).read_text(encoding="utf-8").split("\n---\n"):
                 data = yaml.safe_load(text)
-                found.setdefault((data["kind"], data["metadata"]["name"]), []).append((text, condition))
-    yield from found.items()
+                target = patch.get("target") or {"kind": data["kind"], "name": data["metadata"]["name"]}
+                found.setdefault((target["kind"], target["name"]), []).append((text, condition))
+    return found
 
 
 def _document(file: str, text: str, patches: dict[tuple[str, str], list[tuple[str, str]]]) -> str:

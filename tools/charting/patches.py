@@ -1,4 +1,7 @@
-"""Strategic merge patches of kustomize as conditions in a template: what a component changes, if it is enabled."""
+"""Patches of kustomize as conditions in a template: what a component changes, if it is enabled.
+
+Of JSON patches, which are lists of operations, only those that add an item to the end of a list are understood.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,13 @@ def merge(source: Source, patch: str, condition: str) -> None:
     Items of lists are found by their name, as the API server finds those of pods.
     """
     root = yaml.compose(patch, Loader=yaml.SafeLoader)
-    _Merge(source, condition).mapping("", source.root, root)
+    if isinstance(root, SequenceNode):
+        for operation in yaml.safe_load(patch):
+            *above, last = operation["path"].removeprefix("/").split("/")
+            assert (operation["op"], last) == ("add", "-"), f"only an item can be added, not {operation}"
+            _Merge(source, condition).add(source.node(".".join(above)), [operation["value"]])
+    else:
+        _Merge(source, condition).mapping("", source.root, root)
 
 
 class _Merge:
@@ -29,6 +38,7 @@ class _Merge:
         self._if = condition
 
     def mapping(self, path: str, base: Node, patch: Node) -> None:
+        """Apply a mapping of a strategic merge patch."""
         assert isinstance(base, MappingNode), f"{path} is no mapping"
         assert isinstance(patch, MappingNode), f"the patch of {path} is no mapping"
         for key, value in patch.value:
@@ -37,7 +47,7 @@ class _Merge:
                 continue
             old = child(base, key.value)
             if old is None:
-                self._add(base, {key.value: _plain(value)})
+                self.add(base, {key.value: _plain(value)})
             elif isinstance(value, MappingNode):
                 self.mapping(below, old, value)
             elif isinstance(value, SequenceNode):
@@ -62,9 +72,9 @@ class _Merge:
             else:
                 self.mapping(f"{path}.{name}", old, item)
         if added:
-            self._add(base, added)
+            self.add(base, added)
 
-    def _add(self, base: Node, new: dict[str, Any] | list[Any]) -> None:
+    def add(self, base: Node, new: dict[str, Any] | list[Any]) -> None:
         """Add keys to a mapping, or items to a list."""
         if is_block(base):
             text = yaml.safe_dump(new, sort_keys=False, width=1000).rstrip()

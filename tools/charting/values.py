@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from gpuhealth.api import budget
@@ -13,7 +12,6 @@ from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.settings import LONGEST_SECONDS
 
 Quantity = Annotated[str | int | float, Field(union_mode="left_to_right")]
-Toggle = Annotated[bool, Field(default=...)]
 
 
 class _Values(BaseModel):
@@ -25,7 +23,7 @@ class _Values(BaseModel):
 class Image(_Values):
     """A container image."""
 
-    repository: str = Field(min_length=1)
+    repository: str = Field(pattern=r"^[\w.:/-]+$")
     tag: str = Field(pattern=r"^(?:[\w][\w.-]{0,127})?$")
     digest: str = Field(pattern=r"^(?:sha256:[0-9a-f]{64})?$")
 
@@ -53,13 +51,7 @@ class Toleration(_Values):
     tolerationSeconds: int = 0  # noqa: N815 - the name is that of Kubernetes
 
 
-class Crds(_Values):
-    """The CustomResourceDefinitions."""
-
-    enabled: bool
-
-
-class Agent(_Values):
+class AgentValues(_Values):
     """The agents' DaemonSet."""
 
     priorityClassName: str  # noqa: N815
@@ -67,7 +59,7 @@ class Agent(_Values):
     resources: Resources
 
 
-class Controller(_Values):
+class ControllerValues(_Values):
     """The controller's Deployment."""
 
     replicas: int = Field(ge=0, le=10)
@@ -77,7 +69,7 @@ class Controller(_Values):
     resources: Resources
 
 
-class Preflight(_Values):
+class PreflightValues(_Values):
     """Tests of new nodes."""
 
     enabled: bool
@@ -86,7 +78,7 @@ class Preflight(_Values):
     resources: Resources
 
 
-class Burnin(_Values):
+class BurninValues(_Values):
     """Burn-ins of nodes in service."""
 
     enabled: bool
@@ -122,18 +114,17 @@ class Values(_Values):
     burninImage: Image  # noqa: N815
     imagePullPolicy: Literal["", "Always", "IfNotPresent", "Never"]  # noqa: N815
     imagePullSecrets: list[SecretName]  # noqa: N815
+    platform: Literal["", "aks", "gke", "openshift"]
     settings: Settings
-    crds: Crds
-    agent: Agent
-    controller: Controller
-    preflight: Preflight
-    burnin: Burnin
+    crds: Switch
+    agent: AgentValues
+    controller: ControllerValues
+    preflight: PreflightValues
+    burnin: BurninValues
     quarantineBudget: Budget  # noqa: N815
     admissionPolicies: Switch  # noqa: N815
     secureMetrics: Switch  # noqa: N815
     prometheus: Prometheus
-    criticalPodsQuota: Switch  # noqa: N815
-    openshift: Switch
     global_: dict[str, Any] = Field(default={}, alias="global")  # Helm adds it when the chart is part of another
 
 
@@ -142,6 +133,7 @@ def schema() -> dict[str, Any]:
     made = Values.model_json_schema(ref_template="#/definitions/{model}")
     definitions = made.pop("$defs")
     definitions["Budget"]["properties"]["spec"] = _budget()
+    definitions["Preflight"]["properties"]["taint"]["pattern"] = r"^[\w./-]+$"  # it is part of an expression
     definitions["Duration"] = {
         "description": "A duration such as 30s, 10m, 24h or 14d, or a number of seconds.",
         "type": ["string", "number"],
@@ -184,8 +176,3 @@ def _strict(part: Any) -> Any:
     if "properties" in part and part.get("type") == "object":
         made["additionalProperties"] = False
     return made
-
-
-def defaults(text: str) -> Any:
-    """The values that a values.yaml holds."""
-    return yaml.safe_load(text)
