@@ -103,13 +103,13 @@ ROWS = (
     Row("settings.yaml", "ConfigMap", "data.gpuhealth\\.yaml", "is",
         '| {{- toYaml .Values.settings | nindent 4 }}'),
     Row("crds/*.yaml", "CustomResourceDefinition", "metadata.name", "before",
-        'annotations:\n  helm.sh/resource-policy: keep  # with its reports and budgets, when the release is uninstalled'),
+        'annotations:\n  helm.sh/resource-policy: keep  # its objects, too, when the release is uninstalled'),
     Row("admission/nodes.yaml", "ValidatingAdmissionPolicy/gpuhealth-nodes", "spec.variables.mode.expression", "is",
         "{{ .Values.settings.mode | squote | quote }}"),
     Row("admission/nodes.yaml", "ValidatingAdmissionPolicy/gpuhealth-nodes", "spec.variables.preflightTaint.expression",
         "is", '{{ include "gpuhealth.preflightTaint" . | squote | quote }}'),
-    Row("admission/burnins.yaml", "ValidatingAdmissionPolicy/gpuhealth-burnins", "spec.variables.image.expression", "is",
-        '{{ include "gpuhealth.image" (list . .Values.burninImage) | squote | quote }}'),
+    Row("admission/burnins.yaml", "ValidatingAdmissionPolicy/gpuhealth-burnins", "spec.variables.image.expression",
+        "is", '{{ include "gpuhealth.image" (list . .Values.burninImage) | squote | quote }}'),
     Row("examples/quarantinebudget.yaml", "QuarantineBudget", "metadata.name", "is",
         "{{ .Values.quarantineBudget.name }}", "quarantineBudget.name"),
     Row("examples/quarantinebudget.yaml", "QuarantineBudget", "spec", "is",
@@ -259,7 +259,7 @@ def _inline(value: Any) -> str:
 def main() -> None:
     """Write the files, or with --check name those that are stale."""
     made = files()
-    there = {path for path in (CHART / "templates").rglob("*.yaml")}
+    there = set((CHART / "templates").rglob("*.yaml"))
     stale = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     stale += sorted(there - made.keys())
     if "--check" in sys.argv[1:]:

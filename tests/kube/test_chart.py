@@ -275,9 +275,7 @@ def test_notes(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--server-side",)], ids=["client", "server"])
-def test_kubectl_applies_it_twice(
-    helm: Helm, cluster: ControlPlane, tmp_path: Path, flags: tuple[str, ...]
-) -> None:
+def test_kubectl_applies_it_twice(helm: Helm, cluster: ControlPlane, tmp_path: Path, flags: tuple[str, ...]) -> None:
     """kubectl applies what Helm renders, without a warning, and a second time nothing changes."""
     namespace = f"applied-{'-'.join(('by', *flags)).replace('--', '')}"
     cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}])

@@ -32,7 +32,7 @@ class Source:
     edits: list[Edit] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.root: Node = yaml.compose(self.text, Loader=yaml.SafeLoader)
+        self.root = parsed(self.text)
         self.data: Any = yaml.safe_load(self.text)
 
     # --- places ---------------------------------------------------------------------------------------------------
@@ -103,6 +103,13 @@ class Source:
             parts += [unchanged(self.text[position : edit.start]), edit.text]
             position = edit.end
         return "".join([*parts, unchanged(self.text[position:])])
+
+
+def parsed(text: str) -> Node:
+    """The value of a YAML document, with the places of its parts."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert node is not None, "the document is empty"
+    return node
 
 
 def segments(path: str) -> list[str]:

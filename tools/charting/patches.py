@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, SequenceNode
 
-from charting.editing import Edit, Source, child, identities, is_block
+from charting.editing import Edit, Source, child, identities, is_block, parsed
 
 _IDENTITY = ("apiVersion", "kind", "metadata.name", "metadata.namespace")
 
@@ -20,7 +20,7 @@ def merge(source: Source, patch: str, condition: str) -> None:
 
     Items of lists are found by their name, as the API server finds those of pods.
     """
-    root = yaml.compose(patch, Loader=yaml.SafeLoader)
+    root = parsed(patch)
     if isinstance(root, SequenceNode):
         for operation in yaml.safe_load(patch):
             *above, last = operation["path"].removeprefix("/").split("/")

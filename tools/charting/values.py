@@ -21,7 +21,7 @@ class _Values(BaseModel):
 
 
 class Image(_Values):
-    """A container image."""
+    """Where a container image comes from."""
 
     repository: str = Field(pattern=r"^[\w.:/-]+$")
     tag: str = Field(pattern=r"^(?:[\w][\w.-]{0,127})?$")
@@ -52,7 +52,7 @@ class Toleration(_Values):
 
 
 class AgentValues(_Values):
-    """The agents' DaemonSet."""
+    """What can be changed of the agents' DaemonSet."""
 
     priorityClassName: str  # noqa: N815
     nodeLabels: dict[str, list[str]]  # noqa: N815
@@ -60,7 +60,7 @@ class AgentValues(_Values):
 
 
 class ControllerValues(_Values):
-    """The controller's Deployment."""
+    """What can be changed of the controller's Deployment."""
 
     replicas: int = Field(ge=0, le=10)
     priorityClassName: str  # noqa: N815
@@ -100,7 +100,7 @@ class Prometheus(_Values):
 
 
 class Budget(_Values):
-    """A QuarantineBudget."""
+    """The QuarantineBudget that a release may have."""
 
     enabled: bool
     name: str = Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
@@ -142,11 +142,12 @@ def schema() -> dict[str, Any]:
         "maximum": LONGEST_SECONDS,
     }
     whole = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the chart gpuhealth"}
-    return _plain({**whole, **made, "title": whole["title"], "definitions": dict(sorted(definitions.items()))})
+    schema: dict[str, Any] = _plain({**made, **whole, "definitions": dict(sorted(definitions.items()))})
+    return schema
 
 
 def _plain(part: Any) -> Any:
-    """A part of a schema without names and defaults that only repeat others, and with durations as people write them."""
+    """A part of a schema without names and defaults, which repeat others, and with durations as people write them."""
     if isinstance(part, list):
         return [_plain(each) for each in part]
     if not isinstance(part, dict):
