@@ -108,6 +108,8 @@ ROWS = (
         "{{ .Values.settings.mode | squote | quote }}"),
     Row("admission/nodes.yaml", "ValidatingAdmissionPolicy/gpuhealth-nodes", "spec.variables.preflightTaint.expression",
         "is", '{{ include "gpuhealth.preflightTaint" . | squote | quote }}'),
+    Row("admission/node-status.yaml", "ValidatingAdmissionPolicy", "spec.variables.conditions.expression", "is",
+        '{{ include "gpuhealth.conditions" . | quote }}'),
     Row("admission/burnins.yaml", "ValidatingAdmissionPolicy/gpuhealth-burnins", "spec.variables.image.expression",
         "is", '{{ include "gpuhealth.image" (list . .Values.burninImage) | squote | quote }}'),
     Row("examples/quarantinebudget.yaml", "QuarantineBudget", "metadata.name", "is",

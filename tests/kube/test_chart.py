@@ -149,9 +149,23 @@ def test_the_same_objects_as_kustomize(helm: Helm, tmp_path: Path, case: str) ->
 
 
 def test_every_component_is_compared() -> None:
-    """Each component of the chart has a case above."""
+    """Each component is a part of the chart and has a case above; of eks the chart has the settings."""
     used = {Path(name).name for _, content in CASES.values() for name in content.get("components", ())}
     assert used == chart.COMPONENTS.keys()
+    assert used | {"eks"} == {path.name for path in (BASE / "components").iterdir()}
+
+
+def test_eks(helm: Helm, tmp_path: Path) -> None:
+    """The component sets the setting by a variable, the chart in the file; the policies are the same."""
+    theirs = comparable(kustomized(tmp_path, {"resources": BOTH, "components": ["daemonset/components/eks"]}))
+    agent = theirs["DaemonSet", "gpuhealth", "gpuhealth-agent"]["spec"]["template"]["spec"]["containers"][0]
+    (text,) = [each["value"] for each in agent["env"] if each["name"] == "GPUHEALTH_CONDITIONS"]
+    ours = comparable(helm.render({"settings": {"conditions": yaml.safe_load(text)}}))
+    assert {key: d for key, d in ours.items() if key[0] in POLICIES} == {
+        key: d for key, d in theirs.items() if key[0] in POLICIES
+    }
+    settings = ours["ConfigMap", "gpuhealth", "gpuhealth"]["data"]["gpuhealth.yaml"]
+    assert settings["conditions"] == [{"type": "AcceleratedHardwareReady"}]
 
 
 def test_the_files_are_fresh() -> None:
@@ -190,7 +204,11 @@ def test_another_namespace(helm: Helm, tmp_path: Path) -> None:
 def test_the_policies_compile(helm: Helm) -> None:
     """The API server takes the expressions of the policies also when values are in them."""
     values = {
-        "settings": {"mode": "cordon", "preflight": {"taint": "startup-taint.example.com/gpuhealth"}},
+        "settings": {
+            "mode": "cordon",
+            "preflight": {"taint": "startup-taint.example.com/gpuhealth"},
+            "conditions": [{"type": "GPUProblem", "status_when_unhealthy": True}],
+        },
         "burninImage": {"repository": "r.example/b", "digest": f"sha256:{'a' * 64}"},
     }
     policies = [d for d in helm.render(values, namespace="gpu-ops") if d["kind"] in POLICIES]
@@ -204,13 +222,19 @@ def test_the_policies_compile(helm: Helm) -> None:
 def test_values_reach_policies_and_pods(helm: Helm) -> None:
     """Mode, preflight taint and image are the same in settings, pods and policies."""
     values = {
-        "settings": {"mode": "cordon", "preflight": {"taint": "example.com/new"}},
+        "settings": {
+            "mode": "cordon",
+            "preflight": {"taint": "example.com/new"},
+            "conditions": [{"type": "GPUProblem"}],
+        },
         "burninImage": {"repository": "r.example/b", "tag": "7"},
     }
     objects = comparable(helm.render(values))
     nodes = objects["ValidatingAdmissionPolicy", "", "gpuhealth-nodes"]["spec"]["variables"]
     literals = {each["name"]: each["expression"] for each in nodes}
     assert (literals["mode"], literals["preflightTaint"]) == ("'cordon'", "'example.com/new'")
+    status = objects["ValidatingAdmissionPolicy", "", "gpuhealth-node-status"]["spec"]["variables"]
+    assert {each["name"]: each["expression"] for each in status}["conditions"] == "['GPUHealthy', 'GPUProblem']"
     burnins = objects["ValidatingAdmissionPolicy", "", "gpuhealth-burnins"]["spec"]["variables"]
     assert {each["name"]: each["expression"] for each in burnins}["image"] == "'r.example/b:7'"
     template = objects["PodTemplate", "gpuhealth", "gpuhealth-burnin"]["template"]["spec"]

@@ -14,6 +14,11 @@
 {{ dig "preflight" "taint" "gpuhealth.io/preflight" .Values.settings }}
 {{- end }}
 
+{{- /* The types of the conditions that agents write, as a list of CEL. */ -}}
+{{- define "gpuhealth.conditions" -}}
+['GPUHealthy'{{ range .Values.settings.conditions }}, {{ .type | squote }}{{ end }}]
+{{- end }}
+
 {{- /* Not empty if the release has the admission policies: servers older than 1.30 do not know their kind. */ -}}
 {{- define "gpuhealth.admissionPolicies" -}}
 {{- if and .Values.admissionPolicies.enabled (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) -}}
