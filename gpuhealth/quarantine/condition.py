@@ -89,9 +89,9 @@ def _one_line(findings: list[Finding]) -> str:
 
 
 def is_due(node: Object, wanted: Summary, now: datetime, kind: str = CONDITION) -> bool:
-    """Whether our condition, or a mirror of it, has to be written; another message alone is written at most once in REFRESH.
+    """Whether our condition, or a mirror of it, has to be written.
 
-    Whether the node stays in service is written at once.
+    Another message alone is written at most once in REFRESH. Whether the node stays in service is written at once.
     """
     current = condition(node, kind) or {}
     if (current.get("status"), current.get("reason")) != (wanted.status, wanted.reason):

@@ -134,7 +134,7 @@ def schema() -> dict[str, Any]:
     definitions = made.pop("$defs")
     definitions["Budget"]["properties"]["spec"] = _budget()
     definitions["Preflight"]["properties"]["taint"]["pattern"] = r"^[\w./-]+$"  # it is part of an expression
-    definitions["MirrorCondition"]["properties"]["status_when_unhealthy"]["enum"] += [True, False]  # without quotes
+    definitions["MirrorCondition"]["properties"]["status_when_unhealthy"] = {"enum": ["True", "False", True, False]}
     definitions["Duration"] = {
         "description": "A duration such as 30s, 10m, 24h or 14d, or a number of seconds.",
         "type": ["string", "number"],
