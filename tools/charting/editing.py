@@ -30,6 +30,8 @@ class Source:
 
     text: str
     edits: list[Edit] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)
+    """Paths of values that have another text; the edit of a part of them would be lost."""
 
     def __post_init__(self) -> None:
         self.root = parsed(self.text)
@@ -62,6 +64,7 @@ class Source:
     def replace(self, path: str, text: str) -> None:
         """Put a text where the value at a path is."""
         node = self.node(path)
+        self.replaced.add(path)
         if is_block(node):  # it begins on the line after its key
             self.edits.append(Edit(self._after_key(path), self.line_end(node), text))
         else:

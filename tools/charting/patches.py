@@ -10,15 +10,17 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, SequenceNode
 
-from charting.editing import Edit, Source, child, identities, is_block, parsed
+from charting.editing import Edit, Source, child, is_block, parsed
 
 _IDENTITY = ("apiVersion", "kind", "metadata.name", "metadata.namespace")
+_MERGE_KEYS = {"volumeMounts": "mountPath", "ports": "containerPort"}
+"""By what the API server knows the items of a list; those of other lists by their name."""
 
 
 def merge(source: Source, patch: str, condition: str) -> None:
     """Edit a document so that a patch is applied to it where a condition of the template is true.
 
-    Items of lists are found by their name, as the API server finds those of pods.
+    What is a value of the chart stays so: its template has to know the component, if that changes a part of it.
     """
     root = parsed(patch)
     if isinstance(root, SequenceNode):
@@ -43,7 +45,7 @@ class _Merge:
         assert isinstance(patch, MappingNode), f"the patch of {path} is no mapping"
         for key, value in patch.value:
             below = f"{path}.{key.value}" if path else key.value
-            if below in _IDENTITY:
+            if below in _IDENTITY or below in self._source.replaced:
                 continue
             old = child(base, key.value)
             if old is None:
@@ -61,16 +63,17 @@ class _Merge:
                 self._source.edits.append(Edit(start, end, text))
 
     def _items(self, path: str, base: Node, patch: SequenceNode) -> None:
+        key = _MERGE_KEYS.get(path.rpartition(".")[2], "name")
         added = []
         for item in patch.value:
-            (name,) = identities(item)
-            old = child(base, name)
+            identity = _text(item, key)
+            old = next((each for each in base.value if _text(each, key) == identity), None)
             if old is None:
                 added.append(_plain(item))
             elif child(item, "$patch") is not None:
                 self._remove(old, old)
             else:
-                self.mapping(f"{path}.{name}", old, item)
+                self.mapping(f"{path}.{identity}", old, item)
         if added:
             self.add(base, added)
 
@@ -86,6 +89,12 @@ class _Merge:
 
     def _remove(self, first: Node, last: Node) -> None:
         self._source.wrap(first, last, f"{{{{- if not {self._if} }}}}", "{{- end }}")
+
+
+def _text(item: Node, key: str) -> str:
+    found = child(item, key)
+    assert found is not None, f"an item of a list has no {key}"
+    return str(found.value)
 
 
 def _plain(node: Node) -> Any:
