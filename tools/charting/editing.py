@@ -83,19 +83,21 @@ class Source:
         column = self.node(path.rpartition(".")[0]).start_mark.column
         self.edits.append(Edit(start, start, textwrap.indent(lines, " " * column) + "\n"))
 
-    def append(self, node: Node, lines: str) -> None:
-        """Put lines after the last item of a block list or mapping, as deep as its items are."""
+    def append(self, node: Node, lines: str, after: Node | None = None) -> None:
+        """Put lines after the last item of a block list or mapping, or after another one, as deep as its items are."""
         assert is_block(node), "only block lists and block mappings can be continued"
         column = node.start_mark.column
-        end = self.line_end(node)
+        end = self.line_end(after or node)
         self.edits.append(Edit(end, end, "\n" + textwrap.indent(lines, " " * column)))
 
     def wrap(self, first: Node, last: Node, before: str, after: str) -> None:
         """Put lines around those of a list item, or of a key and its value."""
         start = self.text.rfind("\n", 0, first.start_mark.index) + 1
         end = self.line_end(last)
-        self.edits.append(Edit(start, start, before + "\n"))
-        self.edits.append(Edit(end, end, "\n" + after))
+        line = self.text[start:end]
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        self.edits.append(Edit(start, start, f"{indent}{before}\n"))
+        self.edits.append(Edit(end, end, f"\n{indent}{after}"))
 
     def edited(self, *, template: bool = True) -> str:
         """The text with all edits; in a template only the edits are template syntax."""

@@ -68,10 +68,11 @@ class _Merge:
         for item in patch.value:
             identity = _text(item, key)
             old = next((each for each in base.value if _text(each, key) == identity), None)
-            if old is None:
+            if child(item, "$patch") is not None:
+                if old is not None:
+                    self._remove(old, old)
+            elif old is None:
                 added.append(_plain(item))
-            elif child(item, "$patch") is not None:
-                self._remove(old, old)
             else:
                 self.mapping(f"{path}.{identity}", old, item)
         if added:
@@ -81,7 +82,10 @@ class _Merge:
         """Add keys to a mapping, or items to a list."""
         if is_block(base):
             text = yaml.safe_dump(new, sort_keys=False, width=1000).rstrip()
-            self._source.append(base, f"{{{{- if {self._if} }}}}\n{text}\n{{{{- end }}}}")
+            lines = f"{{{{- if {self._if} }}}}\n{text}\n{{{{- end }}}}"
+            # Not after the last key: its value could get more lines, too.
+            plain = [value for _, value in base.value if not is_block(value)] if isinstance(base, MappingNode) else []
+            self._source.append(base, lines, after=plain[0] if plain else base)
         else:
             text = yaml.safe_dump(new, sort_keys=False, width=1000, default_flow_style=True).strip()[1:-1]
             end = base.end_mark.index - 1
