@@ -82,7 +82,8 @@ _PREFLIGHT_TAINT = '{{ include "gpuhealth.preflightTaint" . | quote }}'
 ROWS = (
     *_pod("agent.yaml", "DaemonSet", POD, "agent", "image", 8),
     _scalar("agent.yaml", "DaemonSet", f"{POD}.priorityClassName", "agent.priorityClassName"),
-    _block("agent.yaml", "DaemonSet", f"{POD}.containers.agent.resources", "agent.resources", 12),
+    Row("agent.yaml", "DaemonSet", f"{POD}.containers.agent.resources", "is",
+        ' {{- include "gpuhealth.agentResources" . | nindent 12 }}', "agent.resources"),
     Row("agent.yaml", "DaemonSet", f"{POD}.{_TERMS}", "append", _NODE_LABELS),
     *_pod("controller.yaml", "Deployment", POD, "controller", "image", 8),
     _scalar("controller.yaml", "Deployment", "spec.replicas", "controller.replicas"),
@@ -130,13 +131,16 @@ CONDITIONS = {
     "examples/quarantinebudget.yaml": '(include "gpuhealth.quarantineBudget" .)',
 }
 """The files that can be left out, and when they are part of a release."""
-COMPONENTS = {
+_CONDITIONS_OF_COMPONENTS = {
+    "runtime-class": ".Values.runtimeClass.enabled",
+    "unprivileged": ".Values.unprivileged.enabled",
     "secure-metrics": ".Values.secureMetrics.enabled",
     "prometheus": ".Values.prometheus.enabled",
     "aks": '(eq .Values.platform "aks")',
     "gke": '(eq .Values.platform "gke")',
     "openshift": '(eq .Values.platform "openshift")',
 }
+COMPONENTS = {name: c for name, c in _CONDITIONS_OF_COMPONENTS.items() if (BASE / "components" / name).is_dir()}
 _NAMESPACE = re.compile(
     r"(?P<before>\bnamespace: |system:serviceaccount:|kubernetes\.io/metadata\.name: )gpuhealth(?P<after>$|[:},\s])",
     re.MULTILINE,

@@ -23,8 +23,9 @@ from gpuhealth.monitors.settings import load
 
 Objects = dict[tuple[str, str, str], Document]
 BOTH = ["daemonset", "daemonset/admission"]
-SECURE, PROMETHEUS, GKE, AKS, OPENSHIFT = (
-    f"daemonset/components/{name}" for name in ("secure-metrics", "prometheus", "gke", "aks", "openshift")
+SECURE, PROMETHEUS, GKE, AKS, OPENSHIFT, RUNTIME_CLASS, UNPRIVILEGED = (
+    f"daemonset/components/{name}"
+    for name in ("secure-metrics", "prometheus", "gke", "aks", "openshift", "runtime-class", "unprivileged")
 )
 NOT_OURS = {"PodMonitor", "PrometheusRule"}
 """Kinds of other projects, which no control plane of the tests has."""
@@ -71,10 +72,19 @@ CASES: dict[str, tuple[Document, Document]] = {
         {"crds": {"enabled": False}},
         {"resources": BOTH, **without("crds/gpuhealthreports.yaml", "crds/quarantinebudgets.yaml")},
     ),
+    "runtime class": ({"runtimeClass": {"enabled": True}}, {"resources": BOTH, "components": [RUNTIME_CLASS]}),
+    "unprivileged": ({"unprivileged": {"enabled": True}}, {"resources": BOTH, "components": [UNPRIVILEGED]}),
     "aks with secure metrics": (
         {"platform": "aks", "secureMetrics": {"enabled": True}, "prometheus": {"enabled": True}},
         {"resources": BOTH, "components": [AKS, SECURE, PROMETHEUS]},
     ),
+}
+
+
+CASES = {
+    name: case
+    for name, case in CASES.items()
+    if all((BASE.parent / folder).is_dir() for folder in case[1].get("components", ()))
 }
 
 

@@ -123,6 +123,8 @@ class Values(_Values):
     burnin: BurninValues
     quarantineBudget: Budget  # noqa: N815
     admissionPolicies: Switch  # noqa: N815
+    runtimeClass: Switch  # noqa: N815
+    unprivileged: Switch
     secureMetrics: Switch  # noqa: N815
     prometheus: Prometheus
     global_: dict[str, Any] = Field(default={}, alias="global")  # Helm adds it when the chart is part of another

@@ -9,6 +9,12 @@
 {{- end -}}
 {{- end }}
 
+{{- /* Resources of the agent: without privileges it needs the kernel log of a device plugin. */ -}}
+{{- define "gpuhealth.agentResources" -}}
+{{- $more := ternary (dict "limits" (dict "squat.ai/kmsg" "1")) (dict) .Values.unprivileged.enabled -}}
+{{- toYaml (mergeOverwrite (deepCopy .Values.agent.resources) $more) }}
+{{- end }}
+
 {{- /* The key of the taint of new nodes, which is a setting of the agent. */ -}}
 {{- define "gpuhealth.preflightTaint" -}}
 {{ dig "preflight" "taint" "gpuhealth.io/preflight" .Values.settings }}
