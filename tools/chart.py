@@ -106,7 +106,7 @@ ROWS = (
     Row("crds/*.yaml", "CustomResourceDefinition", "metadata.name", "before",
         'annotations:\n  helm.sh/resource-policy: keep  # its objects, too, when the release is uninstalled'),
     Row("admission/nodes.yaml", "ValidatingAdmissionPolicy/gpuhealth-nodes", "spec.variables.mode.expression", "is",
-        "{{ .Values.settings.mode | squote | quote }}"),
+        '{{ .Values.settings.mode | default "taint" | squote | quote }}'),
     Row("admission/nodes.yaml", "ValidatingAdmissionPolicy/gpuhealth-nodes", "spec.variables.preflightTaint.expression",
         "is", '{{ include "gpuhealth.preflightTaint" . | squote | quote }}'),
     Row("admission/node-status.yaml", "ValidatingAdmissionPolicy", "spec.variables.conditions.expression", "is",

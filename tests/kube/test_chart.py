@@ -253,6 +253,19 @@ def test_values_reach_policies_and_pods(helm: Helm) -> None:
     assert {"key": "example.com/new", "operator": "Exists"} in preflight["tolerations"]
 
 
+def test_a_setting_is_taken_out(helm: Helm) -> None:
+    """Null takes a setting out of the file, and the policies have the agent's default."""
+    objects = comparable(helm.render({"settings": {"mode": None, "interval": None}}))
+    assert (
+        objects["ConfigMap", "gpuhealth", "gpuhealth"]["data"]["gpuhealth.yaml"]
+        .keys()
+        .isdisjoint({"mode", "interval", "preflight"})
+    )
+    nodes = objects["ValidatingAdmissionPolicy", "", "gpuhealth-nodes"]["spec"]["variables"]
+    literals = {each["name"]: each["expression"] for each in nodes}
+    assert (literals["mode"], literals["preflightTaint"]) == ("'taint'", "'gpuhealth.io/preflight'")
+
+
 def test_settings_are_valid(helm: Helm, tmp_path: Path) -> None:
     """The agent takes the settings of the ConfigMap, those of the values among them."""
     values = {"settings": {"interval": 5, "xid": {"coalesce": "1m30s"}, "findings": {"pcie.*": {"severity": "info"}}}}

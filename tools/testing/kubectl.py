@@ -35,8 +35,8 @@ def built(folder: Path) -> list[Document]:
 
 
 def applied(plane: ControlPlane, file: Path, *flags: str) -> list[Document]:
-    """The objects of a file on the API server, after `kubectl apply`, as far as their owner decides them."""
-    kubectl("apply", "-f", file, *flags, kubeconfig=plane.kubeconfig)
+    """The objects of a file on the API server, as far as their owner decides them; `kubectl apply` warns of nothing."""
+    kubectl("apply", "--warnings-as-errors", "-f", file, *flags, kubeconfig=plane.kubeconfig)
     found = []
     for document in yaml.safe_load_all(file.read_text(encoding="utf-8")):
         there = plane.request("GET", plane.path_of(document))
