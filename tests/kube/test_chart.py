@@ -13,8 +13,9 @@ import pytest
 import yaml
 from kube import ControlPlane, Document, MissingBinariesError
 from kube.policy_plugin import problems
+from testing.applying import stored
 from testing.helm import CHART, MISSING, Helm, HelmError, is_installed
-from testing.kubectl import applied, built
+from testing.kubectl import built
 from testing.paths import BASE
 
 from gpuhealth import __version__
@@ -329,7 +330,7 @@ def test_kubectl_applies_it_twice(helm: Helm, cluster: ControlPlane, tmp_path: P
     objects = [d for d in helm.render(EVERYTHING, namespace) if d["kind"] not in NOT_OURS | POLICIES]
     file = tmp_path / "release.yaml"
     file.write_text(yaml.safe_dump_all(objects), encoding="utf-8")
-    assert applied(cluster, file, *flags) == applied(cluster, file, *flags)
+    assert stored(cluster, file, *flags) == stored(cluster, file, *flags)
 
 
 def test_install_upgrade_uninstall(helm: Helm, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import kubernetes_validate  # type: ignore[import-untyped] # ships no type infor
 import pytest
 import yaml
 from kube import ControlPlane, Document, MissingBinariesError
-from testing.kubectl import applied, built, shown_in
+from testing.applying import stored
+from testing.kubectl import built, shown_in
 from testing.paths import BASE
 
 from gpuhealth.api.names import PREFLIGHT_TAINT, TAINT
@@ -63,7 +64,7 @@ def test_applied_twice(cluster: ControlPlane, tmp_path: Path, flags: tuple[str, 
     objects = [d for d in built(tmp_path) if d["kind"] not in NOT_ON_THE_SERVER]
     file = tmp_path / "objects.yaml"
     file.write_text(yaml.safe_dump_all(objects), encoding="utf-8")
-    assert applied(cluster, file, *flags) == applied(cluster, file, *flags)
+    assert stored(cluster, file, *flags) == stored(cluster, file, *flags)
 
 
 def test_aks(tmp_path: Path) -> None:

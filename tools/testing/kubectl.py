@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from kube import ControlPlane, Document
+from kube import Document
 
 from testing.paths import BASE
 
@@ -32,17 +32,6 @@ def kubectl(*words: str | Path, kubeconfig: Path | None = None) -> str:
 def built(folder: Path) -> list[Document]:
     """The documents that `kubectl kustomize` builds from a folder."""
     return [document for document in yaml.safe_load_all(kubectl("kustomize", folder)) if document]
-
-
-def applied(plane: ControlPlane, file: Path, *flags: str) -> list[Document]:
-    """The objects of a file on the API server, as far as their owner decides them; `kubectl apply` warns of nothing."""
-    kubectl("apply", "--warnings-as-errors", "-f", file, *flags, kubeconfig=plane.kubeconfig)
-    found = []
-    for document in yaml.safe_load_all(file.read_text(encoding="utf-8")):
-        there = plane.request("GET", plane.path_of(document))
-        metadata = {k: v for k, v in there["metadata"].items() if k not in {"resourceVersion", "managedFields"}}
-        found.append({**there, "metadata": metadata, "status": None})  # the server writes the status of definitions
-    return found
 
 
 def shown_in(path: Path, to: Path) -> Path:
