@@ -141,6 +141,7 @@ _CONDITIONS_OF_COMPONENTS = {
     "openshift": '(eq .Values.platform "openshift")',
 }
 COMPONENTS = {name: c for name, c in _CONDITIONS_OF_COMPONENTS.items() if (BASE / "components" / name).is_dir()}
+"""The components that the chart has, as far as their folders exist, and when they are part of a release."""
 _NAMESPACE = re.compile(
     r"(?P<before>\bnamespace: |system:serviceaccount:|kubernetes\.io/metadata\.name: )gpuhealth(?P<after>$|[:},\s])",
     re.MULTILINE,
