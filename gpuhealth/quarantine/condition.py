@@ -88,12 +88,12 @@ def _one_line(findings: list[Finding]) -> str:
     return "; ".join(parts)
 
 
-def is_due(node: Object, wanted: Summary, now: datetime) -> bool:
-    """Whether the condition has to be written; another message alone is written at most once in REFRESH.
+def is_due(node: Object, wanted: Summary, now: datetime, kind: str = CONDITION) -> bool:
+    """Whether our condition, or a mirror of it, has to be written.
 
-    Whether the node stays in service is written at once.
+    Another message alone is written at most once in REFRESH. Whether the node stays in service is written at once.
     """
-    current = condition(node) or {}
+    current = condition(node, kind) or {}
     if (current.get("status"), current.get("reason")) != (wanted.status, wanted.reason):
         return True
     message = str(current.get("message"))
@@ -108,12 +108,12 @@ def is_due(node: Object, wanted: Summary, now: datetime) -> bool:
     return not timedelta(0) <= now - heartbeat < REFRESH  # a heartbeat from the future: clocks may be off
 
 
-def condition_patch(node: Object, wanted: Summary, now: datetime) -> Object:
-    """The strategic merge patch that sets our condition, which leaves those of others alone."""
-    current = condition(node) or {}
+def condition_patch(node: Object, wanted: Summary, now: datetime, kind: str = CONDITION) -> Object:
+    """The strategic merge patch that sets our condition, or a mirror of it, and leaves those of others alone."""
+    current = condition(node, kind) or {}
     changed = format_time(now)
     if current.get("status") == wanted.status:
         changed = current.get("lastTransitionTime") or changed
-    new = {"type": CONDITION, "status": wanted.status, "reason": wanted.reason, "message": wanted.message}
+    new = {"type": kind, "status": wanted.status, "reason": wanted.reason, "message": wanted.message}
     times = {"lastTransitionTime": changed, "lastHeartbeatTime": format_time(now)}
     return {"status": {"conditions": [{**new, **times}]}}

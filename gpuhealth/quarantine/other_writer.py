@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from gpuhealth.api.names import ConditionReason
+from gpuhealth.api.names import CONDITION, ConditionReason
 from gpuhealth.kube.client import Object
 
 _WRITES, _WITHIN = 3, timedelta(minutes=10)
@@ -21,9 +21,10 @@ _SENT = 4  # of our own conditions whose answer may have been lost
 class OtherWriter:
     """Compares the condition on the Node with what we have sent."""
 
-    def __init__(self, warn: Callable[[str, str], None]) -> None:
-        """`warn` records an Event of type Warning, given its reason and message."""
+    def __init__(self, warn: Callable[[str, str], None], kind: str = CONDITION) -> None:
+        """`warn` records an Event of type Warning, given its reason and message; `kind` is the condition's type."""
         self._warn = warn
+        self._kind = kind
         self._known: deque[tuple[object, ...]] = deque(maxlen=_SENT)
         self._writes: deque[datetime] = deque(maxlen=_WRITES)  # by another client
         self._warned: datetime | None = None
@@ -46,10 +47,16 @@ class OtherWriter:
         often = len(self._writes) == _WRITES and timedelta(0) <= now - self._writes[0] < _WITHIN
         if often and (self._warned is None or not timedelta(0) <= now - self._warned < _SILENCE):
             self._warned = now
+            is_ours = self._kind == CONDITION
+            advice = (
+                "if gpuhealth is installed twice, remove one installation"
+                if is_ours
+                else "remove it from the setting conditions, or that program"
+            )
             self._warn(
-                "SecondAgent",
-                f"another client has written the condition GPUHealthy of this Node {_WRITES} times within"
-                f" {_WITHIN.total_seconds() / 60:.0f} min: if gpuhealth is installed twice, remove one installation",
+                "SecondAgent" if is_ours else "SecondWriter",
+                f"another client has written the condition {self._kind} of this Node {_WRITES} times within"
+                f" {_WITHIN.total_seconds() / 60:.0f} min: {advice}",
             )
 
 

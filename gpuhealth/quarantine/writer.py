@@ -42,6 +42,7 @@ from gpuhealth.quarantine.marks import (
     record,
     unreadable_record,
 )
+from gpuhealth.quarantine.mirrors import MirrorConditions
 from gpuhealth.quarantine.other_writer import OtherWriter
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.removed_marks import RemovedMarks, Remover
@@ -117,6 +118,7 @@ class NodeWriter:
         self._slots = SlotManager(holder, self._record, self._queue_event)
         self._removed = RemovedMarks(settings.quarantine, node.name, warn=self._queue_event, now=now)
         self._other_writer = OtherWriter(self._queue_event)
+        self._mirrors = MirrorConditions(client, node, settings.conditions, warn=self._queue_event, now=now)
         self._report = Report(client, node.name)
         self._actions: list[AppliedAction] = []  # of this pass
         self._status_due_at = 0.0  # by the event loop's clock
@@ -344,6 +346,9 @@ class NodeWriter:
             self._record(*_condition_action(wanted))
             if before != wanted.status and record(node) is None:  # of a node that is out, an Event has the same message
                 self._queue_event(wanted.reason, wanted.message, warning=wanted.status != "True")
+        node, mirrors = await self._mirrors.write(node, wanted)
+        for kind, content in mirrors.items():
+            self._record(*_condition_action(content, kind))
         for event in await self._events.flush():
             self._record("event", event.reason, event.message)
 
@@ -387,8 +392,8 @@ class NodeWriter:
         return Quarantine()
 
 
-def _condition_action(wanted: Summary) -> Action:
-    return Action("condition", CONDITION, f"{wanted.status} {wanted.reason}: {wanted.message}")
+def _condition_action(wanted: Summary, kind: str = CONDITION) -> Action:
+    return Action("condition", kind, f"{wanted.status} {wanted.reason}: {wanted.message}")
 
 
 def _would_do(actions: Iterable[AppliedAction]) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from gpuhealth.api.names import CONTROLLER_LEASE, NAMESPACE, PEOPLE, POOL_LABEL, PREFLIGHT_TAINT
+from gpuhealth.api.names import CONDITION, CONTROLLER_LEASE, NAMESPACE, PEOPLE, POOL_LABEL, PREFLIGHT_TAINT
 from gpuhealth.model.finding import Severity
 from gpuhealth.model.policy import FindingPolicy
 
@@ -217,6 +217,32 @@ class Quarantine(Section):
     put_back_per_hour: int = Field(default=6, ge=1, le=LARGEST)  # how often at most; then it stays off for a while
 
 
+_OF_KUBELET = ("Ready", "MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")
+_CONDITION_TYPE = r"^([A-Za-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
+_CONDITION_REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]{0,1022}[A-Za-z0-9_])?")
+
+
+class MirrorCondition(Section):
+    """A Node condition of another type, for a platform that repairs or drains nodes by it."""
+
+    type: str = Field(pattern=_CONDITION_TYPE)  # one that no other program writes; add it to the admission policies
+    status_when_unhealthy: Literal["True", "False"] = "False"  # while gpuhealth has taken the node out of service
+    reason_map: dict[str, str] = {}  # its reason by finding code or pattern; for others the code in CamelCase
+
+    @field_validator("status_when_unhealthy", mode="before")
+    @classmethod
+    def _unquoted(cls, value: object) -> object:
+        return str(value) if isinstance(value, bool) else value  # True without quotes is no text in YAML
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        if self.type in (CONDITION, *_OF_KUBELET):
+            raise ValueError(f"gpuhealth or the kubelet writes the condition {self.type} with a meaning of its own")
+        if wrong := [reason for reason in self.reason_map.values() if not _CONDITION_REASON.fullmatch(reason)]:
+            raise ValueError(f"{reprlib.repr(wrong[0])} is no reason of a condition, which is one word in CamelCase")
+        return self
+
+
 class FindingSettings(Section):
     """Changes to a finding's defaults; unset fields keep the default. Durations in seconds."""
 
@@ -262,6 +288,7 @@ class CoreSettings(Section):
     kubernetes: Kubernetes = Kubernetes()
     controller: Controller = Controller()
     quarantine: Quarantine = Quarantine()
+    conditions: tuple[MirrorCondition, ...] = Field(default=(), max_length=8)  # mirrors of GPUHealthy
     findings: dict[str, FindingSettings] = {}  # by code or pattern: "xid.94", "nvlink.*"
     pools: tuple[PoolPolicy, ...] = ()
 

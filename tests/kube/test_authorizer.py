@@ -23,7 +23,7 @@ from gpuhealth.monitors.settings import Settings
 from gpuhealth.runtime.http_server import OPEN_PATHS, Page, Response, serving
 from gpuhealth.runtime.settings import Http, Kubernetes
 
-ACCESS = documents(BASE / "secure-metrics" / "access.yaml")
+ACCESS = documents(BASE / "components" / "secure-metrics" / "access.yaml")
 READER = {"kind": "ServiceAccount", "name": "reader", "namespace": "default"}
 
 

@@ -54,7 +54,7 @@ def test_kubectl_builds_what_the_tests_read(folder: Path) -> None:
 
 
 def test_settings_are_patched(tmp_path: Path) -> None:
-    """The patch that the kustomization's comment shows changes mode and preflight taint, and nothing else."""
+    """The patch in the kustomization's comment changes mode, preflight taint and conditions, and nothing else."""
     patched = policies_of(built(shown_in(BASE / "admission" / "kustomization.yaml", tmp_path)))
     changed = literals(patched["gpuhealth-nodes"])
     before = policies_of(POLICIES)
@@ -62,7 +62,10 @@ def test_settings_are_patched(tmp_path: Path) -> None:
         "mode": "'cordon'",
         "preflightTaint": "'startup-taint.example.com/gpuhealth'",
     }
-    assert [name for name, policy in patched.items() if policy != before[name]] == ["gpuhealth-nodes"]
+    of_status = literals(patched["gpuhealth-node-status"])
+    assert of_status["conditions"] == "['GPUHealthy', 'GPUProblem']"
+    different = {name for name, policy in patched.items() if policy != before[name]}
+    assert different == {"gpuhealth-nodes", "gpuhealth-node-status"}
     try:
         assert problems(patched.values()) == []
     except MissingBinariesError as error:

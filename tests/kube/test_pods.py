@@ -60,7 +60,7 @@ PLAIN_VOLUMES = {
 def pods() -> Iterator[tuple[str, Document]]:
     """Name and spec of every pod that some file below daemonset/ makes."""
     for file in sorted(BASE.rglob("*.yaml")):
-        if file.parent.name == "secure-metrics":  # changes of pods that are here already
+        if {"chart", "components"} & set(file.relative_to(BASE).parts):  # the same pods, or changes of them
             continue
         for document in yaml.safe_load_all(file.read_text(encoding="utf-8")):
             yield from _pods(document["metadata"]["name"] if document and "metadata" in document else "", document)
@@ -140,7 +140,9 @@ def test_tokens_are_not_mounted_by_default() -> None:
                 assert document["automountServiceAccountToken"] is False, document["metadata"]["name"]
 
 
-@pytest.mark.parametrize("document", documents(BASE / "secure-metrics" / "access.yaml"), ids=lambda d: d["kind"])
+@pytest.mark.parametrize(
+    "document", documents(BASE / "components" / "secure-metrics" / "access.yaml"), ids=lambda d: d["kind"]
+)
 def test_schema(document: Document) -> None:
     """The component's own objects are valid, strictly, for the newest Kubernetes."""
     kubernetes_validate.validate(document, "1.37", strict=True)
@@ -149,9 +151,11 @@ def test_schema(document: Document) -> None:
 @pytest.mark.parametrize("name", ["agent", "controller"])
 def test_secure_metrics(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The component fits the pods: probes over TLS, files where the settings look for them, nothing else changed."""
-    component = yaml.safe_load((BASE / "secure-metrics" / "kustomization.yaml").read_text(encoding="utf-8"))
+    component = yaml.safe_load(
+        (BASE / "components" / "secure-metrics" / "kustomization.yaml").read_text(encoding="utf-8")
+    )
     assert component["patches"] == [{"path": "agent.yaml"}, {"path": "controller.yaml"}]
-    text = (BASE / "secure-metrics" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (BASE / "components" / "secure-metrics" / f"{name}.yaml").read_text(encoding="utf-8")
     workload, service = yaml.safe_load_all(text)
     before = plane.request("GET", plane.path_of(workload))["spec"]["template"]["spec"]
     patched = plane.request(

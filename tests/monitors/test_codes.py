@@ -380,7 +380,8 @@ def _is_setting_or_module(name: str) -> bool:
     section, _, key = name.partition(".")
     field = Settings.model_fields.get(section)
     known = getattr(field.annotation, "model_fields", {}) if field else {}
-    return key in known or (ROOT / "gpuhealth" / section / f"{key}.py").exists()
+    of_chart = yaml.safe_load((ROOT / "daemonset/chart/values.yaml").read_text()).get(section)
+    return key in known or key in (of_chart or ()) or (ROOT / "gpuhealth" / section / f"{key}.py").exists()
 
 
 def _exists(name: str) -> bool:
@@ -412,7 +413,9 @@ def _settings() -> Iterator[tuple[Path, str]]:
     for path in (ROOT / "README.md", ROOT / "tools" / "README.md"):
         for block in re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL):
             yield path, block
-    for path in sorted((ROOT / "daemonset").rglob("*.yaml")):
+    for path in sorted(
+        set((ROOT / "daemonset").rglob("*.yaml")) - set((ROOT / "daemonset/chart/templates").rglob("*"))
+    ):
         for document in yaml.safe_load_all(path.read_text()):
             if isinstance(document, dict) and document.get("kind") == "ConfigMap":
                 yield from ((path, text) for text in document["data"].values())

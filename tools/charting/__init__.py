@@ -1,0 +1,1 @@
+"""What `tools/chart.py` makes the Helm chart with."""
