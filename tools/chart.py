@@ -131,7 +131,7 @@ CONDITIONS = {
     "examples/quarantinebudget.yaml": '(include "gpuhealth.quarantineBudget" .)',
 }
 """The files that can be left out, and when they are part of a release."""
-_CONDITIONS_OF_COMPONENTS = {
+COMPONENTS = {
     "runtime-class": ".Values.runtimeClass.enabled",
     "unprivileged": ".Values.unprivileged.enabled",
     "secure-metrics": ".Values.secureMetrics.enabled",
@@ -140,8 +140,7 @@ _CONDITIONS_OF_COMPONENTS = {
     "gke": '(eq .Values.platform "gke")',
     "openshift": '(eq .Values.platform "openshift")',
 }
-COMPONENTS = {name: c for name, c in _CONDITIONS_OF_COMPONENTS.items() if (BASE / "components" / name).is_dir()}
-"""The components that the chart has, as far as their folders exist, and when they are part of a release."""
+"""The components that the chart has, and when they are part of a release."""
 _NAMESPACE = re.compile(
     r"(?P<before>\bnamespace: |system:serviceaccount:|kubernetes\.io/metadata\.name: )gpuhealth(?P<after>$|[:},\s])",
     re.MULTILINE,

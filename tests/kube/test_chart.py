@@ -82,13 +82,6 @@ CASES: dict[str, tuple[Document, Document]] = {
 }
 
 
-CASES = {
-    name: case
-    for name, case in CASES.items()
-    if all((BASE.parent / folder).is_dir() for folder in case[1].get("components", ()))
-}
-
-
 @pytest.fixture(scope="module")
 def helm() -> Iterator[Helm]:
     """Helm with the chart."""
