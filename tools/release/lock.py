@@ -1,7 +1,7 @@
 """Pins the dependencies of the images with hashes: `tools/lock`. It needs uv, and network.
 
-In daemonset/image/: requirements.lock has what gpuhealth needs, burnin.lock what PyTorch needs in addition, and build.lock
-what only builds the images.
+In daemonset/image: requirements.lock has what gpuhealth needs, burnin.lock what PyTorch needs in addition, and
+build.lock what only builds the images.
 """
 
 from __future__ import annotations
