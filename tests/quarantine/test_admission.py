@@ -26,14 +26,14 @@ from testing.attacks import (
     Scene,
     noted,
 )
-from testing.cluster_objects import T0, Pool, finding, verdict
+from testing.cluster_objects import Pool, finding, verdict
+from testing.node_writing import BOTH, NO_DRIVER
 from testing.paths import BASE
 from testing.waiting import until
 
 from gpuhealth.api.names import OVERRIDE, QUARANTINE, STATE_LABEL, TAINT
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError, InvalidError
-from gpuhealth.model.causes import Cause
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import marks_removed, unschedulable
 from gpuhealth.quarantine.own_node import OwnNode
@@ -46,12 +46,6 @@ REFUSED = (ForbiddenError, InvalidError)  # the latter where an expression canno
 SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
 SICKER = Desired(verdict=verdict(finding("ecc.uncorrectable"), finding()), quarantine=("ecc.uncorrectable", "xid.79"))
 HEALTHY = Desired(verdict=verdict())
-NO_DRIVER = Desired(verdict=verdict(finding("driver.not_loaded")), quarantine=("driver.not_loaded",))
-BOTH = Desired(
-    verdict=verdict(finding(), finding("driver.not_loaded")),
-    quarantine=("xid.79", "driver.not_loaded"),
-    causes=(Cause("xid.79", T0), Cause("driver.not_loaded", T0)),
-)
 AT_ONCE = Quarantine(put_back_after=0.0)
 REMOVALS: dict[str, list[Document]] = {
     "taint": [{"taints": [THEIR_TAINT]}],
