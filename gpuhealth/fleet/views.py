@@ -268,11 +268,12 @@ def report_view(item: Object) -> ReportView:
     for time in times:
         if time is not None:
             time.astimezone(UTC)  # raises OverflowError at the ends of the calendar
+    slots = quarantine.slots if quarantine.asks_for_drain else ()  # which only a drain reads
     return ReportView(
         key=name_of(item),
         owner=next((text_of(owner["uid"]) for owner in item["metadata"].get("ownerReferences") or []), ""),
         gpus=tuple((sys.intern(gpu.verdict), sys.intern(gpu.model)) for gpu in status.inventory.gpus),
-        quarantine=msgspec.structs.replace(quarantine, reason="", slots=()),  # which only people read
+        quarantine=msgspec.structs.replace(quarantine, reason="", slots=slots),  # only people read the reason
         drain=drain,
         healthy=status.verdict == State.HEALTHY,
         tested_at=tested_at.astimezone(UTC) if tested_at else None,
