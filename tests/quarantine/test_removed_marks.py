@@ -251,6 +251,26 @@ def test_a_node_that_is_registered_again(plane: ControlPlane, pool: Pool, tainte
     asyncio.run(run())
 
 
+def test_a_node_that_is_registered_without_its_labels(plane: ControlPlane, pool: Pool, tainted: str) -> None:
+    """No budget selects it: it is unhealthy by label and condition meanwhile, and out as soon as it has the label."""
+
+    async def run() -> None:
+        async with writing(plane, tainted, LATER) as writer:
+            await writer.apply(SICK)
+            plane.request("DELETE", f"/api/v1/nodes/{tainted}")
+            plane.create_node(tainted, {})
+            await writer.apply(SICK)
+            assert out_by(pool, tainted) == "none"
+            assert pool.get(tainted)["metadata"]["labels"]["gpuhealth.io/state"] == "unhealthy"
+            assert health(pool, tainted)["status"] == "False"
+            assert "no QuarantineBudget selects" in health(pool, tainted)["message"]
+            pool.patch(tainted, {"metadata": {"labels": pool.labels}})
+            await writer.apply(SICK)
+            assert ours(pool, tainted) == ["xid.79"]
+
+    asyncio.run(run())
+
+
 def test_the_agent_is_known_by_its_own_name(plane: ControlPlane, pool: Pool, tainted: str) -> None:
     """What the agent writes is recorded under its name, which is none of a person."""
 
