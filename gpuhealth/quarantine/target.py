@@ -22,8 +22,10 @@ from gpuhealth.api.names import (
     Override,
 )
 from gpuhealth.model.causes import Cause
+from gpuhealth.model.codes import CODES, Rule
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, summary
 from gpuhealth.quarantine.marks import (
     Object,
@@ -122,6 +124,15 @@ def is_admitted(node: Object, desired: Desired, people: Sequence[str] = PEOPLE) 
     if ours is None or ended_by_person(node, people):
         return False
     return ours.code != MANUAL or MANUAL in quarantine_codes(node, desired, people)[0]
+
+
+def cordoning(settings: Settings, node_labels: dict[str, str]) -> Callable[[str], bool]:
+    """Whether a finding of a code cordons a node with these labels in place of our taint."""
+
+    def cordons(code: str) -> bool:
+        return CODES.exists(code) and Rule(CODES.get(code), settings.policy(code, node_labels)).cordons
+
+    return (lambda _: True) if settings.mode == "cordon" else cordons
 
 
 def target_marks(

@@ -25,7 +25,6 @@ from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
 from gpuhealth.kube.kinds import NODES
-from gpuhealth.model.codes import CODES, Rule
 from gpuhealth.model.out_of_service import BURNIN_REQUIRED
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, STAYS_IN_SERVICE, Summary, condition_patch, is_due
@@ -54,6 +53,7 @@ from gpuhealth.quarantine.target import (
     Desired,
     NodeChange,
     NodeMarks,
+    cordoning,
     is_admitted,
     marks_in_service,
     marks_kept_off,
@@ -109,7 +109,7 @@ class NodeWriter:
         self.node = node
         self._client = client
         self._mode = settings.mode
-        self._policy = settings.policy
+        self._settings = settings
         self._preflight_taint = settings.preflight.taint
         self._people = settings.quarantine.people
         self._dry_run = dry_run
@@ -232,16 +232,10 @@ class NodeWriter:
         return target_marks(
             node,
             desired,
-            cordons=lambda code: self._cordons(node, code),
+            cordons=cordoning(self._settings, labels(node)),
             preflight_taint=self._preflight_taint,
             people=self._people,
         )
-
-    def _cordons(self, node: Object, code: str) -> bool:
-        """Whether a finding of this code cordons the node in place of our taint."""
-        if self._mode == "cordon":
-            return True
-        return CODES.exists(code) and Rule(CODES.get(code), self._policy(code, labels(node))).cordons
 
     async def _mark(self, node: Object, desired: Desired) -> tuple[Object, NodeMarks]:
         """Write the missing marks; after a conflict read the Node again and start over.
