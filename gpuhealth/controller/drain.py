@@ -188,7 +188,9 @@ class NodeDrain:
         context, known = self._context, self._context.fleet.slots.items
 
         def counted(slot: str) -> bool:
-            return slot in known and (not known[slot].lasting or self._node in context.holders.get(known[slot].budget, ()))
+            return slot in known and (
+                not known[slot].lasting or self._node in context.holders.get(known[slot].budget, ())
+            )
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(context.timing.budget_wait):

@@ -5,8 +5,8 @@ and label in one request, then condition, Events and report. If the API server i
 again later with the marks desired then; completed steps are recognised. In a steady state the watch of our own Node
 (`own_node`) is the only traffic.
 
-The taint or the cordon keeps work off a bad node; the rest is informational. When many nodes fail at once, status writes for
-the first ones would delay the taints of the last: with `defer_status` they come later, the later the slower the API
+Taint or cordon keeps work off a bad node; the rest is informational. When many nodes fail at once, status writes for
+the first ones would delay the marks of the last: with `defer_status` they come later, the later the slower the API
 server is.
 """
 

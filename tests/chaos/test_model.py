@@ -24,7 +24,16 @@ from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
 from gpuhealth.model.causes import Cause
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.marks import Object, dismissed_codes, has_taint, is_out, marks_removed, record, taints, unschedulable
+from gpuhealth.quarantine.marks import (
+    Object,
+    dismissed_codes,
+    has_taint,
+    is_out,
+    marks_removed,
+    record,
+    taints,
+    unschedulable,
+)
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter

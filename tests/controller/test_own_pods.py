@@ -48,7 +48,9 @@ class Controllers:
     def pods(self) -> list[Document]:
         """Its pods."""
         path = f"/api/v1/namespaces/{self._cluster.namespace}/pods"
-        return list(self._cluster.plane.request("GET", f"{path}?labelSelector=app.kubernetes.io/component=controller")["items"])
+        return list(
+            self._cluster.plane.request("GET", f"{path}?labelSelector=app.kubernetes.io/component=controller")["items"]
+        )
 
     def places(self) -> list[str]:
         """The nodes of its pods, sorted; empty while one of the two is not bound."""
@@ -142,7 +144,10 @@ def test_the_manifest_knows_every_label_of_gpus() -> None:
     """A node with any of the labels by which agents are deployed is avoided."""
     terms = deployment()["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
     heaviest = max(terms["preferredDuringSchedulingIgnoredDuringExecution"], key=lambda term: term["weight"])
-    avoided = {each["key"]: (each["operator"], tuple(each.get("values", ()))) for each in heaviest["preference"]["matchExpressions"]}
+    avoided = {
+        each["key"]: (each["operator"], tuple(each.get("values", ())))
+        for each in heaviest["preference"]["matchExpressions"]
+    }
     assert avoided == {key: ("NotIn" if values else "DoesNotExist", values) for key, values in GPU_NODE_LABELS.items()}
 
 

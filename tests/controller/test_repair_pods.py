@@ -75,9 +75,7 @@ class DaemonSets:
     def remove(self) -> None:
         """Deletes them and their pods."""
         self._cluster.plane.request("DELETE", self._path)
-        self._cluster.plane.request(
-            "DELETE", f"/api/v1/namespaces/{self._cluster.namespace}/pods?gracePeriodSeconds=0"
-        )
+        self._cluster.plane.request("DELETE", f"/api/v1/namespaces/{self._cluster.namespace}/pods?gracePeriodSeconds=0")
 
 
 @pytest.fixture
@@ -145,8 +143,8 @@ def test_tolerations_of_the_readme(cluster: Cluster, daemon_sets: DaemonSets, ma
         daemon_sets.create("default", OF_GPUS)
         daemon_sets.create("driver", DRIVER)
         daemon_sets.create("discovery", DISCOVERY)
-        for name in ("driver", "discovery"):
-            await until(lambda name=name: daemon_sets.runs(name, node) and daemon_sets.runs(name, other))
+        with_ours = [(name, place) for name in ("driver", "discovery") for place in (node, other)]
+        await until(lambda: all(daemon_sets.runs(name, place) for name, place in with_ours))
         await until(lambda: daemon_sets.runs("default", other))
         assert daemon_sets.status("default")["desiredNumberScheduled"] == 1
         assert not daemon_sets.runs("default", node)

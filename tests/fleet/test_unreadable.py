@@ -251,8 +251,7 @@ def test_what_is_not_read_of_a_report_costs_nothing() -> None:
 
 
 def test_what_only_people_read_is_not_kept() -> None:
-    """Of thousands of reports the controller does not keep the reason of a quarantine, nor the names of slots unless the
-    node is drained."""
+    """Of thousands of reports the controller keeps no reasons of quarantines, and names of slots only for drains."""
     plain = poisoned(REPORTS, "status", "quarantine", "drain", value=False)
     odd = poisoned(REPORTS, "status", "quarantine", "reason", value="a budget has no free slot")
     odd["status"]["quarantine"] |= {"slots": ["b.0"], "drain": False}

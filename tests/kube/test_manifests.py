@@ -16,7 +16,7 @@ from testing.cluster_objects import Pool
 from testing.paths import BASE
 
 from gpuhealth import __version__
-from gpuhealth.api.names import GPU_NODE_LABELS, PREFLIGHT_TAINT, TAINT
+from gpuhealth.api.names import GPU_NODE_LABELS
 from gpuhealth.kube.kinds import BUDGETS, REPORTS
 from gpuhealth.monitors.settings import load
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from kube import ControlPlane
 from testing.cluster_objects import T0, Pool, verdict
-from testing.node_writing import BOTH, HEALTHY, NO_DRIVER, SICK, Mode, node_object, out_by, ours
+from testing.node_writing import BOTH, HEALTHY, NO_DRIVER, SICK, Mode, node_object, ours, out_by
 
 from gpuhealth.api.names import OUT_OF_SERVICE, OVERRIDE, QUARANTINE, TAINT
 from gpuhealth.kube.client import Client
@@ -276,7 +276,9 @@ def test_mode_observe_says_so(plane: ControlPlane, pool: Pool, node: str) -> Non
     with_agent(pool, node, run)
 
 
-@pytest.mark.parametrize(("spec", "out"), [({"unschedulable": True}, True), ({"taints": [{"key": TAINT}]}, True), ({}, False)])
+@pytest.mark.parametrize(
+    ("spec", "out"), [({"unschedulable": True}, True), ({"taints": [{"key": TAINT}]}, True), ({}, False)]
+)
 def test_an_unreadable_record_counts(spec: dict[str, Any], out: bool) -> None:
     """A node with a record that cannot be read counts as out while it has either mark: a slot is rather kept."""
     node = node_object(annotations={QUARANTINE: "edited"}, spec=spec)

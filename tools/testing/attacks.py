@@ -29,7 +29,8 @@ OUR_CORDON = {QUARANTINE: f'{{{NOT_LOADED},"cordoned":true,"tainted":false}}'}
 NO_MARK = {QUARANTINE: f'{{{NOT_LOADED},"tainted":false}}'}
 NO_MARK_FOR_XID = {QUARANTINE: '{"code":"xid.79","since":"2026-03-01T12:00:00Z","tainted":false}'}
 WITH_XID = {
-    QUARANTINE: '{"code":"xid.79","since":"2026-03-01T12:00:00Z","cordoned":true,"causes":[{%s}],"tainted":false}' % NOT_LOADED
+    QUARANTINE: '{"code":"xid.79","since":"2026-03-01T12:00:00Z","cordoned":true,"tainted":false,"causes":[{'
+    f"{NOT_LOADED}}}]}}"
 }
 LONGER = {QUARANTINE: '{"code":"xid.48","since":"2026-03-01T12:00:00Z","cordoned":false,"more":{"b":[1]}}'}
 OWNER = {"apiVersion": "v1", "kind": "Node", "name": "MINE", "uid": "UID"}
@@ -276,7 +277,13 @@ ALLOWED = [
     Row("", "PATCH", NODE, {"spec": {**taints(OUR_TAINT)["spec"], "unschedulable": True}, **noted(annotations=RECORD)}),
     Row("", "PATCH", NODE, {"spec": {"unschedulable": True}, **noted(annotations=OUR_CORDON)}),
     Row("", "PATCH", PERSONS, noted(annotations=NO_MARK), who="PERSONS"),
-    Row("", "PATCH", CORDONED, {"spec": {"unschedulable": None}, **noted(annotations={QUARANTINE: None})}, who="CORDONED"),
+    Row(
+        "",
+        "PATCH",
+        CORDONED,
+        {"spec": {"unschedulable": None}, **noted(annotations={QUARANTINE: None})},
+        who="CORDONED",
+    ),
     Row("", "PATCH", CORDONED, noted(annotations=WITH_XID), who="CORDONED"),
     Row("", "PATCH", OUT, {"spec": {"taints": None}, **noted(annotations=NO_MARK)}, who="OUT"),
     Row("", "PATCH", OUT, noted(annotations=LONGER), who="OUT"),
@@ -335,7 +342,13 @@ class Scene:
     def filled(self, value: Any) -> Any:
         """A row with the names of this scene in the place of MINE, OTHER, PERSONS, OUT, POOL and UID."""
         text = json.dumps(value)
-        names = {"MINE": self.mine, "OTHER": self.other, "PERSONS": self.persons, "/OUT": f"/{self.out}", "CORDONED": self.cordoned}
+        names = {
+            "MINE": self.mine,
+            "OTHER": self.other,
+            "PERSONS": self.persons,
+            "/OUT": f"/{self.out}",
+            "CORDONED": self.cordoned,
+        }
         for word, name in {**names, "POOL": self.name, "UID": self.uid}.items():
             text = text.replace(word, name)
         return json.loads(with_times(text))
