@@ -19,7 +19,7 @@ SYSTEM_PRIORITIES = ("system-cluster-critical", "system-node-critical")
 
 A drain leaves them where they are, unless they use GPUs. They suffer from no fault of a GPU, all nodes rely on them,
 and in a small cluster there may be no other node for them. Kubernetes itself moves them from a node that is not ready,
-and `kubectl drain` from one that is to be switched off.
+and `kubectl drain` from one that will be switched off.
 """
 GPU_PREFIX = "nvidia.com/"
 GANG_LABELS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")

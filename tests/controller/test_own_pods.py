@@ -42,11 +42,11 @@ class Controllers:
         self._body = made
 
     def create(self) -> None:
-        """Applies it."""
+        """Create the Deployment, whose pods the controller manager then creates."""
         self._cluster.plane.request("POST", self._path, self._body)
 
     def pods(self) -> list[Document]:
-        """Its pods."""
+        """The pods of the Deployment, as the API server has them now."""
         path = f"/api/v1/namespaces/{self._cluster.namespace}/pods"
         return list(
             self._cluster.plane.request("GET", f"{path}?labelSelector=app.kubernetes.io/component=controller")["items"]

@@ -1,4 +1,4 @@
-"""DaemonSets of NVIDIA's operators beside our marks, on a real DaemonSet controller and scheduler."""
+"""DaemonSets of NVIDIA's operators on nodes with our marks, on a real DaemonSet controller and scheduler."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def apply(cluster: Cluster, node: str, desired: Desired) -> None:
 def test_the_driver_s_pod_gets_to_a_node_without_driver(
     cluster: Cluster, daemon_sets: DaemonSets, desired: Desired
 ) -> None:
-    """A node that is out since its driver is gone gets the pod that installs it, with default tolerations and beside
+    """A node that is out since its driver is gone gets the pod that installs it, with default tolerations and with
     any other finding; work gets no place there."""
     node, other = (cluster.node(gpus=8, agent=False) for _ in range(2))
     cluster.budget(1)

@@ -115,7 +115,7 @@ def test_both_kinds_of_findings(plane: ControlPlane, pool: Pool, node: str, firs
 
 
 def test_the_mode_of_a_running_agent(plane: ControlPlane, pool: Pool, node: str) -> None:
-    """Each change converts the marks; an older version's taint beside a cordon of ours is taken off, too."""
+    """Each change converts the marks; an older version's taint next to a cordon of ours is taken off, too."""
 
     async def run(apply: Apply) -> None:
         for mode, mark in (("taint", "taint"), ("cordon", "cordon"), ("taint", "taint")):
