@@ -53,13 +53,14 @@ def test_kubectl_builds_what_the_tests_read(folder: Path) -> None:
 
 
 def test_settings_are_patched(tmp_path: Path) -> None:
-    """The patch that the kustomization's comment shows changes mode and preflight taint, and nothing else."""
+    """The patch that the kustomization's comment shows changes mode, preflight taint and the codes that cordon, only."""
     patched = policies_of(built(shown_in(BASE / "admission" / "kustomization.yaml", tmp_path)))
     changed = literals(patched["gpuhealth-nodes"])
     before = policies_of(POLICIES)
     assert changed == literals(before["gpuhealth-nodes"]) | {
         "mode": "'cordon'",
         "preflightTaint": "'startup-taint.example.com/gpuhealth'",
+        "cordonCodes": "['driver.', 'nvml.', 'fabric.', 'infiniband.']",
     }
     assert [name for name, policy in patched.items() if policy != before[name]] == ["gpuhealth-nodes"]
     try:
