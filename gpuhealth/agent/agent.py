@@ -49,13 +49,15 @@ from gpuhealth.quarantine.writer import AppliedAction
 from gpuhealth.runtime import supervisor
 from gpuhealth.runtime.clock import Now, SteadyClock, wall_clock
 from gpuhealth.runtime.files import boot_id
-from gpuhealth.runtime.journal import Entry, JournalWriter
+from gpuhealth.runtime.journal import Entry
+from gpuhealth.runtime.journal_writer import JournalWriter
 from gpuhealth.runtime.settings_file import ConfigError, SettingsFile
 
 log = structlog.get_logger()
 
 _STATE_SECONDS = 60.0  # between two writes of state that changes in every round, such as counters
 _NODE_WAIT_SECONDS = 10.0  # to read from our Node whether the driver may be opened, before the first time
+_BACKLOG_SECONDS = 30.0  # for records from before our start; the largest buffers take 5 s
 _CLOCK_SECONDS = 1.0  # between two checks of the wall clock and the settings file
 _FIXED_SETTINGS = ("node_name", "log_level", "roots", "http", "journal", "monitors", "kernel_log")
 _NODE_UNKNOWN = Missing(MissingReason.ERROR, "our Node has not been seen yet")
@@ -82,6 +84,7 @@ class Agent:
         self.http_port = 0
         self._config_valid = True
         self._file = SettingsFile(Settings, config_path)
+        self._settings_digest = self._file.digest  # of the file whose settings are all in use
         self._services = services
         self._boot_id = boot_id(settings.roots.proc)
         self._node_labels: dict[str, str] = {}
@@ -89,13 +92,15 @@ class Agent:
         self._log_state_known = asyncio.Event()  # whether the log can be read; no verdict before
         self._settings_changed = asyncio.Event()
         self._node_seen = asyncio.Event()  # set once our Node shows whether we may open the driver, or cannot be read
+        self._backlog_late = False
         self._restart: RestartRequiredError | None = None
         self._end: Callable[[], object] = lambda: None
         self._stored_at = -_STATE_SECONDS
 
         journal = stored.open_journal(settings.journal)
         state = stored.restore(journal, self.clock, self._boot_id)
-        self.journal = JournalWriter(journal, self._state, self.clock)
+        reopen = partial(stored.journal_for_writing, settings.journal)
+        self.journal = JournalWriter(journal, self._state, self.clock, reopen)
         # A node seen for the first time got the taint at registration, or must not have it.
         self._preflight_due = state.preflight_due or (state.rebooted and settings.preflight.after_reboot)
         judge = Judge(settings, state.memory, boot_id=self._boot_id, time=self.clock())
@@ -115,6 +120,7 @@ class Agent:
             self._nvidia,
             self.node_health.apply_events,
             self.node_health.apply_earlier,
+            self.node_health.backlog_ended,
             boot_id=self._boot_id,
             position=state.position,
             now=self.clock,
@@ -165,8 +171,10 @@ class Agent:
         loop.add_signal_handler(signal.SIGUSR1, self._on_release_signal)
         log.info("agent started", node=self.settings.node_name, mode=self.settings.mode, version=__version__)
         _warn_of_unmatched(self.settings)
+        self.node_health.awaits_backlog = True
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._limit_backlog())
                 for step in (self._housekeeping, self._follow_kernel_log, self._write_journal, self._mark_node):
                     group.create_task(supervisor.supervise(step, self._count_failure))
                 for runner in self.runners.values():
@@ -199,11 +207,13 @@ class Agent:
 
     @property
     def has_judged(self) -> bool:
-        """Whether there is a verdict: every monitor has had a round."""
+        """Whether there is a verdict: every monitor has had a round, and older kernel records were judged."""
         return self.node_health.verdict is not None
 
     def is_current(self) -> bool:
-        """Whether the last rounds are recent enough for a current verdict."""
+        """Whether the last rounds are recent enough for a current verdict, and no older record is left to be judged."""
+        if self._backlog_late and not self.kernel_log.caught_up:
+            return False
         enough = self.settings.unknown_after
         limits = {name: max(enough, 3 * runner.interval) for name, runner in self.runners.items()}
         return self.node_health.is_current(limits)
@@ -243,6 +253,15 @@ class Agent:
         self._first_round.set()
         if branch := driver_branch(self.node_health.judge.versions.get("driver", "")):
             self.kernel_log.set_driver_branch(branch)
+
+    async def _limit_backlog(self) -> None:
+        """Publishes what is known where the records from before our start take too long; the node stays unknown."""
+        await self._first_round.wait()
+        await asyncio.sleep(_BACKLOG_SECONDS)
+        if not self.kernel_log.caught_up:
+            log.warning("kernel log not read in time: node unknown until it is", seconds=_BACKLOG_SECONDS)
+            self._backlog_late = True
+            self.node_health.backlog_ended()
 
     def _restart_required(self, reason: RestartRequiredError) -> None:
         log.warning("agent exits: driver library changed", reason=str(reason))
@@ -368,6 +387,7 @@ class Agent:
             dict(self.counts.findings),
             __version__,
             None if isinstance(burnin, Missing) else burnin.runs,
+            self._settings_digest,
         )
 
     def _count_call(self, method: str, status: int) -> None:
@@ -445,6 +465,8 @@ class Agent:
         fixed = {name: getattr(self.settings, name) for name in _FIXED_SETTINGS}
         if later := [name for name, value in fixed.items() if getattr(settings, name) != value]:
             log.warning("restart needed for changed settings", settings=later)
+        else:
+            self._settings_digest = self._file.digest
         _warn_of_unmatched(settings)
         self.settings = settings.model_copy(update=fixed)
         for runner in self.runners.values():

@@ -21,7 +21,8 @@ from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.judge import Judge
 from gpuhealth.monitors.registry import AnyMonitor, known_codes
 from gpuhealth.runtime.clock import SteadyClock
-from gpuhealth.runtime.journal import Entry, JournalWriter, RepeatFilter, entry_of
+from gpuhealth.runtime.journal import Entry, entry_of
+from gpuhealth.runtime.journal_writer import JournalWriter, RepeatFilter
 
 log = structlog.get_logger()
 
@@ -45,7 +46,8 @@ class NodeHealth:
         self.judge = judge
         self.tracker = tracker
         self.counts = Counts()
-        self.verdict: Verdict | None = None  # None until every monitor has had a round
+        self.verdict: Verdict | None = None  # None until every monitor has had a round, and the backlog is judged
+        self.awaits_backlog = False  # records of the kernel log from before the agent's start are still to be judged
         self.judge_seconds: dict[str, float] = {}  # by monitor, of the last round
         self.last_round: dict[str, datetime] = {}  # by monitor
         self._journal = journal
@@ -71,7 +73,7 @@ class NodeHealth:
         """Judges kernel events at once and publishes the changes."""
         now = self._clock()
         outcomes: list[Outcome] = self.judge.judge_events(events, now)
-        changes = self.tracker.apply(outcomes, now, self.judge.readings.boot_id)
+        changes = self.tracker.apply(outcomes, now, self.judge.readings.boot_id, dated=True)
         for event in events:
             self.counts.kernel_events[event.kind] += 1
             if event.kind == "xid":
@@ -94,11 +96,17 @@ class NodeHealth:
             if change.kind is ChangeKind.RAISED:
                 self.counts.findings[change.finding.code] += 1
             _log_change(change)
-        if all(monitor.name in self.last_round for monitor in self.judge.monitors):
+        if not self.awaits_backlog and all(monitor.name in self.last_round for monitor in self.judge.monitors):
             self.verdict = self.tracker.verdict(self.judge.facts())
         self._on_change()
         if changes:
             self._journal.append(*(entry_of(change) for change in changes))
+
+    def backlog_ended(self) -> None:
+        """Publishes the first verdict, if every monitor has had a round: no older record can change it any more."""
+        if self.awaits_backlog:
+            self.awaits_backlog = False
+            self.publish([])
 
     def is_current(self, within_seconds: Mapping[str, float]) -> bool:
         """Whether the last round of every monitor is within its maximum age, given by name."""

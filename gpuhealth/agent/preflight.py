@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from gpuhealth.api.names import AGENT, FAILED
-from gpuhealth.burnin import results
+from gpuhealth.burnin import not_tested, results
 from gpuhealth.kube.client import JSON_PATCH, Client, Object, backoff, retry_delay
 from gpuhealth.kube.errors import ApiError, InvalidError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
@@ -31,6 +31,7 @@ from gpuhealth.model.decoding import JSON_ERRORS
 from gpuhealth.model.missing import Missing
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.burnin_results.probe import BurninProbe
+from gpuhealth.monitors.monitor import RestartRequiredError
 from gpuhealth.monitors.nvidia.devices import KernelModuleProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.monitors.settings import Settings
@@ -67,6 +68,7 @@ class Preflight:
         self._events = EventRecorder(client, AGENT, node, host=node, now=now)
         self._module = KernelModuleProbe(settings.roots.sys)
         self._stale_library = StaleLibrary()
+        self._untested = ""  # why the burn-in could not start, as posted
         self._last_status = ""  # latest progress, for the error message of a timeout
 
     async def run(self) -> None:
@@ -157,6 +159,7 @@ class Preflight:
             verdict = _decoded(output, Verdict)
             if verdict is not None:
                 if verdict.verdict in _ACCEPTED:
+                    self._require_present_driver()
                     return
                 codes = {finding.code for finding in verdict.findings}
                 self._stale_library.judge(self._module.read(), fails=not codes.isdisjoint(_LIBRARY_FINDINGS))
@@ -164,6 +167,18 @@ class Preflight:
             if loop.time() >= deadline:
                 raise PreflightError(f"not healthy within {limits.readiness_timeout:g} s: {self._last_status}")
             await asyncio.sleep(limits.retry)
+
+    def _require_present_driver(self) -> None:
+        """Raises RestartRequiredError where this container was created with the libraries of another driver.
+
+        The checks find the node's own libnvidia-ml; the burn-in has the CUDA libraries that this container got.
+        """
+        module = self._module.read()
+        if not isinstance(module, Missing) and module.has_changed:
+            raise RestartRequiredError(
+                f"kernel module {module.version} was loaded after this container was created; the burn-in needs a new"
+                " one, with its libraries"
+            )
 
     async def _burnin(self) -> BurninRun:
         """Run the burn-in, which saves its result for the agent; repeated while it cannot start, as on a GPU in use."""
@@ -175,7 +190,19 @@ class Preflight:
             run = _decoded(await self._run_command(*arguments), BurninRun)
             if run is not None and run.status is not TestStatus.STOPPED:
                 return run
+            await self._report_untested()
             await asyncio.sleep(limits.retry)
+
+    async def _report_untested(self) -> None:
+        """Post an Event where driver and torch do not fit: no GPU is at fault, and another driver may yet come."""
+        _, prefix, reason = self._last_status.partition(not_tested.PREFIX)
+        if prefix and reason != self._untested:
+            self._untested = reason
+            log.warning("node cannot be tested", reason=reason)
+            message = f"the node stays tainted: {prefix}{reason}"[:_REASON_LIMIT]
+            self._events.queue(node_subject(self._settings.node_name), "PreflightNotTested", message, warning=True)
+            with contextlib.suppress(ApiError):  # the Event waits in the queue, and is sent with the next
+                await self._events.flush()
 
     async def _run_command(self, *arguments: str, **environment: str) -> bytes:
         """Standard output of a gpuhealth command. On cancellation, the command is stopped and waited for."""
@@ -238,7 +265,7 @@ class Preflight:
 
 def _command_line(*arguments: str) -> list[str]:
     """The command line of `gpuhealth ARGUMENTS…`, with the interpreter and the version of this process."""
-    return [sys.executable, "-m", "gpuhealth", *arguments]
+    return [sys.executable, "-P", "-m", "gpuhealth", *arguments]
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -51,15 +51,21 @@ class AgentState(msgspec.Struct):
         return {key: msgspec.json.encode(value) for key, value in values.items()}
 
 
+def journal_for_writing(settings: JournalSettings) -> Journal:
+    """The node's journal, opened for writing. Raises JournalError."""
+    return Journal(settings.path, settings.retention, settings.max_entries)
+
+
 def open_journal(settings: JournalSettings) -> Journal | None:
     """The node's journal; None if it is unavailable, which is logged.
 
-    A read-only journal is still read: a failing disk must not lose earlier findings.
+    A journal on a full or read-only disk is still read: earlier findings must not be lost. JournalWriter opens it for
+    writing as soon as that is possible.
     """
     try:
-        journal = Journal(settings.path, settings.retention, settings.max_entries)
+        journal = journal_for_writing(settings)
     except JournalError as error:
-        log.error("journal unavailable: findings will not survive a restart", error=str(error))  # noqa: TRY400 - one sentence
+        log.error("journal cannot be written: findings do not survive a restart until it can", error=str(error))  # noqa: TRY400 - one sentence
         with contextlib.suppress(JournalError):
             return Journal(settings.path, settings.retention, settings.max_entries, read_only=True)
         return None

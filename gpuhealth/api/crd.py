@@ -21,6 +21,11 @@ from gpuhealth.api.resource import Column, Definition
 Schema = dict[str, Any]
 
 
+def name_of(definition: Definition) -> str:
+    """The name of a kind's CustomResourceDefinition."""
+    return f"{definition.plural}.{GROUP}"
+
+
 def manifest(definition: Definition) -> Schema:
     """The CustomResourceDefinition that is applied to a cluster."""
     version = {
@@ -41,7 +46,7 @@ def manifest(definition: Definition) -> Schema:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{definition.plural}.{GROUP}"},
+        "metadata": {"name": name_of(definition)},
         "spec": {"group": GROUP, "scope": "Cluster", "names": names, "versions": [version]},
     }
 

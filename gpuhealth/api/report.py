@@ -1,4 +1,4 @@
-"""GPUHealthReport: one per node, owned by its Node. Written by the agent, and `drain` by the controller."""
+"""GPUHealthReport: one per node, owned by its Node. Written by the agent; `drain`, `silentSince` by the controller."""
 
 from __future__ import annotations
 
@@ -260,13 +260,15 @@ class Burnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The node's full health status. The agent writes all fields except `drain`, and only changed ones."""
+    """The node's full health status. The agent writes all but `drain` and `silentSince`, and only changed ones."""
 
     verdict: Annotated[str, one_of(State)] = State.UNKNOWN
     worst: str = ""
     """Code of the worst finding."""
     boot_id: str = msgspec.field(name="bootID", default="")
     agent_version: str = ""
+    settings_digest: str = ""
+    """The first twelve hexadecimal digits of the SHA-256 of the settings file that the agent uses."""
     inventory: Inventory = Inventory()
     findings: tuple[Finding, ...] = ()
     """The worst first."""
@@ -281,6 +283,9 @@ class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """In mode observe, actions that would have been taken."""
     drain: Drain | None = None
     burnin: Burnin | None = None
+    silent_since: Time | None = None
+    """Since when no agent has been ready on the node: the other fields are those of before. Written by the controller,
+    and absent while there is one."""
 
 
 class GPUHealthReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -296,6 +301,7 @@ DEFINITION = Definition(
     struct=GPUHealthReport,
     columns=(
         Column("Verdict", ".status.verdict"),
+        Column("Silent", ".status.silentSince", "date"),
         Column("Worst", ".status.worst"),
         Column("Quarantine", ".status.quarantine.state"),
         Column("Since", ".status.quarantine.since", "date"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -62,6 +64,8 @@ def enable_deterministic_mode() -> None:
     stay in the accumulator's width, and are never kept in fp16 or bf16 between parts of a split k.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    # Without it torch asks for the name of the user, and fails for one without an entry in /etc/passwd.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "torchinductor")))
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs a pass over the memory
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

@@ -17,6 +17,7 @@ from gpuhealth.model.missing import Missing, Reading
 from gpuhealth.model.pci import PciAddress, slot_of
 from gpuhealth.monitors.nvidia.nvml.child import XidSeen
 from gpuhealth.monitors.nvidia.nvml.full_round import read_full_round
+from gpuhealth.monitors.nvidia.nvml.library import LibraryFinder
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.pci import PciProbe
 from gpuhealth.monitors.nvidia.probe import driver_branch, event_of
@@ -86,7 +87,8 @@ class Sampler:
 
     def __init__(self, settings: Settings, interval: float = INTERVAL_SECONDS) -> None:
         # A run leaves at most one process behind in a driver that hangs: no replacement is started.
-        self._probe = NvmlProbe(settings.nvml.model_copy(update={"max_extra_processes": 0}))
+        nvml = settings.nvml.model_copy(update={"max_extra_processes": 0})
+        self._probe = NvmlProbe(nvml, library=LibraryFinder(settings))
         self._first_timeout = settings.nvml.critical_after  # the driver may have to initialize all GPUs
         self._timeout = settings.nvml.warn_after
         self._interval = interval

@@ -19,6 +19,7 @@ from types import FrameType, ModuleType
 
 import msgspec
 
+from gpuhealth.burnin import not_tested
 from gpuhealth.burnin.protocol import (
     LIST_DEVICES,
     CudaDevice,
@@ -91,8 +92,10 @@ def _devices(torch: ModuleType) -> DeviceList | Unsupported:
         torch.cuda.init()
         count = torch.cuda.device_count()
         found = [(f"cuda:{index}", torch.cuda.get_device_properties(index)) for index in range(count)]
-    except (RuntimeError, AssertionError) as error:
-        return Unsupported(f"CUDA cannot be initialized: {_first_line(error)}")
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
+        return Unsupported(
+            _not_tested(error, torch, at_start=True) or f"CUDA cannot be initialized: {_first_line(error)}"
+        )
     if not found:
         return Unsupported("torch sees no GPU: run `gpuhealth check`, and look at CUDA_VISIBLE_DEVICES")
     return DeviceList(tuple(CudaDevice(name, str(properties.uuid), properties.name) for name, properties in found))
@@ -105,6 +108,10 @@ def _software(torch: ModuleType) -> dict[str, str]:
     return {"torch": str(torch.__version__), **cuda, **({"cudnn": str(cudnn)} if cudnn else {})}
 
 
+def _not_tested(error: Exception, torch: ModuleType, *, at_start: bool) -> str:
+    return not_tested.reason(str(error), str(torch.__version__), torch.version.cuda or "none", at_start=at_start)
+
+
 def _finite(figures: dict[str, float]) -> dict[str, float]:
     """Leave out infinities and NaN: JSON has none, and a rate over no time means nothing."""
     return {name: value for name, value in figures.items() if math.isfinite(value)}
@@ -114,7 +121,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _run_job(job: Job, parent: ParentChannel) -> JobResult | Unsupported:
+def _run_job(job: Job, parent: ParentChannel, torch: ModuleType) -> JobResult | Unsupported:
     try:
         from gpuhealth.burnin.device import Device, is_out_of_memory
         from gpuhealth.burnin.faults import InjectedFaults
@@ -133,7 +140,9 @@ def _run_job(job: Job, parent: ParentChannel) -> JobResult | Unsupported:
         results: tuple[DeviceResult, ...] = test.run(job, devices, parent.report_progress, faults)
     except StopRequested:
         return JobResult(())
-    except Exception as error:  # noqa: BLE001 - any error of a library or a device is this test's failure
+    except Exception as error:  # noqa: BLE001 - any other error of a library or a device is this test's failure
+        if reason := _not_tested(error, torch, at_start=False):
+            return Unsupported(reason)
         exhausted = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
         problem = "out of memory" if exhausted else type(error).__name__
         failure, evidence = f"{problem}: {_first_line(error)}", traceback.format_exc()
@@ -155,7 +164,7 @@ def main() -> None:
         return
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     parent.send(Ready(_software(torch)))
-    parent.send(_devices(torch) if job.test == LIST_DEVICES else _run_job(job, parent))
+    parent.send(_devices(torch) if job.test == LIST_DEVICES else _run_job(job, parent, torch))
     os._exit(0)  # a regular exit may hang while contexts, communicators and threads are torn down
 
 

@@ -28,6 +28,10 @@ Kubeconfig = Annotated[
         help="Default: KUBECONFIG, the pod's service account, or ~/.kube/config.",
     ),
 ]
+Namespace = Annotated[
+    str,
+    typer.Option("--namespace", "-n", metavar="NAMESPACE", help="Default: that of the agents' DaemonSet."),
+]
 
 
 async def connect(work: Callable[[Client], Awaitable[T]], kubeconfig: Path | None, context: str | None) -> T:

@@ -22,6 +22,7 @@ from gpuhealth.model.finding import Severity
 from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import condition, has_taint, labels, taints
 from gpuhealth.quarantine.slots.holder import NO_BUDGET
+from gpuhealth.quarantine.state import IN_SERVICE
 from gpuhealth.runtime.text import printable
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _row(node: dict[str, Any], report: _Report | None, pool_labels: Iterable[str
     row = NodeRow(
         node=node["metadata"]["name"],
         pool=next((known[key] for key in pool_labels if key in known), ""),
-        state=NodeState.UNKNOWN if unwatched and state == NodeState.HEALTHY else state,
+        state=NodeState.UNKNOWN if unwatched and state in IN_SERVICE else state,
         condition=healthy.get("status", "Unknown"),
         reason=healthy.get("reason", ""),
         worst=report.worst,

@@ -21,6 +21,7 @@ from gpuhealth.cli import (
     check,
     classify,
     controller,
+    doctor,
     events,
     explain,
     fleet,
@@ -30,6 +31,7 @@ from gpuhealth.cli import (
     quarantine,
     release_gpus,
     restore,
+    uninstall,
 )
 from gpuhealth.cli.logs import log_text
 from gpuhealth.cli.oom import prefer_for_oom_kill
@@ -50,7 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _NODE_COMMANDS = (check, burnin, classify, explain, capture, events)
-_CLUSTER_COMMANDS = (fleet, node, quarantine, restore, override, release_gpus)
+_CLUSTER_COMMANDS = (fleet, node, quarantine, restore, override, release_gpus, doctor, uninstall)
 for module in (*_NODE_COMMANDS, *_CLUSTER_COMMANDS, agent, preflight, controller):
     app.command(name=module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 

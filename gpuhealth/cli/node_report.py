@@ -32,6 +32,7 @@ from gpuhealth.kube.objects import read
 from gpuhealth.kube.selectors import matches
 from gpuhealth.model.burnin_run import TestStatus
 from gpuhealth.model.component import Kind
+from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import annotations_of, condition, labels, taints, unschedulable
 from gpuhealth.runtime.text import printable
 
@@ -146,6 +147,8 @@ def show(out: Console, details: NodeDetails) -> None:
     _section(out, "node", lambda: _header(out, details.node, report))
     _section(out, CONDITION, lambda: _condition(out, details.condition))
     _line(out, "state", ", ".join(_state(details)))
+    if since := report.get("silentSince"):
+        _line(out, "agent", f"silent since {since}: what follows is from before")
     if reason := _annotation(details, OUT_OF_SERVICE):
         _line(out, "manual", f"quarantine: {reason}")
     if override := _annotation(details, OVERRIDE):
@@ -264,7 +267,8 @@ def _gpus(out: Console, report: dict[str, Any]) -> None:
         index = "-" if gpu.index is None else str(gpu.index)
         cells = [index, gpu.model.removeprefix("NVIDIA "), gpu.pci, short_name(gpu.uuid), gpu.serial]
         row = [Text(printable(cell or "-")) for cell in cells]
-        verdict = Text(gpu.verdict, style=STYLE[gpu.verdict])
+        state = State.UNKNOWN if report.get("silentSince") else gpu.verdict
+        verdict = Text(state, style=STYLE[state])
         rows.append([*row, verdict, Text(printable(_burnin(burnins.get(gpu.uuid))))])
     out.print()
     for line in align_columns(rows, right=(0,)):

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -149,7 +150,7 @@ class NodeDrain:
             self._context.client,
             PODS,
             fields=f"spec.nodeName={self._node}",
-            parse=pod_view,
+            parse=partial(pod_view, exempt_owners=self._context.settings.drain_exempt_owners),
             on_unreadable=self._context.fleet.count_unreadable,
             paged=False,
         )
@@ -387,7 +388,7 @@ class NodeDrain:
         if undecided:
             parts.append(f"unreadable: {_pods(undecided)}")
         if exempt:
-            parts.append(f"exempt by label or annotation: {_pods(exempt)}")
+            parts.append(f"exempt by label, annotation or owner: {_pods(exempt)}")
         remaining = len(present) + len(undecided)
         self._drain = msgspec.structs.replace(self._drain, remaining=remaining, message="; ".join(parts))
         await self._save()

@@ -38,7 +38,7 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool = True
     terminates_by: datetime | None = None  # end of its grace period, once its deletion was requested
     unaffected: bool = False  # of a DaemonSet or the system, a mirror pod, or finished: a drain has nothing to do
-    exempt: bool = False  # by its own label or annotation
+    exempt: bool = False  # by its own label or annotation, or by its owner
     readable: bool = True  # if not, the other fields are those last read, if any
 
     @property
@@ -57,13 +57,14 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
         return self.namespace, self.gang or f"/{self.uid}"  # no label value has a slash
 
 
-def pod_view(item: Object) -> Pod:
-    """Make the view of a pod."""
+def pod_view(item: Object, exempt_owners: Container[str] = ()) -> Pod:
+    """Make the view of a pod. `exempt_owners` are kinds such as NodeSet.slinky.slurm.net, without the version."""
     metadata = item["metadata"]
     labels = msgspec.convert(metadata.get("labels") or {}, dict[str, str])
     annotations = msgspec.convert(metadata.get("annotations") or {}, dict[str, str])
     owners = metadata.get("ownerReferences") or []
     of_daemon_set = any(owner["kind"] == "DaemonSet" and owner.get("controller") for owner in owners)
+    of_exempt_owner = any(_kind(owner) in exempt_owners for owner in owners if owner.get("controller"))
     status = item.get("status", {})
     phase = status.get("phase", "Pending")
     conditions = status.get("conditions") or []
@@ -77,8 +78,14 @@ def pod_view(item: Object) -> Pod:
         ready=any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions),
         terminates_by=parse_time(deletion) if (deletion := metadata.get("deletionTimestamp")) else None,
         unaffected=of_daemon_set or MIRROR in annotations or phase in {"Succeeded", "Failed"} or _is_of_system(item),
-        exempt="false" in {labels.get(DRAIN), annotations.get(DRAIN)},
+        exempt=of_exempt_owner or "false" in {labels.get(DRAIN), annotations.get(DRAIN)},
     )
+
+
+def _kind(owner: Object) -> str:
+    """Kind and group of an owner: `NodeSet.slinky.slurm.net`, or `ReplicationController` of the core group."""
+    group, slash, _ = text_of(owner.get("apiVersion") or "").partition("/")
+    return f"{text_of(owner['kind'])}.{group}" if slash else text_of(owner["kind"])
 
 
 def _is_of_system(item: Object) -> bool:

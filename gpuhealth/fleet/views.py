@@ -92,6 +92,7 @@ class ReportView(msgspec.Struct, frozen=True, kw_only=True):
     tested_at: datetime | None = None  # oldest burn-in among the GPUs; None where one GPU was never tested
     results: tuple[GpuResult, ...] = ()
     owner: str = ""  # uid of the Node that it is about
+    silent: bool = False  # marked as the report of a silent agent
     readable: bool = True  # if not, the other fields are those last read
 
 
@@ -120,6 +121,7 @@ class _Status(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     quarantine: Quarantine = Quarantine()
     drain: Drain = Drain()
     burnin: _Burnin = _Burnin()
+    silent_since: str | None = None
 
 
 class AgentPod(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,6 +280,7 @@ def report_view(item: Object) -> ReportView:
         healthy=status.verdict == State.HEALTHY,
         tested_at=tested_at.astimezone(UTC) if tested_at else None,
         results=tuple(_results(name_of(item), status.burnin)),
+        silent=bool(status.silent_since),
     )
 
 

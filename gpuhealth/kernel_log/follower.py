@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -43,13 +44,18 @@ class KernelLogFollower:
         fallback: FallbackEvents,
         on_events: Callable[[list[KernelEvent]], None],
         on_earlier: Callable[[list[EarlierFault]], None],
+        on_caught_up: Callable[[], None],
         *,
         boot_id: str,
         position: Position | None,
         now: Now,
     ) -> None:
-        """`position` is that of the last record handled by this or an earlier agent; None at the very first start."""
+        """`position` is that of the last record handled by this or an earlier agent; None at the very first start.
+
+        `on_caught_up` is called when all records from before the start were handled, or when the log cannot be read.
+        """
         self.position = position
+        self.caught_up = False
         self.records = 0
         self.lost_records = 0
         self.lag_seconds = 0.0
@@ -57,6 +63,7 @@ class KernelLogFollower:
         self._fallback = fallback
         self._on_events = on_events
         self._on_earlier = on_earlier
+        self._on_caught_up = on_caught_up
         self._boot_id = boot_id
         self._now = now
         self._reader: KmsgReader | None = None
@@ -97,6 +104,7 @@ class KernelLogFollower:
                 log.warning("kernel log unreadable: XIDs come from NVML, without their text", reason=str(problem))
             self._problem, self._uses_fallback = problem, True
             self._fallback.want_events(lambda event: self._on_events([event]))
+            self._has_caught_up()
             await asyncio.sleep(_RETRY_SECONDS)
             return
         self._reader = reader
@@ -104,14 +112,24 @@ class KernelLogFollower:
             await after.wait()
             if whole:
                 await self._take_boot(reader, lookback)
+            else:
+                async for records in _backlog(reader):
+                    self._take_records(records, reader.position)
+            self._has_caught_up()
             async for records in reader:
                 self._take_records(records, reader.position)
         except KmsgError as error:
             self._problem = error.missing
+            self._has_caught_up()
             raise
         finally:
             self._reader = None
             reader.close()
+
+    def _has_caught_up(self) -> None:
+        if not self.caught_up:
+            self.caught_up = True
+            self._on_caught_up()
 
     def take_status(self) -> Reading[KernelLogStatus]:
         """How completely the log was read since the last call."""
@@ -135,7 +153,7 @@ class KernelLogFollower:
     async def _take_boot(self, reader: KmsgReader, lookback: float) -> None:
         """Takes all records of this boot: a fault is over where a later record says so."""
         log_of_boot = BootLog(self._parser, self._now() - timedelta(seconds=lookback))
-        async for records in reader.available():
+        async for records in _backlog(reader):
             log_of_boot.add(records)
             self.records += len(records)
         self.position = reader.position
@@ -152,3 +170,12 @@ class KernelLogFollower:
         self.position = position
         if events:
             self._on_events(events)
+
+
+async def _backlog(reader: KmsgReader) -> AsyncIterator[list[KernelRecord]]:
+    """The records from before now, also where new ones come faster than they are read. Raises KmsgError."""
+    began = time.monotonic()
+    async for records in reader.available():
+        yield records
+        if reader.lag_seconds < time.monotonic() - began:
+            return

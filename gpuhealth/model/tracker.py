@@ -146,8 +146,12 @@ class FindingTracker:
         changes = self.apply(outcomes, facts.time, facts.boot_id)
         return changes + self.resolve(facts)
 
-    def apply(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str) -> list[Change]:
-        """Applies outcomes of a part of the checks, such as those of kernel-log events."""
+    def apply(self, outcomes: Iterable[Outcome], now: datetime, boot_id: str, *, dated: bool = False) -> list[Change]:
+        """Applies outcomes of a part of the checks.
+
+        `dated` findings count from their own time and not from now: those of kernel-log events, which are old where no
+        agent ran when they were logged.
+        """
         out = self._out()
         changes: list[Change] = []
         for outcome in outcomes:
@@ -158,7 +162,7 @@ class FindingTracker:
             elif isinstance(outcome, Clean):
                 changes += self._clean(key, now)
             elif not self._policy(outcome.code).ignore:
-                changes += self._found(key, outcome, now, boot_id)
+                changes += self._found(key, outcome, now, boot_id, seen=outcome.last_seen if dated else now)
         changes += self._found_again(out, now)
         changes += self._expired(now, boot_id)
         return changes + self._require_burnins(out, now, boot_id)
@@ -273,7 +277,11 @@ class FindingTracker:
         if not tracked.raised and unseen > self._rule(tracked.finding).raise_after:
             del self._tracked[key]  # not known to have held: if seen again, its time starts over
 
-    def _found(self, key: Key, finding: Finding, now: datetime, boot_id: str) -> list[Change]:
+    def _found(
+        self, key: Key, finding: Finding, now: datetime, boot_id: str, seen: datetime | None = None
+    ) -> list[Change]:
+        """Tracks a finding that was seen now, or at an earlier time."""
+        seen = min(seen or now, now)
         policy = self._policy(finding.code)
         if policy.severity is not None:
             finding = msgspec.structs.replace(finding, severity=policy.severity)
@@ -283,20 +291,23 @@ class FindingTracker:
             finding = msgspec.structs.replace(finding, clears_when=code.clears_when)
         tracked = self._tracked.get(key)
         if tracked is None:
-            first = msgspec.structs.replace(finding, first_seen=now)
+            first = msgspec.structs.replace(finding, first_seen=seen, last_seen=seen)
             tracked = self._tracked[key] = TrackedFinding(first, raised=False, boot_id=boot_id)
         before = tracked.finding
         worst = max(before.severity, finding.severity, key=lambda severity: severity.rank)
         severity = finding.severity if code.clears is Clears.CLEAN_READING else worst
         tracked.finding = msgspec.structs.replace(
-            finding, severity=severity, first_seen=before.first_seen, last_seen=now
+            finding,
+            severity=severity,
+            first_seen=min(before.first_seen, seen),
+            last_seen=max(before.last_seen, seen),
         )
         tracked.clean_since, tracked.boot_id = None, boot_id
         if code.asks_for_recovery:
             for other in self._tracked.values():
                 other.recovery_seen |= other.finding.component.gpu == finding.component.gpu
         if not tracked.raised:
-            held = (now - before.first_seen).total_seconds()
+            held = (tracked.finding.last_seen - tracked.finding.first_seen).total_seconds()
             if not self._one_look and held < self._rule(tracked.finding).raise_after:
                 return []
             tracked.raised = True

@@ -46,6 +46,7 @@ class Facts(msgspec.Struct, frozen=True):
     counters: dict[str, int] = {}  # since the agent's journal began, for the fleet's statistics
     agent_version: str = ""
     burnin: tuple[BurninRun, ...] | None = None  # the oldest first; None while the results cannot be read
+    settings_digest: str = ""  # of the settings file in use
 
 
 def status_of(
@@ -66,6 +67,7 @@ def status_of(
         worst=findings[0].code if findings else "",
         boot_id=facts.boot_id,
         agent_version=facts.agent_version,
+        settings_digest=facts.settings_digest,
         inventory=Inventory(driver=facts.inventory.driver, gpu_count=len(gpus), gpus=tuple(gpus)),
         findings=tuple(finding_of(finding) for finding in findings[:MAX_FINDINGS]),
         findings_omitted=max(0, len(findings) - MAX_FINDINGS),
@@ -148,7 +150,8 @@ class Report:
         except NotFoundError:  # it was deleted
             self._status = await self._read_or_create(node)
             answer = await self._client.patch(REPORTS, self._node, {"status": status}, subresource="status")
-        self._status = answer.get("status") or {}
+        # What the server leaves out, by a definition of an older version, must not be sent again and again.
+        self._status = (answer.get("status") or {}) | status
         self._written = now
         return True
 

@@ -48,6 +48,7 @@ class StateEvent(enum.StrEnum):
     BURNIN_STARTED = "burnin_started"
     BURNIN_ENDED_HEALTHY = "burnin_ended_healthy"
     BURNIN_ENDED_DEGRADED = "burnin_ended_degraded"
+    AGENT_SILENT = "agent_silent"  # once for each silence; the agent writes the label again when it is back
     PREFLIGHT_PASSED = "preflight_passed"
 
 
@@ -81,6 +82,10 @@ TRANSITIONS: Mapping[StateEvent, Rule] = {
     # By the agent's last verdict, until the agent writes the label again.
     StateEvent.BURNIN_ENDED_HEALTHY: Rule(Writer.CONTROLLER, {NodeState.TESTING: NodeState.HEALTHY}),
     StateEvent.BURNIN_ENDED_DEGRADED: Rule(Writer.CONTROLLER, {NodeState.TESTING: NodeState.DEGRADED}),
+    # A node that is out of service, or being tested, stays what it is: that is not the silent agent's verdict.
+    StateEvent.AGENT_SILENT: Rule(
+        Writer.CONTROLLER, {state: NodeState.UNKNOWN if state in IN_SERVICE else state for state in _ALL}
+    ),
     # The label goes with the taint; the agent writes the next one.
     StateEvent.PREFLIGHT_PASSED: Rule(Writer.PREFLIGHT, {NodeState.PREFLIGHT: None, None: None}),
 }

@@ -6,14 +6,12 @@ transaction, so that after a crash the stored kernel-log position never runs ahe
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,13 +27,8 @@ from gpuhealth.runtime.text import printable
 log = structlog.get_logger()
 
 _DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter: SQLite quotes a damaged schema in its error
-_RETRY_SECONDS = 5.0
 _RAM_DISK = Path("/dev/shm")  # noqa: S108 - writable when no disk is
-_MAX_UNWRITTEN = 10_000  # entries held while the disk refuses them
 _MIN_ENTRIES = 1000  # kept however old they are: a clock set far ahead must not expire everything
-_FIRST_REPEAT = 60.0
-_LONGEST_REPEAT = 3600.0
-_MAX_REPEATS = 1000  # distinct kinds of events
 _SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -116,6 +109,7 @@ class Journal:
         Raises JournalError. A file that is not a journal is set aside, never overwritten: the agent starts a new one.
         """
         self.path = path
+        self.read_only = read_only
         self._keep_seconds = keep_seconds
         self._max_entries = max_entries
         self.set_aside: Path | None = None
@@ -137,6 +131,7 @@ class Journal:
             self._database = self._begun_again(self.set_aside)
         except OSError as error:
             raise JournalError(f"cannot make journal {path}: {error.strerror}") from None
+        self._files = self._identify()
 
     def _copy_opened(self) -> sqlite3.Connection:
         """A copy in memory for reading: on a read-only disk SQLite cannot open a file that it has not closed."""
@@ -187,6 +182,22 @@ class Journal:
             database.close()  # after any error the file must be free to be set aside
             raise
         return database
+
+    def _identify(self) -> list[tuple[int, int] | None]:
+        """Which files the journal is in: device and inode of the database and of its write-ahead log."""
+        found: list[tuple[int, int] | None] = []
+        for suffix in ("", "-wal"):
+            try:
+                status = Path(f"{self.path}{suffix}").stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((status.st_dev, status.st_ino))
+        return found
+
+    def is_in_place(self) -> bool:
+        """Whether a later process will read what is written now: SQLite also writes to files that were deleted."""
+        return self._identify() == self._files
 
     def write(self, entries: Iterable[Entry] = (), state: Mapping[str, bytes] | None = None) -> None:
         """Adds entries and replaces stored values, all or nothing. Raises JournalError."""
@@ -312,106 +323,3 @@ def _entry(when: object, *texts: object) -> Entry | None:
     except JSON_ERRORS:
         return None
     return Entry(time=time, kind=kind, code=name, component=part, message=message, severity=severity, detail=detail)
-
-
-class _Repeat(msgspec.Struct):
-    noted: float
-    seconds: float  # until the next may pass
-    passed: int = 0
-
-
-class RepeatFilter:
-    """Thins out recurring events: one passes at once, then one after a minute, two, four … an hour."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], _Repeat] = {}
-
-    def suppressed(self, key: tuple[str, str], at: float) -> int | None:
-        """How many were suppressed since the last one that passed; None if this one is suppressed, too.
-
-        `at` is in seconds of a monotonic clock.
-        """
-        known = self._known.get(key)
-        if known is not None and at - known.noted < known.seconds:
-            known.passed += 1
-            return None
-        if known is None and len(self._known) >= _MAX_REPEATS:
-            del self._known[next(iter(self._known))]  # the one that passed longest ago
-        goes_on = known is not None and at - known.noted < 2 * known.seconds
-        seconds = min(_LONGEST_REPEAT, 2 * known.seconds) if known is not None and goes_on else _FIRST_REPEAT
-        self._known.pop(key, None)  # the order of the table is that of the last pass
-        self._known[key] = _Repeat(at, seconds)
-        return known.passed if known is not None else 0
-
-
-class JournalWriter:
-    """Writes in the background: the disk may be slow, full or gone, and must not delay the rounds."""
-
-    def __init__(
-        self, journal: Journal | None, state: Callable[[], dict[str, bytes]], now: Callable[[], datetime]
-    ) -> None:
-        """`state` returns the values to store along with the entries; without a journal nothing is stored."""
-        self._journal = journal
-        self._state = state
-        self._now = now
-        self._unwritten: list[Entry] = []
-        self._wanted = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "journal")
-        self._writing: tuple[list[Entry], Future[JournalError | None]] | None = None
-        self.errors = 0
-
-    def append(self, *entries: Entry) -> None:
-        """Schedules a write of the entries and the present state."""
-        if self._journal is not None:
-            self._unwritten += entries
-            del self._unwritten[:-_MAX_UNWRITTEN]
-            self._wanted.set()
-
-    async def run_once(self) -> None:
-        """Waits until there is something to write, and writes it; after a failure it is kept and retried."""
-        await self._wanted.wait()
-        self._wanted.clear()
-        assert self._journal is not None  # without a journal nothing is scheduled
-        entries, self._unwritten = self._unwritten, []
-        future = self._thread.submit(self._write, entries, self._state(), self._now())
-        self._writing = entries, future
-        await asyncio.wait([asyncio.wrap_future(future)])  # on cancellation the thread continues; close() waits for it
-        if error := self._outcome():
-            self.errors += 1
-            log.error("journal write failed", error=str(error))
-            await asyncio.sleep(_RETRY_SECONDS)
-            self._wanted.set()
-
-    def _write(self, entries: list[Entry], state: dict[str, bytes], now: datetime) -> JournalError | None:
-        """Runs in the thread; returns the error, if any."""
-        assert self._journal is not None
-        try:
-            self._journal.write(entries, state)
-        except JournalError as error:
-            return error
-        try:
-            self._journal.prune(now)
-        except JournalError as error:  # the next cleanup may succeed
-            log.error("journal cleanup failed", error=str(error))  # noqa: TRY400 - no traceback needed
-        return None
-
-    def _outcome(self) -> JournalError | None:
-        """The error of the last write, if any; its entries are then queued again."""
-        if self._writing is None:
-            return None
-        (entries, future), self._writing = self._writing, None
-        if error := future.result():
-            self._unwritten = [*entries, *self._unwritten][-_MAX_UNWRITTEN:]
-        return error
-
-    def close(self) -> None:
-        """Writes the remaining entries, and closes the journal."""
-        if self._journal is None:
-            return
-        self._thread.shutdown()  # after the running write
-        self._outcome()
-        try:
-            self._journal.write(self._unwritten, self._state())
-        except JournalError as error:
-            log.error("journal entries lost", error=str(error))  # noqa: TRY400 - no traceback needed
-        self._journal.close()

@@ -77,6 +77,12 @@ class Roots(Section):
     kmsg: Path = Path("/dev/kmsg")
 
 
+class HostRoot(Section):
+    """Where the files of the host are, for a process that may run in a container."""
+
+    root: Path = Path("/")  # where the host's root filesystem is mounted, with all mounts below it
+
+
 class Tls(Section):
     """TLS files in PEM format. Renewed files are loaded while running."""
 
@@ -188,6 +194,7 @@ class Controller(Section):
     orphaned_slot_timeout: Duration = 900.0  # before a budget slot is freed whose node is in service and has no agent
     drain_deadline: Duration = 168 * 3600.0  # after which pods are deleted, regardless of their disruption budgets
     drain_retry: Duration = Field(default=10.0, gt=0)  # between attempts of a refused eviction
+    drain_exempt_owners: tuple[str, ...] = ()  # kinds whose pods are not evicted, such as NodeSet.slinky.slurm.net
     evictions_per_second: float = Field(default=10.0, gt=0)  # over the whole fleet
     eviction_burst: int = Field(default=20, ge=1, le=LARGEST)
     periodic: Periodic = Periodic()
@@ -249,6 +256,7 @@ class CoreSettings(Section):
     unknown_after: Duration = 120.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     roots: Roots = Roots()
+    host: HostRoot = HostRoot()  # the monitor of the host adds limits
     monitors: dict[str, Schedule] = {}  # by the name of the monitor
     http: Http = Http()
     journal: Journal = Journal()

@@ -11,6 +11,7 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -42,10 +43,28 @@ def load(model: type[SettingsT], path: Path | None = None, **overrides: Any) -> 
     """
     if path is None and (named := os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
         path = Path(named)
-    values = _merged(_file_values(path) if path else {}, _environment_values(model))
+    values = _merged(_file_values(path) if path else {}, _environment_values(model, os.environ))
+    return _validated(model, _merged(values, overrides), path)
+
+
+def load_text(model: type[SettingsT], text: str, environment: Mapping[str, str], source: Path) -> SettingsT:
+    """Settings as a pod has them whose file has this text and whose environment has these variables.
+
+    `source` names the text in errors. Raises ConfigError.
+    """
+    values = _merged(_text_values(text, source), _environment_values(model, environment))
+    return _validated(model, values, source)
+
+
+def digest(text: bytes) -> str:
+    """Twelve hexadecimal digits that identify the content of a settings file."""
+    return sha256(text).hexdigest()[:12]
+
+
+def _validated(model: type[SettingsT], values: dict[str, Any], path: Path | None) -> SettingsT:
     _refuse_what_is_no_text(values, path)
     try:
-        return model(**_merged(values, overrides))
+        return model(**values)
     except ValidationError as error:
         raise ConfigError(_sentence(error, path)) from None
 
@@ -57,13 +76,24 @@ class SettingsFile(Generic[SettingsT]):
         self.path = path
         self._model = model
         self._stamp = self._stamped()
+        self.digest = self._read_digest()  # of the content that was last read; empty without a file
 
     def changed(self) -> SettingsT | None:
         """The settings if the file has changed since the last call. Raises ConfigError, once for each change."""
         if (stamp := self._stamped()) == self._stamp:
             return None
         self._stamp = stamp
-        return load(self._model, self.path)
+        found = self._read_digest()
+        settings = load(self._model, self.path)
+        self.digest = found
+        return settings
+
+    def _read_digest(self) -> str:
+        try:
+            with open_file(self.path or Path(os.devnull)) as file:
+                return digest(file.read(MOST_CHARACTERS + 1)) if self.path else ""
+        except (OSError, ValueError):  # no such file, or no file can have this name
+            return ""
 
     def _stamped(self) -> tuple[int, int] | None:
         """Changes when the file does, also when the symbolic link of a ConfigMap has a new target."""
@@ -82,11 +112,11 @@ def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _environment_values(model: type[CoreSettings]) -> dict[str, Any]:
+def _environment_values(model: type[CoreSettings], environment: Mapping[str, str]) -> dict[str, Any]:
     """GPUHEALTH_A__B=value as {"a": {"b": value}}; a value in brackets is parsed as YAML, any other is text."""
     values: dict[str, Any] = {}
-    is_link = _service_links(os.environ)
-    for name, text in os.environ.items():
+    is_link = _service_links(environment)
+    for name, text in environment.items():
         if not name.startswith(ENVIRONMENT_PREFIX) or name == f"{ENVIRONMENT_PREFIX}CONFIG" or is_link(name):
             continue
         *sections, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
@@ -120,16 +150,22 @@ def _service_links(names: Iterable[str]) -> Callable[[str], bool]:
 def _file_values(path: Path) -> dict[str, Any]:
     try:
         with io.TextIOWrapper(open_file(path), encoding="utf-8") as file:
-            values = values_of(file.read(MOST_CHARACTERS + 1))
+            text = file.read(MOST_CHARACTERS + 1)
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except TextError as error:
-        where = f" line {error.line}" if error.line else ""
-        raise ConfigError(f"configuration {path}{where} {error.reason}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"configuration {path} is not valid YAML: it is not UTF-8") from None
     except ValueError:
         raise ConfigError(f"cannot read configuration {_printable(str(path))}: no file can have this name") from None
+    return _text_values(text, path)
+
+
+def _text_values(text: str, path: Path) -> dict[str, Any]:
+    try:
+        values = values_of(text)
+    except TextError as error:
+        where = f" line {error.line}" if error.line else ""
+        raise ConfigError(f"configuration {path}{where} {error.reason}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 from testing import readings
@@ -42,6 +44,43 @@ def test_no_verdict_before_every_monitor_has_had_a_round(make_agent: Callable[[]
     assert agent.has_judged
     assert agent.is_current()
     assert state.state() is State.HEALTHY
+
+
+def test_a_backlog_that_takes_too_long(make_agent: Callable[[], Agent], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No verdict before older records are judged; after a limited time the node is unknown, until the last record."""
+    monkeypatch.setattr("gpuhealth.agent.agent._BACKLOG_SECONDS", 0.0)
+    agent = make_agent()
+    agent.node_health.awaits_backlog = True  # as from its start on
+    give_round(agent)
+    assert not agent.has_judged
+    agent._first_round.set()
+    with capture_logs() as logs:
+        asyncio.run(agent._limit_backlog())
+    assert [line["log_level"] for line in logs] == ["warning"]
+    assert agent.node_health.verdict is not None
+    assert not agent.is_current()
+    desired = agent._desired_marks()
+    assert desired is not None
+    assert desired[0].verdict.verdict is State.UNKNOWN
+    agent.kernel_log._has_caught_up()
+    assert agent.is_current()
+
+
+def test_an_event_counts_from_its_record(make_agent: Callable[[], Agent]) -> None:
+    """What was logged while no agent ran is as old as its record, and over where it has been quiet for long enough."""
+    agent = make_agent()
+    state, now = agent.node_health, agent.clock()
+    give_round(agent)
+    recent, old = now - timedelta(minutes=5), now - timedelta(hours=1)
+    state.apply_events([msgspec.structs.replace(xid(31, "0000:01:00"), time=old)])
+    assert state.tracker.active() == ()
+    state.apply_events([msgspec.structs.replace(xid(31, "0000:01:00"), time=when) for when in (recent, now)])
+    (found,) = state.tracker.active()
+    assert (found.first_seen, found.last_seen) == (recent, now)
+    later = msgspec.structs.replace(xid(31, "0000:01:00"), time=now + timedelta(days=1))
+    state.apply_events([later])
+    (found,) = state.tracker.active()
+    assert found.last_seen <= agent.clock()
 
 
 def test_a_slow_monitor_excuses_no_other(make_agent: Callable[[], Agent]) -> None:

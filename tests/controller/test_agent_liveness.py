@@ -12,7 +12,8 @@ from testing.managed_cluster import Cluster, until
 
 @pytest.mark.parametrize("how", ["not ready", "gone", "node not ready"])
 def test_a_silent_agent(cluster: Cluster, how: str) -> None:
-    """No ready pod, no pod, or a Node that is not ready: Unknown with the time, one write, one Event, no taint."""
+    """No ready pod, no pod, or a Node that is not ready: unknown with the time in condition, label and report, by one
+    write each, one Event, no taint."""
     node, pod = healthy_node(cluster)
 
     async def run() -> None:
@@ -37,8 +38,29 @@ def test_a_silent_agent(cluster: Cluster, how: str) -> None:
     assert "no agent has been ready on this node since 20" in condition["message"]
     assert not [taint for taint in found["spec"].get("taints", []) if "gpuhealth" in taint["key"]]
     assert cluster.writes(f"/api/v1/nodes/{node}/status") == 1
-    assert cluster.writes(f"/api/v1/nodes/{node}") == 0
+    assert cluster.writes(f"/api/v1/nodes/{node}") == 1
+    assert found["metadata"]["labels"]["gpuhealth.io/state"] == "unknown"
+    assert cluster.report(node)["silentSince"] in condition["message"]
     assert cluster.reasons(node, "default").count("AgentSilent") == 1
+
+
+def test_an_agent_that_comes_back(cluster: Cluster) -> None:
+    """The report's mark ends when the agent is ready again; a node that is out of service keeps its label."""
+    (node, pod), (out, others_pod) = healthy_node(cluster), healthy_node(cluster)
+    cluster.patch(f"/api/v1/nodes/{out}", {"metadata": {"labels": {"gpuhealth.io/state": "quarantined"}}})
+
+    async def run() -> None:
+        async with cluster.controller(agent_silent_after="300ms"):
+            for each in (pod, others_pod):
+                cluster.unready(each)
+            await until(lambda: cluster.health(node) == cluster.health(out) == SILENT)
+            assert (cluster.state(node), cluster.state(out)) == ("unknown", "quarantined")
+            assert "silentSince" in cluster.report(node)
+            cluster.patch(f"{pod}/status", {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+            await until(lambda: "silentSince" not in cluster.report(node))
+            assert "silentSince" in cluster.report(out)
+
+    asyncio.run(run())
 
 
 def test_a_node_that_never_had_an_agent(cluster: Cluster) -> None:

@@ -145,8 +145,30 @@ def test_exempt_pods(cluster: Cluster) -> None:
 
     asyncio.run(run())
     assert [cluster.evictions(pod) for pod in staying] == [{}] * len(staying)
-    assert cluster.drain(node)["message"].startswith("exempt by label or annotation: 3 pods, such as ")
+    assert cluster.drain(node)["message"].startswith("exempt by label, annotation or owner: 3 pods, such as ")
     kept.remove()
+
+
+def test_pods_of_exempt_owners(cluster: Cluster) -> None:
+    """Pods whose controller is of an exempt kind stay, such as those of Slurm; pods of other kinds and groups go."""
+    node = cluster.node()
+    node_set = {**DAEMON_SET, "apiVersion": "slinky.slurm.net/v1beta1", "kind": "NodeSet"}
+    staying = cluster.pod(node, ownerReferences=[node_set])
+    going = [
+        cluster.pod(node, ownerReferences=[{**node_set, "apiVersion": "example.com/v1"}]),
+        cluster.pod(node, ownerReferences=[{**node_set, "kind": "LoginSet"}]),
+        cluster.pod(node, ownerReferences=[{**node_set, "controller": False}]),
+    ]
+
+    async def run() -> None:
+        async with cluster.controller(drain_exempt_owners=["NodeSet.slinky.slurm.net"]):
+            cluster.quarantine(node)
+            await stop_all(cluster, *going)
+            await until(lambda: cluster.drain(node)["phase"] == "drained")
+
+    asyncio.run(run())
+    assert cluster.evictions(staying) == {}
+    assert cluster.drain(node)["message"].startswith("exempt by label, annotation or owner: ")
 
 
 @pytest.mark.parametrize("ending", ["recovery", "override", "no drain any more"])

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 from kube import ControlPlane
+from testing import odd_torch
 from testing.marked_node import Marked
 from testing.waiting import wait_for
 
@@ -55,9 +56,14 @@ class NewNode(Marked):
         path = f"/api/v1/nodes/{self.name}"
         self.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
 
-    def start(self) -> None:
-        """Starts `gpuhealth preflight` in the background."""
-        environment = {**self.sim.env, "GPUHEALTH_KUBERNETES__KUBECONFIG": str(self._kubeconfig), "PYTHONWARNINGS": ""}
+    def start(self, **more: str) -> None:
+        """Starts `gpuhealth preflight` in the background, with more variables."""
+        environment = {
+            **self.sim.env,
+            **more,
+            "GPUHEALTH_KUBERNETES__KUBECONFIG": str(self._kubeconfig),
+            "PYTHONWARNINGS": "",
+        }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gpuhealth", "preflight"],
@@ -222,6 +228,24 @@ def test_it_is_bounded_in_time(new: NewNode) -> None:
         "the Event", lambda: any("gpu_memory.remap_failed" in text for text in new.event_messages("PreflightFailed"))
     )
     assert all(run.status is not TestStatus.PASSED for run in new.runs())
+
+
+@pytest.mark.timeout(600)
+def test_a_driver_that_is_too_old_is_no_failed_gpu(new: NewNode) -> None:
+    """A driver that does not fit torch: the node stays closed, an Event gives the reason, and no GPU has a finding."""
+    new.sim.configure({"burnin": {"devices": "all"}, "preflight": QUICK})
+    (new.folder / "torch").mkdir()
+    environment = odd_torch.cuda_init_fails(new.folder / "torch", odd_torch.TOO_OLD)
+    with new.sim as sim:
+        new.start(PYTHONPATH=environment["PYTHONPATH"])
+        (message,) = wait_for("the Event", lambda: new.event_messages("PreflightNotTested"))
+        assert "not tested: the driver is too old for this build of torch" in message
+        assert "it supports CUDA 11.4" in message
+        assert new.taint_value() == "pending"
+        assert new.runs() == []
+        assert not any(code.startswith("burnin.") for code, _ in new.reported())
+        assert sim.findings() == set()
+        new.kill()
 
 
 @pytest.mark.timeout(600)

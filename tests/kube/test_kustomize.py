@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import kubernetes_validate  # type: ignore[import-untyped] # ships no type information
 import pytest
 from kube import Document, MissingBinariesError, documents
 from kube.policy_plugin import PolicyPlugin, problems
@@ -126,3 +127,36 @@ def test_the_pods_know_their_namespace(elsewhere: list[Document]) -> None:
         variables = each["spec"]["template"]["spec"]["containers"][0]["env"]
         (own,) = [v for v in variables if v["name"] == "GPUHEALTH_KUBERNETES__NAMESPACE"]
         assert own["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.namespace"
+
+
+def test_the_runtime_class_component(tmp_path: Path) -> None:
+    """With the component the container runtime provides driver and devices, and the node's root is not mounted."""
+    shown = shown_in(BASE / "components" / "runtime-class" / "kustomization.yaml", tmp_path)
+    (pod,) = [
+        d["spec"]["template"]["spec"]
+        for d in built(shown)
+        if d["kind"] == "DaemonSet" and d["metadata"]["name"] == "gpuhealth-agent"
+    ]
+    (container,) = pod["containers"]
+    assert pod["runtimeClassName"] == "nvidia"
+    assert {"NVIDIA_VISIBLE_DEVICES": "all"}.items() <= {e["name"]: e.get("value") for e in container["env"]}.items()
+    host_paths = {volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume}
+    assert host_paths == {"/sys", "/proc", "/var/lib/gpuhealth"}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, "1.37")
+
+
+def test_an_agent_that_is_not_privileged(tmp_path: Path) -> None:
+    """The component takes the container's privileges and its mount of the kernel log, which a device plugin provides;
+    everything else stays, and the result is valid."""
+    objects = built(shown_in(BASE / "components" / "unprivileged" / "kustomization.yaml", tmp_path))
+    changed, before = ({(d["kind"], d["metadata"]["name"]): d for d in found} for found in (objects, built(BASE)))
+    ours = ("DaemonSet", "gpuhealth-agent")
+    assert {key for key in changed if changed[key] != before[key]} == {ours}
+    kubernetes_validate.validate(changed[ours], "1.37", strict=True)
+    (container,) = changed[ours]["spec"]["template"]["spec"]["containers"]
+    security = container["securityContext"]
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["SYSLOG"]}
+    assert (security["privileged"], security["allowPrivilegeEscalation"]) == (False, False)
+    assert container["resources"]["limits"].keys() == {"memory", "squat.ai/kmsg"}
+    assert "/dev/kmsg" not in {mount["mountPath"] for mount in container["volumeMounts"]}

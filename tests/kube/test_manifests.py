@@ -72,6 +72,20 @@ def test_the_agent_s_memory_is_enough_for_commands() -> None:
     assert agent()["containers"][0]["resources"]["limits"] == {"memory": "400Mi"}
 
 
+@pytest.mark.parametrize("name", ["gpuhealth-agent", "gpuhealth-controller"])
+def test_probes_follow_a_start_closely(name: str) -> None:
+    """A start has two minutes, and is noticed within a second; a process that answers is Ready two seconds later, and a
+    running one that stops answering is killed after a minute as before."""
+    ((container,),) = [pod["containers"] for d in ALL if d["metadata"]["name"] == name for pod in pods(d)]
+    startup, live, ready = (container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness"))
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 120
+    assert startup["periodSeconds"] + ready["periodSeconds"] <= 3
+    assert "initialDelaySeconds" not in startup | ready
+    assert ready["periodSeconds"] * ready["failureThreshold"] == 30
+    assert live["periodSeconds"] * live["failureThreshold"] == 60
+    assert (startup["httpGet"], ready["httpGet"]["path"]) == (live["httpGet"], "/readyz")
+
+
 @pytest.mark.parametrize("version", ["1.31", "1.37"])
 @pytest.mark.parametrize("document", ALL, ids=identity)
 def test_schema(document: Document, version: str) -> None:
@@ -179,9 +193,24 @@ def test_settings_are_valid(tmp_path: Path) -> None:
     path.write_text(config_map["data"]["gpuhealth.yaml"])
     settings = load(path)
     mounts = {mount["mountPath"] for mount in agent()["containers"][0]["volumeMounts"]}
-    assert {str(settings.roots.sys), str(settings.roots.proc), str(settings.roots.kmsg)} <= mounts
-    assert str(settings.journal.path.parent) in mounts
+    roots = settings.roots
+    assert {roots.dev, roots.sys, roots.proc} == {Path("/host/dev"), Path("/host/sys"), Path("/host/proc")}
+    assert {"/host", str(roots.kmsg.parent), str(settings.journal.path.parent)} <= mounts
     assert settings.http.port == agent()["containers"][0]["ports"][0]["containerPort"]
+
+
+def test_the_agent_needs_no_container_runtime_of_nvidia() -> None:
+    """The agent starts without driver: no runtime class, no variable or resource of NVIDIA's. It sees later mounts."""
+    (container,) = agent()["containers"]
+    assert "runtimeClassName" not in agent()
+    assert not [each["name"] for each in container["env"] if each["name"].startswith("NVIDIA_")]
+    assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+    paths = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in agent()["volumes"]}
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert (paths[mounts["/host"]["name"]], paths[mounts["/dev"]["name"]]) == ("/", "/dev")
+    assert mounts["/host"]["mountPropagation"] == "HostToContainer"
+    assert mounts["/host"]["readOnly"]
+    assert not container["terminationMessagePath"].startswith("/dev/"), "the kubelet would make a file in the node's"
 
 
 def test_agents_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

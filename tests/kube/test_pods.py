@@ -160,7 +160,7 @@ def test_secure_metrics(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, na
     pod = patched["spec"]["template"]["spec"]
     assert list(excesses(pod)) == list(excesses(before))
     (container,), (old,) = pod["containers"], before["containers"]
-    for probe in ("livenessProbe", "readinessProbe"):
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         new_get, old_get = container[probe]["httpGet"], old[probe]["httpGet"]
         assert new_get == old_get | {"scheme": "HTTPS"}
     monkeypatch.delenv("GPUHEALTH_CONFIG", raising=False)

@@ -1,6 +1,7 @@
 """Start and end, handles, and the codes for wrong use."""
 
 import ctypes
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import pynvml
 import pytest
-from nvmlsim.simulator import Simulator
+from nvmlsim.simulator import Simulator, library_of
 
 Code = Callable[..., int]
 
@@ -150,3 +151,14 @@ def test_device_nodes_are_held_while_initialized(node: Simulator, tmp_path: Path
     pynvml.nvmlShutdown()
     assert held() == set()
     pynvml.nvmlInit()
+
+
+@pytest.mark.parametrize(("module", "code"), [("550.54.15", 0), ("570.86.15", 18), ("", 9)])
+def test_a_library_of_one_version(node: Simulator, module: str, code: int) -> None:
+    """Such a library refuses a kernel module of another version, and says when none is loaded."""
+    node.set({"node.driver_version": module})
+    program = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).nvmlInit_v2())"
+    command = [sys.executable, "-c", program, str(library_of("550.54.15"))]
+    done = subprocess.run(command, env={**os.environ, **node.env}, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == code
+    assert (node.root / "sys/module/nvidia").exists() is (module != "")

@@ -67,6 +67,36 @@ def test_report_leaves_the_controllers_part_alone(plane: ControlPlane, pool: Poo
     asyncio.run(run())
 
 
+def test_fields_that_the_definition_lacks_are_not_sent_again(plane: ControlPlane, pool: Pool) -> None:
+    """A definition of an older version drops a field: the report is written once, and a healthy node writes nothing."""
+    node = pool.node()
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpuhealthreports.gpuhealth.io"
+    whole = plane.request("GET", path)["spec"]["versions"]
+    field = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/settingsDigest"
+
+    def change(operation: dict[str, object]) -> None:
+        plane.request("PATCH", path, [operation], content_type="application/json-patch+json")
+
+    async def run() -> None:
+        facts = Facts(settings_digest="0123456789ab")
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            write = writer(client, node)
+            await write.apply(HEALTHY, facts)
+            if "settingsDigest" in pool.report(node)["status"]:
+                return  # the server has not taken up the definition yet
+            dropped.append(node)
+            assert await write.apply(HEALTHY, facts) == []
+
+    dropped: list[str] = []
+    change({"op": "remove", "path": field})
+    try:
+        while not dropped:
+            asyncio.run(run())
+            node = pool.node()
+    finally:
+        change({"op": "replace", "path": "/spec/versions", "value": whole})
+
+
 def test_a_status_with_other_types_is_replaced() -> None:
     """A section that is no map on the server becomes one, and no longer stops the report from being written."""
     assert merge_patch({"inventory": True, "driver": 5}, {"inventory": {}}) == {"inventory": {}}

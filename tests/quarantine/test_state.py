@@ -36,6 +36,7 @@ drain_cancelled       .   .   .   .   .   .   qua qua qua .
 burnin_started        .   .   tes tes tes tes .   .   .   tes
 burnin_ended_healthy  .   .   .   .   .   .   .   .   .   hea
 burnin_ended_degraded .   .   .   .   .   .   .   .   .   deg
+agent_silent          --  pre unk unk unk unk qua drg drd tes
 preflight_passed      --  --  .   .   .   .   .   .   .   .
 """
 SHORT = dict(zip(TABLE.split()[:10], (None, *NodeState), strict=True))
@@ -99,6 +100,8 @@ def _writers(by_writer: dict[Writer, set[NodeState | None]]) -> dict[NodeState |
     return {state: {writer for writer, states in by_writer.items() if state in states} for state in (None, *NodeState)}
 
 
+LASTING = [event for event in of(Writer.CONTROLLER) if event is not StateEvent.AGENT_SILENT]
+"""Events that the controller causes for as long as they hold. It marks a silence once, when no agent writes."""
 LABEL = st.sampled_from([None, "", "by-hand", *NodeState])
 
 
@@ -106,7 +109,7 @@ LABEL = st.sampled_from([None, "", "by-hand", *NodeState])
     label=LABEL,
     before=st.lists(st.sampled_from([*StateEvent]), max_size=8),
     situation=st.sampled_from(of(Writer.AGENT)),
-    controllers=st.lists(st.sampled_from(of(Writer.CONTROLLER)), max_size=1),
+    controllers=st.lists(st.sampled_from(LASTING), max_size=1),
     agent_first=st.booleans(),
 )
 def test_the_writers_never_fight(

@@ -22,7 +22,8 @@ from gpuhealth.agent.state import AgentState, open_journal, restore
 from gpuhealth.model.component import NODE, Component, Kind, gpu
 from gpuhealth.runtime import settings as config
 from gpuhealth.runtime.clock import SteadyClock
-from gpuhealth.runtime.journal import Entry, Journal, JournalError, JournalWriter, RepeatFilter
+from gpuhealth.runtime.journal import Entry, Journal, JournalError
+from gpuhealth.runtime.journal_writer import JournalWriter, RepeatFilter
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY = 86400.0
@@ -159,20 +160,19 @@ def test_a_place_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_the_writer_tries_again_what_the_disk_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries that cannot be written are kept in order and written when the disk takes them again."""
-    monkeypatch.setattr("gpuhealth.runtime.journal._RETRY_SECONDS", 0.01)
-    kept = journal(tmp_path)
-    full = True
+    monkeypatch.setattr("gpuhealth.runtime.journal_writer._RETRY_SECONDS", 0.01)
+    full, really_write = True, Journal.write
 
-    def write(entries: list[Entry], state: dict[str, bytes]) -> None:
+    def write(kept: Journal, entries: list[Entry], state: dict[str, bytes]) -> None:
         if full:
             raise JournalError("database or disk is full")
-        Journal.write(kept, entries, state)
+        really_write(kept, entries, state)
 
-    monkeypatch.setattr(kept, "write", write)
+    monkeypatch.setattr(Journal, "write", write)
 
     async def run() -> None:
         nonlocal full
-        writer = JournalWriter(kept, lambda: {"kmsg": b"1"}, lambda: NOW)
+        writer = JournalWriter(journal(tmp_path), lambda: {"kmsg": b"1"}, lambda: NOW, lambda: journal(tmp_path))
         writer.append(entry(code="first"))
         await writer.run_once()
         writer.append(entry(code="second"))
@@ -180,31 +180,33 @@ def test_the_writer_tries_again_what_the_disk_refused(tmp_path: Path, monkeypatc
         assert writer.errors == 2
         full = False
         await writer.run_once()
-        assert [e.code for e in kept.entries()] == ["first", "second"]
-        assert kept.stored("kmsg") == b"1"
+        with closing(journal(tmp_path)) as reader:
+            assert [e.code for e in reader.entries()] == ["first", "second"]
+            assert reader.stored("kmsg") == b"1"
         writer.close()
 
-    asyncio.run(run())
+    with capture_logs() as logs:
+        asyncio.run(run())
+    assert [line["event"] for line in logs] == ["journal write failed", "journal written again"]
 
 
 @pytest.mark.parametrize("refused", [False, True])
 def test_closed_while_the_thread_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
     """A stop in the middle of a write loses nothing and writes nothing twice, whether the disk takes it or not."""
-    kept = journal(tmp_path)
-    begun, may_go_on = threading.Event(), threading.Event()
+    begun, may_go_on, really_write = threading.Event(), threading.Event(), Journal.write
 
-    def write(entries: list[Entry], state: dict[str, bytes]) -> None:
+    def write(kept: Journal, entries: list[Entry], state: dict[str, bytes]) -> None:
         if threading.current_thread() is not threading.main_thread():
             begun.set()
             assert may_go_on.wait(30)
             if refused:
                 raise JournalError("database or disk is full")
-        Journal.write(kept, entries, state)
+        really_write(kept, entries, state)
 
-    monkeypatch.setattr(kept, "write", write)
+    monkeypatch.setattr(Journal, "write", write)
 
     async def run() -> None:
-        writer = JournalWriter(kept, lambda: {"kmsg": b"2"}, lambda: NOW)
+        writer = JournalWriter(journal(tmp_path), lambda: {"kmsg": b"2"}, lambda: NOW, lambda: journal(tmp_path))
         writer.append(entry(code="first"))
         writing = asyncio.create_task(writer.run_once())
         while not begun.is_set():
@@ -421,7 +423,7 @@ def test_an_old_journal_on_a_disk_that_is_read_only(tmp_path: Path, disk: Path) 
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     kept, logged = opened(disk / "journal.sqlite")
     assert kept is not None
-    assert logged == ["journal unavailable: findings will not survive a restart"]
+    assert logged == ["journal cannot be written: findings do not survive a restart until it can"]
     with capture_logs(), closing(kept):
         assert [e.component for e in kept.entries()] == list(OLD_COMPONENTS.values())
         assert restore(kept, SteadyClock(), "boot") == AgentState()

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from gpuhealth.monitors.settings import Settings, load
 from gpuhealth.runtime import settings_text as config_text
 from gpuhealth.runtime.settings import FindingSettings
-from gpuhealth.runtime.settings_file import ConfigError
+from gpuhealth.runtime.settings_file import ConfigError, SettingsFile, digest, load_text
 
 
 def written(path: Path, text: str) -> Path:
@@ -334,3 +334,30 @@ def test_odd_names_of_variables(monkeypatch: pytest.MonkeyPatch, name: str) -> N
         load()
     assert len(str(caught.value)) < 600
     assert str(caught.value).isprintable()
+
+
+def test_settings_of_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text and the variables of a pod count, and not the environment of this process."""
+    monkeypatch.setenv("GPUHEALTH_MODE", "observe")
+    found = load_text(Settings, "interval: 20s\n", {"GPUHEALTH_MODE": "cordon", "PATH": "/bin"}, Path("gpuhealth.yaml"))
+    assert (found.mode, found.interval) == ("cordon", 20.0)
+    with pytest.raises(ConfigError, match=r"configuration gpuhealth\.yaml: mode: Input should be"):
+        load_text(Settings, "mode: sleep\n", {}, Path("gpuhealth.yaml"))
+
+
+def test_the_digest_is_that_of_the_content_in_use(tmp_path: Path) -> None:
+    """The digest changes with the content; that of a file which cannot be used is not taken up."""
+    path = tmp_path / "gpuhealth.yaml"
+    path.write_text("mode: taint\n")
+    file = SettingsFile(Settings, path)
+    first = digest(b"mode: taint\n")
+    assert file.digest == first
+    for text, expected in (("mode: nonsense\n", first), ("mode: observe\n", digest(b"mode: observe\n"))):
+        replacement = tmp_path / "new"
+        replacement.write_text(text)
+        replacement.replace(path)
+        with suppress(ConfigError):
+            file.changed()
+        assert file.digest == expected
+    assert SettingsFile(Settings, None).digest == ""
+    assert SettingsFile(Settings, tmp_path / "absent").digest == ""

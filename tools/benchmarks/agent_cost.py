@@ -62,7 +62,7 @@ def run(seconds: float) -> tuple[Figures, Settings]:
 
 
 def _compile_as_in_the_image() -> None:
-    """daemonset/images/Containerfile does the same: compiling at the start would cost the agent 12 MiB for ever."""
+    """daemonset/image/Containerfile does the same: compiling at the start would cost the agent 12 MiB for ever."""
     packages = [sysconfig.get_path("purelib"), str(Path(__file__).parents[2] / "gpuhealth")]
     subprocess.run([sys.executable, "-OO", "-m", "compileall", "-q", *packages], check=False, capture_output=True)
 

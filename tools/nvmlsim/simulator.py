@@ -21,12 +21,19 @@ class SimulatorError(RuntimeError):
     """The command refused; the text is what it said."""
 
 
-def build() -> None:
+def library_of(version: str) -> Path:
+    """A library that works with the kernel module of this version only, as a real one; it is compiled on first use."""
+    library = BUILD / version / "libnvidia-ml.so.1"
+    build("all", str(library.relative_to(_FOLDER)))
+    return library
+
+
+def build(*targets: str) -> None:
     """Compile the library and the command if their sources are newer; safe when several processes do it at once."""
     BUILD.mkdir(exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = subprocess.run(["make", "-s", "-C", str(_FOLDER)], capture_output=True, text=True, check=False)
+        done = subprocess.run(["make", "-s", "-C", str(_FOLDER), *targets], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SimulatorError(f"the simulated driver does not compile:\n{done.stdout}{done.stderr}")
 

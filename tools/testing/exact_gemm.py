@@ -150,14 +150,14 @@ def false_positives(formats: Sequence[GemmFormat], products: int, seed: int = 3)
     return {"false_positives": float(wrong), "clean_products": float(products)}
 
 
-def overhead(fmt: GemmFormat, size: int) -> float:
+def overhead(fmt: GemmFormat, size: int, device: Device = PROCESSOR) -> float:
     """What a pair's proofs and comparisons take, in per cent of its products' own time, as `exact` works.
 
     Per pair: its operands compared twice, its first product proven on the device and on the host, the
     last compared on the host; per product: one comparison on the device. All measured in turn, on one device.
     """
-    pair = draw(fmt, GemmShape(size, size, size), 4)
-    left, right = pair.left.to(PROCESSOR), pair.right.to(PROCESSOR)
+    pair = draw(fmt, GemmShape(size, size, size), 4).to(device)
+    left, right = pair.left.to(device), pair.right.to(device)
     results = [multiply(fmt, pair.left.values, pair.right.values)]
 
     def again() -> None:
@@ -165,9 +165,9 @@ def overhead(fmt: GemmFormat, size: int) -> float:
 
     product, compare, proof = 0.0, 0.0, 0.0
     for _ in range(_TIMED):
-        product += PROCESSOR.seconds(again)
-        compare += PROCESSOR.seconds(lambda: same_bits(*results))
-        proof += PROCESSOR.seconds(lambda: _prove(pair, left, right, results[0]))
+        product += device.seconds(again)
+        compare += device.seconds(lambda: same_bits(*results))
+        proof += device.seconds(lambda: _prove(pair, left, right, results[0]))
     once = 2 * proof + compare
     return 100 * (compare * PRODUCTS_PER_PAIR + once) / (product * PRODUCTS_PER_PAIR)
 

@@ -113,11 +113,11 @@ class SimulatedNode:
         assert self._process is not None, "the agent is not running"
         return self._process.pid
 
-    def start(self) -> None:
-        """Starts the agent and waits until its first round is complete."""
+    def start(self, code: str = "") -> None:
+        """Starts the agent, whose process runs the code before it, and waits until its first round is complete."""
         since = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
-            self._process = processes.start(["agent"], self.env, log, log)
+            self._process = processes.start(["agent"], self.env, log, log, code)
         try:
             serving = wait_for("the agent's HTTP server", lambda: self._logged("serving", since))
             self.url = f"http://127.0.0.1:{serving['port']}"
@@ -183,9 +183,9 @@ class SimulatedNode:
         lines = self.get("/metrics")[1].splitlines()
         return {line.split('code="')[1].split('"')[0] for line in lines if line.startswith("gpuhealth_finding{")}
 
-    def command(self, *words: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
-        """Runs `gpuhealth WORDS…` on this node."""
-        return processes.run(words, self.env, seconds=seconds)
+    def command(self, *words: str, seconds: float = 120.0, code: str = "") -> subprocess.CompletedProcess[str]:
+        """Runs `gpuhealth WORDS…` on this node, after the code in its process."""
+        return processes.run(words, self.env, seconds=seconds, code=code)
 
     # -- the kernel ----------------------------------------------------------------------------------------------------
 

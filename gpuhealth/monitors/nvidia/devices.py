@@ -25,12 +25,26 @@ _RESCAN_SECONDS = 60.0  # a scan of /proc costs 10 ms with 1,000 processes
 
 
 def device_nodes(dev: Path) -> Reading[tuple[int, ...]]:
-    """The N of every /dev/nvidiaN, ascending."""
+    """The N of every /dev/nvidiaN, ascending. Those of a container say nothing: they are copies from its start."""
+    if _is_of_container(dev):
+        return Missing(MissingReason.NOT_SUPPORTED, f"{dev} is that of the container")
     try:
         names = [entry.name for entry in dev.iterdir()]
     except OSError as error:
         return file_missing(error)
     return tuple(sorted(int(match[1]) for name in names if (match := _DEVICE_NODE.fullmatch(name))))
+
+
+def _is_of_container(dev: Path) -> bool:
+    """Whether a container runtime has made this /dev: it is a tmpfs, and that of a node a devtmpfs."""
+    try:
+        table = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
+    except OSError:
+        return False
+    point = str(dev)
+    mounts = [line.split(" ") for line in table.splitlines() if f" {point} " in line]
+    kinds = [fields[fields.index("-") + 1] for fields in mounts if "-" in fields[:-1] and fields[4] == point]
+    return kinds[-1:] == ["tmpfs"]
 
 
 class KernelModuleProbe:

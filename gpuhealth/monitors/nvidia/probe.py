@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from gpuhealth.model.kernel_event import KernelEvent
 from gpuhealth.model.missing import NOT_SUPPORTED, Missing, MissingReason, Reading
@@ -24,17 +24,16 @@ from gpuhealth.monitors.nvidia.devices import (
 from gpuhealth.monitors.nvidia.joined_gpus import JoinedGpus
 from gpuhealth.monitors.nvidia.nvml.child import XidSeen
 from gpuhealth.monitors.nvidia.nvml.full_round import read_full_round
+from gpuhealth.monitors.nvidia.nvml.library import LibraryFinder
 from gpuhealth.monitors.nvidia.nvml.process import NvmlProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
 from gpuhealth.monitors.nvidia.pci import PciProbe
 from gpuhealth.monitors.nvidia.readings import Fabric, NvidiaReadings, NvmlReadings, PciDevice
 from gpuhealth.monitors.nvidia.release import DriverRelease
 from gpuhealth.monitors.nvidia.settings import NvidiaSettings
+from gpuhealth.monitors.nvidia.slow_read import READ_SECONDS, SlowRead
 
-T = TypeVar("T")
-
-_READ_SECONDS = 5.0
-_LATE = Missing(MissingReason.TIMEOUT, f"not read within {_READ_SECONDS:g} s")
+_LATE = Missing(MissingReason.TIMEOUT, f"not read within {READ_SECONDS:g} s")
 _LONGEST_BRANCH = 6  # digits
 _MIN_WAIT_SECONDS = 2.0  # at least, for a round of NVML: slow answers of a busy node are normal
 
@@ -46,7 +45,7 @@ class NvidiaProbe:
         roots = context.core.roots
         self._context = context
         self._dev, self._proc = roots.dev, roots.proc
-        self.nvml = NvmlProbe(context.settings.nvml)
+        self.nvml = NvmlProbe(context.settings.nvml, library=LibraryFinder(context.core))
         self._pci = PciProbe(roots.sys)
         self._kernel_module = KernelModuleProbe(roots.sys)
         self._fabric_manager = ProcessProbe(roots.proc, "nv-fabricmanager")
@@ -54,8 +53,8 @@ class NvidiaProbe:
         self._vgpu_manager = ProcessProbe(roots.proc, "nvidia-vgpu-mgr")
         self._switch_management = SwitchManagement(roots.sys)
         self._joined_gpus = JoinedGpus()
-        self._slow_management = _SlowRead[Reading[tuple[str, ...]]](_LATE)
-        self._slow_exclusion = _SlowRead[tuple[PciAddress, ...]](())
+        self._slow_management = SlowRead[Reading[tuple[str, ...]]](_LATE)
+        self._slow_exclusion = SlowRead[tuple[PciAddress, ...]](())
         self._stale_library = StaleLibrary()
         self._ping: asyncio.TimerHandle | None = None
         self.on_release_change: Callable[[str], None] = lambda _: None
@@ -73,6 +72,9 @@ class NvidiaProbe:
         RestartRequiredError when the driver's library in our container is outdated.
         """
         interval, settings = self._context.interval, self._context.settings
+        kernel_module = self._kernel_module.read()
+        if not isinstance(kernel_module, Missing):
+            self.nvml.follow_module(kernel_module.version)
         if interval is None:
             nvml = await read_full_round(self.nvml.read, settings.nvml.critical_after)
         else:
@@ -84,7 +86,7 @@ class NvidiaProbe:
             nvml=nvml,
             pci=pci,
             device_nodes=device_nodes(self._dev),
-            kernel_module=self._kernel_module.read(),
+            kernel_module=kernel_module,
             live_pids=live_pids(self._proc, _pids(nvml)),
             excluded_gpus=await self._excluded_gpus(nvml, pci),
             system_memory_bytes=system_memory(self._proc),
@@ -152,25 +154,6 @@ class NvidiaProbe:
         if self._ping is not None:
             self._ping.cancel()
         self.nvml.close()
-
-
-class _SlowRead(Generic[T]):
-    """A read that may block as long as a device or the driver hangs; then no other thread is spent on it."""
-
-    def __init__(self, late: T) -> None:
-        self._late = late
-        self._pending: asyncio.Task[T] | None = None
-
-    async def __call__(self, read: Callable[[], T]) -> T:
-        """The result of the function; the value for a late one if it has none after some seconds."""
-        if self._pending and not self._pending.done():
-            return self._late
-        self._pending = asyncio.create_task(asyncio.to_thread(read))
-        try:
-            async with asyncio.timeout(_READ_SECONDS):
-                return await asyncio.shield(self._pending)
-        except TimeoutError:
-            return self._late
 
 
 def event_of(seen: XidSeen) -> KernelEvent:

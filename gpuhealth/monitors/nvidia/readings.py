@@ -14,6 +14,7 @@ import msgspec
 from gpuhealth.model.component import Component, Kind
 from gpuhealth.model.missing import NOT_SUPPORTED, UNREAD, Missing, MissingReason, Reading
 from gpuhealth.model.pci import PciAddress
+from gpuhealth.runtime.text import printable
 
 
 class NvLink(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -133,6 +134,28 @@ class GpuReadings(msgspec.Struct, frozen=True, omit_defaults=True):
         return Component(Kind.GPU, self.id)
 
 
+class NvmlLibrary(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A libnvidia-ml.so.1 of the node."""
+
+    path: str  # as the agent sees it
+    version: str = ""  # from its name, such as 550.54.15; empty if that has none
+
+    def __str__(self) -> str:
+        return printable(self.path)
+
+
+class LibrarySearch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The libraries of the node, for a process that is to load one. Without any, it loads what the loader finds."""
+
+    found: tuple[NvmlLibrary, ...] = ()  # in the order in which they are tried
+    skipped: tuple[str, ...] = ()  # files that cannot be used, each with the reason
+    elsewhere: bool = False  # whether the node's root is mounted elsewhere, as in a container
+
+    def fits(self, module_version: str) -> bool:
+        """Whether one of the libraries is of the version of the kernel module."""
+        return any(library.version == module_version for library in self.found)
+
+
 class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """One round of NVML, as far as received before the deadline."""
 
@@ -145,6 +168,8 @@ class NvmlReadings(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     cuda_version: Reading[str] = UNREAD
     count: Reading[int] = UNREAD
     gpus: tuple[GpuReadings, ...] = ()
+    library: str = ""  # path of the library that was loaded; empty if the loader found it, or none was
+    libraries: LibrarySearch = LibrarySearch()  # what was found before the process was started
 
     @property
     def is_complete(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -21,6 +22,7 @@ class Nvml(Section):
     max_extra_processes: Count = 1  # NVML processes started while one hangs
     errors_critical: int = Field(default=3, ge=1, le=LARGEST)  # rounds with unexpected errors within error_window
     error_window: Duration = 600.0
+    library_paths: tuple[Path, ...] = ()  # files or folders of the node with libnvidia-ml.so.1, besides the usual ones
 
 
 class Ecc(Section):

@@ -143,3 +143,15 @@ def test_the_branch_of_a_driver_version() -> None:
     """The branch is a short number; any other text has none."""
     assert driver_branch("570.86.15") == 570
     assert [driver_branch(text) for text in ("", "x.1", "9" * 5000, "²")] == [None] * 4
+
+
+def test_device_nodes_of_a_container_are_not_counted() -> None:
+    """A /dev that a container runtime has made is a tmpfs, with copies from its start: it shows nothing of the node."""
+    mounts = [line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    kinds = {fields[4]: fields[fields.index("-") + 1] for fields in mounts}
+    own = next((Path(point) for point, kind in kinds.items() if kind == "tmpfs" and Path(point).is_dir()), None)
+    if own is None:
+        pytest.skip("no tmpfs is mounted here")
+    nodes = device_nodes(own)
+    assert isinstance(nodes, Missing)
+    assert nodes.reason is MissingReason.NOT_SUPPORTED

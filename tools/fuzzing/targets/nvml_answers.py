@@ -178,7 +178,7 @@ class Target:
         def child() -> Any:
             if not made:
                 nvml_child.ANSWER_FD, nvml_child.PROGRESS_FD = self._descriptors[0], self._descriptors[1]
-                made.append(nvml_child._Child(0.0))
+                made.append(nvml_child._Child(0.0, []))
             return made[0]
 
         try:

@@ -212,12 +212,22 @@ struct state *node_state(void)
     return references ? shared : attach();
 }
 
+/*
+ * The version of this copy of the library, which `make build/VERSION/libnvidia-ml.so.1` sets; empty: it fits any module,
+ * as the library of the tests that replace neither.
+ */
+#ifndef LIBRARY_VERSION
+#define LIBRARY_VERSION ""
+#endif
+
 NVML_CALL(nvmlInitWithFlags)(unsigned int flags)
 {
     (void)flags;
     struct state *state = node_state();
-    if (!state)
+    if (!state || state->node.driver_version[0] == '\0')
         return NVML_ERROR_DRIVER_NOT_LOADED;
+    if (LIBRARY_VERSION[0] != '\0' && strcmp(LIBRARY_VERSION, state->node.driver_version) != 0)
+        return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
     nvmlReturn_t entered = enter("nvmlInit", -1, state);
     if (entered != NVML_SUCCESS)
         return entered;

@@ -298,9 +298,11 @@ static void put_switch(struct node *node, int number)
     put("", "dev/nvidia-nvswitch%d", number);
 }
 
-/* nvmlInit says that the driver is not loaded. */
+/* No kernel module: node.driver_version is empty, or nvmlInit says so. */
 static bool module_is_absent(struct state *state)
 {
+    if (state->node.driver_version[0] == '\0')
+        return true;
     for (int i = 0; i < MAX_RULES; i++) {
         struct rule *rule = &state->rule[i];
         if (rule->kind == RULE_ERROR && strcmp(rule->call, "nvmlInit") == 0 && rule->code == NVML_ERROR_DRIVER_NOT_LOADED)

@@ -9,7 +9,7 @@ from gpuhealth.model.finding import Action, Finding, Severity
 from gpuhealth.model.history import key as history_key
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, per_node, together
-from gpuhealth.monitors.nvidia.readings import GpuReadings
+from gpuhealth.monitors.nvidia.readings import GpuReadings, KernelModule, NvmlReadings
 
 UNRESPONSIVE = define(
     "driver.unresponsive",
@@ -44,6 +44,7 @@ MISMATCH = define(
     advice="Drain the node and reboot it, or unload and reload the kernel modules; hold back unattended upgrades.",
     quarantine=True,
     cordon=True,
+    raise_after=600.0,  # in the middle of an upgrade one of them is the new one already
 )
 NVML_ERROR = define(
     "nvml.error",
@@ -117,10 +118,22 @@ def _mismatch(context: GpuContext) -> RuleResult:
         return nvml if isinstance(nvml, Missing) else None
     if isinstance(module, Missing):
         return module
-    if module.has_changed:
-        return None  # agent.nvml_library: our library is the older one; new programs get the right one
-    message = f"driver library and kernel module ({module.version}) are of different versions"
+    if not is_mismatch_of_node(context.readings.nvml, module):
+        return None  # agent.nvml_library: new programs on the node get the right library, only we do not
+    libraries = "; ".join(map(str, context.readings.nvml.libraries.found)) or "driver library"
+    message = f"{libraries} and kernel module ({module.version}) are of different versions"
     return context.found(MISMATCH, None, message, source="nvmlInit_v2", reading=nvml)
+
+
+def is_mismatch_of_node(nvml: NvmlReadings, module: KernelModule) -> bool:
+    """Whether a library that does not fit the kernel module is a fault of the node: it has no other one.
+
+    In a container the library of the container may be another one than the node's.
+    """
+    search = nvml.libraries
+    if search.found:
+        return not search.fits(module.version)
+    return not search.elsewhere and not module.has_changed
 
 
 def _node_error(context: GpuContext) -> RuleResult:

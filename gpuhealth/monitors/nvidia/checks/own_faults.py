@@ -12,10 +12,11 @@ from gpuhealth.model.codes import Code, define
 from gpuhealth.model.context import RuleResult
 from gpuhealth.model.finding import Action, Severity
 from gpuhealth.model.missing import UNREAD, Missing, MissingReason
-from gpuhealth.monitors.nvidia.checks.driver import fails_most_calls, is_counted_only
+from gpuhealth.monitors.nvidia.checks.driver import fails_most_calls, is_counted_only, is_mismatch_of_node
 from gpuhealth.monitors.nvidia.context import GpuContext, per_gpu, per_node, together
-from gpuhealth.monitors.nvidia.readings import GpuReadings, KernelModule
+from gpuhealth.monitors.nvidia.readings import GpuReadings, KernelModule, NvmlReadings
 from gpuhealth.monitors.own_faults import MONITOR_FAILED
+from gpuhealth.runtime.text import printable
 
 _NodeRule: TypeAlias = Callable[[GpuContext], RuleResult]
 
@@ -25,8 +26,9 @@ NVML_LIBRARY = define(
     Action.UPDATE_SOFTWARE,
     meaning="The node's NVIDIA kernel module is loaded, but the agent's container has no libnvidia-ml.so.1 that works"
     " with it: none, one of another version, or no access to /dev/nvidia*. The node's GPUs are not measured.",
-    advice="An agent whose library is older than the kernel module ends itself and gets the present one with its new"
-    " container. If that does not help, check that the agent's pod runs with the NVIDIA runtime (runtimeClassName).",
+    advice="Check that the agent's pod mounts the node's root and /dev, and if the message names no library, set"
+    " nvml.library_paths to the folder of libnvidia-ml.so.1. With the component runtime-class, check that the pod runs"
+    " with the NVIDIA runtime (runtimeClassName).",
 )
 UNEXPECTED_READING = define(
     "agent.unexpected_reading",
@@ -52,9 +54,10 @@ def _nvml_library(context: GpuContext) -> RuleResult:
     what = _LIBRARY_FAULTS.get(nvml.reason)
     if what is None or isinstance(module, Missing):
         return nvml
-    if not module.is_loaded or (nvml.reason is MissingReason.MISMATCH and not module.has_changed):
+    readings = context.readings.nvml
+    if not module.is_loaded or (nvml.reason is MissingReason.MISMATCH and is_mismatch_of_node(readings, module)):
         return nvml  # driver.not_loaded, driver.version_mismatch: a fault of the node itself
-    message = f"{what} although kernel module {module.version} is loaded{_since_start(module)}"
+    message = f"{what} although kernel module {module.version} is loaded{_since_start(module)}{_libraries(readings)}"
     return context.found(NVML_LIBRARY, None, message, source="nvmlInit_v2, /sys/module", reading=nvml)
 
 
@@ -63,6 +66,14 @@ _LIBRARY_FAULTS = {
     MissingReason.MISMATCH: "the agent's container has a libnvidia-ml.so.1 of another version",
     MissingReason.NOT_LOADED: "libnvidia-ml.so.1 does not reach the driver from the agent's container",
 }
+
+
+def _libraries(nvml: NvmlReadings) -> str:
+    """Which library was loaded, and which could not be."""
+    search = nvml.libraries
+    used = printable(nvml.library) or ("no library found below the node's root" if search.elsewhere else "")
+    skipped, more = list(search.skipped[:_SHOWN]), len(search.skipped) - _SHOWN
+    return "".join(f"; {part}" for part in [used, *skipped, f"and {more} more" if more > 0 else ""] if part)
 
 
 def _since_start(module: KernelModule) -> str:

@@ -1,5 +1,7 @@
 """The process that makes NVML calls: `python -m gpuhealth.monitors.nvidia.nvml.child`, started by process.py.
 
+Its arguments are the pause between two attempts to start NVML, and the libraries to try, or none for the loader's own.
+
 It reads one-line commands on standard input and answers in JSON lines on file descriptor 4. File descriptor 3 is a page
 shared with the parent, with the name of the current call. Standard output and standard error are /dev/null, in case a
 library prints. The process ends when standard input does: the kernel then closes every /dev/nvidia* handle, even if
@@ -37,6 +39,7 @@ class Began(msgspec.Struct, frozen=True, tag=True):
     nvml_version: Reading[str]
     cuda_version: Reading[str]
     count: Reading[int]
+    library: str = ""  # path of the library that was loaded; empty if the loader found it, or none was
 
 
 class Gpu(msgspec.Struct, frozen=True, tag=True):
@@ -74,7 +77,7 @@ Message: TypeAlias = Began | Gpu | Ended | XidSeen | Listening | Crashed
 
 
 class _Child:
-    def __init__(self, reinit_interval: float) -> None:
+    def __init__(self, reinit_interval: float, libraries: list[str]) -> None:
         self._reinit_interval = reinit_interval
         self._driver: nvml_driver.Driver | None = None
         self._problem: Missing | None = Missing(MissingReason.ERROR, "not started")
@@ -86,6 +89,8 @@ class _Child:
         self._encoder = msgspec.json.Encoder()
         self._output = threading.Lock()
         self._page = mmap.mmap(PROGRESS_FD, PROGRESS_BYTES)
+        self.progress("dlopen")
+        self._library, self._load_problem = nvml_driver.load(libraries)
 
     def progress(self, call: str) -> None:
         """Shows the parent which call is about to be made."""
@@ -124,14 +129,15 @@ class _Child:
         driver = self._driver
         if driver is None:
             unread = self._problem or Missing(MissingReason.ERROR)
-            self.say(Began(self._problem, unread, unread, unread, unread))
+            self.say(Began(self._problem, unread, unread, unread, unread, self._library))
         else:
             count = driver.count()
             if count != self._count:  # the GPU behind an index may have changed
                 self._count = count
                 driver = self._driver = nvml_driver.Driver(self.progress)
             driver.read_versions()
-            self.say(Began(None, driver.driver_version, driver.nvml_version, driver.cuda_version, count))
+            versions = driver.driver_version, driver.nvml_version, driver.cuda_version
+            self.say(Began(None, *versions, count, self._library))
             self._lost = isinstance(count, Missing)
             if not isinstance(count, Missing):
                 for index in range(count):
@@ -167,7 +173,7 @@ class _Child:
         before = self._driver
         if before is not None:
             nvml_driver.stop(self.progress)
-        self._problem = nvml_driver.start(self.progress)
+        self._problem = self._load_problem or nvml_driver.start(self.progress)
         self._driver = None if self._problem else nvml_driver.Driver(self.progress, before)
 
     def _listen(self) -> None:
@@ -185,7 +191,7 @@ def _input_ended() -> bool:
 
 def main() -> None:
     """Serves until standard input ends."""
-    child = _Child(reinit_interval=float(sys.argv[1]))
+    child = _Child(reinit_interval=float(sys.argv[1]), libraries=sys.argv[2:])
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
         try:
             child.serve()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
-from ctypes import c_void_p, cast
+from collections.abc import Callable, Sequence
+from ctypes import CDLL, c_void_p, cast
 from typing import Any
 
 import msgspec
@@ -22,6 +22,24 @@ from gpuhealth.monitors.nvidia.readings import GpuReadings
 
 _gpu_count = within(0, 256, "a number of GPUs")
 _cuda_number = within(1000, 100_000, "a version of CUDA")
+
+
+def load(paths: Sequence[str]) -> tuple[str, Missing | None]:
+    """Loads the first of these libraries that can be loaded: its path, or why there is none. Without any, the path is
+    empty, and the loader looks for one.
+
+    The binding then gets this library for the name libnvidia-ml.so.1. Nothing else comes from its folder: the libraries
+    that it needs are those of this process, and not those of a node with another C library.
+    """
+    problems = []
+    for path in paths:
+        try:
+            CDLL(path)
+        except OSError as error:
+            problems.append(str(error))
+        else:
+            return path, None
+    return "", Missing(MissingReason.NOT_INSTALLED, "; ".join(problems)) if problems else None
 
 
 def start(progress: Progress) -> Missing | None:

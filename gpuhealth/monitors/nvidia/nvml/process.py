@@ -22,7 +22,8 @@ import structlog
 
 from gpuhealth.model.missing import UNREAD, Missing, MissingReason
 from gpuhealth.monitors.nvidia.nvml import child as nvml_child
-from gpuhealth.monitors.nvidia.readings import GpuReadings, NvmlReadings
+from gpuhealth.monitors.nvidia.nvml.library import LibraryFinder
+from gpuhealth.monitors.nvidia.readings import GpuReadings, LibrarySearch, NvmlReadings
 from gpuhealth.monitors.nvidia.settings import Nvml
 from gpuhealth.runtime.stopwatch import Stopwatch
 
@@ -49,9 +50,13 @@ _OF_THIS_PROCESS = (MissingReason.NOT_INSTALLED, MissingReason.MISMATCH)
 class _Child:
     """One child process and its current round."""
 
-    def __init__(self, arguments: list[str], on_xid: Callable[[nvml_child.XidSeen], None]) -> None:
+    def __init__(
+        self, reinit_interval: float, libraries: LibrarySearch, on_xid: Callable[[nvml_child.XidSeen], None]
+    ) -> None:
         """Raises OSError when no process can be started; no descriptor stays open in that case."""
+        self._libraries = libraries
         self._on_xid = on_xid
+        arguments = [str(reinit_interval), *(library.path for library in libraries.found)]
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as childs:
 
             def kept(descriptor: int, owner: contextlib.ExitStack) -> int:
@@ -196,6 +201,8 @@ class _Child:
             cuda_version=began.cuda_version if began else unread,
             count=began.count if began else unread,
             gpus=tuple(self._all_gpus(waiting)),
+            library=began.library if began else "",
+            libraries=self._libraries,
         )
 
     def _all_gpus(self, waiting: bool) -> Iterator[GpuReadings]:
@@ -264,9 +271,14 @@ def _spawn(arguments: list[str], child_input: int, child_output: int, page: int)
 class NvmlProbe:
     """Reads NVML without ever being blocked by it."""
 
-    def __init__(self, settings: Nvml, proc: Path = Path("/proc")) -> None:
+    def __init__(self, settings: Nvml, proc: Path = Path("/proc"), library: LibraryFinder | None = None) -> None:
+        """Without `library` the processes load what the loader finds."""
         self._settings = settings
         self._proc = proc
+        self._library = library
+        self._libraries = LibrarySearch()  # of the last search
+        self._loader_failed = False
+        self._module: str | None = None  # version of the kernel module; None: unknown
         self._child: _Child | None = None
         self._leaving: list[_Child] = []
         self._released = False
@@ -308,9 +320,9 @@ class NvmlProbe:
         self._reap()
         if self._released:
             return RELEASED
-        child = self._child or self._start()
-        if child is None:
-            return NvmlReadings(problem=self._last_exit)
+        child = self._child or await self._start_with_present_library()
+        if child is None:  # it may have been released during the search for a library
+            return RELEASED if self.released else NvmlReadings(problem=self._last_exit, libraries=self._libraries)
         if not child.in_round:
             child.ask()
         with contextlib.suppress(TimeoutError):
@@ -329,6 +341,7 @@ class NvmlProbe:
         readings = child.readings()
         if readings.problem and readings.problem.reason in _OF_THIS_PROCESS:
             self._last_exit = readings.problem
+            self._loader_failed = True
             self._not_before = time.monotonic() + self._settings.reinit_interval
             self._retire(child)
         return readings
@@ -337,6 +350,18 @@ class NvmlProbe:
         """Ends the present child, so that the next round starts NVML afresh, which lists the GPUs again."""
         if self._child and self._child.waiting is None and not self._released:
             self._retire(self._child)
+
+    def follow_module(self, version: str) -> None:
+        """Starts NVML afresh if the kernel module is another one than in the last round, or is gone: with its library.
+
+        `version` is that of the loaded module, empty if there is none.
+        """
+        changed = self._module is not None and self._module != version
+        self._module = version
+        if changed:
+            self._not_before = 0.0
+            self._backoff_seconds = _FIRST_BACKOFF_SECONDS
+            self.restart()
 
     def ping(self) -> None:
         """Sends a ping to the driver between two rounds, so that a hang is detected that much earlier."""
@@ -376,11 +401,20 @@ class NvmlProbe:
             child.close()
         self._reap()
 
+    def _may_start(self) -> bool:
+        return time.monotonic() >= self._not_before and len(self._leaving) <= self._settings.max_extra_processes
+
+    async def _start_with_present_library(self) -> _Child | None:
+        if self._library and self._may_start():
+            paths = self._settings.library_paths
+            self._libraries = await self._library.find(paths, loader_failed=self._loader_failed)
+        return None if self._released else self._start()
+
     def _start(self) -> _Child | None:
-        if time.monotonic() < self._not_before or len(self._leaving) > self._settings.max_extra_processes:
+        if not self._may_start():
             return None
         try:
-            self._child = _Child([str(self._settings.reinit_interval)], lambda seen: self.on_xid(seen))
+            self._child = _Child(self._settings.reinit_interval, self._libraries, lambda seen: self.on_xid(seen))
         except OSError as error:
             self._back_off(f"no process can be started for NVML: {error.strerror}")
             log.warning("NVML process not started", error=str(error))

@@ -1,8 +1,8 @@
 """Whether the driver library in our container is older than the node's kernel module.
 
-The container runtime puts libnvidia-ml.so.1 into a container when it is created. A process that started before the
-driver was loaded, or before it was upgraded, keeps the library from that time; only a new container gets the present
-one.
+With daemonset/components/runtime-class, the NVIDIA container runtime puts libnvidia-ml.so.1 into the container when it
+creates that. A process that started before the driver was loaded, or before it was upgraded, keeps the old
+library; only a new container gets the present one. A library of the node itself is never stale.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class StaleLibrary:
 
         A module that was loaded before is not a reason: a new container would get the same library.
         """
-        problem = readings.nvml.problem
-        self.judge(readings.kernel_module, fails=problem is not None and problem.reason in _LIBRARY_PROBLEMS)
+        problem, search = readings.nvml.problem, readings.nvml.libraries
+        fails = problem is not None and problem.reason in _LIBRARY_PROBLEMS
+        self.judge(readings.kernel_module, fails=fails and not search.found and not search.elsewhere)
 
     def judge(self, module: Reading[KernelModule], *, fails: bool) -> None:
         """Records whether the library fails with this module. Raises RestartRequiredError as `check` does."""

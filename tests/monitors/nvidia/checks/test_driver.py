@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from testing.readings import LOADED, NOT_LOADED, Judged, device, gpu, judged, node, nvml, pci, remembering, uuid
 
 from gpuhealth.model.component import NODE
-from gpuhealth.model.finding import Action, Severity
+from gpuhealth.model.finding import Action, Finding, Severity
 from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.judge import Memory
 from gpuhealth.monitors.nvidia.checks import driver as subject
-from gpuhealth.monitors.nvidia.readings import KernelModule, NvmlReadings
+from gpuhealth.monitors.nvidia.checks import own_faults
+from gpuhealth.monitors.nvidia.readings import KernelModule, LibrarySearch, NvmlLibrary, NvmlReadings
 
 HANGING = "nvmlDeviceGetEccMode on GPU 3"
 
@@ -174,3 +176,35 @@ def test_corrupt_inforom_is_no_unexpected_return() -> None:
     """What inforom.corrupted reports is not reported again."""
     calls = {"nvmlDeviceGetSerial": Missing(MissingReason.CORRUPTED_INFOROM, "Corrupted infoROM (14)")}
     assert look(nvml(gpu(0, failed_calls=calls))).is_clean("nvml.error")
+
+
+FITS, OTHER = NvmlLibrary("/host/usr/lib64/libnvidia-ml.so.1", LOADED.version), NvmlLibrary("/host/other.so", "1.2.3")
+
+
+@pytest.mark.parametrize(
+    ("search", "is_of_node"),
+    [
+        (LibrarySearch((OTHER,), elsewhere=True), True),
+        (LibrarySearch((OTHER, FITS), elsewhere=True), False),
+        (LibrarySearch((), elsewhere=True), False),  # what the loader found is the container's
+        (LibrarySearch((OTHER,)), True),
+        (LibrarySearch(()), True),
+    ],
+)
+def test_a_mismatch_of_the_node_is_one_with_every_library(search: LibrarySearch, is_of_node: bool) -> None:
+    """Module and library do not fit only if no library that the node has fits; otherwise the fault is ours."""
+    answer = msgspec.structs.replace(problem(MissingReason.MISMATCH), libraries=search)
+    result = look(answer)
+    assert result.is_clean("driver.version_mismatch", NODE) is not is_of_node
+    ours = judged(own_faults.CHECK, node(gpu(0), nvml=answer))
+    assert isinstance(ours.of("agent.nvml_library", NODE), Finding) is not is_of_node
+
+
+def test_a_mismatch_names_the_libraries() -> None:
+    """The finding says which libraries there are, and has the grace that an upgrade takes."""
+    answer = msgspec.structs.replace(problem(MissingReason.MISMATCH), libraries=LibrarySearch((OTHER,)))
+    assert (
+        f"/host/other.so and kernel module ({LOADED.version})"
+        in look(answer).finding("driver.version_mismatch", NODE).message
+    )
+    assert subject.MISMATCH.raise_after == subject.NOT_LOADED.raise_after == 600.0

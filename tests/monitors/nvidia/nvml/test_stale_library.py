@@ -12,7 +12,7 @@ from gpuhealth.model.missing import Missing, MissingReason
 from gpuhealth.monitors.monitor import RestartRequiredError
 from gpuhealth.monitors.nvidia.devices import KernelModuleProbe
 from gpuhealth.monitors.nvidia.nvml.stale_library import StaleLibrary
-from gpuhealth.monitors.nvidia.readings import KernelModule, NvmlReadings
+from gpuhealth.monitors.nvidia.readings import KernelModule, LibrarySearch, NvmlLibrary, NvmlReadings
 
 UPGRADED = KernelModule("570.86.15", version_at_start="550.54.15")
 LATE = KernelModule("550.54.15", version_at_start="")
@@ -53,6 +53,8 @@ def test_a_module_that_came_after_us(module: KernelModule, reason: MissingReason
         (problem(MissingReason.DRIVER_ERROR), UPGRADED),
         (problem(MissingReason.RELEASED), UPGRADED),
         (nvml(gpu(0)), UPGRADED),  # found by the next child, as on a host
+        (NvmlReadings(problem=Missing(LIBRARY_PROBLEMS[1]), libraries=LibrarySearch(elsewhere=True)), UPGRADED),
+        (NvmlReadings(problem=Missing(LIBRARY_PROBLEMS[1]), libraries=LibrarySearch((NvmlLibrary("x"),))), UPGRADED),
         (problem(MissingReason.MISMATCH), Missing(MissingReason.NOT_INSTALLED)),
     ],
 )
