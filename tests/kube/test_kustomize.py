@@ -54,7 +54,7 @@ def test_kubectl_builds_what_the_tests_read(folder: Path) -> None:
 
 
 def test_settings_are_patched(tmp_path: Path) -> None:
-    """The patch that the kustomization's comment shows changes mode, preflight taint and the codes that cordon, only."""
+    """The patch that the kustomization's comment shows changes mode, preflight taint, cordon codes, and no more."""
     patched = policies_of(built(shown_in(BASE / "admission" / "kustomization.yaml", tmp_path)))
     changed = literals(patched["gpuhealth-nodes"])
     before = policies_of(POLICIES)
