@@ -36,7 +36,10 @@ class ConditionReason(enum.StrEnum):
 # --- taints -----------------------------------------------------------------------------------------------------------
 
 TAINT = f"{GROUP}/unhealthy"
-"""Taint of a quarantined Node; its value is a finding's code or MANUAL. Written by the agent, obeyed by schedulers."""
+"""Taint of a quarantined Node; its value is a finding's code or MANUAL. Written by the agent, obeyed by schedulers.
+
+A node that is out of service is cordoned instead in mode cordon, and for findings that pods of the GPU stack repair.
+"""
 PREFLIGHT_TAINT = f"{GROUP}/preflight"
 """Taint of a Node to be tested before it gets work; its value is PENDING or FAILED. Default of `preflight.taint`.
 

@@ -28,6 +28,13 @@ class QuarantineState(enum.StrEnum):
     WOULD_QUARANTINE = "would_quarantine"  # mode observe
 
 
+class QuarantineMark(enum.StrEnum):
+    """How the node is kept out of service."""
+
+    TAINT = "taint"
+    CORDON = "cordon"
+
+
 class DrainPhase(enum.StrEnum):
     """Progress of a drain."""
 
@@ -148,6 +155,8 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     awaiting_test: the fault has cleared, and the node stays out until a burn-in has passed. dismissed: a person ended
     the quarantine. would_quarantine: mode observe marks nothing.
     """
+    mark: Annotated[str, one_of(("", *QuarantineMark))] = ""
+    """What keeps work away from a node that is out of service: the taint, or a cordon. Empty for any other."""
     code: str = ""
     """Code of the finding, or `manual` for a manual request."""
     since: ZonedTime | None = None
@@ -301,6 +310,7 @@ DEFINITION = Definition(
         Column("Driver", ".status.inventory.driver"),
         Column("Tested", ".status.burnin.testedAt", "date"),
         Column("Age", ".metadata.creationTimestamp", "date"),
+        Column("Mark", ".status.quarantine.mark", wide=True),
         Column("Blocked by", ".status.quarantine.budget", wide=True),
         Column("Reason", ".status.quarantine.reason", wide=True),
     ),

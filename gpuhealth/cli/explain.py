@@ -213,7 +213,7 @@ class _Explainer:
         self._row("your policy", ", ".join(f"{key}: {json.dumps(value)}" for key, value in changed.items()))
         example = f"findings: {{{name}: {{quarantine: {json.dumps(not code.quarantine)}}}}}"
         self._row("change", f"{example}  in the settings file")
-        self._row("", "(or severity, drain, ignore, raise_after, clear_after)")
+        self._row("", "(or severity, drain, cordon, ignore, raise_after, clear_after)")
 
     def _policy(self, name: str) -> FindingPolicy | None:
         """The policy in the settings; settings that cannot be read are reported, and do not prevent the explanation."""
@@ -276,4 +276,5 @@ def _effects(code: Code) -> str:
     if not code.quarantine:
         return f"{severity}; the node stays in service"
     condition = "" if code.severity == "critical" else "once critical, "
-    return f"{severity}; {condition}the node is quarantined{' and drained' if code.drain else ''}"
+    how = " by a cordon" if code.cordon else ""
+    return f"{severity}; {condition}the node is quarantined{how}{' and drained' if code.drain else ''}"

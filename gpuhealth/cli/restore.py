@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -44,23 +45,31 @@ def command(
 
     warning, status = cluster_access.run(request_restore, kubeconfig, context)
     typer.echo(f"{name}: restored.")
-    remaining = sorted({code for finding in status.get("findings") or [] if (code := _code_measured_again(finding))})
-    if remaining:
-        typer.echo(f"These findings end only when a reading is clean: {', '.join(remaining)}.")
+    measured, tested = _not_ended(status.get("findings") or [])
+    if measured:
+        typer.echo(f"These findings end only when a reading is clean: {', '.join(measured)}.")
+    if tested:
+        typer.echo(f"These findings end only when the test passes: {', '.join(tested)}.")
+        typer.echo("To test all GPUs of the node: gpuhealth burnin --save, on the node")
+    if measured or tested:
         typer.echo(f"To override them: gpuhealth override {name} healthy")
     if warning:
         typer.echo(f"gpuhealth: {warning}", err=True)
 
 
-def _code_measured_again(raw: Any) -> str:
-    """The code of a finding that only a clean reading ends; empty for another, and where it cannot be read."""
+def _not_ended(findings: list[Any]) -> tuple[list[str], list[str]]:
+    """The codes of findings that a person does not end thereby: of those that are measured again, and of failed tests.
+
+    Findings that cannot be read are left out, as those of an agent of another version.
+    """
     from gpuhealth.model.codes import Clears
     from gpuhealth.model.finding import Severity
     from gpuhealth.monitors.registry import code_of
 
-    try:
-        finding = msgspec.convert(raw, _Finding)
-        measured = code_of(finding.code).clears is Clears.CLEAN_READING
-    except (msgspec.ValidationError, KeyError):  # of an agent of another version
-        return ""
-    return finding.code if measured and finding.severity != Severity.INFO else ""
+    codes: dict[Clears, set[str]] = {Clears.CLEAN_READING: set(), Clears.TEST_PASSED: set()}
+    for raw in findings:
+        with contextlib.suppress(msgspec.ValidationError, KeyError):
+            finding = msgspec.convert(raw, _Finding)
+            if finding.severity != Severity.INFO and (clears := code_of(finding.code).clears) in codes:
+                codes[clears].add(finding.code)
+    return sorted(codes[Clears.CLEAN_READING]), sorted(codes[Clears.TEST_PASSED])

@@ -18,7 +18,7 @@ class BudgetNodes(msgspec.Struct, frozen=True, kw_only=True):
 
     size: int  # nodes that it selects
     slots: tuple[SlotView, ...]  # those of maxUnavailable that are taken
-    unavailable: frozenset[str]  # cordoned or not ready without our taint, where countUnavailable is set
+    unavailable: frozenset[str]  # cordoned or not ready by others, where countUnavailable is set
     without_slot: frozenset[str]  # out of service by our action, or about to be, and not the holder of a slot
 
     @property
@@ -43,8 +43,8 @@ async def nodes_of(budget: BudgetView, fleet: Fleet) -> BudgetNodes:
     lasting = [slot for slot in fleet.slots.items.values() if slot.lasting]
     slots = tuple(slot for slot in lasting if slot.budget == budget.key)
     unavailable = set()
-    if budget.count_unavailable:  # a node with our taint has a slot of its own
-        unavailable = {node.key for node in selected if (node.cordoned or not node.ready) and not node.tainted}
+    if budget.count_unavailable:  # a node that we took out has a slot of its own
+        unavailable = {node.key for node in selected if (node.cordoned or not node.ready) and not node.marked}
     # A node that holds a slot of any budget may go out of service, and needs one of this budget, too.
     going = {slot.holder for slot in lasting if not slot.reserved_for}
     holders = {slot.holder for slot in slots}

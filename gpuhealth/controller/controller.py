@@ -104,6 +104,7 @@ class Controller:
             recorder=recorder,
             clock=_now,
             budgets={},
+            holders={},
         )
         self.duties = [duty(context) for duty in DUTIES]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -70,6 +70,7 @@ class DrainContext(msgspec.Struct, frozen=True, kw_only=True):
     recorder: EventRecorder
     status: DrainStatus
     clock: Callable[[], datetime]
+    holders: Mapping[str, frozenset[str]]  # as in the DutyContext
 
 
 def _deadline_left(drain: Drain, now: datetime) -> datetime | None:
@@ -178,6 +179,25 @@ class NodeDrain:
         log.info("drain started", node=self._node, code=report.quarantine.code, deadline=format_time(deadline))
         message = f"{self._cause}: its pods are evicted, and those left at {format_time(deadline)} are deleted"
         await context.recorder.post(node_subject(self._node), "DrainStarted", message)
+        await self._wait_for_budgets(report.quarantine.slots)
+
+    async def _wait_for_budgets(self, slots: tuple[str, ...]) -> None:
+        """Wait until the status of each budget counts the node: whoever reads it should know that before pods go.
+
+        Only for a short time: a status that cannot be written stops no drain.
+        """
+        context, known = self._context, self._context.fleet.slots.items
+
+        def counted(slot: str) -> bool:
+            return slot in known and (
+                not known[slot].lasting or self._node in context.holders.get(known[slot].budget, ())
+            )
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(context.timing.budget_wait):
+                while not all(map(counted, slots)):  # noqa: ASYNC110 - no event for it
+                    await asyncio.sleep(context.timing.drain_pause)
+        raise_if_cancelled()
 
     async def _read_report(self) -> views.ReportView:
         """Return the node's report as it is now, not as the watch has shown it."""

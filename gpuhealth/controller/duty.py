@@ -33,6 +33,8 @@ class DutyContext(msgspec.Struct, frozen=True, kw_only=True):
     recorder: EventRecorder
     clock: Callable[[], datetime]
     budgets: dict[str, BudgetStatus]  # by name, as last counted; written by the duty budget_status
+    # By name of the budget, the nodes that hold its slots by the status last written; from the same duty.
+    holders: dict[str, frozenset[str]]
 
 
 class Duty(ABC):

@@ -13,6 +13,15 @@ from gpuhealth.kube.errors import UnreadableError
 from gpuhealth.kube.objects import parse_time, text_of
 
 MIRROR = "kubernetes.io/config.mirror"
+SYSTEM_NAMESPACE = "kube-system"
+SYSTEM_PRIORITIES = ("system-cluster-critical", "system-node-critical")
+"""Namespace and priority classes of the pods that keep the cluster working, such as DNS and this controller.
+
+A drain leaves them where they are, unless they use GPUs. They suffer from no fault of a GPU, all nodes rely on them,
+and in a small cluster there may be no other node for them. Kubernetes itself moves them from a node that is not ready,
+and `kubectl drain` from one that will be switched off.
+"""
+GPU_PREFIX = "nvidia.com/"
 GANG_LABELS = ("scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io")
 """Labels by which gang schedulers identify pods that run together or not at all."""
 
@@ -28,7 +37,7 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
     pending: bool = False  # none of its containers has started
     ready: bool = True
     terminates_by: datetime | None = None  # end of its grace period, once its deletion was requested
-    unaffected: bool = False  # of a DaemonSet, a mirror pod, or finished: a drain has nothing to do
+    unaffected: bool = False  # of a DaemonSet or the system, a mirror pod, or finished: a drain has nothing to do
     exempt: bool = False  # by its own label or annotation, or by its owner
     readable: bool = True  # if not, the other fields are those last read, if any
 
@@ -68,7 +77,7 @@ def pod_view(item: Object, exempt_owners: Container[str] = ()) -> Pod:
         pending=phase == "Pending",
         ready=any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions),
         terminates_by=parse_time(deletion) if (deletion := metadata.get("deletionTimestamp")) else None,
-        unaffected=of_daemon_set or MIRROR in annotations or phase in {"Succeeded", "Failed"},
+        unaffected=of_daemon_set or MIRROR in annotations or phase in {"Succeeded", "Failed"} or _is_of_system(item),
         exempt=of_exempt_owner or "false" in {labels.get(DRAIN), annotations.get(DRAIN)},
     )
 
@@ -77,6 +86,18 @@ def _kind(owner: Object) -> str:
     """Kind and group of an owner: `NodeSet.slinky.slurm.net`, or `ReplicationController` of the core group."""
     group, slash, _ = text_of(owner.get("apiVersion") or "").partition("/")
     return f"{text_of(owner['kind'])}.{group}" if slash else text_of(owner["kind"])
+
+
+def _is_of_system(item: Object) -> bool:
+    spec = item.get("spec", {})
+    is_system = item["metadata"]["namespace"] == SYSTEM_NAMESPACE or spec.get("priorityClassName") in SYSTEM_PRIORITIES
+    return is_system and not _uses_gpus(spec)
+
+
+def _uses_gpus(spec: Object) -> bool:
+    """Whether a pod requests GPUs, or any device by a claim."""
+    limits = [(container.get("resources") or {}).get("limits") or {} for container in spec.get("containers") or []]
+    return bool(spec.get("resourceClaims")) or any(name.startswith(GPU_PREFIX) for limit in limits for name in limit)
 
 
 def unreadable_pod(last: Pod | None, error: UnreadableError) -> Pod:

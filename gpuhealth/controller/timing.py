@@ -28,5 +28,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Without change of a budget before its status may say `counted`: watches, and agents that were about to take
     their nodes out of service, may not have seen the budget yet. An agent waits 20 s for its slots at most, and takes
     its node out at once."""
+    budget_wait: float = 5.0
+    """For which the first eviction of a drain waits at most until the budgets' statuses count the node."""
     slot_grace: float = 5.0
     """In which a node takes its slot itself, before the controller reserves one for it."""

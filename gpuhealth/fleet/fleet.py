@@ -255,7 +255,7 @@ class Fleet:
     def _is_known(self, name: str) -> bool:
         """Whether an agent, a report or a mark of ours shows that the node has GPUs."""
         node = self.nodes.items[name]
-        return name in self.reports.items or name in self._agents or bool(node.state) or node.tainted or node.preflight
+        return name in self.reports.items or name in self._agents or bool(node.state) or node.marked or node.preflight
 
     def _unwatched(self, node: views.NodeView, report: views.ReportView | None, *, silent: bool) -> str:
         """Return why no agent watches the node; empty where one does."""

@@ -37,10 +37,9 @@ from gpuhealth.model.verdict import State
 from gpuhealth.quarantine.marks import (
     annotations_of,
     condition,
-    is_out,
     is_ready,
+    may_be_out,
     override,
-    unreadable_record,
     unschedulable,
 )
 from gpuhealth.quarantine.slots.budget import slot_sets
@@ -75,6 +74,11 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     def state(self) -> str:
         """The value of the label gpuhealth.io/state; empty without it."""
         return self.labels.get(STATE_LABEL, "")
+
+    @property
+    def marked(self) -> bool:
+        """Whether it has our taint, or is cordoned and has our record."""
+        return self.tainted or self.out
 
 
 class ReportView(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +207,7 @@ def node_view(item: Object) -> NodeView:
         key=name_of(item),
         labels=labels,
         tainted=TAINT in keys,
-        out=is_out(item) or (TAINT in keys and bool(unreadable_record(item))),
+        out=may_be_out(item),
         ready=is_ready(item),
         cordoned=unschedulable(item),
         condition_reason=sys.intern((condition(item) or {}).get("reason", "")),
@@ -266,11 +270,12 @@ def report_view(item: Object) -> ReportView:
     for time in times:
         if time is not None:
             time.astimezone(UTC)  # raises OverflowError at the ends of the calendar
+    slots = quarantine.slots if quarantine.asks_for_drain else ()  # which only a drain reads
     return ReportView(
         key=name_of(item),
         owner=next((text_of(owner["uid"]) for owner in item["metadata"].get("ownerReferences") or []), ""),
         gpus=tuple((sys.intern(gpu.verdict), sys.intern(gpu.model)) for gpu in status.inventory.gpus),
-        quarantine=msgspec.structs.replace(quarantine, reason="", slots=()),  # which only people read
+        quarantine=msgspec.structs.replace(quarantine, reason="", slots=slots),  # only people read the reason
         drain=drain,
         healthy=status.verdict == State.HEALTHY,
         tested_at=tested_at.astimezone(UTC) if tested_at else None,
@@ -377,4 +382,4 @@ def wants_drain(node: NodeView, report: ReportView) -> bool:
     That takes the agent's report, the taint that keeps other pods away, and no override: an agent that no longer runs
     cannot withdraw its report. Nothing is concluded from a Node that cannot be read.
     """
-    return report.quarantine.asks_for_drain and node.readable and node.tainted and not node.overridden
+    return report.quarantine.asks_for_drain and node.readable and node.marked and not node.overridden

@@ -43,6 +43,7 @@ class Code(msgspec.Struct, frozen=True):
     advice: str
     quarantine: bool = False
     drain: bool = False
+    cordon: bool = False  # in mode taint, too: pods of the GPU stack repair it, and tolerate a cordon, not our taint
     essential: bool = False  # while it cannot be measured, the component's state is unknown
     raise_after: float = 0.0  # seconds the fault must hold before it is a finding
     clears: Clears = Clears.CLEAN_READING
@@ -132,6 +133,11 @@ class Rule(msgspec.Struct, frozen=True):
         drain = self.code.drain if self.policy.drain is None else self.policy.drain
         return drain and self.quarantines(finding)
 
+    @property
+    def cordons(self) -> bool:
+        """Whether a node that is out of service for this is cordoned and not tainted, in mode taint, too."""
+        return self.code.cordon if self.policy.cordon is None else self.policy.cordon
+
 
 _NUMBER = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 """Number of a code in a family; other spellings of the same number are not valid."""
@@ -211,6 +217,7 @@ def define(
     advice: str,
     quarantine: bool = False,
     drain: bool = False,
+    cordon: bool = False,
     essential: bool = False,
     raise_after: float = 0.0,
     clears: Clears = Clears.CLEAN_READING,
@@ -227,6 +234,7 @@ def define(
             advice,
             quarantine=quarantine,
             drain=drain,
+            cordon=cordon,
             essential=essential,
             raise_after=raise_after,
             clears=clears,

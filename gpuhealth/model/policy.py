@@ -13,6 +13,7 @@ class FindingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     severity: Severity | None = None
     quarantine: bool | None = None
     drain: bool | None = None
+    cordon: bool | None = None
     raise_after: float | None = None
     clear_after: float | None = None
     test_before_return: bool | None = None  # None: value of the setting quarantine.test_before_return

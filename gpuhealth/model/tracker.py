@@ -259,6 +259,9 @@ class FindingTracker:
             self._policies[name] = self._rules.policy(name)
         return self._policies[name]
 
+    def _cordons(self, name: str) -> bool:
+        return CODES.exists(name) and Rule(CODES.get(name), self._policy(name)).cordons
+
     def _rule(self, finding: Finding) -> Rule:
         return Rule(self._rules.code_of(finding), self._policy(finding.code))
 
@@ -448,6 +451,7 @@ class FindingTracker:
         findings = self._out()
         boots = {key: self._tracked[key].boot_id for key in findings}
         record = [cause for key, finding in findings.items() for cause in causes.causes_of(finding, boots[key])]
+        record.sort(key=lambda cause: not self._cordons(cause.code))  # these decide how the node is marked
         return Quarantine(
             tuple(findings.values()),
             drain=any(self._rule(finding).drains(finding) or causes.drains(finding) for finding in findings.values()),

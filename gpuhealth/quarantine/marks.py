@@ -1,8 +1,9 @@
 """Reads the marks on a Node: labels, annotations, taints and conditions, and what they mean for its quarantine. Pure.
 
-We remove only what we added. A taint of our key and a cordon are ours if the annotation `gpuhealth.io/quarantine`
-records them, which is written in the same request as they are; without it they belong to someone else and stay. If the
-record is there, but the taint is gone or the node uncordoned, another client has removed them. A person has thereby
+A node that we took out of service has one mark: our taint, or a cordon. We remove only what we added. A taint of our
+key and a cordon are ours if the annotation `gpuhealth.io/quarantine` records them, which is written in the same request
+as they are; without it they belong to someone else and stay. A node that someone else has cordoned gets no second
+cordon: the record then claims no mark. If a recorded mark is gone, another client has removed it. A person has thereby
 ended the quarantine: its codes go to the annotation `gpuhealth.io/dismissed` and do not quarantine again until their
 findings have cleared. What a program has removed is put back (`removed_marks`).
 """
@@ -49,6 +50,7 @@ class QuarantineRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     since: ZonedTime
     cordoned: bool = False  # by us; a node that was already cordoned stays so
     causes: tuple[Cause, ...] = ()
+    tainted: bool = True  # by us
 
 
 def check_readable(node: Object) -> Object:
@@ -143,16 +145,26 @@ def unreadable_record(node: Object) -> str:
 
 
 def is_out(node: Object) -> bool:
-    """Whether the node is out of service by our action: our taint is on it, which comes in every mode."""
-    return record(node) is not None and has_taint(node)
+    """Whether the node is out of service by our action, as its record and the taint or the cordon show."""
+    ours = record(node)
+    return ours is not None and (has_taint(node) or (not ours.tainted and unschedulable(node)))
+
+
+def may_be_out(node: Object) -> bool:
+    """Whether the node is out by our action, or may be: its record was edited and cannot be read."""
+    return is_out(node) or (bool(unreadable_record(node)) and (has_taint(node) or unschedulable(node)))
+
+
+def taint_removed(node: Object) -> bool:
+    """Whether another client removed our taint."""
+    ours = record(node)
+    return ours is not None and ours.tainted and not has_taint(node)
 
 
 def marks_removed(node: Object) -> bool:
     """Whether another client removed our taint or uncordoned a node that we had cordoned."""
     ours = record(node)
-    if ours is None:
-        return False
-    return not has_taint(node) or (ours.cordoned and not unschedulable(node))
+    return taint_removed(node) or (ours is not None and ours.cordoned and not unschedulable(node))
 
 
 def removers(node: Object) -> tuple[str, ...]:
@@ -161,7 +173,7 @@ def removers(node: Object) -> tuple[str, ...]:
     spec.taints is one atomic list, so its owners are those who wrote it as it is now. A list that is empty and a node
     that is not cordoned have no owners.
     """
-    field = "f:unschedulable" if has_taint(node) else "f:taints"
+    field = "f:taints" if taint_removed(node) else "f:unschedulable"
     return tuple(sorted({entry["manager"] for entry in _managed_fields(node) if field in entry["fieldsV1"]["f:spec"]}))
 
 

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from gpuhealth.kube.client import Object
 from gpuhealth.model.time import format_time
-from gpuhealth.quarantine.marks import has_taint, marks_removed, removers
+from gpuhealth.quarantine.marks import is_out, marks_removed, removers, taint_removed
 from gpuhealth.quarantine.slots.holder import Blocked
 from gpuhealth.runtime.settings import Quarantine
 
@@ -46,7 +46,7 @@ class RemovedMarks:
     ) -> None:
         """`warn` records an Event of type Warning, given its reason and message."""
         self.counts: Counter[Remover] = Counter(dict.fromkeys(Remover, 0))  # removals since the agent started
-        self.blocked: Blocked | None = None  # why the node is in service, without the taint
+        self.blocked: Blocked | None = None  # why the node is in service, without its mark
         self._delay, self._per_hour = limits.put_back_after, limits.put_back_per_hour
         self._node = node
         self._warn = warn
@@ -84,11 +84,11 @@ class RemovedMarks:
         if len(self._put_back) == self._per_hour and self._put_back[0] + _HOUR > time + wait:
             wait = self._put_back[0] + _HOUR - time
             often = f", after {self._per_hour} times within an hour"
-        what = "the cordon" if has_taint(node) else "the taint"
+        what = "the taint" if taint_removed(node) else "the cordon"
         when = format_time(self._now() + timedelta(seconds=wait))
         reason = f"{_named(removers(node))} removed {what}, which is put back at {when}{often}"
         self.counts[Remover.PROGRAM] += 1
-        self.blocked = None if has_taint(node) else Blocked(code, "", MARKS_REMOVED, reason)
+        self.blocked = None if is_out(node) else Blocked(code, "", MARKS_REMOVED, reason)
         self._warn("MarksRemoved", f"{reason}; to return the node to service: gpuhealth restore {self._node}")
         return time + wait
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -22,8 +22,10 @@ from gpuhealth.api.names import (
     Override,
 )
 from gpuhealth.model.causes import Cause
+from gpuhealth.model.codes import CODES, Rule
 from gpuhealth.model.verdict import State, Verdict
 from gpuhealth.monitors.nvidia.readings import Release
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, summary
 from gpuhealth.quarantine.marks import (
     Object,
@@ -31,6 +33,7 @@ from gpuhealth.quarantine.marks import (
     dismissed_codes,
     ended_by_person,
     has_taint,
+    is_out,
     labels,
     out_of_service,
     override,
@@ -57,12 +60,17 @@ class NodeMarks(msgspec.Struct, frozen=True, kw_only=True):
 
     condition: Summary
     state: NodeState | None = None  # label
-    taint: str | None = None  # value of our taint: a finding's code
-    cordon: bool = False
+    code: str | None = None  # why the node is out of service, which the value of our taint names, too
+    cordon: bool = False  # and no taint of ours
     dismissed: tuple[str, ...] = ()  # codes whose quarantine a person has ended
     preflight: str | None = None  # key of a taint that should be there until the tests have passed
     causes: tuple[Cause, ...] = ()
-    keeps_record: bool = False  # without taint and cordon: another client has removed them, and they will be put back
+    keeps_record: bool = False  # without its marks: another client has removed them, and they will be put back
+
+    @property
+    def taint(self) -> str | None:
+        """The code that the value of our taint names; None without the taint."""
+        return None if self.cordon else self.code
 
 
 class Action(NamedTuple):
@@ -118,13 +126,29 @@ def is_admitted(node: Object, desired: Desired, people: Sequence[str] = PEOPLE) 
     return ours.code != MANUAL or MANUAL in quarantine_codes(node, desired, people)[0]
 
 
+def cordoning(settings: Settings, node_labels: dict[str, str]) -> Callable[[str], bool]:
+    """Whether a finding of a code cordons a node with these labels in place of our taint."""
+
+    def cordons(code: str) -> bool:
+        return CODES.exists(code) and Rule(CODES.get(code), settings.policy(code, node_labels)).cordons
+
+    return (lambda _: True) if settings.mode == "cordon" else cordons
+
+
 def target_marks(
-    node: Object, desired: Desired, *, cordon: bool, preflight_taint: str, people: Sequence[str] = PEOPLE
+    node: Object,
+    desired: Desired,
+    *,
+    cordons: Callable[[str], bool],
+    preflight_taint: str,
+    people: Sequence[str] = PEOPLE,
 ) -> NodeMarks:
     """The marks that the Node should carry if every budget had a slot for it.
 
-    `cordon`: whether a quarantined node is cordoned, too; `preflight_taint`: the key of that taint; `people`: patterns
-    of the field managers of people.
+    `cordons`: whether a finding of this code cordons the node; `preflight_taint`: the key of that taint; `people`:
+    patterns of the field managers of people. One such finding is enough for a cordon in place of the taint: a cordon
+    keeps the same work away. Only what the record will name decides, so that an agent without memory, and an admission
+    policy, find the same.
     """
     person, ours = override(node), record(node)
     codes, dismissed = quarantine_codes(node, desired, people)
@@ -133,35 +157,36 @@ def target_marks(
         codes = ()
     elif ours is not None and is_admitted(node, desired, people) and not codes and is_unknown:
         codes = (ours.code,)  # without measurements nothing shows that the fault is gone
-    taint = codes[0] if codes else None
+    code = codes[0] if codes else None
     keeps_causes = ours is not None and not desired.quarantine and is_unknown
+    causes = ours.causes if ours is not None and keeps_causes else desired.causes
     marks = NodeMarks(
-        condition=_condition(node, desired, manual=taint == MANUAL),
-        taint=taint,
-        cordon=taint is not None and cordon,
+        condition=_condition(node, desired, manual=code == MANUAL),
+        code=code,
+        cordon=code is not None and any(map(cordons, [code, *(cause.code for cause in causes)])),
         dismissed=dismissed,
         preflight=preflight_taint if desired.preflight and person is None else None,
-        causes=ours.causes if ours is not None and keeps_causes else desired.causes,
+        causes=causes,
     )
     return _with_state(node, marks, desired, preflight_taint)
 
 
 def marks_in_service(node: Object, target: NodeMarks, desired: Desired, *, preflight_taint: str) -> NodeMarks:
     """The marks of a node that stays in service because a budget blocks its quarantine."""
-    return _with_state(node, msgspec.structs.replace(target, taint=None, cordon=False), desired, preflight_taint)
+    return _with_state(node, msgspec.structs.replace(target, code=None, cordon=False), desired, preflight_taint)
 
 
 def marks_kept_off(node: Object, target: NodeMarks, desired: Desired, *, preflight_taint: str) -> NodeMarks:
     """The marks of a node while those that a program has removed are not put back yet: its record stays."""
-    kept = target if has_taint(node) else marks_in_service(node, target, desired, preflight_taint=preflight_taint)
-    return msgspec.structs.replace(kept, taint=None, cordon=False, keeps_record=True)
+    kept = target if is_out(node) else marks_in_service(node, target, desired, preflight_taint=preflight_taint)
+    return msgspec.structs.replace(kept, code=None, cordon=False, keeps_record=True)
 
 
 def _with_state(node: Object, marks: NodeMarks, desired: Desired, preflight_taint: str) -> NodeMarks:
     event = agent_event(
         desired.verdict.verdict,
         preflight=marks.preflight is not None or has_taint(node, preflight_taint),
-        quarantined=marks.taint is not None,
+        quarantined=marks.code is not None,
         declared_healthy=override(node) is Override.HEALTHY,
     )
     return msgspec.structs.replace(marks, state=next_state(state_of(labels(node).get(STATE_LABEL)), event))
@@ -182,12 +207,12 @@ def _condition(node: Object, desired: Desired, *, manual: bool) -> Summary:
 def node_change(node: Object, marks: NodeMarks, now: datetime) -> NodeChange:
     """A merge patch under the resourceVersion: its lists and annotations are complete, and no other change is lost."""
     ours = record(node)
-    spec, actions, cordoned = _spec_change(node, marks, ours)
+    spec, actions, added = _spec_change(node, marks, ours)
     metadata: Object = {}
     new_record = ours if marks.keeps_record else None
-    if marks.taint is not None and (ours is not None or not has_taint(node)):
+    if marks.code is not None and (ours is not None or not has_taint(node)):
         since = ours.since if ours else now.replace(microsecond=0)
-        new_record = QuarantineRecord(marks.taint, since, cordoned, marks.causes)
+        new_record = QuarantineRecord(marks.code, since, added.cordon, marks.causes, added.taint)
     annotations: Object = {}
     if new_record != ours:
         annotations[QUARANTINE] = msgspec.json.encode(new_record).decode() if new_record else None
@@ -205,35 +230,44 @@ def node_change(node: Object, marks: NodeMarks, now: datetime) -> NodeChange:
     return NodeChange({"metadata": metadata, **({"spec": spec} if spec else {})}, tuple(actions))
 
 
-def _spec_change(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) -> tuple[Object, list[Action], bool]:
-    """The changed fields of the spec, what that does, and whether the node is cordoned by us then."""
+class _Added(NamedTuple):
+    """The marks on the Node that are ours."""
+
+    taint: bool
+    cordon: bool
+
+
+def _spec_change(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) -> tuple[Object, list[Action], _Added]:
+    """The changed fields of the spec, what that does, and which marks are ours then."""
     spec: Object = {}
     actions: list[Action] = []
     name = node["metadata"]["name"]
-    if (marks.taint is not None or ours is not None) and (new := _new_taints(node, marks, ours)) is not None:
-        spec["taints"] = new
-        actions.append(Action("taint" if marks.taint else "untaint", TAINT, marks.taint or ""))
+    tainted, cordoned = (ours.tainted, ours.cordoned) if ours is not None else (False, False)
+    if not marks.keeps_record:
+        if (new := _new_taints(node, marks, ours=tainted)) is not None:
+            spec["taints"] = new
+            actions.append(Action("taint" if marks.taint else "untaint", TAINT, marks.taint or ""))
+        tainted = marks.taint is not None and (tainted or not has_taint(node))
     if marks.preflight and not has_taint(node, marks.preflight):
         pending = {"key": marks.preflight, "value": PENDING, "effect": "NoSchedule"}
         spec["taints"] = [*spec.get("taints", taints(node)), pending]
         actions.append(Action("preflight", marks.preflight, PENDING))
-    cordoned = ours is not None and ours.cordoned
     if marks.cordon and not unschedulable(node):
         spec["unschedulable"] = cordoned = True
-        actions.append(Action("cordon", name, marks.taint or ""))
+        actions.append(Action("cordon", name, marks.code or ""))
     elif cordoned and not marks.cordon and not marks.keeps_record:
         cordoned = False
         if unschedulable(node):
             spec["unschedulable"] = None
             actions.append(Action("uncordon", name, ""))
-    return spec, actions, cordoned
+    return spec, actions, _Added(tainted, cordoned)
 
 
-def _new_taints(node: Object, marks: NodeMarks, ours: QuarantineRecord | None) -> list[Object] | None:
-    """The complete new list, or None if it does not change. A taint of our key added by another client stays."""
+def _new_taints(node: Object, marks: NodeMarks, *, ours: bool) -> list[Object] | None:
+    """The complete new list, or None if it does not change. A taint of our key that is not `ours` stays."""
     others = [taint for taint in taints(node) if taint["key"] != TAINT]
     present = [taint for taint in taints(node) if taint["key"] == TAINT]
-    if (present and ours is None) or marks.keeps_record:
+    if present and not ours:
         return None
     wanted = [] if marks.taint is None else [{"key": TAINT, "value": _value(marks.taint), "effect": "NoSchedule"}]
     return None if present == wanted else others + wanted

@@ -5,8 +5,8 @@ and label in one request, then condition, Events and report. If the API server i
 again later with the marks desired then; completed steps are recognised. In a steady state the watch of our own Node
 (`own_node`) is the only traffic.
 
-The taint keeps work off a bad node; the rest is informational. When many nodes fail at once, status writes for
-the first ones would delay the taints of the last: with `defer_status` they come later, the later the slower the API
+Taint or cordon keeps work off a bad node; the rest is informational. When many nodes fail at once, status writes for
+the first ones would delay the marks of the last: with `defer_status` they come later, the later the slower the API
 server is.
 """
 
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from gpuhealth.api.names import AGENT, CONDITION, MANUAL, QUARANTINE, Override
-from gpuhealth.api.report import Quarantine, QuarantineState
+from gpuhealth.api.report import Quarantine, QuarantineMark, QuarantineState
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, UnavailableError
 from gpuhealth.kube.event_recorder import EventRecorder, node_subject
@@ -37,10 +37,10 @@ from gpuhealth.quarantine.marks import (
     is_out,
     labels,
     marks_removed,
+    may_be_out,
     out_of_service,
     override,
     record,
-    unreadable_record,
 )
 from gpuhealth.quarantine.mirrors import MirrorConditions
 from gpuhealth.quarantine.other_writer import OtherWriter
@@ -54,6 +54,7 @@ from gpuhealth.quarantine.target import (
     Desired,
     NodeChange,
     NodeMarks,
+    cordoning,
     is_admitted,
     marks_in_service,
     marks_kept_off,
@@ -86,6 +87,8 @@ class PendingPatch(msgspec.Struct, frozen=True):
 
     change: NodeChange
     marks: NodeMarks
+    goes_out: bool  # the node is taken out of service, or out of it by another mark or code
+    ends: bool  # the node goes back into service
     dismisses: bool  # a person has removed our marks
     puts_back: bool  # a program has removed them
 
@@ -107,6 +110,7 @@ class NodeWriter:
         self.node = node
         self._client = client
         self._mode = settings.mode
+        self._settings = settings
         self._preflight_taint = settings.preflight.taint
         self._people = settings.quarantine.people
         self._dry_run = dry_run
@@ -230,7 +234,7 @@ class NodeWriter:
         return target_marks(
             node,
             desired,
-            cordon=self._mode == "cordon",
+            cordons=cordoning(self._settings, labels(node)),
             preflight_taint=self._preflight_taint,
             people=self._people,
         )
@@ -254,15 +258,15 @@ class NodeWriter:
 
     async def _allowed(self, node: Object, target: NodeMarks, desired: Desired) -> NodeMarks:
         """The marks that the budgets allow. Takes slots for a node that goes out, checks those of one that is out."""
-        if target.taint is None:
+        if target.code is None:
             self._check_record(node)
             self._slots.set_in_service()
             self._removed.none_missing()
         elif is_admitted(node, desired, self._people):
             await self._slots.check(labels(node))
-            if not self._removed.may_put_back(node, target.taint):
+            if not self._removed.may_put_back(node, target.code):
                 return marks_kept_off(node, target, desired, preflight_taint=self._preflight_taint)
-        elif not await self._slots.request(labels(node), target.taint):
+        elif not await self._slots.request(labels(node), target.code):
             return marks_in_service(node, target, desired, preflight_taint=self._preflight_taint)
         return target
 
@@ -279,8 +283,15 @@ class NodeWriter:
         change = node_change(node, marks, self._now())
         if change.body is not None:
             dismisses = ended_by_person(node, self._people)
-            puts_back = marks_removed(node) and marks.taint is not None and not dismisses
-            self._pending = PendingPatch(change, marks, dismisses, puts_back)
+            changed = {action.kind for action in change.actions} & {"taint", "cordon"}
+            self._pending = PendingPatch(
+                change,
+                marks,
+                goes_out=marks.code is not None and (record(node) is None or bool(changed)),
+                ends=marks.code is None and record(node) is not None and not marks.keeps_record,
+                dismisses=dismisses,
+                puts_back=marks_removed(node) and marks.code is not None and not dismisses,
+            )
             new = change.body["metadata"].get("annotations") or {}
             self._written_record = new.get(QUARANTINE) or self._written_record
             node = await self._client.patch(NODES, self.node.name, change.body)
@@ -300,14 +311,14 @@ class NodeWriter:
             self._removed.was_put_back()
         if "preflight" in kinds:
             self._queue_event("Preflight", "rebooted: to be tested before work may come", warning=False)
-        if "taint" in kinds:
+        if sent.goes_out:
             self._queue_event("Quarantined", f"taken out of service: {sent.marks.condition.message}")
         elif sent.dismisses:
             self._removed.counts[Remover.PERSON] += 1
             codes = ", ".join(sent.marks.dismissed)
             text = f"ended manually; not again for {codes} until it has cleared"
             self._queue_event("QuarantineEnded", text, warning=False)
-        elif "untaint" in kinds:
+        elif sent.ends:
             self._queue_event("QuarantineEnded", "back in service", warning=False)
 
     def _queue_event(self, reason: str, message: str, *, warning: bool = True) -> None:
@@ -319,10 +330,10 @@ class NodeWriter:
         The cached Node may be outdated, if the watch broke unnoticed and the answer to our taint was lost: so the Node
         is read again before its slot goes to another node.
         """
-        if _may_be_out(node) or not await self._slots.has_releasable():
+        if _keeps_slots(node) or not await self._slots.has_releasable():
             return node, target
         node, target = await self._mark(await self.node.read(), desired)
-        if not _may_be_out(node):
+        if not _keeps_slots(node):
             await self._slots.release()
         return node, target
 
@@ -369,6 +380,7 @@ class NodeWriter:
             awaiting = ours.code == BURNIN_REQUIRED.name
             return Quarantine(
                 state=QuarantineState.AWAITING_TEST if awaiting else QuarantineState.QUARANTINED,
+                mark=QuarantineMark.TAINT if has_taint(node) else QuarantineMark.CORDON,
                 code=ours.code,
                 since=ours.since,
                 drain=desired.drain,
@@ -400,6 +412,6 @@ def _would_do(actions: Iterable[AppliedAction]) -> tuple[str, ...]:
     return tuple(f"{action.kind} {action.target} {action.detail}".strip() for action in actions if not action.done)
 
 
-def _may_be_out(node: Object) -> bool:
-    """Whether the node is out by our action, or may be: its record exists, but was edited and cannot be read."""
-    return record(node) is not None or (bool(unreadable_record(node)) and has_taint(node))
+def _keeps_slots(node: Object) -> bool:
+    """Whether the node is out by our action, may be, or will be again once its marks are put back."""
+    return record(node) is not None or may_be_out(node)

@@ -249,6 +249,9 @@ class FindingSettings(Section):
     severity: Severity | None = None
     quarantine: bool | None = None
     drain: bool | None = None
+    cordon: bool | None = (
+        None  # in mode taint: cordon the node and set no taint, so that pods of DaemonSets still start
+    )
     raise_after: Duration | None = None
     clear_after: Duration | None = None
     test_before_return: bool | None = None  # None: value of quarantine.test_before_return

@@ -187,6 +187,7 @@ def test_the_body_of_a_part_is_what_the_server_returns() -> None:
     )
     assert body(part) == {
         "state": "quarantined",
+        "mark": "",
         "code": "",
         "since": "2026-03-01T00:00:00Z",
         "drain": False,

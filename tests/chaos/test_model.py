@@ -17,19 +17,29 @@ from hypothesis.stateful import (
 )
 from kube import ControlPlane
 from kube.proxy import FaultyProxy
-from testing.cluster_objects import Pool, finding, verdict
+from testing.cluster_objects import T0, Pool, finding, verdict
 
 from gpuhealth.api.names import MANUAL, OUT_OF_SERVICE, OVERRIDE, TAINT
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.errors import ApiError
+from gpuhealth.model.causes import Cause
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.marks import Object, dismissed_codes, has_taint, record, taints, unschedulable
+from gpuhealth.quarantine.marks import (
+    Object,
+    dismissed_codes,
+    has_taint,
+    is_out,
+    marks_removed,
+    record,
+    taints,
+    unschedulable,
+)
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Quarantine
 
-CODES = st.sampled_from(["ecc.uncorrectable", "gpu.lost", "xid.79"])
+CODES = st.sampled_from(["driver.not_loaded", "ecc.uncorrectable", "xid.79"])
 FAULTS = st.sampled_from([409, 429, 500, 401, "reset", "lost"])
 METHODS = st.sampled_from(["GET", "POST", "PATCH", "DELETE"])
 THEIRS = [
@@ -92,9 +102,9 @@ class OneNode(RuleBasedStateMachine):
         before = self.seen()
         findings = [finding(code) for code in sorted(self.faults)]
         try:
-            self.runner.run(
-                self.writer.apply(Desired(verdict=verdict(*findings), quarantine=tuple(sorted(self.faults))))
-            )
+            codes = tuple(sorted(self.faults, reverse=True))
+            causes = tuple(Cause(code, T0) for code in codes)
+            self.runner.run(self.writer.apply(Desired(verdict=verdict(*findings), quarantine=codes, causes=causes)))
         except ApiError:
             done = False
         else:
@@ -137,10 +147,11 @@ class OneNode(RuleBasedStateMachine):
         """A person removes our taint, or uncordons what we have cordoned."""
         ours = record(self.seen())
         assert ours is not None
-        self.freed.add(ours.code)
         if ours.cordoned:
+            self.freed.add(ours.code)
             self.pool.patch(self.node, {"spec": {"unschedulable": None}})
-        else:
+        elif ours.tainted:
+            self.freed.add(ours.code)
             self.pool.patch(self.node, {"spec": {"taints": self.their_taints or None}})
 
     @precondition(lambda self: self.is_out() and self.their_taints)
@@ -191,7 +202,7 @@ class OneNode(RuleBasedStateMachine):
         """Whether it is out by our hand, and no person has ended that."""
         node = self.seen()
         ours = record(node)
-        return ours is not None and has_taint(node) and (unschedulable(node) or not ours.cordoned)
+        return ours is not None and is_out(node) and not marks_removed(node)
 
     @invariant()
     def only_ours_is_ours(self) -> None:
@@ -220,8 +231,9 @@ class OneNode(RuleBasedStateMachine):
         slots = list(self.pool.slots().values())
         asked_for = self.wish and MANUAL not in dismissed_codes(node)
         assert slots == [self.node] * out or (asked_for and not slots), "a slot while it is out, and only then"
-        assert has_taint(node) is (out or by_hand)
-        assert unschedulable(node) is (self.their_cordon or (out and self.mode == "cordon"))
+        cordons = self.mode == "cordon" or "driver.not_loaded" in self.faults
+        assert has_taint(node) is ((out and not cordons) or by_hand)
+        assert unschedulable(node) is (self.their_cordon or (out and cordons))
         wanted = self.faults - set(dismissed_codes(node))
         if word == "healthy" or by_hand or not (wanted or asked_for):
             assert not out

@@ -260,10 +260,13 @@ def test_quarantine_and_restore(desk: Desk) -> None:
     assert "quarantined, tainted manual" in shown
     assert "quarantined by hand, since " in shown
     assert "quarantine: fan is loud (ann)" in shown
-    desk.agent(node, "gpu_memory.remap_failed")
+    desk.agent(node, "gpu_memory.remap_failed", "burnin.exact", "xid.79")
     said = desk.run("restore", node)
     assert said.code == 0
     assert "end only when a reading is clean: gpu_memory.remap_failed." in said.out
+    assert "end only when the test passes: burnin.exact." in said.out
+    assert f"gpuhealth override {node} healthy" in said.out
+    assert "xid.79" not in said.out, "that one has ended"
     assert desk.notes(node).keys() & {"out-of-service", "restored"} == {"restored"}
     desk.agent(node)
     assert "taints" not in desk.pool.get(node)["spec"]

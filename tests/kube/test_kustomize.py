@@ -54,13 +54,14 @@ def test_kubectl_builds_what_the_tests_read(folder: Path) -> None:
 
 
 def test_settings_are_patched(tmp_path: Path) -> None:
-    """The patch in the kustomization's comment changes mode, preflight taint and conditions, and nothing else."""
+    """The patch in the kustomization's comment changes mode, preflight taint, cordon codes, conditions, and no more."""
     patched = policies_of(built(shown_in(BASE / "admission" / "kustomization.yaml", tmp_path)))
     changed = literals(patched["gpuhealth-nodes"])
     before = policies_of(POLICIES)
     assert changed == literals(before["gpuhealth-nodes"]) | {
         "mode": "'cordon'",
         "preflightTaint": "'startup-taint.example.com/gpuhealth'",
+        "cordonCodes": "['driver.', 'nvml.', 'fabric.', 'infiniband.']",
     }
     of_status = literals(patched["gpuhealth-node-status"])
     assert of_status["conditions"] == "['GPUHealthy', 'GPUProblem']"

@@ -16,7 +16,7 @@ from testing.cluster_objects import Pool
 from testing.paths import BASE
 
 from gpuhealth import __version__
-from gpuhealth.api.names import GPU_NODE_LABELS, PREFLIGHT_TAINT, TAINT
+from gpuhealth.api.names import GPU_NODE_LABELS
 from gpuhealth.kube.kinds import BUDGETS, REPORTS
 from gpuhealth.monitors.settings import load
 
@@ -235,11 +235,3 @@ def test_kustomizations_are_plain(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: []\nnamePrefix: x-\n")
     with pytest.raises(ValueError, match="namePrefix"):
         documents(tmp_path)
-
-
-def test_the_readme_names_the_tolerations_of_repairing_pods() -> None:
-    """The tolerations for operators' DaemonSets let them onto a quarantined node and onto one before its tests."""
-    (block,) = re.findall(r"```\n(tolerations:\n.*?)```", (BASE.parent / "README.md").read_text(), re.DOTALL)
-    tolerations = yaml.safe_load(block)["tolerations"]
-    assert {each["key"] for each in tolerations} == {"nvidia.com/gpu", TAINT, PREFLIGHT_TAINT}
-    assert all((each["operator"], each["effect"]) == ("Exists", "NoSchedule") for each in tolerations)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Literal
 
 import pytest
@@ -14,23 +14,28 @@ from testing.attacks import (
     ALLOWED,
     FORBIDDEN,
     NEW_NODE,
+    NO_MARK,
+    NO_MARK_FOR_XID,
     NOT_YOURS,
+    OUR_CORDON,
     OUR_TAINT,
     RECORD,
     THEIR_CONDITION,
     THEIR_TAINT,
     Row,
     Scene,
+    noted,
 )
 from testing.cluster_objects import Pool, finding, verdict
+from testing.node_writing import BOTH, NO_DRIVER
 from testing.paths import BASE
 from testing.waiting import until
 
-from gpuhealth.api.names import OVERRIDE, STATE_LABEL, TAINT
+from gpuhealth.api.names import OVERRIDE, QUARANTINE, STATE_LABEL, TAINT
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
 from gpuhealth.kube.errors import ForbiddenError, InvalidError
 from gpuhealth.monitors.settings import Settings
-from gpuhealth.quarantine.marks import marks_removed
+from gpuhealth.quarantine.marks import marks_removed, unschedulable
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
@@ -44,7 +49,7 @@ HEALTHY = Desired(verdict=verdict())
 AT_ONCE = Quarantine(put_back_after=0.0)
 REMOVALS: dict[str, list[Document]] = {
     "taint": [{"taints": [THEIR_TAINT]}],
-    "cordon": [{"taints": [THEIR_TAINT]}, {"unschedulable": None}],
+    "cordon": [{"unschedulable": None}],
     "observe": [],
 }
 
@@ -134,10 +139,10 @@ def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["t
         write = NodeWriter(client, Settings(mode=mode, quarantine=AT_ONCE), OwnNode(client, node))
         follow = asyncio.create_task(write.node.follow())
         await until(lambda: write.node.labels)
-        for desired in (HEALTHY, SICK, SICKER, HEALTHY):
+        for desired in (HEALTHY, SICK, SICKER, HEALTHY, NO_DRIVER, BOTH, SICK, BOTH, HEALTHY):
             await write.apply(desired)
-            await _settled(write, desired, acting=acting)
-        await _settled(write, SICK, acting=acting)
+            await _settled(write, desired, mode)
+        await _settled(write, SICK, mode)
         for spec in REMOVALS[mode]:
             guarded.program_writes(node, spec)
             await until(lambda: write.node.latest is not None and marks_removed(write.node.latest))
@@ -148,7 +153,7 @@ def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["t
         await asyncio.sleep(0)
         await write.apply(SICK)
         await write.apply(HEALTHY)
-        await _settled(write, SICK, acting=acting)
+        await _settled(write, SICK, mode)
         pool.patch(node, {"metadata": {"annotations": {OVERRIDE: "healthy"}}})
         await until(lambda: write.node.override)
         await write.apply(SICK)
@@ -173,11 +178,17 @@ def test_the_agent_is_not_refused(guarded: Guarded, pool: Pool, mode: Literal["t
     assert judged == (everything if acting else {"gpuhealth-reports"})
 
 
-async def _settled(write: NodeWriter, desired: Desired, *, acting: bool) -> None:
-    """The taint as it should be, also when a slot has to run out first."""
-    wanted = {desired.quarantine[0]} if desired.quarantine and acting else set()
+async def _settled(write: NodeWriter, desired: Desired, mode: str) -> None:
+    """Taint and cordon as they should be, also when a slot has to run out first."""
+    out, cordons = bool(desired.quarantine) and mode != "observe", mode == "cordon" or desired in (NO_DRIVER, BOTH)
+    wanted = ({desired.quarantine[0]} if out and not cordons else set(), out and cordons)
+
+    def marks() -> tuple[set[str], bool]:
+        values = {taint["value"] for taint in write.node.taints if taint["key"] == TAINT}
+        return values, write.node.latest is not None and unschedulable(write.node.latest)
+
     async with asyncio.timeout(180):
-        while {taint.get("value") for taint in write.node.taints if taint["key"] == TAINT} != wanted:
+        while marks() != wanted:
             await asyncio.sleep(min(write.retry_in or 0.05, 0.2))
             await write.apply(desired)
 
@@ -291,6 +302,34 @@ def test_what_a_person_did_stays(guarded: Guarded, pool: Pool) -> None:
             guarded.mode("taint")
             back = {"spec": {"taints": None, "unschedulable": None}, "metadata": {"annotations": dict.fromkeys(RECORD)}}
             await client.request("PATCH", path, body=back, content_type=MERGE_PATCH)
+
+    asyncio.run(run())
+
+
+def test_in_mode_taint_only_some_findings_cordon(guarded: Guarded, pool: Pool) -> None:
+    """A cordon needs a record of a finding that pods of the GPU stack repair, and a record without a mark such a one
+    on a node that is cordoned already."""
+    node = pool.node()
+    path = f"/api/v1/nodes/{node}"
+    guarded.mode("taint")
+
+    def cordon(notes: Document) -> Document:
+        return {"spec": {"unschedulable": True}, "metadata": {"annotations": notes}}
+
+    async def run() -> None:
+        async with guarded.client(guarded.token(node)) as client:
+
+            async def send(body: Document, refused: str = "") -> None:
+                with pytest.raises(ForbiddenError, match=refused) if refused else nullcontext():
+                    await client.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+
+            await send(cordon({QUARANTINE: OUR_CORDON[QUARANTINE].replace("driver.not_loaded", "xid.79")}), "cordon")
+            await send(cordon(OUR_CORDON))
+            await send({"spec": {"unschedulable": None}, "metadata": {"annotations": {QUARANTINE: None}}})
+            pool.patch(node, {"spec": {"unschedulable": True}})
+            await send(noted(annotations=NO_MARK_FOR_XID), "for a finding that cordons")
+            await send(noted(annotations=NO_MARK))
+            await send({"spec": {"unschedulable": None}, "metadata": {"annotations": {QUARANTINE: None}}}, "cordoned")
 
     asyncio.run(run())
 

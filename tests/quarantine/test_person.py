@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 from kube import ControlPlane
 from testing.cluster_objects import Pool, finding, verdict
-from testing.node_writing import HEALTHY, SICK, Mode, health, ours, watching, writer
+from testing.node_writing import HEALTHY, SICK, Mode, health, ours, out_by, watching, writer
 from testing.waiting import until
 
-from gpuhealth.api.names import DISMISSED, OUT_OF_SERVICE, OVERRIDE, Override
+from gpuhealth.api.names import DISMISSED, OUT_OF_SERVICE, OVERRIDE, PEOPLE, Override
 from gpuhealth.kube.client import Client
 from gpuhealth.model.verdict import State
 from gpuhealth.monitors.settings import Settings
@@ -19,6 +19,7 @@ from gpuhealth.quarantine.marks import restored
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
+from gpuhealth.runtime.settings import Quarantine
 
 WHY = "fan is loud (ann)"
 
@@ -157,31 +158,38 @@ def test_when_it_was_restored(text: str, time: str) -> None:
 
 @pytest.mark.parametrize("mode", ["taint", "cordon"])
 def test_a_person_ends_it(plane: ControlPlane, pool: Pool, mode: Mode) -> None:
-    """A taint or cordon of ours that a person takes away is not put back for that finding, but is for another."""
+    """A taint or cordon of ours that a person takes away is not put back for that finding, but is for another.
+
+    Nothing shows who uncordoned a node: here the settings take a client without a trace for a person.
+    """
     node = pool.node()
     pool.budget(1)
     other = Desired(
         verdict=verdict(finding(), finding("ecc.uncorrectable")), quarantine=("ecc.uncorrectable", "xid.79")
     )
+    settings = Settings(mode=mode, quarantine=Quarantine(people=(*PEOPLE, "")))
 
     async def run() -> None:
         async with Client.from_kubeconfig(plane.kubeconfig) as client:
-            await writer(client, node, mode).apply(SICK)
+
+            async def apply(desired: Desired) -> set[str]:
+                return {act.kind for act in await NodeWriter(client, settings, OwnNode(client, node)).apply(desired)}
+
+            await apply(SICK)
+            assert out_by(pool, node) == mode
             pool.dismiss(node)
-            acts = await writer(client, node, mode).apply(SICK)
-            assert "dismissed" in {act.kind for act in acts}
+            assert "dismissed" in await apply(SICK)
             for _ in range(2):  # also after another restart
-                await writer(client, node, mode).apply(SICK)
-                assert ours(pool, node) == []
-                assert "unschedulable" not in pool.get(node)["spec"]
+                await apply(SICK)
+                assert out_by(pool, node) == "none"
             assert pool.slots() == {}
             assert pool.report(node)["status"]["quarantine"]["state"] == "dismissed"
-            await writer(client, node, mode).apply(other)
-            assert ours(pool, node) == ["ecc.uncorrectable"]
-            await writer(client, node, mode).apply(HEALTHY)
+            await apply(other)
+            assert (out_by(pool, node), pool.get(node)["metadata"]["annotations"][DISMISSED]) == (mode, "xid.79")
+            await apply(HEALTHY)
             assert DISMISSED not in pool.get(node)["metadata"].get("annotations", {})
-            await writer(client, node, mode).apply(SICK)
-            assert ours(pool, node) == ["xid.79"], "the finding was cleared in between: this is a new one"
+            await apply(SICK)
+            assert out_by(pool, node) == mode, "the finding was cleared in between: this is a new one"
 
     asyncio.run(run())
 

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from kube import ControlPlane
 from testing.cluster_objects import Pool
 from testing.kubectl import kubectl
-from testing.node_writing import HEALTHY, SICK, Mode, health, node_object, ours
+from testing.node_writing import HEALTHY, NO_DRIVER, SICK, Mode, health, node_object, ours, out_by
 
 from gpuhealth.api.names import AGENT, DISMISSED, PEOPLE, QUARANTINE, TAINT
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import ended_by_person, removers
 from gpuhealth.quarantine.own_node import OwnNode
+from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
 
 SKU = {"key": "sku", "value": "gpu", "effect": "NoSchedule"}
@@ -204,27 +205,32 @@ def test_not_more_often_than_allowed(plane: ControlPlane, pool: Pool, tainted: s
     asyncio.run(run())
 
 
-def test_a_removed_cordon_is_put_back(plane: ControlPlane, pool: Pool, tainted: str) -> None:
-    """An upgrade that uncordons the node in mode cordon: with our taint it is still out, and is cordoned again."""
+@pytest.mark.parametrize(("mode", "desired"), [("cordon", SICK), ("taint", NO_DRIVER)])
+def test_a_removed_cordon_is_put_back(
+    plane: ControlPlane, pool: Pool, tainted: str, mode: Mode, desired: Desired
+) -> None:
+    """An upgrade that uncordons the node: it keeps its slot, says why it is in service, and is cordoned again."""
 
     async def run() -> None:
-        async with writing(plane, tainted, SOON, "cordon") as writer:
-            await writer.apply(SICK)
+        async with writing(plane, tainted, LATER, mode) as writer:
+            await writer.apply(desired)
+            slots = pool.slots()
             write_as(pool, tainted, "gpu-operator", {"unschedulable": None})
-            await writer.apply(SICK)
-            assert ours(pool, tainted) == ["xid.79"]
-            assert pool.report(tainted)["status"]["quarantine"]["state"] == "quarantined"
-
-            async def cordoned() -> bool:
-                await writer.apply(SICK)
-                return bool(pool.get(tainted)["spec"].get("unschedulable"))
-
+            await writer.apply(desired)
+            assert (out_by(pool, tainted), pool.slots()) == ("none", slots)
+            assert "removed the cordon" in health(pool, tainted)["message"]
+            assert pool.report(tainted)["status"]["quarantine"]["state"] == "blocked"
+        async with writing(plane, tainted, SOON, mode) as writer:
             for _ in range(100):
-                if await cordoned():
+                await writer.apply(desired)
+                if out_by(pool, tainted) == "cordon":
                     break
                 await asyncio.sleep(writer.retry_in or 0.0)
+            found = pool.report(tainted)["status"]["quarantine"]
+            assert (found["state"], found["mark"]) == ("quarantined", "cordon")
+            assert pool.slots() == slots
             await writer.apply(HEALTHY)
-            assert "unschedulable" not in pool.get(tainted)["spec"], "it is ours again, and so we remove it"
+            assert out_by(pool, tainted) == "none", "it is ours again, and so we remove it"
             assert "removed the cordon" in events(pool, tainted, "MarksRemoved")[0]
 
     asyncio.run(run())
@@ -241,6 +247,26 @@ def test_a_node_that_is_registered_again(plane: ControlPlane, pool: Pool, tainte
             await writer.apply(SICK)
             assert ours(pool, tainted) == ["xid.79"]
             assert writer.marks_removed == {"person": 0, "program": 0}
+
+    asyncio.run(run())
+
+
+def test_a_node_that_is_registered_without_its_labels(plane: ControlPlane, pool: Pool, tainted: str) -> None:
+    """No budget selects it: it is unhealthy by label and condition meanwhile, and out as soon as it has the label."""
+
+    async def run() -> None:
+        async with writing(plane, tainted, LATER) as writer:
+            await writer.apply(SICK)
+            plane.request("DELETE", f"/api/v1/nodes/{tainted}")
+            plane.create_node(tainted, {})
+            await writer.apply(SICK)
+            assert out_by(pool, tainted) == "none"
+            assert pool.get(tainted)["metadata"]["labels"]["gpuhealth.io/state"] == "unhealthy"
+            assert health(pool, tainted)["status"] == "False"
+            assert "no QuarantineBudget selects" in health(pool, tainted)["message"]
+            pool.patch(tainted, {"metadata": {"labels": pool.labels}})
+            await writer.apply(SICK)
+            assert ours(pool, tainted) == ["xid.79"]
 
     asyncio.run(run())
 

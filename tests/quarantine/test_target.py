@@ -18,7 +18,7 @@ from gpuhealth.quarantine.target import Desired, NodeChange, NodeMarks, node_cha
 
 SUMMARY = Summary("True", "Healthy", "no fault found")
 HEALTHY = NodeMarks(condition=SUMMARY, state=NodeState.HEALTHY)
-SICK = NodeMarks(condition=Summary("False", "Xid79", "gone"), state=NodeState.QUARANTINED, taint="xid.79")
+SICK = NodeMarks(condition=Summary("False", "Xid79", "gone"), state=NodeState.QUARANTINED, code="xid.79")
 THEIRS = {"key": "other", "value": "x", "effect": "NoExecute"}
 
 
@@ -39,11 +39,11 @@ MARKS = st.builds(
     NodeMarks,
     condition=st.just(SUMMARY),
     state=st.sampled_from([NodeState.HEALTHY, NodeState.DEGRADED, NodeState.QUARANTINED]),
-    taint=st.sampled_from([None, "xid.79", "ecc.uncorrectable"]),
+    code=st.sampled_from([None, "xid.79", "ecc.uncorrectable"]),
     cordon=st.booleans(),
     dismissed=st.sampled_from([(), ("xid.31",)]),
-).map(lambda marks: marks if marks.taint else msgspec.structs.replace(marks, cordon=False))
-"""A cordon comes with a taint."""
+).map(lambda marks: marks if marks.code else msgspec.structs.replace(marks, cordon=False))
+"""A cordon has a reason."""
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # other work on the machine

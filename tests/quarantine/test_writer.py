@@ -38,6 +38,7 @@ def test_quarantine_and_recovery(plane: ControlPlane, pool: Pool) -> None:
             status = pool.report(node)["status"]
             assert status["quarantine"] | {"since": ""} == {
                 "state": "quarantined",
+                "mark": "taint",
                 "code": "xid.79",
                 "since": "",
                 "drain": True,

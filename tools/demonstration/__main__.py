@@ -45,7 +45,9 @@ def main() -> int:
     rows = [["FAULT", "FINDING", "MARKED AFTER", "CLEARED AFTER"]]
     rows += [[each.fault, each.code, span(each.marked), span(each.cleared)] for each in seen]
     screen.lines(screen.table(rows))
-    screen.say("Marked: from the fault to the taint. Cleared: from the repair to the end of taint and finding.")
+    screen.say(
+        "Marked: from the fault to taint or cordon. Cleared: from the repair to their end, and that of the finding."
+    )
     screen.say(f"Everything came as expected, in {time.monotonic() - began:.0f} s. Nothing of it is left behind.")
     return 0
 

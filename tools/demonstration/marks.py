@@ -22,7 +22,7 @@ from testing.simnode import SimulatedNode
 from testing.waiting import wait_for
 
 from gpuhealth.agent.state import CHECKS, FINDINGS
-from gpuhealth.api.names import PREFLIGHT_TAINT, TAINT
+from gpuhealth.api.names import PREFLIGHT_TAINT
 from gpuhealth.kube.kinds import NODES, REPORTS, Kind
 from gpuhealth.model.tracker import FindingTracker
 from gpuhealth.model.tracker_state import TrackerState
@@ -31,7 +31,7 @@ from gpuhealth.monitors.settings import load
 from gpuhealth.quarantine import marks as marking
 from gpuhealth.quarantine.condition import condition_patch, is_due
 from gpuhealth.quarantine.marks import Object
-from gpuhealth.quarantine.target import Desired, node_change, target_marks
+from gpuhealth.quarantine.target import Desired, cordoning, node_change, target_marks
 from gpuhealth.runtime.journal import Journal
 
 GPU_LABEL = {"nvidia.com/gpu.present": "true"}
@@ -140,7 +140,8 @@ class Printed:
     def node(self) -> Object:
         """The Node, after the patches for what the agent finds now."""
         now = datetime.now(UTC)
-        target = target_marks(self._node, self._desired(), cordon=False, preflight_taint=PREFLIGHT_TAINT)
+        cordons = cordoning(load(self._simulated.config), marking.labels(self._node))
+        target = target_marks(self._node, self._desired(), cordons=cordons, preflight_taint=PREFLIGHT_TAINT)
         _merge(self._node, node_change(self._node, target, now).body or {})
         if is_due(self._node, target.condition, now):
             _merge(self._node, condition_patch(self._node, target.condition, now))
@@ -166,12 +167,14 @@ class Printed:
             verdict=verdict,
             quarantine=tuple(finding.code for finding in quarantine.findings),
             drain=quarantine.drain,
+            causes=quarantine.causes,
         )
 
 
-def taint(node: Object) -> str | None:
-    """The value of our taint on the Node."""
-    return next((each["value"] for each in marking.taints(node) if each["key"] == TAINT), None)
+def out_for(node: Object) -> str | None:
+    """The code for which the Node is tainted or cordoned; None while it is in service."""
+    record = marking.record(node)
+    return record.code if record is not None and marking.is_out(node) else None
 
 
 def described(node: Object) -> list[str]:
@@ -184,6 +187,8 @@ def described(node: Object) -> list[str]:
     taints = [f"{each['key']}={each['value']}:{each['effect']}" for each in marking.taints(node)]
     lines = _listed("Labels", [label for label in labels if not label.startswith("kubernetes.io/")])
     lines += _listed("Annotations", noted) + _listed("Taints", taints)
+    if marking.unschedulable(node):
+        lines.append("Unschedulable: true")
     lines.append(f"Condition:   GPUHealthy={condition.get('status', 'Unknown')}  {condition.get('reason', '')}")
     return [*lines, f"             {condition.get('message', '')}"]
 

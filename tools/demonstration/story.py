@@ -11,7 +11,7 @@ from typing import NamedTuple
 from testing.simnode import SimulatedNode
 from testing.waiting import wait_for
 
-from demonstration.marks import Applied, Marks, described, taint
+from demonstration.marks import Applied, Marks, described, out_for
 from demonstration.screen import Screen
 from gpuhealth.kube.kinds import LEASES, REPORTS
 from gpuhealth.quarantine import marks as marking
@@ -123,7 +123,7 @@ class Story:
             began = time.monotonic()
             self._node.driver.inject("hang")
             marked = self._marked(code, began)
-            self._screen.say(f"From the hang to the taint: {span(marked)}, of which 4 s are the limit.")
+            self._screen.say(f"From the hang to the cordon: {span(marked)}, of which 4 s are the limit.")
             self._show_log(code)
             self._show_marks()
             self._show_metrics("node_healthy", "finding{", "agent_nvml_seconds", "agent_nvml_process")
@@ -139,12 +139,12 @@ class Story:
     # -- what is waited for --------------------------------------------------------------------------------------------
 
     def _marked(self, code: str, began: float) -> float:
-        """Waits for the taint and the False condition of a finding: seconds until the taint."""
-        tainted = self._marks.wait(f"the taint of {code}", lambda node: taint(node) == code)
+        """Waits for the taint or cordon and the False condition of a finding: seconds until the taint or cordon."""
+        out = self._marks.wait(f"the node out for {code}", lambda node: out_for(node) == code)
         self._marks.wait("condition GPUHealthy=False", lambda node: _condition(node) == "False")
         if isinstance(marks := self._marks, Applied):
             wait_for("the report", lambda: marks.report().get("quarantine", {}).get("code") == code)
-        return tainted - began
+        return out - began
 
     def _repair(self, text: str, repair: Callable[[], None]) -> float:
         self._screen.say(text)
@@ -166,7 +166,7 @@ class Story:
         except TimeoutError:
             found = ", ".join(sorted(self._node.findings())) or "nothing"
             raise UnexpectedError(f"the node is not healthy again; the agent still finds: {found}") from None
-        self._marks.wait("the end of the taint", lambda node: taint(node) is None)
+        self._marks.wait("the node back in service", lambda node: out_for(node) is None)
         at = self._marks.wait("condition GPUHealthy=True", lambda node: _condition(node) == "True")
         if isinstance(marks := self._marks, Applied):
             wait_for("a healthy report", lambda: marks.report().get("verdict") == "healthy")

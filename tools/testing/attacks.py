@@ -24,6 +24,14 @@ THEIR_CONDITION = {"type": "Theirs", "status": "True", "reason": "R", "message":
 CONDITION = {"type": "GPUHealthy", "status": "False", "reason": "R", "message": "m"}
 RECORD = {QUARANTINE: '{"code":"xid.79","since":"2026-03-01T12:00:00Z","cordoned":true}'}
 UNCORDONED = {QUARANTINE: '{"code":"xid.79","since":"2026-03-01T12:00:00Z","cordoned":false}'}
+NOT_LOADED = '"code":"driver.not_loaded","since":"2026-03-01T12:00:00Z"'
+OUR_CORDON = {QUARANTINE: f'{{{NOT_LOADED},"cordoned":true,"tainted":false}}'}
+NO_MARK = {QUARANTINE: f'{{{NOT_LOADED},"tainted":false}}'}
+NO_MARK_FOR_XID = {QUARANTINE: '{"code":"xid.79","since":"2026-03-01T12:00:00Z","tainted":false}'}
+WITH_XID = {
+    QUARANTINE: '{"code":"xid.79","since":"2026-03-01T12:00:00Z","cordoned":true,"tainted":false,"causes":[{'
+    f"{NOT_LOADED}}}]}}"
+}
 LONGER = {QUARANTINE: '{"code":"xid.48","since":"2026-03-01T12:00:00Z","cordoned":false,"more":{"b":[1]}}'}
 OWNER = {"apiVersion": "v1", "kind": "Node", "name": "MINE", "uid": "UID"}
 REPORT = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "GPUHealthReport", "metadata": {"name": "POOL-new"}}
@@ -121,7 +129,7 @@ class Row(NamedTuple):
 
 
 NOT_YOURS = "that its own pod runs on"
-PERSONS, OUT = "/api/v1/nodes/PERSONS", "/api/v1/nodes/OUT"
+PERSONS, OUT, CORDONED = "/api/v1/nodes/PERSONS", "/api/v1/nodes/OUT", "/api/v1/nodes/CORDONED"
 _OF_NODES = [
     ("/api/v1/nodes/OTHER", noted(labels={STATE_LABEL: "degraded"}), NOT_YOURS),
     ("/api/v1/nodes/OTHER", taints(OUR_TAINT, annotations=RECORD), NOT_YOURS),
@@ -149,6 +157,17 @@ _OF_NODES = [
     (PERSONS, noted(annotations={QUARANTINE: "{}"}), "only together with the taint"),
     (PERSONS, noted(annotations=RECORD), "only together with the taint"),
     (PERSONS, {"spec": {"taints": None}, **noted(annotations=RECORD)}, "comes and goes"),
+    (PERSONS, {"spec": {"taints": None}, **noted(annotations=NO_MARK)}, "comes and goes"),
+    (PERSONS, noted(annotations=OUR_CORDON), "only a cordon that the same request sets"),
+    (PERSONS, {"spec": {"unschedulable": None}, **noted(annotations=NO_MARK)}, "only"),
+    (NODE, noted(annotations=NO_MARK), "only together with the taint"),
+    (NODE, noted(annotations=OUR_CORDON), "only"),
+    (NODE, {"spec": {"unschedulable": True}, **noted(annotations=NO_MARK)}, "in mode cordon"),
+    (NODE, taints(OUR_TAINT, annotations=NO_MARK), "comes and goes"),
+    (CORDONED, {"spec": {"taints": None}}, "comes and goes"),
+    (CORDONED, {"spec": {"taints": None}, **noted(annotations={QUARANTINE: None})}, "comes and goes"),
+    (CORDONED, noted(annotations=UNCORDONED), "only together with the taint"),
+    (CORDONED, {"spec": {"taints": None}, **noted(annotations=UNCORDONED)}, "comes and goes"),
     (PERSONS, {"spec": {"taints": None}}, "comes and goes"),
     (PERSONS, {"spec": {"unschedulable": None}}, "only what that says we cordoned"),
     (OUT, noted(annotations=RECORD), "only a cordon that the same request sets"),
@@ -241,7 +260,7 @@ _OF_EVENTS: list[tuple[str, str, Any, str]] = [
 
 
 def _who(path: str) -> str:
-    return next((name for name in ("PERSONS", "OUT") if path.endswith(name)), "MINE")
+    return next((name for name in ("PERSONS", "OUT", "CORDONED") if path.endswith(name)), "MINE")
 
 
 FORBIDDEN = [
@@ -256,6 +275,17 @@ ALLOWED = [
     Row("", "PATCH", NODE, taints(OUR_TAINT, annotations=UNCORDONED)),
     Row("", "PATCH", NODE, taints(OUR_TAINT, annotations=LONGER)),
     Row("", "PATCH", NODE, {"spec": {**taints(OUR_TAINT)["spec"], "unschedulable": True}, **noted(annotations=RECORD)}),
+    Row("", "PATCH", NODE, {"spec": {"unschedulable": True}, **noted(annotations=OUR_CORDON)}),
+    Row("", "PATCH", PERSONS, noted(annotations=NO_MARK), who="PERSONS"),
+    Row(
+        "",
+        "PATCH",
+        CORDONED,
+        {"spec": {"unschedulable": None}, **noted(annotations={QUARANTINE: None})},
+        who="CORDONED",
+    ),
+    Row("", "PATCH", CORDONED, noted(annotations=WITH_XID), who="CORDONED"),
+    Row("", "PATCH", OUT, {"spec": {"taints": None}, **noted(annotations=NO_MARK)}, who="OUT"),
     Row("", "PATCH", OUT, noted(annotations=LONGER), who="OUT"),
     Row("", "PATCH", OUT, {"spec": {"taints": None}, **noted(annotations={QUARANTINE: None})}, who="OUT"),
     Row("", "PATCH", f"{NODE}/status", {"status": {"conditions": [CONDITION]}}),
@@ -274,11 +304,12 @@ ALLOWED = [
 
 
 class Scene:
-    """Four nodes with all objects about them: the thief's, another, one cordoned by a person, and one quarantined."""
+    """Nodes with all objects about them: the thief's, another, one tainted and cordoned by a person, one quarantined by
+    a taint, and one by a cordon, which a person has tainted."""
 
     def __init__(self, plane: ControlPlane, pool: Pool) -> None:
         self.plane, self.name = plane, pool.name
-        self.mine, self.other, self.persons, self.out = pool.nodes(4)
+        self.mine, self.other, self.persons, self.out, self.cordoned = pool.nodes(5)
         for node in (self.mine, self.other):
             marks = {"labels": {"a": "b", STATE_LABEL: "healthy"}, "annotations": {"c": "d"}, "finalizers": ["f/g"]}
             pool.patch(node, {"metadata": marks, "spec": {"taints": [THEIR_TAINT, NEW_NODE]}})
@@ -293,7 +324,7 @@ class Scene:
             plane.apply([{"apiVersion": "v1", "kind": "Node", **discovered}])
             drain = {"status": {"drain": {"phase": "draining", "deadline": "2026-03-08T12:00:00Z"}}}
             plane.request("PATCH", f"{REPORTS}/{node}/status", drain, content_type=MERGE_PATCH)
-        for node, notes in ((self.persons, {}), (self.out, UNCORDONED)):
+        for node, notes in ((self.persons, {}), (self.out, UNCORDONED), (self.cordoned, OUR_CORDON)):
             pool.patch(node, {"spec": {"taints": [OUR_TAINT], "unschedulable": True}, **noted(annotations=notes)})
         self.uid = pool.get(self.mine)["metadata"]["uid"]
         unmarked = lease(self.name, f"{self.name}.5", self.other, seconds=1, age=60)
@@ -311,14 +342,20 @@ class Scene:
     def filled(self, value: Any) -> Any:
         """A row with the names of this scene in the place of MINE, OTHER, PERSONS, OUT, POOL and UID."""
         text = json.dumps(value)
-        names = {"MINE": self.mine, "OTHER": self.other, "PERSONS": self.persons, "/OUT": f"/{self.out}"}
+        names = {
+            "MINE": self.mine,
+            "OTHER": self.other,
+            "PERSONS": self.persons,
+            "/OUT": f"/{self.out}",
+            "CORDONED": self.cordoned,
+        }
         for word, name in {**names, "POOL": self.name, "UID": self.uid}.items():
             text = text.replace(word, name)
         return json.loads(with_times(text))
 
     def node(self, who: str) -> str:
         """The name of the node whose agent sends a row."""
-        return {"MINE": self.mine, "PERSONS": self.persons, "OUT": self.out}[who]
+        return {"MINE": self.mine, "PERSONS": self.persons, "OUT": self.out, "CORDONED": self.cordoned}[who]
 
     async def send(self, client: Client, row: Row, *, dry_run: bool = False) -> None:
         """Sends a row's request; strategic merge patches to a status, merge patches elsewhere."""

@@ -98,16 +98,23 @@ class Cluster:
                 self.agent(name)
         return name
 
-    def quarantine(self, node: str, *, drain: bool = True, since: str = SINCE) -> None:
-        """Quarantines a node as its agent does: taint and label, then the report."""
+    def quarantine(
+        self, node: str, *, drain: bool = True, since: str = SINCE, cordon: bool = False, slots: tuple[str, ...] = ()
+    ) -> None:
+        """Quarantines a node as its agent does: taint or cordon with the record, and label, then the report."""
         taint = {"key": "gpuhealth.io/unhealthy", "value": "xid.79", "effect": "NoSchedule"}
-        body = {"metadata": {"labels": {"gpuhealth.io/state": "quarantined"}}, "spec": {"taints": [taint]}}
-        self.patch(f"/api/v1/nodes/{node}", body)
-        self.say(node, {"quarantine": {"state": "quarantined", "code": "xid.79", "since": since, "drain": drain}})
+        marks = {"cordoned": True, "tainted": False} if cordon else {}
+        record = json.dumps({"code": "xid.79", "since": since, **marks})
+        metadata = {"labels": {"gpuhealth.io/state": "quarantined"}, "annotations": {"gpuhealth.io/quarantine": record}}
+        spec: Document = {"unschedulable": True} if cordon else {"taints": [taint]}
+        self.patch(f"/api/v1/nodes/{node}", {"metadata": metadata, "spec": spec})
+        found = {"state": "quarantined", "code": "xid.79", "since": since, "drain": drain, "slots": slots}
+        self.say(node, {"quarantine": found})
 
     def recover(self, node: str) -> None:
         """Ends the quarantine of a node as its agent does."""
-        body = {"metadata": {"labels": {"gpuhealth.io/state": "healthy"}}, "spec": {"taints": None}}
+        metadata = {"labels": {"gpuhealth.io/state": "healthy"}, "annotations": {"gpuhealth.io/quarantine": None}}
+        body = {"metadata": metadata, "spec": {"taints": None, "unschedulable": None}}
         self.patch(f"/api/v1/nodes/{node}", body)
         self.say(node, {"quarantine": {"state": "none", "drain": False}})
 
@@ -163,8 +170,10 @@ class Cluster:
 
     # --- pods ---------------------------------------------------------------------------------------------------------
 
-    def pod(self, node: str, namespace: str = "", phase: str = "Running", **metadata: Any) -> str:
-        """Creates a pod that runs on a node and is ready; returns its path."""
+    def pod(
+        self, node: str, namespace: str = "", phase: str = "Running", *, spec: Document | None = None, **metadata: Any
+    ) -> str:
+        """Creates a pod that runs on a node and is ready, with more in its `spec`; returns its path."""
         namespace = namespace or self.namespace
         name = f"work-{next(_names)}"
         body = {
@@ -174,6 +183,7 @@ class Cluster:
                 "containers": [{"name": "c", "image": "i"}],
                 "tolerations": [{"operator": "Exists"}],
                 "automountServiceAccountToken": False,
+                **(spec or {}),
             },
         }
         path = self._create_when_possible(f"/api/v1/namespaces/{namespace}/pods", body)

@@ -9,15 +9,27 @@ from typing import Any, Literal
 
 from gpuhealth.api.names import QUARANTINE
 from gpuhealth.kube.client import Client, Object
+from gpuhealth.model.causes import Cause
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.target import Desired
 from gpuhealth.quarantine.writer import NodeWriter
-from testing.cluster_objects import Pool, condition, finding, taints, verdict
+from testing.cluster_objects import T0, Pool, condition, finding, taints, verdict
 from testing.waiting import until
 
 HEALTHY = Desired(verdict=verdict())
 SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",), drain=True)
+NO_DRIVER = Desired(
+    verdict=verdict(finding("driver.not_loaded")),
+    quarantine=("driver.not_loaded",),
+    causes=(Cause("driver.not_loaded", T0),),
+)
+BOTH = Desired(
+    verdict=verdict(finding(), finding("driver.not_loaded")),
+    quarantine=("xid.79", "driver.not_loaded"),
+    causes=(Cause("xid.79", T0), *NO_DRIVER.causes),
+)
+"""A finding that taints the node, and one that cordons it."""
 Mode = Literal["observe", "taint", "cordon"]
 
 
@@ -48,6 +60,13 @@ def writes(client: Client) -> int:
 def ours(pool: Pool, node: str) -> list[str]:
     """The values of our taint on a node."""
     return taints(pool.get(node))
+
+
+def out_by(pool: Pool, node: str) -> str:
+    """By which marks a node is out: taint, cordon, both or none."""
+    found = pool.get(node)
+    marks = [*["taint"] * bool(taints(found)), *["cordon"] * bool(found["spec"].get("unschedulable"))]
+    return " and ".join(marks) or "none"
 
 
 def health(pool: Pool, node: str) -> dict[str, str]:

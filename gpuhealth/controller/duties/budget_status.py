@@ -43,6 +43,7 @@ class BudgetStatusWriter(Duty):
     def __init__(self, context: DutyContext) -> None:
         super().__init__(context)
         self.status = context.budgets
+        self._holders = context.holders
         self._slots = SlotStore(context.client, context.fleet.namespace)
         self._unchanged: dict[str, tuple[tuple[str, int], float]] = {}  # by budget: uid and generation, and since when
 
@@ -68,7 +69,7 @@ class BudgetStatusWriter(Duty):
             if slot.fault:
                 lease = {"metadata": {"name": slot.key, "resourceVersion": slot.version}}
                 self._slots.note_unreadable(lease, slot.fault)
-        for known in (self.status, self._unchanged):
+        for known in (self.status, self._holders, self._unchanged):
             for gone in known.keys() - budgets.keys():
                 del known[gone]
         return min((seconds for seconds in due if seconds is not None), default=None)
@@ -84,6 +85,7 @@ class BudgetStatusWriter(Duty):
                 await self._client.patch(BUDGETS, budget.key, {"status": patch}, subresource="status")
             except NotFoundError:
                 log.debug("budget deleted", budget=budget.key)
+        self._holders[budget.key] = frozenset(slot.node for slot in nodes.slots)
         return settles_in if settles_in > 0 else None
 
     def _status(self, budget: BudgetView, nodes: BudgetNodes, *, counted: bool) -> BudgetStatus:

@@ -49,6 +49,7 @@ class DrainController(Duty):
             recorder=context.recorder,
             status=self.status,
             clock=context.clock,
+            holders=context.holders,
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by node
         self._since: dict[str, datetime | None] = {}  # by node: start of the quarantine that its task is for

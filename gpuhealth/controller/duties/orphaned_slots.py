@@ -23,7 +23,7 @@ from gpuhealth.kube.errors import ApiError, NotFoundError
 from gpuhealth.kube.event_recorder import node_subject
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.objects import read
-from gpuhealth.quarantine.marks import has_taint, override, record
+from gpuhealth.quarantine.marks import has_taint, may_be_out, override, record
 from gpuhealth.quarantine.slots.lease import SlotStore
 from gpuhealth.runtime.supervisor import raise_if_cancelled
 
@@ -93,7 +93,7 @@ class OrphanedSlotCollector(Duty):
     def _orphaned_in(self, slot: SlotView) -> float | None:
         """Seconds until the slot counts as orphaned; None while there is evidence that it is in use."""
         node, silent_since = self._fleet.nodes.items[slot.holder], self._fleet.silent_nodes.get(slot.holder)
-        if self._timeout is None or silent_since is None or node.tainted or node.overridden or not node.readable:
+        if self._timeout is None or silent_since is None or node.marked or node.overridden or not node.readable:
             return None
         return max(silent_since, self._seen[slot.key][1]) + self._timeout - time.monotonic()
 
@@ -118,4 +118,4 @@ class OrphanedSlotCollector(Duty):
 
 
 def _has_no_mark(node: Object) -> bool:
-    return record(node) is None and not has_taint(node) and override(node) is None
+    return record(node) is None and not has_taint(node) and not may_be_out(node) and override(node) is None

@@ -144,9 +144,11 @@ class SlotManager:
 
     async def request(self, labels: dict[str, str], code: str) -> bool:
         """Whether the node may go out for a finding; then it holds its slots."""
-        loop = asyncio.get_running_loop()
-        if self.blocked is not None and self.blocked.code == code and loop.time() < self._retry_at:
+        loop, relevant = asyncio.get_running_loop(), _relevant(labels)
+        is_same = self.blocked is not None and self.blocked.code == code and relevant == self._checked_labels
+        if is_same and loop.time() < self._retry_at:
             return False
+        self._checked_labels = relevant
         result: AcquireResult = Blocked(code, "", ERROR, "")
         async with self._requesting.attempt():
             result = await self._holder.acquire(labels, code)
@@ -159,7 +161,6 @@ class SlotManager:
             return False
         self.blocked, self._phase, self._tries = None, Phase.OUT, 0
         self._check_at = _after(LATE_SECONDS)
-        self._checked_labels = _relevant(labels)
         if result.taken:
             self._record("slot_taken", code, " ".join(result.taken))
         return True

@@ -9,12 +9,12 @@ from gpuhealth.api.names import STATE_LABEL
 from gpuhealth.kube.client import Client, Object
 from gpuhealth.kube.kinds import NODES
 from gpuhealth.kube.selectors import query_text
-from gpuhealth.quarantine.marks import has_taint, is_out, unreadable_record
+from gpuhealth.quarantine.marks import may_be_out
 from gpuhealth.quarantine.slots.lease import Slot
 from gpuhealth.quarantine.state import IN_SERVICE
 
 _MAY_BE_OUT = f"{STATE_LABEL} notin ({','.join(IN_SERVICE)})"
-"""Selects the nodes that may be out, few of a fleet: the label is written in the same request as the taint."""
+"""Selects the nodes that may be out, few of a fleet: the label is written in the same request as taint and cordon."""
 
 
 async def size(client: Client, budget: Object) -> int:
@@ -30,7 +30,7 @@ async def out(client: Client, budget: Object) -> set[str]:
         node["metadata"]["name"]
         async for page in client.pages(NODES, labels=selector)
         for node in page.items
-        if is_out(node) or (unreadable_record(node) and has_taint(node))
+        if may_be_out(node)
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 from collections.abc import AsyncIterator
@@ -140,10 +141,11 @@ class Target:
         release_requests(node)
         marks.removers(node)
         require(len(marks.out_of_service(node)) <= 1024, "a reason is not bounded")
-        for state, codes in ((State.HEALTHY, ()), (State.UNHEALTHY, ("xid.79",)), (State.UNKNOWN, ())):
+        cases = ((State.HEALTHY, ()), (State.UNHEALTHY, ("xid.79",)), (State.UNKNOWN, ()))
+        for (state, codes), cordons in itertools.product(cases, (_always, _never)):
             verdict = Verdict(node="a", time=_NOW, verdict=state, coverage=Coverage((), ()))
             desired = Desired(verdict=verdict, quarantine=codes)
-            wanted = target_marks(node, desired, cordon=True, preflight_taint=PREFLIGHT_TAINT)
+            wanted = target_marks(node, desired, cordons=cordons, preflight_taint=PREFLIGHT_TAINT)
             change = node_change(node, wanted, _NOW)
             if change.body is not None:
                 encoded(change.body, 1 << 18)
@@ -292,3 +294,11 @@ async def _listed(items: list[Any]) -> AsyncIterator[Any]:
 
 def _identified_slot(item: Any) -> Any:
     return read_slot(object_of(LEASES, item))
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+def _never(_: str) -> bool:
+    return False

@@ -20,6 +20,7 @@ UNRESPONSIVE = define(
     advice="Do not kill processes that hang in the driver, which can make it worse. Drain the node and reboot it; look"
     " for XID 119, 120 and 45 in the kernel log.",
     quarantine=True,
+    cordon=True,
     drain=True,
     essential=True,
     clear_after=60.0,
@@ -31,6 +32,7 @@ NOT_LOADED = define(
     meaning="The node has NVIDIA GPUs but no working driver: its kernel module is not loaded or its library absent.",
     advice="Check lsmod, dmesg and the driver's installation (DKMS build, Secure Boot, nouveau); load or install it.",
     quarantine=True,
+    cordon=True,
     raise_after=600.0,  # after a boot, or during an upgrade, the module is loaded within minutes
 )
 MISMATCH = define(
@@ -41,6 +43,7 @@ MISMATCH = define(
     " module: nothing new can start on the GPUs.",
     advice="Drain the node and reboot it, or unload and reload the kernel modules; hold back unattended upgrades.",
     quarantine=True,
+    cordon=True,
     raise_after=600.0,  # in the middle of an upgrade one of them is the new one already
 )
 NVML_ERROR = define(
@@ -52,6 +55,7 @@ NVML_ERROR = define(
     advice="Look for XIDs and NVRM lines in the kernel log at that time. If it repeats, reset the GPU or reboot the"
     " node, and update the driver.",
     quarantine=True,  # only once it is critical
+    cordon=True,
     clear_after=120.0,
 )
 

@@ -17,6 +17,7 @@ INCOMPLETE = define(
     advice="Check that the fabric manager runs in the driver's version and read its log; restart it, then reset the"
     " GPUs or reboot the node.",
     quarantine=True,
+    cordon=True,
     raise_after=60.0,  # joining takes up to a minute after a boot or a reset
 )
 UNHEALTHY = define(
@@ -26,6 +27,7 @@ UNHEALTHY = define(
     meaning="The GPU has joined its NVLink fabric, but reports degraded or no operation in it.",
     advice="Read the fabric manager's log for links and switches; drain and reset the GPU or reboot the node.",
     quarantine=True,
+    cordon=True,
     drain=True,
 )
 MANAGER_DOWN = define(
@@ -36,6 +38,7 @@ MANAGER_DOWN = define(
     " it reaches those of HGX B200 and later: CUDA programs cannot start after the next reset.",
     advice="Start nvidia-fabricmanager.service, which also starts nvlsm; its version must be exactly the driver's.",
     quarantine=True,
+    cordon=True,
     raise_after=30.0,  # a restart of the service is not a fault
 )
 

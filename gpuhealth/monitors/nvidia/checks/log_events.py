@@ -13,6 +13,7 @@ INIT_FAILED = define(
     advice="If the line names versions, firmware files or unsupported GPUs, install a driver that fits. Else reboot the"
     " node; if it comes back, look at power and seating of the GPU, then replace it.",
     quarantine=True,
+    cordon=True,
     clears=Clears.QUIET_PERIOD,  # the driver retries and logs it whenever the GPU is opened, also by us
     clear_after=600.0,
 )
@@ -23,6 +24,7 @@ NEEDS_REBOOT = define(
     meaning="Unified memory had an error after which the driver works only after a reboot of the node.",
     advice="Drain the node and reboot it.",
     quarantine=True,
+    cordon=True,
     drain=True,
     clears=Clears.REBOOT,
 )
@@ -36,6 +38,7 @@ CLIENT_MISMATCH = define(
     " must have exactly the driver's version.",
     clears=Clears.QUIET_PERIOD,
     clear_after=600.0,
+    cordon=True,
 )
 ERRORS = define(
     "driver.errors",
@@ -45,6 +48,7 @@ ERRORS = define(
     advice="Look for XIDs at the same time; without any, collect nvidia-bug-report.sh.",
     clears=Clears.QUIET_PERIOD,
     clear_after=600.0,
+    cordon=True,
 )
 
 PORT_ERROR = define(
