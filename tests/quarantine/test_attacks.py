@@ -11,11 +11,13 @@ import attack_table
 import pytest
 from kube import ControlPlane, Document, MissingBinariesError, documents, find_binaries
 from kube.control_plane import RequestError
+from kube.manifests import ordered
 from testing.admission import ALL, POLICIES, Admission, needed_rules, with_variable
 from testing.attacks import ROWS
 from testing.attacks.row import RBAC, SERVER, Row
 from testing.attacks.scene import Scene, Tokens
 from testing.cluster_objects import Pool
+from testing.kubectl import FOLLOW, built, shown_in
 from testing.paths import BASE
 from testing.waiting import until
 
@@ -129,3 +131,39 @@ def test_the_table_is_fresh() -> None:
     """The document shows the rows that are tested."""
     fresh = attack_table.FILE.read_text(encoding="utf-8") == attack_table.text()
     assert fresh, f"{attack_table.FILE} is stale: run `{attack_table.COMMAND}`"
+
+
+# --- in another namespace ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """The base and the policies as kubectl builds them for the namespace gpu-ops, with the component follow/."""
+    objects = built(shown_in(FOLLOW, tmp_path_factory.mktemp("kustomizations")))
+    policies = [d for d in objects if d["kind"].startswith("ValidatingAdmissionPolicy")]
+    base = [d for d in objects if d not in policies]
+    yield from started(ordered(base), with_variable(policies, "mode", "'cordon'"), "gpu-ops")
+
+
+@pytest.fixture(scope="module")
+def scene_elsewhere(elsewhere: Guarded) -> Iterator[Scene]:
+    """One for all rows there."""
+    made = elsewhere.scene()
+    yield made
+    made.remove()
+
+
+def test_protection_follows_the_namespace(elsewhere: Guarded, scene_elsewhere: Scene) -> None:
+    """Each row of one request ends in another namespace as it does in the usual one, also the Events in default."""
+    for row in ROWS:
+        if len(row.requests) > 1:
+            continue
+        try:
+            if row.refused_by:
+                refused(scene_elsewhere, row)
+            else:
+                scene_elsewhere.send(row, dry_run=True)
+        except BaseException as error:
+            error.add_note(str(row))
+            raise
+    assert {"events", "leases", "nodes", "pods"} <= {r["resource"]["resource"] for r in elsewhere.admission.reviewed}

@@ -17,6 +17,7 @@ from testing.paths import BASE
 
 Change = Callable[[Document], Any]
 (_TEMPLATE,) = [d["template"] for d in documents(BASE) if d["kind"] == "PodTemplate"]
+BURNIN_IMAGE = _TEMPLATE["spec"]["containers"][0]["image"]
 
 
 def honest(reason: str = BurninReason.PERIODIC, level: str = "standard") -> Document:

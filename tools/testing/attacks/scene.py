@@ -10,6 +10,7 @@ from typing import Any
 from kube import ControlPlane, Document
 
 from gpuhealth.api.names import STATE_LABEL
+from testing.attacks.burnins import BURNIN_IMAGE
 from testing.attacks.objects import (
     LEASES,
     NEW_NODE,
@@ -73,6 +74,8 @@ class Scene:
     def __init__(self, plane: ControlPlane, pool: Pool, tokens: Tokens, namespace: str = "gpuhealth") -> None:
         self.plane, self.name, self.tokens, self.namespace = plane, pool.name, tokens, namespace
         self._pool = pool
+        template = plane.request("GET", f"/api/v1/namespaces/{namespace}/podtemplates/gpuhealth-burnin")["template"]
+        self._image = template["spec"]["containers"][0]["image"]
         self.mine, self.other, self.persons, self.out = pool.nodes(4)
         for node in (self.mine, self.other):
             self._populate(node)
@@ -115,14 +118,15 @@ class Scene:
         self._pool.remove()
 
     def filled(self, value: Any) -> Any:
-        """A row with the names of this scene in the place of MINE, OTHER, PERSONS, OUT, POOL and UID."""
+        """A row with the names of this scene in the place of MINE, OTHER, PERSONS, OUT, POOL and UID, and with the
+        namespace and the burn-in image of this installation."""
         text = json.dumps(value)
         names = {"MINE": self.mine, "OTHER": self.other, "PERSONS": self.persons, "/OUT": f"/{self.out}"}
         for word, name in {**names, "POOL": self.name, "UID": self.uid}.items():
             text = text.replace(word, name)
-        for before, after in (("namespaces/gpuhealth/", f"namespaces/{self.namespace}/"),
-                              ('"namespace": "gpuhealth"', f'"namespace": "{self.namespace}"')):
-            text = text.replace(before, after)
+        text = text.replace("namespaces/gpuhealth/", f"namespaces/{self.namespace}/")
+        text = text.replace('"namespace": "gpuhealth"', f'"namespace": "{self.namespace}"')
+        text = text.replace(f'"image": "{BURNIN_IMAGE}"', f'"image": "{self._image}"')
         return json.loads(with_times(text))
 
     def token(self, row: Row) -> str:
