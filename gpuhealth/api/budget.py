@@ -54,9 +54,7 @@ Window = Annotated[
 
 _NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _PREFIX = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
-LabelKey = Annotated[
-    str, msgspec.Meta(extra_json_schema={"maxLength": 317, "pattern": f"^({_PREFIX}/)?{_NAME}$"})
-]
+LabelKey = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": 317, "pattern": f"^({_PREFIX}/)?{_NAME}$"})]
 LabelValue = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^({_NAME})?$"})]
 
 

@@ -41,7 +41,9 @@ def buildable(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, list[Docum
         kind = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))["kind"]
         if kind == "Component":
             inside = Path("../daemonset") / folder.relative_to(BASE)
-            resources = ["../daemonset"] + [f"../daemonset/{more}" for more in filter(None, [MORE_THAN_THE_BASE.get(folder)])]
+            resources = ["../daemonset"] + [
+                f"../daemonset/{more}" for more in filter(None, [MORE_THAN_THE_BASE.get(folder)])
+            ]
             made = root / f"component-{number}"
             made.mkdir()
             text = yaml.safe_dump({"resources": resources, "components": [str(inside)]})

@@ -23,23 +23,26 @@ BUDGET = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "QuarantineBudget", "me
 ALL = documents(BASE)
 _IMAGE_TAG = re.compile(r"\bgpuhealth(?:-\w+)?(?::|, newTag: )(\d[\w.+-]*)")
 BAD_SELECTORS = [
-    *({"matchExpressions": [term]} for term in (
-        {"key": "a", "operator": "Gt"},
-        {"key": "a", "operator": "In"},
-        {"key": "a", "operator": "NotIn", "values": []},
-        {"key": "a", "operator": "Exists", "values": ["b"]},
-        {"key": "a", "operator": "DoesNotExist", "values": ["b"]},
-        {"key": "", "operator": "Exists"},
-        {"key": "a b", "operator": "Exists"},
-        {"key": "-a", "operator": "Exists"},
-        {"key": "A.b/c", "operator": "Exists"},
-        {"key": "a/b/c", "operator": "Exists"},
-        {"key": "k" * 64, "operator": "Exists"},
-        {"key": "a", "operator": "In", "values": ["b c"]},
-        {"key": "a", "operator": "In", "values": ["v" * 64]},
-        {"operator": "Exists"},
-        {"key": "a"},
-    )),
+    *(
+        {"matchExpressions": [term]}
+        for term in (
+            {"key": "a", "operator": "Gt"},
+            {"key": "a", "operator": "In"},
+            {"key": "a", "operator": "NotIn", "values": []},
+            {"key": "a", "operator": "Exists", "values": ["b"]},
+            {"key": "a", "operator": "DoesNotExist", "values": ["b"]},
+            {"key": "", "operator": "Exists"},
+            {"key": "a b", "operator": "Exists"},
+            {"key": "-a", "operator": "Exists"},
+            {"key": "A.b/c", "operator": "Exists"},
+            {"key": "a/b/c", "operator": "Exists"},
+            {"key": "k" * 64, "operator": "Exists"},
+            {"key": "a", "operator": "In", "values": ["b c"]},
+            {"key": "a", "operator": "In", "values": ["v" * 64]},
+            {"operator": "Exists"},
+            {"key": "a"},
+        )
+    ),
     {"matchLabels": {"a": "b c"}},
     {"matchLabels": {"a": 5}},
     {"matchLabels": "a=b"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from kube import ControlPlane, Document
 from kube.control_plane import RequestError
@@ -85,20 +84,31 @@ class Nonsense:
         """Everything: Nodes, reports, pods, and budgets and Leases of a budget that all nodes need."""
         for what, item in odd(SAMPLES[NODES], "spec", "status"):
             self._node(what, {key: item[key] for key in ("spec", "status") if key in item})
-        for what, annotations in odd_annotations():
-            self._node(what, {}, annotations)
+        for what, notes in odd_annotations():
+            self._node(what, {}, notes)
         for what, item in odd(SAMPLES[REPORTS], "status"):
             if self._take(REPORTS, name := self._name("report", REPORTS), {}, {"status": item["status"]}):
                 self._plane.create_node(name, {"gpuhealth.io/state": "quarantined"})
                 self.nodes[name] = what
         for _, item in odd(SAMPLES[BUDGETS], "spec", "status"):
             body = {"spec": item["spec"], "metadata": {"labels": {}}}
-            if isinstance(item["spec"], dict) and item["spec"].get("nodeSelector") in ({}, {"x": {"y": [1]}}, None, [], False):
+            if isinstance(item["spec"], dict) and item["spec"].get("nodeSelector") in (
+                {},
+                {"x": {"y": [1]}},
+                None,
+                [],
+                False,
+            ):
                 continue  # which would select all nodes
             self._take(BUDGETS, self._name("budget", BUDGETS), body, {"status": item.get("status")})
         for number, (_, item) in enumerate(odd({"spec": LEASE}, "spec")):
             labels = {"gpuhealth.io/budget": budget, "gpuhealth.io/slot-set": "unavailable", "gpuhealth.io/node": "x"}
-            text = json.dumps(item["spec"]).replace(":00Z", ":00.000000Z").replace(":59-", ":59.000000-").replace(":00+", ":00.000000+")
+            text = (
+                json.dumps(item["spec"])
+                .replace(":00Z", ":00.000000Z")
+                .replace(":59-", ":59.000000-")
+                .replace(":00+", ":00.000000+")
+            )
             self._take(LEASES, f"{budget}.{number}", {"spec": json.loads(text), "metadata": {"labels": labels}})
         self._plane.create_node("odd-pods", {"gpuhealth.io/state": "quarantined"})
         for _, item in odd(SAMPLES[PODS] | {"spec": {"nodeName": "odd-pods"}}, "status"):

@@ -109,7 +109,11 @@ def _mounted_root(body: Document) -> None:
 
 
 _SHELL = {"name": "shell", "image": "busybox", "securityContext": {"privileged": True}}
-FIELDS, VOLUMES, TOKEN = "no host namespaces, nodeName", "no volumes but the results folder", "service account default, and no"
+FIELDS, VOLUMES, TOKEN = (
+    "no host namespaces, nodeName",
+    "no volumes but the results folder",
+    "service account default, and no",
+)
 RUNS, CONFINED, WHAT = "priority and the runtime class", "is not privileged", "image and the command"
 ARGUMENTS, VARIABLES, DEVICES = "the arguments of", "no other environment", "no other device"
 WHERE, MARKS, OWNED = "for one node", "no other labels and annotations", "finalizers nor owners"
@@ -141,7 +145,10 @@ _CRIMES: dict[str, tuple[Change, str]] = {
     "a burn-in that writes to its image": (_security(readOnlyRootFilesystem=False), CONFINED),
     "a burn-in with a capability": (_security(capabilities={"add": ["SYS_ADMIN"], "drop": ["ALL"]}), CONFINED),
     "a burn-in with the usual capabilities": (_security(capabilities={}), CONFINED),
-    "a burn-in without a security context": (lambda body: body["spec"]["containers"][0].pop("securityContext"), CONFINED),
+    "a burn-in without a security context": (
+        lambda body: body["spec"]["containers"][0].pop("securityContext"),
+        CONFINED,
+    ),
     "a burn-in of another runtime class": (_spec(runtimeClassName="other"), RUNS),
     "a burn-in with a priority above others": (_spec(priorityClassName="system-node-critical"), RUNS),
     "a burn-in without a deadline": (_without("spec", "activeDeadlineSeconds"), RUNS),
@@ -156,12 +163,21 @@ _CRIMES: dict[str, tuple[Change, str]] = {
     "a burn-in with a probe": (_container(livenessProbe={"exec": {"command": ["id"]}}), WHAT),
     "a burn-in with a port of the host": (_container(ports=[{"containerPort": 22, "hostPort": 22}]), WHAT),
     "a burn-in with all variables of a Secret": (_container(envFrom=[{"secretRef": {"name": "s"}}]), WHAT),
-    "a burn-in with a block device": (_container(volumeDevices=[{"name": "x", "devicePath": "/dev/x"}]), "Not found|Invalid|must"),
-    "a burn-in with other arguments": (_container(args=["burnin", "--report", "/var/lib/gpuhealth/burnin/x"]), ARGUMENTS),
+    "a burn-in with a block device": (
+        _container(volumeDevices=[{"name": "x", "devicePath": "/dev/x"}]),
+        "Not found|Invalid|must",
+    ),
+    "a burn-in with other arguments": (
+        _container(args=["burnin", "--report", "/var/lib/gpuhealth/burnin/x"]),
+        ARGUMENTS,
+    ),
     "a burn-in with more arguments": (lambda body: body["spec"]["containers"][0]["args"].append("--save"), ARGUMENTS),
     "a burn-in with other code": (_environment("LD_PRELOAD", "x"), VARIABLES),
     "a burn-in with all GPUs of the node": (_environment("NVIDIA_VISIBLE_DEVICES", "all"), VARIABLES),
-    "a burn-in with a variable of a Secret": (_environment("GPUHEALTH_CONFIG", secretKeyRef={"name": "s", "key": "k"}), VARIABLES),
+    "a burn-in with a variable of a Secret": (
+        _environment("GPUHEALTH_CONFIG", secretKeyRef={"name": "s", "key": "k"}),
+        VARIABLES,
+    ),
     "a burn-in with another device": (_resources("limits", **{"example.com/disk": "1"}), DEVICES),
     "a burn-in for any node": (_without("spec", "affinity"), WHERE),
     "a burn-in for another node than it names": (_term(_named("x")), WHERE),
@@ -186,9 +202,15 @@ _ELSEWHERE: dict[str, Change] = {
     "a pod without labels": _without("metadata", "labels"),
 }
 _HARMLESS: dict[str, tuple[Change, str]] = {
-    "a burn-in with more tolerations": (_spec(tolerations=[{"operator": "Exists"}]), "the same image, with the lowest priority, on another node"),
+    "a burn-in with more tolerations": (
+        _spec(tolerations=[{"operator": "Exists"}]),
+        "the same image, with the lowest priority, on another node",
+    ),
     "a burn-in with other memory": (_resources("requests", memory="1Gi"), "every other pod preempts it"),
-    "a burn-in with a variable of another value": (_environment("NVIDIA_DRIVER_CAPABILITIES", "all"), "the same image reads it"),
+    "a burn-in with a variable of another value": (
+        _environment("NVIDIA_DRIVER_CAPABILITIES", "all"),
+        "the same image reads it",
+    ),
 }
 
 
@@ -207,7 +229,21 @@ ROWS = [
     *(_row(what, "gpuhealth-pods", "only pods with the label", change) for what, change in _ELSEWHERE.items()),
     *(_row(what, "", why, change) for what, (change, why) in _HARMLESS.items()),
     _row("a burn-in", "", "what the controller does"),
-    Row(Who.CONTROLLER, "a pod of another namespace", RBAC, "cannot create", (post(PODS.replace("gpuhealth", "default"), plain("p")),)),
-    Row(Who.CONTROLLER, "change a pod", RBAC, "cannot patch", (merge(f"{PODS}/p", {"spec": {"activeDeadlineSeconds": 1}}),)),
-    Row(Who.CONTROLLER, "add a container to a pod", RBAC, "cannot patch", (merge(f"{PODS}/p/ephemeralcontainers", {}),)),
+    Row(
+        Who.CONTROLLER,
+        "a pod of another namespace",
+        RBAC,
+        "cannot create",
+        (post(PODS.replace("gpuhealth", "default"), plain("p")),),
+    ),
+    Row(
+        Who.CONTROLLER,
+        "change a pod",
+        RBAC,
+        "cannot patch",
+        (merge(f"{PODS}/p", {"spec": {"activeDeadlineSeconds": 1}}),),
+    ),
+    Row(
+        Who.CONTROLLER, "add a container to a pod", RBAC, "cannot patch", (merge(f"{PODS}/p/ephemeralcontainers", {}),)
+    ),
 ]

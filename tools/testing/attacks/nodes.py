@@ -20,7 +20,21 @@ from testing.attacks.objects import (
     noted,
     taints,
 )
-from testing.attacks.row import RBAC, SERVER, Request, Row, Who, apply, delete, get, json_patch, merge, post, put, strategic
+from testing.attacks.row import (
+    RBAC,
+    SERVER,
+    Request,
+    Row,
+    Who,
+    apply,
+    delete,
+    get,
+    json_patch,
+    merge,
+    post,
+    put,
+    strategic,
+)
 
 NOT_YOURS = "that its own pod runs on"
 LABELS, NOTES, REST, ROOM = "labels only", "annotations only", "the rest of its metadata", "leave room"
@@ -56,7 +70,9 @@ _OTHER_NODES = [
     _agent("uncordon another node", NOT_YOURS, merge(PERSONS, {"spec": {"unschedulable": None}})),
     _agent("patch the own node under another's name", "name", merge(NODE, noted(name="OTHER")), by=SERVER),
     _agent("patch another node under the own name", "name", merge(OTHERS, noted(name="MINE")), by=SERVER),
-    _agent("create a node", "cannot create", post("/api/v1/nodes", {**BARE_NODE, "metadata": {"name": "new"}}), by=RBAC),
+    _agent(
+        "create a node", "cannot create", post("/api/v1/nodes", {**BARE_NODE, "metadata": {"name": "new"}}), by=RBAC
+    ),
     _agent(
         "create a node by server-side apply",
         "",
@@ -71,7 +87,11 @@ _OTHER_NODES = [
 _METADATA = [
     _agent("change a person's label", LABELS, merge(NODE, noted(labels={"a": "c"}))),
     _agent("remove a person's label", LABELS, merge(NODE, noted(labels={"a": None}))),
-    _agent("make the node one of the control plane", LABELS, merge(NODE, noted(labels={"node-role.kubernetes.io/master": ""}))),
+    _agent(
+        "make the node one of the control plane",
+        LABELS,
+        merge(NODE, noted(labels={"node-role.kubernetes.io/master": ""})),
+    ),
     _agent("leave the pool of a budget", LABELS, merge(NODE, noted(labels={"pool": "elsewhere"}))),
     _agent(
         "start a driver upgrade by the operator's label",
@@ -80,9 +100,21 @@ _METADATA = [
     ),
     _agent("remove all labels by a JSON patch", LABELS, json_patch(NODE, {"op": "remove", "path": "/metadata/labels"})),
     _agent("override the verdict", NOTES, merge(NODE, noted(annotations={OVERRIDE: "unmanaged"}))),
-    _agent("declare the node repaired", NOTES, merge(NODE, noted(annotations={"gpuhealth.io/restored": "2026-03-01T12:00:00Z"}))),
-    _agent("take the node out in a person's name", NOTES, merge(NODE, noted(annotations={"gpuhealth.io/out-of-service": "x"}))),
-    _agent("release the driver in a person's name", NOTES, merge(NODE, noted(annotations={"gpuhealth.io/release-gpus": "true"}))),
+    _agent(
+        "declare the node repaired",
+        NOTES,
+        merge(NODE, noted(annotations={"gpuhealth.io/restored": "2026-03-01T12:00:00Z"})),
+    ),
+    _agent(
+        "take the node out in a person's name",
+        NOTES,
+        merge(NODE, noted(annotations={"gpuhealth.io/out-of-service": "x"})),
+    ),
+    _agent(
+        "release the driver in a person's name",
+        NOTES,
+        merge(NODE, noted(annotations={"gpuhealth.io/release-gpus": "true"})),
+    ),
     _agent("write findings of the fleet", NOTES, merge(NODE, noted(annotations={"gpuhealth.io/fleet-findings": "[]"}))),
     _agent(
         "keep the autoscaler from removing the node",
@@ -112,7 +144,11 @@ _METADATA = [
         ROOM,
         merge(NODE, taints(OUR_TAINT, annotations={QUARANTINE: TEXT})),
     ),
-    _agent("fill the annotations by dismissed codes", ROOM, merge(NODE, noted(annotations={"gpuhealth.io/dismissed": TEXT}))),
+    _agent(
+        "fill the annotations by dismissed codes",
+        ROOM,
+        merge(NODE, noted(annotations={"gpuhealth.io/dismissed": TEXT})),
+    ),
     _agent(
         "fill the object with managed fields",
         ROOM,
@@ -127,7 +163,11 @@ _SPEC = [
         "taints of others",
         merge(NODE, taints(kept=({**THEIR_TAINT, "value": "y"}, NEW_NODE))),
     ),
-    _agent("remove all taints by a JSON patch", "taints of others", json_patch(NODE, {"op": "remove", "path": "/spec/taints"})),
+    _agent(
+        "remove all taints by a JSON patch",
+        "taints of others",
+        json_patch(NODE, {"op": "remove", "path": "/spec/taints"}),
+    ),
     _agent("taint without a record", WITH_RECORD, merge(NODE, taints(OUR_TAINT))),
     _agent(
         "evict all pods by the taint's effect",
@@ -142,7 +182,11 @@ _SPEC = [
     ),
     _agent("cordon without a record", "in mode cordon", merge(NODE, {"spec": {"unschedulable": True}})),
     _agent("change the provider's id", "nothing of a Node's spec", merge(NODE, {"spec": {"providerID": "aws:///x"}})),
-    _agent("change the addresses of pods", "nothing of a Node's spec", merge(NODE, {"spec": {"podCIDR": "10.9.0.0/24", "podCIDRs": ["10.9.0.0/24"]}})),
+    _agent(
+        "change the addresses of pods",
+        "nothing of a Node's spec",
+        merge(NODE, {"spec": {"podCIDR": "10.9.0.0/24", "podCIDRs": ["10.9.0.0/24"]}}),
+    ),
     _agent("add an empty record", RECORDED, merge(NODE, noted(annotations={QUARANTINE: "{}"}))),
     _agent("add a record without a taint", RECORDED, merge(NODE, noted(annotations=UNCORDONED))),
     _agent("call a person's taint ours", RECORDED, merge(PERSONS, noted(annotations={QUARANTINE: "{}"})), on="PERSONS"),
@@ -154,9 +198,19 @@ _SPEC = [
         on="PERSONS",
     ),
     _agent("remove a person's taint", "comes and goes", merge(PERSONS, {"spec": {"taints": None}}), on="PERSONS"),
-    _agent("uncordon what a person cordoned", "we cordoned", merge(PERSONS, {"spec": {"unschedulable": None}}), on="PERSONS"),
+    _agent(
+        "uncordon what a person cordoned",
+        "we cordoned",
+        merge(PERSONS, {"spec": {"unschedulable": None}}),
+        on="PERSONS",
+    ),
     _agent("call a person's cordon ours", CLAIM, merge(OUT, noted(annotations=RECORD)), on="OUT"),
-    _agent("uncordon a quarantined node of a person", "we cordoned", merge(OUT, {"spec": {"unschedulable": None}}), on="OUT"),
+    _agent(
+        "uncordon a quarantined node of a person",
+        "we cordoned",
+        merge(OUT, {"spec": {"unschedulable": None}}),
+        on="OUT",
+    ),
     _agent(
         "call a person's cordon ours and remove it",
         CLAIM,
@@ -198,32 +252,89 @@ _SPEC = [
     ),
 ]
 _OF_PREFLIGHT = [
-    Row(Who.PREFLIGHT, "end the tests of another node", "gpuhealth-nodes", NOT_YOURS, (merge(OTHERS, taints(kept=(THEIR_TAINT,))),)),
-    Row(Who.PREFLIGHT, "remove a taint of others with its own", "gpuhealth-nodes", "taints of others", (merge(NODE, {"spec": {"taints": None}}),)),
-    Row(Who.PREFLIGHT, "override the verdict", "gpuhealth-nodes", NOTES, (merge(NODE, noted(annotations={OVERRIDE: "healthy"})),)),
-    Row(Who.PREFLIGHT, "make its taint evict", "gpuhealth-nodes", "has the effect", (merge(NODE, taints(kept=(THEIR_TAINT, {**NEW_NODE, "effect": "NoExecute"}))),)),
-    Row(Who.PREFLIGHT, "write the node's status", RBAC, "cannot patch", (strategic(f"{NODE}/status", {"status": {"conditions": []}}),)),
-    Row(Who.UNBOUND_PREFLIGHT, "end the tests of a node", "gpuhealth-nodes", NOT_YOURS, (merge(NODE, taints(kept=(THEIR_TAINT,))),)),
+    Row(
+        Who.PREFLIGHT,
+        "end the tests of another node",
+        "gpuhealth-nodes",
+        NOT_YOURS,
+        (merge(OTHERS, taints(kept=(THEIR_TAINT,))),),
+    ),
+    Row(
+        Who.PREFLIGHT,
+        "remove a taint of others with its own",
+        "gpuhealth-nodes",
+        "taints of others",
+        (merge(NODE, {"spec": {"taints": None}}),),
+    ),
+    Row(
+        Who.PREFLIGHT,
+        "override the verdict",
+        "gpuhealth-nodes",
+        NOTES,
+        (merge(NODE, noted(annotations={OVERRIDE: "healthy"})),),
+    ),
+    Row(
+        Who.PREFLIGHT,
+        "make its taint evict",
+        "gpuhealth-nodes",
+        "has the effect",
+        (merge(NODE, taints(kept=(THEIR_TAINT, {**NEW_NODE, "effect": "NoExecute"}))),),
+    ),
+    Row(
+        Who.PREFLIGHT,
+        "write the node's status",
+        RBAC,
+        "cannot patch",
+        (strategic(f"{NODE}/status", {"status": {"conditions": []}}),),
+    ),
+    Row(
+        Who.UNBOUND_PREFLIGHT,
+        "end the tests of a node",
+        "gpuhealth-nodes",
+        NOT_YOURS,
+        (merge(NODE, taints(kept=(THEIR_TAINT,))),),
+    ),
     Row(Who.UNBOUND_AGENT, "label a node", "gpuhealth-nodes", NOT_YOURS, (merge(NODE, noted(**LABELLED)),)),
-    Row(Who.UNBOUND_AGENT, "taint a node", "gpuhealth-nodes", NOT_YOURS, (merge(NODE, taints(OUR_TAINT, annotations=UNCORDONED)),)),
+    Row(
+        Who.UNBOUND_AGENT,
+        "taint a node",
+        "gpuhealth-nodes",
+        NOT_YOURS,
+        (merge(NODE, taints(OUR_TAINT, annotations=UNCORDONED)),),
+    ),
 ]
 _ALLOWED = [
     _allowed("set the state label", "what an agent does", merge(NODE, noted(**LABELLED))),
-    _allowed("quarantine the own node", "what an agent does; the budgets bound it", merge(NODE, taints(OUR_TAINT, annotations=UNCORDONED))),
-    _allowed("the same with a record of a newer version", "the record may have more fields", merge(NODE, taints(OUR_TAINT, annotations=LONGER))),
+    _allowed(
+        "quarantine the own node",
+        "what an agent does; the budgets bound it",
+        merge(NODE, taints(OUR_TAINT, annotations=UNCORDONED)),
+    ),
+    _allowed(
+        "the same with a record of a newer version",
+        "the record may have more fields",
+        merge(NODE, taints(OUR_TAINT, annotations=LONGER)),
+    ),
     _allowed(
         "quarantine and cordon the own node in mode cordon",
         "what an agent does in that mode",
         merge(NODE, {"spec": {**taints(OUR_TAINT)["spec"], "unschedulable": True}, **noted(annotations=RECORD)}),
     ),
-    _allowed("change the record of a quarantined node", "what an agent does", merge(OUT, noted(annotations=LONGER)), on="OUT"),
+    _allowed(
+        "change the record of a quarantined node", "what an agent does", merge(OUT, noted(annotations=LONGER)), on="OUT"
+    ),
     _allowed(
         "end the quarantine of the own node",
         "what an agent does",
         merge(OUT, {"spec": {"taints": None}, **noted(annotations={QUARANTINE: None})}),
         on="OUT",
     ),
-    _allowed("set the taint of new nodes on the own node", "what an agent does after a reboot", merge(OUT, taints(kept=(OUR_TAINT, NEW_NODE))), on="OUT"),
+    _allowed(
+        "set the taint of new nodes on the own node",
+        "what an agent does after a reboot",
+        merge(OUT, taints(kept=(OUR_TAINT, NEW_NODE))),
+        on="OUT",
+    ),
     _allowed("give the state label any value", "of its own node only", merge(NODE, noted(labels={STATE_LABEL: "x"}))),
     _allowed(
         "remove a taint of our key with another effect that was added to ours",
@@ -231,7 +342,12 @@ _ALLOWED = [
         merge(OUT, {"spec": {"taints": None}}),
         on="OUT",
     ),
-    _allowed("end the tests of the own node", "what the preflight does", merge(NODE, taints(kept=(THEIR_TAINT,))), who=Who.PREFLIGHT),
+    _allowed(
+        "end the tests of the own node",
+        "what the preflight does",
+        merge(NODE, taints(kept=(THEIR_TAINT,))),
+        who=Who.PREFLIGHT,
+    ),
     _allowed(
         "record that the tests failed",
         "what the preflight does",
