@@ -38,7 +38,7 @@ SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
     ],
 )
 def test_limit(amount: int | str, size: int, limit: int) -> None:
-    """A percentage is rounded down, but to one at least unless it is nothing; there is a limit to the names of slots."""
+    """A percentage is rounded down, but to one at least unless it is nothing; no limit is boundless."""
     assert limit_of(amount, size) == limit
 
 
