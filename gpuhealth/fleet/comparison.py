@@ -2,8 +2,8 @@
 
 Pure functions. A product of given operands has one right result for a given model and software, so a GPU whose digest
 is not that of the majority computes wrong, or is not the model it reports. Throughput is compared by median and median
-absolute deviation, which a few bad GPUs among many cannot shift. No node counts for more GPUs than the usual node has: one
-report that lists many GPUs could otherwise make all others differ from it.
+absolute deviation, which a few bad GPUs among many cannot shift. No node counts for more GPUs than the usual node
+has: one report that lists many GPUs could otherwise make all others differ from it.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def test_window(plane: ControlPlane, pool: Pool) -> None:
 
 @pytest.mark.parametrize("looks", range(2, 8))
 def test_an_estimate_of_the_time_that_goes_back(plane: ControlPlane, pool: Pool, looks: int) -> None:
-    """A slot is taken over at a time at which it has expired, also when the time is estimated anew meanwhile: after any
-    number of looks at the clock."""
+    """A slot is taken over at a time at which it has expired, also when the next estimate of the time is
+    earlier: after any number of looks at the clock."""
     pool.budget(10, maxPerWindow=1, window="1h")
     began = datetime.now(UTC)
     expired = began + timedelta(hours=1)

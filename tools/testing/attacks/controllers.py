@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kube import Document
+
 from gpuhealth.api.names import OVERRIDE, STATE_LABEL
 from testing.attacks.nodes import BARE_NODE, MANY_OWNERS, TEXT
 from testing.attacks.objects import (
@@ -36,7 +38,7 @@ SPEC, MARKS, REST, OWNED, ROOM = (
 )
 CONDITIONS, UNKNOWN, STATES, DRAIN = "of a Node's status", "only to Unknown", "states of drains", "only status.drain"
 RESERVE, NAME, ABOUT = "may only reserve slots", "only in its own name", "only about Nodes and pods"
-LEADER = {
+LEADER: Document = {
     "apiVersion": "coordination.k8s.io/v1",
     "kind": "Lease",
     "metadata": {"name": "gpuhealth-controller", "namespace": "gpuhealth"},

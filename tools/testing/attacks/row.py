@@ -55,17 +55,17 @@ class Row(NamedTuple):
 
 
 def merge(path: str, body: Any) -> Request:
-    """A merge patch."""
+    """A merge patch of the object at the path."""
     return Request("PATCH", path, body, Patch.MERGE)
 
 
 def strategic(path: str, body: Any) -> Request:
-    """A strategic merge patch."""
+    """A strategic merge patch of the object at the path."""
     return Request("PATCH", path, body, Patch.STRATEGIC)
 
 
 def json_patch(path: str, *operations: Any) -> Request:
-    """A JSON patch."""
+    """A JSON patch of the object at the path, with these operations."""
     return Request("PATCH", path, list(operations), Patch.JSON)
 
 
@@ -76,7 +76,7 @@ def apply(path: str, kind: str, body: Any) -> Request:
 
 
 def post(path: str, body: Any) -> Request:
-    """A creation."""
+    """The creation of an object in the collection at the path."""
     return Request("POST", path, body)
 
 
@@ -86,10 +86,10 @@ def put(path: str, body: Any) -> Request:
 
 
 def delete(path: str) -> Request:
-    """A deletion."""
+    """The deletion of the object or the collection at the path."""
     return Request("DELETE", path)
 
 
 def get(path: str) -> Request:
-    """A read."""
+    """A read of the object or the collection at the path."""
     return Request("GET", path)
