@@ -46,6 +46,10 @@ class Odd(NamedTuple):
     drained: str
     sick: str
 
+    def some_nodes(self) -> list[tuple[str, str]]:
+        """Every fifth node with what is odd about it: each field occurs, and each value, for there are twelve."""
+        return list(self.nonsense.nodes.items())[::5]
+
 
 @pytest.fixture(scope="module")
 def odd() -> Iterator[Odd]:
@@ -150,7 +154,7 @@ def test_an_agent_with_an_odd_node_or_report(odd: Odd) -> None:
 
     async def run() -> None:
         async with Client.from_kubeconfig(odd.plane.kubeconfig) as client:
-            for some in batched(odd.nonsense.nodes.items(), 16):
+            for some in batched(odd.some_nodes(), 16):
                 await asyncio.gather(*(apply(client, name, what) for name, what in some))
 
     asyncio.run(run())
@@ -168,7 +172,7 @@ def test_the_commands_show_it(odd: Odd) -> None:
             summary = summarize("", rows)
             show(console(io.StringIO()), summary)
             msgspec.json.encode(summary)
-            for name, what in odd.nonsense.nodes.items():
+            for name, what in odd.some_nodes():
                 try:
                     with suppress(AnswerError):  # its report is not even an object: the command says so
                         details = await read_node(client, name)
