@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from gpuhealth.api.names import FAULT_LIMIT_REACHED
-from gpuhealth.api.resource import Column, Count, Definition, Int64, NonEmpty, Time, one_of
+from gpuhealth.api.resource import Column, Count, Definition, Int64, Time, one_of
 
 Amount = Annotated[
     int | str,
@@ -17,7 +17,7 @@ Amount = Annotated[
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "minimum": 0,
             "maximum": 100_000,
-            "pattern": r"^(100|[0-9]{1,2})(\.[0-9]+)?%$",
+            "pattern": r"^(100(\.0+)?|[0-9]{1,2}(\.[0-9]+)?)%$",
         }
     ),
 ]
@@ -52,19 +52,43 @@ Window = Annotated[
 """A duration of more than 0 and at most 365 days."""
 
 
+_NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_PREFIX = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+LabelKey = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": 317, "pattern": f"^({_PREFIX}/)?{_NAME}$"})]
+LabelValue = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^({_NAME})?$"})]
+
+
 class SelectorTerm(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One requirement of a label selector."""
 
-    key: NonEmpty
+    key: LabelKey
+    """Key of the label."""
     operator: Annotated[str, one_of(("In", "NotIn", "Exists", "DoesNotExist"))]
-    values: tuple[str, ...] | None = None
+    """In and NotIn need values, Exists and DoesNotExist have none."""
+    values: tuple[LabelValue, ...] | None = None
+    """Values of the label."""
+
+
+_VALUES_BY_OPERATOR = msgspec.Meta(
+    extra_json_schema={
+        "anyOf": [
+            {
+                "properties": {"operator": {"enum": ["In", "NotIn"]}, "values": {"minItems": 1}},
+                "required": ["values"],
+            },
+            {"properties": {"operator": {"enum": ["Exists", "DoesNotExist"]}, "values": {"maxItems": 0}}},
+        ]
+    }
+)
 
 
 class LabelSelector(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A label selector as in Kubernetes."""
 
-    match_labels: dict[str, str] | None = None
-    match_expressions: tuple[SelectorTerm, ...] | None = None
+    match_labels: dict[str, LabelValue] | None = None
+    """Labels that a node must have, all of them. A key that cannot be a label's selects no node."""
+    match_expressions: tuple[Annotated[SelectorTerm, _VALUES_BY_OPERATOR], ...] | None = None
+    """Requirements that a node must meet, all of them."""
 
 
 class BudgetMetadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -112,17 +136,24 @@ class BudgetCondition(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     """A condition as in Kubernetes."""
 
     type: str
+    """Type of the condition."""
     status: Annotated[str, one_of(("True", "False", "Unknown"))]
+    """True, False or Unknown."""
     observed_generation: Int64 = 0
+    """Generation of the budget that the condition is about."""
     last_transition_time: Time
+    """When the status last changed."""
     reason: str
+    """Reason of the last change, in CamelCase."""
     message: str
+    """Explanation for people."""
 
 
 class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Use of the budget. Written by the controller."""
 
     observed_generation: Int64 = 0
+    """Generation of the budget that the status is about."""
     size: Count = 0
     """Nodes that are selected."""
     limit: Count = 0
@@ -144,6 +175,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     blocked: Count = 0
     """Nodes that should be out and have no free slot."""
     blocked_nodes: tuple[str, ...] = ()
+    """Their names."""
     conditions: Annotated[
         tuple[BudgetCondition, ...],
         msgspec.Meta(

@@ -71,11 +71,15 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     index: Count | None = None
     """NVML's index. Absent for a GPU that NVML no longer enumerates."""
     uuid: str
+    """UUID of the GPU, or its PCI address while the UUID cannot be read."""
     pci: str = ""
     """PCI address."""
     model: str = ""
+    """Product name as the driver reports it."""
     serial: str = ""
+    """Serial number of the board."""
     verdict: Annotated[str, one_of(State)] = State.UNKNOWN.value  # a plain text: readers intern it
+    """Verdict on this GPU."""
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -84,7 +88,9 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     driver: str = ""
     """Version of the NVIDIA driver."""
     gpu_count: Count = 0
+    """Number of GPUs, missing ones included."""
     gpus: tuple[Gpu, ...] = ()
+    """The GPUs of the node."""
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -93,8 +99,11 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     source: str = ""
     """The NVML call, file or log that was read."""
     reading: str = ""
+    """The value that was read."""
     threshold: str = ""
+    """The limit that the reading is compared with."""
     time: Time = ""
+    """When it was read."""
     line: str = ""
     """The kernel-log line."""
 
@@ -103,6 +112,7 @@ class Component(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     """The node, or a part of it."""
 
     kind: Annotated[str, one_of(Kind)]
+    """Kind of the component."""
     id: NonEmpty
     """"node", the uuid of a GPU (its PCI address while the uuid cannot be read), a mount point, and so on."""
     parent: str = ""
@@ -115,13 +125,16 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
     code: NonEmpty
     """Code of the fault, subject.what: `gpuhealth explain CODE` explains it."""
     severity: Annotated[str, one_of(model.Severity)]
+    """info, warning or critical."""
     component: Component
     """The faulty component."""
     message: str
+    """What was found, in one sentence."""
     action: Annotated[str, one_of(model.Action)]
     """Recommended action for an operator."""
     evidence: Evidence = Evidence()
     first_seen: Time = ""
+    """When the fault was first seen."""
     last_seen: Time = ""
     """Written along with the next change, so it may be older than the last reading."""
     clears_when: str = ""
@@ -134,6 +147,7 @@ class NotChecked(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     check: str = ""
     """The finding code that was not checked."""
     reason: str = ""
+    """Why it was not checked."""
 
 
 class DriverReleased(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -143,7 +157,9 @@ class DriverReleased(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     """
 
     reasons: tuple[str, ...] = ()
+    """Who requested it: annotations, labels or signals."""
     since: Time = ""
+    """When the driver was closed."""
 
 
 class Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -160,6 +176,7 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     code: str = ""
     """Code of the finding, or `manual` for a manual request."""
     since: ZonedTime | None = None
+    """When the node was taken out of service."""
     drain: bool = False
     """Whether the node's pods should be evicted."""
     budget: str = ""
@@ -168,6 +185,7 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The limit of that budget that has been reached. maxPerFault means a suspect driver. marks_removed: no limit, but
     another program that removes the taint."""
     reason: str = ""
+    """Why the node stays in service, in one sentence."""
     slots: tuple[str, ...] = ()
     """The budget slots (Leases) that the node holds."""
 
@@ -191,23 +209,30 @@ class Drain(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     quarantine_since: ZonedTime | None = None
     """The quarantine that this drain belongs to, by its time."""
     started_at: ZonedTime | None = None
+    """When the drain began."""
     deadline: ZonedTime | None = None
     """After this time pods are deleted, regardless of their disruption budgets."""
     ended_at: ZonedTime | None = None
+    """When the drain was over."""
     remaining: Count = 0
     """Pods still to be evicted."""
     evicted: Count = 0
+    """Pods evicted so far."""
     deleted: Count = 0
     """Pods deleted at the deadline."""
     message: str = ""
+    """Progress in one sentence, with the reason of the last refused eviction."""
 
 
 class BurninTest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """The last result of one test on one GPU."""
 
     status: Annotated[str, _COMPLETED] = ""
+    """passed or failed."""
     message: str = ""
+    """Why the test failed."""
     started_at: Time = ""
+    """When the test began."""
     figures: dict[str, float] = {}
     """Measurements with four digits; units are in the names."""
     digests: dict[str, str] = {}
@@ -223,10 +248,15 @@ class BurninRun(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     """How one run ended for one GPU."""
 
     started_at: Time = ""
+    """When the run began."""
     ended_at: Time = ""
+    """When the run was over."""
     level: Annotated[str, one_of(BurninLevel)] = ""
+    """How long the run was meant to take."""
     reason: Annotated[str, one_of(BurninReason)] = ""
+    """Why the run was started."""
     status: Annotated[str, _ENDED] = ""
+    """passed, failed, stopped or skipped."""
 
 
 class GpuBurnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -236,12 +266,19 @@ class GpuBurnin(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     """
 
     model: str = ""
+    """Product name of the GPU."""
     level: Annotated[str, one_of(BurninLevel)] = ""
+    """How long the run was meant to take."""
     reason: Annotated[str, one_of(BurninReason)] = ""
+    """Why the run was started."""
     status: Annotated[str, _COMPLETED] = ""
+    """passed or failed."""
     started_at: Time = ""
+    """When the run began."""
     ended_at: Time = ""
+    """When the run was over."""
     boot_id: str = msgspec.field(name="bootID", default="")
+    """Boot in which the run took place."""
     tests: dict[str, BurninTest] = {}
     """By name: the last conclusive result (passed or failed) of each test."""
     history: Annotated[tuple[BurninRun, ...], msgspec.Meta(extra_json_schema={"maxItems": 10})] = ()
@@ -263,10 +300,13 @@ class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The node's full health status. The agent writes all but `drain` and `silentSince`, and only changed ones."""
 
     verdict: Annotated[str, one_of(State)] = State.UNKNOWN
+    """Verdict on the node: the worst of its components."""
     worst: str = ""
     """Code of the worst finding."""
     boot_id: str = msgspec.field(name="bootID", default="")
+    """Boot that the report is about."""
     agent_version: str = ""
+    """Version of the agent that wrote the report."""
     settings_digest: str = ""
     """The first twelve hexadecimal digits of the SHA-256 of the settings file that the agent uses."""
     inventory: Inventory = Inventory()
@@ -275,6 +315,7 @@ class ReportStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     findings_omitted: Count = 0
     """Number of findings omitted for lack of space."""
     not_checked: tuple[NotChecked, ...] = ()
+    """Checks that could not be made, which never count as healthy."""
     driver_released: DriverReleased = DriverReleased()
     quarantine: Quarantine = Quarantine()
     counters: dict[str, Int64] = {}

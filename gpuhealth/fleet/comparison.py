@@ -2,7 +2,8 @@
 
 Pure functions. A product of given operands has one right result for a given model and software, so a GPU whose digest
 is not that of the majority computes wrong, or is not the model it reports. Throughput is compared by median and median
-absolute deviation, which a few bad GPUs among many cannot shift.
+absolute deviation, which a few bad GPUs among many cannot shift. No node counts for more GPUs than the usual node
+has: one report that lists many GPUs could otherwise make all others differ from it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import msgspec
 
@@ -55,14 +57,33 @@ def find_outliers(results: Iterable[GpuResult]) -> list[Outlier]:
     return sorted(found.values())
 
 
+_T = TypeVar("_T")
+
+
+def _at_most_usual(members: list[tuple[GpuResult, _T]]) -> list[tuple[GpuResult, _T]]:
+    """The members without those by which a node has more of them than the median node."""
+    by_node = Counter(gpu.node for gpu, _ in members)
+    most = statistics.median_low(by_node.values())
+    if max(by_node.values()) == most:
+        return members
+    seen: Counter[str] = Counter()
+    counted = []
+    for member in members:
+        seen[member[0].node] += 1
+        if seen[member[0].node] <= most:
+            counted.append(member)
+    return counted
+
+
 def _mismatches(gpus: list[GpuResult]) -> Iterator[Outlier]:
     groups: dict[tuple[str, str, str], list[tuple[GpuResult, str]]] = defaultdict(list)
     for gpu in gpus:
         for product, digest in gpu.digests:
             groups[gpu.model, gpu.software, product].append((gpu, digest))
     for (model, software, product), members in groups.items():
-        (usual, count), *others = Counter(digest for _, digest in members).most_common()
-        if not others or len(members) < MIN_DIGESTS or 2 * count <= len(members):
+        counted = _at_most_usual(members)
+        (usual, count), *_ = Counter(digest for _, digest in counted).most_common()
+        if len(counted) < MIN_DIGESTS or 2 * count <= len(counted):
             continue
         for gpu, digest in members:
             if digest != usual:
@@ -70,7 +91,7 @@ def _mismatches(gpus: list[GpuResult]) -> Iterator[Outlier]:
                     gpu.node,
                     gpu.gpu,
                     MISMATCH,
-                    f"{product} gives {digest[:12]}, but {usual[:12]} on {count} of {len(members)} {model}"
+                    f"{product} gives {digest[:12]}, but {usual[:12]} on {count} of {len(counted)} {model}"
                     f" with the same software ({software})",
                 )
 
@@ -81,10 +102,11 @@ def _slow(gpus: list[GpuResult]) -> Iterator[Outlier]:
         for figure, value in gpu.speeds:
             groups[gpu.model, gpu.level, figure].append((gpu, value))
     for (model, _, figure), members in groups.items():
-        if len(members) < MIN_SPEEDS:
+        counted = _at_most_usual(members)
+        if len(counted) < MIN_SPEEDS:
             continue
-        median = statistics.median(value for _, value in members)
-        deviation = statistics.median(abs(value - median) for _, value in members)
+        median = statistics.median(value for _, value in counted)
+        deviation = statistics.median(abs(value - median) for _, value in counted)
         least = median - max(_SIGMAS * _MAD_TO_SIGMA * deviation, _USUAL_SPREAD * median)
         for gpu, value in members:
             if value < least:
@@ -93,5 +115,5 @@ def _slow(gpus: list[GpuResult]) -> Iterator[Outlier]:
                     gpu.gpu,
                     SLOW,
                     f"{figure} is {value:.4g}, {1 - value / median:.0%} below the median {median:.4g}"
-                    f" of {len(members)} {model}",
+                    f" of {len(counted)} {model}",
                 )

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -47,6 +48,8 @@ from gpuhealth.quarantine.slots.lease import read_slot
 
 _MULTIPLES = {"k": 10**3, "M": 10**6, "G": 10**9}
 """Suffixes of a quantity that is a count; the API server writes 1000 as 1k."""
+_MOST_RESULTS = 64
+"""GPUs of one report that are compared with the fleet: an outlier is a sample, and a part of an annotation."""
 _MOST_GPUS = 10_000  # of one node; a device plugin that shares GPUs offers hundreds
 _SPEEDS = {"soak": "_tflops", "bandwidth": "_gigabytes_per_second", "collectives": "_gigabytes_per_second"}
 """Tests that measure the speed of a GPU, and how the names of those figures end."""
@@ -286,7 +289,7 @@ def report_view(item: Object) -> ReportView:
 
 def _results(node: str, burnin: _Burnin) -> Iterator[GpuResult]:
     """Yield the burn-in result of each GPU. Texts that repeat on thousands of GPUs are interned."""
-    for uuid, gpu in burnin.gpus.items():
+    for uuid, gpu in islice(burnin.gpus.items(), _MOST_RESULTS):
         tests = gpu.tests.values()
         digests = {product: digest for test in tests for product, digest in test.digests.items()}
         software = next((test.software for test in tests if test.software), {})

@@ -132,7 +132,23 @@ def test_a_description_is_the_text_below_a_field() -> None:
     assert descriptions(report.Drain)["remaining"] == "Pods still to be evicted."
     assert descriptions(report.Drain)["phase"].startswith("draining; drained: no pod is left to evict; cancelled")
     assert properties(report.ReportStatus)["drain"]["description"].startswith("Eviction of the node's pods. Written by")
-    assert "description" not in properties(report.Drain)["evicted"]
+
+
+@pytest.mark.parametrize("definition", crds.DEFINITIONS, ids=lambda definition: definition.plural)
+def test_every_field_is_described(definition: Definition) -> None:
+    """kubectl explain has a text for each field."""
+
+    def look(part: dict[str, Any], at: str) -> None:
+        for name, inner in part.get("properties", {}).items():
+            if name != "metadata":
+                assert inner.get("description"), f"{at}.{name}"
+                look(inner, f"{at}.{name}")
+        for inner in (part.get("items"), part.get("additionalProperties")):
+            if inner is not None:
+                look(inner, at)
+
+    (version,) = manifest(definition)["spec"]["versions"]
+    look(version["schema"]["openAPIV3Schema"], definition.short_name)
 
 
 def test_a_type_without_schema_is_refused() -> None:

@@ -112,3 +112,23 @@ def test_a_minority_never_hides_itself(wrong: int, right: int, slow: list[float]
     assert {o.gpu for o in find_outliers(computed)} == {f"GPU-{n}" for n in range(wrong)}
     ran = [_ran(n, 700.0) for n in range(20)] + [_ran(100 + n, speed) for n, speed in enumerate(slow)]
     assert {o.gpu for o in find_outliers(ran)} == {f"GPU-{100 + n}" for n in range(len(slow))}
+
+
+def _forged(number: int, digest: str = WRONG, speed: float = 1e9) -> GpuResult:
+    forged = _computed(number, digest, node="thief", gpu=f"GPU-forged-{number}")
+    return msgspec.structs.replace(forged, speeds=(("bf16_tflops", speed),))
+
+
+def test_one_report_makes_no_majority() -> None:
+    """A node that reports a thousand GPUs, all with one other digest and speed, differs itself, and no other node."""
+    honest = [msgspec.structs.replace(_computed(k), speeds=(("bf16_tflops", 600.0),)) for k in range(24)]
+    found = find_outliers([*honest, *map(_forged, range(1000))])
+    assert {outlier.node for outlier in found} == {"thief"}
+    assert {outlier.code for outlier in found} == {MISMATCH}
+
+
+def test_a_report_of_a_thousand_gpus_is_read_in_part() -> None:
+    """As many GPUs of a report are compared as a node can have: each outlier is a sample of a metric."""
+    gpus = {f"GPU-{number}": {"model": H100} for number in range(1000)}
+    view = views.report_view({"metadata": {"name": "n"}, "status": {"burnin": {"gpus": gpus}}})
+    assert len(view.results) == 64

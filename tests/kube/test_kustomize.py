@@ -163,3 +163,15 @@ def test_an_agent_that_is_not_privileged(tmp_path: Path) -> None:
     assert (security["privileged"], security["allowPrivilegeEscalation"]) == (False, False)
     assert container["resources"]["limits"].keys() == {"memory", "squat.ai/kmsg"}
     assert "/dev/kmsg" not in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_events_stay_there_without_the_policies(tmp_path: Path) -> None:
+    """The component also keeps these Roles in the namespace default where only the base is installed."""
+    outer = shown_in(FOLLOW, tmp_path)
+    inner = outer / "installed" / "kustomization.yaml"
+    inner.write_text(inner.read_text(encoding="utf-8").replace(", ../../daemonset/admission", ""), encoding="utf-8")
+    objects = built(outer)
+    assert not [d for d in objects if d["kind"].startswith("Validating")]
+    of_events = [d for d in objects if d["kind"] in {"Role", "RoleBinding"} and "events" in d["metadata"]["name"]]
+    assert {d["metadata"]["namespace"] for d in of_events} == {"default"}
+    assert {s["namespace"] for d in of_events for s in d.get("subjects", ())} == {"gpu-ops"}

@@ -1,4 +1,7 @@
-"""The admission policies: what the real agent sends is allowed, what a stolen token could send is not."""
+"""The admission policies for agents: what the real agent and the preflight send is allowed.
+
+What a stolen token could send is in test_attacks.py.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,20 @@ from typing import Literal
 
 import pytest
 from kube import ControlPlane, Document, MissingBinariesError, documents, find_binaries
-from testing.admission import OF_AGENTS, Admission, needed_rules, speaks_of, with_variable
-from testing.attacks import (
-    ALLOWED,
-    FORBIDDEN,
+from testing.admission import OF_AGENTS, Admission, speaks_of, with_variable
+from testing.attacks.nodes import NOT_YOURS
+from testing.attacks.objects import (
     NEW_NODE,
     NO_MARK,
     NO_MARK_FOR_XID,
-    NOT_YOURS,
     OUR_CORDON,
     OUR_TAINT,
     RECORD,
     THEIR_CONDITION,
     THEIR_TAINT,
-    Row,
-    Scene,
     noted,
 )
+from testing.attacks.scene import Tokens
 from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import BOTH, NO_DRIVER
 from testing.paths import BASE
@@ -33,7 +33,7 @@ from testing.waiting import until
 
 from gpuhealth.api.names import OVERRIDE, QUARANTINE, STATE_LABEL, TAINT
 from gpuhealth.kube.client import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Client
-from gpuhealth.kube.errors import ForbiddenError, InvalidError
+from gpuhealth.kube.errors import ForbiddenError
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import marks_removed, unschedulable
 from gpuhealth.quarantine.own_node import OwnNode
@@ -42,7 +42,6 @@ from gpuhealth.quarantine.writer import NodeWriter
 from gpuhealth.runtime.settings import Quarantine
 
 PREFLIGHT = "gpuhealth-preflight"
-REFUSED = (ForbiddenError, InvalidError)  # the latter where an expression cannot be evaluated, as with the year 0
 SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
 SICKER = Desired(verdict=verdict(finding("ecc.uncorrectable"), finding()), quarantine=("ecc.uncorrectable", "xid.79"))
 HEALTHY = Desired(verdict=verdict())
@@ -61,7 +60,7 @@ class Guarded:
         self.plane = plane
         self.admission = admission
         self._mode = "taint"
-        self._tokens: dict[tuple[str, str], str] = {}
+        self._tokens = Tokens(plane)
 
     def mode(self, mode: str) -> None:
         """As if somebody had applied the policies with another mode."""
@@ -76,13 +75,7 @@ class Guarded:
 
     def token(self, node: str, account: str = "gpuhealth-agent") -> str:
         """The token of a pod that runs on the node."""
-        if (node, account) not in self._tokens:
-            pod = f"{account}-{node}"
-            spec = {"serviceAccountName": account, "nodeName": node, "containers": [{"name": "c", "image": "i"}]}
-            metadata = {"name": pod, "namespace": "gpuhealth"}
-            self.plane.apply([{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}])
-            self._tokens[node, account] = self.plane.service_account_token("gpuhealth", account, pod=pod)
-        return self._tokens[node, account]
+        return self._tokens.get(node, account)
 
     def client(self, token: str) -> Client:
         """A client with that token, which does not try again."""
@@ -220,60 +213,7 @@ def test_preflight_takes_its_taint_off(guarded: Guarded, pool: Pool) -> None:
     assert pool.get(node)["spec"]["taints"] == [THEIR_TAINT, NEW_NODE]
 
 
-# --- what a stolen token could send -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def scene(guarded: Guarded) -> Iterator[Scene]:
-    """One for all rows: what is refused changes nothing."""
-    pool = Pool(guarded.plane)
-    made = Scene(guarded.plane, pool)
-    yield made
-    for node in (made.mine, made.other):
-        pool.patch(node, {"metadata": {"finalizers": None}})
-    pool.remove()
-
-
-@pytest.mark.parametrize("row", FORBIDDEN, ids=str)
-def test_a_stolen_token_is_refused(guarded: Guarded, scene: Scene, row: Row) -> None:
-    """What RBAC would let pass, this policy refuses, and says why."""
-    guarded.mode("cordon")
-
-    async def run() -> None:
-        async with guarded.client(guarded.token(scene.node(row.who))) as client:
-            with pytest.raises(REFUSED, match=f"denied the request: .*'{row.policy}' .*{row.why}"):
-                await scene.send(client, row)
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("row", ALLOWED, ids=str)
-def test_honest_requests_are_allowed(guarded: Guarded, scene: Scene, row: Row) -> None:
-    """What an agent does has nothing to fear, also a record with more in it than today's."""
-    guarded.mode("cordon")
-
-    async def run() -> None:
-        async with guarded.client(guarded.token(scene.node(row.who))) as client:
-            await scene.send(client, row, dry_run=True)
-
-    asyncio.run(run())
-
-
-def test_every_rule_is_needed(guarded: Guarded, scene: Scene) -> None:
-    """For each rule there is a request that nothing but this rule refuses."""
-    guarded.mode("cordon")
-    seen = len(guarded.admission.reviewed)
-
-    async def run() -> None:
-        for row in FORBIDDEN:
-            async with guarded.client(guarded.token(scene.node(row.who))) as client:
-                with suppress(*REFUSED):
-                    await scene.send(client, row)
-
-    asyncio.run(run())
-    policies = with_variable(guarded.admission.policies, "mode", "'cordon'")
-    needed = needed_rules(policies, guarded.admission.reviewed[seen:])
-    assert needed == {rule["message"] for policy in policies for rule in policy["spec"]["validations"]}
+# --- what it may not do -----------------------------------------------------------------------------------------------
 
 
 def test_what_a_person_did_stays(guarded: Guarded, pool: Pool) -> None:

@@ -13,6 +13,7 @@ from testing.node_writing import HEALTHY, SICK
 
 from gpuhealth.kube.client import Client
 from gpuhealth.kube.kinds import LEASES
+from gpuhealth.kube.objects import parse_time
 from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.own_node import OwnNode
 from gpuhealth.quarantine.slots.holder import Admitted, Blocked, SlotHolder
@@ -68,6 +69,28 @@ def test_window(plane: ControlPlane, pool: Pool) -> None:
             clock.time += timedelta(hours=1)
             outcomes = await asyncio.gather(*[node.acquire(pool.labels, "xid.79") for node in nodes])
             assert sum(isinstance(outcome, Admitted) for outcome in outcomes) == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("looks", range(2, 8))
+def test_an_estimate_of_the_time_that_goes_back(plane: ControlPlane, pool: Pool, looks: int) -> None:
+    """A slot is taken over at a time at which it has expired, also when the next estimate of the time is
+    earlier: after any number of looks at the clock."""
+    pool.budget(10, maxPerWindow=1, window="1h")
+    began = datetime.now(UTC)
+    expired = began + timedelta(hours=1)
+    late = iter([expired] * looks)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            first = SlotHolder(client, NAMESPACE, "first", now=lambda: began)
+            assert isinstance(await first.acquire(pool.labels, "xid.79"), Admitted)
+            await first.release()
+            second = SlotHolder(client, NAMESPACE, "second", now=lambda: next(late, expired - timedelta(seconds=1)))
+            outcome = await second.acquire(pool.labels, "xid.79")
+            slot = await client.get(LEASES, f"{pool.name}.window.0", NAMESPACE)
+            assert isinstance(outcome, Blocked) or parse_time(slot["spec"]["renewTime"]) >= expired
 
     asyncio.run(run())
 

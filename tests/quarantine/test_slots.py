@@ -33,10 +33,12 @@ SICK = Desired(verdict=verdict(finding()), quarantine=("xid.79",))
         ("0%", 100, 0),
         ("100%", 7, 7),
         ("5%", 0, 0),
+        (10**18, 0, 100_000),
+        ("5%", 10**18, 100_000),
     ],
 )
 def test_limit(amount: int | str, size: int, limit: int) -> None:
-    """A percentage is rounded down, but to one at least unless it is nothing."""
+    """A percentage is rounded down, but to one at least unless it is nothing; no limit is boundless."""
     assert limit_of(amount, size) == limit
 
 

@@ -20,7 +20,12 @@ def documents(path: Path) -> list[Document]:
     Of a kustomization only `resources` and `images` are understood: the base is written so that it needs no more, and
     what this tool would silently leave out must not be there.
     """
-    return sorted(_read(path), key=lambda document: _ORDER.get(document["kind"], 9))
+    return ordered(_read(path))
+
+
+def ordered(found: Iterable[Document]) -> list[Document]:
+    """Documents in an order in which they can be applied: those that others need first."""
+    return sorted(found, key=lambda document: _ORDER.get(document["kind"], 9))
 
 
 def _read(path: Path) -> Iterable[Document]:

@@ -34,6 +34,8 @@ POLICIES = [d for d in ALL if d["kind"] == "ValidatingAdmissionPolicy"]
 CONTROLLERS = {  # tested with it
     "gpuhealth-controller",
     "gpuhealth-controller-events",
+    "gpuhealth-controller-reports",
+    "gpuhealth-controller-slots",
     "gpuhealth-burnins",
     "gpuhealth-pods",
 }
@@ -70,9 +72,11 @@ def speaks_of(policy: Document, request: Document) -> bool:
 class Admission:
     """The webhook in front of a control plane, as a context manager that installs and removes it."""
 
-    def __init__(self, plane: ControlPlane, objects: list[Document]) -> None:
+    def __init__(self, plane: ControlPlane, objects: list[Document], namespace: str = "gpuhealth") -> None:
+        """`namespace` is that of the installation, whose pods' nodes are looked up."""
         self.plane = plane
         self.objects = objects
+        self._namespace = namespace
         self.policies = [d for d in objects if d["kind"] == "ValidatingAdmissionPolicy"]
         self.reviewed: list[Document] = []  # AdmissionRequests
         self._claims: dict[str, dict[str, list[str]]] = {}
@@ -167,7 +171,7 @@ class Admission:
             user["extra"] |= self._claims[pod]
 
     def _node_of(self, pod: str) -> dict[str, list[str]]:
-        found = self.plane.request("GET", f"/api/v1/namespaces/gpuhealth/pods/{pod}")
+        found = self.plane.request("GET", f"/api/v1/namespaces/{self._namespace}/pods/{pod}")
         if not (node := found["spec"].get("nodeName")):
             return {}
         claims = {NODE_CLAIM: [node]}

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from kube import Document
@@ -15,8 +16,25 @@ from kube import Document
 from testing.paths import BASE
 
 
+class Applied(NamedTuple):
+    """What kubectl said of an apply."""
+
+    lines: list[str]  # one for each object
+    warnings: str
+
+
+def applied(file: Path, *flags: str, kubeconfig: Path) -> Applied:
+    """Applies a file with kubectl. Raises RuntimeError with its error message when it fails."""
+    done = _run("apply", *flags, "-f", file, kubeconfig=kubeconfig)
+    return Applied(done.stdout.splitlines(), done.stderr)
+
+
 def kubectl(*words: str | Path, kubeconfig: Path | None = None) -> str:
     """Runs kubectl and returns its output; RuntimeError with its error message when it fails."""
+    return _run(*words, kubeconfig=kubeconfig).stdout
+
+
+def _run(*words: str | Path, kubeconfig: Path | None) -> subprocess.CompletedProcess[str]:
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     program = shutil.which("kubectl", path=folders)
     assert program is not None, "kubectl is not there: pip install --group dev"
@@ -26,7 +44,7 @@ def kubectl(*words: str | Path, kubeconfig: Path | None = None) -> str:
     )
     if done.returncode:
         raise RuntimeError(f"kubectl {words[0]} failed: {done.stderr.strip()}")
-    return done.stdout
+    return done
 
 
 def built(folder: Path) -> list[Document]:

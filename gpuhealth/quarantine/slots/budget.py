@@ -86,6 +86,11 @@ class SlotSet(msgspec.Struct, frozen=True, kw_only=True):
         return f"budget {self.budget} allows at most {nodes} {scope[self.kind]}{uncounted}"
 
 
+MAX_SLOTS = 100_000
+"""Slots of one set, as the definition of budgets limits counts: their names are made one by one. The size of a budget,
+of which a limit may be a percentage, has no bound."""
+
+
 class BudgetError(ValueError):
     """A budget that cannot be read; the text has the reason."""
 
@@ -102,12 +107,12 @@ def selects(budget: Object, labels: Mapping[str, str]) -> bool:
 
 
 def limit_of(amount: int | str, size: int) -> int:
-    """A count, or a percentage of `size`. Raises BudgetError."""
+    """A count, or a percentage of `size`, and MAX_SLOTS at the most. Raises BudgetError."""
     if isinstance(amount, int):
-        return amount
+        return min(amount, MAX_SLOTS)
     try:
         percent = float(amount.rstrip("%"))
-        return max(1, int(size * percent / 100)) if percent > 0 and size > 0 else 0
+        return max(1, min(int(size * percent / 100), MAX_SLOTS)) if percent > 0 and size > 0 else 0
     except _MALFORMED:
         raise BudgetError(f"{amount!r} is neither a count nor a percentage such as 10%") from None
 

@@ -309,7 +309,7 @@ class SlotHolder:
             if not (free := slot_set.free_names(held)):
                 return None
             name = self._choose.choice(free)
-            if await (self._take_over(slot_set, slots[name]) if name in slots else self._create(slot_set, name)):
+            if await (self._take_over(slot_set, slots[name], now) if name in slots else self._create(slot_set, name)):
                 return name
         return None  # so much demand that the next try may as well come later
 
@@ -328,10 +328,12 @@ class SlotHolder:
         self._slots[name] = slot
         return True
 
-    async def _take_over(self, slot_set: SlotSet, slot: Slot) -> bool:
+    async def _take_over(self, slot_set: SlotSet, slot: Slot, expired_at: datetime) -> bool:
         """Take a slot that has expired, unless another client is faster."""
+        # The server's time is known to a second: the next estimate may be earlier than the one by which it has expired.
+        now = max(expired_at, self._now())
         try:
-            self._slots[slot.name] = await self._store.take_over(slot_set, slot, self._node, self._now())
+            self._slots[slot.name] = await self._store.take_over(slot_set, slot, self._node, now)
         except (ConflictError, NotFoundError):
             return False
         return True
