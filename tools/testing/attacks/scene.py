@@ -70,8 +70,11 @@ class Tokens:
 
 
 class Scene:
-    """Nodes with all objects about them: the thief's, another, one tainted and cordoned by a person, one quarantined by a
-    taint, and one by a cordon, which a person has tainted."""
+    """Nodes with all objects about them.
+
+    They are the thief's, another, one that a person tainted and cordoned, one quarantined by a taint, and one by a
+    cordon, which a person has tainted.
+    """
 
     def __init__(self, plane: ControlPlane, pool: Pool, tokens: Tokens, namespace: str = "gpuhealth") -> None:
         self.plane, self.name, self.tokens, self.namespace = plane, pool.name, tokens, namespace
@@ -120,8 +123,8 @@ class Scene:
         self._pool.remove()
 
     def filled(self, value: Any) -> Any:
-        """A row with the names of this scene in the place of MINE, OTHER, PERSONS, OUT, CORDONED, POOL and UID, and with the
-        namespace and the burn-in image of this installation."""
+        """A row with the names of this scene in the place of MINE, OTHER and the like, and with the namespace and the
+        burn-in image of this installation."""
         text = json.dumps(value)
         names = {
             "MINE": self.mine,
