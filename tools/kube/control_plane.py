@@ -55,6 +55,11 @@ def find_binaries(names: Iterable[str] = ("etcd", "kube-apiserver")) -> dict[str
     return {name: Path(path) for name, path in found.items() if path is not None}
 
 
+def kubelet_token(node: str) -> str:
+    """The token of a kubelet that registers this Node."""
+    return f"kubelet-of-{node}"
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on now."""
     with socket.socket() as probe:
@@ -130,12 +135,17 @@ class ControlPlane:
         audit: bool = False,
         api_flags: Iterable[str] = (),
         folder: Path | None = None,
+        kubelets: Iterable[str] = (),
+        port: int | None = None,
     ) -> None:
+        """`kubelets` are the names of Nodes that real kubelets register, each with the token that kubelet_token() names."""
         self._with_manager = controller_manager
         self._with_scheduler = scheduler
         self._audit = audit
         self._api_flags = list(api_flags)
         self._given_folder = folder
+        self._kubelets = list(kubelets)
+        self._given_port = port
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._kinds: dict[tuple[str, str], tuple[str, bool]] = {}
 
@@ -238,7 +248,7 @@ class ControlPlane:
 
     def _start_api_server(self) -> None:
         if not hasattr(self, "port"):
-            self.port = free_port()
+            self.port = self._given_port or free_port()
             self.server = f"https://127.0.0.1:{self.port}"
             self.certificates = self.folder / "certificates"
             self._connections = _Connections(self.port, self.ca)
@@ -250,7 +260,7 @@ class ControlPlane:
             f"--secure-port={self.port}",
             f"--tls-cert-file={self.ca}",
             f"--tls-private-key-file={self.ca.with_suffix('.key')}",
-            "--authorization-mode=RBAC",
+            "--authorization-mode=Node,RBAC",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={keys}",
@@ -259,6 +269,8 @@ class ControlPlane:
             "--endpoint-reconciler-type=none",
             "--allow-privileged=true",
         ]
+        if self._kubelets:
+            flags.append("--enable-admission-plugins=NodeRestriction")
         if not self._with_manager:  # nobody makes the default service accounts that this plugin asks of every pod
             flags.append("--disable-admission-plugins=ServiceAccount")
         if self._audit:
@@ -268,7 +280,9 @@ class ControlPlane:
         self._await("kube-apiserver", self._is_ready)
 
     def _prepare_api_server(self) -> None:
-        (self.folder / "tokens.csv").write_text(f'{ADMIN_TOKEN},admin,admin,"system:masters"\n')
+        tokens = [f'{ADMIN_TOKEN},admin,admin,"system:masters"']
+        tokens += [f'{kubelet_token(name)},system:node:{name},{name},"system:nodes"' for name in self._kubelets]
+        (self.folder / "tokens.csv").write_text("\n".join(tokens) + "\n")
         # Keys of elliptic curves: with those that the server makes itself, a connection costs it milliseconds of CPU.
         self.certificates.mkdir(exist_ok=True)
         _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", self.folder / "service-accounts.key")
@@ -302,7 +316,8 @@ class ControlPlane:
         if name == "kube-controller-manager":
             flags.append(f"--service-account-private-key-file={self.folder / 'service-accounts.key'}")
             flags.append(f"--root-ca-file={self.ca}")
-            flags.append("--node-monitor-grace-period=24h")  # nobody plays a kubelet's heartbeat
+            if not self._kubelets:
+                flags.append("--node-monitor-grace-period=24h")  # nobody plays a kubelet's heartbeat
         self._launch(name, *flags)
         self._await(name, lambda: _listens(port))
 

@@ -156,7 +156,7 @@ def _base(builder: _Builder) -> str:
         _add_python(root)
         _add_settings(root)
         (Path(folder) / "Containerfile").write_text(
-            'FROM scratch\nCOPY root /\nENV PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8\nRUN ldconfig\nCMD ["python3"]\n'
+            'FROM scratch\nCOPY root /\nENV PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8\nRUN /usr/sbin/ldconfig\nCMD ["python3"]\n'
         )
         builder.build(name, Path(folder, "Containerfile"), Path(folder), {})
     marker.touch()

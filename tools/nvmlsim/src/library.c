@@ -187,12 +187,17 @@ static void close_device_nodes(void)
         close(device_nodes[--device_nodes_open]);
 }
 
-/* Map the state that NVMLSIM_STATE names, again if it is another file than at the last start. */
+/*
+ * Map the state that NVMLSIM_STATE names, again if it is another file than at the last start. Without the variable it
+ * is a file in /dev, where a real library finds its driver too: a container needs no variable for it.
+ */
 static struct state *attach(void)
 {
     const char *path = getenv("NVMLSIM_STATE");
+    if (!path)
+        path = "/dev/nvmlsim.state";
     struct stat file;
-    if (!path || stat(path, &file) < 0)
+    if (stat(path, &file) < 0)
         return NULL;
     pthread_mutex_lock(&lock);
     struct state *state = shared;
