@@ -16,13 +16,14 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from nvmlsim.simulator import Simulator
+from nvmlsim.simulator import LIBRARY, Simulator
 from testing.paths import ROOT
 from testing.waiting import wait_for
 
 from kube.control_plane import MissingBinariesError, find_binaries
 from kube.single_node.images import archives
-from kube.single_node.init import NODE
+from kube.single_node.init import DRIVER, NODE
+from kube.single_node.supervisor import cgroups
 
 _BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
 _PROGRAMS = ("unshare", "nsenter", "mount", "ip", "apt-get", "dpkg-deb")
@@ -81,7 +82,7 @@ class SingleNodeCluster:
             command = [sys.executable, "-m", "kube.single_node.supervisor", str(self.folder)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
             wait_for("the node", self._is_up)
-            self._init = self._first_process()
+            self.init = self._first_process()
             wait_for("the Node to be Ready", self._is_ready)
         except BaseException:  # also on Ctrl-C: no orphans
             self.stop()
@@ -122,7 +123,7 @@ class SingleNodeCluster:
 
     def inside(self, *namespaces: str) -> list[str]:
         """The beginning of a command line that runs a command in namespaces of the node: mount, net, pid, uts."""
-        return ["nsenter", "--target", str(self._init), *(f"--{each}" for each in namespaces), "--"]
+        return ["nsenter", "--target", str(self.init), *(f"--{each}" for each in namespaces), "--"]
 
     @property
     def env(self) -> dict[str, str]:
@@ -143,6 +144,24 @@ class SingleNodeCluster:
         if done.returncode:
             raise RuntimeError(f"kubectl {' '.join(map(str, words))} failed: {done.stderr.strip()}")
         return done.stdout
+
+    def remove_driver(self) -> None:
+        """Takes the driver's library away, as the end of a driver container does."""
+        subprocess.run([*self.inside("mount"), "rm", "-r", DRIVER], check=True)
+
+    def install_driver(self) -> None:
+        """Brings a new file of the driver's library, as a new driver container does."""
+        subprocess.run([*self.inside("mount"), "mkdir", "-p", DRIVER], check=True)
+        subprocess.run([*self.inside("mount"), "cp", LIBRARY, DRIVER], check=True)
+
+    def pod_memory(self, uid: str) -> int:
+        """The memory that the kernel charges to a pod, in bytes."""
+        for group in cgroups(self.folder.name):
+            for pod in group.rglob(f"*pod{uid}"):
+                for name in ("memory.usage_in_bytes", "memory.current"):
+                    if (pod / name).exists():
+                        return int((pod / name).read_text())
+        raise ClusterError(f"the pod {uid} has no memory cgroup")
 
     def write_kernel_log(self, text: str) -> None:
         """Writes one line into the kernel log of this machine, which is the node's too."""
