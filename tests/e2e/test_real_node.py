@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kube.single_node import SingleNodeCluster, why_not
+from kube.single_node.cluster import SingleNodeCluster, why_not
 from kube.single_node.supervisor import cgroups
 from testing.node_walk import Walk
 from testing.waiting import wait_for

@@ -29,11 +29,17 @@ class InterruptedDemo(BaseException):
 
 def main() -> int:
     """0 when everything came as expected, 1 when not, 128 and the signal's number when it was ended."""
-    argparse.ArgumentParser(prog="tools/demo", description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(prog="tools/demo", description=__doc__)
+    parser.add_argument("--cluster", action="store_true", help="a real kubelet instead: install, faults, removal; root")
+    options = parser.parse_args()
     for number in _ENDING:
         signal.signal(number, _interrupt)
     screen = Screen()
     try:
+        if options.cluster:
+            from demonstration.cluster import demonstrate
+
+            return demonstrate(screen)
         began, seen = _demonstrate(screen)
     except InterruptedDemo as interrupted:
         screen.say("Ended; the node, the agent and the control plane are gone.")

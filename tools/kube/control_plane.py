@@ -138,7 +138,7 @@ class ControlPlane:
         kubelets: Iterable[str] = (),
         port: int | None = None,
     ) -> None:
-        """`kubelets` are the names of Nodes that real kubelets register, each with the token that kubelet_token() names."""
+        """`kubelets` are the names of Nodes that real kubelets register, each with its kubelet_token()."""
         self._with_manager = controller_manager
         self._with_scheduler = scheduler
         self._audit = audit

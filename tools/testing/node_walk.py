@@ -1,4 +1,4 @@
-"""The life of gpuhealth on a real node, from its installation to its removal: for a test, and for `tools/demo --cluster`.
+"""The life of gpuhealth on a real node, from installation to removal: for a test, and for `tools/demo --cluster`.
 
 Each step is a method with what it shows as its docstring. It runs commands that a person would type, and waits for what
 they show.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kube.single_node import SingleNodeCluster
+from kube.single_node.cluster import SingleNodeCluster
 
 from testing.paths import BASE
 from testing.waiting import wait_for
@@ -50,11 +50,11 @@ Show = Callable[[str, str], None]
 class Walk:
     """The steps, in their order, on one cluster; `figures` has what was measured, in seconds or MiB."""
 
-    def __init__(self, cluster: SingleNodeCluster, folder: Path, show: Show = lambda line, output: None) -> None:
+    def __init__(self, cluster: SingleNodeCluster, folder: Path, show: Show | None = None) -> None:
         self.cluster = cluster
         self.figures: dict[str, float] = {}
         self._folder = folder
-        self._show = show
+        self._show = show or (lambda _line, _output: None)
         (folder / "daemonset").symlink_to(BASE)
 
     def steps(self) -> list[Callable[[], None]]:
@@ -168,7 +168,9 @@ class Walk:
 
     def driver_upgrade(self) -> None:
         """A driver container is replaced under the running agent: its next NVML process loads the new library."""
-        wait_for("the agent to read the GPUs", lambda: self._in_agent("gpuhealth", "check", check=False).returncode == 0)
+        wait_for(
+            "the agent to read the GPUs", lambda: self._in_agent("gpuhealth", "check", check=False).returncode == 0
+        )
         self.cluster.remove_driver()
         assert self._in_agent("gpuhealth", "check", check=False).returncode == _UNKNOWN
         self.cluster.install_driver()

@@ -1,8 +1,8 @@
 """A cluster of one node with a real kubelet and simulated GPUs, for tests and the demo.
 
-    with SingleNodeCluster() as cluster:
-        cluster.kubectl("apply", "-k", "daemonset")
-        cluster.write_kernel_log("NVRM: Xid (PCI:7a10:1b:00): 79, pid=1, name=python")
+with SingleNodeCluster() as cluster:
+    cluster.kubectl("apply", "-k", "daemonset")
+    cluster.write_kernel_log("NVRM: Xid (PCI:7a10:1b:00): 79, pid=1, name=python")
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def why_not() -> str:
 
 
 class SingleNodeCluster:
-    """One node in namespaces of its own; a context manager, or start() and stop(). Nothing of it outlives its creator."""
+    """One node in namespaces of its own; a context manager, or start() and stop(). It does not outlive its creator."""
 
     name = NODE
 

@@ -35,6 +35,7 @@ _BASE_PACKAGES = (
     "libgmp10", "liblzma5", "libncursesw6", "libnsl2", "libpcre2-8-0", "libreadline8", "libselinux1", "libsqlite3-0",
     "libssl3", "libstdc++6", "libtinfo6", "libtirpc3", "libuuid1", "zlib1g",
 )  # fmt: skip
+_BASE_VERSION = 1  # to be raised with a change of what is put into the base image
 _CERTIFICATES = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
 _CONTAINERFILE = "daemonset/image/Containerfile"
 _SOURCES = ("daemonset/image", "gpuhealth", "pyproject.toml", "README.md")
@@ -76,16 +77,32 @@ class _Builder:
         """Builds an image of that name, from layers of earlier builds where nothing has changed."""
         words = [f"--build-arg={key}={value}" for key, value in arguments.items()]
         policy = f"--signature-policy={self._policy()}"
-        self.run("build", policy, "--pull=never", "--layers", *words, *more, "-t", name, "-f", str(containerfile), str(context))
+        self.run(
+            "build",
+            policy,
+            "--pull=never",
+            "--layers",
+            *words,
+            *more,
+            "-t",
+            name,
+            "-f",
+            str(containerfile),
+            str(context),
+        )
 
     def archive(self, name: str, key: str) -> Path:
         """Writes an image to an archive that carries its name; older ones are deleted."""
         path = self._path(name, key)
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
-        self.run("push", f"--signature-policy={self._policy()}", "--disable-compression", name, f"oci-archive:{part}:{name}")
+        self.run(
+            "push", f"--signature-policy={self._policy()}", "--disable-compression", name, f"oci-archive:{part}:{name}"
+        )
         part.rename(path)
-        others = sorted(path.parent.glob(f"{path.name.rpartition('-')[0]}-*.tar"), key=lambda each: each.stat().st_mtime)
+        others = sorted(
+            path.parent.glob(f"{path.name.rpartition('-')[0]}-*.tar"), key=lambda each: each.stat().st_mtime
+        )
         for old in others[:-_KEPT]:
             old.unlink()
         return path
@@ -145,7 +162,8 @@ def _burnin(builder: _Builder, agent: Path) -> Path:
 
 def _base(builder: _Builder) -> str:
     """The name of the base image: a small Debian with this program's Python and pip in /usr/local."""
-    name = f"localhost/gpuhealth-base:{_key([Path(__file__), Path(sys.executable).resolve(), _CERTIFICATES])}"
+    key = _key([Path(sys.executable).resolve(), _CERTIFICATES], f"{_BASE_VERSION} {_BASE_PACKAGES}")
+    name = f"localhost/gpuhealth-base:{key}"
     marker = builder.folder / name.replace("/", "_")
     if marker.exists():
         return name
@@ -156,7 +174,7 @@ def _base(builder: _Builder) -> str:
         _add_python(root)
         _add_settings(root)
         (Path(folder) / "Containerfile").write_text(
-            'FROM scratch\nCOPY root /\nENV PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8\nRUN /usr/sbin/ldconfig\nCMD ["python3"]\n'
+            "FROM scratch\nCOPY root /\nENV PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8\nRUN /usr/sbin/ldconfig\n"
         )
         builder.build(name, Path(folder, "Containerfile"), Path(folder), {})
     marker.touch()

@@ -30,6 +30,23 @@ ADDRESS, SERVICE, PODS = "172.30.0.2", "10.96.0.1", "10.244.0.0/24"
 DRIVER = Path("/run/nvidia/driver/usr/lib/x86_64-linux-gnu")
 """Where the GPU operator's driver container has its libraries."""
 _CONTAINERD = "/run/containerd/containerd.sock"
+_CONTAINERD_SETTINGS = """
+version = 2
+[grpc]
+address = "{socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+restrict_oom_score_adj = true
+sandbox_image = "{busybox}"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "{networks}"
+"""
+_RUNTIME_SETTINGS = """
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{runtime}]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{runtime}.options]
+BinaryName = "/usr/sbin/runc"
+"""
 _DEVICES = ("full", "kmsg", "null", "random", "tty", "urandom", "zero")
 _SYSCTLS = {  # which the kubelet would set on the whole machine
     "vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
@@ -142,22 +159,9 @@ def _start(folder: Path, name: str, *command: str | Path) -> None:
 
 
 def _start_containerd(folder: Path) -> None:
-    runc = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": "/usr/sbin/runc"}}
-    settings = {
-        "version": 2,
-        'grpc': {"address": _CONTAINERD},
-        'plugins."io.containerd.grpc.v1.cri"': {"restrict_oom_score_adj": True, "sandbox_image": BUSYBOX},
-        'plugins."io.containerd.grpc.v1.cri".cni': {"bin_dir": "/usr/lib/cni", "conf_dir": str(folder / "cni")},
-    }
-    text = ""
-    for section, values in settings.items():
-        if isinstance(values, dict):
-            text += f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-        else:
-            text += f"{section} = {values}\n"
-    for name in ("runc", "nvidia"):  # burn-ins run on the processor here, and need nothing that NVIDIA's adds
-        section = f'plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}'
-        text += f'[{section}]\nruntime_type = "{runc["runtime_type"]}"\n[{section}.options]\nBinaryName = "/usr/sbin/runc"\n'
+    text = _CONTAINERD_SETTINGS.format(socket=_CONTAINERD, busybox=BUSYBOX, networks=folder / "cni")
+    for runtime in ("runc", "nvidia"):  # burn-ins run on the processor here, and need nothing that NVIDIA's adds
+        text += _RUNTIME_SETTINGS.format(runtime=runtime)
     (folder / "containerd.toml").write_text(text)
     (folder / "cni").mkdir()
     ranges = [[{"subnet": PODS}]]
