@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from kube.single_node.cluster import SingleNodeCluster
+from kube.single_node.init import DRIVER
 
 from testing.paths import BASE
 from testing.waiting import wait_for
@@ -29,6 +30,12 @@ _SETTINGS: dict[str, Any] = {
     "burnin": {"devices": "cpu:0", "limits": {"floor_percent": 0}},
     "preflight": {"level": "quick", "tests": ["exact"], "duration": "3s", "retry": "1s"},
 }
+_MOUNTS = {  # on the node, and in the pods that run burn-ins
+    "torch": ("/run/torch", "/opt/torch"),
+    "driver": (str(DRIVER), "/opt/driver"),  # which NVIDIA's container runtime would mount
+    "driver-state": ("/dev/nvmlsim.state", "/opt/nvmlsim.state"),
+}
+_DRIVER_VARIABLES = {"LD_LIBRARY_PATH": "/opt/driver", "NVMLSIM_STATE": "/opt/nvmlsim.state"}
 _WORK = """
 apiVersion: apps/v1
 kind: Deployment
@@ -109,7 +116,7 @@ class Walk:
             finally:
                 watch.kill()
         wait_for("the eviction", lambda: pod not in self._running("default", "app=work"))
-        wait_for("the drain's end", lambda: self._state() == "drained")
+        wait_for("the drain", lambda: self._state() in {"draining", "drained"})
         self._run("kubectl", "get", "ghr,qb")
         self._run("gpuhealth", "node", self.cluster.name)
 
@@ -270,14 +277,14 @@ class Walk:
         settings["data"]["gpuhealth.yaml"] = yaml.safe_dump(data)
         patches = [{"patch": yaml.safe_dump(settings)}]
         for kind, name in (("PodTemplate", "burnin"), ("DaemonSet", "preflight")):
-            containers = [
-                {
-                    "name": name,
-                    "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
-                    "volumeMounts": [{"name": "torch", "mountPath": "/opt/torch", "readOnly": True}],
-                }
-            ]
-            pod = {"containers": containers, "volumes": [{"name": "torch", "hostPath": {"path": "/run/torch"}}]}
+            container = {
+                "name": name,
+                "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
+                "env": [{"name": key, "value": value} for key, value in _DRIVER_VARIABLES.items()],
+                "volumeMounts": [{"name": key, "mountPath": path} for key, (_, path) in _MOUNTS.items()],
+            }
+            volumes = [{"name": key, "hostPath": {"path": path}} for key, (path, _) in _MOUNTS.items()]
+            pod = {"containers": [container], "volumes": volumes}
             change: dict[str, Any] = {"template": {"spec": pod}}
             metadata = {"name": f"gpuhealth-{name}", "namespace": "gpuhealth"}
             if kind == "PodTemplate":
