@@ -29,7 +29,7 @@ def test_from_installation_to_removal(node: SingleNodeCluster, tmp_path: Path) -
     for step in walk.steps():
         try:
             step()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every failure is reported with what tells why
             pytest.fail(f"{step.__name__}: {error!r}\n{walk.explain()}")
     print(walk.figures)  # noqa: T201 - shown with -s
 

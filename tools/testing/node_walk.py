@@ -131,7 +131,9 @@ class Walk:
 
     def preflight(self) -> None:
         """A new node's preflight: with this taint it gets no work until its tests have passed."""
-        self._run("kubectl", "taint", "node", self.cluster.name, "gpuhealth.io/preflight=pending:NoSchedule")
+        self._run(
+            "kubectl", "taint", "node", self.cluster.name, "gpuhealth.io/preflight=pending:NoSchedule", "--overwrite"
+        )
         self._wait_for_state("preflight")
         wait_for("the preflight to open the node", lambda: "gpuhealth.io/preflight" not in self._taints())
         self._wait_for_state("healthy")
