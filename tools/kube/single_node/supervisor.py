@@ -45,11 +45,11 @@ def main() -> None:
 
 
 def cgroups(name: str) -> list[Path]:
-    """The node's cgroup in each hierarchy: there are several in version 1, and one in version 2."""
+    """The node's cgroup in each hierarchy: several of version 1, one of version 2, or both."""
     if (_CGROUPS / "cgroup.controllers").exists():
         return [_CGROUPS / name]
     folders = [each for each in _CGROUPS.iterdir() if each.is_dir() and not each.is_symlink()]
-    return [each / name for each in folders if (each / "tasks").exists()]
+    return [each / name for each in folders if (each / "cgroup.procs").exists()]
 
 
 def remove_cgroups(name: str) -> None:
