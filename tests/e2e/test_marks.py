@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from kube import ControlPlane
+from testing.kernel_log_lock import kernel_log_lock
 from testing.marked_node import XID_95, Marked, leave_burnin
 from testing.simnode import IMPATIENT, REAL_KMSG, entries
 from testing.waiting import wait_for
@@ -261,7 +262,7 @@ def test_the_real_kernel_log(plane: ControlPlane, tmp_path: Path) -> None:
     marked = Marked(plane, tmp_path, REAL_KMSG)
     marked.budget(1)
     try:
-        with marked.sim as sim:
+        with kernel_log_lock(), marked.sim as sim:
             wait_for("a healthy condition", lambda: marked.condition()[0] == "True")
             sim.xid(95, gpu=5, text=XID_95)
             wait_for("the taint", lambda: marked.taint() == "xid.95")

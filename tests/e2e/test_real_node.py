@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from kube.single_node.cluster import SingleNodeCluster, why_not
 from kube.single_node.supervisor import cgroups
+from testing.kernel_log_lock import kernel_log_lock
 from testing.node_walk import Walk
 from testing.waiting import wait_for
 
@@ -26,11 +27,12 @@ def node() -> Iterator[SingleNodeCluster]:
 def test_from_installation_to_removal(node: SingleNodeCluster, tmp_path: Path) -> None:
     """Every step works on a real node: install, quarantine, restore, preflight, burn-in, upgrade, removal."""
     walk = Walk(node, tmp_path)
-    for step in walk.steps():
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001 - every failure is reported with what tells why
-            pytest.fail(f"{step.__name__}: {error!r}\n{walk.explain()}")
+    with kernel_log_lock():
+        for step in walk.steps():
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - every failure is reported with pods, events and logs
+                pytest.fail(f"{step.__name__}: {error!r}\n{walk.explain()}")
     print(walk.figures)  # noqa: T201 - shown with -s
 
 

@@ -205,7 +205,7 @@ class Walk:
         return found + [name for name in listed.splitlines() if "gpuhealth" in name]
 
     def explain(self) -> str:
-        """Everything that tells why a step has failed: pods, events, and logs."""
+        """Pods, events and logs, for the report of a step that has failed."""
         parts = []
         for words in (
             ["get", "nodes,pods,ghr,qb", "-A", "-o", "wide"], ["get", "events", "-A"],

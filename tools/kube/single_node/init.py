@@ -114,7 +114,7 @@ def _install_driver(folder: Path) -> None:
     tree = folder / "nvmlsim.root"
     for name in ("sys/bus/pci", "proc/driver"):
         _run("mount", "--rbind", tree / name, f"/{name}")
-    for name in ("sys/devices", "sys/module"):  # beside what the machine has
+    for name in ("sys/devices", "sys/module"):  # together with those of the machine
         _run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={tree}/{name}:/{name}", f"/{name}")
     for number, device in enumerate(sorted((tree / "dev").iterdir())):
         os.mknod(f"/dev/{device.name}", stat.S_IFCHR | 0o666, os.makedev(195, number))
