@@ -78,6 +78,8 @@ class SingleNodeCluster:
             (self.folder / "images.json").write_text(json.dumps(images))
             self.driver = Simulator(self.folder, gpus=self._gpus)
             self.driver.set({f"gpu{gpu}.pci.domain": _DOMAIN for gpu in range(self._gpus)})
+            shutil.rmtree(self.driver.root)  # which also has the devices at their earlier addresses
+            self.driver.tree()
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tools"), str(ROOT)])}
             command = [sys.executable, "-m", "kube.single_node.supervisor", str(self.folder)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
