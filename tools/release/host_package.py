@@ -69,7 +69,10 @@ def make_tree(root: Path, python: str, minor: str, temporary: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(source.read_text().replace("@PYTHON@", f"python{minor}"))
         target.chmod(source.stat().st_mode & 0o777)
-    for source, to in ((HOST / "gpuhealth.service", "usr/lib/systemd/system"), (HOST / "gpuhealth.yaml", "etc/gpuhealth")):
+    for source, to in (
+        (HOST / "gpuhealth.service", "usr/lib/systemd/system"),
+        (HOST / "gpuhealth.yaml", "etc/gpuhealth"),
+    ):
         (root / to).mkdir(parents=True)
         shutil.copy(source, root / to)
     (root / "usr" / "bin").mkdir(parents=True)
