@@ -31,6 +31,8 @@ POLICIES = (
     "gpuhealth-slots",
     "gpuhealth-events",
     names.CONTROLLER,
+    "gpuhealth-controller-reports",
+    "gpuhealth-controller-slots",
     "gpuhealth-controller-events",
     "gpuhealth-burnins",
     "gpuhealth-pods",

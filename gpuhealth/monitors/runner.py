@@ -61,7 +61,8 @@ class MonitorRunner:
     def _failed(self, error: Exception) -> Missing:
         self.errors += 1
         self.failure = f"{type(error).__name__}: {error}"
-        log.error("monitor failed", monitor=self.monitor.name, error=self.failure, exc_info=error)
+        trace = None if isinstance(error, OSError) else error  # the text of an OSError names the cause
+        log.error("monitor failed", monitor=self.monitor.name, error=self.failure, exc_info=trace)
         return Missing(MissingReason.ERROR, f"{self.monitor.name} failed: {self.failure}")
 
     def close(self) -> None:

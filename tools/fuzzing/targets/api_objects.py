@@ -177,7 +177,7 @@ class Target:
             and ours.code not in dismissed
             and ours.code != "manual"
         ):
-            require(wanted.taint is not None, "a node without measurements goes back into service")
+            require(wanted.code is not None, "a node without measurements goes back into service")
 
     # --- budgets ------------------------------------------------------------------------------------------------------
 
