@@ -29,7 +29,7 @@ _STEPS = [
     *("Fault 2", "gpuhealth.io/unhealthy=nvlink.down:NoSchedule", "GPUHealthy=False  NvlinkDown"),
     *("$ gpuhealth check", "CRITICAL  nvlink.down", "gpuhealth_nvlink_up{", '"finding cleared"'),
     *("Taints:      <none>", "GPUHealthy=True", "Back in service"),
-    *("Fault 3", "gpuhealth.io/unhealthy=driver.unresponsive:NoSchedule", "GPUHealthy=False  DriverUnresponsive"),
+    *("Fault 3", "Unschedulable: true", "GPUHealthy=False  DriverUnresponsive"),
     *("times: all answered", '"finding cleared"', "Taints:      <none>", "GPUHealthy=True", "Back in service"),
     *("What was seen", "xid.95", "nvlink.down", "driver.unresponsive", "Everything came as expected"),
 ]
@@ -90,7 +90,7 @@ def test_on_a_control_plane(tmp_path: Path) -> None:
     output = _check(_start(tmp_path), tmp_path)
     assert "No control plane" not in output
     assert "gpu-nodes.0  gpu-node-1" in output
-    assert "unhealthy  nvlink.down" in output
+    assert "nvlink.down  quarantined" in output
 
 
 def test_interrupted(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_all_that_the_agent_does(plane: ControlPlane, pool: Pool, kubeconfig: Pa
 
     async def run() -> None:
         async with Client.from_kubeconfig(kubeconfig) as client:
-            writer = NodeWriter(client, Settings(mode="cordon"), OwnNode(client, node))
+            writer = NodeWriter(client, Settings(), OwnNode(client, node))
             follow = asyncio.create_task(writer.node.follow())
             await until(lambda: writer.node.labels)
             for _ in range(2):

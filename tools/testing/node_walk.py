@@ -115,7 +115,7 @@ class Walk:
             finally:
                 watch.kill()
         wait_for("the eviction", lambda: pod not in self._running("default", "app=work"))
-        wait_for("the drain", lambda: self._state() in {"draining", "drained"})
+        wait_for("the end of the drain", lambda: self._state() == "drained")
         self._run("kubectl", "get", "ghr,qb")
         self._run("gpuhealth", "node", self.cluster.name)
 
