@@ -27,15 +27,18 @@ class MarksRemoval(msgspec.Struct, frozen=True, kw_only=True):
     returns: str = ""  # the finding for which the node was out of service, if it returns to service by this
 
 
-def removal(node: Object, preflight_taints: Iterable[str]) -> MarksRemoval:
-    """The changes to a Node. Raises an error of any kind for surprising values."""
+def removal(node: Object, preflight_taints: Iterable[str], mirrors: Iterable[str] = ()) -> MarksRemoval:
+    """The changes to a Node. Raises an error of any kind for surprising values.
+
+    `mirrors` are the types of the conditions that the agents write besides GPUHealthy.
+    """
     name, ours = node["metadata"]["name"], record(node)
     metadata: Object = {}
     spec: Object = {}
     changes: list[str] = []
     left: list[str] = []
     removed = {key for key in preflight_taints if has_taint(node, key)}
-    if has_taint(node) and ours is not None:
+    if has_taint(node) and ours is not None and ours.tainted:
         removed.add(TAINT)
     elif has_taint(node):
         left.append(f"taint {TAINT} of {name}, which no agent has set: kubectl taint node {name} {TAINT}-")
@@ -58,9 +61,9 @@ def removal(node: Object, preflight_taints: Iterable[str]) -> MarksRemoval:
         metadata["resourceVersion"] = node["metadata"]["resourceVersion"]
         patch = {"metadata": metadata} | ({"spec": spec} if spec else {})
     status_patch = None
-    if condition(node) is not None:
-        status_patch = {"status": {"conditions": [{"type": CONDITION, "$patch": "delete"}]}}
-        changes.append(f"condition {CONDITION}")
+    if found := [kind for kind in dict.fromkeys((CONDITION, *mirrors)) if condition(node, kind) is not None]:
+        status_patch = {"status": {"conditions": [{"type": kind, "$patch": "delete"} for kind in found]}}
+        changes += [f"condition {kind}" for kind in found]
     returns = ours.code if ours is not None and (TAINT in removed or "unschedulable" in spec) else ""
     return MarksRemoval(
         patch=patch, status_patch=status_patch, changes=tuple(changes), left=tuple(left), returns=returns

@@ -33,6 +33,7 @@ from gpuhealth.installation.problem import CannotCheckError, some_of
 from gpuhealth.kube.client import STRATEGIC_MERGE_PATCH, Client, Object
 from gpuhealth.kube.errors import ConflictError, GoneError, NotFoundError
 from gpuhealth.kube.kinds import LEASES, NAMESPACES, NODES, POD_TEMPLATES, PODS, Kind
+from gpuhealth.monitors.settings import Settings
 from gpuhealth.quarantine.marks import annotations_of, labels
 
 _AT_ONCE = 10  # Nodes
@@ -103,12 +104,15 @@ class Uninstaller:
         self._on_change = on_change
         self._changes: list[Change] = []
         self._returned: dict[str, str] = {}
+        self._mirrors: tuple[str, ...] = ()  # types of conditions besides GPUHealthy
         self._left: list[str] = []
 
     async def run(self) -> Removal:
         """Remove everything. Raises ClusterError where a request is refused; what was done until then stays done."""
         namespace = await self._cluster.namespace()
-        preflight_taints = {PREFLIGHT_TAINT, await self._preflight_taint()}
+        settings = await self._settings()
+        preflight_taints = {PREFLIGHT_TAINT, *([settings.preflight.taint] if settings else [])}
+        self._mirrors = tuple(mirror.type for mirror in settings.conditions) if settings else ()
         await self._delete_workloads(namespace)
         await self._delete_all(_BINDINGS, namespace)
         await self._end_pods(namespace)
@@ -128,11 +132,11 @@ class Uninstaller:
             left=tuple(dict.fromkeys(self._left)),
         )
 
-    async def _preflight_taint(self) -> str:
+    async def _settings(self) -> Settings | None:
         try:
-            return (await self._cluster.settings()).preflight.taint
+            return await self._cluster.settings()
         except CannotCheckError:  # the ConfigMap is gone, or cannot be read
-            return PREFLIGHT_TAINT
+            return None
 
     # --- what could put marks back ------------------------------------------------------------------------------------
 
@@ -199,7 +203,7 @@ class Uninstaller:
 
     def _removal(self, node: Object, preflight_taints: Iterable[str]) -> MarksRemoval | None:
         try:
-            return removal(node, preflight_taints)
+            return removal(node, preflight_taints, self._mirrors)
         except Exception as error:  # noqa: BLE001 - of a Node that cannot be read; the others follow
             name = (node.get("metadata") or {}).get("name")
             self._left.append(
