@@ -30,6 +30,7 @@ class Container:
         self.sim = sim
         self.host = HostRoot(sim.folder / "host")
         sim._environment["LD_LIBRARY_PATH"] = "/nonexistent"
+        sim._environment["COLUMNS"] = "400"  # a path is longer than a line
         findings = {"*": {"clear_after": "400ms", "raise_after": 0}, **dict.fromkeys(NODE_FAULTS, GRACE)}
         sim.configure({"host": {"root": str(self.host.path)}, "findings": findings, "unknown_after": "2s"})
         self.unload()

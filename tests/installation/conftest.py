@@ -6,9 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kube import ControlPlane
+from kube import ControlPlane, MissingBinariesError
 from testing.command import Node
 from testing.installation import Installation
+from testing.paths import BASE
+
+
+@pytest.fixture(scope="package")
+def plane() -> Iterator[ControlPlane]:
+    """A control plane of these tests alone: they look at all agents, and the other tests leave some."""
+    control_plane = ControlPlane()
+    try:
+        control_plane.start()
+    except MissingBinariesError as error:
+        pytest.skip(str(error))
+    try:
+        control_plane.apply(BASE)
+        yield control_plane
+    finally:
+        control_plane.stop()
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ class Target:
         require(all(count >= 0 for count in fleet.nodes_by_state.values()), "a count is below zero")
         for name in fleet.drains_wanted:
             node = fleet.nodes.items[name]
-            require(node.readable and node.tainted and not node.overridden, "a drain is wanted without its marks")
+            require(node.readable and node.marked and not node.overridden, "a drain is wanted without its marks")
         for node in fleet.nodes.items.values():
             encoded(msgspec.to_builtins(node), 1 << 18)
 
