@@ -113,7 +113,7 @@ def test_a_program_that_removes_the_taint(marked: Marked) -> None:
         assert sim.metric(removed % "person") == 0
         marked.pool.dismiss(marked.name)
         wait_for("the end", lambda: marked.quarantine() == "dismissed")
-        assert sim.metric(removed % "person") == 1
+        wait_for("the removal counted", lambda: sim.metric(removed % "person") == 1)
         assert marked.taint() is None
 
 

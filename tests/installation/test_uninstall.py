@@ -62,13 +62,19 @@ class Marked:
     def _node(
         self, name: str, labels: dict[str, str], notes: dict[str, str], taints: list[Document], *, cordoned: bool = True
     ) -> None:
-        self.plane.create_node(name, labels)
+        # All at once: the controllers of Kubernetes replace the whole list of taints when the node becomes ready.
+        metadata = {"name": name, "labels": {"kubernetes.io/hostname": name, **labels}, "annotations": notes}
         spec = {"taints": taints, "unschedulable": cordoned or None}
-        body = {"metadata": {"annotations": notes}, "spec": spec}
-        self.plane.request("PATCH", f"/api/v1/nodes/{name}", body, content_type=MERGE)
-        condition = {"type": "GPUHealthy", "status": "True", "reason": "Healthy", "message": "as an agent"}
+        self.plane.request("POST", "/api/v1/nodes", {"metadata": metadata, "spec": spec})
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "as a kubelet"}
+        healthy = {"type": "GPUHealthy", "status": "True", "reason": "Healthy", "message": "as an agent"}
         content, path = "application/strategic-merge-patch+json", f"/api/v1/nodes/{name}/status"
-        self.plane.request("PATCH", path, {"status": {"conditions": [condition]}}, content_type=content)
+        self.plane.request("PATCH", path, {"status": {"conditions": [ready, healthy]}}, content_type=content)
+        wait_for("the node to be ready", lambda: not self._taints_of_kubernetes(name))
+
+    def _taints_of_kubernetes(self, name: str) -> list[str]:
+        keys = [taint["key"] for taint in self.node(name)["spec"].get("taints", ())]
+        return [key for key in keys if key in {f"node.kubernetes.io/{state}" for state in ("not-ready", "unreachable")}]
 
     def _report(self, node: str) -> None:
         uid = self.node(node)["metadata"]["uid"]

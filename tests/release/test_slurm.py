@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -57,8 +56,7 @@ class Host:
             (fake / name).unlink(missing_ok=True)
         if node is not None:
             (fake / "node").write_text(node)
-        environment = {name: value for name, value in self.sim.env.items() if name not in os.environ}
-        environment |= {"PATH": f"{fake}:/usr/bin:/bin", "SLURMD_NODENAME": "gpu-1"}
+        environment = {**self.sim.own_env, "PATH": f"{fake}:/usr/bin:/bin", "SLURMD_NODENAME": "gpu-1"}
         done = subprocess.run([self.scripts / script], env=environment, check=False, capture_output=True, text=True)
         assert done.stderr == ""
         updates = fake / "updates"

@@ -101,9 +101,14 @@ class SimulatedNode:
         part.replace(self.config)
 
     @property
+    def own_env(self) -> dict[str, str]:
+        """The variables by which a program sees this node, whatever other nodes this process has seen."""
+        return {**self.driver.env, "GPUHEALTH_CONFIG": str(self.config), **self._environment}
+
+    @property
     def env(self) -> dict[str, str]:
         """The environment in which a program sees this node."""
-        return {**os.environ, **self.driver.env, "GPUHEALTH_CONFIG": str(self.config), **self._environment}
+        return {**os.environ, **self.own_env}
 
     # -- the agent -----------------------------------------------------------------------------------------------------
 
