@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from kube import ControlPlane, MissingBinariesError, documents
+from kube import ControlPlane, documents
 from testing.cluster_objects import Pool
 from testing.fast import *  # noqa: F403 - hooks of pytest
 from testing.managed_cluster import Cluster
 from testing.processes import preload
+from testing.started_plane import started_plane
 
 BASE = Path(__file__).parents[1] / "daemonset"
 
@@ -42,27 +43,15 @@ preload()
 @pytest.fixture(scope="session")
 def plane() -> Iterator[ControlPlane]:
     """A control plane with gpuhealth's manifests applied, and an audit log."""
-    control_plane = ControlPlane(audit=True)
-    try:
-        control_plane.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane(audit=True) as control_plane:
         control_plane.apply(BASE)
         yield control_plane
-    finally:
-        control_plane.stop()
 
 
 @pytest.fixture(scope="session")
 def managed() -> Iterator[ControlPlane]:
     """A control plane with a controller manager, a scheduler, and an audit log."""
-    control_plane = ControlPlane(controller_manager=True, scheduler=True, audit=True)
-    try:
-        control_plane.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane(controller_manager=True, scheduler=True, audit=True) as control_plane:
         # Not what makes pods: the tests make the agents' pods themselves, and a DaemonSet would take them over.
         control_plane.apply([d for d in documents(BASE) if d["kind"] not in {"DaemonSet", "Deployment"}])
         # The GPU Operator makes it, or the container toolkit's own installation.
@@ -77,8 +66,6 @@ def managed() -> Iterator[ControlPlane]:
             ]
         )
         yield control_plane
-    finally:
-        control_plane.stop()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,18 +23,16 @@ OF_GPUS = [{"key": "nvidia.com/gpu", **EXISTS}]
 NEW = {"key": PREFLIGHT_TAINT, "value": "pending", "effect": "NoSchedule"}
 
 
-def of_readme(*path: str) -> list[Document]:
-    """The tolerations of a chart's value as the README writes it."""
-    text = (BASE.parent / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(# GPU operator:.*?)```", text, re.DOTALL)
-    found: Any = yaml.safe_load(block)
+def of_example(*path: str) -> list[Document]:
+    """The tolerations of a value of the GPU operator's chart, as the example has them."""
+    found: Any = yaml.safe_load((BASE / "examples" / "gpu-operator-values.yaml").read_text(encoding="utf-8"))
     for name in path:
         found = found[name]
     return list(found)
 
 
-DRIVER = of_readme("daemonsets", "tolerations")
-DISCOVERY = of_readme("node-feature-discovery", "worker", "tolerations")
+DRIVER = of_example("daemonsets", "tolerations")
+DISCOVERY = of_example("node-feature-discovery", "worker", "tolerations")
 
 
 class DaemonSets:
@@ -130,8 +127,8 @@ def test_a_taint_comes_when_only_other_findings_are_left(cluster: Cluster, daemo
 
 
 @pytest.mark.parametrize("mark", ["taint", "preflight"])
-def test_tolerations_of_the_readme(cluster: Cluster, daemon_sets: DaemonSets, mark: str) -> None:
-    """Onto a node with our taint or the preflight taint pods get with the tolerations of the README, not without."""
+def test_tolerations_of_the_example(cluster: Cluster, daemon_sets: DaemonSets, mark: str) -> None:
+    """Onto a node with our taint or the preflight taint pods get with the tolerations of the example, not without."""
     node, other = (cluster.node(gpus=8, agent=False) for _ in range(2))
     cluster.budget(1)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from kube import ControlPlane, MissingBinariesError
+from kube import ControlPlane
 from structlog.testing import capture_logs
 from testing.cluster_objects import Pool, condition, taints
 from testing.controller_steps import samples, scrape
@@ -18,6 +18,7 @@ from testing.managed_cluster import QUICK, SINCE, until
 from testing.node_writing import SICK
 from testing.nonsense import MERGE, Nonsense, without_bounds
 from testing.paths import BASE
+from testing.started_plane import started_plane
 
 from gpuhealth.api.names import TAINT
 from gpuhealth.cli.fleet_report import read_rows, show, summarize
@@ -54,12 +55,7 @@ class Odd(NamedTuple):
 @pytest.fixture(scope="module")
 def odd() -> Iterator[Odd]:
     """One for all tests of the module."""
-    plane = ControlPlane()
-    try:
-        plane.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane() as plane:
         plane.apply(BASE)
         without_bounds(plane)
         pool = Pool(plane)
@@ -70,8 +66,6 @@ def odd() -> Iterator[Odd]:
         made = Odd(plane, nonsense, pool, drained, sick)
         put_out(made, drained)
         yield made
-    finally:
-        plane.stop()
 
 
 def test_there_is_nonsense_of_every_kind(odd: Odd) -> None:
@@ -91,9 +85,9 @@ def put_out(odd: Odd, node: str) -> None:
     odd.pool.patch(node, {"spec": {"taints": [OUT]}, "metadata": {"labels": {"gpuhealth.io/state": "quarantined"}}})
     report = {"apiVersion": "gpuhealth.io/v1alpha1", "kind": "GPUHealthReport", "metadata": {"name": node}}
     odd.plane.apply([report])
-    told = {"state": "quarantined", "code": "xid.79", "since": SINCE, "drain": True}
+    status = {"state": "quarantined", "code": "xid.79", "since": SINCE, "drain": True}
     path = REPORTS.path(node, subresource="status")
-    odd.plane.request("PATCH", path, {"status": {"quarantine": told}}, content_type=MERGE)
+    odd.plane.request("PATCH", path, {"status": {"quarantine": status}}, content_type=MERGE)
 
 
 def test_the_controller_works(odd: Odd) -> None:
@@ -148,7 +142,7 @@ def test_an_agent_with_an_odd_node_or_report(odd: Odd) -> None:
             with suppress(AnswerError):  # its report is not even an object
                 await write.apply(SICK)
             assert condition(odd.pool.get(name))["status"] == "False"
-        except Exception as error:
+        except Exception as error:  # the note says which object
             error.add_note(f"{name}: {what}")
             raise
 
@@ -178,7 +172,7 @@ def test_the_commands_show_it(odd: Odd) -> None:
                         details = await read_node(client, name)
                         show_node(console(io.StringIO()), details)
                         msgspec.json.encode(details)
-                except Exception as error:
+                except Exception as error:  # the note says which object
                     error.add_note(f"{name}: {what}")
                     raise
 

@@ -6,25 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kube import ControlPlane, MissingBinariesError
+from kube import ControlPlane
 from testing.command import Node
 from testing.installation import Installation
 from testing.paths import BASE
+from testing.started_plane import started_plane
 
 
 @pytest.fixture(scope="package")
 def plane() -> Iterator[ControlPlane]:
     """A control plane of these tests alone: they look at all agents, and the other tests leave some."""
-    control_plane = ControlPlane()
-    try:
-        control_plane.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane() as control_plane:
         control_plane.apply(BASE)
         yield control_plane
-    finally:
-        control_plane.stop()
 
 
 @pytest.fixture

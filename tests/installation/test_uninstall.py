@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from kube import ControlPlane, Document, MissingBinariesError
+from kube import ControlPlane, Document
 from testing.command import Node
 from testing.paths import BASE
+from testing.started_plane import started_plane
 from testing.traces import traces
 from testing.waiting import wait_for
 
@@ -29,15 +30,8 @@ MERGE = "application/merge-patch+json"
 @pytest.fixture(scope="module")
 def own_plane() -> Iterator[ControlPlane]:
     """A control plane of this module's own, with the controllers that delete what belongs to deleted objects."""
-    plane = ControlPlane(controller_manager=True)
-    try:
-        plane.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane(controller_manager=True) as plane:
         yield plane
-    finally:
-        plane.stop()
 
 
 class Marked:

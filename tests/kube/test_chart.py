@@ -17,6 +17,7 @@ from testing.applying import stored
 from testing.helm import CHART, MISSING, Helm, HelmError, is_installed
 from testing.kubectl import built
 from testing.paths import BASE
+from testing.started_plane import started_plane
 
 from gpuhealth import __version__
 from gpuhealth.kube.kinds import BUDGETS, REPORTS
@@ -94,15 +95,8 @@ def helm() -> Iterator[Helm]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ControlPlane]:
     """A control plane with nothing on it."""
-    made = ControlPlane()
-    try:
-        made.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane() as made:
         yield made
-    finally:
-        made.stop()
 
 
 def kustomized(folder: Path, content: Document) -> list[Document]:

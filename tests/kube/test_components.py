@@ -8,10 +8,11 @@ from pathlib import Path
 import kubernetes_validate  # type: ignore[import-untyped] # ships no type information
 import pytest
 import yaml
-from kube import ControlPlane, Document, MissingBinariesError
+from kube import ControlPlane, Document
 from testing.applying import stored
 from testing.kubectl import built, shown_in
 from testing.paths import BASE
+from testing.started_plane import started_plane
 
 from gpuhealth.api.names import PREFLIGHT_TAINT, TAINT
 
@@ -27,15 +28,8 @@ NOT_ON_THE_SERVER = {
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ControlPlane]:
     """A control plane with nothing on it."""
-    made = ControlPlane()
-    try:
-        made.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane() as made:
         yield made
-    finally:
-        made.stop()
 
 
 def shown(component: str, folder: Path) -> list[Document]:

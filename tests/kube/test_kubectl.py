@@ -15,6 +15,7 @@ from kube.control_plane import RequestError
 from kube.policy_plugin import problems
 from testing.kubectl import applied, built, kubectl
 from testing.paths import BASE
+from testing.started_plane import started_plane
 from testing.waiting import until
 
 FOLDERS = sorted(path.parent for path in BASE.rglob("kustomization.yaml"))
@@ -57,15 +58,8 @@ def buildable(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, list[Docum
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
     """A control plane without anything of gpuhealth."""
-    made = ControlPlane()
-    try:
-        made.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane() as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -82,7 +76,7 @@ def test_schema(buildable: dict[Path, list[Document]], version: str) -> None:
             seen.append(document)
             try:
                 kubernetes_validate.validate(document, version, strict=True)
-            except Exception as error:
+            except Exception as error:  # the note says which document
                 error.add_note(f"{name_of(folder)}: {document['kind']}/{document['metadata']['name']}")
                 raise
     assert len(seen) > len(FOLDERS)

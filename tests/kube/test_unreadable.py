@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kube import ControlPlane, MissingBinariesError
+from kube import ControlPlane
 from testing.cluster_objects import Pool
 from testing.node_writing import HEALTHY, SICK, health, ours, writer
 from testing.paths import BASE
+from testing.started_plane import started_plane
 
 from gpuhealth.kube.client import Client
 from gpuhealth.monitors.settings import Settings
@@ -120,12 +121,7 @@ def test_a_lease_of_our_own_that_somebody_has_spoiled(plane: ControlPlane, pool:
 @pytest.fixture(scope="module")
 def lax() -> Iterator[ControlPlane]:
     """A control plane whose QuarantineBudgets may say anything, as those of an older definition may."""
-    with_lax = ControlPlane()
-    try:
-        with_lax.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane() as with_lax:
         with_lax.apply(BASE)
         name = "quarantinebudgets.gpuhealth.io"
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
@@ -134,8 +130,6 @@ def lax() -> Iterator[ControlPlane]:
         found["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": schema}
         with_lax.request("PUT", path, found)
         yield with_lax
-    finally:
-        with_lax.stop()
 
 
 SPECS: list[Any] = [

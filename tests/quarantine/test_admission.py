@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from typing import Literal
 
 import pytest
-from kube import ControlPlane, Document, MissingBinariesError, documents, find_binaries
+from kube import ControlPlane, Document, documents
 from testing.admission import OF_AGENTS, Admission, speaks_of, with_variable
 from testing.attacks.nodes import NOT_YOURS
 from testing.attacks.objects import (
@@ -29,6 +29,7 @@ from testing.attacks.scene import Tokens
 from testing.cluster_objects import Pool, finding, verdict
 from testing.node_writing import BOTH, NO_DRIVER
 from testing.paths import BASE
+from testing.started_plane import started_plane
 from testing.waiting import until
 
 from gpuhealth.api.names import OVERRIDE, QUARANTINE, STATE_LABEL, TAINT
@@ -85,21 +86,13 @@ class Guarded:
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Guarded]:
     """A control plane of its own: the other tests' tokens are bound to no pod."""
-    plane = ControlPlane()
-    try:
-        find_binaries(["policy-plugin"])
-        plane.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane("policy-plugin") as plane:
         plane.apply(d for d in documents(BASE) if d["kind"] not in {"DaemonSet", "Deployment"})
         with Admission(plane, OF_AGENTS) as admission:
             lease = {"metadata": {"name": "is-it-there", "namespace": "gpuhealth"}, "spec": {}}
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", **lease}
             asyncio.run(until(lambda: plane.apply([body]) and admission.reviewed))
             yield Guarded(plane, admission)
-    finally:
-        plane.stop()
 
 
 @pytest.fixture

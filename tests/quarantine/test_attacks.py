@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import attack_table
 import pytest
-from kube import ControlPlane, Document, MissingBinariesError, documents, find_binaries
+from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 from kube.manifests import ordered
 from testing.admission import ALL, POLICIES, Admission, needed_rules, with_variable
@@ -19,6 +19,7 @@ from testing.attacks.scene import Scene, Tokens
 from testing.cluster_objects import Pool
 from testing.kubectl import FOLLOW, built, shown_in
 from testing.paths import BASE
+from testing.started_plane import started_plane
 from testing.waiting import until
 
 REFUSALS = {RBAC: r"is forbidden: (User .*)?", SERVER: r"(?!.*denied the request).*"}
@@ -43,13 +44,7 @@ class Guarded:
 
 def started(base: list[Document], policies: list[Document], namespace: str = "gpuhealth") -> Iterator[Guarded]:
     """A control plane with the base and the policies in force."""
-    plane = ControlPlane()
-    try:
-        find_binaries(["policy-plugin"])
-        plane.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane("policy-plugin") as plane:
         plane.apply(d for d in base if d["kind"] not in {"DaemonSet", "Deployment"})
         usual = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}}
         runtimes = [{"metadata": {"name": name}, "handler": name} for name in ("nvidia", "other")]
@@ -59,8 +54,6 @@ def started(base: list[Document], policies: list[Document], namespace: str = "gp
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", **lease}
             asyncio.run(until(lambda: plane.apply([body]) and admission.reviewed))
             yield Guarded(plane, admission, namespace)
-    finally:
-        plane.stop()
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +156,7 @@ def test_protection_follows_the_namespace(elsewhere: Guarded, scene_elsewhere: S
                 refused(scene_elsewhere, row)
             else:
                 scene_elsewhere.send(row, dry_run=True)
-        except BaseException as error:
+        except BaseException as error:  # also a failed assertion; the note says which row
             error.add_note(str(row))
             raise
     assert {"events", "leases", "nodes", "pods"} <= {r["resource"]["resource"] for r in elsewhere.admission.reviewed}

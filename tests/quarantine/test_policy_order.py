@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kube import ControlPlane, Document, MissingBinariesError, documents, find_binaries
+from kube import ControlPlane, Document, documents
 from kube.control_plane import RequestError
 from testing.admission import ALL, Admission
 from testing.kubectl import FOLLOW, built, kubectl, shown_in
 from testing.paths import BASE
+from testing.started_plane import started_plane
 
 MERGE = "application/strategic-merge-patch+json"
 UNREACHABLE = {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}
@@ -96,16 +97,8 @@ def without_base(plane: ControlPlane) -> None:
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
     """A control plane without gpuhealth."""
-    made = ControlPlane()
-    try:
-        find_binaries(["policy-plugin"])
-        made.start()
-    except MissingBinariesError as error:
-        pytest.skip(str(error))
-    try:
+    with started_plane("policy-plugin") as made:
         yield made
-    finally:
-        made.stop()
 
 
 def test_nobody_else_is_stopped(plane: ControlPlane, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class SlotHolder:
             if budgets and not missing:
                 surplus += self._unneeded({budget["metadata"]["name"] for budget in budgets})
             await self._release(surplus)
-        except BaseException:
+        except BaseException:  # also when cancelled: a request may have been carried out
             self._knowledge = Knowledge.STALE
             raise
         return SlotCheck(tuple(new), tuple(surplus), tuple(missing))

@@ -1,4 +1,4 @@
-"""The agent on this machine: what it costs, and how fast it lets go of the GPUs on request."""
+"""The agent on this machine: its memory and CPU, and how fast it closes the GPUs on request."""
 
 from __future__ import annotations
 
