@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gpuhealth.api.names import AGENT as AGENT_ACCOUNT
-from gpuhealth.api.names import CONDITION, NAMESPACE
+from gpuhealth.api.names import NAMESPACE
 from gpuhealth.fleet.gpu_nodes import has_gpus
 from gpuhealth.installation.kinds import CONFIG_MAPS, DAEMON_SETS, DEPLOYMENTS, SERVICE_ACCOUNTS
 from gpuhealth.installation.manifests import (
@@ -32,6 +33,7 @@ from gpuhealth.runtime.settings_file import ConfigError, load_text
 T = TypeVar("T")
 _OURS = f"{NAME_LABEL}={NAME}"
 _REASON_CHARACTERS = 300
+_CONDITION_KEY = re.compile(r'k:\{"type":"(.*)"\}')  # of the list of conditions in managedFields
 
 
 class Cluster:
@@ -185,7 +187,7 @@ def _without_managed_fields(item: Object) -> Object:
 
 
 def _kept_of_node(item: Object) -> Object:
-    """A Node without images and managedFields, of which only the writers of our condition are kept."""
+    """A Node without images and managedFields, of which only the writers of conditions are kept."""
     metadata, status = item["metadata"], item.get("status") or {}
     kept: Object = {
         "metadata": {key: metadata[key] for key in ("name", "uid", "labels", "annotations") if key in metadata},
@@ -207,12 +209,12 @@ def _kept_of_report(item: Object) -> Object:
     return {"metadata": {"name": item["metadata"]["name"]}, "status": kept}
 
 
-def condition_writers(node: Object, kind: str = CONDITION) -> tuple[str, ...]:
-    """The field managers that own a part of a condition of the Node, as its managedFields show."""
-    key = f'k:{{"type":"{kind}"}}'
-    found = set()
+def condition_writers(node: Object) -> dict[str, tuple[str, ...]]:
+    """The field managers that own a part of each condition of the Node, by its type, as its managedFields show."""
+    found: dict[str, set[str]] = {}
     for entry in node["metadata"].get("managedFields") or []:
         fields = entry.get("fieldsV1") or {}
-        if key in ((fields.get("f:status") or {}).get("f:conditions") or {}):
-            found.add(str(entry.get("manager")))
-    return tuple(sorted(found))
+        for key in (fields.get("f:status") or {}).get("f:conditions") or {}:
+            if kind := _CONDITION_KEY.fullmatch(key):
+                found.setdefault(kind[1], set()).add(str(entry.get("manager")))
+    return {kind: tuple(sorted(managers)) for kind, managers in found.items()}

@@ -6,16 +6,19 @@ and their status has the form that Kubernetes documents.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Callable
 
 import pytest
-from kube import Document
+from kube import ControlPlane, Document
 from testing.kubectl import built
 from testing.paths import BASE
 
-from gpuhealth.installation.checks.admission import Installed, judge
-from gpuhealth.installation.problem import Level
+from gpuhealth.installation.checks.admission import Installed, judge, missing_parameter
+from gpuhealth.installation.cluster import Cluster
+from gpuhealth.installation.problem import Level, Problem
+from gpuhealth.kube.client import Client
 
 ALL = built(BASE / "admission")
 TYPE_ERROR = {
@@ -114,3 +117,34 @@ def test_literals(changed: dict[str, str], expected: str) -> None:
     problems = list(judge(*installed(), other))
     assert problems
     assert all(problem.level is Level.ERROR and expected in problem.message for problem in problems)
+
+
+LISTS = {
+    "conditions": (INSTALLED._replace(conditions=("GPUProblem",)), "gpuhealth-node-status refuses GPUProblem"),
+    "cordonCodes": (INSTALLED._replace(cordons=("driver.*", "infiniband.*")), "gpuhealth-nodes refuses infiniband.*"),
+}
+
+
+@pytest.mark.parametrize(("other", "expected"), LISTS.values(), ids=LISTS)
+def test_lists(other: Installed, expected: str) -> None:
+    """A condition or a cordon of the settings that a policy does not know is an error: it would be refused."""
+    (problem,) = judge(*installed(), other)
+    assert problem.level is Level.ERROR
+    assert expected in problem.message
+
+
+def test_parameters(plane: ControlPlane) -> None:
+    """A policy whose parameter is missing is an error, and none once it is there; ours have none."""
+    policy = {"metadata": {"name": "p"}, "spec": {"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}}}
+
+    async def found(name: str) -> Problem | None:
+        reference = {"name": name, "namespace": "gpuhealth"}
+        async with Client.from_kubeconfig(plane.kubeconfig) as client:
+            binding = {"spec": {"policyName": "p", "paramRef": reference}}
+            return await missing_parameter(Cluster(client), [policy], binding)
+
+    problem = asyncio.run(found("absent"))
+    assert problem is not None
+    assert "has the parameter ConfigMap gpuhealth/absent, which is missing" in problem.message
+    assert asyncio.run(found("gpuhealth")) is None
+    assert not [item for item in ALL if "paramKind" in item["spec"] or "paramRef" in item["spec"]]

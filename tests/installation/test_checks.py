@@ -333,6 +333,20 @@ def test_two_writers_of_one_condition(installation: Installation) -> None:
     assert installation.messages("writers") == [f"node-problem-detector writes the condition GPUHealthy of {node}, too"]
 
 
+def test_two_writers_of_a_mirror(installation: Installation, plane: ControlPlane) -> None:
+    """Of another program's conditions those matter that the settings make agents write, too."""
+    node = installation.gpu_node()
+    other = {"type": "AcceleratedHardwareReady", "status": "True", "reason": "Other", "message": "of a platform"}
+    installation.set_condition(node, other, "eks-node-monitoring-agent")
+    assert installation.check("writers") == []
+    text = plane.request("GET", CONFIG)["data"]["gpuhealth.yaml"]
+    with_mirror = f"{text}\nconditions: [{{type: AcceleratedHardwareReady}}]\n"
+    data = {"data": {"gpuhealth.yaml": with_mirror}}
+    installation.changed(CONFIG, data, {"data": {"gpuhealth.yaml": text}})
+    (message,) = installation.messages("writers")
+    assert message == f"eks-node-monitoring-agent writes the condition AcceleratedHardwareReady of {node}, too"
+
+
 def test_two_installations(installation: Installation, plane: ControlPlane) -> None:
     """A second DaemonSet of agents in another namespace is an error."""
     found = plane.request("GET", f"{APPS}/daemonsets/gpuhealth-agent")

@@ -13,10 +13,14 @@ from gpuhealth.installation.manifests import POLICIES
 from gpuhealth.installation.problem import CannotCheckError, Problem, error, info, some_of, warning
 from gpuhealth.kube.client import Object
 from gpuhealth.kube.kinds import POD_TEMPLATES, Kind
+from gpuhealth.monitors.settings import Settings
 
 _APPLY = "kubectl apply -k daemonset/admission"
 _GROUP = "admissionregistration.k8s.io"
 _LITERAL = re.compile(r"\s*(?:'([^']*)'|\"([^\"]*)\")\s*")
+_LIST = re.compile(r"\s*\[(.*)\]\s*", re.DOTALL)
+_TEXT = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_PATCH = "patch the variable as daemonset/admission/kustomization.yaml shows"
 _ACCOUNT = re.compile(r"system:serviceaccount:([a-z0-9-]+):")
 _WARNING_CHARACTERS = 200
 
@@ -26,6 +30,8 @@ class Installed(NamedTuple):
 
     namespace: str
     literals: Mapping[str, str]  # values of variables by their names
+    conditions: tuple[str, ...] = ()  # types that the agents write besides GPUHealthy
+    cordons: tuple[str, ...] = ()  # codes and patterns of findings for which the settings ask for a cordon
 
 
 async def check(cluster: Cluster) -> list[Problem]:
@@ -51,13 +57,15 @@ async def _check(cluster: Cluster, version: str) -> list[Problem]:
     if template is not None:
         containers = ((template.get("template") or {}).get("spec") or {}).get("containers") or [{}]
         literals["image"] = str(containers[0].get("image") or "")
-    problems = list(judge(policies, bindings, Installed(await cluster.namespace(), literals)))
+    mirrors = tuple(mirror.type for mirror in settings.conditions)
+    installed = Installed(await cluster.namespace(), literals, mirrors, _cordons(settings))
+    problems = list(judge(policies, bindings, installed))
     ours = [binding for binding in bindings if binding["spec"].get("policyName") in POLICIES]
-    missing = [await _missing_parameter(cluster, policies, binding) for binding in ours]
+    missing = [await missing_parameter(cluster, policies, binding) for binding in ours]
     return problems + [problem for problem in missing if problem]
 
 
-async def _missing_parameter(cluster: Cluster, policies: Iterable[Object], binding: Object) -> Problem | None:
+async def missing_parameter(cluster: Cluster, policies: Iterable[Object], binding: Object) -> Problem | None:
     """A problem where the binding names a parameter object that does not exist: the policy then denies requests."""
     reference, name = binding["spec"].get("paramRef") or {}, binding["spec"]["policyName"]
     kinds = {item["metadata"]["name"]: (item["spec"].get("paramKind") or {}) for item in policies}
@@ -116,13 +124,38 @@ def _policy(policy: Object, installed: Installed) -> Iterator[Problem]:
             and not _agrees(variable["name"], value, expected)
         ):
             text = f"the policy {name} has {variable['name']} '{value}', and the installation has '{expected}'"
-            yield error(text, "patch the variable as daemonset/admission/kustomization.yaml shows", [name])
+            yield error(text, _PATCH, [name])
+        yield from _list(name, variable, installed)
     expressions = " ".join(str(each.get("expression")) for each in spec.get("matchConditions") or [])
     if (named := set(_ACCOUNT.findall(expressions))) and installed.namespace not in named:
         text = (
             f"the policy {name} is for the namespace {some_of(sorted(named))}, and agents run in {installed.namespace}"
         )
         yield error(text, "use the component daemonset/admission/follow", [name])
+
+
+def _cordons(settings: Settings) -> tuple[str, ...]:
+    """The codes and patterns for which the settings, of all nodes or of some, ask for a cordon in mode taint."""
+    if settings.mode != "taint":
+        return ()
+    policies = [settings.findings, *(pool.findings for pool in settings.pools)]
+    return tuple(dict.fromkeys(code for found in policies for code, policy in found.items() if policy.cordon))
+
+
+def _list(name: str, variable: Object, installed: Installed) -> Iterator[Problem]:
+    """A problem where a list of the policy lacks what the settings make agents write."""
+    listed = _LIST.fullmatch(str(variable.get("expression") or ""))
+    if listed is None:
+        return
+    values = tuple(found[1] or found[2] or "" for found in _TEXT.finditer(listed[1]))
+    lacking: list[str] = []
+    if variable.get("name") == "conditions":
+        lacking = [kind for kind in installed.conditions if kind not in values]
+    elif variable.get("name") == "cordonCodes":
+        lacking = [code for code in installed.cordons if not code.startswith(values)]
+    if lacking:
+        text = f"the policy {name} refuses {some_of(lacking)} of the settings, which its {variable['name']} lack"
+        yield error(text, _PATCH, [name])
 
 
 def _agrees(variable: str, value: str, expected: str) -> bool:

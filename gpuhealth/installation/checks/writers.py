@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -17,8 +18,11 @@ _OURS = (AGENT, CONTROLLER)
 
 
 async def check(cluster: Cluster) -> list[Problem]:
-    """The field managers of the condition on every Node, and the number of agents' DaemonSets."""
-    problems = judge(await cluster.nodes())
+    """The field managers of our conditions on every Node, and the number of agents' DaemonSets."""
+    kinds = [CONDITION]
+    with contextlib.suppress(CannotCheckError):  # then there are no mirrors that are known
+        kinds += [mirror.type for mirror in (await cluster.settings()).conditions]
+    problems = judge(await cluster.nodes(), kinds)
     try:
         agents = f"{NAME_LABEL}={NAME},{COMPONENT_LABEL}={AGENT_COMPONENT}"
         found = [item["metadata"] for item in await cluster.objects(DAEMON_SETS, labels=agents)]
@@ -32,14 +36,16 @@ async def check(cluster: Cluster) -> list[Problem]:
     return problems
 
 
-def judge(nodes: Iterable[Object]) -> list[Problem]:
-    """Nodes whose condition other programs write, too; `writers` of each node are the owners of the condition."""
-    found: dict[str, list[str]] = defaultdict(list)
+def judge(nodes: Iterable[Object], kinds: Iterable[str]) -> list[Problem]:
+    """Nodes on which other programs write conditions of these types, too; `writers` of each node are by type."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    wanted = tuple(kinds)
     for node in nodes:
-        for manager in node["writers"]:
-            if manager not in _OURS:
-                found[manager].append(node["metadata"]["name"])
+        for kind in wanted:
+            for manager in node["writers"].get(kind, ()):
+                if manager not in _OURS:
+                    found[kind, manager].append(node["metadata"]["name"])
     return [
-        warning(f"{manager} writes the condition {CONDITION} of {some_of(names)}, too", f"stop {manager} there", names)
-        for manager, names in sorted(found.items())
+        warning(f"{manager} writes the condition {kind} of {some_of(names)}, too", f"stop {manager} there", names)
+        for (kind, manager), names in sorted(found.items())
     ]
