@@ -109,6 +109,8 @@ ROWS = (
         '{{ .Values.settings.mode | default "taint" | squote | quote }}'),
     Row("admission/nodes.yaml", "ValidatingAdmissionPolicy/gpuhealth-nodes", "spec.variables.preflightTaint.expression",
         "is", '{{ include "gpuhealth.preflightTaint" . | squote | quote }}'),
+    Row("admission/nodes.yaml", "ValidatingAdmissionPolicy/gpuhealth-nodes", "spec.variables.cordonReason.expression",
+        "is", '{{ include "gpuhealth.cordonReason" . | squote | quote }}'),
     Row("admission/node-status.yaml", "ValidatingAdmissionPolicy", "spec.variables.conditions.expression", "is",
         '{{ include "gpuhealth.conditions" . | quote }}'),
     Row("admission/burnins.yaml", "ValidatingAdmissionPolicy/gpuhealth-burnins", "spec.variables.image.expression",

@@ -130,6 +130,8 @@ QUARANTINE = f"{GROUP}/quarantine"
 
 Only recorded changes may be removed by the agent. Written and read by the agent, read by controller and commands.
 """
+CORDON_REASON = "gpuhealth: "
+"""Begins the value of the annotation `quarantine.cordon_reason` of a Node that we have cordoned; then the code."""
 DISMISSED = f"{GROUP}/dismissed"
 """Annotation: finding codes, comma-separated, whose quarantine a person ended by removing our taint or cordon.
 

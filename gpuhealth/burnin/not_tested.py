@@ -12,8 +12,8 @@ PREFIX = "not tested: "
 
 _TOO_OLD = (
     "the driver is too old for this build of torch ({torch}, CUDA {cuda}){found}: update the driver, or use an image"
+    " with a build for an older CUDA"
 )
-_TOO_OLD += " with a build for an older CUDA"
 _NO_CODE = "this build of torch ({torch}, CUDA {cuda}) has no code for the architecture of the GPU: use another build"
 _RESTART = "the driver's libraries and its kernel module are of different versions: restart this container"
 _COMPAT = "libcuda of the package cuda-compat is in use, which this GPU does not support: remove it from the image"

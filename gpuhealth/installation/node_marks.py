@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from gpuhealth.api.names import CONDITION, GROUP, STATE_LABEL, TAINT
+from gpuhealth.api.names import CONDITION, CORDON_REASON, GROUP, STATE_LABEL, TAINT
 from gpuhealth.kube.client import Object
 from gpuhealth.quarantine.marks import annotations_of, condition, has_taint, labels, record, taints, unschedulable
 
@@ -53,7 +53,8 @@ def removal(node: Object, preflight_taints: Iterable[str], mirrors: Iterable[str
         changes.append(f"label {STATE_LABEL}")
     of_people = sorted(key for key in labels(node) if key.startswith(_PREFIX) and key != STATE_LABEL)
     left += [f"label {key} of {name}, set by people: kubectl label node {name} {key}-" for key in of_people]
-    if notes := sorted(key for key in annotations_of(node) if key.startswith(_PREFIX)):
+    known = annotations_of(node)
+    if notes := sorted(key for key in known if key.startswith(_PREFIX) or known[key].startswith(CORDON_REASON)):
         metadata["annotations"] = dict.fromkeys(notes)
         changes += [f"annotation {key}" for key in notes]
     patch = None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from gpuhealth.api.names import (
+    CORDON_REASON,
     DISMISSED,
     MANUAL,
     PENDING,
@@ -30,6 +31,7 @@ from gpuhealth.quarantine.condition import MESSAGE_LIMIT, Summary, summary
 from gpuhealth.quarantine.marks import (
     Object,
     QuarantineRecord,
+    annotations_of,
     dismissed_codes,
     ended_by_person,
     has_taint,
@@ -62,6 +64,7 @@ class NodeMarks(msgspec.Struct, frozen=True, kw_only=True):
     state: NodeState | None = None  # label
     code: str | None = None  # why the node is out of service, which the value of our taint names, too
     cordon: bool = False  # and no taint of ours
+    reason_key: str = ""  # annotation that explains our cordon to another program; empty without one
     dismissed: tuple[str, ...] = ()  # codes whose quarantine a person has ended
     preflight: str | None = None  # key of a taint that should be there until the tests have passed
     causes: tuple[Cause, ...] = ()
@@ -142,13 +145,14 @@ def target_marks(
     cordons: Callable[[str], bool],
     preflight_taint: str,
     people: Sequence[str] = PEOPLE,
+    reason_key: str = "",
 ) -> NodeMarks:
     """The marks that the Node should carry if every budget had a slot for it.
 
     `cordons`: whether a finding of this code cordons the node; `preflight_taint`: the key of that taint; `people`:
-    patterns of the field managers of people. One such finding is enough for a cordon in place of the taint: a cordon
-    keeps the same work away. Only what the record will name decides, so that an agent without memory, and an admission
-    policy, find the same.
+    patterns of the field managers of people; `reason_key`: as in the marks. One such finding is enough for a cordon in
+    place of the taint: a cordon keeps the same work away. Only what the record will name decides, so that an agent
+    without memory, and an admission policy, find the same.
     """
     person, ours = override(node), record(node)
     codes, dismissed = quarantine_codes(node, desired, people)
@@ -167,6 +171,7 @@ def target_marks(
         dismissed=dismissed,
         preflight=preflight_taint if desired.preflight and person is None else None,
         causes=causes,
+        reason_key=reason_key,
     )
     return _with_state(node, marks, desired, preflight_taint)
 
@@ -213,7 +218,7 @@ def node_change(node: Object, marks: NodeMarks, now: datetime) -> NodeChange:
     if marks.code is not None and (ours is not None or not has_taint(node)):
         since = ours.since if ours else now.replace(microsecond=0)
         new_record = QuarantineRecord(marks.code, since, added.cordon, marks.causes, added.taint)
-    annotations: Object = {}
+    annotations: Object = _cordon_reason(node, marks.reason_key, new_record)
     if new_record != ours:
         annotations[QUARANTINE] = msgspec.json.encode(new_record).decode() if new_record else None
     if marks.dismissed != dismissed_codes(node):
@@ -228,6 +233,14 @@ def node_change(node: Object, marks: NodeMarks, now: datetime) -> NodeChange:
         return NodeChange(None, tuple(actions))
     metadata["resourceVersion"] = node["metadata"]["resourceVersion"]
     return NodeChange({"metadata": metadata, **({"spec": spec} if spec else {})}, tuple(actions))
+
+
+def _cordon_reason(node: Object, key: str, kept: QuarantineRecord | None) -> Object:
+    """The change of the annotation `key` that explains our cordon to another program; a text of others stays."""
+    present = annotations_of(node).get(key)
+    wanted = f"{CORDON_REASON}{kept.code}" if kept is not None and kept.cordoned else None
+    is_ours = present is None or present.startswith(CORDON_REASON)
+    return {key: wanted} if key and is_ours and present != wanted else {}
 
 
 class _Added(NamedTuple):

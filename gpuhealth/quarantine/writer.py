@@ -237,6 +237,7 @@ class NodeWriter:
             cordons=cordoning(self._settings, labels(node)),
             preflight_taint=self._preflight_taint,
             people=self._people,
+            reason_key=self._settings.quarantine.cordon_reason,
         )
 
     async def _mark(self, node: Object, desired: Desired) -> tuple[Object, NodeMarks]:

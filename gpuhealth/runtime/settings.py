@@ -208,6 +208,9 @@ class Controller(Section):
     )
 
 
+_ANNOTATION = r"^$|^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
+
+
 class Quarantine(Section):
     """Taking nodes out of service."""
 
@@ -215,6 +218,8 @@ class Quarantine(Section):
     people: tuple[str, ...] = PEOPLE  # patterns of field managers; "" is a client that left no trace on the Node
     put_back_after: Duration = 30.0  # before a mark is put back that a program has removed; seconds
     put_back_per_hour: int = Field(default=6, ge=1, le=LARGEST)  # how often at most; then it stays off for a while
+    # Annotation that gets `gpuhealth: CODE` together with our cordon, such as that of slurm-operator; empty: none.
+    cordon_reason: str = Field(default="", pattern=_ANNOTATION)
 
 
 _OF_KUBELET = ("Ready", "MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")

@@ -31,7 +31,10 @@ IMAGE = next(
     for variable in policy["spec"].get("variables", [])
     if variable["name"] == "image"
 )
-INSTALLED = Installed("gpuhealth", {"mode": "taint", "preflightTaint": "gpuhealth.io/preflight", "image": IMAGE})
+INSTALLED = Installed(
+    "gpuhealth",
+    {"mode": "taint", "preflightTaint": "gpuhealth.io/preflight", "cordonReason": "", "image": IMAGE},
+)
 
 
 def installed() -> tuple[list[Document], list[Document]]:
@@ -105,6 +108,7 @@ def test_one_problem(spoil: Callable[[list[Document], list[Document]], None], le
 
 LITERALS = {
     "preflight": ({"preflightTaint": "startup-taint.example.com/gpuhealth"}, "has preflightTaint"),
+    "cordon reason": ({"cordonReason": "nodeset.slinky.slurm.net/node-cordon-reason"}, "has cordonReason"),
     "image": ({"image": "registry.example.org/burnin:2"}, "has image"),
     "namespace": ({}, "and agents run in gpu-ops"),
 }

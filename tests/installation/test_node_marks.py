@@ -13,10 +13,12 @@ CORDONED = '{"code":"driver.not_loaded","since":"2026-03-01T12:00:00Z","cordoned
 
 def test_a_taint_that_the_record_does_not_claim_stays() -> None:
     """Of a node that we cordoned the cordon is removed; a taint that a person added is named, with the command."""
-    node = node_object(spec={"taints": [OURS], "unschedulable": True}, annotations={QUARANTINE: CORDONED})
+    notes = {QUARANTINE: CORDONED, "example.com/reason": "gpuhealth: driver.not_loaded", "example.com/note": "theirs"}
+    node = node_object(spec={"taints": [OURS], "unschedulable": True}, annotations=notes)
     found = removal(node, {PREFLIGHT_TAINT})
     assert found.patch is not None
     assert found.patch["spec"] == {"unschedulable": None}
+    assert found.patch["metadata"]["annotations"] == {QUARANTINE: None, "example.com/reason": None}
     assert found.returns == "driver.not_loaded"
     assert any(f"taint {TAINT}" in line for line in found.left)
 

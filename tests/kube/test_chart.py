@@ -224,6 +224,7 @@ def test_values_reach_policies_and_pods(helm: Helm) -> None:
             "mode": "cordon",
             "preflight": {"taint": "example.com/new"},
             "conditions": [{"type": "GPUProblem"}],
+            "quarantine": {"cordon_reason": "example.com/reason"},
         },
         "burninImage": {"repository": "r.example/b", "tag": "7"},
     }
@@ -231,6 +232,7 @@ def test_values_reach_policies_and_pods(helm: Helm) -> None:
     nodes = objects["ValidatingAdmissionPolicy", "", "gpuhealth-nodes"]["spec"]["variables"]
     literals = {each["name"]: each["expression"] for each in nodes}
     assert (literals["mode"], literals["preflightTaint"]) == ("'cordon'", "'example.com/new'")
+    assert literals["cordonReason"] == "'example.com/reason'"
     status = objects["ValidatingAdmissionPolicy", "", "gpuhealth-node-status"]["spec"]["variables"]
     assert {each["name"]: each["expression"] for each in status}["conditions"] == "['GPUHealthy', 'GPUProblem']"
     burnins = objects["ValidatingAdmissionPolicy", "", "gpuhealth-burnins"]["spec"]["variables"]

@@ -54,7 +54,7 @@ def test_kubectl_builds_what_the_tests_read(folder: Path) -> None:
 
 
 def test_settings_are_patched(tmp_path: Path) -> None:
-    """The patch in the kustomization's comment changes mode, preflight taint, cordon codes, conditions, and no more."""
+    """The patch in the kustomization's comment changes its literals, and no more."""
     patched = policies_of(built(shown_in(BASE / "admission" / "kustomization.yaml", tmp_path)))
     changed = literals(patched["gpuhealth-nodes"])
     before = policies_of(POLICIES)
@@ -62,6 +62,7 @@ def test_settings_are_patched(tmp_path: Path) -> None:
         "mode": "'cordon'",
         "preflightTaint": "'startup-taint.example.com/gpuhealth'",
         "cordonCodes": "['driver.', 'nvml.', 'fabric.', 'infiniband.']",
+        "cordonReason": "'nodeset.slinky.slurm.net/node-cordon-reason'",
     }
     of_status = literals(patched["gpuhealth-node-status"])
     assert of_status["conditions"] == "['GPUHealthy', 'GPUProblem']"

@@ -267,6 +267,32 @@ def test_in_mode_taint_only_some_findings_cordon(guarded: Guarded, pool: Pool) -
     asyncio.run(run())
 
 
+def test_the_reason_of_a_cordon(guarded: Guarded, pool: Pool) -> None:
+    """The annotation that the policy names comes and goes with the agent's cordon; without it the agent is refused."""
+    node, key = pool.node(), "nodeset.slinky.slurm.net/node-cordon-reason"
+    settings = Settings(mode="cordon", quarantine=Quarantine(cordon_reason=key))
+    guarded.mode("cordon")
+
+    async def run() -> None:
+        async with guarded.client(guarded.token(node)) as client:
+            writer = NodeWriter(client, settings, OwnNode(client, node))
+            with pytest.raises(ForbiddenError, match="annotations only"):
+                await writer.apply(SICK)
+            in_mode_cordon = with_variable(guarded.admission.objects, "mode", "'cordon'")
+            guarded.admission.plugin.put(with_variable(in_mode_cordon, "cordonReason", f"'{key}'"))
+            try:
+                await writer.apply(SICK)
+                assert pool.get(node)["spec"]["unschedulable"]
+                assert pool.get(node)["metadata"]["annotations"][key] == "gpuhealth: xid.79"
+                await writer.apply(HEALTHY)
+                assert key not in pool.get(node)["metadata"].get("annotations", {})
+            finally:
+                guarded.admission.plugin.put(in_mode_cordon)
+
+    pool.budget(1)
+    asyncio.run(run())
+
+
 def test_a_token_without_a_node_is_refused(guarded: Guarded, pool: Pool) -> None:
     """A token that is bound to no pod, as older servers and long-lived Secrets give them, may change nothing."""
     node = pool.node()

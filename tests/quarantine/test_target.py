@@ -42,6 +42,7 @@ MARKS = st.builds(
     code=st.sampled_from([None, "xid.79", "ecc.uncorrectable"]),
     cordon=st.booleans(),
     dismissed=st.sampled_from([(), ("xid.31",)]),
+    reason_key=st.just("example.com/reason"),
 ).map(lambda marks: marks if marks.code else msgspec.structs.replace(marks, cordon=False))
 """A cordon has a reason."""
 
@@ -61,6 +62,8 @@ def test_marks_converge_and_leave_others_alone(steps: list[NodeMarks], tainted: 
         assert bool(current["spec"].get("unschedulable")) == (cordoned or marks.cordon)
         assert current["metadata"]["labels"] == {"a": "b", STATE_LABEL: marks.state}
         assert current["metadata"]["annotations"]["c"] == "d"
+        reason = f"gpuhealth: {marks.code}" if marks.cordon and not cordoned else None
+        assert current["metadata"]["annotations"].get("example.com/reason") == reason
 
 
 def test_change_is_under_the_resource_version() -> None:
@@ -86,3 +89,18 @@ def test_dismissed_codes_do_not_quarantine_again_until_cleared() -> None:
     assert quarantine_codes(dismissed, both) == (("ecc.uncorrectable",), ("xid.79",))
     assert quarantine_codes(dismissed, Desired(verdict=verdict(state=State.UNKNOWN))) == ((), ("xid.79",))
     assert quarantine_codes(dismissed, Desired(verdict=verdict())) == ((), ())
+
+
+CORDON = msgspec.structs.replace(SICK, cordon=True, reason_key="example.com/reason")
+
+
+def test_the_reason_of_our_cordon() -> None:
+    """Another program finds it in the same request as the cordon; it goes with it, and a text of others stays."""
+    change = node_change(node_object(), CORDON, T0).body
+    assert change is not None
+    assert change["spec"] == {"unschedulable": True}
+    assert change["metadata"]["annotations"]["example.com/reason"] == "gpuhealth: xid.79"
+    back = applied(applied(node_object(), CORDON), msgspec.structs.replace(HEALTHY, reason_key="example.com/reason"))
+    assert "example.com/reason" not in back["metadata"]["annotations"]
+    theirs = {"example.com/reason": "a broken fan"}
+    assert applied(node_object(annotations=theirs), CORDON)["metadata"]["annotations"].items() >= theirs.items()

@@ -20,6 +20,11 @@
 {{ dig "preflight" "taint" "gpuhealth.io/preflight" .Values.settings }}
 {{- end }}
 
+{{- /* The annotation with the reason of an agent's cordon; empty without one. */ -}}
+{{- define "gpuhealth.cordonReason" -}}
+{{ dig "quarantine" "cordon_reason" "" .Values.settings }}
+{{- end }}
+
 {{- /* The types of the conditions that agents write, as a list of CEL. */ -}}
 {{- define "gpuhealth.conditions" -}}
 ['GPUHealthy'{{ range .Values.settings.conditions }}, {{ .type | squote }}{{ end }}]

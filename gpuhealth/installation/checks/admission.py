@@ -52,7 +52,11 @@ async def _check(cluster: Cluster, version: str) -> list[Problem]:
     kinds = admission_kinds(version)
     policies, bindings = [await cluster.objects(kind) for kind in kinds]
     settings = await cluster.settings()
-    literals = {"mode": settings.mode, "preflightTaint": settings.preflight.taint}
+    literals = {
+        "mode": settings.mode,
+        "preflightTaint": settings.preflight.taint,
+        "cordonReason": settings.quarantine.cordon_reason,
+    }
     template = await cluster.get(POD_TEMPLATES, BURNIN_TEMPLATE, await cluster.namespace())
     if template is not None:
         containers = ((template.get("template") or {}).get("spec") or {}).get("containers") or [{}]
