@@ -42,7 +42,7 @@ class Upgraded(Marked):
         """The agent's processes that hold the driver."""
         children = Path(f"/proc/{self.sim.pid}/task/{self.sim.pid}/children").read_text().split()
         maps = [Path(f"/proc/{child}/maps") for child in children]
-        return [str(each) for each in maps if each.exists() and "libnvidia-ml" in each.read_text()]
+        return [str(each) for each in maps if _has_library(each)]
 
     def message(self) -> str:
         """The message of the GPUHealthy condition."""
@@ -63,6 +63,13 @@ class Upgraded(Marked):
         """Waits for so many rounds more."""
         before = self.sim.metric(ROUNDS) or 0.0
         wait_for("rounds", lambda: (self.sim.metric(ROUNDS) or 0.0) >= before + more)
+
+
+def _has_library(maps: Path) -> bool:
+    try:
+        return "libnvidia-ml" in maps.read_text()
+    except OSError:  # the process has just ended
+        return False
 
 
 @pytest.fixture
