@@ -450,9 +450,16 @@ class ControlPlane:
             self.request(
                 "PATCH", f"/api/v1/nodes/{name}/status", {"status": {"conditions": [condition]}}, content_type=merge
             )
+            if (
+                self._with_manager
+            ):  # it replaces the whole list of taints, also by what it has read before a test's change
+                self._await("kube-controller-manager", lambda: not self._taints_of(name))
             patch = {"spec": {"taints": None}}
             node = self.request("PATCH", f"/api/v1/nodes/{name}", patch, content_type="application/merge-patch+json")
         return node
+
+    def _taints_of(self, node: str) -> list[Document]:
+        return list(self.request("GET", f"/api/v1/nodes/{node}")["spec"].get("taints") or [])
 
     def service_account_token(
         self, namespace: str, name: str, seconds: int = 3600, *, pod: str = "", audience: str = ""
